@@ -1,0 +1,1 @@
+"""What everything else stands on: the contract, the distribution, histories, tracking."""
