@@ -1,0 +1,1 @@
+"""How good a predictor is: protocols, metrics, rivals, reports and workload profiles."""

@@ -1,0 +1,122 @@
+"""The evaluation protocol: a predictor against a history, rivals beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
+from sagellm_lifetime.evaluation.floor import noise_floor, skill
+from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
+from sagellm_lifetime.evaluation.rivals.base import Rival
+from sagellm_lifetime.evaluation.runs import Progress, run_frozen, run_online
+from sagellm_lifetime.evaluation.scoring import Score, score_groups
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of one predictor, of the rivals at the same points, and what the plots need.
+
+    Attributes:
+        name: of the predictor.
+        mode: ``"frozen"`` or ``"online"``.
+        rows: rows that were scored.
+        points: where predictions were asked for.
+        forecasts: per name (predictor and rivals), what was answered.
+        scores: per name, per group (``admission``, ``"16"`` ..., ``steps``), the metrics.
+        floor: noise floor at admission where there are repeated samples.
+    """
+
+    name: str
+    mode: str
+    rows: int
+    points: Points
+    forecasts: dict[str, Forecast]
+    scores: dict[str, dict[str, Score]]
+    floor: Score | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form of the design; what cannot be scored is ``None``."""
+        found: dict[str, Any] = {"predictor": self.name, "rows": self.rows, "mode": self.mode}
+        found |= nested(self.scores[self.name])
+        found["baselines"] = {
+            name: nested(groups) for name, groups in self.scores.items() if name != self.name
+        }
+        if self.floor is not None:
+            found["noise_floor"] = self.floor
+        return found
+
+
+def nested(groups: Mapping[str, Score]) -> dict[str, Any]:
+    """``{"admission": ..., "ages": {"16": ...}, "steps": ...}``."""
+    ages = {name: score for name, score in groups.items() if name.isdigit()}
+    return {"admission": groups["admission"], "ages": ages, "steps": groups["steps"]}
+
+
+def evaluate(
+    predictor: LifetimePredictorProtocol,
+    frame: pl.DataFrame,
+    *,
+    online: bool = False,
+    seed: int = 0,
+    max_rows: int | None = None,
+    rivals: Sequence[Rival] = (),
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate one predictor on the rows of ``frame``.
+
+    Frozen: all predictions, nothing learned. Online: prequential, see
+    :func:`~sagellm_lifetime.evaluation.runs.run_online`; the predictor has learned every row
+    afterwards.
+
+    Args:
+        frame: history rows that neither the predictor nor the rivals were fitted on.
+        max_rows: score a seeded subsample of this many rows. Online, the others are still asked
+            about and learned from.
+        rivals: fitted on the training part (:func:`~...rivals.fit_rivals`).
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        HistoryError: an empty frame, or online without arrival times.
+    """
+    if not (lengths(frame) > 0).any():
+        raise HistoryError("nothing to evaluate: the history has no row with generated tokens")
+    scored = _subsample(len(frame), max_rows, seed)
+    if not online and not scored.all():
+        frame, scored = frame.filter(pl.Series(scored)), np.ones(int(scored.sum()), dtype=bool)
+    points = draw_points(frame, seed=seed, scored=scored)
+    run = run_online if online else run_frozen
+    name = str(getattr(predictor, "name", type(predictor).__name__))
+    forecasts = {name: run(predictor, frame, points, progress)}
+    forecasts |= {rival.name: rival.forecast(frame, points) for rival in rivals}
+    scores = {key: score_groups(points, forecast) for key, forecast in forecasts.items()}
+    floor = noise_floor(frame.filter(pl.Series(scored)))
+    if floor is not None and "constant_median" in scores:
+        for groups in scores.values():
+            groups["admission"]["skill"] = skill(
+                groups["admission"]["mae"], scores["constant_median"]["admission"]["mae"], floor
+            )
+    return Evaluation(
+        name=name,
+        mode="online" if online else "frozen",
+        rows=len(np.unique(points.row[points.scored])),
+        points=points,
+        forecasts=forecasts,
+        scores=scores,
+        floor=floor,
+    )
+
+
+def _subsample(rows: int, limit: int | None, seed: int) -> np.ndarray:
+    chosen = np.ones(rows, dtype=bool)
+    if limit is not None and limit < rows:
+        chosen[:] = False
+        chosen[np.random.default_rng(seed).choice(rows, limit, replace=False)] = True
+    return chosen

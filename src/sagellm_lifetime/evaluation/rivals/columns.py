@@ -1,0 +1,73 @@
+"""The columns of a history as a matrix of numbers, for the boosted rival."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from sagellm_lifetime.evaluation.rivals import lexical
+
+_NUMBERS = ("prompt_length", "max_length", "turn")
+_NAMES = ("client_id", "model")
+_MIN_COUNT = 20
+_MAX_CODES = 200
+_PREFIX_BLOCKS = 3
+
+
+class Columns:
+    """Numbers as they are; names and leading prefix blocks as categories; words of the prompt.
+
+    Categories seen fewer than 20 times in training, and new ones, count as missing.
+    """
+
+    def fit(self, train: pl.DataFrame) -> None:
+        """Choose the columns and their categories."""
+        self._numbers = [name for name in _NUMBERS if _present(train, name)]
+        self._codes = {name: _categories(column) for name, column in _categorical(train).items()}
+        self._prefix = _present(train, "prefix_hashes")
+        self._text = _present(train, "prompt_text")
+        self.categorical = list(range(len(self._codes)))
+
+    def matrix(self, frame: pl.DataFrame) -> np.ndarray:
+        """Features per row, float32, NaN for missing, shape ``(n, F)``; categories first."""
+        columns = _categorical(frame)
+        empty = pl.Series([None] * len(frame), dtype=pl.String)
+        parts = [_encode(columns.get(name, empty), codes) for name, codes in self._codes.items()]
+        parts += [_numbers(frame, name) for name in self._numbers]
+        if self._prefix:
+            parts.append(frame["prefix_hashes"].list.len().cast(pl.Float32).to_numpy())
+        table = np.column_stack(parts) if parts else np.zeros((len(frame), 0))
+        if self._text:
+            table = np.column_stack([table, lexical.counts(frame["prompt_text"])])
+        return table.astype(np.float32)
+
+
+def _present(frame: pl.DataFrame, name: str) -> bool:
+    return name in frame.columns and frame[name].null_count() < len(frame)
+
+
+def _categorical(frame: pl.DataFrame) -> dict[str, pl.Series]:
+    found = {name: frame[name].cast(pl.String) for name in _NAMES if _present(frame, name)}
+    if _present(frame, "prefix_hashes"):
+        for block in range(_PREFIX_BLOCKS):
+            hashes = frame["prefix_hashes"].list.get(block, null_on_oob=True)
+            found[f"prefix_{block}"] = hashes.cast(pl.String)
+    if _present(frame, "prompt_text"):
+        found["first_word"] = lexical.first_word(frame["prompt_text"])
+    return found
+
+
+def _categories(column: pl.Series) -> dict[str, int]:
+    counted = column.drop_nulls().value_counts(name="n").filter(pl.col("n") >= _MIN_COUNT)
+    ordered = counted.sort(["n", column.name], descending=[True, False]).head(_MAX_CODES)
+    return {name: code for code, name in enumerate(ordered[column.name].to_list())}
+
+
+def _encode(column: pl.Series, codes: dict[str, int]) -> np.ndarray:
+    return np.array([codes.get(name, np.nan) for name in column.to_list()], dtype=np.float64)
+
+
+def _numbers(frame: pl.DataFrame, name: str) -> np.ndarray:
+    if name not in frame.columns:
+        return np.full(len(frame), np.nan)
+    return frame[name].cast(pl.Float64).to_numpy()

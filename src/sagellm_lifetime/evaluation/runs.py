@@ -1,0 +1,190 @@
+"""Asking a predictor about every point: frozen, or in simulated time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import polars as pl
+
+from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.protocol import (
+    LifetimePredictorProtocol,
+    PredictionRequest,
+    PredictionResult,
+    SequenceId,
+)
+from sagellm_lifetime.evaluation.asking import Asking
+from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast
+from sagellm_lifetime.evaluation.points import Points, lengths
+
+SECONDS_PER_TOKEN = 0.02
+"""Assumed where ``actual_time`` is missing: the default of the specification."""
+_CHUNK = 256
+Progress = Callable[[int, int], None]
+
+
+class Asker:
+    """Asks for points and keeps the answers.
+
+    The ladder of a row is asked under one id, at ascending ages. Each point of the steps is asked
+    under an id of its own that is discarded at once: their ages are drawn up to the true length,
+    so a predictor that saw them together, or learned from them, would learn something of it.
+    """
+
+    def __init__(
+        self, predictor: LifetimePredictorProtocol, asking: Asking, points: Points
+    ) -> None:
+        self._predictor = predictor
+        self._asking = asking
+        self._points = points
+        self._ends = np.searchsorted(points.row, np.arange(int(points.row.max(initial=-1)) + 2))
+        self._point = np.zeros(len(points), dtype=np.int64)
+        self._confidence = np.zeros(len(points))
+        self._quantiles: np.ndarray | None = np.zeros((len(points), len(LEVELS)), dtype=np.int64)
+
+    def ask(self, rows: Iterable[int]) -> None:
+        """Ask every point of the rows, in batches with one point of each row."""
+        spans = [range(self._ends[row], self._ends[row + 1]) for row in rows]
+        for turn in range(max((len(span) for span in spans), default=0)):
+            self._batch([span[turn] for span in spans if turn < len(span)])
+
+    def discard(self, rows: Iterable[int]) -> None:
+        """Forget the rows without learning from them."""
+        self._forget(self._asking.sequence_id(row) for row in rows)
+
+    def forecast(self) -> Forecast:
+        """Everything that was answered."""
+        return Forecast(self._point, self._quantiles, self._confidence)
+
+    def _batch(self, index: list[int]) -> None:
+        points, asking = self._points, self._asking
+        requests = [
+            asking.request(int(points.row[i]), int(points.age[i]), i if points.step[i] else None)
+            for i in index
+        ]
+        results = predict_all(self._predictor, requests)
+        self._point[index] = [r.estimated_remaining_tokens for r in results]
+        self._confidence[index] = [r.confidence for r in results]
+        if self._quantiles is not None:
+            found = [r.distribution for r in results if r.distribution is not None]
+            if len(found) < len(results):
+                self._quantiles = None
+            else:
+                # A distribution may look into memory that the next call reuses: read it now.
+                self._quantiles[index] = LengthDistributionBatch.stack(found).quantile(LEVELS)
+        self._forget(asking.sequence_id(int(points.row[i]), i) for i in index if points.step[i])
+
+    def _forget(self, ids: Iterable[SequenceId]) -> None:
+        discard = getattr(self._predictor, "discard", None)
+        if discard is not None:
+            for sequence_id in ids:
+                discard(sequence_id)
+
+
+def predict_all(
+    predictor: LifetimePredictorProtocol, requests: list[PredictionRequest]
+) -> list[PredictionResult]:
+    """``predict_batch`` where there is one, else one by one."""
+    batch = getattr(predictor, "predict_batch", None)
+    if batch is None:
+        return [predictor.predict(request) for request in requests]
+    results: list[PredictionResult] = batch(requests)
+    return results
+
+
+def run_frozen(
+    predictor: LifetimePredictorProtocol,
+    frame: pl.DataFrame,
+    points: Points,
+    progress: Progress | None = None,
+) -> Forecast:
+    """All predictions, then discard: nothing is learned."""
+    asker = Asker(predictor, Asking(frame), points)
+    rows = np.unique(points.row).tolist()
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        asker.ask(chunk)
+        asker.discard(chunk)
+        if progress is not None:
+            progress(min(start + _CHUNK, len(rows)), len(rows))
+    return asker.forecast()
+
+
+def run_online(
+    predictor: LifetimePredictorProtocol,
+    frame: pl.DataFrame,
+    points: Points,
+    progress: Progress | None = None,
+) -> Forecast:
+    """Prequential, in simulated time: a row is predicted at its arrival and learned at its finish.
+
+    The finish is ``arrival_time + actual_time``, or ``arrival_time + 0.02 s * actual_length`` where
+    ``actual_time`` is missing. Only completions that finished at or before an arrival have been
+    learned then. All ages of a row are asked at its arrival, so later ages profit less from recent
+    completions than they would in an engine. In the end every completion has been learned.
+
+    Raises:
+        HistoryError: without arrival times.
+    """
+    arrival = _arrivals(frame)
+    length, duration = lengths(frame), _durations(frame)
+    reason = _reasons(frame)
+    asking = Asking(frame)
+    asker = Asker(predictor, asking, points)
+    asked = set(np.unique(points.row).tolist())
+    order = [row for row in np.argsort(arrival, kind="stable").tolist() if row in asked]
+    finishing: list[tuple[float, int]] = []
+    waiting: list[int] = []
+
+    def learn(now: float) -> None:
+        while finishing and finishing[0][0] <= now:
+            asker.ask(waiting)
+            waiting.clear()
+            _, row = heapq.heappop(finishing)
+            predictor.update(
+                asking.sequence_id(row),
+                int(length[row]),
+                float(duration[row]),
+                finish_reason=reason[row],
+            )
+
+    for done, row in enumerate(order):
+        learn(float(arrival[row]))
+        waiting.append(row)
+        heapq.heappush(finishing, (float(arrival[row] + duration[row]), row))
+        if len(waiting) >= _CHUNK:
+            asker.ask(waiting)
+            waiting.clear()
+        if progress is not None and done % _CHUNK == 0:
+            progress(done, len(order))
+    learn(float("inf"))
+    if progress is not None:
+        progress(len(order), len(order))
+    return asker.forecast()
+
+
+def _arrivals(frame: pl.DataFrame) -> np.ndarray:
+    if "arrival_time" not in frame.columns or frame["arrival_time"].null_count():
+        raise HistoryError(
+            "online evaluation needs 'arrival_time' in every row: add the column, or evaluate "
+            "without --online"
+        )
+    return frame["arrival_time"].cast(pl.Float64).to_numpy()
+
+
+def _durations(frame: pl.DataFrame) -> np.ndarray:
+    assumed = pl.Series("actual_time", lengths(frame) * SECONDS_PER_TOKEN)
+    if "actual_time" not in frame.columns:
+        return assumed.to_numpy()
+    given = frame["actual_time"].cast(pl.Float64)
+    return given.fill_nan(None).zip_with(given.is_not_null(), assumed).to_numpy()
+
+
+def _reasons(frame: pl.DataFrame) -> list[str]:
+    if "finish_reason" not in frame.columns:
+        return ["stop"] * len(frame)
+    reasons: list[str] = frame["finish_reason"].cast(pl.String).fill_null("stop").to_list()
+    return reasons
