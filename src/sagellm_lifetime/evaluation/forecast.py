@@ -53,11 +53,11 @@ def from_quantiles(quantiles: np.ndarray, ages: np.ndarray, caps: np.ndarray) ->
     total = ages + point
     high = np.floor(total / (1.0 - TOLERANCE) + 1e-9) - ages
     low = np.ceil(total / (1.0 + TOLERANCE) - 1e-9) - 1 - ages
-    confidence = np.clip(_cdf(whole, high) - _cdf(whole, low), 0.0, 1.0)
+    confidence = np.clip(cdf(whole, high) - cdf(whole, low), 0.0, 1.0)
     return Forecast(point.astype(np.int64), whole.astype(np.int64), confidence)
 
 
-def _cdf(quantiles: np.ndarray, at: np.ndarray) -> np.ndarray:
+def cdf(quantiles: np.ndarray, at: np.ndarray) -> np.ndarray:
     """``P(R <= at)`` per row, from quantiles at :data:`LEVELS`: the largest level whose quantile
     is at most ``at``, and linearly on towards the next one."""
     count = (quantiles <= at[:, None]).sum(axis=1)

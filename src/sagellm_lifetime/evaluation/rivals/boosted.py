@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 QUANTILES: Final = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 TREES: Final = 200
 _AGES_PER_ROW: Final = 6
-_MAX_SAMPLES: Final = 150_000
+_MAX_SAMPLES: Final = 100_000
 _PARAMETERS: Final = {
     "objective": "quantile",
-    "learning_rate": 0.05,
-    "num_leaves": 31,
-    "min_data_in_leaf": 40,
+    "learning_rate": 0.04,
+    "num_leaves": 15,
     "feature_fraction": 0.9,
     "bagging_fraction": 0.7,
     "bagging_freq": 1,
     "cat_smooth": 20.0,
-    "num_threads": 2,
+    "num_threads": 1,  # more threads spin against each other on a shared machine
     "deterministic": True,
     "seed": 0,
     "verbose": -1,
@@ -63,7 +62,7 @@ class LightGbm(Rival):
         table = self._columns.matrix(frame)[points.row]
         features = np.column_stack([table, self._age(points.age)])
         found = np.column_stack(
-            [np.asarray(booster.predict(features, num_threads=2)) for booster in self._boosters]
+            [np.asarray(booster.predict(features, num_threads=1)) for booster in self._boosters]
         )
         found = np.sort(found, axis=1) + self._offset(points.age)[:, None]
         return from_quantiles(np.exp(_interpolate(found)), points.age, points.cap)
@@ -78,7 +77,9 @@ class LightGbm(Rival):
             params={"verbose": -1},
             free_raw_data=False,
         )
-        return lightgbm.train(_PARAMETERS | {"alpha": level}, data, num_boost_round=TREES)
+        leaf = int(np.clip(len(target) // 200, 10, 200))
+        parameters = _PARAMETERS | {"alpha": level, "min_data_in_leaf": leaf}
+        return lightgbm.train(parameters, data, num_boost_round=TREES)
 
     def _age(self, age: np.ndarray) -> np.ndarray:
         return np.log1p(age).astype(np.float32)

@@ -1,0 +1,145 @@
+"""A folder for people: tables in ``report.md`` and the plots beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from sagellm_lifetime.evaluation.protocol import Evaluation
+from sagellm_lifetime.evaluation.scoring import Score
+
+_COLUMNS: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+    ("mae", "MAE, tokens", lambda v: f"{v:,.1f}"),
+    ("within_10pct", "within 10 %", lambda v: f"{v:.1%}"),
+    ("within_10_tokens", "within 10 tokens", lambda v: f"{v:.1%}"),
+    ("kendall_tau", "Kendall τ", lambda v: f"{v:.3f}"),
+    ("c_index", "C-index", lambda v: f"{v:.3f}"),
+    ("crps", "CRPS, tokens", lambda v: f"{v:,.1f}"),
+    ("coverage_80", "80 % covers", lambda v: f"{v:.1%}"),
+    ("coverage_90", "90 % covers", lambda v: f"{v:.1%}"),
+    ("confidence_ece", "confidence ECE", lambda v: f"{v:.3f}"),
+    ("skill", "skill", lambda v: f"{v:.2f}"),
+)
+_PLOTS: Final = (
+    (
+        "error_by_age",
+        "Error by age",
+        "Mean absolute error over the sequences still alive at each age.",
+    ),
+    (
+        "survival",
+        "Survival",
+        "Mean predicted survival against what happened (Kaplan–Meier). A sound predictor lies on "
+        "the black line.",
+    ),
+    (
+        "coverage_by_age",
+        "Coverage of the intervals",
+        "Share of sequences inside the 80 % and 90 % intervals; the dotted lines are the promise.",
+    ),
+    (
+        "reliability",
+        "Reliability of the confidence",
+        "Over all steps: how often the total was within 10 % where this confidence was stated. "
+        "The area of a point is the share of the predictions.",
+    ),
+    (
+        "predicted_actual",
+        "Predicted against actual",
+        "Total lengths at admission. The dashed lines are ± 10 %.",
+    ),
+)
+
+
+def write_report(
+    folder: Path | str, evaluations: Sequence[Evaluation], *, title: str = "Lifetime predictors"
+) -> Path:
+    """Write ``report.md``, ``report.json`` and the plots; returns the path of ``report.md``.
+
+    Args:
+        evaluations: one per predictor, made with the same frame, seed and rivals; the rivals are
+            taken from the first.
+    """
+    from sagellm_lifetime.evaluation import plots
+
+    if not evaluations:
+        raise ValueError("a report needs at least one evaluation")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, _, _ in _PLOTS:
+        figure = getattr(plots, name)(evaluations)
+        figure.savefig(target / f"{name}.png", dpi=130)
+    records = [evaluation.to_dict() for evaluation in evaluations]
+    (target / "report.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    page = target / "report.md"
+    page.write_text(markdown(evaluations, title=title), encoding="utf-8")
+    return page
+
+
+def markdown(evaluations: Sequence[Evaluation], *, title: str) -> str:
+    """The text of ``report.md``."""
+    first = evaluations[0]
+    lines = [f"# {title}", "", _how(first), ""]
+    scores = all_scores(evaluations)
+    for group, heading in _groups(first):
+        table = score_table({n: s[group] for n, s in scores.items() if group in s}, first)
+        lines += [f"## {heading}", "", *table, ""]
+    for name, heading, caption in _PLOTS:
+        lines += [f"## {heading}", "", caption, "", f"![{heading}]({name}.png)", ""]
+    return "\n".join(lines)
+
+
+def all_scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Score]]:
+    """Scores by name: the predictors in their order, then the rivals."""
+    found = {e.name: e.scores[e.name] for e in evaluations}
+    rivals = {n: s for n, s in evaluations[0].scores.items() if n not in found}
+    return found | rivals
+
+
+def score_table(rows: dict[str, Score], evaluation: Evaluation) -> list[str]:
+    """Lines of a Markdown table; the best MAE of all is bold, undefined metrics are a dash."""
+    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows.values())]
+    lines = [
+        "| | " + " | ".join(heading for _, heading, _ in columns) + " |",
+        "|---" + "|---:" * len(columns) + "|",
+    ]
+    best = min((row["mae"] for row in rows.values() if row["mae"] is not None), default=None)
+    for name, row in rows.items():
+        cells = []
+        for key, _, show in columns:
+            value = row.get(key)
+            text = "–" if value is None else show(value)
+            cells.append(f"**{text}**" if key == "mae" and value == best else text)
+        label = name if name not in evaluation.scores or name == evaluation.name else f"*{name}*"
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _groups(evaluation: Evaluation) -> list[tuple[str, str]]:
+    found = evaluation.scores[evaluation.name]
+    ages = [name for name in found if name.isdigit()]
+    named = [("admission", "At admission"), ("steps", "Over all steps")]
+    return named + [(age, f"At age {age}") for age in ages if age in {"64", "256", "1024"}]
+
+
+def _how(evaluation: Evaluation) -> str:
+    when = {
+        "frozen": "The predictors were trained before and learned nothing here.",
+        "online": "Prequential: each sequence was predicted at its arrival, with what had finished "
+        "by then, and learned at its finish.",
+    }[evaluation.mode]
+    text = (
+        f"{evaluation.rows:,} sequences. {when} *Admission*: age 0. *Age n*: sequences still alive "
+        "after n tokens. *Steps*: every generated token equally likely. Ages never depend on the "
+        "true length. Rivals (in italics) were fitted on the same training part."
+    )
+    floor = evaluation.floor
+    if floor is not None and floor["mae"] is not None:
+        text += (
+            f" Noise floor, from repeated samples of the same prompts: MAE {floor['mae']:.1f} "
+            f"tokens, {floor['within_10pct'] or 0:.1%} within 10 %; skill is 0 for the constant "
+            "and 1 at the floor."
+        )
+    return text
