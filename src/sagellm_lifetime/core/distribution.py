@@ -81,7 +81,7 @@ class LengthDistribution:
         start = self.age + self.shift
         if self.max_length is not None and start >= self.max_length:
             return 0.0
-        points = EDGES[EDGES > start]
+        points = EDGES[start < EDGES]
         if self.max_length is not None:
             points = np.append(points[points < self.max_length], self.max_length)
         at = np.concatenate([[start], points]).astype(np.float64)

@@ -25,7 +25,7 @@ def cumulative(row: np.ndarray, length: float) -> float:
     base = row.item(k)
     if length == low:
         return base
-    return base + (row.item(k + 1) - base) * (length - low) / (EDGE_LIST[k + 1] - low)
+    return float(base + (row.item(k + 1) - base) * (length - low) / (EDGE_LIST[k + 1] - low))
 
 
 def inverse(row: np.ndarray, hazard: float) -> float:

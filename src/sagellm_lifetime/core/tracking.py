@@ -1,0 +1,131 @@
+"""What was known when a prediction was made, kept until the completion comes.
+
+``update`` carries no features, so the evidence behind a prediction waits here, joined by sequence
+id: bounded in number, expiring in time. The caller holds the lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sagellm_lifetime.core.batch import UNCAPPED
+from sagellm_lifetime.core.hazard import ROW
+from sagellm_lifetime.core.protocol import SequenceId
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One running sequence.
+
+    Attributes:
+        slot: its row in :attr:`Tracker.rows`.
+        evidence: what the predictor derived from the request; opaque here.
+        age: largest ``current_length`` seen.
+        first_age, estimate, confidence: the first prediction, which the metrics score.
+        asked: ages at which new evidence came, ascending.
+        answers: the row that followed from each, until the next.
+        version: state of the predictor when the row was computed.
+        prior: whether nothing had been learned then.
+    """
+
+    slot: int
+    evidence: Any
+    age: int
+    seen: float
+    first_age: int
+    asked: list[int] = field(default_factory=list)
+    answers: list[np.ndarray] = field(default_factory=list)
+    estimate: int = -1
+    confidence: float = 0.0
+    version: int = -1
+    prior: bool = False
+
+
+class Tracker:
+    """Bounded, expiring map from sequence id to :class:`Tracked`, rows in one matrix.
+
+    ``admitted = completed + censored + running + expired + replaced + discarded`` always holds.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 65_536,
+        expire_after: float = 3600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        self.capacity = capacity
+        self.expire_after = expire_after
+        self.rows = np.zeros((64, ROW), dtype=np.float32)
+        self.caps = np.full(64, UNCAPPED, dtype=np.int64)
+        self.admitted = self.expired = self.replaced = self.discarded = 0
+        self._clock = clock
+        self._free = list(range(63, -1, -1))
+        self._items: OrderedDict[SequenceId, Tracked] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, sequence_id: SequenceId, age: int) -> Tracked | None:
+        """The tracked sequence, or ``None`` if unknown.
+
+        Ages never decrease, so a smaller age means the id was used again for a new sequence: the
+        old one is dropped and counted as replaced.
+        """
+        item = self._items.get(sequence_id)
+        if item is None:
+            return None
+        if age < item.age:
+            self._drop(sequence_id)
+            self.replaced += 1
+            return None
+        item.age = age
+        item.seen = self._clock()
+        self._items.move_to_end(sequence_id)
+        return item
+
+    def admit(self, sequence_id: SequenceId, evidence: Any, age: int, cap: int | None) -> Tracked:
+        """Start to track; sequences not seen for ``expire_after`` seconds make room first."""
+        now = self._clock()
+        while self._items:
+            oldest = next(iter(self._items))
+            full = len(self._items) >= self.capacity
+            if not full and now - self._items[oldest].seen <= self.expire_after:
+                break
+            self._drop(oldest)
+            self.expired += 1
+        if not self._free:
+            self._grow()
+        item = Tracked(self._free.pop(), evidence, age, now, first_age=age)
+        self.caps[item.slot] = UNCAPPED if cap is None else cap
+        self._items[sequence_id] = item
+        self.admitted += 1
+        return item
+
+    def take(self, sequence_id: SequenceId) -> Tracked | None:
+        """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""
+        return self._drop(sequence_id)
+
+    def slots(self, sequence_ids: list[SequenceId]) -> np.ndarray:
+        """Rows of tracked sequences; raises ``KeyError`` for an unknown id."""
+        items = self._items
+        return np.fromiter((items[i].slot for i in sequence_ids), np.int64, len(sequence_ids))
+
+    def _drop(self, sequence_id: SequenceId) -> Tracked | None:
+        item = self._items.pop(sequence_id, None)
+        if item is not None:
+            self._free.append(item.slot)
+        return item
+
+    def _grow(self) -> None:
+        old = len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+        self.caps = np.concatenate([self.caps, np.full(old, UNCAPPED, dtype=np.int64)])
+        self._free.extend(range(2 * old - 1, old - 1, -1))

@@ -1,0 +1,1 @@
+"""What a request says before and while it generates."""

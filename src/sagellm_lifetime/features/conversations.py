@@ -1,0 +1,61 @@
+"""Which conversation a request belongs to, told from its shared prompt blocks.
+
+A trace without session ids still shows conversations: a follow-up starts with the blocks of the
+turn before. Blocks that many different prompts continue from (a system prompt) say nothing; the
+first block past them names the conversation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from sagellm_lifetime.features.request import RequestFeatures, key_of
+
+_BRANCHES = 8
+"""A block followed by more than this many different blocks is a common prefix."""
+
+
+class Conversations:
+    """Bounded memory of which block follows which."""
+
+    def __init__(self, capacity: int = 50_000) -> None:
+        self._capacity = capacity
+        self._next: OrderedDict[int, set[int]] = OrderedDict()
+
+    def key(self, features: RequestFeatures) -> int:
+        """Session key of a request: its own, else its conversation's, else 0."""
+        if features.session_key or not features.prefix_head:
+            return features.session_key
+        for block in features.prefix_head:
+            if len(self._next.get(block, ())) <= _BRANCHES:
+                return key_of("block", block)
+        return 0
+
+    def learn(self, features: RequestFeatures) -> None:
+        """Note which blocks follow which."""
+        head = features.prefix_head
+        for block, after in zip(head, head[1:], strict=False):
+            followers = self._next.setdefault(block, set())
+            if len(followers) > _BRANCHES:
+                continue
+            followers.add(after)
+            break
+        while len(self._next) > self._capacity:
+            self._next.popitem(last=False)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was learned: one row per block, followers padded with -1."""
+        rows = np.full((len(self._next), _BRANCHES + 2), -1, dtype=np.int64)
+        for row, (block, after) in zip(rows, self._next.items(), strict=True):
+            row[0] = block
+            row[1 : 1 + len(after)] = sorted(after)
+        return {"blocks": rows}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Replace what was learned with a :meth:`state`."""
+        self._next = OrderedDict(
+            (int(row[0]), {int(after) for after in row[1:] if after >= 0})
+            for row in state["blocks"]
+        )

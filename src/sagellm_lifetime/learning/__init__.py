@@ -1,0 +1,1 @@
+"""What predictors learn with."""

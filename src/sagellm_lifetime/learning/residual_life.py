@@ -1,0 +1,233 @@
+"""Hierarchical Kaplan–Meier residual life, learned instantly and online.
+
+Every level of the hierarchy (all requests → prompt-length bucket → model → client → client and
+bucket → session) has nodes that count, per bin of the length grid, how many sequences ended there
+and how many were last seen alive there. The discrete hazard of a level is the actuarial estimate
+(Kaplan & Meier 1958) shrunk towards the level above, the posterior mean under a beta prior whose
+mean is the parent's hazard and whose weight is ``kappa`` sequences:
+
+    h[k] = (ended[k] + kappa * h_parent[k]) / (alive[k] + kappa)
+
+How much to trust a level differs from trace to trace (on some the prompt length says all, on some
+nothing), so each level chooses its ``kappa`` online among ``KAPPAS``, infinity included, by the
+likelihood of the completions it was about to see (prequential, Dawid 1984).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
+from sagellm_lifetime.core.hazard import log_logistic
+from sagellm_lifetime.features.request import RequestFeatures
+
+LEVELS: Final = ("all", "bucket", "model", "client", "client×bucket", "session")
+KAPPAS: Final = np.array([2.0, 6.0, 20.0, 80.0, 400.0, np.inf])
+_START: Final = np.array([2, 3, 3, 2, 3, 1])
+"""Index into ``KAPPAS`` with which each level starts."""
+_SPREAD: Final = 8
+"""Bins (two thirds of an octave) over which one completion of a session is smoothed: a session has
+few completions, and the next one is near them, not equal to them."""
+_SESSION: Final = len(LEVELS) - 1
+_FORGET: Final = 1.0 - 1.0 / 2000.0
+_EVERY: Final = 4
+"""One in so many completions is used to choose the weights."""
+_KERNEL: Final = (1.0 - np.abs(np.arange(-_SPREAD, _SPREAD + 1)) / (_SPREAD + 1)).astype(np.float32)
+
+NodeKey = tuple[int, int, int]
+
+
+def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
+    """Discrete hazards, shape ``(BINS,)``, of a wide log-logistic: what is believed before data.
+
+    Public traces have medians from 28 to 516 tokens and standard deviations of the logarithm
+    from 0.9 to 1.9; the prior is as wide as all of them together.
+    """
+    return -np.expm1(-np.diff(log_logistic(median, log_sd).astype(np.float64)))
+
+
+class ResidualLife:
+    """The tables of all nodes, bounded; the least recently used node makes room."""
+
+    def __init__(self, max_nodes: int = 20_000) -> None:
+        self._max_nodes = max(max_nodes, 64)
+        self._index: OrderedDict[NodeKey, int] = OrderedDict()
+        self._ended = np.zeros((64, BINS), dtype=np.float32)
+        self._left = np.zeros((64, BINS), dtype=np.float32)
+        self._losses = np.zeros((len(LEVELS), len(KAPPAS)))
+        self._choice = _START.copy()
+        self._prior = prior_hazards()
+        self.count = 0
+
+    # -- predicting --------------------------------------------------------------------------
+
+    def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
+        """Discrete hazards of the finest level known, shape ``(BINS,)``."""
+        return self._chain(self._known(features, session))[-1]
+
+    def _known(self, features: RequestFeatures, session: int) -> list[tuple[int, int]]:
+        """(level, node) of the levels that have been seen, coarse to fine."""
+        found = []
+        for key in node_keys(features, session):
+            node = self._index.get(key)
+            if node is not None:
+                found.append((key[0], node))
+        return found
+
+    def _chain(self, known: list[tuple[int, int]]) -> list[np.ndarray]:
+        hazards = [self._prior]
+        if known:
+            nodes = [node for _, node in known]
+            ended, alive = self._counts(nodes)
+            for i, (level, _) in enumerate(known):
+                kappa = KAPPAS[self._choice[level]]
+                hazards.append(_shrunk(ended[i], alive[i], kappa, hazards[-1]))
+        return hazards
+
+    def _counts(self, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        ended, left = self._ended[nodes], self._left[nodes]
+        gone = ended + left
+        alive = np.cumsum(gone[:, ::-1], axis=1)[:, ::-1] - left
+        return ended, alive
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def learn(
+        self, features: RequestFeatures, session: int, length: int, *, censored: bool
+    ) -> None:
+        """Count one completion (``length`` tokens, or at least so many if censored)."""
+        if censored and length < 1:
+            return
+        if self.count % _EVERY == 0:
+            self._choose(self._known(features, session), length, censored=censored)
+        self.count += 1
+        k = bin_of(length)
+        for key in node_keys(features, session):
+            node = self._node(key)
+            if censored:
+                # Not counted as alive in the bin of the first token that nobody saw: exact where
+                # it matters, at caps, which are powers of two and so edges of the grid.
+                self._left[node, bin_of(length + 1)] += 1.0
+            elif key[0] == _SESSION:
+                self._add_smoothed(node, k)
+            else:
+                self._ended[node, k] += 1.0
+
+    def _add_smoothed(self, node: int, k: int) -> None:
+        low, high = max(0, k - _SPREAD), min(BINS, k + _SPREAD + 1)
+        kernel = _KERNEL[low - k + _SPREAD : high - k + _SPREAD]
+        self._ended[node, low:high] += kernel / kernel.sum()
+
+    def _choose(self, known: list[tuple[int, int]], length: int, *, censored: bool) -> None:
+        """Score every ``kappa`` of every known level on a completion not yet counted."""
+        if not known:
+            return
+        ended, alive = self._counts([node for _, node in known])
+        parent = self._prior
+        k = bin_of(length)
+        for i, (level, _) in enumerate(known):
+            options = _shrunk(ended[i], alive[i], KAPPAS[:, None], parent)
+            survived = np.log1p(-np.minimum(options, 1.0 - 1e-6))[:, :k].sum(axis=1)
+            ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
+            self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
+            self._choice[level] = int(np.argmin(self._losses[level]))
+            parent = options[self._choice[level]]
+
+    def learn_many(
+        self,
+        features: list[RequestFeatures],
+        sessions: list[int],
+        lengths: np.ndarray,
+        censored: np.ndarray,
+    ) -> None:
+        """Count many completions at once, without choosing weights."""
+        bins = bins_of(lengths)
+        nodes: list[int] = []
+        rows: list[int] = []
+        for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
+            if censored[i] or session:
+                self.learn(each, session, int(lengths[i]), censored=bool(censored[i]))
+                continue
+            self.count += 1
+            for key in node_keys(each, session):
+                nodes.append(self._node(key))
+                rows.append(i)
+        np.add.at(self._ended, (np.array(nodes, dtype=int), bins[np.array(rows, dtype=int)]), 1.0)
+
+    def _node(self, key: NodeKey) -> int:
+        node = self._index.get(key)
+        if node is not None:
+            self._index.move_to_end(key)
+            return node
+        if len(self._index) >= self._max_nodes:
+            _, node = self._index.popitem(last=False)
+            self._ended[node] = self._left[node] = 0.0
+        else:
+            node = len(self._index)
+            if node >= len(self._ended):
+                self._ended = np.concatenate([self._ended, np.zeros_like(self._ended)])
+                self._left = np.concatenate([self._left, np.zeros_like(self._left)])
+        self._index[key] = node
+        return node
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was learned, as arrays."""
+        order = list(self._index.values())
+        return {
+            "keys": np.array(list(self._index), dtype=np.int64).reshape(-1, 3),
+            "ended": self._ended[order],
+            "left": self._left[order],
+            "losses": self._losses,
+            "choice": self._choice,
+            "count": np.array([self.count]),
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Replace what was learned with a :meth:`state`."""
+        keys = [(int(a), int(b), int(c)) for a, b, c in state["keys"]]
+        size = max(64, len(keys))
+        self._max_nodes = max(self._max_nodes, len(keys))
+        self._index = OrderedDict((key, i) for i, key in enumerate(keys))
+        self._ended = np.zeros((size, BINS), dtype=np.float32)
+        self._left = np.zeros((size, BINS), dtype=np.float32)
+        self._ended[: len(keys)] = state["ended"]
+        self._left[: len(keys)] = state["left"]
+        self._losses = np.array(state["losses"], dtype=np.float64)
+        self._choice = np.array(state["choice"], dtype=np.int64)
+        self.count = int(state["count"][0])
+
+
+def node_keys(features: RequestFeatures, session: int) -> list[NodeKey]:
+    """Nodes of one request, coarse to fine; a level whose key is unknown is left out."""
+    keys: list[NodeKey] = [(0, 0, 0)]
+    length = features.prompt_length
+    bucket = 0 if length is None else 2 + length.bit_length() * 2 + _half(length)
+    if bucket:
+        keys.append((1, bucket, 0))
+    if features.model_key:
+        keys.append((2, features.model_key, 0))
+    if features.client_key:
+        keys.append((3, features.model_key, features.client_key))
+        if bucket:
+            keys.append((4, features.client_key, bucket))
+    if session:
+        keys.append((_SESSION, session, 0))
+    return keys
+
+
+def _half(length: int) -> int:
+    """Whether ``length`` lies in the upper half (by ratio) of its octave."""
+    return int(length * length >= 1 << (2 * length.bit_length() - 1)) if length else 0
+
+
+def _shrunk(
+    ended: np.ndarray, alive: np.ndarray, kappa: np.ndarray | float, parent: np.ndarray
+) -> np.ndarray:
+    """``(ended + kappa * parent) / (alive + kappa)``, the parent where kappa is infinite."""
+    weight = 1.0 / kappa
+    return (ended * weight + parent) / (alive * weight + 1.0)

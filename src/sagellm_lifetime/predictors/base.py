@@ -1,0 +1,448 @@
+"""What every predictor shares: the way of a prediction and the way of a lesson.
+
+    request → features → predictor → distribution → conditioned on age → calibrated → result
+    completion → predictor → tracking joins it to what was known at predict time → learning
+
+A predictor says three things: what it keeps of a request (:meth:`_read`), which cumulative hazards
+follow from it (:meth:`_rows`), and what a completion teaches (:meth:`_learn`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
+from sagellm_lifetime.core.calibration import Calibration, Outcomes, band_of, bands_of
+from sagellm_lifetime.core.distribution import LengthDistribution
+from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.protocol import (
+    FINISH_REASONS,
+    LifetimePredictorProtocol,
+    PredictionRequest,
+    PredictionResult,
+    SequenceId,
+)
+from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.core.tracking import Tracked, Tracker
+from sagellm_lifetime.features.request import RequestFeatures, check_request, read_request
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share that is done."""
+
+_AGES = np.array([16 * 2**k for k in range(14)])
+_CALIBRATE_EVERY = 64
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What is kept of a running sequence; predictors extend it."""
+
+    features: RequestFeatures
+    session: int
+
+
+@dataclass(slots=True)
+class Completion:
+    """One finished sequence joined to what was known about it."""
+
+    evidence: Any
+    asked: list[int]
+    length: int
+    censored: bool
+
+
+class _Answered(NamedTuple):
+    """A row, the ages from which and up to which it was the answer, and what came of it."""
+
+    row: np.ndarray
+    start: int
+    end: int
+    cap: int
+    length: int
+    censored: bool
+
+
+class Predictor(LifetimePredictorProtocol):
+    """Base of the predictors of this package; safe to call from several threads.
+
+    Args:
+        seed: seeds everything random; equal seeds and calls give equal answers.
+        capacity: how many running sequences are tracked at most.
+        expire_after: seconds after which a sequence that is never asked about is forgotten.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, *, seed: int = 0, capacity: int = 65_536, expire_after: float = 3600.0
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "seed": seed,
+            "capacity": capacity,
+            "expire_after": expire_after,
+        }
+        self._lock = RLock()
+        self._tracker = Tracker(capacity, expire_after)
+        self._timing = TokenTiming()
+        self._calibration = Calibration()
+        self._scores = Scores()
+        self._lessons = 0
+        self._version = 0
+        self._predict_calls = 0
+        self._pending: list[_Answered] = []
+
+    # -- what a predictor says ---------------------------------------------------------------
+
+    @abstractmethod
+    def _rows(self, evidence: Sequence[Any]) -> np.ndarray:
+        """Cumulative hazards of the total length, shape ``(len(evidence), BINS + 1)``."""
+
+    @abstractmethod
+    def _learn(self, completion: Completion) -> None:
+        """Learn from one completion."""
+
+    @abstractmethod
+    def _fit(
+        self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None
+    ) -> None:
+        """Learn from the older part of a checked history, in time order, from scratch.
+
+        ``newest`` will be replayed through ``predict`` and ``update`` afterwards; a network may
+        use it to decide when to stop training.
+        """
+
+    @abstractmethod
+    def _state(self) -> dict[str, np.ndarray]:
+        """What the predictor itself learned, as arrays."""
+
+    @abstractmethod
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        """Replace what was learned with a :meth:`_state`."""
+
+    def _read(self, request: PredictionRequest) -> Any:
+        """What to keep of a request seen for the first time."""
+        features = read_request(request)
+        return Evidence(features, features.session_key)
+
+    def _more(self, evidence: Any, request: PredictionRequest) -> bool:
+        """Take in what is new since the last call; whether it changes the row."""
+        return False
+
+    # -- predicting --------------------------------------------------------------------------
+
+    def predict(self, request: PredictionRequest) -> PredictionResult:
+        """Predict one sequence. Raises :class:`RequestError` for impossible numbers."""
+        check_request(request)
+        with self._lock:
+            item, stale = self._observe(request)
+            if stale:
+                self._refresh([item])
+            return self._answer(item, request.current_length, request.max_length)
+
+    def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[PredictionResult]:
+        """Predict many sequences; equal to predicting them one by one."""
+        for request in requests:
+            check_request(request)
+        results: list[PredictionResult | None] = [None] * len(requests)
+        with self._lock:
+            for wave in _waves(requests):
+                answers = self._predict_distinct([requests[i] for i in wave])
+                for i, answer in zip(wave, answers, strict=True):
+                    results[i] = answer
+        return [result for result in results if result is not None]
+
+    def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
+        observed = [self._observe(request) for request in requests]
+        stale = [item for item, is_stale in observed if is_stale]
+        if stale:
+            self._refresh(stale)
+        return self._answer_many([item for item, _ in observed], requests)
+
+    def quantiles(
+        self, sequence_ids: list[SequenceId], ages: np.ndarray, levels: float | np.ndarray
+    ) -> np.ndarray:
+        """The array form for engines: remaining tokens of tracked sequences at their ages.
+
+        Args:
+            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
+            ages: tokens generated so far, int array of shape ``(N,)``.
+            levels: quantile level or levels in ``[0, 1]``.
+
+        Returns:
+            int64 array ``(N,)``, or ``(N, Q)`` for ``Q`` levels.
+
+        Raises:
+            KeyError: for an id that is not tracked.
+        """
+        with self._lock:
+            slots = self._tracker.slots(sequence_ids)
+            batch = LengthDistributionBatch(
+                self._tracker.rows,
+                slots,
+                ages,
+                self._tracker.caps[slots],
+                self._calibration.curves,
+                bands_of(ages),
+            )
+            return batch.quantile(levels)
+
+    def _observe(self, request: PredictionRequest) -> tuple[Tracked, bool]:
+        self._predict_calls += 1
+        age = request.current_length
+        item = self._tracker.get(request.sequence_id, age)
+        if item is None:
+            evidence = self._read(request)
+            item = self._tracker.admit(request.sequence_id, evidence, age, request.max_length)
+            self._more(evidence, request)
+            item.asked.append(age)
+            return item, True
+        if self._more(item.evidence, request):
+            item.asked.append(age)
+            return item, True
+        return item, item.version != self._version
+
+    def _refresh(self, items: Sequence[Tracked]) -> None:
+        rows = self._rows([item.evidence for item in items])
+        prior = self._lessons == 0
+        for item, row in zip(items, rows, strict=True):
+            self._tracker.rows[item.slot] = row
+            # One answer for each piece of evidence; a newer version of it takes its place.
+            item.answers[len(item.asked) - 1 :] = [row]
+            item.version = self._version
+            item.prior = prior
+
+    def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
+        band = band_of(age)
+        distribution = LengthDistribution(
+            self._tracker.rows[item.slot].copy(), age, 0, cap, self._calibration.curves[band]
+        )
+        remaining = distribution.quantile(0.5)
+        confidence = self._calibration.confidence(band, distribution.within(remaining))
+        return self._result(item, remaining, confidence, distribution)
+
+    def _answer_many(
+        self, items: list[Tracked], requests: Sequence[PredictionRequest]
+    ) -> list[PredictionResult]:
+        slots = np.array([item.slot for item in items], dtype=np.int64)
+        ages = np.array([request.current_length for request in requests], dtype=np.int64)
+        bands = bands_of(ages)
+        caps = np.array(
+            [UNCAPPED if r.max_length is None else r.max_length for r in requests], dtype=np.int64
+        )
+        rows = self._tracker.rows[slots]
+        curves = self._calibration.curves
+        batch = LengthDistributionBatch(rows, np.arange(len(items)), ages, caps, curves, bands)
+        remaining = batch.quantile(0.5)
+        confidence = self._calibration.confidences(bands, batch.within(remaining)).tolist()
+        return [
+            self._result(
+                item,
+                remaining_i,
+                confidence_i,
+                LengthDistribution(row, age, 0, request.max_length, curves[band]),
+            )
+            for item, request, remaining_i, confidence_i, row, age, band in zip(
+                items, requests, remaining.tolist(), confidence, rows, ages.tolist(),
+                bands.tolist(), strict=True,
+            )
+        ]
+
+    def _result(
+        self, item: Tracked, remaining: int, confidence: float, distribution: LengthDistribution
+    ) -> PredictionResult:
+        if item.estimate < 0:
+            item.estimate = distribution.age + remaining
+            item.confidence = confidence
+        seconds = self._timing.seconds_per_token(item.evidence.features.model)
+        return PredictionResult(
+            remaining,
+            confidence,
+            remaining * seconds,
+            distribution,
+            "prior" if item.prior else "model",
+        )
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def update(
+        self,
+        sequence_id: SequenceId,
+        actual_length: int,
+        actual_time: float,
+        *,
+        finish_reason: str = "stop",
+    ) -> None:
+        """Learn from a finished sequence.
+
+        An id that was never predicted, was discarded, or was updated already is counted as
+        ``unknown_updates`` and teaches nothing, for nothing is known about its request.
+
+        Raises:
+            RequestError: a negative or non-finite number, or an unknown finish reason.
+        """
+        _check_completion(sequence_id, actual_length, actual_time, finish_reason)
+        length, censored = int(actual_length), finish_reason != "stop"
+        with self._lock:
+            item = self._tracker.take(sequence_id)
+            if item is None:
+                self._scores.unknown_updates += 1
+                return
+            cap = int(self._tracker.caps[item.slot])
+            if censored:
+                self._scores.censored += 1
+            else:
+                self._scores.completions += 1
+            if finish_reason in ("stop", "length"):
+                if item.estimate >= 0:
+                    self._scores.score(item.estimate, length, item.confidence)
+                self._timing.update(item.evidence.features.model, length, actual_time)
+            ends = [*item.asked[1:], length]
+            for row, start, end in zip(item.answers, item.asked, ends, strict=True):
+                self._pending.append(_Answered(row, start, end, cap, length, censored))
+            self._learn(Completion(item.evidence, item.asked, length, censored))
+            self._lesson()
+            if len(self._pending) >= _CALIBRATE_EVERY:
+                self._calibrate_pending()
+
+    def discard(self, sequence_id: SequenceId) -> None:
+        """Forget a running sequence without learning from it; an unknown id is fine."""
+        with self._lock:
+            if self._tracker.take(sequence_id) is not None:
+                self._tracker.discarded += 1
+
+    def _lesson(self) -> None:
+        self._lessons += 1
+        # Rows of running sequences are computed anew at every doubling of what is known: soon
+        # after the start, and hardly ever later, when one more completion changes nothing.
+        if self._lessons & (self._lessons - 1) == 0:
+            self._version += 1
+
+    def _calibrate_pending(self) -> None:
+        """Teach the calibration at the ages of the evidence and at 16, 32, … 2^k between them."""
+        rows, *columns = zip(*self._pending, strict=True)
+        start, end, caps, lengths, censored = (np.array(column) for column in columns)
+        self._pending.clear()
+        grid = np.broadcast_to(_AGES, (len(rows), len(_AGES)))
+        ages = np.concatenate([start[:, None], grid], axis=1)
+        asked = (ages > start[:, None]) & (ages < end[:, None])
+        asked[:, 0] = start < lengths
+        row, column = np.nonzero(asked)
+        self._calibration.learn(
+            LengthDistributionBatch(np.stack(rows), row, ages[row, column], caps[row]),
+            Outcomes(lengths[row], censored[row]),
+        )
+
+    # -- what is known -----------------------------------------------------------------------
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Fields of :class:`PredictionMetrics` on own completions, and the counts behind them.
+
+        ``total_predictions = completions + censored + running + expired + replaced + discarded``.
+        """
+        with self._lock:
+            tracker, scores = self._tracker, self._scores
+            return {
+                **scores.metrics(tracker.admitted),
+                "predictor": self.name,
+                "predict_calls": self._predict_calls,
+                "completions": scores.completions,
+                "censored": scores.censored,
+                "running": len(tracker),
+                "expired": tracker.expired,
+                "replaced": tracker.replaced,
+                "discarded": tracker.discarded,
+                "unknown_updates": scores.unknown_updates,
+                "lessons": self._lessons,
+                "seconds_per_token": self._timing.seconds_per_token(),
+            }
+
+    def fit(self, history: Any, *, progress: Progress | None = None) -> Self:
+        """Learn from a history, from scratch.
+
+        Args:
+            history: a polars DataFrame or LazyFrame in the history format, or a path, a glob or a
+                folder of history files.
+            progress: called with what is being done and the share done.
+
+        Raises:
+            HistoryError: the history cannot be used; the message is one line.
+        """
+        from sagellm_lifetime.predictors.fitting import fit_predictor
+
+        with self._lock:
+            fit_predictor(self, history, progress)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
+        from sagellm_lifetime.predictors.checkpoint import save_predictor
+
+        with self._lock:
+            save_predictor(self, Path(path))
+
+    def clone(self) -> Self:
+        """A predictor with equal options and equal knowledge, sharing nothing, tracking nothing."""
+        with self._lock:
+            twin = type(self)(**self._options)
+            twin._set_knowledge(self._knowledge())
+            return twin
+
+    def _knowledge(self) -> dict[str, np.ndarray]:
+        """Everything learned, as arrays of its own."""
+        if self._pending:
+            self._calibrate_pending()
+        learned = {f"calibration.{k}": v for k, v in self._calibration.state().items()}
+        for model, values in self._timing.state().items():
+            learned[f"timing.{model}"] = np.array(values)
+        learned["lessons"] = np.array([self._lessons])
+        learned.update({f"predictor.{k}": v for k, v in self._state().items()})
+        return {key: np.array(value) for key, value in learned.items()}
+
+    def _set_knowledge(self, learned: dict[str, np.ndarray]) -> None:
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(prefix): v for k, v in learned.items() if k.startswith(prefix)}
+
+        self._restore(part("predictor."))
+        self._calibration.restore(part("calibration."))
+        self._timing.restore({k: v.tolist() for k, v in part("timing.").items()})
+        self._lessons = int(learned["lessons"][0])
+        self._version += 1
+
+
+def _waves(requests: Sequence[PredictionRequest]) -> list[list[int]]:
+    """Indices such that no wave has an id twice and every id keeps its order."""
+    if len({request.sequence_id for request in requests}) == len(requests):
+        return [list(range(len(requests)))] if requests else []
+    turns: dict[SequenceId, int] = {}
+    waves: list[list[int]] = []
+    for i, request in enumerate(requests):
+        turn = turns.get(request.sequence_id, 0)
+        turns[request.sequence_id] = turn + 1
+        if turn == len(waves):
+            waves.append([])
+        waves[turn].append(i)
+    return waves
+
+
+def _check_completion(
+    sequence_id: SequenceId, length: int, seconds: float, finish_reason: str
+) -> None:
+    if finish_reason not in FINISH_REASONS:
+        raise RequestError(
+            f"finish_reason {finish_reason!r} is unknown: one of {', '.join(FINISH_REASONS)}"
+        )
+    if isinstance(length, bool) or not hasattr(length, "__index__") or length < 0:
+        raise RequestError(f"actual_length of {sequence_id!r} must be an int >= 0: {length}")
+    if not 0.0 <= seconds < float("inf"):
+        raise RequestError(f"actual_time of {sequence_id!r} must be seconds >= 0: {seconds}")

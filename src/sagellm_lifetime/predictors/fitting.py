@@ -1,0 +1,97 @@
+"""From a history to a fitted predictor: the older part in bulk, the newest as it would be served.
+
+The newest part is replayed in time order, predicted at arrival and learned at the finish, through
+the same ``predict`` and ``update`` an engine calls. So the calibration is learned on predictions
+that had not seen their outcome, and online choices are made as they will be made later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from sagellm_lifetime.core.calibration import Calibration
+from sagellm_lifetime.core.prequential import events, seconds
+from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.core.tracking import Tracker
+from sagellm_lifetime.features.rows import admission_requests
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.predictors.base import Predictor, Progress
+
+MAX_ROWS = 300_000
+"""The newest rows of a longer history; older ones say little about tomorrow."""
+_REPLAY_SHARE = 0.2
+_MAX_REPLAY = 6000
+
+
+def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None) -> None:
+    """Fit in place; the predictor is unchanged if the history cannot be used."""
+    from sagellm_lifetime.core.history import read_history
+
+    frame = in_time_order(read_history(history).frame).tail(MAX_ROWS)
+    replayed = min(_MAX_REPLAY, round(len(frame) * _REPLAY_SHARE))
+    older, newest = frame.head(len(frame) - replayed), frame.tail(replayed)
+
+    predictor._calibration = Calibration()
+    predictor._scores = Scores()
+    predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
+    predictor._timing = _timing(older)
+    predictor._pending.clear()
+    predictor._lessons = len(older)
+    predictor._predict_calls = 0
+    predictor._fit(older, newest, progress)
+    predictor._version += 1
+    _replay(predictor, newest, progress)
+    predictor._calibrate_pending()
+    # What it scored while it was being fitted is not what it scores in service.
+    predictor._scores = Scores()
+    predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
+    predictor._predict_calls = 0
+
+
+def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by arrival where every row has one, else as given."""
+    if "arrival_time" in frame.columns and frame["arrival_time"].null_count() == 0:
+        return frame.sort("arrival_time", maintain_order=True)
+    return frame
+
+
+def _timing(frame: pl.DataFrame) -> TokenTiming:
+    timing = TokenTiming()
+    if "actual_time" in frame.columns:
+        columns = [c for c in ("model", "actual_length", "actual_time") if c in frame.columns]
+        known = frame.select(columns).filter(pl.col("actual_time").is_not_null()).tail(50_000)
+        for row in known.iter_rows(named=True):
+            timing.update(row.get("model"), row["actual_length"], row["actual_time"])
+    return timing
+
+
+def _replay(predictor: Predictor, frame: pl.DataFrame, progress: Progress | None) -> None:
+    requests = admission_requests(frame)
+    lengths = frame["actual_length"].to_list()
+    times = seconds(frame).tolist()
+    known_time = (
+        frame["actual_time"].is_not_null().to_list()
+        if "actual_time" in frame.columns
+        else [False] * len(frame)
+    )
+    reasons = (
+        frame["finish_reason"].to_list()
+        if "finish_reason" in frame.columns
+        else ["stop"] * len(frame)
+    )
+    for step, (row, finished) in enumerate(events(frame)):
+        if finished:
+            predictor.update(
+                requests[row].sequence_id,
+                lengths[row],
+                times[row] if known_time[row] else 0.0,
+                finish_reason=reasons[row] or "stop",
+            )
+        else:
+            predictor.predict(requests[row])
+        if progress and step % 512 == 0:
+            progress("calibrating", step / (2 * len(frame)))

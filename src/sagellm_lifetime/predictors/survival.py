@@ -1,0 +1,81 @@
+"""Residual life by hierarchical Kaplan–Meier: the dependable default when nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.prequential import censored
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.conversations import Conversations
+from sagellm_lifetime.features.request import read_request
+from sagellm_lifetime.features.rows import admission_requests
+from sagellm_lifetime.learning.residual_life import ResidualLife
+from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class SurvivalLifetimePredictor(Predictor):
+    """Session → client and prompt length → client → model → prompt length → all requests.
+
+    Each level is shrunk towards the coarser one, by as much as has been right so far. It learns
+    from every completion at once and needs no training; see ``learning.residual_life``.
+
+    Args:
+        max_nodes: tables kept at most (about 1.4 kB each); the least recently used goes first.
+    """
+
+    name = "survival"
+
+    def __init__(self, *, max_nodes: int = 20_000, **options: Any) -> None:
+        super().__init__(**options)
+        self._options["max_nodes"] = max_nodes
+        self._tables = ResidualLife(max_nodes)
+        self._conversations = Conversations()
+
+    def _read(self, request: PredictionRequest) -> Evidence:
+        features = read_request(request)
+        return Evidence(features, self._conversations.key(features))
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        hazards = [self._tables.hazards(each.features, each.session) for each in evidence]
+        return hazard.from_hazards(np.stack(hazards))
+
+    def _learn(self, completion: Completion) -> None:
+        evidence = completion.evidence
+        self._conversations.learn(evidence.features)
+        self._tables.learn(
+            evidence.features, evidence.session, completion.length, censored=completion.censored
+        )
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._tables = ResidualLife(self._options["max_nodes"])
+        self._conversations = Conversations()
+        features, sessions = [], []
+        for request in admission_requests(older):
+            each = read_request(request)
+            features.append(each)
+            sessions.append(self._conversations.key(each))
+            self._conversations.learn(each)
+        self._tables.learn_many(
+            features, sessions, older["actual_length"].to_numpy(), censored(older)
+        )
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {
+            **{f"tables.{k}": v for k, v in self._tables.state().items()},
+            **{f"conversations.{k}": v for k, v in self._conversations.state().items()},
+        }
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        def part(name: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+
+        self._tables.restore(part("tables."))
+        self._conversations.restore(part("conversations."))
+
