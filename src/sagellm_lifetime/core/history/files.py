@@ -1,0 +1,186 @@
+"""Finding history files, and opening one lazily as raw columns with a row index."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
+from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout, suggestion
+
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
+SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
+ROW = "__row"  # where a row is: its index in the file from 0, or (by line) its line from 1
+BROKEN = "__broken"  # why a line is no row at all, else null
+
+
+class EmptyHistoryError(HistoryError):
+    """A file without rows: an error alone, passed over beside files that have some."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """An opened file: ``frame`` has the columns ``present`` as stored, and ``ROW``."""
+
+    path: Path
+    kind: str
+    frame: pl.LazyFrame
+    present: tuple[str, ...]
+
+
+def find_files(source: str | os.PathLike[str]) -> list[Path]:
+    """The history files of a path, a glob or a folder (recursive, hidden names left out)."""
+    path = Path(source)
+    if path.is_dir():
+        found = _below(path)
+        if not found:
+            raise HistoryError(f"{path}: no history files in this folder (looked for {SUPPORTED})")
+        return found
+    if path.exists():
+        if path.suffix.lower() not in SUFFIXES:
+            kind = repr(path.suffix) if path.suffix else "without a suffix"
+            raise HistoryError(f"{path}: file type {kind} is not supported: use {SUPPORTED}")
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise HistoryError(f"{path}: no such file or folder")
+    found = []
+    for match in sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
+        if match.is_dir():
+            found += _below(match)
+        elif match.suffix.lower() in SUFFIXES:
+            found.append(match)
+    if not found:
+        raise HistoryError(f"{path}: no history file matches (looked for {SUPPORTED})")
+    return list(dict.fromkeys(found))  # "**" meets a file twice: by itself and through its folder
+
+
+def _below(folder: Path) -> list[Path]:
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(filter(visible, files))
+
+
+def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
+    """Open ``path`` for the history ``columns``; refuses an unusable header, reads no rows."""
+    kind = SUFFIXES[path.suffix.lower()]
+    try:
+        with path.open("rb") as stream:  # the system's own words for what cannot be read
+            if not stream.read(1):
+                raise EmptyHistoryError(f"{path}: the file is empty")
+        if kind == "csv":
+            frame, present = _open_csv(path, layout)
+        elif kind == "jsonl":
+            frame, present = _open_jsonl(path, layout, columns)
+        else:
+            frame, present = _open_parquet(path)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
+    for column in layout.required:
+        name = layout.names[column]
+        if name not in present:
+            seen = first_keys(path) if kind == "jsonl" else present
+            hint = suggestion(name, seen, foreign=layout.foreign)
+            raise HistoryHeaderError(f"{path}: no column {name!r}: {hint}")
+    return RawFile(path, kind, frame, tuple(present))
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names of a CSV file, stripped; blank lines before them are passed over."""
+    with path.open("rb") as stream:
+        for line in stream:
+            if b"\0" in line:
+                break
+            try:
+                text = line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                message = f"{path}: not UTF-8 text: is it a CSV file? save it as UTF-8"
+                raise HistoryError(message) from error
+            if text.strip():
+                return [name.strip() for name in next(csv.reader([text]))]
+        else:
+            raise EmptyHistoryError(f"{path}: the file is empty")
+    raise HistoryError(f"{path}: a binary file, not CSV text")
+
+
+def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame, list[str]]:
+    present = csv_header(path)
+    twice = sorted({name for name in present if name and present.count(name) > 1})
+    if twice:
+        raise HistoryHeaderError(f"{path}: the column {twice[0]!r} appears twice")
+    for name in LISTS:
+        if layout.names.get(name) in present:
+            raise HistoryHeaderError(
+                f"{path}: the column {layout.names[name]!r} holds lists, which CSV cannot: "
+                "use JSONL or Parquet"
+            )
+    # Everything as text: a cell that is no number must be seen and named, not guessed away.
+    frame = pl.scan_csv(path, infer_schema=False, row_index_name=ROW, glob=False)
+    stored = frame.collect_schema().names()[1:]
+    if len(stored) == len(present):
+        frame = frame.rename(dict(zip(stored, present, strict=True)), strict=False)
+    # A blank line (often the last) is no row.
+    blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    return frame.filter(~blank), present
+
+
+def _open_jsonl(
+    path: Path, layout: Layout, columns: Iterable[str]
+) -> tuple[pl.LazyFrame, list[str]]:
+    types = {layout.names[c]: t for c, t in HISTORY_SCHEMA.items() if c in layout.names}
+    wanted = {layout.names[c] for c in (*columns, *layout.required) if c in layout.names}
+    present = _keys_anywhere(path, wanted)
+    schema = {n: t if t.is_nested() else pl.String() for n, t in types.items() if n in present}
+    # This reader takes no `glob=False`: brackets in a name would be read as a pattern.
+    frame = pl.scan_ndjson(glob.escape(str(path)), schema=schema, row_index_name=ROW)
+    return frame, list(schema)
+
+
+def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
+    """Which keys a JSONL file uses at all: a text search, as a key may first come in row 10^6."""
+    missing = {json.dumps(name).encode(): name for name in wanted}
+    overlap = max(map(len, missing), default=0)
+    found: set[str] = set()
+    tail = b""
+    with path.open("rb") as stream:
+        while missing and (chunk := stream.read(SEARCH)):
+            text = tail + chunk
+            found |= {missing.pop(key) for key in list(missing) if key in text}
+            tail = text[-overlap:]
+    return found
+
+
+def first_keys(path: Path) -> list[str]:
+    """The keys of the first line of a JSONL file, as far as it is an object."""
+    with path.open("rb") as stream:
+        line = next((line for line in stream if line.strip()), b"")
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    return list(first) if isinstance(first, dict) else []
+
+
+def _open_parquet(path: Path) -> tuple[pl.LazyFrame, list[str]]:
+    try:
+        frame = pl.scan_parquet(path, row_index_name=ROW, glob=False, hive_partitioning=False)
+        return frame, frame.collect_schema().names()[1:]
+    except pl.exceptions.DuplicateError as error:
+        raise HistoryHeaderError(f"{path}: a column appears twice") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise damaged_parquet(path) from error
+
+
+def damaged_parquet(path: Path) -> HistoryError:
+    return HistoryError(
+        f"{path}: not a readable Parquet file (truncated or damaged): copy it again"
+    )

@@ -1,0 +1,88 @@
+"""Reading JSONL in chunks: memory stays bounded, and every row knows its line.
+
+A chunk is parsed by polars; where that fails (it gives up on a whole file at the first malformed
+line or NaN, and does not say where) the chunk is parsed line by line in Python.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.history.files import BROKEN, ROW
+
+CHUNK = 1 << 25  # bytes
+INT64 = 2**63
+
+
+def jsonl_batches(path: Path, columns: Mapping[str, pl.DataType]) -> Iterator[pl.DataFrame]:
+    """Frames of the raw ``columns``, with the line number in ``ROW``."""
+    first = 1
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK) + stream.readline():
+            data = chunk.removeprefix(b"\xef\xbb\xbf") if first == 1 else chunk
+            yield _parsed(data, first, path, columns)
+            first += chunk.count(b"\n")
+
+
+def _parsed(
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType]
+) -> pl.DataFrame:
+    # Numbers as text: a cell that is no number must be seen and named, not guessed away.
+    try:
+        frame = pl.read_ndjson(data, schema=dict(columns))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        rows = list(_rows(data, first, path, columns))
+        schema = {**columns, ROW: pl.Int64(), BROKEN: pl.String()}
+        return pl.DataFrame(rows, schema=schema)
+    if frame.height == data.count(b"\n") + (not data.endswith(b"\n")):
+        lines = pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True)
+    else:  # blank lines, which polars passes over
+        numbered = enumerate(data.split(b"\n"), start=first)
+        lines = pl.Series([n for n, line in numbered if line.strip()], dtype=pl.Int64)
+    return frame.with_columns(lines.alias(ROW))
+
+
+def _rows(
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType]
+) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(data.split(b"\n"), start=first):
+        if not line.strip():
+            continue
+        row: dict[str, Any] = {ROW: number, BROKEN: None}
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            message = f"{path}: line {number} is not UTF-8 text: save the file as UTF-8"
+            raise HistoryError(message) from error
+        except (ValueError, RecursionError):
+            row[BROKEN] = "is not JSON"
+        else:
+            if isinstance(value, dict):
+                _fill(row, value, columns)
+            else:
+                row[BROKEN] = "is not a JSON object"
+        yield row
+
+
+def _fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.DataType]) -> None:
+    for name, dtype in columns.items():
+        cell = value.get(name)
+        if cell is None:
+            continue
+        if not dtype.is_nested():
+            text = cell if isinstance(cell, str) else json.dumps(cell)
+            # A lone surrogate is legal JSON but no text.
+            row[name] = text if text.isascii() else text.encode("utf-8", "replace").decode()
+        elif isinstance(cell, list) and all(
+            isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < INT64
+            for item in cell
+        ):
+            row[name] = cell
+        else:
+            row[BROKEN] = f"has a {name} that is not a list of whole numbers"

@@ -1,0 +1,62 @@
+"""Writing a history file: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
+from sagellm_lifetime.core.history.files import SUFFIXES, SUPPORTED
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The target as a path; refuses early what could not be written after hours of work."""
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise HistoryError(
+            f"{target}: cannot write {target.suffix or 'no suffix'}: use {SUPPORTED}"
+        )
+    if not target.parent.is_dir():
+        raise HistoryError(f"{target}: the folder {target.parent} does not exist: make it first")
+    if target.is_dir():
+        raise HistoryError(f"{target}: a folder of that name is in the way")
+    return target
+
+
+def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[str]) -> None:
+    """Write ``frame`` as CSV, JSONL or Parquet (by suffix), under a temporary name, then rename.
+
+    A reader never sees half a file, and a failure leaves what was there before.
+    """
+    target = check_target(path)
+    kind = SUFFIXES[target.suffix.lower()]
+    lazy = frame.lazy()
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        if kind == "csv":
+            for name, dtype in lazy.collect_schema().items():
+                if dtype.is_nested():
+                    raise HistoryHeaderError(
+                        f"{target}: the column {name!r} holds lists, which CSV cannot: "
+                        "use .jsonl or .parquet"
+                    )
+            lazy.sink_csv(temporary)
+        elif kind == "jsonl":
+            lazy.sink_ndjson(temporary)
+        else:
+            lazy.sink_parquet(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
+    except pl.exceptions.PolarsError as error:
+        message = f"{target}: cannot be written ({type(error).__name__})"
+        raise HistoryError(message) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).split(":", maxsplit=1)[0].splitlines()[0]
