@@ -43,11 +43,15 @@ def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[st
                         f"{target}: the column {name!r} holds lists, which CSV cannot: "
                         "use .jsonl or .parquet"
                     )
-            lazy.sink_csv(temporary)
-        elif kind == "jsonl":
-            lazy.sink_ndjson(temporary)
-        else:
-            lazy.sink_parquet(temporary)
+        # Opened here and not by polars: when a sink fails, polars may create the file afterwards, in
+        # another thread, and so leave it behind.
+        with temporary.open("xb") as stream:
+            if kind == "csv":
+                lazy.sink_csv(stream)
+            elif kind == "jsonl":
+                lazy.sink_ndjson(stream)
+            else:
+                lazy.sink_parquet(stream)
         temporary.replace(target)
     except OSError as error:
         raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
