@@ -43,7 +43,7 @@ def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[st
                         f"{target}: the column {name!r} holds lists, which CSV cannot: "
                         "use .jsonl or .parquet"
                     )
-        # Opened here and not by polars: when a sink fails, polars may create the file afterwards, in
+        # Opened here and not by polars: when a sink fails, polars may create the file later, in
         # another thread, and so leave it behind.
         with temporary.open("xb") as stream:
             if kind == "csv":
