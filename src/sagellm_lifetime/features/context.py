@@ -1,0 +1,77 @@
+"""The most recent completions of each session and of each client."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from sagellm_lifetime.features.request import RequestFeatures
+
+OF_SESSION: Final = 4
+OF_CLIENT: Final = 3
+_FIELDS: Final = 5
+
+
+class Finished(NamedTuple):
+    """What is remembered of one completion."""
+
+    length: int
+    censored: bool
+    prompt_length: int | None
+    client_key: int
+
+
+class RecentCompletions:
+    """Bounded memory: the least recently finished session or client goes first."""
+
+    def __init__(self, capacity: int = 20_000) -> None:
+        self._capacity = capacity
+        self._items: OrderedDict[tuple[int, int], deque[Finished]] = OrderedDict()
+
+    def session(self, session: int) -> list[Finished]:
+        """Last completions of a session, oldest first; a key of 0 has none."""
+        return list(self._items.get((0, session), ())) if session else []
+
+    def client(self, features: RequestFeatures) -> list[Finished]:
+        """Last completions of a client, oldest first."""
+        key = features.client_key
+        return list(self._items.get((1, key), ())) if key else []
+
+    def learn(
+        self, features: RequestFeatures, session: int, length: int, *, censored: bool
+    ) -> None:
+        """Remember one completion."""
+        finished = Finished(length, censored, features.prompt_length, features.client_key)
+        for kind, key, size in (
+            (0, session, OF_SESSION),
+            (1, features.client_key, OF_CLIENT),
+        ):
+            if key:
+                items = self._items.setdefault((kind, key), deque(maxlen=size))
+                items.append(finished)
+                self._items.move_to_end((kind, key))
+        while len(self._items) > self._capacity:
+            self._items.popitem(last=False)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is remembered: keys, and rows of (owner, length, censored, prompt, client)."""
+        keys = np.array(list(self._items), dtype=np.int64).reshape(-1, 2)
+        rows = [
+            (owner, f.length, f.censored, -1 if f.prompt_length is None else f.prompt_length,
+             f.client_key)
+            for owner, items in enumerate(self._items.values())
+            for f in items
+        ]
+        return {"keys": keys, "finished": np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Replace what is remembered with a :meth:`state`."""
+        sizes = (OF_SESSION, OF_CLIENT)
+        keys = [(int(kind), int(key)) for kind, key in state["keys"]]
+        self._items = OrderedDict((key, deque(maxlen=sizes[key[0]])) for key in keys)
+        for owner, length, censored, prompt, client in state["finished"].tolist():
+            self._items[keys[owner]].append(
+                Finished(length, bool(censored), None if prompt < 0 else prompt, client)
+            )

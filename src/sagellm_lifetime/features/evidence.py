@@ -1,0 +1,118 @@
+"""The sequence a network reads: recent completions, the admission, chunks of the generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.context import RecentCompletions
+from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
+from sagellm_lifetime.features.request import RequestFeatures, key_of
+from sagellm_lifetime.features.text import (
+    lexical,
+    text_structure,
+    token_buckets,
+    token_structure,
+    word_buckets,
+)
+from sagellm_lifetime.features.trajectory import CHUNK_AGES, chunks_at, generated_tokens
+
+NAME_BUCKETS: Final = 2048
+MOST_CHUNKS: Final = 6
+"""Chunks a network sees, the newest; older ones are in the cumulative counts."""
+_NONE: Final = np.zeros(0, dtype=np.int64)
+
+
+class Step(NamedTuple):
+    """One step: numbers ``(WIDTH,)``, buckets of tokens, buckets of names."""
+
+    numbers: np.ndarray
+    tokens: np.ndarray
+    names: np.ndarray
+
+
+@dataclass(slots=True)
+class SequenceEvidence:
+    """Everything a network knows about one running sequence.
+
+    Attributes:
+        start: recent completions and the admission.
+        chunks: the generation so far.
+        age: when the newest step was read.
+        marks: per answer, the age and the number of chunks it was given on.
+        base: logits of the residual-life table at the last answer, shape ``(BINS,)``.
+    """
+
+    features: RequestFeatures
+    session: int
+    start: list[Step]
+    age: int
+    chunks: list[Step] = field(default_factory=list)
+    chunks_read: int = 0
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    base: np.ndarray | None = None
+
+    def steps(self, chunks: int | None = None) -> list[Step]:
+        """The sequence as it was after so many chunks (all of them by default)."""
+        read = self.chunks if chunks is None else self.chunks[:chunks]
+        return [*self.start, *read[-MOST_CHUNKS:]]
+
+
+def read_evidence(
+    request: PredictionRequest, session: int, features: RequestFeatures, recent: RecentCompletions
+) -> SequenceEvidence:
+    """Evidence at the first request of a sequence."""
+    start = []
+    of_session = recent.session(session)
+    for kind, finished in (("client", recent.client(features)), ("session", of_session)):
+        for i, each in enumerate(finished):
+            numbers = finished_step(each, features, kind, len(finished) - 1 - i)
+            start.append(Step(numbers, _NONE, _NONE))
+    text = (request.prompt_features or {}).get("prompt_text")
+    prompt = request.token_ids[: len(request.token_ids) - request.current_length]
+    if prompt:
+        tokens = token_buckets(prompt)
+    else:
+        tokens = word_buckets(str(text)) if text else _NONE
+    numbers = admission_step(features, lexical(str(text)) if text else None, request.current_length)
+    names = [key % NAME_BUCKETS for key in (features.model_key, features.client_key) if key]
+    if features.model_key and features.client_key:
+        names.append(key_of("both", features.model_key ^ features.client_key) % NAME_BUCKETS)
+    start.append(Step(numbers, tokens, np.array(names, dtype=np.int64)))
+    return SequenceEvidence(features, session, start, request.current_length)
+
+
+def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
+    """Take in the chunks that were completed since the last call; whether there were any."""
+    age = request.current_length
+    complete = chunks_at(age)
+    if complete <= evidence.chunks_read:
+        return False
+    said = request.prompt_features or {}
+    tokens = generated_tokens(request, evidence.features.prompt_length)
+    text = said.get("output_text")
+    if not tokens and not text:
+        return False
+    signals = (_number(said.get("eos_logprob")), _number(said.get("entropy")))
+    for i in range(evidence.chunks_read, complete):
+        begin, end = CHUNK_AGES[i - 1] if i else 0, CHUNK_AGES[i]
+        if tokens:
+            buckets = token_buckets(tokens[begin:end])
+            structure = token_structure(buckets, signals)
+        else:
+            # Characters stand in for tokens: the text so far, cut in proportion.
+            so_far = str(text)[: len(str(text)) * end // age]
+            buckets = word_buckets(so_far[len(str(text)) * begin // age :])
+            structure = text_structure(so_far)
+        evidence.chunks.append(Step(chunk_step(end, end - begin, structure), buckets, _NONE))
+    evidence.chunks_read = complete
+    evidence.age = age
+    return True
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+

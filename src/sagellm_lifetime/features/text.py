@@ -1,0 +1,102 @@
+"""Counts and hashed words of a text; the text itself is not kept."""
+
+from __future__ import annotations
+
+import re
+from math import log1p
+from typing import Final
+from zlib import crc32
+
+import numpy as np
+
+from sagellm_lifetime.features.encode import LEXICAL, STRUCTURE
+
+BUCKETS: Final = 4096
+"""Hashed vocabulary shared by token ids and words."""
+MOST_WORDS: Final = 128
+_WORD = re.compile(r"\w+|[^\w\s]")
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_NUMBERED = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
+_HEADING = re.compile(r"^#+\s", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+
+
+def token_buckets(token_ids: list[int]) -> np.ndarray:
+    """Buckets of token ids; of a long list the first and the last 64."""
+    if len(token_ids) > MOST_WORDS:
+        half = MOST_WORDS // 2
+        token_ids = [*token_ids[:half], *token_ids[-half:]]
+    ids = np.array(token_ids, dtype=np.int64)
+    # Fibonacci hashing spreads neighbouring ids, which vocabularies order by frequency.
+    return ((ids * 2654435761) >> 7) % BUCKETS
+
+
+def word_buckets(text: str) -> np.ndarray:
+    """Buckets of the words of a text; of a long one the first and the last 64."""
+    half = MOST_WORDS // 2
+    words = _WORD.findall(text[: 12 * MOST_WORDS].lower())
+    if len(words) > half and len(text) > 12 * MOST_WORDS:
+        words = words[:half] + _WORD.findall(text[-6 * MOST_WORDS :].lower())[-half:]
+    hashed = [crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS for word in words[:MOST_WORDS]]
+    return np.array(hashed, dtype=np.int64)
+
+
+def lexical(text: str) -> np.ndarray:
+    """What kind of prompt it is: sizes and marks, shape ``(LEXICAL,)``."""
+    n = max(len(text), 1)
+    words = text.count(" ") + 1
+    return np.array(
+        [
+            log1p(len(text)) / 8,
+            log1p(words) / 8,
+            log1p(text.count("\n")) / 4,
+            text.count("?") > 0,
+            text.rstrip().endswith("?"),
+            log1p(text.count(",")) / 4,
+            sum(map(str.isdigit, text[:2000])) / min(n, 2000),
+            sum(map(str.isupper, text[:2000])) / min(n, 2000),
+            "```" in text,
+            log1p(len(_BULLET.findall(text))) / 3,
+            text.count('"') > 1,
+            1.0,
+        ],
+        dtype=np.float32,
+    )[:LEXICAL]
+
+
+def text_structure(text: str) -> np.ndarray:
+    """Shape of a generated text so far, shape ``(STRUCTURE,)``: lists, code, where it stands."""
+    tail = text[-400:]
+    last_line = text[text.rfind("\n") + 1 :]
+    open_code = text.count("```") % 2
+    return np.array(
+        [
+            1.0,
+            log1p(text.count("\n\n")) / 4,
+            log1p(len(_BULLET.findall(text))) / 3,
+            log1p(len(_NUMBERED.findall(text))) / 3,
+            log1p(len(_HEADING.findall(text))) / 3,
+            log1p(len(_SENTENCE_END.findall(text))) / 4,
+            open_code,
+            "```" in text,
+            bool(_SENTENCE_END.search(text[-3:])),
+            log1p(len(last_line)) / 6,
+            bool(_BULLET.match(last_line)),
+            any(w in tail.lower() for w in ("overall", "in conclusion", "in summary", "finally")),
+            any(w in tail.lower() for w in ("let me know", "hope this", "feel free", "any other")),
+            log1p(len(text)) / 8,
+        ],
+        dtype=np.float32,
+    )[:STRUCTURE]
+
+
+def token_structure(recent: np.ndarray, signals: tuple[float | None, float | None]) -> np.ndarray:
+    """Shape of a chunk of token buckets, with EOS log-probability and entropy where given."""
+    x = np.zeros(STRUCTURE, dtype=np.float32)
+    x[1] = len(np.unique(recent)) / max(len(recent), 1)
+    eos, entropy = signals
+    if eos is not None:
+        x[2], x[3] = eos / 16.0, 1.0
+    if entropy is not None:
+        x[4], x[5] = entropy / 4.0, 1.0
+    return x

@@ -1,0 +1,151 @@
+"""Gradient descent on the censored likelihood (PyTorch), in bulk and a few steps at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core.errors import MissingExtraError
+from sagellm_lifetime.learning.replay import Sample
+from sagellm_lifetime.learning.serving import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH: Final = 256
+_PATIENCE: Final = 3
+
+Log = Callable[[str, float, int], None]
+"""``(name, value, step)``, as of TensorBoard's ``add_scalar``."""
+
+
+class Trainer:
+    """A network in training.
+
+    Args:
+        build: makes the PyTorch network; called under the seed.
+        weights: to start from, or ``None`` for the initial ones.
+        seed: of the initial weights, the order of samples and the dropout of names.
+        learning_rate: of AdamW.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        weights: Weights | None,
+        *,
+        seed: int = 0,
+        learning_rate: float = 2e-3,
+    ) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("training a network", "train") from error
+        self._rng = np.random.default_rng(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = build()
+        if weights is not None:
+            state = {k: torch.from_numpy(np.array(v)) for k, v in weights.items()}
+            self.network.load_state_dict(state)
+        self._seed = seed
+        self._steps = 0
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=learning_rate, weight_decay=1e-2
+        )
+
+    def weights(self) -> Weights:
+        """A copy of the weights."""
+        return {k: v.detach().numpy().copy() for k, v in self.network.state_dict().items()}
+
+    def step(self, samples: Sequence[Sample]) -> float:
+        """One gradient step; returns the loss in nats per sequence."""
+        import torch
+
+        self._steps += 1
+        self.network.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed * 1_000_003 + self._steps)
+            loss = self._loss(samples)
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def fit(
+        self,
+        samples: Sequence[Sample],
+        held_out: Sequence[Sample],
+        *,
+        epochs: int,
+        progress: Callable[[str, float], None] | None = None,
+        log: Log | None = None,
+    ) -> dict[str, float]:
+        """Train until the held-out loss stops falling; keeps the best weights seen.
+
+        Returns:
+            ``loss_before`` and ``loss``: held-out nats per sequence, without and with training.
+        """
+        before = best = self.evaluate(held_out)
+        kept, waited = self.weights(), 0
+        batches = max(1, len(samples) // _BATCH)
+        for epoch in range(epochs):
+            self._set_rate(epoch, epochs)
+            order = self._rng.permutation(len(samples))
+            total = 0.0
+            for i in range(batches):
+                total += self.step([samples[j] for j in order[i * _BATCH : (i + 1) * _BATCH]])
+                if progress:
+                    progress("training", (epoch + (i + 1) / batches) / epochs)
+            loss = self.evaluate(held_out)
+            if log:
+                log("loss/train", total / batches, epoch)
+                log("loss/held_out", loss, epoch)
+            waited += 1
+            if loss < best - 1e-4:
+                best, kept, waited = loss, self.weights(), 0
+            if waited >= _PATIENCE:
+                break
+        self._load(kept)
+        return {"loss_before": before, "loss": best}
+
+    def evaluate(self, samples: Sequence[Sample]) -> float:
+        """Loss in nats per sequence, without training."""
+        import torch
+
+        self.network.eval()
+        total = 0.0
+        with torch.no_grad():
+            for i in range(0, len(samples), 1024):
+                part = samples[i : i + 1024]
+                total += float(self._loss(part)) * len(part)
+        return total / max(len(samples), 1)
+
+    def _loss(self, samples: Sequence[Sample]) -> torch.Tensor:
+        import torch
+
+        from sagellm_lifetime.learning.loss import Targets, negative_log_likelihood
+        from sagellm_lifetime.learning.networks import Batch
+
+        outputs = self.network(Batch([sample.steps for sample in samples]))
+        base = torch.from_numpy(np.stack([sample.base for sample in samples]).astype(np.float32))
+        targets = Targets(
+            np.array([sample.age for sample in samples]),
+            np.array([sample.length for sample in samples]),
+            np.array([sample.censored for sample in samples]),
+        )
+        return negative_log_likelihood(outputs, base, targets)
+
+    def _set_rate(self, epoch: int, epochs: int) -> None:
+        """Cosine decay (Loshchilov & Hutter 2017)."""
+        for group in self._optimizer.param_groups:
+            top = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = top * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
+
+    def _load(self, weights: Weights) -> None:
+        import torch
+
+        self.network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})

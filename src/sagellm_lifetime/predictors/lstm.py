@@ -1,0 +1,34 @@
+"""Recurrent predictor: a stacked LSTM over the evidence, discrete-time hazards out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sagellm_lifetime.learning.serving import Runner, Weights, lstm_runner
+from sagellm_lifetime.predictors.neural import NeuralPredictor
+
+
+class LSTMLifetimePredictor(NeuralPredictor):
+    """LSTM (Hochreiter & Schmidhuber 1997) over recent completions, admission and generation.
+
+    Args:
+        hidden_size: width of each layer.
+        num_layers: stacked layers.
+        options: of :class:`~sagellm_lifetime.predictors.neural.NeuralPredictor` and
+            :class:`~sagellm_lifetime.predictors.base.Predictor`.
+    """
+
+    name = "lstm"
+
+    def __init__(self, hidden_size: int = 128, num_layers: int = 2, **options: Any) -> None:
+        super().__init__(**options)
+        self._options.update(hidden_size=hidden_size, num_layers=num_layers)
+
+    def _build(self) -> Callable[[], Any]:
+        from sagellm_lifetime.learning.networks import LSTMNetwork
+
+        return lambda: LSTMNetwork(self._options["hidden_size"], self._options["num_layers"])
+
+    def _make_runner(self, weights: Weights) -> Runner:
+        return lstm_runner(weights)

@@ -1,0 +1,204 @@
+"""What the LSTM and the Transformer share: a residual-life table, corrected by a network.
+
+The table learns from every completion at once; the network reads the sequence of evidence and
+corrects the hazards of the table (see ``learning.head``). Untrained, it corrects nothing. The
+network runs when there is new evidence; between two pieces a prediction is a look-up.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.errors import MissingExtraError, RequestError
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.context import RecentCompletions
+from sagellm_lifetime.features.conversations import Conversations
+from sagellm_lifetime.features.evidence import SequenceEvidence, read_chunks, read_evidence
+from sagellm_lifetime.features.request import read_request
+from sagellm_lifetime.learning.head import base_logits, rows_from_outputs
+from sagellm_lifetime.learning.replay import ReplayStore, Sample
+from sagellm_lifetime.learning.residual_life import ResidualLife
+from sagellm_lifetime.learning.serving import Runner, Weights
+from sagellm_lifetime.learning.trainer import Log, Trainer
+from sagellm_lifetime.predictors.base import Completion, Predictor, Progress
+from sagellm_lifetime.predictors.sampling import history_samples
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_TRAINED: Final = 40_000
+"""The newest rows a network is trained on; the tables take all."""
+_BURN_IN: Final = 0.05
+"""Share of the history that only warms the tables up: their first answers are no base."""
+_ONLINE_BATCH: Final = 64
+_ONLINE_EVERY: Final = 8
+"""Completions between two rounds of gradient steps."""
+_ONLINE_START: Final = 16
+
+
+class NeuralPredictor(Predictor):
+    """Base of the predictors with a network.
+
+    Args:
+        online: ``"inline"`` takes gradient steps inside :meth:`update`, a few every 8
+            completions (10–40 ms each round; needs PyTorch, without it only the tables learn);
+            ``"off"`` leaves the weights as fitted. The tables and the calibration always learn.
+        epochs: passes over the history in :meth:`fit`, at most.
+    """
+
+    def __init__(self, *, online: str = "inline", epochs: int = 12, **options: Any) -> None:
+        super().__init__(**options)
+        if online not in ("inline", "off"):
+            raise RequestError(f"online must be 'inline' or 'off', got {online!r}")
+        self._options.update(online=online, epochs=epochs)
+        self._tables = ResidualLife()
+        self._conversations = Conversations()
+        self._recent = RecentCompletions()
+        self._weights: Weights | None = None
+        self._runner: Runner | None = None
+        self._trainer: Trainer | None = None
+        self._store = ReplayStore(seed=self._options["seed"])
+        self._fitting = False
+        self._training_steps = 0
+        self.training: dict[str, float] = {}
+        self.log: Log | None = None
+
+    @abstractmethod
+    def _build(self) -> Callable[[], Any]:
+        """A maker of the PyTorch network."""
+
+    @abstractmethod
+    def _make_runner(self, weights: Weights) -> Runner:
+        """The network for serving."""
+
+    # -- predicting --------------------------------------------------------------------------
+
+    def _read(self, request: PredictionRequest) -> SequenceEvidence:
+        features = read_request(request)
+        session = self._conversations.key(features)
+        return read_evidence(request, session, features, self._recent)
+
+    def _more(self, evidence: SequenceEvidence, request: PredictionRequest) -> bool:
+        return read_chunks(evidence, request)
+
+    def _rows(self, evidence: Sequence[SequenceEvidence]) -> np.ndarray:
+        hazards = np.stack([self._tables.hazards(e.features, e.session) for e in evidence])
+        base = base_logits(hazards)
+        for each, logits in zip(evidence, base, strict=True):
+            each.base = logits
+            mark = (each.age, len(each.chunks))
+            if not each.marks or each.marks[-1] != mark:
+                each.marks.append(mark)
+        if self._runner is None:
+            return hazard.from_hazards(hazards)
+        outputs = self._runner([each.steps() for each in evidence])
+        return rows_from_outputs(outputs, base, np.array([each.age for each in evidence]))
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def _learn(self, completion: Completion) -> None:
+        evidence: SequenceEvidence = completion.evidence
+        if self._options["online"] != "off":
+            self._remember(completion)
+        self._conversations.learn(evidence.features)
+        for table in (self._tables, self._recent):
+            table.learn(
+                evidence.features,
+                evidence.session,
+                completion.length,
+                censored=completion.censored,
+            )
+        if self._options["online"] == "inline" and not self._fitting:
+            self._train_inline()
+
+    def _remember(self, completion: Completion) -> None:
+        """Keep one sample per answer that was given, at the age it was asked for."""
+        evidence: SequenceEvidence = completion.evidence
+        if evidence.base is None:
+            return
+        for age, chunks in evidence.marks:
+            if age < completion.length:
+                self._store.add(
+                    Sample(
+                        evidence.steps(chunks),
+                        evidence.base,
+                        age,
+                        completion.length,
+                        completion.censored,
+                    )
+                )
+
+    def _train_inline(self) -> None:
+        lessons = self._lessons + 1
+        if lessons % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
+            return
+        if self._trainer is None:
+            rate = 3e-3 if self._weights is None else 3e-4
+            try:
+                self._trainer = Trainer(
+                    self._build(), self._weights, seed=self._options["seed"], learning_rate=rate
+                )
+            except MissingExtraError:
+                self._options["online"] = "off"
+                return
+        rounds = 8 if lessons < 512 and not self.training else 2
+        for _ in range(rounds):
+            self._trainer.step(self._store.draw(_ONLINE_BATCH))
+        self._training_steps += rounds
+        self._use(self._trainer.weights())
+
+    def _use(self, weights: Weights | None) -> None:
+        self._weights = weights
+        self._runner = None if weights is None else self._make_runner(weights)
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._tables = ResidualLife()
+        self._conversations = Conversations()
+        self._recent = RecentCompletions()
+        self._store = ReplayStore(seed=self._options["seed"])
+        self._trainer = None
+        rng = np.random.default_rng(self._options["seed"])
+        skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
+        for _ in history_samples(self, skipped, rng, None):
+            pass
+        samples = list(history_samples(self, older.slice(len(skipped)), rng, progress))
+        after_older = deepcopy((self._tables, self._conversations, self._recent))
+        held_out = list(history_samples(self, newest, rng, progress))
+        self._tables, self._conversations, self._recent = after_older
+        trainer = Trainer(self._build(), None, seed=self._options["seed"])
+        self.training = trainer.fit(
+            samples, held_out, epochs=self._options["epochs"], progress=progress, log=self.log
+        )
+        self._use(trainer.weights())
+
+    # -- state -------------------------------------------------------------------------------
+
+    def get_metrics(self) -> dict[str, Any]:
+        """As of every predictor, with the gradient steps taken online."""
+        return {**super().get_metrics(), "training_steps": self._training_steps}
+
+    def _state(self) -> dict[str, np.ndarray]:
+        parts: dict[str, dict[str, np.ndarray]] = {
+            "tables": self._tables.state(),
+            "conversations": self._conversations.state(),
+            "recent": self._recent.state(),
+            "weights": self._weights or {},
+        }
+        return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        def part(name: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+
+        self._tables.restore(part("tables."))
+        self._conversations.restore(part("conversations."))
+        self._recent.restore(part("recent."))
+        self._trainer = None
+        self._use(part("weights.") or None)
+

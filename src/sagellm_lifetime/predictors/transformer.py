@@ -1,0 +1,41 @@
+"""Attention predictor: a Transformer encoder over the evidence, discrete-time hazards out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.learning.serving import Runner, Weights, transformer_runner
+from sagellm_lifetime.predictors.neural import NeuralPredictor
+
+
+class TransformerLifetimePredictor(NeuralPredictor):
+    """Encoder (Vaswani et al. 2017) over recent completions, admission and generation.
+
+    Args:
+        d_model: width; a multiple of ``nhead``.
+        nhead: attention heads.
+        num_layers: encoder blocks.
+        options: of :class:`~sagellm_lifetime.predictors.neural.NeuralPredictor` and
+            :class:`~sagellm_lifetime.predictors.base.Predictor`.
+    """
+
+    name = "transformer"
+
+    def __init__(
+        self, d_model: int = 128, nhead: int = 4, num_layers: int = 2, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if d_model % nhead:
+            raise RequestError(f"d_model {d_model} must be a multiple of nhead {nhead}")
+        self._options.update(d_model=d_model, nhead=nhead, num_layers=num_layers)
+
+    def _build(self) -> Callable[[], Any]:
+        from sagellm_lifetime.learning.networks import TransformerNetwork
+
+        o = self._options
+        return lambda: TransformerNetwork(o["d_model"], o["nhead"], o["num_layers"])
+
+    def _make_runner(self, weights: Weights) -> Runner:
+        return transformer_runner(weights, self._options["nhead"])
