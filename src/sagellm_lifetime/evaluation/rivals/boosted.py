@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast, from_quantiles
-from sagellm_lifetime.evaluation.points import Points, lengths
+from sagellm_lifetime.evaluation.metrics import mae
+from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.columns import Columns
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import Curve, curve_of, observed
+from sagellm_lifetime.evaluation.rivals.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 QUANTILES: Final = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 TREES: Final = 200
+_MIN_ROWS: Final = 20
 _AGES_PER_ROW: Final = 6
 _MAX_SAMPLES: Final = 100_000
 _PARAMETERS: Final = {
@@ -37,68 +41,85 @@ _PARAMETERS: Final = {
 
 
 class LightGbm(Rival):
-    """One booster of 200 trees per quantile of ``log(remaining / residual-life median)``.
+    """One booster of 200 trees per quantile of a log length, given the columns and the age.
 
-    The target starts from the residual-life table, so the trees need not learn what age alone
-    says. Training ages are 0 and six drawn log-uniformly up to the longest length, kept where the
-    row is still alive: independent of the row's own length. Rows without a seen end are left out
-    (LightGBM has no censored quantile loss). Quantiles between the seven are interpolated on the
-    normal scale.
+    The target is the one of three (:mod:`.targets`) whose median has the least step-weighted error
+    on the last fifth of the training part. Training ages, kept where the row is still alive, are
+    independent of its own length: 0, three log-uniform up to the longest length, three from the
+    steps of the whole history. Rows without a seen end are left out (LightGBM has no censored
+    quantile loss). Quantiles between the seven are interpolated on the normal scale.
     """
 
     name = "lightgbm"
 
     def fit(self, train: pl.DataFrame) -> None:
-        self._curve = curve_of(train)
         ended = train.filter(pl.Series(observed(train) & (lengths(train) > 0)))
+        if len(ended) < _MIN_ROWS:
+            raise HistoryError(
+                f"the lightgbm rival needs {_MIN_ROWS} finished sequences to train on, "
+                f"got {len(ended)}"
+            )
         self._columns = Columns()
         self._columns.fit(ended)
-        row, age = _training_ages(lengths(ended))
-        features = np.column_stack([self._columns.matrix(ended)[row], self._age(age)])
-        target = np.log(lengths(ended)[row] - age) - self._offset(age)
-        self._boosters = [self._train(features, target, level) for level in QUANTILES]
+        self._target = self._choose(ended, curve_of(train))
+        self._boosters = [self._train(ended, self._target, level) for level in QUANTILES]
 
     def forecast(self, frame: pl.DataFrame, points: Points) -> Forecast:
-        table = self._columns.matrix(frame)[points.row]
-        features = np.column_stack([table, self._age(points.age)])
-        found = np.column_stack(
-            [np.asarray(booster.predict(features, num_threads=1)) for booster in self._boosters]
-        )
-        found = np.sort(found, axis=1) + self._offset(points.age)[:, None]
-        return from_quantiles(np.exp(_interpolate(found)), points.age, points.cap)
+        features = self._features(frame, points.row, points.age)
+        found = np.column_stack([_predict(booster, features) for booster in self._boosters])
+        levels = _interpolate(np.sort(found, axis=1))
+        return from_quantiles(self._target.remaining(levels, points.age), points.age, points.cap)
 
-    def _train(self, features: np.ndarray, target: np.ndarray, level: float) -> Booster:
+    def _choose(self, ended: pl.DataFrame, curve: Curve) -> Target:
+        first = round(len(ended) * 0.8)
+        held = ended[first:]
+        points = draw_points(held)
+        at = points.groups()["steps"]
+        age, remaining = points.age[at], points.remaining[at]
+        features = self._features(held, points.row[at], age)
+        best, least = TARGETS[0](curve), np.inf
+        for make in TARGETS:
+            target = make(curve)
+            median = _predict(self._train(ended[:first], target, 0.5), features)
+            point = target.remaining(median[:, None], age)[:, 0]
+            error = mae(point, remaining, points.weight[at])
+            if error < least:
+                best, least = target, error
+        return best
+
+    def _train(self, ended: pl.DataFrame, target: Target, level: float) -> Booster:
         import lightgbm
 
+        length = lengths(ended)
+        row, age = _training_ages(length)
         data = lightgbm.Dataset(
-            features,
-            target,
+            self._features(ended, row, age),
+            target.of(length[row] - age, age),
             categorical_feature=self._columns.categorical,
             params={"verbose": -1},
-            free_raw_data=False,
         )
-        leaf = int(np.clip(len(target) // 200, 10, 200))
+        leaf = int(np.clip(len(row) // 200, 10, 200))
         parameters = _PARAMETERS | {"alpha": level, "min_data_in_leaf": leaf}
         return lightgbm.train(parameters, data, num_boost_round=TREES)
 
-    def _age(self, age: np.ndarray) -> np.ndarray:
-        return np.log1p(age).astype(np.float32)
-
-    def _offset(self, age: np.ndarray) -> np.ndarray:
-        return np.log(_median(self._curve, age))
+    def _features(self, frame: pl.DataFrame, row: np.ndarray, age: np.ndarray) -> np.ndarray:
+        table = self._columns.matrix(frame)[row]
+        return np.column_stack([table, np.log1p(age).astype(np.float32)])
 
 
-def _median(curve: Curve, age: np.ndarray) -> np.ndarray:
-    ages, inverse = np.unique(age, return_inverse=True)
-    return curve.residual(ages, np.array([0.5]))[inverse, 0]
+def _predict(booster: Booster, features: np.ndarray) -> np.ndarray:
+    return np.asarray(booster.predict(features, num_threads=1))
 
 
 def _training_ages(length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and ages of the training samples: age 0, and drawn ages below the length."""
     rng = np.random.default_rng(0)
+    shape = (len(length), _AGES_PER_ROW // 2)
     top = np.log1p(float(length.max(initial=1)))
-    drawn = np.expm1(rng.random((len(length), _AGES_PER_ROW)) * top).astype(np.int64)
-    drawn = np.column_stack([np.zeros(len(length), dtype=np.int64), drawn])
+    spread = np.expm1(rng.random(shape) * top).astype(np.int64)
+    others = rng.choice(length, shape, p=length / length.sum())
+    steps = (rng.random(shape) * others).astype(np.int64)
+    drawn = np.column_stack([np.zeros(len(length), dtype=np.int64), spread, steps])
     row, which = np.nonzero(drawn < length[:, None])
     if len(row) > _MAX_SAMPLES:
         keep = np.sort(rng.choice(len(row), _MAX_SAMPLES, replace=False))

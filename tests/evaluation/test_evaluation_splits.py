@@ -1,0 +1,62 @@
+"""Splits: whole groups to one side, the same every time, never by row."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from evaluation_stubs import history
+
+from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
+from sagellm_lifetime.evaluation.splits import split
+
+
+def test_by_time_whatever_the_order_of_the_rows():
+    frame = history(100).sample(fraction=1.0, shuffle=True, seed=0)
+    parts = split(frame)
+    assert parts.by == "time"
+    assert (len(parts.train), len(parts.test)) == (70, 30)
+    assert parts.train["arrival_time"].max() < parts.test["arrival_time"].min()
+
+
+@pytest.mark.parametrize(("column", "way"), [("session_id", "session"), ("prompt_id", "prompt")])
+def test_whole_groups_to_one_side(column, way):
+    frame = history(1000).drop("arrival_time")
+    frame = frame.with_columns((pl.int_range(1000) // 5).cast(pl.String).alias(column))
+    parts, again = split(frame), split(frame.reverse())
+    assert parts.by == way
+    assert not set(parts.train[column]) & set(parts.test[column])
+    assert 0.65 < len(parts.train) / 1000 <= 0.7
+    assert set(parts.train[column]) == set(again.train[column])
+
+
+def test_times_relative_to_the_session_are_not_a_clock():
+    frame = history(300).with_columns(
+        session_id=(pl.int_range(300) // 3).cast(pl.String),
+        arrival_time=(pl.int_range(300) % 3).cast(pl.Float64),
+    )
+    assert split(frame).by == "session"
+    assert split(frame, "time").by == "time"
+
+
+def test_rows_without_a_prompt_id_are_groups_of_their_own():
+    frame = pl.DataFrame({"prompt_id": ["a", None] * 50, "actual_length": [1, 2] * 50})
+    parts = split(frame)
+    named = [part["prompt_id"].drop_nulls().len() for part in (parts.train, parts.test)]
+    assert sorted(named) == [0, 50]
+    assert len(parts.train) + len(parts.test) == 100
+
+
+def test_a_bare_history_is_cut_in_file_order():
+    parts = split(pl.DataFrame({"actual_length": list(range(10))}))
+    assert parts.by == "order"
+    assert parts.test["actual_length"].to_list() == [7, 8, 9]
+
+
+def test_errors_are_one_line():
+    bare = pl.DataFrame({"actual_length": [1, 2, 3]})
+    with pytest.raises(HistoryError, match="needs the column 'session_id'"):
+        split(bare, "session")
+    with pytest.raises(HistoryError, match="one part would be empty"):
+        split(bare[:1])
+    with pytest.raises(UnknownNameError, match="choose one of"):
+        split(bare, "row")
