@@ -35,10 +35,13 @@ class Columns:
         parts = [_encode(columns.get(name, empty), codes) for name, codes in self._codes.items()]
         parts += [_numbers(frame, name) for name in self._numbers]
         if self._prefix:
-            parts.append(frame["prefix_hashes"].list.len().cast(pl.Float32).to_numpy())
+            blocks = _column(frame, "prefix_hashes", pl.List(pl.Int64))
+            parts.append(blocks.list.len().cast(pl.Float64).to_numpy())
         table = np.column_stack(parts) if parts else np.zeros((len(frame), 0))
         if self._text:
-            table = np.column_stack([table, lexical.counts(frame["prompt_text"])])
+            table = np.column_stack(
+                [table, lexical.counts(_column(frame, "prompt_text", pl.String))]
+            )
         return table.astype(np.float32)
 
 
@@ -68,6 +71,11 @@ def _encode(column: pl.Series, codes: dict[str, int]) -> np.ndarray:
 
 
 def _numbers(frame: pl.DataFrame, name: str) -> np.ndarray:
-    if name not in frame.columns:
-        return np.full(len(frame), np.nan)
-    return frame[name].cast(pl.Float64).to_numpy()
+    return _column(frame, name, pl.Float64).cast(pl.Float64).to_numpy()
+
+
+def _column(frame: pl.DataFrame, name: str, kind: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """The column, or one of nulls."""
+    if name in frame.columns:
+        return frame[name]
+    return pl.Series(name, [None] * len(frame), dtype=kind)
