@@ -26,6 +26,7 @@ class Columns:
         self._codes = {name: _categories(column) for name, column in _categorical(train).items()}
         self._prefix = _present(train, "prefix_hashes")
         self._text = _present(train, "prompt_text")
+        self._words = lexical.vocabulary(train["prompt_text"]) if self._text else []
         self.categorical = list(range(len(self._codes)))
 
     def matrix(self, frame: pl.DataFrame) -> np.ndarray:
@@ -39,9 +40,9 @@ class Columns:
             parts.append(blocks.list.len().cast(pl.Float64).to_numpy())
         table = np.column_stack(parts) if parts else np.zeros((len(frame), 0))
         if self._text:
-            table = np.column_stack(
-                [table, lexical.counts(_column(frame, "prompt_text", pl.String))]
-            )
+            text = _column(frame, "prompt_text", pl.String)
+            words = lexical.occurrences(text, self._words)
+            table = np.column_stack([table, lexical.counts(text), words])
         return table.astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """Simple counts over a prompt's text, vectorised by polars.
 
-In the spirit of the lexical features of Clairvoyant (2606.07248): sizes, punctuation, structure
-and words that ask for something long or short.
+In the spirit of the lexical features of Clairvoyant (2606.07248): sizes, punctuation, structure,
+words that ask for something long or short; and which of the common words occur.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _WORDS: Final = (
     r"translate|rewrite|edit|correct|convert|paraphrase|replace|fix",
     r"who|when|where|which|what is|name|capital|calculate|find|is it|true or false|yes or no",
 )
+_HEAD: Final = 1000
+"""Characters of a prompt that are searched for common words."""
 _LIMIT: Final = r"(?i)\b(\d{1,5})\s*(?:-\s*)?(?:words?|sentences?|items|examples|ideas|steps|ways)"
 
 
@@ -57,3 +59,23 @@ def counts(text: pl.Series) -> np.ndarray:
 def first_word(text: pl.Series) -> pl.Series:
     """The first word in lower case: "list", "write", "what"."""
     return text.str.to_lowercase().str.extract(r"([a-z]+)").alias("first_word")
+
+
+def vocabulary(text: pl.Series, size: int = 150) -> list[str]:
+    """The words that most prompts have, those in more than 40 % or fewer than 20 left out."""
+    words = _words(text).list.unique().explode(empty_as_null=True).drop_nulls().rename("word")
+    counted = words.value_counts(name="n")
+    counted = counted.filter(pl.col("n").is_between(20, 0.4 * len(text)))
+    return counted.sort(["n", "word"], descending=[True, False]).head(size)["word"].to_list()
+
+
+def occurrences(text: pl.Series, words: list[str]) -> np.ndarray:
+    """Whether each word occurs, shape ``(n, len(words))``."""
+    found = pl.DataFrame({"words": _words(text)}).select(
+        pl.col("words").list.contains(word).cast(pl.Float32).alias(word) for word in words
+    )
+    return found.to_numpy()
+
+
+def _words(text: pl.Series) -> pl.Series:
+    return text.str.head(_HEAD).str.to_lowercase().str.extract_all(r"[a-z]{2,}")
