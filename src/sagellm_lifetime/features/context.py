@@ -59,8 +59,13 @@ class RecentCompletions:
         """What is remembered: keys, and rows of (owner, length, censored, prompt, client)."""
         keys = np.array(list(self._items), dtype=np.int64).reshape(-1, 2)
         rows = [
-            (owner, f.length, f.censored, -1 if f.prompt_length is None else f.prompt_length,
-             f.client_key)
+            (
+                owner,
+                f.length,
+                f.censored,
+                -1 if f.prompt_length is None else f.prompt_length,
+                f.client_key,
+            )
             for owner, items in enumerate(self._items.values())
             for f in items
         ]

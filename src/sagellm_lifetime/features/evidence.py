@@ -115,4 +115,3 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
-

@@ -1,12 +1,14 @@
 """From the outputs of a network to a row of cumulative hazards (NumPy; the serving side).
 
-With ``base`` the hazards of the residual-life table, ``c`` the network's logits on the grid and
-``r`` its logits relative to the age ``a`` at which the evidence was read, the discrete hazard is
+With ``base`` the hazards of the residual-life table, ``c`` the network's logits over the length
+and ``r`` its logits over the length relative to the age ``a`` at which the evidence was read,
 
-    logit h[k] = logit base[k] + c[k] + r(log(midpoint[k] / a)),   r piecewise linear, 0 for a = 0
+    logit h[k] = logit base[k] + c(log midpoint[k]) + r(log(midpoint[k] / a))
 
-and ``-log(1 - h) = softplus(logit h)`` adds up to the cumulative hazard. The relative part says
-things like "about twice what has been generated", which no fixed grid can.
+and ``-log(1 - h) = softplus(logit h)`` adds up to the cumulative hazard. Both corrections are
+piecewise linear: the fine structure (spikes at habitual lengths) is the table's, and a network that
+had a free logit per bin learned the noise of its training set (dev/LOG.md). The relative part, 0
+for ``a = 0``, says things like "about twice what has been generated", which no fixed grid can.
 """
 
 from __future__ import annotations
@@ -20,12 +22,31 @@ from sagellm_lifetime.core.grid import BINS, EDGES
 
 TOKEN_DIM: Final = 24
 NAME_DIM: Final = 16
+ABSOLUTE: Final = 28
 RELATIVE: Final = 40
+OUTPUTS: Final = ABSOLUTE + RELATIVE
 RELATIVE_KNOTS: Final = np.concatenate(
     [np.linspace(0.0, 1.6, 33)[:-1], np.linspace(1.6, 7.0, RELATIVE - 32)]
 )
 """Logarithm of length over age: steps of 5 % up to five times the age, then wider."""
 LOG_MIDDLE: Final = np.log((EDGES[:-1] + EDGES[1:] + 1) / 2.0)
+ABSOLUTE_KNOTS: Final = np.linspace(0.0, LOG_MIDDLE[-1], ABSOLUTE)
+
+
+def interpolation(at: np.ndarray, knots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left knot and share of the right one for linear interpolation, flat outside; shape of at."""
+    k = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
+    return k, np.clip((at - knots[k]) / (knots[k + 1] - knots[k]), 0.0, 1.0)
+
+
+def _basis() -> np.ndarray:
+    k, share = interpolation(LOG_MIDDLE, ABSOLUTE_KNOTS)
+    eye = np.eye(ABSOLUTE)
+    return ((1.0 - share) * eye[:, k] + share * eye[:, k + 1]).astype(np.float32)
+
+
+BASIS: Final = _basis()
+"""Absolute logits to bins, shape ``(ABSOLUTE, BINS)``."""
 _LIMIT: Final = 14.0
 
 
@@ -35,19 +56,16 @@ def base_logits(hazards: np.ndarray) -> np.ndarray:
     return np.log(h) - np.log1p(-h)
 
 
-def rows_from_outputs(outputs: np.ndarray, base: np.ndarray, ages: np.ndarray) -> np.ndarray:
-    """Cumulative hazards from network outputs.
+def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.ndarray:
+    """Cumulative hazards of one sequence, shape ``(BINS + 1,)``.
 
     Args:
-        outputs: shape ``(N, BINS + RELATIVE)``.
-        base: logits of the residual-life table, shape ``(N, BINS)``.
-        ages: age at which the evidence was read, shape ``(N,)``.
-
-    Returns:
-        rows of shape ``(N, BINS + 1)``.
+        corrections: of the network, shape ``(BINS + RELATIVE,)``.
+        base: logits of the residual-life table, shape ``(BINS,)``.
+        age: when the evidence was read.
     """
-    logits = outputs[:, :BINS] + base
-    for i in np.flatnonzero(ages):
-        logits[i] += np.interp(LOG_MIDDLE - np.log(ages[i]), RELATIVE_KNOTS, outputs[i, BINS:])
+    logits = corrections[:BINS] + base
+    if age:
+        logits += np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
     np.clip(logits, -_LIMIT, _LIMIT, out=logits)
     return hazard.from_steps(np.logaddexp(0.0, logits))

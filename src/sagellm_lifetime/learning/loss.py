@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sagellm_lifetime.core.grid import BINS, EDGES, WIDTHS, bins_of
-from sagellm_lifetime.learning.head import LOG_MIDDLE, RELATIVE, RELATIVE_KNOTS
+from sagellm_lifetime.core.grid import EDGES, WIDTHS, bins_of
+from sagellm_lifetime.learning.head import (
+    ABSOLUTE,
+    BASIS,
+    LOG_MIDDLE,
+    RELATIVE_KNOTS,
+    interpolation,
+)
 
 
 class Targets:
@@ -38,32 +44,27 @@ class Targets:
         self.event = torch.from_numpy(event)
         self.share = torch.from_numpy(last.astype(np.float32))
         self.ended = torch.from_numpy(~censored)
-        self.relative = torch.from_numpy(_relative_basis(ages))
-
-
-def _relative_basis(ages: np.ndarray) -> np.ndarray:
-    """Weights of the relative logits on every bin, shape ``(B, BINS, RELATIVE)``."""
-    basis = np.zeros((len(ages), BINS, RELATIVE), dtype=np.float32)
-    eye = np.eye(RELATIVE)
-    for i in np.flatnonzero(ages):
-        where = LOG_MIDDLE - np.log(ages[i])
-        k = np.clip(np.searchsorted(RELATIVE_KNOTS, where, side="right") - 1, 0, RELATIVE - 2)
-        gap = RELATIVE_KNOTS[k + 1] - RELATIVE_KNOTS[k]
-        part = np.clip((where - RELATIVE_KNOTS[k]) / gap, 0.0, 1.0)[:, None]
-        basis[i] = (1.0 - part) * eye[k] + part * eye[k + 1]
-    return basis
+        left, share = interpolation(
+            LOG_MIDDLE - np.log(np.maximum(ages, 1))[:, None], RELATIVE_KNOTS
+        )
+        self.left = torch.from_numpy(left)
+        self.right_share = torch.from_numpy(share.astype(np.float32))
+        self.asked_late = torch.from_numpy((ages > 0).astype(np.float32))[:, None]
 
 
 def negative_log_likelihood(outputs: Tensor, base: Tensor, targets: Targets) -> Tensor:
     """Mean loss in nats per sequence.
 
     Args:
-        outputs: of the network, shape ``(B, BINS + RELATIVE)``.
+        outputs: of the network, shape ``(B, OUTPUTS)``.
         base: logits of the residual-life table, shape ``(B, BINS)``.
         targets: what became of the sequences.
     """
-    relative = torch.einsum("bkj,bj->bk", targets.relative, outputs[:, BINS:])
-    steps = functional.softplus((outputs[:, :BINS] + base + relative).clamp(-14.0, 14.0))
+    absolute = outputs[:, :ABSOLUTE] @ torch.from_numpy(BASIS)
+    curve = outputs[:, ABSOLUTE:]
+    low, high = curve.gather(1, targets.left), curve.gather(1, targets.left + 1)
+    relative = (low + (high - low) * targets.right_share) * targets.asked_late
+    steps = functional.softplus((absolute + base + relative).clamp(-14.0, 14.0))
     survived = (steps * targets.survived).sum(dim=1)
     last = steps.gather(1, targets.event[:, None])[:, 0] * targets.share
     ended = -torch.log(-torch.expm1(-last) + 1e-9)

@@ -1,8 +1,7 @@
 """The networks: a sequence of evidence in, logits of discrete-time hazards out (PyTorch).
 
 Both read the same steps (see ``features.encode``) and end in the same head, which corrects the
-hazards of the residual-life table: ``BINS`` logits on the absolute length grid, and
-``RELATIVE`` logits on the logarithm of length over the age at which the evidence was read.
+hazards of the residual-life table (see ``learning.head``).
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.encode import WIDTH
-from sagellm_lifetime.features.text import BUCKETS
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
-from sagellm_lifetime.learning.head import NAME_DIM, RELATIVE, TOKEN_DIM
+from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.head import NAME_DIM, OUTPUTS, TOKEN_DIM
 
 IN_DIM: Final = WIDTH + TOKEN_DIM + NAME_DIM
 _DROP_NAMES: Final = 0.1
@@ -74,7 +72,7 @@ class _Head(nn.Linear):
     """Starts at zero: an untrained network is the residual-life table."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, BINS + RELATIVE)
+        super().__init__(width, OUTPUTS)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -89,7 +87,7 @@ class LSTMNetwork(nn.Module):
         self.head = _Head(hidden_size)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, shape ``(B, BINS + RELATIVE)``."""
+        """Logits, shape ``(B, OUTPUTS)``."""
         states, _ = self.lstm(self.evidence(batch))
         last = states[torch.arange(len(batch.lengths)), batch.lengths - 1]
         return self.head(last)
@@ -128,7 +126,7 @@ class TransformerNetwork(nn.Module):
         self.head = _Head(d_model)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, shape ``(B, BINS + RELATIVE)``."""
+        """Logits, shape ``(B, OUTPUTS)``."""
         x = self.project(self.evidence(batch))
         padding = torch.arange(x.shape[1])[None] >= batch.lengths[:, None]
         for block in self.blocks:

@@ -6,12 +6,14 @@ swapped in by building a new one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.features.encode import WIDTH
-from sagellm_lifetime.learning.head import NAME_DIM, TOKEN_DIM
+from sagellm_lifetime.features.evidence import Step
+from sagellm_lifetime.learning.head import ABSOLUTE, BASIS, NAME_DIM, TOKEN_DIM
 
 Weights = dict[str, np.ndarray]
 _OPSET: Final = 17
@@ -49,10 +51,14 @@ class Graph:
             "Add", [self.node("MatMul", [x, w], f"{name}.product"), b], f"{name}.output"
         )
 
-    def session(self, inputs: dict[str, tuple[int, list[Any]]], output: str) -> Any:
-        """An onnxruntime session of the graph, single-threaded."""
-        import onnxruntime
+    def model(self, output: str) -> Any:
+        """The ONNX model: ``x`` of shape ``(B, T, width)`` and ``lengths`` ``(B,)`` in."""
         from onnx import TensorProto, helper
+
+        inputs: dict[str, tuple[int, list[str | int | None]]] = {
+            "x": (TensorProto.FLOAT, ["B", "T", _DIM]),
+            "lengths": (TensorProto.INT32, ["B"]),
+        }
 
         graph = helper.make_graph(
             self.nodes,
@@ -61,45 +67,58 @@ class Graph:
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
             self.constants,
         )
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return model, onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
 
 class Runner:
-    """A network with its weights, callable on padded steps."""
+    """A network with its weights, callable on sequences of steps."""
 
-    def __init__(self, model: Any, session: Any, weights: Weights) -> None:
+    def __init__(self, model: Any, weights: Weights) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         self.model = model
-        self._session = session
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         self._tokens = weights["evidence.tokens.weight"]
         self._names = weights["evidence.names.weight"]
 
-    def __call__(self, sequences: list[list[Any]]) -> np.ndarray:
-        """Outputs ``(B, BINS + RELATIVE)`` for ``B`` sequences of steps."""
-        sizes = [len(sequence) for sequence in sequences]
-        x = np.zeros((len(sequences), max(sizes), _DIM), dtype=np.float32)
-        for i, sequence in enumerate(sequences):
-            for j, step in enumerate(sequence):
-                x[i, j, :WIDTH] = step.numbers
-                if len(step.tokens):
-                    x[i, j, WIDTH : WIDTH + TOKEN_DIM] = self._tokens[step.tokens].mean(axis=0)
-                if len(step.names):
-                    x[i, j, WIDTH + TOKEN_DIM :] = self._names[step.names].sum(axis=0)
-        feeds = {"x": x, "lengths": np.array(sizes, dtype=np.int32)}
-        return np.asarray(self._session.run(None, feeds)[0])
+    def __call__(self, steps: Sequence[Step]) -> np.ndarray:
+        """Corrections of one sequence, shape ``(BINS + RELATIVE,)``.
+
+        One sequence a call: in a padded batch each would cost as much (sequences are short and
+        onnxruntime is called once per sequence in 50 µs), and its last bits would depend on the
+        company it is in.
+        """
+        x = np.zeros((1, len(steps), _DIM), dtype=np.float32)
+        for j, step in enumerate(steps):
+            x[0, j, :WIDTH] = step.numbers
+            if len(step.tokens):
+                x[0, j, WIDTH : WIDTH + TOKEN_DIM] = self._tokens[step.tokens].mean(axis=0)
+            if len(step.names):
+                x[0, j, WIDTH + TOKEN_DIM :] = self._names[step.names].sum(axis=0)
+        feeds = {"x": x, "lengths": np.array([len(steps)], dtype=np.int32)}
+        return np.asarray(self._session.run(None, feeds)[0])[0]
+
+
+def _folded_head(weights: Weights) -> Weights:
+    """The head with the piecewise linear basis multiplied in: corrections per bin come out."""
+    w, b = weights["head.weight"], weights["head.bias"]
+    return {
+        "head.weight": np.concatenate([BASIS.T @ w[:ABSOLUTE], w[ABSOLUTE:]]),
+        "head.bias": np.concatenate([b[:ABSOLUTE] @ BASIS, b[ABSOLUTE:]]),
+    }
 
 
 def lstm_runner(weights: Weights) -> Runner:
     """Runner of an ``LSTMNetwork`` from its state dict."""
-    from onnx import TensorProto
+    from onnx import helper
 
     g = Graph()
     x = g.node("Transpose", ["x"], "time_major", perm=[1, 0, 2])
@@ -123,8 +142,6 @@ def lstm_runner(weights: Weights) -> Runner:
                 ),
             )
         )
-        from onnx import helper
-
         outputs = [f"Y{layer}", f"H{layer}"]
         g.nodes.append(
             helper.make_node("LSTM", [x, w, r, b, "lengths"], outputs, hidden_size=hidden)
@@ -135,28 +152,21 @@ def lstm_runner(weights: Weights) -> Runner:
         last = f"H{layer}"
     g.constant("axis0", np.array([0], dtype=np.int64))
     state = g.node("Squeeze", [last, "axis0"], "state")
-    output = g.linear(state, weights, "head")
-    return Runner(*g.session(_inputs(TensorProto), output), weights)
+    return Runner(g.model(g.linear(state, _folded_head(weights), "head")), weights)
 
 
 def transformer_runner(weights: Weights, nhead: int) -> Runner:
     """Runner of a ``TransformerNetwork`` from its state dict; the padding is masked."""
-    from onnx import TensorProto
-
     g = Graph()
     x = g.linear("x", weights, "project")
     mask = _mask(g)
     blocks = sum(key.endswith(".attention.in_proj_weight") for key in weights)
     for i in range(blocks):
         x = _block(g, x, weights, f"blocks.{i}", nhead, mask, last=i == blocks - 1)
-    output = g.linear(_norm(g, x, weights, "norm"), weights, "head")
+    output = g.linear(_norm(g, x, weights, "norm"), _folded_head(weights), "head")
     g.constant("squeeze_axis", np.array([1], dtype=np.int64))
     flat = g.node("Squeeze", [output, "squeeze_axis"], "flat")
-    return Runner(*g.session(_inputs(TensorProto), flat), weights)
-
-
-def _inputs(types: Any) -> dict[str, tuple[int, list[Any]]]:
-    return {"x": (types.FLOAT, ["B", "T", _DIM]), "lengths": (types.INT32, ["B"])}
+    return Runner(g.model(flat), weights)
 
 
 def _gates(value: np.ndarray) -> np.ndarray:
@@ -187,9 +197,7 @@ def _mask(g: Graph) -> str:
 def _norm(g: Graph, x: str, weights: Weights, name: str) -> str:
     scale = g.constant(f"{name}.scale", weights[f"{name}.weight"])
     bias = g.constant(f"{name}.shift", weights[f"{name}.bias"])
-    return g.node(
-        "LayerNormalization", [x, scale, bias], f"{name}.normed", axis=-1, epsilon=1e-5
-    )
+    return g.node("LayerNormalization", [x, scale, bias], f"{name}.normed", axis=-1, epsilon=1e-5)
 
 
 def _block(
@@ -207,8 +215,7 @@ def _block(
         asking = y
     width = weights[f"{name}.norm1.weight"].shape[0]
     q, k, v = (
-        _heads(g, source, weights, name, part, nhead)
-        for part, source in enumerate((asking, y, y))
+        _heads(g, source, weights, name, part, nhead) for part, source in enumerate((asking, y, y))
     )
     k_t = g.node("Transpose", [k], f"{name}.k_t", perm=[0, 1, 3, 2])
     scale = g.constant(f"{name}.scale", np.array((width // nhead) ** -0.5, dtype=np.float32))

@@ -57,7 +57,6 @@ class Completion:
     """One finished sequence joined to what was known about it."""
 
     evidence: Any
-    asked: list[int]
     length: int
     censored: bool
 
@@ -101,6 +100,8 @@ class Predictor(LifetimePredictorProtocol):
         self._version = 0
         self._predict_calls = 0
         self._pending: list[_Answered] = []
+        self.summary: dict[str, Any] = {}
+        """What it was fitted on: rows, time span, columns; no content."""
 
     # -- what a predictor says ---------------------------------------------------------------
 
@@ -113,9 +114,7 @@ class Predictor(LifetimePredictorProtocol):
         """Learn from one completion."""
 
     @abstractmethod
-    def _fit(
-        self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None
-    ) -> None:
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         """Learn from the older part of a checked history, in time order, from scratch.
 
         ``newest`` will be replayed through ``predict`` and ``update`` afterwards; a network may
@@ -253,8 +252,14 @@ class Predictor(LifetimePredictorProtocol):
                 LengthDistribution(row, age, 0, request.max_length, curves[band]),
             )
             for item, request, remaining_i, confidence_i, row, age, band in zip(
-                items, requests, remaining.tolist(), confidence, rows, ages.tolist(),
-                bands.tolist(), strict=True,
+                items,
+                requests,
+                remaining.tolist(),
+                confidence,
+                rows,
+                ages.tolist(),
+                bands.tolist(),
+                strict=True,
             )
         ]
 
@@ -310,7 +315,7 @@ class Predictor(LifetimePredictorProtocol):
             ends = [*item.asked[1:], length]
             for row, start, end in zip(item.answers, item.asked, ends, strict=True):
                 self._pending.append(_Answered(row, start, end, cap, length, censored))
-            self._learn(Completion(item.evidence, item.asked, length, censored))
+            self._learn(Completion(item.evidence, length, censored))
             self._lesson()
             if len(self._pending) >= _CALIBRATE_EVERY:
                 self._calibrate_pending()

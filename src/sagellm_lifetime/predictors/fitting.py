@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
-from sagellm_lifetime.core.prequential import events, seconds
+from sagellm_lifetime.core.prequential import censored, events, seconds
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracker
@@ -50,6 +50,19 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     predictor._scores = Scores()
     predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
     predictor._predict_calls = 0
+    predictor.summary = _summary(frame)
+
+
+def _summary(frame: pl.DataFrame) -> dict[str, Any]:
+    lengths = frame["actual_length"]
+    return {
+        "rows": len(frame),
+        "columns": frame.columns,
+        "censored": int(censored(frame).sum()),
+        "length_quantiles": {
+            str(q): lengths.quantile(q, interpolation="nearest") for q in (0.1, 0.5, 0.9, 0.99)
+        },
+    }
 
 
 def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.evidence import SequenceEvidence, read_chunks, read_evidence
 from sagellm_lifetime.features.request import read_request
-from sagellm_lifetime.learning.head import base_logits, rows_from_outputs
+from sagellm_lifetime.learning.head import base_logits, corrected_row
 from sagellm_lifetime.learning.replay import ReplayStore, Sample
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.learning.serving import Runner, Weights
@@ -88,17 +88,17 @@ class NeuralPredictor(Predictor):
         return read_chunks(evidence, request)
 
     def _rows(self, evidence: Sequence[SequenceEvidence]) -> np.ndarray:
-        hazards = np.stack([self._tables.hazards(e.features, e.session) for e in evidence])
-        base = base_logits(hazards)
-        for each, logits in zip(evidence, base, strict=True):
-            each.base = logits
-            mark = (each.age, len(each.chunks))
-            if not each.marks or each.marks[-1] != mark:
-                each.marks.append(mark)
+        return np.stack([self._row(each) for each in evidence])
+
+    def _row(self, evidence: SequenceEvidence) -> np.ndarray:
+        hazards = self._tables.hazards(evidence.features, evidence.session)
+        evidence.base = base_logits(hazards)
+        mark = (evidence.age, len(evidence.chunks))
+        if not evidence.marks or evidence.marks[-1] != mark:
+            evidence.marks.append(mark)
         if self._runner is None:
             return hazard.from_hazards(hazards)
-        outputs = self._runner([each.steps() for each in evidence])
-        return rows_from_outputs(outputs, base, np.array([each.age for each in evidence]))
+        return corrected_row(self._runner(evidence.steps()), evidence.base, evidence.age)
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -201,4 +201,3 @@ class NeuralPredictor(Predictor):
         self._recent.restore(part("recent."))
         self._trainer = None
         self._use(part("weights.") or None)
-

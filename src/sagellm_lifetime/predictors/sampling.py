@@ -55,9 +55,7 @@ def history_samples(
         yield from samples
         predictor._conversations.learn(evidence.features)
         for table in (predictor._tables, predictor._recent):
-            table.learn(
-                evidence.features, evidence.session, lengths[row], censored=open_ended[row]
-            )
+            table.learn(evidence.features, evidence.session, lengths[row], censored=open_ended[row])
         if progress and step % 512 == 0:
             progress("reading", step / (2 * len(frame)))
 

@@ -78,4 +78,3 @@ class SurvivalLifetimePredictor(Predictor):
 
         self._tables.restore(part("tables."))
         self._conversations.restore(part("conversations."))
-

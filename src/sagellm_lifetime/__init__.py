@@ -1,0 +1,119 @@
+"""Remaining-lifetime prediction for LLM serving: calibrated, online, in microseconds.
+
+>>> from sagellm_lifetime import PredictionRequest, create_predictor
+>>> predictor = create_predictor("survival")
+>>> result = predictor.predict(PredictionRequest(1, [], 0, 512, {"client_id": "batch"}))
+>>> result.source
+'prior'
+
+Names load on first use, so that importing the package stays cheap and never loads PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.core.batch import LengthDistributionBatch
+    from sagellm_lifetime.core.distribution import LengthDistribution
+    from sagellm_lifetime.core.errors import (
+        CheckpointError,
+        HistoryError,
+        HistoryHeaderError,
+        HistoryRowError,
+        LifetimeError,
+        MissingExtraError,
+        RequestError,
+        UnknownNameError,
+    )
+    from sagellm_lifetime.core.history import read_history, scan_history, write_history
+    from sagellm_lifetime.core.protocol import (
+        LifetimePredictorProtocol,
+        PredictionMetrics,
+        PredictionRequest,
+        PredictionResult,
+    )
+    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.predictors.baseline import BaselineLifetimePredictor
+    from sagellm_lifetime.predictors.checkpoint import load_predictor
+    from sagellm_lifetime.predictors.linear import LinearLifetimePredictor
+    from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
+    from sagellm_lifetime.predictors.orca import OrcaLifetimePredictor
+    from sagellm_lifetime.predictors.registry import PREDICTORS, create_predictor
+    from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
+    from sagellm_lifetime.predictors.transformer import TransformerLifetimePredictor
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "LengthDistribution": "core.distribution",
+    "LengthDistributionBatch": "core.batch",
+    "CheckpointError": "core.errors",
+    "HistoryError": "core.errors",
+    "HistoryHeaderError": "core.errors",
+    "HistoryRowError": "core.errors",
+    "LifetimeError": "core.errors",
+    "MissingExtraError": "core.errors",
+    "RequestError": "core.errors",
+    "UnknownNameError": "core.errors",
+    "read_history": "core.history",
+    "scan_history": "core.history",
+    "write_history": "core.history",
+    "LifetimePredictorProtocol": "core.protocol",
+    "PredictionMetrics": "core.protocol",
+    "PredictionRequest": "core.protocol",
+    "PredictionResult": "core.protocol",
+    "Predictor": "predictors.base",
+    "BaselineLifetimePredictor": "predictors.baseline",
+    "load_predictor": "predictors.checkpoint",
+    "LinearLifetimePredictor": "predictors.linear",
+    "LSTMLifetimePredictor": "predictors.lstm",
+    "OrcaLifetimePredictor": "predictors.orca",
+    "PREDICTORS": "predictors.registry",
+    "create_predictor": "predictors.registry",
+    "SurvivalLifetimePredictor": "predictors.survival",
+    "TransformerLifetimePredictor": "predictors.transformer",
+}
+
+__all__ = [
+    "PREDICTORS",
+    "BaselineLifetimePredictor",
+    "CheckpointError",
+    "HistoryError",
+    "HistoryHeaderError",
+    "HistoryRowError",
+    "LSTMLifetimePredictor",
+    "LengthDistribution",
+    "LengthDistributionBatch",
+    "LifetimeError",
+    "LifetimePredictorProtocol",
+    "LinearLifetimePredictor",
+    "MissingExtraError",
+    "OrcaLifetimePredictor",
+    "PredictionMetrics",
+    "PredictionRequest",
+    "PredictionResult",
+    "Predictor",
+    "RequestError",
+    "SurvivalLifetimePredictor",
+    "TransformerLifetimePredictor",
+    "UnknownNameError",
+    "create_predictor",
+    "load_predictor",
+    "read_history",
+    "scan_history",
+    "write_history",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -1,0 +1,280 @@
+"""Reading and writing checkpoints. No pickle: arrays in safetensors, the rest in JSON.
+
+A checkpoint is a directory with ``model.safetensors`` and ``manifest.json``; it is written under a
+temporary name and renamed. Exported single files (``.safetensors``, ``.pt``) carry the manifest
+inside and load the same way; a ``.pt`` is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core.calibration import AGE_EDGES
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
+from sagellm_lifetime.core.grid import BINS, MAX_LENGTH
+from sagellm_lifetime.core.link import LEVELS
+from sagellm_lifetime.features.encode import WIDTH
+from sagellm_lifetime.features.evidence import NAME_BUCKETS
+from sagellm_lifetime.features.text import BUCKETS
+
+FORMAT: Final = 1
+MODEL, MANIFEST = "model.safetensors", "manifest.json"
+_DTYPES: Final = {"F64", "F32", "I64", "I32", "BOOL"}
+_MAX_BYTES: Final = 1 << 30
+SCHEMA: Final[dict[str, int]] = {
+    "bins": BINS,
+    "max_length": MAX_LENGTH,
+    "levels": LEVELS,
+    "age_bands": len(AGE_EDGES) + 1,
+    "step_width": WIDTH,
+    "token_buckets": BUCKETS,
+    "name_buckets": NAME_BUCKETS,
+}
+"""Sizes both sides must agree on."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that makes a predictor what it is."""
+
+    predictor: str
+    options: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """The JSON part."""
+        return {
+            "format": FORMAT,
+            "predictor": self.predictor,
+            "options": self.options,
+            "features": SCHEMA,
+            "training_data": self.summary,
+            "metrics": {k: _finite(v) for k, v in self.metrics.items()},
+            "arrays": {
+                k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in self.arrays.items()
+            },
+            "sha256": digest,
+        }
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint directory; an existing checkpoint is replaced in one rename.
+
+    Raises:
+        CheckpointError: the place cannot be written, or holds something else.
+    """
+    if path.exists() and not is_checkpoint(path) and (path.is_file() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+    data = _to_bytes(checkpoint.arrays)
+    manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        _write(temporary / MODEL, data)
+        _write(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.rename(path, old / path.name)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the directory has the two files."""
+    return (path / MODEL).is_file() and (path / MANIFEST).is_file()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint directory or an exported file.
+
+    Raises:
+        CheckpointError: one line that says what is wrong.
+    """
+    if path.is_file():
+        return _read_file(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not is_checkpoint(path):
+        raise CheckpointError(
+            f"{path}: not a checkpoint ({MODEL} and {MANIFEST} are not both there)"
+        )
+    manifest = _parse(path, (path / MANIFEST).read_bytes())
+    size = (path / MODEL).stat().st_size
+    if size > _MAX_BYTES:
+        raise CheckpointError(f"{path}: {MODEL} has {size} bytes, more than any predictor needs")
+    data = (path / MODEL).read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
+        raise CheckpointError(f"{path}: {MODEL} is damaged or was exchanged (sha256 differs)")
+    return _build(path, manifest, data)
+
+
+def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write one ``.safetensors`` or ``.pt`` file that holds everything.
+
+    Raises:
+        CheckpointError: another suffix, or the place cannot be written.
+    """
+    data = _to_bytes(checkpoint.arrays)
+    manifest = json.dumps(checkpoint.manifest(hashlib.sha256(data).hexdigest()), sort_keys=True)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        blob = save(_contiguous(checkpoint.arrays), metadata={"manifest": manifest})
+    elif path.suffix == ".pt":
+        torch = _torch()
+        import io
+
+        buffer = io.BytesIO()
+        tensors = {k: torch.from_numpy(v) for k, v in _contiguous(checkpoint.arrays).items()}
+        torch.save({"manifest": manifest, "arrays": tensors}, buffer)
+        blob = buffer.getvalue()
+    else:
+        raise CheckpointError(f"{path}: export writes .pt, .safetensors or .onnx")
+    write_atomically(path, blob)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _read_file(path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                manifest = _parse(path, (file.metadata() or {}).get("manifest", "").encode())
+                return _build(path, manifest, path.read_bytes())
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+    if path.suffix == ".pt":
+        import pickle
+
+        torch = _torch()
+        try:
+            held = torch.load(path, weights_only=True, map_location="cpu")
+            text, tensors = held["manifest"], held["arrays"]
+            arrays = {k: v.numpy() for k, v in tensors.items()}
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: not an exported predictor ({reason})") from error
+        return _build(path, _parse(path, str(text).encode()), _to_bytes(arrays))
+    raise CheckpointError(f"{path}: a checkpoint is a directory, a .pt or a .safetensors file")
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT}")
+    if manifest.get("features") != SCHEMA:
+        raise CheckpointError(f"{path}: written for another feature schema; train again")
+    if not isinstance(manifest.get("options"), dict) or not isinstance(
+        manifest.get("arrays"), dict
+    ):
+        raise CheckpointError(f"{path}: the manifest lacks its options or arrays")
+    return manifest
+
+
+def _build(path: Path, manifest: dict[str, Any], data: bytes) -> Checkpoint:
+    _check_header(path, manifest["arrays"], data)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    return Checkpoint(
+        predictor=str(manifest.get("predictor")),
+        options=manifest["options"],
+        arrays=arrays,
+        summary=manifest.get("training_data") or {},
+        metrics=manifest.get("metrics") or {},
+    )
+
+
+def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
+    """Names, shapes, dtypes and sizes, before anything is allocated."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        dtypes = {entry["dtype"] for entry in header.values()}
+        wanted = {name: tuple(entry["shape"]) for name, entry in declared.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {MODEL} has no readable header") from error
+    if shapes != wanted:
+        odd = sorted(set(shapes.items()) ^ set(wanted.items()))[0][0]
+        raise CheckpointError(f"{path}: array {odd!r} is not as the manifest declares it")
+    if not dtypes <= _DTYPES:
+        raise CheckpointError(f"{path}: arrays of type {sorted(dtypes - _DTYPES)} are not allowed")
+
+
+def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    return bytes(save(_contiguous(arrays)))
+
+
+def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: np.array(v, order="C") for k, v in sorted(arrays.items())}
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("a .pt file", "train") from error
+    return torch

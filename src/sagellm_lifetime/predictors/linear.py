@@ -1,0 +1,101 @@
+"""Linear regression on prompt features: what the specification describes as FastServe's.
+
+The cited paper (Wu et al., arXiv 2305.05920) schedules by skip-join queues on the prompt length
+and predicts no output lengths; this is the predictor the specification describes under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log, log1p, sqrt
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
+from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+from sagellm_lifetime.predictors.lessons import learn_rows
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_INPUTS: Final = 8
+_RIDGE: Final = 1.0
+_MEMORY: Final = 1.0 - 1.0 / 5000.0
+_PRIOR_WEIGHT: Final = 4.0
+
+
+class LinearLifetimePredictor(Predictor):
+    """Ridge regression of ``log L`` on prompt features, solved recursively.
+
+    Recursive least squares with forgetting (Haykin, Adaptive Filter Theory, ch. 10); the spread of
+    the residuals becomes the spread of the distribution. Aborted sequences are left out; capped
+    ones count at their cap.
+    """
+
+    name = "linear"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._weights = np.zeros(_INPUTS)
+        self._weights[0] = log(PRIOR_MEDIAN)
+        self._inverse = np.eye(_INPUTS) / _RIDGE
+        self._noise = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        rows = []
+        for each in evidence:
+            # Extrapolated far enough, a line says anything: keep it on the grid.
+            log_length = float(np.clip(self._weights @ inputs(each.features), 0.0, 11.7))
+            rows.append(hazard.log_logistic(exp(log_length), self._log_sd()))
+        return np.stack(rows)
+
+    def _log_sd(self) -> float:
+        return max(sqrt(self._noise[1] / self._noise[0]), 0.02)
+
+    def _learn(self, completion: Completion) -> None:
+        features = completion.evidence.features
+        cap = features.max_length
+        if completion.censored and (cap is None or completion.length < cap):
+            return
+        x = inputs(features)
+        gap = log(max(completion.length, 1)) - float(self._weights @ x)
+        gain = self._inverse @ x
+        gain /= _MEMORY + float(x @ gain)
+        self._weights = self._weights + gain * gap
+        inverse = (self._inverse - np.outer(gain, x @ self._inverse)) / _MEMORY
+        # Inputs that never vary would let their part of the inverse grow without end.
+        self._inverse = np.clip((inverse + inverse.T) / 2.0, -1e3, 1e3)
+        self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._reset()
+        learn_rows(self, older, progress)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {"weights": self._weights, "inverse": self._inverse, "noise": self._noise}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self._weights = np.array(state["weights"])
+        self._inverse = np.array(state["inverse"])
+        self._noise = np.array(state["noise"])
+
+
+def inputs(features: RequestFeatures) -> np.ndarray:
+    """What is regressed on: an offset, and logarithms with "was it said" beside them."""
+    x = np.zeros(_INPUTS)
+    x[0] = 1.0
+    if features.prompt_length is not None:
+        x[1], x[2] = log1p(features.prompt_length), 1.0
+    if features.max_length is not None:
+        x[3], x[4] = log1p(features.max_length), 1.0
+    if features.turn is not None:
+        x[5], x[6] = log1p(max(features.turn, 0)), 1.0
+    if features.temperature is not None:
+        x[7] = features.temperature
+    return x

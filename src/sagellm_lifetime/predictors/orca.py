@@ -1,0 +1,67 @@
+"""History mean and variance: what the specification describes as the Orca reference.
+
+The cited paper (Yu et al., OSDI 2022) schedules iterations and predicts no lengths; this is the
+predictor the specification describes under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
+from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+from sagellm_lifetime.predictors.lessons import learn_rows
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_EVERY: Final = 0
+_MAX_MODELS: Final = 1024
+_ENOUGH: Final = 8.0
+"""Completions of a model from which its own moments are used."""
+
+
+class OrcaLifetimePredictor(Predictor):
+    """Mean and variance of past lengths, per model and over all, as a log-logistic.
+
+    Aborted sequences are left out; capped ones count at their cap.
+    """
+
+    name = "orca"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._moments: dict[int, Moments] = {}
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        return np.stack([self._row(each) for each in evidence])
+
+    def _row(self, evidence: Evidence) -> np.ndarray:
+        moments = self._moments.get(evidence.features.model_key)
+        if moments is None or moments.weight < _ENOUGH:
+            moments = self._moments.get(_EVERY)
+        if moments is None:
+            return hazard.log_logistic(PRIOR_MEDIAN, PRIOR_LOG_SD)
+        return hazard.log_logistic(*moments.log_normal())
+
+    def _learn(self, completion: Completion) -> None:
+        cap = completion.evidence.features.max_length
+        if completion.censored and (cap is None or completion.length < cap):
+            return
+        for key in {completion.evidence.features.model_key, _EVERY}:
+            if key in self._moments or len(self._moments) < _MAX_MODELS:
+                self._moments.setdefault(key, Moments()).add(completion.length)
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._moments = {}
+        learn_rows(self, older, progress)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {str(key): moments.state() for key, moments in self._moments.items()}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self._moments = {int(key): Moments(value) for key, value in state.items()}
