@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
@@ -23,6 +25,7 @@ from sagellm_lifetime.evaluation.points import Points, lengths
 SECONDS_PER_TOKEN = 0.02
 """Assumed where ``actual_time`` is missing: the default of the specification."""
 _CHUNK = 256
+_READ = 2048
 Progress = Callable[[int, int], None]
 
 
@@ -44,6 +47,7 @@ class Asker:
         self._point = np.zeros(len(points), dtype=np.int64)
         self._confidence = np.zeros(len(points))
         self._quantiles: np.ndarray | None = np.zeros((len(points), len(LEVELS)), dtype=np.int64)
+        self._kept: dict[int, LengthDistribution] = {}
 
     def ask(self, rows: Iterable[int]) -> None:
         """Ask every point of the rows, in batches with one point of each row."""
@@ -57,6 +61,7 @@ class Asker:
 
     def forecast(self) -> Forecast:
         """Everything that was answered."""
+        self._read()
         return Forecast(self._point, self._quantiles, self._confidence)
 
     def _batch(self, index: list[int]) -> None:
@@ -68,14 +73,29 @@ class Asker:
         results = predict_all(self._predictor, requests)
         self._point[index] = [r.estimated_remaining_tokens for r in results]
         self._confidence[index] = [r.confidence for r in results]
-        if self._quantiles is not None:
-            found = [r.distribution for r in results if r.distribution is not None]
-            if len(found) < len(results):
-                self._quantiles = None
-            else:
-                # A distribution may look into memory that the next call reuses: read it now.
-                self._quantiles[index] = LengthDistributionBatch.stack(found).quantile(LEVELS)
+        self._keep(index, results)
         self._forget(asking.sequence_id(int(points.row[i]), i) for i in index if points.step[i])
+
+    def _keep(self, index: list[int], results: list[PredictionResult]) -> None:
+        """Copies of the distributions: they may look into memory that the next call reuses."""
+        if any(r.distribution is None for r in results):
+            self._quantiles = None
+        if self._quantiles is None:
+            return
+        for i, result in zip(index, results, strict=True):
+            d = result.distribution
+            if d is not None:
+                curve = None if d.curve is None else d.curve.copy()
+                self._kept[i] = replace(d, row=d.row.copy(), curve=curve)
+        if len(self._kept) >= _READ:
+            self._read()
+
+    def _read(self) -> None:
+        """Quantiles of what was kept, many at once: one call costs as much as ten points."""
+        if self._kept and self._quantiles is not None:
+            batch = LengthDistributionBatch.stack(list(self._kept.values()))
+            self._quantiles[list(self._kept)] = batch.quantile(LEVELS)
+        self._kept.clear()
 
     def _forget(self, ids: Iterable[SequenceId]) -> None:
         discard = getattr(self._predictor, "discard", None)
