@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, Final
 
 import polars as pl
@@ -26,6 +27,9 @@ FEATURES: Final = (
 """Columns that are passed on as ``prompt_features`` where they are not null."""
 
 
+_NUMBER = count()
+
+
 class Asking:
     """Builds the requests of a frame.
 
@@ -45,7 +49,7 @@ class Asking:
         self._output_ids = _column(frame, "output_token_ids")
         self._text = _column(frame, "output_text")
         self._features = _features(frame)
-        self._unique = id(self)
+        self._unique = next(_NUMBER)
 
     def sequence_id(self, row: int, point: int | None = None) -> str:
         """Id of a row's own sequence, or of the throw-away one of a single point."""
