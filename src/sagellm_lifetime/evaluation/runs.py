@@ -12,6 +12,7 @@ import polars as pl
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import clock, seconds
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
     PredictionRequest,
@@ -22,8 +23,6 @@ from sagellm_lifetime.evaluation.asking import Asking
 from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast
 from sagellm_lifetime.evaluation.points import Points, lengths
 
-SECONDS_PER_TOKEN = 0.02
-"""Assumed where ``actual_time`` is missing: the default of the specification."""
 _CHUNK = 256
 _READ = 2048
 Progress = Callable[[int, int], None]
@@ -150,7 +149,7 @@ def run_online(
         HistoryError: without arrival times.
     """
     arrival = _arrivals(frame)
-    length, duration = lengths(frame), _durations(frame)
+    length, duration = lengths(frame), seconds(frame)
     reason = _reasons(frame)
     asking = Asking(frame)
     asker = Asker(predictor, asking, points)
@@ -187,20 +186,13 @@ def run_online(
 
 
 def _arrivals(frame: pl.DataFrame) -> np.ndarray:
-    if "arrival_time" not in frame.columns or frame["arrival_time"].null_count():
+    arrival = clock(frame)
+    if arrival is None:
         raise HistoryError(
             "online evaluation needs 'arrival_time' in every row: add the column, or evaluate "
             "without --online"
         )
-    return frame["arrival_time"].cast(pl.Float64).to_numpy()
-
-
-def _durations(frame: pl.DataFrame) -> np.ndarray:
-    assumed = pl.Series("actual_time", lengths(frame) * SECONDS_PER_TOKEN)
-    if "actual_time" not in frame.columns:
-        return assumed.to_numpy()
-    given = frame["actual_time"].cast(pl.Float64)
-    return given.fill_nan(None).zip_with(given.is_not_null(), assumed).to_numpy()
+    return arrival
 
 
 def _reasons(frame: pl.DataFrame) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
+from sagellm_lifetime.core.prequential import relative_times
 
 SHARE = 0.7
 WAYS = ("auto", "time", "session", "prompt", "order")
@@ -46,20 +47,12 @@ def split(frame: pl.DataFrame, by: str = "auto", share: float = SHARE) -> Split:
 
 
 def _choose(frame: pl.DataFrame) -> str:
-    if _present(frame, "arrival_time") and not _relative_times(frame):
+    if _present(frame, "arrival_time") and not relative_times(frame):
         return "time"
     for column, way in (("session_id", "session"), ("prompt_id", "prompt")):
         if _present(frame, column):
             return way
     return "order"
-
-
-def _relative_times(frame: pl.DataFrame) -> bool:
-    """Whether most sessions start at the same time: then times are relative to the session."""
-    if not _present(frame, "session_id"):
-        return False
-    starts = frame.group_by("session_id").agg(pl.col("arrival_time").min())["arrival_time"]
-    return len(starts) > 2 and bool((starts == starts.min()).sum() > len(starts) / 2)
 
 
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:

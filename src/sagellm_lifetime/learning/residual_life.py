@@ -1,7 +1,7 @@
 """Hierarchical Kaplan–Meier residual life, learned instantly and online.
 
-Every level of the hierarchy (all requests → prompt-length bucket → model → client → client and
-bucket → session) has nodes that count, per bin of the length grid, how many sequences ended there
+Every level of the hierarchy (all requests → prompt-length bucket → max_length → model → client →
+client and bucket → session) has nodes that count, per bin of the length grid, how many sequences ended there
 and how many were last seen alive there. The discrete hazard of a level is the actuarial estimate
 (Kaplan & Meier 1958) shrunk towards the level above, the posterior mean under a beta prior whose
 mean is the parent's hazard and whose weight is ``kappa`` sequences:
@@ -16,6 +16,7 @@ likelihood of the completions it was about to see (prequential, Dawid 1984).
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import log2
 from typing import Final
 
 import numpy as np
@@ -24,9 +25,9 @@ from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
 
-LEVELS: Final = ("all", "bucket", "model", "client", "client×bucket", "session")
+LEVELS: Final = ("all", "bucket", "cap", "model", "client", "client×bucket", "session")
 KAPPAS: Final = np.array([2.0, 6.0, 20.0, 80.0, 400.0, np.inf])
-_START: Final = np.array([2, 3, 3, 2, 3, 1])
+_START: Final = np.array([2, 3, 3, 3, 2, 3, 1])
 """Index into ``KAPPAS`` with which each level starts."""
 _SPREAD: Final = 8
 """Bins (two thirds of an octave) over which one completion of a session is smoothed: a session has
@@ -209,12 +210,14 @@ def node_keys(features: RequestFeatures, session: int) -> list[NodeKey]:
     bucket = 0 if length is None else 2 + length.bit_length() * 2 + _half(length)
     if bucket:
         keys.append((1, bucket, 0))
+    if features.max_length:
+        keys.append((2, int(4.0 * log2(features.max_length)), 0))
     if features.model_key:
-        keys.append((2, features.model_key, 0))
+        keys.append((3, features.model_key, 0))
     if features.client_key:
-        keys.append((3, features.model_key, features.client_key))
+        keys.append((4, features.model_key, features.client_key))
         if bucket:
-            keys.append((4, features.client_key, bucket))
+            keys.append((5, features.client_key, bucket))
     if session:
         keys.append((_SESSION, session, 0))
     return keys

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
-from sagellm_lifetime.core.prequential import censored, events, seconds
+from sagellm_lifetime.core.prequential import censored, events, in_time_order, seconds
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracker
@@ -63,13 +63,6 @@ def _summary(frame: pl.DataFrame) -> dict[str, Any]:
             str(q): lengths.quantile(q, interpolation="nearest") for q in (0.1, 0.5, 0.9, 0.99)
         },
     }
-
-
-def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sorted by arrival where every row has one, else as given."""
-    if "arrival_time" in frame.columns and frame["arrival_time"].null_count() == 0:
-        return frame.sort("arrival_time", maintain_order=True)
-    return frame
 
 
 def _timing(frame: pl.DataFrame) -> TokenTiming:
