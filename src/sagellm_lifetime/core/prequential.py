@@ -75,7 +75,8 @@ def events(frame: pl.DataFrame) -> Iterator[tuple[int, bool]]:
         arrival = np.arange(n, dtype=np.float64)
         finish = arrival + 0.5
     else:
-        finish = arrival + seconds(frame)
+        # Strictly after its own arrival, also where it took no time.
+        finish = np.maximum(arrival + seconds(frame), np.nextafter(arrival, np.inf))
     times = np.concatenate([arrival, finish])
     finished = np.arange(2 * n) >= n
     for event in np.lexsort((~finished, times)):
