@@ -85,10 +85,11 @@ class LengthDistribution:
         if self.max_length is not None:
             points = np.append(points[points < self.max_length], self.max_length)
         at = np.concatenate([[start], points]).astype(np.float64)
-        alive = np.exp(self._hazard(start) - self._hazards(at))
+        steps = self._hazards(at) - self._hazard(start)
+        alive = np.exp(-steps)
         # Sum of S(n) over the integers of each step, S geometric inside a step.
         widths = np.diff(at)
-        ratio = np.clip(alive[1:] / np.maximum(alive[:-1], 1e-300), 0.0, 1.0) ** (1.0 / widths)
+        ratio = np.exp(-np.maximum(np.diff(steps), 0.0) / widths)
         drop = alive[:-1] - alive[1:]
         total = float(
             np.where(
