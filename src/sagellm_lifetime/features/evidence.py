@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from math import isnan
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from sagellm_lifetime.features.trajectory import CHUNK_AGES, chunks_at, generate
 NAME_BUCKETS: Final = 2048
 MOST_CHUNKS: Final = 6
 """Chunks a network sees, the newest; older ones are in the cumulative counts."""
+_SIGNAL: Final = 100.0
 _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
@@ -72,7 +74,7 @@ def read_evidence(
             numbers = finished_step(each, features, kind, len(finished) - 1 - i)
             start.append(Step(numbers, _NONE, _NONE))
     text = (request.prompt_features or {}).get("prompt_text")
-    prompt = request.token_ids[: len(request.token_ids) - request.current_length]
+    prompt = request.token_ids[: max(len(request.token_ids) - request.current_length, 0)]
     if prompt:
         tokens = token_buckets(prompt)
     else:
@@ -113,5 +115,10 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
     return True
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+def _number(value: Any) -> float | None:
+    """A float within bounds (the logarithm of a probability of 0 is -inf), ``None`` for none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if isnan(number) else min(max(number, -_SIGNAL), _SIGNAL)

@@ -9,8 +9,10 @@ enable_thinking, eos_logprob, entropy, hidden_state. Unknown keys are ignored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from math import isfinite
+from operator import index
+from typing import Any, Final
 from zlib import crc32
 
 from sagellm_lifetime.core.errors import RequestError
@@ -18,6 +20,10 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
+_LARGEST_AGE: Final = 2**53
+_LARGEST_CAP: Final = 2**63 - 1
+"""``sys.maxsize`` is how some engines say "no cap"."""
+_BLOCK_BITS: Final = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -63,19 +69,20 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
         length = get("prompt_length")
         turn, arrival, temperature = get("turn"), get("arrival_time"), get("temperature")
         features = RequestFeatures(
-            int(length) if length is not None else (tokens if tokens > 0 else None),
+            _count(length) if length is not None else (tokens if tokens > 0 else None),
             request.max_length,
             None if model is None else str(model),
             0 if model is None else key_of("model", model),
             0 if client is None else key_of("client", client),
             0 if session is None else key_of("session", session),
-            None if turn is None else int(turn),
-            None if arrival is None else float(arrival),
-            None if temperature is None else float(temperature),
+            None if turn is None else _count(turn),
+            None if arrival is None else _finite(float(arrival)),
+            None if temperature is None else _finite(float(temperature)),
             _flag(get("has_tools")),
             None if get("response_format") is None else get("response_format") != "text",
             _flag(get("enable_thinking")),
-            tuple(map(int, (get("prefix_hashes") or ())[:PREFIX_HEAD])),
+            # Hashes may be negative or have more than 64 bits; what is kept is an int64 >= 0.
+            tuple(int(h) & _BLOCK_BITS for h in (get("prefix_hashes") or ())[:PREFIX_HEAD]),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"prompt_features of {request.sequence_id!r}: {error}") from error
@@ -86,29 +93,56 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
     return features
 
 
+def _finite(value: float) -> float:
+    if not isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    return value
+
+
+def _count(value: Any) -> int:
+    count = int(value)
+    if abs(count) > _LARGEST_AGE:
+        raise ValueError("a count over 2^53")
+    return count
+
+
 def _flag(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def check_request(request: PredictionRequest) -> None:
-    """Refuse impossible numbers with one line.
+def check_request(request: PredictionRequest) -> PredictionRequest:
+    """The request with plain ints, itself where they are; impossible numbers are refused.
+
+    NumPy integers become ints here, since theirs overflow where ints do not.
 
     Raises:
-        RequestError: negative or non-integer lengths, or an unhashable id.
+        RequestError: negative, non-integer or absurd lengths, or an id that is no int or str.
     """
-    age, cap = request.current_length, request.max_length
-    if not _is_count(age):
-        raise RequestError(f"current_length of {request.sequence_id!r} must be an int >= 0: {age}")
-    if cap is not None and not _is_count(cap):
+    name, age, cap = request.sequence_id, request.current_length, request.max_length
+    said_age, said_cap = age, cap
+    if type(age) is not int or (cap is not None and type(cap) is not int):
+        age = _as_int(age)
+        cap = None if cap is None else _as_int(cap)
+        request = replace(request, current_length=age, max_length=cap)
+    if not 0 <= age <= _LARGEST_AGE:
         raise RequestError(
-            f"max_length of {request.sequence_id!r} must be None or an int >= 0: {cap}"
+            f"current_length of {name!r} must be an int from 0 to {_LARGEST_AGE}: {said_age}"
         )
-    if not isinstance(request.sequence_id, (int, str)):
-        raise RequestError(f"sequence_id must be an int or a str: {request.sequence_id!r}")
+    if cap is not None and not 0 <= cap <= _LARGEST_CAP:
+        raise RequestError(
+            f"max_length of {name!r} must be None or an int from 0 to {_LARGEST_CAP}: {said_cap}"
+        )
+    if not isinstance(name, (int, str)):
+        try:
+            request = replace(request, sequence_id=index(name))
+        except TypeError:
+            raise RequestError(f"sequence_id must be an int or a str: {name!r}") from None
+    return request
 
 
-def _is_count(value: Any) -> bool:
-    if type(value) is int:
-        return value >= 0
-    # NumPy integers count as integers; floats and booleans do not.
-    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 0
+def _as_int(value: Any) -> int:
+    """An integer of any kind; -1, which is refused, for what is none (floats and booleans)."""
+    try:
+        return -1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        return -1

@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
+from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.features.encode import LEXICAL, STRUCTURE
 
 BUCKETS: Final = 4096
@@ -26,7 +27,10 @@ def token_buckets(token_ids: list[int]) -> np.ndarray:
     if len(token_ids) > MOST_WORDS:
         half = MOST_WORDS // 2
         token_ids = [*token_ids[:half], *token_ids[-half:]]
-    ids = np.array(token_ids, dtype=np.int64)
+    try:
+        ids = np.array(token_ids, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"token_ids must be a list of integers: {error}") from error
     # Fibonacci hashing spreads neighbouring ids, which vocabularies order by frequency.
     return ((ids * 2654435761) >> 7) % BUCKETS
 
