@@ -104,10 +104,14 @@ class Tracker:
         if not self._free:
             self._grow()
         item = Tracked(self._free.pop(), evidence, age, now, first_age=age)
-        self.caps[item.slot] = UNCAPPED if cap is None else cap
+        self.set_cap(item, cap)
         self._items[sequence_id] = item
         self.admitted += 1
         return item
+
+    def set_cap(self, item: Tracked, cap: int | None) -> None:
+        """The cap as it was said last."""
+        self.caps[item.slot] = UNCAPPED if cap is None else cap
 
     def take(self, sequence_id: SequenceId) -> Tracked | None:
         """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""

@@ -42,6 +42,8 @@ Progress = Callable[[str, float], None]
 
 _AGES = np.array([16 * 2**k for k in range(14)])
 _CALIBRATE_EVERY = 64
+_LONGEST = 10**8
+"""Above this a length is a mistake, as it is in a history."""
 
 
 @dataclass(slots=True)
@@ -142,7 +144,7 @@ class Predictor(LifetimePredictorProtocol):
 
     def predict(self, request: PredictionRequest) -> PredictionResult:
         """Predict one sequence. Raises :class:`RequestError` for impossible numbers."""
-        check_request(request)
+        request = check_request(request)
         with self._lock:
             item, stale = self._observe(request)
             if stale:
@@ -151,11 +153,10 @@ class Predictor(LifetimePredictorProtocol):
 
     def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[PredictionResult]:
         """Predict many sequences; equal to predicting them one by one."""
-        for request in requests:
-            check_request(request)
+        requests = [check_request(request) for request in requests]
         results: list[PredictionResult | None] = [None] * len(requests)
         with self._lock:
-            for wave in _waves(requests):
+            for wave in _waves(requests, self._tracker.capacity):
                 answers = self._predict_distinct([requests[i] for i in wave])
                 for i, answer in zip(wave, answers, strict=True):
                     results[i] = answer
@@ -206,6 +207,7 @@ class Predictor(LifetimePredictorProtocol):
             self._more(evidence, request)
             item.asked.append(age)
             return item, True
+        self._tracker.set_cap(item, request.max_length)
         if self._more(item.evidence, request):
             item.asked.append(age)
             return item, True
@@ -313,7 +315,8 @@ class Predictor(LifetimePredictorProtocol):
                     self._scores.score(item.estimate, length, item.confidence)
                 self._timing.update(item.evidence.features.model, length, actual_time)
             ends = [*item.asked[1:], length]
-            for row, start, end in zip(item.answers, item.asked, ends, strict=True):
+            # A request refused half way leaves a sequence asked about but not answered.
+            for row, start, end in zip(item.answers, item.asked, ends, strict=False):
                 self._pending.append(_Answered(row, start, end, cap, length, censored))
             self._learn(Completion(item.evidence, length, censored))
             self._lesson()
@@ -335,6 +338,8 @@ class Predictor(LifetimePredictorProtocol):
 
     def _calibrate_pending(self) -> None:
         """Teach the calibration at the ages of the evidence and at 16, 32, … 2^k between them."""
+        if not self._pending:
+            return
         rows, *columns = zip(*self._pending, strict=True)
         start, end, caps, lengths, censored = (np.array(column) for column in columns)
         self._pending.clear()
@@ -386,7 +391,14 @@ class Predictor(LifetimePredictorProtocol):
         from sagellm_lifetime.predictors.fitting import fit_predictor
 
         with self._lock:
-            fit_predictor(self, history, progress)
+            before = dict(vars(self))
+            try:
+                fit_predictor(self, history, progress)
+            except BaseException:
+                # Fitting puts new objects in the place of the old ones, which are as they were.
+                vars(self).clear()
+                vars(self).update(before)
+                raise
         return self
 
     def save(self, path: str | Path) -> None:
@@ -401,15 +413,17 @@ class Predictor(LifetimePredictorProtocol):
         with self._lock:
             twin = type(self)(**self._options)
             twin._set_knowledge(self._knowledge())
+            twin.summary = dict(self.summary)
             return twin
 
     def _knowledge(self) -> dict[str, np.ndarray]:
         """Everything learned, as arrays of its own."""
-        if self._pending:
-            self._calibrate_pending()
+        self._calibrate_pending()
         learned = {f"calibration.{k}": v for k, v in self._calibration.state().items()}
         for model, values in self._timing.state().items():
-            learned[f"timing.{model}"] = np.array(values)
+            # Names of arrays are UTF-8, names of models may be anything.
+            name = model.encode("utf-8", "backslashreplace").decode()
+            learned[f"timing.{name}"] = np.array(values)
         learned["lessons"] = np.array([self._lessons])
         learned.update({f"predictor.{k}": v for k, v in self._state().items()})
         return {key: np.array(value) for key, value in learned.items()}
@@ -425,10 +439,16 @@ class Predictor(LifetimePredictorProtocol):
         self._version += 1
 
 
-def _waves(requests: Sequence[PredictionRequest]) -> list[list[int]]:
-    """Indices such that no wave has an id twice and every id keeps its order."""
+def _waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
+    """Indices such that no wave has an id twice, nor more than ``most`` (sequences of one wave must
+    not push each other out of the tracker), and every id keeps its order."""
     if len({request.sequence_id for request in requests}) == len(requests):
-        return [list(range(len(requests)))] if requests else []
+        return [
+            list(range(start, min(start + most, len(requests))))
+            for start in range(0, len(requests), most)
+        ]
+    if len(requests) > most:
+        return [[i] for i in range(len(requests))]
     turns: dict[SequenceId, int] = {}
     waves: list[list[int]] = []
     for i, request in enumerate(requests):
@@ -447,7 +467,9 @@ def _check_completion(
         raise RequestError(
             f"finish_reason {finish_reason!r} is unknown: one of {', '.join(FINISH_REASONS)}"
         )
-    if isinstance(length, bool) or not hasattr(length, "__index__") or length < 0:
-        raise RequestError(f"actual_length of {sequence_id!r} must be an int >= 0: {length}")
-    if not 0.0 <= seconds < float("inf"):
+    if isinstance(length, bool) or not hasattr(length, "__index__") or not 0 <= length <= _LONGEST:
+        raise RequestError(
+            f"actual_length of {sequence_id!r} must be an int from 0 to {_LONGEST}: {length}"
+        )
+    if not hasattr(seconds, "__float__") or not 0.0 <= float(seconds) < float("inf"):
         raise RequestError(f"actual_time of {sequence_id!r} must be seconds >= 0: {seconds}")

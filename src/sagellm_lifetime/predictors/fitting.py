@@ -39,7 +39,7 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     predictor._scores = Scores()
     predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
     predictor._timing = _timing(older)
-    predictor._pending.clear()
+    predictor._pending = []
     predictor._lessons = len(older)
     predictor._predict_calls = 0
     predictor._fit(older, newest, progress)

@@ -172,6 +172,10 @@ class NeuralPredictor(Predictor):
         held_out = list(history_samples(self, newest, rng, progress))
         self._tables, self._conversations, self._recent = after_older
         trainer = Trainer(self._build(), None, seed=self._options["seed"])
+        if not samples:
+            # Every sequence ended at once: the tables say all there is to say.
+            self._use(None)
+            return
         self.training = trainer.fit(
             samples, held_out, epochs=self._options["epochs"], progress=progress, log=self.log
         )
