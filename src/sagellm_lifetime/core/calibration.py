@@ -178,6 +178,14 @@ class Calibration:
         self._hits = np.array(state["hits"], dtype=np.float64)
         self._said = np.array(state["said"], dtype=np.float64)
         self._seen = np.array(state["seen"], dtype=np.float64)
+        for learned, width in (
+            (self._pit, link.LEVELS),
+            (self._hits, _STEPS + 1),
+            (self._said, _STEPS + 1),
+            (self._seen, _STEPS + 1),
+        ):
+            if learned.shape != (BANDS, width) or not np.isfinite(learned).all():
+                raise ValueError(f"calibration of shape {learned.shape}, not {(BANDS, width)}")
         self._refresh()
 
 

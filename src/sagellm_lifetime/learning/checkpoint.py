@@ -29,7 +29,13 @@ from sagellm_lifetime.features.text import BUCKETS
 
 FORMAT: Final = 1
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
-_DTYPES: Final = {"F64", "F32", "I64", "I32", "BOOL"}
+_DTYPES: Final = {
+    "F64": "float64",
+    "F32": "float32",
+    "I64": "int64",
+    "I32": "int32",
+    "BOOL": "bool",
+}
 _MAX_BYTES: Final = 1 << 30
 SCHEMA: Final[dict[str, int]] = {
     "bins": BINS,
@@ -87,16 +93,45 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     try:
         _write(temporary / MODEL, data)
         _write(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, old / path.name)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
+        _put_in_place(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    if _exchange(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        os.rename(path, old / path.name)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.rename(old / path.name, path)
+            raise
+    finally:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two directories in one step (Linux ``renameat2``); whether that worked.
+
+    POSIX has no rename onto a directory that is not empty, and between two renames a killed
+    process would leave nothing under the name.
+    """
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2
+    return bool(renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -166,6 +201,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _read_file(path: Path) -> Checkpoint:
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path}: larger than any predictor")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
@@ -182,6 +219,9 @@ def _read_file(path: Path) -> Checkpoint:
         try:
             held = torch.load(path, weights_only=True, map_location="cpu")
             text, tensors = held["manifest"], held["arrays"]
+            # A tensor may claim a size that it does not have (strides of 0).
+            if sum(v.numel() * v.element_size() for v in tensors.values()) > _MAX_BYTES:
+                raise ValueError("its arrays are larger than any predictor needs")
             arrays = {k: v.numpy() for k, v in tensors.items()}
         except (
             pickle.UnpicklingError,
@@ -201,7 +241,7 @@ def _read_file(path: Path) -> Checkpoint:
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -228,9 +268,13 @@ def _build(path: Path, manifest: dict[str, Any], data: bytes) -> Checkpoint:
         predictor=str(manifest.get("predictor")),
         options=manifest["options"],
         arrays=arrays,
-        summary=manifest.get("training_data") or {},
-        metrics=manifest.get("metrics") or {},
+        summary=_mapping(manifest.get("training_data")),
+        metrics=_mapping(manifest.get("metrics")),
     )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
@@ -239,16 +283,21 @@ def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        dtypes = {entry["dtype"] for entry in header.values()}
-        wanted = {name: tuple(entry["shape"]) for name, entry in declared.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        dtypes = {str(entry["dtype"]) for entry in header.values()}
+        found = {
+            name: (tuple(entry["shape"]), _DTYPES.get(entry["dtype"]))
+            for name, entry in header.items()
+        }
+        wanted = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in declared.items()}
+        odd = sorted(name for name, _ in set(found.items()) ^ set(wanted.items()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MODEL} has no readable header") from error
-    if shapes != wanted:
-        odd = sorted(set(shapes.items()) ^ set(wanted.items()))[0][0]
-        raise CheckpointError(f"{path}: array {odd!r} is not as the manifest declares it")
-    if not dtypes <= _DTYPES:
-        raise CheckpointError(f"{path}: arrays of type {sorted(dtypes - _DTYPES)} are not allowed")
+    if not dtypes <= set(_DTYPES):
+        raise CheckpointError(
+            f"{path}: arrays of type {min(dtypes - set(_DTYPES))} are not allowed"
+        )
+    if odd:
+        raise CheckpointError(f"{path}: array {odd[0]!r} is not as the manifest declares it")
 
 
 def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:

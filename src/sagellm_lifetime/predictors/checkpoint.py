@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
+from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sagellm_lifetime.predictors.registry import create_predictor
 
@@ -34,12 +35,17 @@ def load_predictor(path: str | Path) -> Predictor:
         CheckpointError: missing, damaged, of another format version, or of unknown contents.
     """
     checkpoint = read_checkpoint(Path(path))
-    predictor = create_predictor(checkpoint.predictor, **checkpoint.options)
     try:
+        predictor = create_predictor(checkpoint.predictor, **checkpoint.options)
         predictor._set_knowledge(checkpoint.arrays)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        # One answer, so that arrays of the wrong shape are found here and not while serving.
+        predictor.clone().predict(PredictionRequest(0, [], 0, None))
+    except MissingExtraError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no common base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: the contents do not fit predictor {checkpoint.predictor!r} ({error})"
+            f"{path}: the contents do not fit predictor {checkpoint.predictor!r} ({reason})"
         ) from error
     predictor.summary = dict(checkpoint.summary)
     return predictor
