@@ -1,0 +1,1 @@
+"""What our predictors are measured against."""
