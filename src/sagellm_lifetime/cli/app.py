@@ -1,0 +1,48 @@
+"""The commands in one typer app; one file per command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sagellm_lifetime.cli.convert import convert
+from sagellm_lifetime.cli.demo import demo
+from sagellm_lifetime.cli.evaluate import evaluate
+from sagellm_lifetime.cli.export import export
+from sagellm_lifetime.cli.guard import guarded
+from sagellm_lifetime.cli.options import JsonCommand
+from sagellm_lifetime.cli.predict import predict
+from sagellm_lifetime.cli.stats import stats
+from sagellm_lifetime.cli.train import train
+
+HELP = "Predict how many more tokens running sequences will generate."
+
+app = typer.Typer(
+    name="lifetime",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sagellm_lifetime import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def lifetime(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Predict how many more tokens running sequences will generate."""
+
+
+for _command in (demo, train, evaluate, predict, stats, export, convert):
+    app.command(cls=JsonCommand)(guarded(_command))

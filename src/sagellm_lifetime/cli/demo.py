@@ -1,0 +1,154 @@
+"""``demo``: the main job on data that ships: train, compare all predictors, write a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from sagellm_lifetime.cli.fitting import NETWORKS, fit, has_torch
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import Json, Seed
+from sagellm_lifetime.cli.output import note, number, progress, say, table, write_json
+from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.evaluation.protocol import Evaluation
+
+INVENTED: Final = ("regular", "specification")
+PROFILES: Final = ("chat", "coding-agent", "regular")
+ROWS: Final = 3000
+EPOCHS: Final = 6
+
+
+def demo(
+    *,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Workloads, from published statistics of public traces: azure-conversation, "
+            "mooncake-conversation, reasoning, chat, coding-agent; or invented ones of known "
+            "difficulty: regular, specification. Repeat it for several.",
+            show_default=", ".join(PROFILES),
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path(
+        "report"
+    ),
+    rows: Annotated[int, typer.Option(min=100, help="Requests of each workload.")] = ROWS,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of the networks, at most.")] = EPOCHS,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Train and compare all predictors on built-in workloads, and write a report with plots."""
+    from sagellm_lifetime.predictors.registry import PREDICTORS
+
+    profiles = list(dict.fromkeys(profile or PROFILES))
+    check_profiles(profiles)
+    check_folder(output)
+    check_json(json)
+    names = [name for name in PREDICTORS if has_torch() or name not in NETWORKS]
+    started = perf_counter()
+    found: dict[str, list[Evaluation]] = {}
+    for each in profiles:
+        note(f"{each}: {rows:,} requests, the first 70% to train on, the others to score")
+        found[each] = _compare(names, _workload(each, rows, seed), seed, epochs)
+        _report(output if len(profiles) == 1 else output / each, each, found[each])
+    page = output / "report.md"
+    if len(profiles) > 1:
+        page.write_text(_index(found), encoding="utf-8")
+    if json is not None:
+        settings = {"rows": rows, "epochs": epochs, "seed": seed}
+        write_json({each: to_json(done, settings) for each, done in found.items()}, json)
+    if json != "-":
+        _show(found)
+        say(_best(found))
+        if len(names) < len(PREDICTORS):
+            say("lstm and transformer were left out: pip install 'isagellm-lifetime[train]'")
+        say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
+        say("Next, with your own history: sage llm lifetime evaluate --data-path FILE")
+
+
+def check_profiles(names: list[str]) -> None:
+    """Raises :class:`UnknownNameError` for a workload that does not ship."""
+    from sagellm_lifetime.core.errors import UnknownNameError
+    from sagellm_lifetime.evaluation.profiles import PROFILES as MEASURED
+
+    for name in names:
+        if name not in (*MEASURED, *INVENTED):
+            raise UnknownNameError("profile", name, [*MEASURED, *INVENTED])
+
+
+def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
+    from sagellm_lifetime.evaluation import profiles
+
+    if name in INVENTED:
+        make = profiles.regular if name == "regular" else profiles.specification
+        return make(rows, seed)
+    return profiles.generate(name, rows, seed=seed)
+
+
+def _compare(names: list[str], rows: pl.DataFrame, seed: int, epochs: int) -> list[Evaluation]:
+    from sagellm_lifetime.cli.beside import trained
+    from sagellm_lifetime.evaluation.splits import split
+
+    parts = split(rows)
+    with progress("training the baselines"):
+        rivals = trained(parts.train)
+    done = []
+    for name in names:
+        passes = epochs if name in NETWORKS else None
+        predictor = fit(name, parts.train, seed=seed, epochs=passes)
+        done.append(measure(predictor, parts.test, rivals, seed=seed, label=f"scoring {name}"))
+    return done
+
+
+def _report(folder: Path, name: str, evaluations: list[Evaluation]) -> None:
+    from sagellm_lifetime.evaluation.report import write_report
+
+    with progress("drawing the report"):
+        try:
+            write_report(folder, evaluations, title=f"Lifetime predictors on {name}")
+        except OSError as error:
+            raise CommandError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def _show(found: dict[str, list[Evaluation]]) -> None:
+    lines: list[list[str] | None] = []
+    for name, evaluations in found.items():
+        blank = [""] * (len(COLUMNS) - 1)
+        lines += [None] if lines else []
+        lines.append([name, *blank])
+        lines += [[f"  {first}", *rest] for first, *rest in score_rows(evaluations)]
+    table(COLUMNS, lines)
+    say(LEGEND)
+
+
+def _best(found: dict[str, list[Evaluation]]) -> str:
+    parts = []
+    for name, evaluations in found.items():
+        scored = [(e.scores[e.name]["steps"]["mae"], e.name) for e in evaluations]
+        best = min((mae, who) for mae, who in scored if mae is not None)
+        constant = evaluations[0].scores["constant_median"]["steps"]["mae"]
+        parts.append(f"{name}: {best[1]} {number(best[0])} (constant median {number(constant)})")
+    return "Best MAE over steps, " + "; ".join(parts)
+
+
+def _index(found: dict[str, list[Evaluation]]) -> str:
+    from sagellm_lifetime.evaluation.report import all_scores, score_table
+
+    lines = ["# Lifetime predictors: demo", ""]
+    for name, evaluations in found.items():
+        first, scores = evaluations[0], all_scores(evaluations)
+        lines += [f"## {name}", "", f"[All tables and plots]({name}/report.md)", ""]
+        for group, heading in (("admission", "At admission"), ("steps", "Over all steps")):
+            lines += [f"### {heading}", ""]
+            lines += [*score_table({who: s[group] for who, s in scores.items()}, first), ""]
+        lines += [f"![Error by age, {name}]({name}/error_by_age.png)", ""]
+    return "\n".join(lines)

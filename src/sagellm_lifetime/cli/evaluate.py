@@ -1,0 +1,201 @@
+"""``evaluate``: how good predictors are on a history, rivals beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sagellm_lifetime.cli.fitting import check_names, fit, read_rows
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows, Seed
+from sagellm_lifetime.cli.output import note, progress, say, table, write_json
+from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.evaluation.rivals.base import Rival
+    from sagellm_lifetime.predictors.base import Predictor
+
+DEFAULT = "lstm"
+
+
+class Way(StrEnum):
+    """How a history is cut in a training and a test part."""
+
+    auto = "auto"
+    time = "time"
+    session = "session"
+    prompt = "prompt"
+
+
+@dataclass
+class Job:
+    """Fitted predictors, what to score them on, and how it came about."""
+
+    predictors: list[Predictor]
+    rivals: list[Rival]
+    rows: pl.DataFrame
+    settings: dict[str, Any]
+
+
+def evaluate(
+    *,
+    data_path: DataPath,
+    train_path: Annotated[
+        str | None,
+        typer.Option(
+            "--train-path",
+            metavar="FILE",
+            help="Train on this history, and score on all of --data-path.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="Score this trained predictor on all of --data-path.",
+            show_default=False,
+        ),
+    ] = None,
+    predictor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predictor-type",
+            metavar="NAME",
+            help=f"{PREDICTOR_HELP}; repeat it, or put commas between, to compare.",
+            show_default=DEFAULT,
+        ),
+    ] = None,
+    split: Annotated[
+        Way | None,
+        typer.Option(
+            help="How --data-path is cut 70/30 without --train-path and --checkpoint.",
+            show_default="auto",
+        ),
+    ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online/--frozen",
+            help="Learn from each row at its finish, in simulated time; or nothing while scoring.",
+        ),
+    ] = False,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score a random part of this many rows.", show_default="all"),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write tables and plots into this folder.", show_default=False
+        ),
+    ] = None,
+    json: Json = None,
+    seed: Seed = 0,
+    on_bad_rows: BadRows = OnBadRows.refuse,
+) -> None:
+    """Measure predictors on a history, beside honest baselines.
+
+    Without --train-path and --checkpoint the history itself is cut: 70 % to train on, 30 % to
+    score, by time, else by session or prompt; never by row.
+    """
+    if checkpoint is not None and predictor_type:
+        raise CommandError("a checkpoint is of one type: leave --predictor-type out")
+    if split is not None and (checkpoint is not None or train_path is not None):
+        raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
+    check_json(json)
+    check_folder(report)
+    if checkpoint is not None:
+        job = _from_checkpoint(checkpoint, data_path, train_path, on_bad_rows)
+    else:
+        names = check_names(predictor_type or [DEFAULT])
+        way = (split or Way.auto).value
+        job = _fitted(
+            names,
+            data_path,
+            train_path=train_path,
+            way=way,
+            seed=seed,
+            on_bad_rows=on_bad_rows,
+        )
+    note(job.settings["how"])
+
+    evaluations = [
+        measure(
+            predictor,
+            job.rows,
+            job.rivals,
+            online=online,
+            seed=seed,
+            max_rows=max_rows,
+            label=f"scoring {predictor.name}",
+        )
+        for predictor in job.predictors
+    ]
+    if report is not None:
+        from sagellm_lifetime.evaluation.report import write_report
+
+        page = write_report(report, evaluations)
+        note(f"report: {page}")
+    if json is not None:
+        settings = {**job.settings, "seed": seed, "max_rows": max_rows, "data": data_path}
+        write_json(to_json(evaluations, settings), json)
+    if json != "-":
+        learning = "learning online" if online else "frozen"
+        say(f"{evaluations[0].rows:,} sequences, {learning}")
+        table(COLUMNS, score_rows(evaluations))
+        say(LEGEND)
+
+
+def _fitted(
+    names: list[str],
+    data_path: str,
+    *,
+    train_path: str | None,
+    way: str,
+    seed: int,
+    on_bad_rows: OnBadRows,
+) -> Job:
+    from sagellm_lifetime.cli.beside import trained
+    from sagellm_lifetime.evaluation.splits import split
+
+    rows = read_rows(data_path, on_bad_rows)
+    if train_path is not None:
+        train, test, by = read_rows(train_path, on_bad_rows), rows, None
+        how = f"trained on {len(train):,} rows of {train_path}, scored on {len(test):,}"
+    else:
+        parts = split(rows, way)
+        train, test, by = parts.train, parts.test, parts.by
+        how = f"split by {by}: trained on {len(train):,} rows, scored on the other {len(test):,}"
+    predictors = [fit(name, train, seed=seed) for name in names]
+    with progress("training the baselines"):
+        rivals = trained(train)
+    return Job(predictors, rivals, test, {"how": how, "split": by, "training_rows": len(train)})
+
+
+def _from_checkpoint(
+    checkpoint: Path, data_path: str, train_path: str | None, on_bad_rows: OnBadRows
+) -> Job:
+    from sagellm_lifetime.cli.beside import cross_fitted, trained
+    from sagellm_lifetime.predictors.checkpoint import load_predictor
+
+    predictor = load_predictor(checkpoint)
+    rows = read_rows(data_path, on_bad_rows)
+    known = predictor.summary.get("rows")
+    how = f"{predictor.name} of {checkpoint}, scored on {len(rows):,} rows"
+    with progress("training the baselines"):
+        if train_path is not None:
+            rivals = trained(read_rows(train_path, on_bad_rows))
+            how += f"; baselines trained on {train_path}"
+        else:
+            rows, rivals = cross_fitted(rows)
+            how += "; each baseline trained on the half of these rows it is not scored on"
+    return Job([predictor], rivals, rows, {"how": how, "split": None, "training_rows": known})

@@ -1,0 +1,88 @@
+"""``export``: a checkpoint as one file for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import Checkpoint, Json
+from sagellm_lifetime.cli.output import say, write_json
+from sagellm_lifetime.cli.places import check_file, check_json, find_checkpoint
+from sagellm_lifetime.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.learning.checkpoint import Checkpoint as Contents
+
+SUFFIXES = (".pt", ".safetensors", ".onnx")
+NOTE = (
+    "The network alone: x is (batch, steps, features) with the embeddings filled in, lengths the "
+    "steps of each sequence; out come corrections of log-hazards. Embeddings, residual-life table "
+    "and calibration are not in it: load the .safetensors or .pt export for predictions."
+)
+
+
+def export(
+    *,
+    output_path: Annotated[
+        Path,
+        typer.Option(
+            "--output-path",
+            metavar="FILE",
+            help="model.pt, model.safetensors (whole predictors) or model.onnx (a network alone).",
+        ),
+    ],
+    checkpoint: Checkpoint = None,
+    json: Json = None,
+) -> None:
+    """Write a trained predictor as one file."""
+    from sagellm_lifetime.learning.checkpoint import export_checkpoint, read_checkpoint
+
+    if output_path.suffix not in SUFFIXES:
+        raise CommandError(f"{output_path}: export writes {', '.join(SUFFIXES)}")
+    check_file(output_path)
+    check_json(json)
+    source = find_checkpoint(checkpoint)
+    contents = read_checkpoint(source)
+    if output_path.suffix == ".onnx":
+        _export_network(source, contents, output_path)
+    else:
+        export_checkpoint(contents, output_path)
+    size = output_path.stat().st_size
+    if json is not None:
+        found: dict[str, Any] = {"predictor": contents.predictor, "checkpoint": str(source)}
+        write_json({**found, "file": str(output_path), "bytes": size}, json)
+    if json != "-":
+        say(f"Exported {contents.predictor} of {source} to {output_path} ({size / 1e6:.1f} MB)")
+
+
+def _export_network(source: Path, contents: Contents, target: Path) -> None:
+    from sagellm_lifetime.learning.checkpoint import write_atomically
+    from sagellm_lifetime.predictors.checkpoint import load_predictor
+    from sagellm_lifetime.predictors.neural import NeuralPredictor
+
+    predictor = load_predictor(source)
+    if not isinstance(predictor, NeuralPredictor):
+        raise CheckpointError(
+            f"{source}: {contents.predictor} has no network; export .safetensors or .pt"
+        )
+    if predictor._runner is None:
+        raise CheckpointError(f"{source}: this {contents.predictor} was never trained: train it")
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(predictor._runner.model)
+    model.producer_name = "sagellm-lifetime"
+    model.doc_string = NOTE
+    metadata = {"predictor": contents.predictor, "manifest": _manifest(contents)}
+    onnx.helper.set_model_props(model, metadata)
+    write_atomically(target, model.SerializeToString())
+
+
+def _manifest(contents: Contents) -> str:
+    import json
+
+    manifest = contents.manifest("")
+    return json.dumps({key: manifest[key] for key in ("format", "options", "features")})

@@ -1,0 +1,80 @@
+"""Fitting a predictor for a command: checked before the work, with progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import OnBadRows
+from sagellm_lifetime.cli.output import note, progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.predictors.base import Predictor
+
+NETWORKS = ("lstm", "transformer")
+
+
+def has_torch() -> bool:
+    """Whether networks can be trained here; does not load PyTorch."""
+    return find_spec("torch") is not None
+
+
+def check_names(given: Iterable[str]) -> list[str]:
+    """Names of predictors, each once; a name may be several, with commas between.
+
+    Raises:
+        LifetimeError: nobody registered it, or it needs PyTorch and there is none.
+    """
+    from sagellm_lifetime.core.errors import MissingExtraError
+    from sagellm_lifetime.predictors.registry import predictor_class
+
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
+    if not names:
+        raise CommandError("no predictor is named: choose one with --predictor-type")
+    for name in names:
+        predictor_class(name)
+        if name in NETWORKS and not has_torch():
+            raise MissingExtraError(f"training {name!r} (survival does without)", "train")
+    return list(dict.fromkeys(names))
+
+
+def read_rows(source: str, on_bad_rows: OnBadRows) -> pl.DataFrame:
+    """The checked rows of a history; skipped ones are told on stderr."""
+    from sagellm_lifetime.core.history import read_history
+
+    history = read_history(source, on_bad_rows=on_bad_rows.value)
+    if history.skipped:
+        first = history.problems[0] if history.problems else ""
+        note(f"skipped {history.skipped:,} bad rows, the first: {first}")
+    return history.frame
+
+
+def fit(
+    name: str,
+    rows: pl.DataFrame,
+    *,
+    seed: int,
+    prepare: Callable[[Any], None] | None = None,
+    label: str = "",
+    **options: Any,
+) -> Predictor:
+    """A new predictor, fitted.
+
+    Args:
+        prepare: called with the predictor before it is fitted.
+        label: what the progress bar calls it.
+        options: of the predictor; those that are ``None`` are left to it.
+    """
+    from sagellm_lifetime.predictors.registry import create_predictor
+
+    given = {key: value for key, value in options.items() if value is not None}
+    predictor = create_predictor(name, seed=seed, **given)
+    if prepare is not None:
+        prepare(predictor)
+    with progress(label or f"training {name}") as step:
+        predictor.fit(rows, progress=step)
+    return predictor

@@ -1,0 +1,65 @@
+"""Running the commands: every error is one line on stderr, and says so in the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sagellm_lifetime.cli.guard import BROKEN_PIPE, INTERRUPTED, USAGE, complain, silence
+
+PROGRAM = "sagellm-lifetime"
+
+
+def main() -> None:
+    """The console script ``sagellm-lifetime``."""
+    sys.exit(run(sys.argv[1:], PROGRAM))
+
+
+def run(args: Sequence[str], program: str) -> int:
+    """Run one command line.
+
+    Args:
+        args: what follows the name of the program.
+        program: that name, as help and errors show it.
+
+    Returns:
+        The exit code: 0 done, 2 an error that was told in one line, 130 interrupted, 141 when
+        nobody reads the output any more.
+    """
+    try:
+        return _run(list(args) or ["--help"], program)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        silence()
+        return BROKEN_PIPE
+
+
+def _run(args: list[str], program: str) -> int:
+    from typer import Abort
+    from typer.main import get_command
+
+    from sagellm_lifetime.cli.app import app
+
+    try:
+        code = get_command(app).main(args=args, prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+    except Abort:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the output itself: a full disk behind stdout
+        complain(f"the output cannot be written: {error.strerror or error}")
+        return USAGE
+    except Exception as error:
+        # Typer's own errors of usage: their class moved between versions, their methods did not.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else program
+        complain(f"{message()} (see: {command} --help)")
+        return USAGE
+    return code if isinstance(code, int) else 0

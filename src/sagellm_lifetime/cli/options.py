@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+PREDICTOR_HELP = "baseline, orca, linear, survival, lstm or transformer"
+
+
+class OnBadRows(StrEnum):
+    """What to do with rows that break the history format."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+class JsonCommand(TyperCommand):
+    """A command whose ``--json`` may stand without a file: then it means stdout."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the ``-`` in that was left out."""
+        if any("--json" in option.opts for option in self.params):
+            for i in reversed(range(len(args))):
+                if args[i] == "--json" and (
+                    i + 1 == len(args) or (args[i + 1].startswith("-") and args[i + 1] != "-")
+                ):
+                    args.insert(i + 1, "-")
+        return super().parse_args(ctx, args)
+
+
+DataPath = Annotated[
+    str,
+    typer.Option(
+        "--data-path",
+        metavar="FILE",
+        help="History: a CSV, JSONL or Parquet file, a glob, or a folder of them.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Write the numbers as JSON to FILE, or to stdout instead of the text.",
+        show_default=False,
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="DIR",
+        help="A trained predictor; by default the newest below runs/lifetime.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds everything random.")]
+BadRows = Annotated[
+    OnBadRows, typer.Option("--on-bad-rows", help="Refuse the history, or skip its bad rows.")
+]

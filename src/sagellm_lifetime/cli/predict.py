@@ -1,0 +1,150 @@
+"""``predict``: JSON lines in, JSON lines out, one answer per line, as they come."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from sagellm_lifetime.cli.guard import CommandError
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.predictors.base import Predictor
+
+LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+_REQUEST: Final = ("sequence_id", "token_ids", "current_length", "max_length", "prompt_features")
+_COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_reason")
+
+
+class LineError(ValueError):
+    """One line that cannot be answered."""
+
+
+def predict(
+    *,
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="A trained predictor: a checkpoint folder, or an exported file.",
+        ),
+    ],
+) -> None:
+    """Answer requests from stdin on stdout: one JSON object per line, in and out.
+
+    In: sequence_id, and as far as known token_ids, current_length, max_length, prompt_features.
+    Out: the prediction with its quantiles and mean, in tokens that are still to come.
+
+    A line with actual_length is a completion (sequence_id, actual_length, actual_time,
+    finish_reason): it is learned from until the end of the stream.
+    """
+    from sagellm_lifetime.predictors.checkpoint import load_predictor
+
+    predictor = load_predictor(checkpoint)
+    lines, bad, first = 0, 0, ""
+    for number, text in _lines():
+        lines += 1
+        try:
+            answer = _answer(predictor, _parse(text))
+        except ValueError as error:  # LineError and RequestError
+            bad += 1
+            message = " ".join(str(error).split())
+            first = first or f"line {number}: {message}"
+            answer = {"line": number, "error": message}
+        sys.stdout.write(json.dumps(answer, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    if bad:
+        raise CommandError(f"{bad} of {lines} lines could not be used, the first: {first}")
+
+
+def _lines() -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of stdin as soon as they are there; blank ones are passed over."""
+    for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text, parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise LineError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise LineError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise LineError("not JSON: nested too deep") from None
+    if not isinstance(found, dict):
+        raise LineError("not a JSON object")
+    known = _COMPLETION if "actual_length" in found else _REQUEST
+    for name in found:
+        if name not in known:
+            hint = "" if known is _COMPLETION else "; what else is known goes into prompt_features"
+            raise LineError(f"unknown field {name!r}: known are {', '.join(known)}{hint}")
+    if "sequence_id" not in found:
+        raise LineError("no field 'sequence_id'")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise LineError(f"not JSON: {name}")
+
+
+def _answer(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
+    if "actual_length" in said:
+        return _learn(predictor, said)
+    from sagellm_lifetime.core.protocol import PredictionRequest
+
+    tokens, features = said.get("token_ids"), said.get("prompt_features")
+    if tokens is not None and not (isinstance(tokens, list) and all(map(_is_int, tokens))):
+        raise LineError("token_ids must be a list of whole numbers")
+    if features is not None and not isinstance(features, dict):
+        raise LineError("prompt_features must be an object")
+    age, cap = said.get("current_length", 0), said.get("max_length")
+    if not _is_int(age) or not (cap is None or _is_int(cap)):
+        raise LineError("current_length and max_length must be whole numbers")
+    request = PredictionRequest(_identity(said), tokens or [], age, cap, features)
+    result = predictor.predict(request)
+    answer: dict[str, Any] = {
+        "sequence_id": said["sequence_id"],
+        "estimated_remaining_tokens": result.estimated_remaining_tokens,
+        "confidence": result.confidence,
+        "estimated_time": result.estimated_time,
+        "source": result.source,
+    }
+    if result.distribution is not None:
+        answer["mean"] = result.distribution.mean()
+        answer["quantiles"] = {str(q): result.distribution.quantile(q) for q in LEVELS}
+    return answer
+
+
+def _learn(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
+    seconds = said.get("actual_time", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise LineError("actual_time must be a number of seconds")
+    if not _is_int(said["actual_length"]):
+        raise LineError("actual_length must be a whole number")
+    unknown = predictor.get_metrics()["unknown_updates"]
+    predictor.update(
+        _identity(said),
+        said["actual_length"],
+        float(seconds),
+        finish_reason=said.get("finish_reason", "stop"),
+    )
+    learned = predictor.get_metrics()["unknown_updates"] == unknown
+    return {"sequence_id": said["sequence_id"], "learned": learned}
+
+
+def _identity(said: dict[str, Any]) -> int | str:
+    identity = said["sequence_id"]
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise LineError("sequence_id must be a whole number or a string")
+    return identity
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,89 @@
+"""Evaluations as tables on the terminal and as the JSON of the design."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sagellm_lifetime.cli.output import number, progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
+    from sagellm_lifetime.evaluation.protocol import Evaluation
+    from sagellm_lifetime.evaluation.rivals.base import Rival
+    from sagellm_lifetime.evaluation.scoring import Score
+
+COLUMNS = (
+    "",
+    "MAE\nadmission",
+    "within\n10%",
+    "\nCRPS",
+    "90%\ncovers",
+    "MAE\nsteps",
+    "90%\ncovers",
+    "conf.\nECE",
+)
+LEGEND = (
+    "Tokens. The first four columns at admission, the last three over all steps (every generated\n"
+    "token equally likely). Lower is better, but for 'within 10%'; '90% covers' should be 90%.\n"
+    "In brackets: the baselines that stand beside."
+)
+
+
+def measure(
+    predictor: LifetimePredictorProtocol,
+    rows: pl.DataFrame,
+    rivals: Sequence[Rival],
+    *,
+    online: bool = False,
+    seed: int = 0,
+    max_rows: int | None = None,
+    label: str,
+) -> Evaluation:
+    """One evaluation, with progress on stderr."""
+    from sagellm_lifetime.evaluation.protocol import evaluate
+
+    with progress(label) as step:
+        return evaluate(
+            predictor,
+            rows,
+            online=online,
+            seed=seed,
+            max_rows=max_rows,
+            rivals=rivals,
+            progress=lambda done, total: step("", done / max(total, 1)),
+        )
+
+
+def score_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """Rows of the table: the predictors, then the rivals in brackets."""
+    from sagellm_lifetime.evaluation.report import all_scores
+
+    names = {evaluation.name for evaluation in evaluations}
+    return [
+        _row(name if name in names else f"({name})", groups["admission"], groups["steps"])
+        for name, groups in all_scores(evaluations).items()
+    ]
+
+
+def _row(name: str, admission: Score, steps: Score) -> list[str]:
+    return [
+        name,
+        number(admission["mae"]),
+        number(admission["within_10pct"], ".1%"),
+        number(admission["crps"]),
+        number(admission["coverage_90"], ".1%"),
+        number(steps["mae"]),
+        number(steps["coverage_90"], ".1%"),
+        number(steps["confidence_ece"], ".3f"),
+    ]
+
+
+def to_json(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of the design for the first predictor; all of them below ``predictors``."""
+    found = {**evaluations[0].to_dict(), "settings": settings}
+    if len(evaluations) > 1:
+        found["predictors"] = {each.name: each.to_dict() for each in evaluations}
+    return found

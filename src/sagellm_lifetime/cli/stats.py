@@ -1,0 +1,136 @@
+"""``stats``: what a predictor has done, in the form of the specification."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import Checkpoint, Json
+from sagellm_lifetime.cli.output import number, say, write_json
+from sagellm_lifetime.cli.places import check_json, find_checkpoint
+
+PATH: Final = "/lifetime/stats"
+_TIMEOUT_S: Final = 5.0
+_MAX_BYTES: Final = 1 << 20
+_ACRONYMS: Final = {"lstm": "LSTM"}
+
+
+def stats(
+    *,
+    checkpoint: Checkpoint = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help=f"A running engine; its {PATH} is asked.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Show what a predictor has predicted and learned."""
+    if engine is not None and checkpoint is not None:
+        raise CommandError("choose one of --engine and --checkpoint")
+    check_json(json)
+    found = ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint)
+    if json is not None:
+        write_json(found, json)
+    if json != "-":
+        say("\n".join(block(found)))
+
+
+def _of_checkpoint(given: Path | None) -> dict[str, Any]:
+    from sagellm_lifetime.learning.checkpoint import read_checkpoint
+
+    path = find_checkpoint(given)
+    checkpoint = read_checkpoint(path)
+    return {
+        **checkpoint.metrics,
+        "predictor": checkpoint.predictor,
+        "training_data": checkpoint.summary,
+        "checkpoint": str(path),
+    }
+
+
+def ask_engine(url: str) -> dict[str, Any]:
+    """The metrics of a running engine.
+
+    Raises:
+        CommandError: nothing answers there, or something else does.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.parse import urlsplit
+    from urllib.request import urlopen
+
+    place = url.rstrip("/") + PATH
+    try:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise CommandError(f"{url}: not the address of an engine: use http://HOST:PORT")
+        with urlopen(place, timeout=_TIMEOUT_S) as answer:
+            found = jsonlib.loads(answer.read(_MAX_BYTES))
+    except HTTPError as error:
+        raise CommandError(
+            f"{place}: answers {error.code}: is lifetime prediction on in this engine?"
+        ) from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise CommandError(f"{place}: no engine answers there ({reason})") from error
+    except ValueError as error:
+        raise CommandError(f"{place}: does not answer with statistics: {error}") from error
+    if not isinstance(found, dict):
+        raise CommandError(f"{place}: does not answer with statistics")
+    return found
+
+
+def block(found: dict[str, Any]) -> list[str]:
+    """The lines of the specification, then what else is known."""
+    name = str(found.get("predictor", "n/a"))
+    lines = [
+        "Lifetime Predictor Statistics:",
+        f"  Predictor Type: {_ACRONYMS.get(name, name.capitalize())}",
+        f"  Total Predictions: {_shown(found, 'total_predictions', 'd')}",
+        f"  MAE: {_shown(found, 'mae', '.1f', ' tokens')}",
+        f"  10% Accuracy: {_shown(found, 'accuracy_within_10_percent', '.1%')}",
+        f"  Avg Confidence: {_shown(found, 'avg_confidence', '.2f')}",
+    ]
+    trained = found.get("training_data")
+    if isinstance(trained, dict) and trained.get("rows"):
+        lines.append(
+            f"  Trained Rows: {trained['rows']:,} ({trained.get('censored', 0):,} censored)"
+        )
+        lengths = trained.get("length_quantiles")
+        if isinstance(lengths, dict):
+            text = ", ".join(f"{float(q):.0%} {value:,.0f}" for q, value in lengths.items())
+            lines.append(f"  Trained Lengths: {text} tokens")
+        if "held_out_loss" in trained:
+            lines.append(f"  Held-out Loss: {_shown(trained, 'held_out_loss', '.4f')}")
+    more = {
+        "completions": ("Completions", "d"),
+        "censored": ("Censored", "d"),
+        "running": ("Running", "d"),
+        "lessons": ("Lessons", "d"),
+        "seconds_per_token": ("Seconds per Token", ".4g"),
+    }
+    lines += [
+        f"  {label}: {_shown(found, key, form)}"
+        for key, (label, form) in more.items()
+        if key in found
+    ]
+    if "checkpoint" in found:
+        lines.append(f"  Checkpoint: {found['checkpoint']}")
+    return lines
+
+
+def _shown(found: dict[str, Any], key: str, form: str, unit: str = "") -> str:
+    value = found.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "n/a"
+    if form == "d":
+        return f"{value:.0f}{unit}"
+    text = number(value, form)
+    return "n/a" if text == "–" else text + unit

@@ -1,0 +1,153 @@
+"""``train``: a predictor from a history file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from sagellm_lifetime.cli.fitting import NETWORKS, check_names, fit, read_rows
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import (
+    PREDICTOR_HELP,
+    BadRows,
+    DataPath,
+    Json,
+    OnBadRows,
+    Seed,
+)
+from sagellm_lifetime.cli.output import number, say, write_json
+from sagellm_lifetime.cli.places import (
+    check_checkpoint_place,
+    check_folder,
+    check_json,
+    default_output,
+)
+
+
+def train(
+    *,
+    data_path: DataPath,
+    predictor_type: Annotated[
+        str, typer.Option("--predictor-type", metavar="NAME", help=PREDICTOR_HELP)
+    ] = "lstm",
+    output_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-path",
+            metavar="DIR",
+            help="Where the checkpoint goes; by default runs/lifetime/NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensorboard",
+            metavar="DIR",
+            help="Write the losses of training there, for TensorBoard.",
+            show_default=False,
+        ),
+    ] = None,
+    hidden_size: Annotated[
+        int | None,
+        typer.Option(
+            "--hidden-size",
+            min=1,
+            help="Width of the network of lstm or transformer.",
+            show_default="128",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", min=1, help="Passes over the history, at most.", show_default="12"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    on_bad_rows: BadRows = OnBadRows.refuse,
+    json: Json = None,
+) -> None:
+    """Train a predictor on a history and save it as a checkpoint."""
+    names = check_names([predictor_type])
+    if len(names) > 1:
+        raise CommandError("train takes one predictor; evaluate compares several")
+    name = names[0]
+    options = _network_options(name, hidden_size, epochs, tensorboard)
+    target = output_path or default_output(name)
+    check_checkpoint_place(target)
+    check_folder(tensorboard)
+    check_json(json)
+
+    rows = read_rows(data_path, on_bad_rows)
+    started = perf_counter()
+    with ExitStack() as stack:
+        prepare = None if tensorboard is None else _logger(tensorboard, stack)
+        predictor = fit(name, rows, seed=seed, prepare=prepare, **options)
+    seconds = perf_counter() - started
+    losses = getattr(predictor, "training", {})
+    if losses:
+        predictor.summary["held_out_loss"] = losses["loss"]
+    predictor.save(target)
+
+    found = {
+        "predictor": name,
+        **{key: predictor.summary[key] for key in ("rows", "censored", "length_quantiles")},
+        "held_out_loss_before": losses.get("loss_before"),
+        "held_out_loss": losses.get("loss"),
+        "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
+        "seconds": round(seconds, 3),
+        "checkpoint": str(target),
+    }
+    if json is not None:
+        write_json(found, json)
+    if json != "-":
+        _show(found)
+
+
+def _network_options(
+    name: str, hidden_size: int | None, epochs: int | None, tensorboard: Path | None
+) -> dict[str, Any]:
+    given = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
+    for option, value in given.items():
+        if value is not None and name not in NETWORKS:
+            raise CommandError(f"{option} is for lstm and transformer; {name} has no network")
+    if tensorboard is not None and find_spec("tensorboard") is None:
+        from sagellm_lifetime.core.errors import MissingExtraError
+
+        raise MissingExtraError("--tensorboard", "train")
+    width = "d_model" if name == "transformer" else "hidden_size"
+    return {width: hidden_size, "epochs": epochs}
+
+
+def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:
+    """Sends what the trainer logs to TensorBoard; the file is closed with the stack."""
+
+    def prepare(predictor: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = stack.enter_context(SummaryWriter(str(folder)))
+        predictor.log = writer.add_scalar
+
+    return prepare
+
+
+def _show(found: dict[str, Any]) -> None:
+    lengths = found["length_quantiles"]
+    say(f"Trained {found['predictor']} in {found['seconds']:.1f} s")
+    share = found["censored"] / max(found["rows"], 1)
+    say(f"  Rows:            {found['rows']:,} ({share:.1%} censored: only a lower bound is known)")
+    say(f"  Lengths:         median {lengths['0.5']:,.0f}, p90 {lengths['0.9']:,.0f} tokens")
+    if found["held_out_loss"] is not None:
+        before, after = (
+            number(found["held_out_loss_before"], ".4f"),
+            number(found["held_out_loss"], ".4f"),
+        )
+        say(f"  Held-out loss:   {before} before training, {after} after (nats per sequence)")
+    say(f"  Time per token:  {found['seconds_per_token']:.4g} s")
+    say(f"  Saved to:        {found['checkpoint']}")
