@@ -150,7 +150,7 @@ def batch(predictor: Any, calls: Calls, count: int) -> Iterator[float]:
     many = getattr(predictor, "predict_batch", None)
     for _ in range(max(count // (STEPS * RUNNING), 1)):
         starts, ages = running(predictor, calls)
-        for step in range(1, STEPS + 1):
+        for step in range(1, STEPS + 1 if many else 3):
             requests = [
                 calls.later(each, int(age) + step) for each, age in zip(starts, ages, strict=True)
             ]
@@ -266,11 +266,11 @@ IMPORTS = {
 }
 
 
-def imports(times: int) -> list[dict[str, Any]]:
+def imports(titles: list[str], times: int) -> list[dict[str, Any]]:
     """Wall seconds of importing, in processes of their own, and whether PyTorch came with it."""
     found = []
-    for title, statement in IMPORTS.items():
-        code = IMPORT.format(statement=statement)
+    for title in titles:
+        code = IMPORT.format(statement=IMPORTS[title])
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -319,6 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     options = parser.parse_args(arguments)
     single_thread()
+    if options.quick:
+        globals()["RUNNING"] = 24
     frame = history(120 if options.quick else 480)
     predictors = {name: trained(name, frame, 1 if options.quick else 2) for name in PREDICTORS}
     predictors |= {each.name: each() for each in (ReferenceLSTM, ReferenceTransformer)}
@@ -327,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
         timings += measure(
             case, predictors, 16 if options.quick else 2400, 1 if options.quick else 8
         )
-    found = imports(1 if options.quick else 7)
+    found = imports(list(IMPORTS)[:1], 1) if options.quick else imports(list(IMPORTS), 7)
     print(report(timings), end="\n\n")
     print(
         table(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     single_thread()
     if options.samples:
-        vars(specification)["SAMPLES"] = options.samples
+        fewer = partial(specification.samples, count=options.samples)
+        vars(specification).update(SAMPLES=options.samples, samples=fewer)
     found = run(options.only, options.seeds)
     print(leaking_table(found), end="\n\n")
     print(repaired_table(found))

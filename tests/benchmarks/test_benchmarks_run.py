@@ -1,0 +1,197 @@
+"""Every benchmark script runs, in sizes that say nothing, and prints its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the scripts were run from their folder; the number of threads is put back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    torch.set_num_threads(threads)
+
+
+def script(name: str) -> ModuleType:
+    return import_module(name)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with one small trace."""
+    from sagellm_lifetime.evaluation.profiles import generate
+
+    (tmp_path / "traces").mkdir()
+    generate("coding-agent", 240).write_parquet(tmp_path / "traces" / "claude_code.parquet")
+    return tmp_path
+
+
+def test_latency(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latency = script("latency")
+    monkeypatch.setattr(latency, "RUNNING", latency.RUNNING)  # put back afterwards
+    target = tmp_path / "latency.json"
+    latency.main(["--quick", "--json", str(target)])
+    printed = capsys.readouterr().out
+    found = json.loads(target.read_text())
+    for title in latency.TITLES.values():
+        assert title in printed
+    assert {t["name"] for t in found["timings"] if t["case"] == "first"} == {
+        "baseline",
+        "orca",
+        "linear",
+        "survival",
+        "lstm",
+        "transformer",
+        "reference-lstm",
+        "reference-transformer",
+    }
+    assert not found["imports"][0]["torch"]
+    assert found["imports"][0]["median_s"] < 0.3
+
+
+def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven completions before a first prediction, a network run per chunk, none between."""
+    latency = script("latency")
+    predictor = latency.trained("lstm", latency.history(), epochs=1)
+    ran: list[int] = []
+    runner = predictor._runner
+    monkeypatch.setattr(
+        predictor, "_runner", lambda steps, *rest: ran.append(len(steps)) or runner(steps, *rest)
+    )
+    counted: dict[str, list[int]] = {}
+
+    def timed(call: Any, *arguments: Any) -> float:
+        ran.clear()
+        call(*arguments)
+        counted[case].extend([len(ran)] if case != "first" else ran)
+        return 1.0
+
+    monkeypatch.setattr(latency, "timed", timed)
+    for case in ("first", "later", "chunk", "batch", "quantiles"):
+        counted[case] = []
+        list(latency.CASES[case](predictor, latency.Calls(), 8))
+    assert set(counted["first"]) == {8}
+    assert set(counted["chunk"]) == {1}
+    assert set(counted["later"]) == set(counted["batch"]) == set(counted["quantiles"]) == {0}
+    assert predictor.get_metrics()["running"] == 0
+
+
+def test_specification_benchmark(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sagellm_lifetime.evaluation import specification
+
+    for name in ("SAMPLES", "samples"):  # put back afterwards
+        monkeypatch.setattr(specification, name, getattr(specification, name))
+    names = ["baseline", "lstm", "reference-lstm", "reference-transformer", "reference-baseline"]
+    script("specification_benchmark").main(["--seeds", "1", "--samples", "40", "--only", *names])
+    printed = capsys.readouterr().out
+    for name in (*names, "Bayes floor, exact", "rule: remaining = current"):
+        assert f"| {name} " in printed
+
+
+def test_sequence_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ablation = script("sequence_ablation")
+    target = tmp_path / "ablation.json"
+    ablation.main(
+        ["--data", str(tmp_path), "--rows", "160", "--epochs", "1", "--json", str(target)]
+    )
+    captured = capsys.readouterr()
+    assert "claude_code: skipped" in captured.err
+    found = json.loads(target.read_text())
+    assert {(each["network"], each["variant"]) for each in found} == {
+        ("–", "survival"),
+        *(
+            (network, variant)
+            for network in ("lstm", "transformer")
+            for variant in ("full", "admission only", "shuffled", "random weights")
+        ),
+    }
+    assert "| lstm, full " in captured.out
+
+
+def test_results(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = script("results")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    page = tmp_path / "docs" / "results.md"
+    # fmt: off
+    results.main([
+        "--data", str(data), "--output", str(page), "--jobs", "1", "--max-rows", "40",
+        "--predictors", "survival", "baseline",
+    ])
+    # fmt: on
+    text = page.read_text(encoding="utf-8")
+    assert "python benchmarks/results.py --data" in text
+    assert "### claude_code" in text
+    for who in ("constant_median", "residual_life", "lightgbm", "survival", "baseline"):
+        assert f"| {who} " in text
+    assert "azure_conv: skipped" in capsys.readouterr().err
+
+
+def test_results_page_has_the_skill_where_prompts_were_repeated() -> None:
+    results = script("results")
+    score = {
+        key: 50.0 for _, key in results._TRACE_COLUMNS if key not in {"coverage_80", "coverage_90"}
+    } | {"coverage_80": 0.8, "coverage_90": None}
+    row = {
+        "data": "vicuna7b_alpaca",
+        "split": "prompt",
+        "train": 1,
+        "scored": 1,
+        "mean_length": 1.0,
+        "mode": "frozen",
+        "noise_floor": {"mae": 20.0},
+        "steps": score,
+    }
+    rows = [
+        row | {"who": "constant_median", "admission": score | {"mae": 80.0}},
+        row | {"who": "lstm", "admission": score | {"mae": 50.0}},
+    ]
+    text = results.section(rows, "vicuna7b_alpaca")
+    line = next(each for each in text.splitlines() if each.startswith("| lstm"))
+    assert line.rstrip(" |").endswith(" 50.0")
+    assert "**50.0**" in line
+    assert "| noise floor " in text
+
+
+def test_no_data_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no data set found"):
+        script("results").main(["--data", str(tmp_path), "--output", str(tmp_path / "x.md")])
+
+
+def test_references_are_as_wrong_as_the_specification() -> None:
+    """The figures of dev notes: 55–58 / 9 %, 98–102 / 0 %, 101–104 / 0 %."""
+    from sagellm_lifetime.evaluation.specification import run_benchmark
+
+    references = import_module("reference.specification")
+    found = run_benchmark(references.ReferenceBaseline())
+    assert 54 < found["mae"] < 59
+    assert 0.08 < found["within_10pct"] < 0.11
+    lstm = references.ReferenceLSTM()
+    assert sum(p.numel() for p in [*lstm.lstm.parameters(), *lstm.output.parameters()]) == 200_321
+    held = {id(p) for group in lstm._optimizer.param_groups for p in group["params"]}
+    assert not held & {id(p) for p in lstm.output.parameters()}
+
+
+def test_table_is_aligned() -> None:
+    text = script("common").table(["a", "b"], [["x", 1234.5], ["long name", None]])
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert "1,234" in text
