@@ -16,7 +16,7 @@ from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, ConstantMedian, ResidualLife, fit_rivals
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import kaplan_meier
 from sagellm_lifetime.evaluation.scoring import score_groups
-from sagellm_lifetime.evaluation.splits import split
+from sagellm_lifetime.core.splits import split
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 LEAKY_RIVALS = ["constant_median", "residual_life"]

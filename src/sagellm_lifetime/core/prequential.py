@@ -10,14 +10,16 @@ import polars as pl
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
 
 
-def seconds(frame: pl.DataFrame) -> np.ndarray:
+def seconds(frame: pl.DataFrame, *, missing: float | None = None) -> np.ndarray:
     """Time from arrival to finish of each row; where it is missing, 0.02 s per token."""
     lengths = frame["actual_length"].to_numpy().astype(np.float64)
-    estimated = lengths * DEFAULT_SECONDS_PER_TOKEN
+    assumed = (
+        lengths * DEFAULT_SECONDS_PER_TOKEN if missing is None else np.full(len(lengths), missing)
+    )
     if "actual_time" not in frame.columns:
-        return estimated
+        return assumed
     measured = frame["actual_time"].cast(pl.Float64).to_numpy()
-    return np.where(np.isfinite(measured), measured, estimated)
+    return np.where(np.isfinite(measured), measured, assumed)
 
 
 def relative_times(frame: pl.DataFrame) -> bool:
@@ -83,8 +85,14 @@ def events(frame: pl.DataFrame) -> Iterator[tuple[int, bool]]:
         yield int(event % n), bool(event >= n)
 
 
+def finish_reasons(frame: pl.DataFrame) -> list[str]:
+    """Finish reason of each row, ``stop`` where it is missing."""
+    if "finish_reason" not in frame.columns:
+        return ["stop"] * len(frame)
+    reasons: list[str] = frame["finish_reason"].cast(pl.String).fill_null("stop").to_list()
+    return reasons
+
+
 def censored(frame: pl.DataFrame) -> np.ndarray:
     """Rows whose length is only a lower bound (every finish but ``stop``), shape ``(N,)``."""
-    if "finish_reason" not in frame.columns:
-        return np.zeros(len(frame), dtype=bool)
-    return (frame["finish_reason"].fill_null("stop") != "stop").to_numpy()
+    return np.array([reason != "stop" for reason in finish_reasons(frame)], dtype=bool)

@@ -1,54 +1,22 @@
-"""The requests of an evaluation: what an engine would have known at an age, and nothing else."""
+"""The requests of an evaluation, under ids of their own."""
 
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, Final
 
 import polars as pl
 
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.evaluation.points import lengths
-
-FEATURES: Final = (
-    "prompt_length",
-    "prompt_text",
-    "model",
-    "client_id",
-    "session_id",
-    "turn",
-    "arrival_time",
-    "prefix_hashes",
-    "temperature",
-    "has_tools",
-    "response_format",
-    "enable_thinking",
-)
-"""Columns that are passed on as ``prompt_features`` where they are not null."""
-
+from sagellm_lifetime.features.rows import HistoryRequests
 
 _NUMBER = count()
 
 
 class Asking:
-    """Builds the requests of a frame.
-
-    ``token_ids`` are the prompt's ids and the first ``age`` generated ids, as far as the frame has
-    them; without generated ids they are the prompt's at age 0 and empty later (never a prompt that
-    could be taken for generated tokens).
-
-    Without generated ids, ``output_text`` is cut at the share ``age / actual_length`` of its
-    characters. The total length serves only to find where the text of ``age`` tokens ends; beyond
-    the text itself it tells the average number of characters per token, nothing of the length.
-    """
+    """Requests of a frame; every evaluation uses ids nobody else uses."""
 
     def __init__(self, frame: pl.DataFrame) -> None:
-        self._lengths: list[int] = lengths(frame).tolist()
-        self._caps = _column(frame, "max_length")
-        self._prompt_ids = _column(frame, "prompt_token_ids")
-        self._output_ids = _column(frame, "output_token_ids")
-        self._text = _column(frame, "output_text")
-        self._features = _features(frame)
+        self._requests = HistoryRequests(frame)
         self._unique = next(_NUMBER)
 
     def sequence_id(self, row: int, point: int | None = None) -> str:
@@ -58,38 +26,4 @@ class Asking:
 
     def request(self, row: int, age: int, point: int | None = None) -> PredictionRequest:
         """The request of a row at an age."""
-        return PredictionRequest(
-            sequence_id=self.sequence_id(row, point),
-            token_ids=self._tokens(row, age),
-            current_length=age,
-            max_length=self._caps[row],
-            prompt_features=self._said(row, age),
-        )
-
-    def _tokens(self, row: int, age: int) -> list[int]:
-        prompt, output = self._prompt_ids[row] or [], self._output_ids[row] or []
-        if len(output) >= age > 0:
-            return [*prompt, *output[:age]]
-        return list(prompt) if age == 0 else []
-
-    def _said(self, row: int, age: int) -> dict[str, Any]:
-        said = dict(self._features[row])
-        text = self._text[row]
-        if text and not self._output_ids[row]:
-            said["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]
-        return said
-
-
-def _column(frame: pl.DataFrame, name: str) -> list[Any]:
-    return frame[name].to_list() if name in frame.columns else [None] * len(frame)
-
-
-def _features(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    names = [name for name in FEATURES if name in frame.columns]
-    if not names:
-        return [{} for _ in range(len(frame))]
-    rows = frame.select(names).iter_rows()
-    return [
-        {name: value for name, value in zip(names, row, strict=True) if value is not None}
-        for row in rows
-    ]
+        return self._requests.request(row, age, self.sequence_id(row, point))

@@ -12,7 +12,7 @@ import polars as pl
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import clock, seconds
+from sagellm_lifetime.core.prequential import clock, finish_reasons, seconds
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
     PredictionRequest,
@@ -150,7 +150,7 @@ def run_online(
     """
     arrival = _arrivals(frame)
     length, duration = lengths(frame), seconds(frame)
-    reason = _reasons(frame)
+    reason = finish_reasons(frame)
     asking = Asking(frame)
     asker = Asker(predictor, asking, points)
     asked = set(np.unique(points.row).tolist())
@@ -193,10 +193,3 @@ def _arrivals(frame: pl.DataFrame) -> np.ndarray:
             "without --online"
         )
     return arrival
-
-
-def _reasons(frame: pl.DataFrame) -> list[str]:
-    if "finish_reason" not in frame.columns:
-        return ["stop"] * len(frame)
-    reasons: list[str] = frame["finish_reason"].cast(pl.String).fill_null("stop").to_list()
-    return reasons

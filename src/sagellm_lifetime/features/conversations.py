@@ -8,6 +8,7 @@ first block past them names the conversation.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Conversations:
     def learn(self, features: RequestFeatures) -> None:
         """Note which blocks follow which."""
         head = features.prefix_head
-        for block, after in zip(head, head[1:], strict=False):
+        for block, after in pairwise(head):
             followers = self._next.setdefault(block, set())
             if len(followers) > _BRANCHES:
                 continue

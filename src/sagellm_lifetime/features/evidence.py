@@ -75,10 +75,8 @@ def read_evidence(
             start.append(Step(numbers, _NONE, _NONE))
     text = (request.prompt_features or {}).get("prompt_text")
     prompt = request.token_ids[: max(len(request.token_ids) - request.current_length, 0)]
-    if prompt:
-        tokens = token_buckets(prompt)
-    else:
-        tokens = word_buckets(str(text)) if text else _NONE
+    words = word_buckets(str(text)) if text and not prompt else _NONE
+    tokens = token_buckets(prompt) if prompt else words
     numbers = admission_step(features, lexical(str(text)) if text else None, request.current_length)
     names = [key % NAME_BUCKETS for key in (features.model_key, features.client_key) if key]
     if features.model_key and features.client_key:

@@ -1,14 +1,14 @@
-"""Requests as they were at admission, from the rows of a history."""
+"""The requests behind a history: what an engine would have known at an age, and nothing else."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
-from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
 
-_FEATURES = (
+FEATURES: Final = (
     "prompt_length",
     "prompt_text",
     "model",
@@ -17,24 +17,75 @@ _FEATURES = (
     "turn",
     "arrival_time",
     "prefix_hashes",
+    "temperature",
+    "has_tools",
+    "response_format",
+    "enable_thinking",
 )
+"""Columns that are passed on as ``prompt_features`` where they are not null."""
 
 
-def admission_requests(frame: pl.DataFrame, *, first_id: int = 0) -> list[PredictionRequest]:
-    """One request per row at age 0, ids counted from ``first_id``."""
-    columns = [c for c in _FEATURES if c in frame.columns]
-    tokens = "prompt_token_ids" in frame.columns
-    capped = "max_length" in frame.columns
-    requests = []
-    for i, row in enumerate(frame.iter_rows(named=True)):
-        said: dict[str, Any] = {c: row[c] for c in columns if row[c] is not None}
-        requests.append(
-            PredictionRequest(
-                first_id + i,
-                (row["prompt_token_ids"] or []) if tokens else [],
-                0,
-                row["max_length"] if capped else None,
-                said or None,
-            )
+class HistoryRequests:
+    """Builds the requests of a frame.
+
+    ``token_ids`` are the prompt's ids and the first ``age`` generated ids, as far as the frame has
+    them; without generated ids they are the prompt's at age 0 and empty later (never a prompt that
+    could be taken for generated tokens).
+
+    Without generated ids, ``output_text`` is cut at the share ``age / actual_length`` of its
+    characters. The total length serves only to find where the text of ``age`` tokens ends; beyond
+    the text itself it tells the average number of characters per token, nothing of the length.
+    """
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._lengths: list[int] = frame["actual_length"].to_list()
+        self._caps = _column(frame, "max_length")
+        self._prompt_ids = _column(frame, "prompt_token_ids")
+        self._output_ids = _column(frame, "output_token_ids")
+        self._text = _column(frame, "output_text")
+        self._features = _features(frame)
+        self.has_content = any(self._output_ids) or any(self._text)
+        """Whether any row has generated tokens or text."""
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def request(
+        self, row: int, age: int = 0, sequence_id: SequenceId | None = None
+    ) -> PredictionRequest:
+        """The request of a row at an age; its id is the row's number unless given."""
+        return PredictionRequest(
+            sequence_id=row if sequence_id is None else sequence_id,
+            token_ids=self._tokens(row, age),
+            current_length=age,
+            max_length=self._caps[row],
+            prompt_features=self._said(row, age) or None,
         )
-    return requests
+
+    def _tokens(self, row: int, age: int) -> list[int]:
+        prompt, output = self._prompt_ids[row] or [], self._output_ids[row] or []
+        if len(output) >= age > 0:
+            return [*prompt, *output[:age]]
+        return list(prompt) if age == 0 else []
+
+    def _said(self, row: int, age: int) -> dict[str, Any]:
+        said = dict(self._features[row])
+        text = self._text[row]
+        if text and age and not self._output_ids[row]:
+            said["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]
+        return said
+
+
+def _column(frame: pl.DataFrame, name: str) -> list[Any]:
+    return frame[name].to_list() if name in frame.columns else [None] * len(frame)
+
+
+def _features(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    names = [name for name in FEATURES if name in frame.columns]
+    if not names:
+        return [{} for _ in range(len(frame))]
+    rows = frame.select(names).iter_rows()
+    return [
+        {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for row in rows
+    ]

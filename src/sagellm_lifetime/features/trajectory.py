@@ -29,12 +29,14 @@ def chunks_at(age: int) -> int:
 def generated_tokens(request: PredictionRequest, prompt_length: int | None) -> list[int]:
     """The generated part of ``token_ids``, empty when only the prompt was passed.
 
-    By contract ``token_ids`` is the prompt followed by what was generated. An engine that always
-    passes the prompt alone is told apart by the prompt length, where that is known.
+    By contract ``token_ids`` is the prompt followed by what was generated; the generated part alone
+    is understood too. An engine that always passes the prompt alone is told apart by the prompt
+    length, where that is known.
     """
     age, n = request.current_length, len(request.token_ids)
     if age == 0 or n < age:
         return []
-    if prompt_length is not None and n != prompt_length + age:
+    alone = n == age and n != prompt_length
+    if prompt_length is not None and n != prompt_length + age and not alone:
         return []
     return request.token_ids[n - age :]

@@ -1,16 +1,21 @@
 """Hierarchical Kaplan–Meier residual life, learned instantly and online.
 
-Every level of the hierarchy (all requests → prompt-length bucket → max_length → model → client →
-client and bucket → session) has nodes that count, per bin of the length grid, how many sequences ended there
-and how many were last seen alive there. The discrete hazard of a level is the actuarial estimate
-(Kaplan & Meier 1958) shrunk towards the level above, the posterior mean under a beta prior whose
-mean is the parent's hazard and whose weight is ``kappa`` sequences:
+Every level of the hierarchy (all requests → prompt length, coarse and fine → max_length → model →
+client → client and prompt length → session) has nodes that count, per bin of the length grid, how
+many sequences ended there and how many were last seen alive there. A level corrects the hazard
+``p`` of the level above it twice, each time by as much as its counts can carry:
 
-    h[k] = (ended[k] + kappa * h_parent[k]) / (alive[k] + kappa)
+1. a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow & Day
+   1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
+       ratio = (sum ended + k1) / (sum alive * p + k1),   q = 1 - (1 - p) ** ratio
+2. its own actuarial estimate (Kaplan & Meier 1958), shrunk towards ``q`` by ``k2`` sequences,
+       h = (ended + k2 * q) / (alive + k2)
+   the posterior mean under a beta prior.
 
-How much to trust a level differs from trace to trace (on some the prompt length says all, on some
-nothing), so each level chooses its ``kappa`` online among ``KAPPAS``, infinity included, by the
-likelihood of the completions it was about to see (prequential, Dawid 1984).
+The ratio carries what is thin (the tail, a new client), the estimate what is plentiful (the habits
+of a busy client). How much to trust a level differs from trace to trace, so each level chooses its
+``(k1, k2)`` online, infinity (leave it out) included, by the likelihood of the completions it was
+about to see (prequential, Dawid 1984).
 """
 
 from __future__ import annotations
@@ -25,18 +30,26 @@ from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
 
-LEVELS: Final = ("all", "bucket", "cap", "model", "client", "client×bucket", "session")
-KAPPAS: Final = np.array([2.0, 6.0, 20.0, 80.0, 400.0, np.inf])
-_START: Final = np.array([2, 3, 3, 3, 2, 3, 1])
-"""Index into ``KAPPAS`` with which each level starts."""
+LEVELS: Final = ("all", "prompt", "fine", "cap", "model", "client", "client×prompt", "session")
+_RATIO: Final = np.array([4.0, 30.0, np.inf])
+_OWN: Final = np.array([3.0, 20.0, 100.0, np.inf])
+_K1, _K2 = (grid.ravel() for grid in np.meshgrid(_RATIO, _OWN, indexing="ij"))
+_START: Final = 5
+"""Index into ``(_K1, _K2)`` with which each level starts: 30 and 20."""
+_WINDOW: Final = 8
+"""Bins on either side over which the ratio is taken: two thirds of an octave."""
 _SPREAD: Final = 8
 """Bins (two thirds of an octave) over which one completion of a session is smoothed: a session has
 few completions, and the next one is near them, not equal to them."""
 _SESSION: Final = len(LEVELS) - 1
+_CERTAIN: Final = 1.0 - 1e-6
 _FORGET: Final = 1.0 - 1.0 / 2000.0
 _EVERY: Final = 4
 """One in so many completions is used to choose the weights."""
 _KERNEL: Final = (1.0 - np.abs(np.arange(-_SPREAD, _SPREAD + 1)) / (_SPREAD + 1)).astype(np.float32)
+
+_FINE: Final = 16.0
+"""Fine prompt lengths per octave: 4 %."""
 
 NodeKey = tuple[int, int, int]
 
@@ -58,8 +71,8 @@ class ResidualLife:
         self._index: OrderedDict[NodeKey, int] = OrderedDict()
         self._ended = np.zeros((64, BINS), dtype=np.float32)
         self._left = np.zeros((64, BINS), dtype=np.float32)
-        self._losses = np.zeros((len(LEVELS), len(KAPPAS)))
-        self._choice = _START.copy()
+        self._losses = np.zeros((len(LEVELS), len(_K1)))
+        self._choice = np.full(len(LEVELS), _START)
         self._prior = prior_hazards()
         self.count = 0
 
@@ -84,8 +97,8 @@ class ResidualLife:
             nodes = [node for _, node in known]
             ended, alive = self._counts(nodes)
             for i, (level, _) in enumerate(known):
-                kappa = KAPPAS[self._choice[level]]
-                hazards.append(_shrunk(ended[i], alive[i], kappa, hazards[-1]))
+                k = self._choice[level]
+                hazards.append(_corrected(hazards[-1], ended[i], alive[i], _K1[k], _K2[k]))
         return hazards
 
     def _counts(self, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,15 +136,15 @@ class ResidualLife:
         self._ended[node, low:high] += kernel / kernel.sum()
 
     def _choose(self, known: list[tuple[int, int]], length: int, *, censored: bool) -> None:
-        """Score every ``kappa`` of every known level on a completion not yet counted."""
+        """Score every ``(k1, k2)`` of every known level on a completion not yet counted."""
         if not known:
             return
         ended, alive = self._counts([node for _, node in known])
         parent = self._prior
         k = bin_of(length)
         for i, (level, _) in enumerate(known):
-            options = _shrunk(ended[i], alive[i], KAPPAS[:, None], parent)
-            survived = np.log1p(-np.minimum(options, 1.0 - 1e-6))[:, :k].sum(axis=1)
+            options = _corrected(parent, ended[i], alive[i], _K1[:, None], _K2[:, None])
+            survived = np.log1p(-np.minimum(options, _CERTAIN))[:, :k].sum(axis=1)
             ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
             self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
             self._choice[level] = int(np.argmin(self._losses[level]))
@@ -207,30 +220,41 @@ def node_keys(features: RequestFeatures, session: int) -> list[NodeKey]:
     """Nodes of one request, coarse to fine; a level whose key is unknown is left out."""
     keys: list[NodeKey] = [(0, 0, 0)]
     length = features.prompt_length
-    bucket = 0 if length is None else 2 + length.bit_length() * 2 + _half(length)
-    if bucket:
-        keys.append((1, bucket, 0))
+    if length is not None:
+        octaves = log2(length + 1)
+        keys.append((1, int(2.0 * octaves), 0))
+        keys.append((2, int(_FINE * octaves), 0))
     if features.max_length:
-        keys.append((2, int(4.0 * log2(features.max_length)), 0))
+        keys.append((3, int(4.0 * log2(features.max_length)), 0))
     if features.model_key:
-        keys.append((3, features.model_key, 0))
+        keys.append((4, features.model_key, 0))
     if features.client_key:
-        keys.append((4, features.model_key, features.client_key))
-        if bucket:
-            keys.append((5, features.client_key, bucket))
+        keys.append((5, features.model_key, features.client_key))
+        if length is not None:
+            keys.append((6, features.client_key, int(2.0 * octaves)))
     if session:
         keys.append((_SESSION, session, 0))
     return keys
 
 
-def _half(length: int) -> int:
-    """Whether ``length`` lies in the upper half (by ratio) of its octave."""
-    return int(length * length >= 1 << (2 * length.bit_length() - 1)) if length else 0
-
-
-def _shrunk(
-    ended: np.ndarray, alive: np.ndarray, kappa: np.ndarray | float, parent: np.ndarray
+def _corrected(
+    parent: np.ndarray,
+    ended: np.ndarray,
+    alive: np.ndarray,
+    k1: np.ndarray | float,
+    k2: np.ndarray | float,
 ) -> np.ndarray:
-    """``(ended + kappa * parent) / (alive + kappa)``, the parent where kappa is infinite."""
-    weight = 1.0 / kappa
-    return (ended * weight + parent) / (alive * weight + 1.0)
+    """Hazards of a level from those of the level above; broadcasts over ``k1`` and ``k2``."""
+    weight1, weight2 = 1.0 / k1, 1.0 / k2
+    happened, expected = _windowed(np.stack([ended, alive * parent]))
+    ratio = (happened * weight1 + 1.0) / (expected * weight1 + 1.0)
+    smooth = -np.expm1(np.log1p(-np.minimum(parent, _CERTAIN)) * ratio)
+    return (ended * weight2 + smooth) / (alive * weight2 + 1.0)
+
+
+def _windowed(counts: np.ndarray) -> np.ndarray:
+    """Sums over ``_WINDOW`` bins on either side, along the last axis."""
+    sums = np.zeros((len(counts), BINS + 2 * _WINDOW + 1))
+    np.cumsum(counts, axis=1, out=sums[:, _WINDOW + 1 : _WINDOW + 1 + BINS])
+    sums[:, _WINDOW + 1 + BINS :] = sums[:, _WINDOW + BINS : _WINDOW + BINS + 1]
+    return sums[:, 2 * _WINDOW + 1 :] - sums[:, :BINS]

@@ -83,9 +83,9 @@ class Trainer:
         self.network.train()
         with one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed * 1_000_003 + self._steps)
-            loss = self._loss(samples)
+            loss, cost = self._loss(samples)
             self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            (loss + cost).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self._optimizer.step()
         return float(loss.detach())
@@ -103,7 +103,9 @@ class Trainer:
 
         Returns:
             ``loss_before`` and ``loss``: held-out nats per sequence, without and with training.
+            Without held-out samples, of the training samples.
         """
+        held_out = held_out or samples
         before = best = self.evaluate(held_out)
         kept, waited = self.weights(), 0
         batches = max(1, len(samples) // _BATCH)
@@ -136,13 +138,14 @@ class Trainer:
         with one_thread(), torch.no_grad():
             for i in range(0, len(samples), 1024):
                 part = samples[i : i + 1024]
-                total += float(self._loss(part)) * len(part)
+                total += float(self._loss(part)[0]) * len(part)
         return total / max(len(samples), 1)
 
-    def _loss(self, samples: Sequence[Sample]) -> torch.Tensor:
+    def _loss(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood, and the penalty on the corrections."""
         import torch
 
-        from sagellm_lifetime.learning.loss import Targets, negative_log_likelihood
+        from sagellm_lifetime.learning.loss import Targets, negative_log_likelihood, penalty
         from sagellm_lifetime.learning.networks import Batch
 
         outputs = self.network(Batch([sample.steps for sample in samples]))
@@ -152,7 +155,7 @@ class Trainer:
             np.array([sample.length for sample in samples]),
             np.array([sample.censored for sample in samples]),
         )
-        return negative_log_likelihood(outputs, base, targets)
+        return negative_log_likelihood(outputs, base, targets), penalty(outputs)
 
     def _set_rate(self, epoch: int, epochs: int) -> None:
         """Cosine decay (Loshchilov & Hutter 2017)."""

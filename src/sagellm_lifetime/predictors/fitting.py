@@ -12,19 +12,30 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
-from sagellm_lifetime.core.prequential import censored, events, in_time_order, seconds
+from sagellm_lifetime.core.prequential import (
+    censored,
+    events,
+    finish_reasons,
+    in_time_order,
+    seconds,
+)
 from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracker
-from sagellm_lifetime.features.rows import admission_requests
+from sagellm_lifetime.features.rows import HistoryRequests
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor, Progress
 
+_CONTENT_AGES = [16 * 2**k for k in range(10)]
+"""Ages at which a replayed sequence with content is asked about again."""
 MAX_ROWS = 300_000
 """The newest rows of a longer history; older ones say little about tomorrow."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
+_LEAST = 20
+"""Rows below which nothing is held out."""
 
 
 def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None) -> None:
@@ -32,8 +43,7 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     from sagellm_lifetime.core.history import read_history
 
     frame = in_time_order(read_history(history).frame).tail(MAX_ROWS)
-    replayed = min(_MAX_REPLAY, round(len(frame) * _REPLAY_SHARE))
-    older, newest = frame.head(len(frame) - replayed), frame.tail(replayed)
+    older, newest = _parts(frame)
 
     predictor._calibration = Calibration()
     predictor._scores = Scores()
@@ -51,6 +61,19 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
     predictor._predict_calls = 0
     predictor.summary = _summary(frame)
+
+
+def _parts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The part to learn in bulk and the part to replay: by time, session or prompt, not by row.
+
+    A held-out prompt that was also trained on (another sample, another model) would make the
+    calibration believe that every prompt is known.
+    """
+    if len(frame) < _LEAST:
+        return frame, frame.clear()
+    share = 1.0 - min(_REPLAY_SHARE, _MAX_REPLAY / len(frame))
+    parts = split(frame, "auto", share)
+    return in_time_order(parts.train), in_time_order(parts.test)
 
 
 def _summary(frame: pl.DataFrame) -> dict[str, Any]:
@@ -76,28 +99,18 @@ def _timing(frame: pl.DataFrame) -> TokenTiming:
 
 
 def _replay(predictor: Predictor, frame: pl.DataFrame, progress: Progress | None) -> None:
-    requests = admission_requests(frame)
+    requests = HistoryRequests(frame)
     lengths = frame["actual_length"].to_list()
-    times = seconds(frame).tolist()
-    known_time = (
-        frame["actual_time"].is_not_null().to_list()
-        if "actual_time" in frame.columns
-        else [False] * len(frame)
-    )
-    reasons = (
-        frame["finish_reason"].to_list()
-        if "finish_reason" in frame.columns
-        else ["stop"] * len(frame)
-    )
+    times = seconds(frame, missing=0.0).tolist()
+    reasons = finish_reasons(frame)
     for step, (row, finished) in enumerate(events(frame)):
-        if finished:
-            predictor.update(
-                requests[row].sequence_id,
-                lengths[row],
-                times[row] if known_time[row] else 0.0,
-                finish_reason=reasons[row] or "stop",
-            )
+        if not finished:
+            predictor.predict(requests.request(row))
         else:
-            predictor.predict(requests[row])
+            if requests.has_content:
+                for age in _CONTENT_AGES:
+                    if age < lengths[row]:
+                        predictor.predict(requests.request(row, age))
+            predictor.update(row, lengths[row], times[row], finish_reason=reasons[row])
         if progress and step % 512 == 0:
             progress("calibrating", step / (2 * len(frame)))

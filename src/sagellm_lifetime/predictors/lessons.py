@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.features.request import read_request
-from sagellm_lifetime.features.rows import admission_requests
+from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.predictors.base import Completion, Evidence
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def learn_rows(predictor: Predictor, frame: pl.DataFrame, progress: Progress | None) -> None:
     """Pass every row to the predictor's own ``_learn``, in order."""
     lengths, open_ended = frame["actual_length"].to_list(), censored(frame).tolist()
-    for i, request in enumerate(admission_requests(frame)):
-        features = read_request(request)
+    requests = HistoryRequests(frame)
+    for i in range(len(frame)):
+        features = read_request(requests.request(i))
         evidence = Evidence(features, features.session_key)
         predictor._learn(Completion(evidence, lengths[i], open_ended[i]))
         if progress and i % 4096 == 0:

@@ -8,14 +8,14 @@ that had ended by then is no sample there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sagellm_lifetime.core.prequential import censored, events
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.features.evidence import read_chunks
-from sagellm_lifetime.features.rows import admission_requests
+from sagellm_lifetime.features.evidence import SequenceEvidence, Step, read_chunks
+from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.learning.head import base_logits
 from sagellm_lifetime.learning.replay import Sample
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Progress
     from sagellm_lifetime.predictors.neural import NeuralPredictor
 
+Answer = tuple[list[Step], np.ndarray, int]
+"""Steps, logits of the residual-life table, and the age of the newest step."""
 _AGES: Final = 16 * 2 ** np.arange(0, 10)
 _LATE_SHARE: Final = 0.25
 """Share of rows without content that are also asked about for the first time at a later age."""
@@ -39,16 +41,21 @@ def history_samples(
     progress: Progress | None,
 ) -> Iterator[Sample]:
     """Pass ``frame`` through the predictor's tables; yields samples as sequences finish."""
-    requests = admission_requests(frame)
+    requests = HistoryRequests(frame)
     lengths = frame["actual_length"].to_list()
     open_ended = censored(frame).tolist()
-    content = _content(frame)
-    waiting: dict[int, tuple[Any, list[Sample]]] = {}
+    waiting: dict[int, tuple[SequenceEvidence, list[Sample]]] = {}
     for step, (row, finished) in enumerate(events(frame)):
         if not finished:
-            ages = [0, *_drawn_ages(rng, has_content=content is not None)]
-            waiting[row] = _ask(
-                predictor, requests[row], ages, lengths[row], open_ended[row], content, row
+            ages = [0, *_drawn_ages(rng, has_content=requests.has_content)]
+            asked = [requests.request(row, age) for age in ages if age < lengths[row]]
+            evidence, answers = _ask(predictor, asked or [requests.request(row)])
+            waiting[row] = (
+                evidence,
+                [
+                    Sample(*answer, lengths[row], open_ended[row])
+                    for answer in answers[: len(asked)]
+                ],
             )
             continue
         evidence, samples = waiting.pop(row)
@@ -68,54 +75,18 @@ def _drawn_ages(rng: np.random.Generator, *, has_content: bool) -> list[int]:
 
 
 def _ask(
-    predictor: NeuralPredictor,
-    request: PredictionRequest,
-    ages: list[int],
-    length: int,
-    is_censored: bool,
-    content: tuple[str, list[Any]] | None,
-    row: int,
-) -> tuple[Any, list[Sample]]:
-    evidence = predictor._read(request)
+    predictor: NeuralPredictor, requests: list[PredictionRequest]
+) -> tuple[SequenceEvidence, list[Answer]]:
+    """Evidence of a sequence asked about at ascending ages, and what each answer rests on."""
+    evidence = predictor._read(requests[0])
     base = base_logits(predictor._tables.hazards(evidence.features, evidence.session))
     base = base.astype(np.float32)
-    samples = []
-    for age in ages:
-        if age >= length:
-            break
-        if age and content is not None:
-            read_chunks(evidence, _later(request, age, length, content, row))
-        elif age:
-            asked = PredictionRequest(
-                request.sequence_id, [], age, request.max_length, request.prompt_features
-            )
-            late = predictor._read(asked)
-            samples.append(Sample(late.steps(), base, age, length, is_censored))
-            continue
-        samples.append(Sample(evidence.steps(), base, evidence.age, length, is_censored))
-    return evidence, samples
-
-
-def _content(frame: pl.DataFrame) -> tuple[str, list[Any]] | None:
-    for column in ("output_token_ids", "output_text"):
-        if column in frame.columns and frame[column].null_count() < len(frame):
-            return column, frame[column].to_list()
-    return None
-
-
-def _later(
-    request: PredictionRequest, age: int, length: int, content: tuple[str, list[Any]], row: int
-) -> PredictionRequest:
-    """The request as it would look at ``age``."""
-    column, values = content
-    said = dict(request.prompt_features or {})
-    tokens = request.token_ids
-    if column == "output_token_ids":
-        tokens = [*tokens, *(values[row] or [])[:age]]
-        if not request.token_ids:
-            said.pop("prompt_length", None)
-    else:
-        text = values[row] or ""
-        # The text of `age` tokens, cut in proportion; the length places the cut and no more.
-        said["output_text"] = text[: len(text) * age // length]
-    return PredictionRequest(request.sequence_id, tokens, age, request.max_length, said)
+    answers = []
+    for request in requests:
+        age = request.current_length
+        if age == 0 or read_chunks(evidence, request):
+            answers.append((evidence.steps(), base, evidence.age))
+        else:
+            # Nothing new to read: as if the sequence were asked about for the first time now.
+            answers.append((predictor._read(request).steps(), base, age))
+    return evidence, answers

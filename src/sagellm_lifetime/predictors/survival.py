@@ -12,7 +12,7 @@ from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.request import read_request
-from sagellm_lifetime.features.rows import admission_requests
+from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
 
@@ -57,8 +57,9 @@ class SurvivalLifetimePredictor(Predictor):
         self._tables = ResidualLife(self._options["max_nodes"])
         self._conversations = Conversations()
         features, sessions = [], []
-        for request in admission_requests(older):
-            each = read_request(request)
+        requests = HistoryRequests(older)
+        for row in range(len(older)):
+            each = read_request(requests.request(row))
             features.append(each)
             sessions.append(self._conversations.key(each))
             self._conversations.learn(each)
