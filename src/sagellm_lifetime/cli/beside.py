@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
 from sagellm_lifetime.evaluation.rivals.base import Rival
-from sagellm_lifetime.evaluation.splits import split
 
 HALF = "__half"
 

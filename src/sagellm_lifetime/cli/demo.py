@@ -96,7 +96,7 @@ def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
 
 def _compare(names: list[str], rows: pl.DataFrame, seed: int, epochs: int) -> list[Evaluation]:
     from sagellm_lifetime.cli.beside import trained
-    from sagellm_lifetime.evaluation.splits import split
+    from sagellm_lifetime.core.splits import split
 
     parts = split(rows)
     with progress("training the baselines"):

@@ -165,7 +165,7 @@ def _fitted(
     on_bad_rows: OnBadRows,
 ) -> Job:
     from sagellm_lifetime.cli.beside import trained
-    from sagellm_lifetime.evaluation.splits import split
+    from sagellm_lifetime.core.splits import split
 
     rows = read_rows(data_path, on_bad_rows)
     if train_path is not None:

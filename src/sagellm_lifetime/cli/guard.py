@@ -49,7 +49,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             complain(str(error))
             raise Exit(USAGE) from None
         except KeyboardInterrupt:
-            complain("interrupted")
+            print("interrupted", file=sys.stderr)
             raise Exit(INTERRUPTED) from None
         except BrokenPipeError:
             silence()

@@ -29,7 +29,7 @@ def run(args: Sequence[str], program: str) -> int:
     try:
         return _run(list(args) or ["--help"], program)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         silence()
@@ -46,7 +46,7 @@ def _run(args: list[str], program: str) -> int:
         code = get_command(app).main(args=args, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except Abort:
-        complain("interrupted")
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         raise

@@ -1,0 +1,292 @@
+"""The commands end to end, on a few hundred rows."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+
+from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
+from sagellm_lifetime.core.history import read_history
+
+METRICS = {
+    "mae",
+    "within_10pct",
+    "within_10_tokens",
+    "kendall_tau",
+    "crps",
+    "coverage_80",
+    "coverage_90",
+    "confidence_ece",
+}
+SURVIVAL = ("--predictor-type", "survival")
+
+
+def check_contract(found):
+    """The JSON of section 6 of the design."""
+    assert found["rows"] > 0
+    groups = [found["admission"], found["steps"], *found["ages"].values()]
+    assert "16" in found["ages"]
+    for group in groups:
+        assert set(group) >= METRICS
+    assert {"constant_median", "residual_life", "lightgbm"} <= set(found["baselines"])
+    for baseline in found["baselines"].values():
+        assert set(baseline["admission"]) >= METRICS
+        assert set(baseline) >= {"admission", "ages", "steps"}
+
+
+def test_train_then_stats_then_export_find_each_other(cli, tmp_path, history):
+    trained = cli("train", "--data-path", history, *SURVIVAL)
+    assert trained.code == 0
+    assert "Rows:            240" in trained.out
+    assert (tmp_path / "runs/lifetime/survival/manifest.json").is_file()
+
+    stats = cli("stats")
+    assert stats.code == 0
+    assert stats.out.splitlines()[:6] == [
+        "Lifetime Predictor Statistics:",
+        "  Predictor Type: Survival",
+        "  Total Predictions: 0",
+        "  MAE: n/a",
+        "  10% Accuracy: n/a",
+        "  Avg Confidence: n/a",
+    ]
+    assert "  Trained Rows: 240" in stats.out
+    assert cli("stats", "--json").json()["training_data"]["rows"] == 240
+
+    exported = cli("export", "--output-path", "model.safetensors")
+    assert exported.code == 0
+    assert load_predictor(tmp_path / "model.safetensors").name == "survival"
+
+
+def test_stats_in_the_form_of_the_specification(cli, tmp_path):
+    predictor = create_predictor("baseline")
+    for i in range(30):
+        predictor.predict(PredictionRequest(i, [], 0, 100))
+        predictor.update(i, 60 + i % 3, 1.5)
+    predictor.save(tmp_path / "served")
+    metrics = predictor.get_metrics()
+    lines = cli("stats", "--checkpoint", "served").out.splitlines()
+    assert lines[1:6] == [
+        "  Predictor Type: Baseline",
+        "  Total Predictions: 30",
+        f"  MAE: {metrics['mae']:.1f} tokens",
+        f"  10% Accuracy: {metrics['accuracy_within_10_percent']:.1%}",
+        f"  Avg Confidence: {metrics['avg_confidence']:.2f}",
+    ]
+
+
+def test_train_a_network_with_tensorboard(cli, tmp_path, history):
+    pytest.importorskip("tensorboard")
+    options = ("--hidden-size", "8", "--epochs", "2", "--tensorboard", "logs")
+    done = cli("train", "--data-path", history, *options, "--output-path", "net", "--json")
+    assert done.code == 0
+    found = done.json()
+    assert found["predictor"] == "lstm"
+    assert found["held_out_loss"] <= found["held_out_loss_before"]
+    assert load_predictor(tmp_path / "net")._options["hidden_size"] == 8
+    (events,) = (tmp_path / "logs").glob("events*")
+    assert b"loss/held_out" in events.read_bytes()
+
+
+def test_training_again_replaces_the_checkpoint_and_is_the_same(cli, tmp_path, history):
+    command = ("train", "--data-path", history, *SURVIVAL, "--output-path", "c")
+    assert cli(*command).code == 0
+    first = (tmp_path / "c/model.safetensors").read_bytes()
+    assert cli(*command).code == 0
+    assert (tmp_path / "c/model.safetensors").read_bytes() == first
+
+
+def test_evaluate_splits_the_history(cli, tmp_path, history):
+    done = cli(
+        "evaluate", "--data-path", history, *SURVIVAL, "--json", "e.json", "--report", "report"
+    )
+    assert done.code == 0
+    assert "split by time: trained on 168 rows, scored on the other 72" in done.err
+    for name in ("survival", "(constant_median)", "(residual_life)", "(lightgbm)"):
+        assert name in done.out
+    found = json.loads((tmp_path / "e.json").read_text())
+    check_contract(found)
+    assert found["rows"] == 72
+    assert "predictors" not in found
+    assert (tmp_path / "report/report.md").is_file()
+    assert len(list((tmp_path / "report").glob("*.png"))) == 5
+
+
+def test_evaluate_several_online(cli, history, later):
+    done = cli(
+        *("evaluate", "--data-path", later, "--train-path", history, "--online"),
+        *("--predictor-type", "orca,survival", "--predictor-type", "baseline", "--json"),
+    )
+    assert done.code == 0
+    found = done.json()
+    check_contract(found)
+    assert found["rows"] == 160
+    assert found["predictor"] == "orca"
+    assert found["mode"] == "online"
+    assert list(found["predictors"]) == ["orca", "survival", "baseline"]
+    for each in found["predictors"].values():
+        check_contract(each)
+        assert each["baselines"] == found["baselines"]
+
+
+def test_evaluate_a_checkpoint(cli, later, survival, history):
+    alone = cli("evaluate", "--data-path", later, "--checkpoint", survival, "--json")
+    assert alone.code == 0
+    assert "half of these rows" in alone.err
+    check_contract(alone.json())
+    assert alone.json()["rows"] == 160
+    beside = cli(
+        *("evaluate", "--data-path", later, "--checkpoint", survival, "--json", "-"),
+        *("--train-path", history, "--max-rows", "100"),
+    )
+    check_contract(beside.json())
+    assert beside.json()["rows"] == 100
+
+
+def test_the_checkpoint_scores_what_its_own_training_scores(cli, later, survival, history):
+    one = cli("evaluate", "--data-path", later, "--checkpoint", survival, "--json").json()
+    other = cli(
+        "evaluate", "--data-path", later, "--train-path", history, *SURVIVAL, "--json"
+    ).json()
+    assert one["admission"] == other["admission"]
+    assert one["steps"] == other["steps"]
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "onnx"])
+def test_export(cli, tmp_path, lstm, suffix):
+    target = tmp_path / f"deep/model.{suffix}"
+    done = cli("export", "--checkpoint", lstm, "--output-path", target, "--json")
+    assert done.code == 0
+    assert done.json()["bytes"] == target.stat().st_size
+    if suffix != "onnx":
+        assert load_predictor(target).name == "lstm"
+        return
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(target)
+    onnx.checker.check_model(model)
+    assert {each.key for each in model.metadata_props} == {"predictor", "manifest"}
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    width = session.get_inputs()[0].shape[2]
+    feeds = {"x": np.zeros((1, 3, width), np.float32), "lengths": np.array([3], np.int32)}
+    assert np.isfinite(session.run(None, feeds)[0]).all()
+
+
+def test_a_table_has_no_network_to_export(refused, survival):
+    told = refused("export", "--checkpoint", survival, "--output-path", "model.onnx")
+    assert "no network" in told
+
+
+def test_convert(cli, tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+    )
+    done = cli("convert", "--from", "azure", trace, "out.parquet")
+    assert done.code == 0
+    assert "Wrote 2 rows" in done.out
+    assert read_history(tmp_path / "out.parquet").frame["actual_length"].to_list() == [44, 109]
+
+
+def test_demo(cli, tmp_path):
+    pytest.importorskip("torch")
+    done = cli(
+        *("demo", "--profile", "chat", "--rows", "300", "--epochs", "1", "--json", "demo.json")
+    )
+    assert done.code == 0
+    for name in ("chat", *PREDICTORS, "(lightgbm)", "Next, with your own history"):
+        assert name in done.out
+    assert len(list((tmp_path / "report").glob("*.png"))) == 5
+    found = json.loads((tmp_path / "demo.json").read_text())
+    check_contract(found["chat"])
+    assert list(found["chat"]["predictors"]) == list(PREDICTORS)
+
+
+def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    done = cli("demo", "--profile", "specification", "--profile", "regular", "--rows", "150")
+    assert done.code == 0
+    assert "lstm and transformer were left out" in done.out
+    assert "survival" in done.out
+    page = (tmp_path / "report/report.md").read_text()
+    for name in ("specification", "regular"):
+        assert f"({name}/report.md)" in page
+        assert len(list((tmp_path / "report" / name).glob("*.png"))) == 5
+
+
+METRICS_OF_AN_ENGINE = {
+    "predictor": "lstm",
+    "total_predictions": 1000,
+    "mae": 8.3,
+    "accuracy_within_10_percent": 0.725,
+    "avg_confidence": 0.85,
+}
+ANSWERS = {
+    "/lifetime/stats": json.dumps(METRICS_OF_AN_ENGINE).encode(),
+    "/list/lifetime/stats": b"[1]",
+    "/html/lifetime/stats": b"<html>",
+}
+
+
+class _Engine(BaseHTTPRequestHandler):
+    def do_GET(self):
+        found = ANSWERS.get(self.path)
+        self.send_response(404 if found is None else 200)
+        self.end_headers()
+        self.wfile.write(found or b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def engine():
+    with HTTPServer(("127.0.0.1", 0), _Engine) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_stats_of_an_engine(cli, engine):
+    assert cli("stats", "--engine", engine).out == (
+        "Lifetime Predictor Statistics:\n"
+        "  Predictor Type: LSTM\n"
+        "  Total Predictions: 1000\n"
+        "  MAE: 8.3 tokens\n"
+        "  10% Accuracy: 72.5%\n"
+        "  Avg Confidence: 0.85\n"
+    )
+    assert cli("stats", "--engine", f"{engine}/", "--json").json()["mae"] == 8.3
+
+
+def test_stats_of_no_engine(refused, engine):
+    assert "404" in refused("stats", "--engine", f"{engine}/other")
+    assert "does not answer with statistics" in refused("stats", "--engine", f"{engine}/list")
+    assert "does not answer with statistics" in refused("stats", "--engine", f"{engine}/html")
+    assert "not the address" in refused("stats", "--engine", "file:///etc/passwd")
+    assert "not the address" in refused("stats", "--engine", "nonsense")
+    with HTTPServer(("127.0.0.1", 0), _Engine) as server:
+        port = server.server_port
+    assert "no engine answers" in refused("stats", "--engine", f"http://127.0.0.1:{port}")
+
+
+def test_help_and_version(cli):
+    assert cli("--version").out.strip() == "0.1.0"
+    for args in ([], ["--help"], ["train", "--help"], ["evaluate", "--help"]):
+        done = cli(*args)
+        assert done.code == 0
+        assert "Usage" in done.out
+
+
+def test_nothing_on_stderr_without_a_terminal(cli, history):
+    assert not sys.stderr.isatty()
+    done = cli("train", "--data-path", history, *SURVIVAL, "--json")
+    assert done.err == ""
+    assert done.json()["rows"] == 240
