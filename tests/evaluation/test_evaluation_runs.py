@@ -193,4 +193,4 @@ def test_requests_hold_what_was_known_and_no_more():
     assert other.max_length is None
     assert other.prompt_features == {"output_text": "abcdef"}
     assert asking.request(1, 0).token_ids == [7, 8]
-    assert asking.request(1, 0).prompt_features == {"output_text": ""}
+    assert asking.request(1, 0).prompt_features is None
