@@ -13,7 +13,8 @@ or one test per check:
 
 ``make`` returns a new, untrained predictor each time, always with the same seed. A check raises
 ``AssertionError`` with what was expected. Small options (a narrow network, few epochs) keep the
-whole suite at a few seconds per predictor.
+whole suite at a few seconds per predictor. Loading goes by name, so a predictor has its line in
+``predictors.registry`` before its checkpoints can be checked.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ EXAMPLES: Final = settings(
     deadline=None,
     derandomize=True,
     database=None,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 """Of every property: reproducible, and quick enough for a cross product."""

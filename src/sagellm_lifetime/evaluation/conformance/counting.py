@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from math import isclose, isnan
 from typing import Any
@@ -171,9 +172,15 @@ def check_threads(make: Make) -> None:
             if i % 10 == 0:
                 predictor.get_metrics()
 
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(work, thread) for thread in range(4)]:
-            done.result()
+    interval = sys.getswitchinterval()
+    # Switched every few instructions, what is not guarded soon breaks.
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(work, thread) for thread in range(4)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
     metrics = _assert_adds_up(predictor)
     assert metrics["completions"] == 4 * (each - each // 3)
     assert metrics["discarded"] == 4 * (each // 3)
