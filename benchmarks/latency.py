@@ -150,10 +150,12 @@ def batch(predictor: Any, calls: Calls, count: int) -> Iterator[float]:
     many = getattr(predictor, "predict_batch", None)
     for _ in range(max(count // (STEPS * RUNNING), 1)):
         starts, ages = running(predictor, calls)
-        for step in range(1, STEPS + 1 if many else 3):
-            requests = [
-                calls.later(each, int(age) + step) for each, age in zip(starts, ages, strict=True)
-            ]
+        # Made beforehand: an engine has its lists of tokens, it does not write them anew.
+        steps = [
+            [calls.later(each, int(age) + step) for each, age in zip(starts, ages, strict=True)]
+            for step in range(1, STEPS + 1 if many else 3)
+        ]
+        for requests in steps:
             if many is None:
                 yield timed(lambda r=requests: [predictor.predict(each) for each in r]) / RUNNING
             else:
