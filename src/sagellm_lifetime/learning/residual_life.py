@@ -1,9 +1,9 @@
 """Hierarchical Kaplan–Meier residual life, learned instantly and online.
 
-Every level of the hierarchy (all requests → prompt length, coarse and fine → max_length → model →
-client → client and prompt length → session) has nodes that count, per bin of the length grid, how
-many sequences ended there and how many were last seen alive there. A level corrects the hazard
-``p`` of the level above it twice, each time by as much as its counts can carry:
+A tree of nodes (all requests → model → client → max_length → prompt length → finer prompt length),
+and the session across it, count per bin of the length grid how many sequences ended there and how
+many were last seen alive there. A node corrects the hazard ``p`` of the node above it twice, each
+time by as much as its counts can carry:
 
 1. a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow & Day
    1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
@@ -30,7 +30,7 @@ from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
 
-LEVELS: Final = ("all", "prompt", "fine", "cap", "model", "client", "client×prompt", "session")
+LEVELS: Final = ("all", "model", "client", "cap", "prompt", "fine", "session")
 _RATIO: Final = np.array([4.0, 30.0, np.inf])
 _OWN: Final = np.array([3.0, 20.0, 100.0, np.inf])
 _K1, _K2 = (grid.ravel() for grid in np.meshgrid(_RATIO, _OWN, indexing="ij"))
@@ -44,14 +44,15 @@ few completions, and the next one is near them, not equal to them."""
 _SESSION: Final = len(LEVELS) - 1
 _CERTAIN: Final = 1.0 - 1e-6
 _FORGET: Final = 1.0 - 1.0 / 2000.0
-_EVERY: Final = 4
-"""One in so many completions is used to choose the weights."""
+_REFRESH: Final = 16
+"""A node's hazards are computed anew when its counts have grown by one part in so many."""
+_FINE: Final = 16.0
+"""Finer prompt lengths per octave: 4 %."""
+_MASK: Final = (1 << 62) - 1
 _KERNEL: Final = (1.0 - np.abs(np.arange(-_SPREAD, _SPREAD + 1)) / (_SPREAD + 1)).astype(np.float32)
 
-_FINE: Final = 16.0
-"""Fine prompt lengths per octave: 4 %."""
-
-NodeKey = tuple[int, int, int]
+NodeKey = tuple[int, int]
+"""Level, and a hash of the path from the root."""
 
 
 def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
@@ -64,48 +65,52 @@ def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
 
 
 class ResidualLife:
-    """The tables of all nodes, bounded; the least recently used node makes room."""
+    """The counts of all nodes, bounded; the least recently used node makes room.
+
+    Args:
+        max_nodes: nodes kept at most, 2 kB each.
+    """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
         self._index: OrderedDict[NodeKey, int] = OrderedDict()
         self._ended = np.zeros((64, BINS), dtype=np.float32)
         self._left = np.zeros((64, BINS), dtype=np.float32)
+        self._cached = np.zeros((64, BINS))
+        self._counted: list[int] = []
+        self._fresh_until: list[tuple[int, int]] = []
         self._losses = np.zeros((len(LEVELS), len(_K1)))
-        self._choice = np.full(len(LEVELS), _START)
+        self._choice = [_START] * len(LEVELS)
         self._prior = prior_hazards()
         self.count = 0
 
     # -- predicting --------------------------------------------------------------------------
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
-        """Discrete hazards of the finest level known, shape ``(BINS,)``."""
-        return self._chain(self._known(features, session))[-1]
-
-    def _known(self, features: RequestFeatures, session: int) -> list[tuple[int, int]]:
-        """(level, node) of the levels that have been seen, coarse to fine."""
-        found = []
+        """Discrete hazards of the finest node known, shape ``(BINS,)``."""
+        hazards = self._prior
         for key in node_keys(features, session):
             node = self._index.get(key)
             if node is not None:
-                found.append((key[0], node))
-        return found
-
-    def _chain(self, known: list[tuple[int, int]]) -> list[np.ndarray]:
-        hazards = [self._prior]
-        if known:
-            nodes = [node for _, node in known]
-            ended, alive = self._counts(nodes)
-            for i, (level, _) in enumerate(known):
-                k = self._choice[level]
-                hazards.append(_corrected(hazards[-1], ended[i], alive[i], _K1[k], _K2[k]))
+                hazards = self._hazards(key[0], node, hazards)
         return hazards
 
-    def _counts(self, nodes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        ended, left = self._ended[nodes], self._left[nodes]
-        gone = ended + left
-        alive = np.cumsum(gone[:, ::-1], axis=1)[:, ::-1] - left
-        return ended, alive
+    def _hazards(self, level: int, node: int, parent: np.ndarray) -> np.ndarray:
+        """A node's hazards, from the cache while its counts have hardly changed."""
+        counted, total = self._fresh_until[node]
+        if level != _SESSION and self._counted[node] <= counted and self.count <= total:
+            return self._cached[node]
+        k = self._choice[level]
+        ended, alive = self._counts(node)
+        hazards = _corrected(parent, ended, alive, _K1[k], _K2[k])
+        self._cached[node] = hazards
+        counted = self._counted[node]
+        self._fresh_until[node] = (counted + counted // _REFRESH, 2 * self.count)
+        return hazards
+
+    def _counts(self, node: int) -> tuple[np.ndarray, np.ndarray]:
+        ended, left = self._ended[node], self._left[node]
+        return ended, np.cumsum((ended + left)[::-1])[::-1] - left
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -115,12 +120,13 @@ class ResidualLife:
         """Count one completion (``length`` tokens, or at least so many if censored)."""
         if censored and length < 1:
             return
-        if self.count % _EVERY == 0:
-            self._choose(self._known(features, session), length, censored=censored)
+        keys = node_keys(features, session)
+        self._choose(keys, length, censored=censored)
         self.count += 1
         k = bin_of(length)
-        for key in node_keys(features, session):
+        for key in keys:
             node = self._node(key)
+            self._counted[node] += 1
             if censored:
                 # Not counted as alive in the bin of the first token that nobody saw: exact where
                 # it matters, at caps, which are powers of two and so edges of the grid.
@@ -135,20 +141,23 @@ class ResidualLife:
         kernel = _KERNEL[low - k + _SPREAD : high - k + _SPREAD]
         self._ended[node, low:high] += kernel / kernel.sum()
 
-    def _choose(self, known: list[tuple[int, int]], length: int, *, censored: bool) -> None:
-        """Score every ``(k1, k2)`` of every known level on a completion not yet counted."""
+    def _choose(self, keys: list[NodeKey], length: int, *, censored: bool) -> None:
+        """Score every ``(k1, k2)`` of one level, in turn, on a completion not yet counted."""
+        known = [(key[0], self._index[key]) for key in keys if key in self._index]
         if not known:
             return
-        ended, alive = self._counts([node for _, node in known])
+        turn = self.count % len(known)
         parent = self._prior
+        for level, node in known[:turn]:
+            parent = self._hazards(level, node, parent)
+        level, node = known[turn]
+        ended, alive = self._counts(node)
         k = bin_of(length)
-        for i, (level, _) in enumerate(known):
-            options = _corrected(parent, ended[i], alive[i], _K1[:, None], _K2[:, None])
-            survived = np.log1p(-np.minimum(options, _CERTAIN))[:, :k].sum(axis=1)
-            ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
-            self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
-            self._choice[level] = int(np.argmin(self._losses[level]))
-            parent = options[self._choice[level]]
+        options = _corrected(parent, ended, alive, _K1[:, None], _K2[:, None])[:, : k + 1]
+        survived = np.log1p(-np.minimum(options[:, :k], _CERTAIN)).sum(axis=1)
+        ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
+        self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
+        self._choice[level] = int(self._losses[level].argmin())
 
     def learn_many(
         self,
@@ -167,7 +176,9 @@ class ResidualLife:
                 continue
             self.count += 1
             for key in node_keys(each, session):
-                nodes.append(self._node(key))
+                node = self._node(key)
+                self._counted[node] += 1
+                nodes.append(node)
                 rows.append(i)
         np.add.at(self._ended, (np.array(nodes, dtype=int), bins[np.array(rows, dtype=int)]), 1.0)
 
@@ -179,11 +190,15 @@ class ResidualLife:
         if len(self._index) >= self._max_nodes:
             _, node = self._index.popitem(last=False)
             self._ended[node] = self._left[node] = 0.0
+            self._counted[node], self._fresh_until[node] = 0, (-1, -1)
         else:
             node = len(self._index)
             if node >= len(self._ended):
                 self._ended = np.concatenate([self._ended, np.zeros_like(self._ended)])
                 self._left = np.concatenate([self._left, np.zeros_like(self._left)])
+                self._cached = np.concatenate([self._cached, np.zeros_like(self._cached)])
+            self._counted.append(0)
+            self._fresh_until.append((-1, -1))
         self._index[key] = node
         return node
 
@@ -193,47 +208,54 @@ class ResidualLife:
         """What was learned, as arrays."""
         order = list(self._index.values())
         return {
-            "keys": np.array(list(self._index), dtype=np.int64).reshape(-1, 3),
+            "keys": np.array(list(self._index), dtype=np.int64).reshape(-1, 2),
             "ended": self._ended[order],
             "left": self._left[order],
+            "cached": self._cached[order],
+            "counted": np.array([self._counted[node] for node in order], dtype=np.int64),
+            "fresh": np.array([self._fresh_until[node] for node in order], dtype=np.int64).reshape(
+                -1, 2
+            ),
             "losses": self._losses,
-            "choice": self._choice,
+            "choice": np.array(self._choice),
             "count": np.array([self.count]),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Replace what was learned with a :meth:`state`."""
-        keys = [(int(a), int(b), int(c)) for a, b, c in state["keys"]]
-        size = max(64, len(keys))
+        keys = [(int(level), int(path)) for level, path in state["keys"]]
+        grown = max(64, len(keys))
         self._max_nodes = max(self._max_nodes, len(keys))
         self._index = OrderedDict((key, i) for i, key in enumerate(keys))
-        self._ended = np.zeros((size, BINS), dtype=np.float32)
-        self._left = np.zeros((size, BINS), dtype=np.float32)
+        self._ended, self._left = (np.zeros((grown, BINS), dtype=np.float32) for _ in range(2))
+        self._cached = np.zeros((grown, BINS))
         self._ended[: len(keys)] = state["ended"]
         self._left[: len(keys)] = state["left"]
+        self._cached[: len(keys)] = state["cached"]
+        self._counted = [int(n) for n in state["counted"]]
+        self._fresh_until = [(int(a), int(b)) for a, b in state["fresh"]]
         self._losses = np.array(state["losses"], dtype=np.float64)
-        self._choice = np.array(state["choice"], dtype=np.int64)
+        self._choice = [int(k) for k in state["choice"]]
         self.count = int(state["count"][0])
 
 
 def node_keys(features: RequestFeatures, session: int) -> list[NodeKey]:
-    """Nodes of one request, coarse to fine; a level whose key is unknown is left out."""
-    keys: list[NodeKey] = [(0, 0, 0)]
-    length = features.prompt_length
-    if length is not None:
-        octaves = log2(length + 1)
-        keys.append((1, int(2.0 * octaves), 0))
-        keys.append((2, int(_FINE * octaves), 0))
+    """Path of one request from the root, then its session; what is not said is left out."""
+    path = 0
+    keys = [(0, 0)]
+    values = [(1, features.model_key), (2, features.client_key)]
     if features.max_length:
-        keys.append((3, int(4.0 * log2(features.max_length)), 0))
-    if features.model_key:
-        keys.append((4, features.model_key, 0))
-    if features.client_key:
-        keys.append((5, features.model_key, features.client_key))
-        if length is not None:
-            keys.append((6, features.client_key, int(2.0 * octaves)))
+        values.append((3, 1 + int(4.0 * log2(features.max_length))))
+    if features.prompt_length is not None:
+        octaves = log2(features.prompt_length + 1)
+        values.append((4, 1 + int(2.0 * octaves)))
+        values.append((5, 1 + int(_FINE * octaves)))
+    for level, value in values:
+        if value:
+            path = (path * 1_000_003 + value * 8 + level) & _MASK
+            keys.append((level, path))
     if session:
-        keys.append((_SESSION, session, 0))
+        keys.append((_SESSION, session))
     return keys
 
 
