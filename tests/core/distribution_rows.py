@@ -1,0 +1,36 @@
+"""Rows of cumulative hazards and calibration curves of every shape, by a seed."""
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard, link
+from sagellm_lifetime.core.distribution import LengthDistribution
+from sagellm_lifetime.core.grid import BINS, bin_of
+
+
+def row(rng: np.random.Generator) -> np.ndarray:
+    """Smooth, ragged, empty in places, or all on one length."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return hazard.log_logistic(np.exp(rng.uniform(0, 9)), rng.uniform(0.05, 2.5))
+    hazards = rng.beta(0.3, 3.0, BINS)
+    if kind == 1:
+        hazards[rng.random(BINS) < 0.7] = 0.0
+    if kind == 2:
+        hazards[:] = 1e-6
+        hazards[bin_of(int(rng.integers(1, 5000)))] = 1.0
+    return hazard.from_hazards(hazards)
+
+
+def curve(rng: np.random.Generator) -> np.ndarray | None:
+    """A calibration link, or none."""
+    if rng.random() < 0.3:
+        return None
+    steps = rng.dirichlet(np.full(link.LEVELS, rng.uniform(0.5, 5))) + 1e-4
+    return np.concatenate([[0.0], np.cumsum(steps) / steps.sum()])
+
+
+def distribution(rng: np.random.Generator) -> LengthDistribution:
+    """Any distribution a predictor could answer with."""
+    age = int(rng.choice([0, 1, rng.integers(3000), 131_072, 10**6]))
+    cap = None if rng.random() < 0.4 else age + int(rng.integers(0, 5000))
+    return LengthDistribution(row(rng), age, 0, cap, curve(rng))

@@ -1,0 +1,93 @@
+"""Events of a history in the order in which a serving system sees them."""
+
+import numpy as np
+import polars as pl
+
+from sagellm_lifetime.core.prequential import (
+    censored,
+    clock,
+    events,
+    in_time_order,
+    relative_times,
+    seconds,
+)
+
+
+def frame(**columns) -> pl.DataFrame:
+    n = max(len(values) for values in columns.values())
+    return pl.DataFrame({"actual_length": [100] * n, **columns})
+
+
+def test_events_in_time_order():
+    history = frame(arrival_time=[0.0, 1.0, 2.0], actual_time=[5.0, 0.5, 1.0])
+    assert list(events(history)) == [
+        (0, False),
+        (1, False),
+        (1, True),
+        (2, False),
+        (2, True),
+        (0, True),
+    ]
+
+
+def test_at_equal_times_a_finish_comes_first():
+    history = frame(arrival_time=[0.0, 5.0], actual_time=[5.0, 1.0])
+    assert list(events(history)) == [(0, False), (0, True), (1, False), (1, True)]
+
+
+def test_a_finish_never_comes_before_its_own_arrival():
+    rng = np.random.default_rng(0)
+    for start in (0.0, 1.7e9):
+        arrival = np.sort(rng.integers(0, 20, 200)).astype(float) + start
+        times = rng.choice([0.0, 1e-9, 1.0, 3.0], 200)
+        arrived = set()
+        for row, finished in events(frame(arrival_time=arrival, actual_time=times)):
+            assert (row in arrived) == finished
+            arrived.add(row)
+
+
+def test_without_arrivals_one_after_the_other():
+    wanted = [(0, False), (0, True), (1, False), (1, True)]
+    assert list(events(frame(actual_length=[3, 4]))) == wanted
+    assert list(events(frame(arrival_time=[1.0, None], actual_time=[9.0, 9.0]))) == wanted
+
+
+def test_every_row_arrives_once_and_finishes_once():
+    rng = np.random.default_rng(1)
+    history = frame(arrival_time=rng.uniform(0, 50, 300), actual_time=[None, 2.0, 0.0] * 100)
+    seen = list(events(history))
+    assert len(seen) == len(set(seen)) == 600
+    assert list(events(frame(actual_length=[]))) == []
+
+
+def test_seconds_where_they_are_missing():
+    history = frame(actual_time=[1.0, None, float("nan")])
+    assert seconds(history).tolist() == [1.0, 2.0, 2.0]
+    assert seconds(frame(turn=[1, 2])).tolist() == [2.0, 2.0]
+    assert seconds(history, missing=0.0).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_censored_is_every_finish_but_stop():
+    history = frame(finish_reason=["stop", "length", "abort", "error", None])
+    assert censored(history).tolist() == [False, True, True, True, False]
+    assert censored(frame(turn=[1, 1])).tolist() == [False, False]
+
+
+def test_clocks_that_restart_are_laid_in_a_row():
+    per_session = [0.0, 10.0, 20.0, 900.0]
+    history = frame(
+        session_id=[f"s{i}" for i in range(6) for _ in per_session], arrival_time=per_session * 6
+    )
+    assert relative_times(history)
+    times = clock(history)
+    assert (np.diff(times) > 0).all()
+    one_clock = history.with_columns(arrival_time=pl.int_range(24).cast(pl.Float64) * 100)
+    assert not relative_times(one_clock)
+    assert clock(one_clock).tolist() == one_clock["arrival_time"].to_list()
+
+
+def test_in_time_order():
+    history = frame(arrival_time=[3.0, 1.0, 2.0, 1.0], turn=[0, 1, 2, 3])
+    assert in_time_order(history)["turn"].to_list() == [1, 3, 2, 0]
+    gaps = frame(arrival_time=[3.0, None], turn=[0, 1])
+    assert in_time_order(gaps)["turn"].to_list() == [0, 1]
