@@ -56,8 +56,11 @@ class LengthDistributionBatch:
     def survival(self, n: np.ndarray | float) -> np.ndarray:
         """``P(R > n[i])``, shape ``(N,)``."""
         n = np.broadcast_to(np.asarray(n, dtype=np.float64), self.ages.shape)
+        return self._survival(n, self._base())
+
+    def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)
-        step = hazard.cumulative_many(self.rows, self.index, total) - self._base()
+        step = hazard.cumulative_many(self.rows, self.index, total) - base
         if self.curves is not None and self.bands is not None:
             step = link.forward_many(self.curves, self.bands, step)
         alive = np.where(total >= self.caps, 0.0, np.exp(-step))
@@ -70,11 +73,10 @@ class LengthDistributionBatch:
         room = np.maximum(self.caps - self.ages, 0)
         out = np.empty((len(self), len(levels)), dtype=np.int64)
         for j, level in enumerate(levels):
-            step = np.full(len(self), -np.log1p(-min(float(level), 1.0 - 1e-15)))
+            step: float | np.ndarray = -float(np.log1p(-min(float(level), 1.0 - 1e-15)))
             if self.curves is not None and self.bands is not None:
-                step = link.backward_many(self.curves, self.bands, step)
-            target = base + step
-            total = hazard.inverse_many(self.rows, self.index, target)
+                step = link.backward_level(self.curves, float(step))[self.bands]
+            total = hazard.inverse_many(self.rows, self.index, base + step)
             n = np.ceil(total - self.ages - _ROUNDING).astype(np.int64)
             out[:, j] = np.minimum(np.maximum(n, 1), room)
         return out[:, 0] if np.ndim(q) == 0 else out
@@ -93,7 +95,9 @@ class LengthDistributionBatch:
         totals = self.ages + points
         low = np.ceil(totals / (1.0 + tolerance) - 1e-9)
         high = np.floor(totals / (1.0 - tolerance) + 1e-9)
-        return self.survival(low - 1 - self.ages) - self.survival(high - self.ages)
+        base = self._base()
+        above = self._survival(low - 1 - self.ages, base)
+        return np.asarray(above - self._survival(high - self.ages, base))
 
     def mean(self) -> np.ndarray:
         """``E[R]`` in tokens, shape ``(N,)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, exp, expm1, floor, log1p
+from math import ceil, exp, expm1, floor, log, log1p
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sagellm_lifetime.core.grid import EDGES, TAIL_HAZARD
 
 TOLERANCE = 0.10
 """The relative error of the total length that ``confidence`` speaks of."""
+_HALF = log(2.0)
 _ROUNDING = 1e-4
 """Tokens of slack before a quantile is rounded up, so that float32 rows do not add a token."""
 
@@ -119,6 +120,29 @@ class LengthDistribution:
         steps = hazard.cumulative_many(self.row[None], index, totals)
         steps -= hazard.cumulative(self.row, self.age)
         return steps if self.curve is None else link.forward_many(self.curve[None], index, steps)
+
+
+def point_and_confidence(
+    row: np.ndarray, age: int, max_length: int | None, curve: np.ndarray
+) -> tuple[int, float]:
+    """Median of the remaining length and raw confidence, in one pass for the hot path.
+
+    Equal to ``quantile(0.5)`` and ``within(median)`` of the distribution with these fields.
+    """
+    base = hazard.cumulative(row, age)
+    if max_length is not None and age >= max_length:
+        return 0, 1.0
+    total = hazard.inverse(row, base + link.backward(curve, _HALF))
+    n = max(1, ceil(total - age - _ROUNDING))
+    if max_length is not None:
+        n = min(n, max_length - age)
+    low, high = tolerance_band(age + n)
+    above = 1.0
+    if low - 1 > age:
+        above = exp(-link.forward(curve, hazard.cumulative(row, low - 1) - base))
+    if max_length is not None and high >= max_length:
+        return n, above
+    return n, above - exp(-link.forward(curve, hazard.cumulative(row, high) - base))
 
 
 def tolerance_band(total: int, tolerance: float = TOLERANCE) -> tuple[int, int]:

@@ -54,15 +54,23 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
 
 def inverse_many(rows: np.ndarray, index: np.ndarray, hazards: np.ndarray) -> np.ndarray:
     """Smallest length with ``H >= hazards[i]`` in ``rows[index[i]]``; float64."""
-    low = np.count_nonzero(rows[index] < hazards[:, None], axis=1)
+    taken = rows[index]
+    # First entry not below: rows never decrease, so it is the first False.
+    low = (taken < hazards[:, None]).argmin(axis=1)
     upper = np.clip(low, 1, BINS)
-    base = rows[index, upper - 1].astype(np.float64)
-    span = rows[index, upper] - base
+    where = np.arange(len(taken))
+    base = taken[where, upper - 1].astype(np.float64)
+    span = taken[where, upper] - base
     part = (hazards - base) / np.where(span > 0, span, 1.0)
-    value = EDGES[upper - 1] + np.clip(part, 0.0, 1.0) * WIDTHS[upper - 1]
-    value = np.where(low == 0, 0.0, value)
-    beyond = hazards - rows[index, BINS]
-    return np.asarray(np.where(beyond > 0, MAX_LENGTH + beyond / TAIL_HAZARD, value))
+    value = EDGES[upper - 1] + part * WIDTHS[upper - 1]
+    beyond = hazards - taken[:, BINS]
+    return np.asarray(
+        np.where(
+            beyond > 0,
+            MAX_LENGTH + beyond / TAIL_HAZARD,
+            np.where(hazards <= 0.0, 0.0, np.clip(value, EDGES[upper - 1], EDGES[upper])),
+        )
+    )
 
 
 def from_hazards(discrete: np.ndarray) -> np.ndarray:

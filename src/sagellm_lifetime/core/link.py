@@ -63,13 +63,6 @@ def forward_many(curves: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np
     )
 
 
-def backward_many(curves: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """:func:`backward` of ``steps[i]`` under ``curves[index[i]]``."""
-    last = curves[:, LEVELS - 1]
-    q = -np.expm1(-steps)
-    k = np.clip((curves[index] < q[:, None]).sum(axis=1), 1, LEVELS - 1)
-    low = curves[index, k - 1]
-    u = ((k - 1) + np.clip((q - low) / (curves[index, k] - low), 0.0, 1.0)) / LEVELS
-    offset = -np.log((1.0 - last) * LEVELS)
-    beyond = steps >= -np.log1p(-last)[index]
-    return np.asarray(np.where(beyond, steps - offset[index], -np.log1p(-u)))
+def backward_level(curves: np.ndarray, step: float) -> np.ndarray:
+    """:func:`backward` of one ``step`` under every curve, shape ``(len(curves),)``."""
+    return np.array([backward(curve, step) for curve in curves])

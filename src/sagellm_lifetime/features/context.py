@@ -9,8 +9,8 @@ import numpy as np
 
 from sagellm_lifetime.features.request import RequestFeatures
 
-OF_SESSION: Final = 4
-OF_CLIENT: Final = 3
+OF_SESSION: Final = 3
+OF_CLIENT: Final = 2
 _FIELDS: Final = 5
 
 

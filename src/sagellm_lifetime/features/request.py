@@ -18,6 +18,7 @@ from zlib import crc32
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
 
+_ID_TYPES = (int, str)
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
 _LARGEST_AGE: Final = 2**53

@@ -52,8 +52,8 @@ _LIMIT: Final = 14.0
 
 def base_logits(hazards: np.ndarray) -> np.ndarray:
     """Logits of discrete hazards, bounded so that the network can correct them."""
-    h = np.clip(hazards, 1e-5, 1.0 - 1e-5)
-    return np.log(h) - np.log1p(-h)
+    h = np.minimum(np.maximum(hazards, 1e-5), 1.0 - 1e-5)
+    return np.log(h / (1.0 - h))
 
 
 def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.ndarray:
@@ -67,5 +67,5 @@ def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.nda
     logits = corrections[:BINS] + base
     if age:
         logits += np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
-    np.clip(logits, -_LIMIT, _LIMIT, out=logits)
-    return hazard.from_steps(np.logaddexp(0.0, logits))
+    np.minimum(np.maximum(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
+    return hazard.from_steps(np.log1p(np.exp(logits)))

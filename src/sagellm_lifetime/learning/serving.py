@@ -98,11 +98,13 @@ class Runner:
         """
         x = np.zeros((1, len(steps), _DIM), dtype=np.float32)
         for j, step in enumerate(steps):
-            x[0, j, :WIDTH] = step.numbers
+            row = x[0, j]
+            row[:WIDTH] = step.numbers
             if len(step.tokens):
-                x[0, j, WIDTH : WIDTH + TOKEN_DIM] = self._tokens[step.tokens].mean(axis=0)
+                total = np.add.reduce(self._tokens[step.tokens], axis=0)
+                np.divide(total, len(step.tokens), out=row[WIDTH : WIDTH + TOKEN_DIM])
             if len(step.names):
-                x[0, j, WIDTH + TOKEN_DIM :] = self._names[step.names].sum(axis=0)
+                np.add.reduce(self._names[step.names], axis=0, out=row[WIDTH + TOKEN_DIM :])
         feeds = {"x": x, "lengths": np.array([len(steps)], dtype=np.int32)}
         return np.asarray(self._session.run(None, feeds)[0])[0]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 from sagellm_lifetime.core.calibration import Calibration, Outcomes, band_of, bands_of
-from sagellm_lifetime.core.distribution import LengthDistribution
+from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import (
     FINISH_REASONS,
@@ -225,60 +225,65 @@ class Predictor(LifetimePredictorProtocol):
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
         band = band_of(age)
-        distribution = LengthDistribution(
-            self._tracker.rows[item.slot].copy(), age, 0, cap, self._calibration.curves[band]
+        curve = self._calibration.curves[band]
+        row = item.answers[-1]
+        remaining, raw = point_and_confidence(row, age, cap, curve)
+        confidence = self._calibration.confidence(band, raw)
+        if item.estimate < 0:
+            item.estimate, item.confidence = age + remaining, confidence
+        return PredictionResult(
+            remaining,
+            confidence,
+            remaining * self._timing.seconds_per_token(item.evidence.features.model),
+            LengthDistribution(row, age, 0, cap, curve),
+            "prior" if item.prior else "model",
         )
-        remaining = distribution.quantile(0.5)
-        confidence = self._calibration.confidence(band, distribution.within(remaining))
-        return self._result(item, remaining, confidence, distribution)
 
     def _answer_many(
         self, items: list[Tracked], requests: Sequence[PredictionRequest]
     ) -> list[PredictionResult]:
         slots = np.array([item.slot for item in items], dtype=np.int64)
-        ages = np.array([request.current_length for request in requests], dtype=np.int64)
+        age_list = [request.current_length for request in requests]
+        cap_list = [request.max_length for request in requests]
+        ages = np.array(age_list, dtype=np.int64)
         bands = bands_of(ages)
-        caps = np.array(
-            [UNCAPPED if r.max_length is None else r.max_length for r in requests], dtype=np.int64
+        caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
+        curves = list(self._calibration.curves)
+        batch = LengthDistributionBatch(
+            self._tracker.rows, slots, ages, caps, self._calibration.curves, bands
         )
-        rows = self._tracker.rows[slots]
-        curves = self._calibration.curves
-        batch = LengthDistributionBatch(rows, np.arange(len(items)), ages, caps, curves, bands)
-        remaining = batch.quantile(0.5)
-        confidence = self._calibration.confidences(bands, batch.within(remaining)).tolist()
-        return [
-            self._result(
-                item,
-                remaining_i,
-                confidence_i,
-                LengthDistribution(row, age, 0, request.max_length, curves[band]),
+        points = batch.quantile(0.5)
+        raw = np.where(points > 0, batch.within(points), 1.0)
+        confidences = self._calibration.confidences(bands, raw).tolist()
+        seconds = self._seconds_per_token(items)
+        results = []
+        for item, age, cap, band, n, confidence, pace in zip(
+            items,
+            age_list,
+            cap_list,
+            bands.tolist(),
+            points.tolist(),
+            confidences,
+            seconds,
+            strict=True,
+        ):
+            if item.estimate < 0:
+                item.estimate, item.confidence = age + n, confidence
+            results.append(
+                PredictionResult(
+                    n,
+                    confidence,
+                    n * pace,
+                    LengthDistribution(item.answers[-1], age, 0, cap, curves[band]),
+                    "prior" if item.prior else "model",
+                )
             )
-            for item, request, remaining_i, confidence_i, row, age, band in zip(
-                items,
-                requests,
-                remaining.tolist(),
-                confidence,
-                rows,
-                ages.tolist(),
-                bands.tolist(),
-                strict=True,
-            )
-        ]
+        return results
 
-    def _result(
-        self, item: Tracked, remaining: int, confidence: float, distribution: LengthDistribution
-    ) -> PredictionResult:
-        if item.estimate < 0:
-            item.estimate = distribution.age + remaining
-            item.confidence = confidence
-        seconds = self._timing.seconds_per_token(item.evidence.features.model)
-        return PredictionResult(
-            remaining,
-            confidence,
-            remaining * seconds,
-            distribution,
-            "prior" if item.prior else "model",
-        )
+    def _seconds_per_token(self, items: list[Tracked]) -> list[float]:
+        models = [item.evidence.features.model for item in items]
+        pace = {model: self._timing.seconds_per_token(model) for model in set(models)}
+        return [pace[model] for model in models]
 
     # -- learning ----------------------------------------------------------------------------
 
