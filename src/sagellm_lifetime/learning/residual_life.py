@@ -96,17 +96,29 @@ class ResidualLife:
         return hazards
 
     def _hazards(self, level: int, node: int, parent: np.ndarray) -> np.ndarray:
-        """A node's hazards, from the cache while its counts have hardly changed."""
-        counted, total = self._fresh_until[node]
-        if level != _SESSION and self._counted[node] <= counted and self.count <= total:
+        """A node's hazards, from the cache while its counts have hardly changed.
+
+        The cache belongs to what is learned, so only a lesson fills it: were it filled here, later
+        answers would depend on what was asked before.
+        """
+        if self._is_fresh(level, node):
             return self._cached[node]
         k = self._choice[level]
         ended, alive = self._counts(node)
-        hazards = _corrected(parent, ended, alive, _K1[k], _K2[k])
-        self._cached[node] = hazards
+        return _corrected(parent, ended, alive, _K1[k], _K2[k])
+
+    def _is_fresh(self, level: int, node: int) -> bool:
+        counted, total = self._fresh_until[node]
+        return level != _SESSION and self._counted[node] <= counted and self.count <= total
+
+    def _settle(self, level: int, node: int, parent: np.ndarray) -> np.ndarray:
+        """:meth:`_hazards`, kept in the cache."""
+        if level == _SESSION or self._is_fresh(level, node):
+            return self._cached[node]
+        self._cached[node] = self._hazards(level, node, parent)
         counted = self._counted[node]
         self._fresh_until[node] = (counted + counted // _REFRESH, 2 * self.count)
-        return hazards
+        return self._cached[node]
 
     def _counts(self, node: int) -> tuple[np.ndarray, np.ndarray]:
         ended, left = self._ended[node], self._left[node]
@@ -124,6 +136,7 @@ class ResidualLife:
         self._choose(keys, length, censored=censored)
         self.count += 1
         k = bin_of(length)
+        hazards = self._prior
         for key in keys:
             node = self._node(key)
             self._counted[node] += 1
@@ -135,6 +148,7 @@ class ResidualLife:
                 self._add_smoothed(node, k)
             else:
                 self._ended[node, k] += 1.0
+            hazards = self._settle(key[0], node, hazards)
 
     def _add_smoothed(self, node: int, k: int) -> None:
         low, high = max(0, k - _SPREAD), min(BINS, k + _SPREAD + 1)
@@ -167,20 +181,27 @@ class ResidualLife:
         censored: np.ndarray,
     ) -> None:
         """Count many completions at once, without choosing weights."""
-        bins = bins_of(lengths)
-        nodes: list[int] = []
-        rows: list[int] = []
+        bins = bins_of(lengths).tolist()
+        above: dict[NodeKey, NodeKey | None] = {}
         for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
             if censored[i] or session:
                 self.learn(each, session, int(lengths[i]), censored=bool(censored[i]))
                 continue
             self.count += 1
+            coarser = None
             for key in node_keys(each, session):
                 node = self._node(key)
                 self._counted[node] += 1
-                nodes.append(node)
-                rows.append(i)
-        np.add.at(self._ended, (np.array(nodes, dtype=int), bins[np.array(rows, dtype=int)]), 1.0)
+                self._ended[node, bins[i]] += 1.0
+                above[key] = coarser
+                coarser = key
+        for key, coarser in sorted(above.items(), key=lambda item: item[0]):
+            # Where there are more nodes than may be kept, some have gone by now.
+            if key in self._index:
+                node, parent = self._index[key], self._index.get(coarser or key, -1)
+                hazards = self._prior if coarser is None or parent < 0 else self._cached[parent]
+                self._fresh_until[node] = (-1, -1)
+                self._settle(key[0], node, hazards)
 
     def _node(self, key: NodeKey) -> int:
         node = self._index.get(key)
