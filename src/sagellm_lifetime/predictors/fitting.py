@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
+from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.prequential import (
     censored,
     events,
@@ -72,7 +73,11 @@ def _parts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     if len(frame) < _LEAST:
         return frame, frame.clear()
     share = 1.0 - min(_REPLAY_SHARE, _MAX_REPLAY / len(frame))
-    parts = split(frame, "auto", share)
+    try:
+        parts = split(frame, "auto", share)
+    except HistoryError:
+        # One session (or prompt) holds nearly everything: the newest rows, then.
+        parts = split(frame, "order", share)
     return in_time_order(parts.train), in_time_order(parts.test)
 
 
