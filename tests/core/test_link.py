@@ -50,9 +50,9 @@ def test_many_equals_one():
     stacked = np.stack(found)
     index = np.repeat(np.arange(len(found)), len(STEPS))
     steps = np.tile(STEPS, len(found))
-    for many, one in (
-        (link.forward_many, link.forward),
-        (link.backward_many, link.backward),
-    ):
-        alone = [one(stacked[i], s) for i, s in zip(index, steps.tolist(), strict=True)]
-        assert np.allclose(many(stacked, index, steps), alone, rtol=1e-9, atol=1e-9)
+    alone = [link.forward(stacked[i], s) for i, s in zip(index, steps.tolist(), strict=True)]
+    assert np.allclose(link.forward_many(stacked, index, steps), alone, rtol=1e-9, atol=1e-9)
+    for step in STEPS:
+        assert link.backward_level(stacked, step).tolist() == [
+            link.backward(c, step) for c in found
+        ]

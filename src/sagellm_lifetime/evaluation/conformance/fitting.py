@@ -82,6 +82,8 @@ def check_fit_needs_only_lengths(make: Make) -> None:
         {"actual_length": [7]},
         {"actual_length": [0] * 12},
         {"actual_length": [50] * 12, "finish_reason": ["abort"] * 12},
+        {"actual_length": [50] * 60, "session_id": ["the only one"] * 60},
+        {"actual_length": [50] * 60, "prompt_id": ["the only one"] * 60},
         {"actual_length": [5] * 12, "arrival_time": [3.0] * 12, "actual_time": [0.0] * 12},
     ]
     for columns in small:
