@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/latency.py [--json FILE] [--quick]
 
 Every predictor is trained on a small history with models, clients and sessions, so that a first
-prediction reads four completions of its session and three of its client. Calls are timed one by
+prediction reads as many completions of its session and its client as are ever kept. Calls are timed one by
 one with the CPU clock of the process (0.3–0.5 µs of it is the clock itself), in rounds that take
 turns between the predictors, so that a noisy minute hits all of them. Nothing is left out: the
 garbage collector runs, and the p99 holds whatever it costs.
@@ -26,6 +26,7 @@ from common import single_thread, table, write_json
 from reference.specification import ReferenceLSTM, ReferenceTransformer
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
+from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION
 
 PROMPT_TOKENS = 200
 RUNNING = 256
@@ -44,7 +45,10 @@ TARGETS: dict[tuple[str, str], tuple[float | None, float | None]] = {
 }
 """Median and p99 to reach, µs."""
 TITLES = {
-    "first": f"first prediction of a sequence ({PROMPT_TOKENS} prompt tokens, 7 completions)",
+    "first": (
+        f"first prediction of a sequence ({PROMPT_TOKENS} prompt tokens, the last {OF_SESSION} "
+        f"completions of its session and {OF_CLIENT} of its client)"
+    ),
     "later": "later step without new evidence, predict",
     "batch": f"predict_batch, {RUNNING} running, per sequence",
     "quantiles": f"quantiles(ids, ages, 0.5), {RUNNING} running, per sequence",

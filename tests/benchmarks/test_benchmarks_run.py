@@ -66,7 +66,7 @@ def test_latency(
 
 
 def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven completions before a first prediction, a network run per chunk, none between."""
+    """A full context before a first prediction, a network run per chunk, none between."""
     latency = script("latency")
     predictor = latency.trained("lstm", latency.history(), epochs=1)
     ran: list[int] = []
@@ -86,7 +86,7 @@ def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     for case in ("first", "later", "chunk", "batch", "quantiles"):
         counted[case] = []
         list(latency.CASES[case](predictor, latency.Calls(), 8))
-    assert set(counted["first"]) == {8}
+    assert set(counted["first"]) == {latency.OF_SESSION + latency.OF_CLIENT + 1}
     assert set(counted["chunk"]) == {1}
     assert set(counted["later"]) == set(counted["batch"]) == set(counted["quantiles"]) == {0}
     assert predictor.get_metrics()["running"] == 0
