@@ -3,10 +3,12 @@
     PYTHONPATH=src python benchmarks/latency.py [--json FILE] [--quick]
 
 Every predictor is trained on a small history with models, clients and sessions, so that a first
-prediction reads as many completions of its session and its client as are ever kept. Calls are timed one by
-one with the CPU clock of the process (0.3–0.5 µs of it is the clock itself), in rounds that take
-turns between the predictors, so that a noisy minute hits all of them. Nothing is left out: the
-garbage collector runs, and the p99 holds whatever it costs.
+prediction reads as many completions of its session and its client as are ever kept. Calls are
+timed one by one with the CPU clock of the process (0.3–0.5 µs of it is the clock itself), in
+rounds that take turns between the predictors, so that a noisy minute hits all of them. Nothing is
+left out: the garbage collector runs, and the p99 holds whatever it costs. CPU time is not free of
+neighbours: where other processes fill the caches and the sibling threads, everything here,
+references included, takes up to twice as long. The ratios hold.
 """
 
 from __future__ import annotations
