@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -217,7 +218,10 @@ def _read_file(path: Path) -> Checkpoint:
 
         torch = _torch()
         try:
-            held = torch.load(path, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings():
+                # What is odd about the file is said in one line, by the error.
+                warnings.simplefilter("ignore")
+                held = torch.load(path, weights_only=True, map_location="cpu")
             text, tensors = held["manifest"], held["arrays"]
             # A tensor may claim a size that it does not have (strides of 0).
             if sum(v.numel() * v.element_size() for v in tensors.values()) > _MAX_BYTES:
@@ -227,7 +231,8 @@ def _read_file(path: Path) -> Checkpoint:
             pickle.UnpicklingError,
             RuntimeError,
             EOFError,
-            KeyError,
+            OSError,
+            LookupError,
             TypeError,
             AttributeError,
             ValueError,
