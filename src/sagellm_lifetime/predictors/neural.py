@@ -141,9 +141,7 @@ class NeuralPredictor(Predictor):
         if self._trainer is None:
             rate = 3e-3 if self._weights is None else 3e-4
             try:
-                self._trainer = Trainer(
-                    self._build(), self._weights, seed=self._options["seed"], learning_rate=rate
-                )
+                self._trainer = self._make_trainer(self._weights, rate)
             except MissingExtraError:
                 self._options["online"] = "off"
                 return
@@ -152,6 +150,13 @@ class NeuralPredictor(Predictor):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds
         self._use(self._trainer.weights())
+
+    def _make_trainer(self, weights: Weights | None, rate: float = 2e-3) -> Trainer:
+        try:
+            build = self._build()
+        except ImportError as error:
+            raise MissingExtraError("training a network", "train") from error
+        return Trainer(build, weights, seed=self._options["seed"], learning_rate=rate)
 
     def _use(self, weights: Weights | None) -> None:
         self._weights = weights
@@ -163,6 +168,7 @@ class NeuralPredictor(Predictor):
         self._recent = RecentCompletions()
         self._store = ReplayStore(seed=self._options["seed"])
         self._trainer = None
+        trainer = self._make_trainer(None)
         rng = np.random.default_rng(self._options["seed"])
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
         for _ in history_samples(self, skipped, rng, None):
@@ -171,7 +177,6 @@ class NeuralPredictor(Predictor):
         after_older = deepcopy((self._tables, self._conversations, self._recent))
         held_out = list(history_samples(self, newest, rng, progress))
         self._tables, self._conversations, self._recent = after_older
-        trainer = Trainer(self._build(), None, seed=self._options["seed"])
         if not samples:
             # Every sequence ended at once: the tables say all there is to say.
             self._use(None)
