@@ -141,7 +141,7 @@ class NeuralPredictor(Predictor):
         if self._trainer is None:
             rate = 3e-3 if self._weights is None else 3e-4
             try:
-                self._trainer = self._make_trainer(self._weights, rate)
+                self._trainer = self._make_trainer(self._weights, learning_rate=rate)
             except MissingExtraError:
                 self._options["online"] = "off"
                 return
@@ -151,12 +151,12 @@ class NeuralPredictor(Predictor):
         self._training_steps += rounds
         self._use(self._trainer.weights())
 
-    def _make_trainer(self, weights: Weights | None, rate: float = 2e-3) -> Trainer:
+    def _make_trainer(self, weights: Weights | None, **options: Any) -> Trainer:
         try:
             build = self._build()
         except ImportError as error:
             raise MissingExtraError("training a network", "train") from error
-        return Trainer(build, weights, seed=self._options["seed"], learning_rate=rate)
+        return Trainer(build, weights, seed=self._options["seed"], **options)
 
     def _use(self, weights: Weights | None) -> None:
         self._weights = weights
