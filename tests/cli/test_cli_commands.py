@@ -99,6 +99,19 @@ def test_training_again_replaces_the_checkpoint_and_is_the_same(cli, tmp_path, h
     assert (tmp_path / "c/model.safetensors").read_bytes() == first
 
 
+def test_a_long_history_is_cut_to_its_newest_rows(cli, tmp_path, history, monkeypatch):
+    monkeypatch.setattr("sagellm_lifetime.predictors.fitting.MAX_ROWS", 100)
+    done = cli("train", "--data-path", history, *SURVIVAL, "--json")
+    assert done.err == "training on the newest 100 of 240 rows\n"
+    assert done.json()["rows"] == 100
+
+
+def test_the_demo_is_the_same_for_the_same_seed(cli, monkeypatch):
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    command = ("demo", "--profile", "regular", "--rows", "150", "--seed", "3", "--json")
+    assert cli(*command).json() == cli(*command).json()
+
+
 def test_evaluate_splits_the_history(cli, tmp_path, history):
     done = cli(
         "evaluate", "--data-path", history, *SURVIVAL, "--json", "e.json", "--report", "report"

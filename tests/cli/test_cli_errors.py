@@ -49,6 +49,13 @@ def test_bad_rows_are_skipped_where_that_is_asked_for(cli, tmp_path):
     assert "line 52" in done.err
 
 
+def test_nothing_is_left_after_skipping(refused, tmp_path):
+    path = tmp_path / "h.csv"
+    path.write_text(HEADER + "b,10,100,NaN,stop\n")
+    for command in COMMANDS:
+        assert "h.csv" in refused(*command, path, "--on-bad-rows", "skip")
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [

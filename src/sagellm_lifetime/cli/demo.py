@@ -27,6 +27,7 @@ EPOCHS: Final = 6
 
 
 def demo(
+    context: typer.Context,
     *,
     profile: Annotated[
         list[str] | None,
@@ -72,7 +73,8 @@ def demo(
         if len(names) < len(PREDICTORS):
             say("lstm and transformer were left out: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
-        say("Next, with your own history: sage llm lifetime evaluate --data-path FILE")
+        program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
+        say(f"Next, with your own history: {program} evaluate --data-path FILE")
 
 
 def check_profiles(names: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -42,15 +42,36 @@ def check_names(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_rows(source: str, on_bad_rows: OnBadRows) -> pl.DataFrame:
+def read_rows(
+    source: str, on_bad_rows: OnBadRows, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
     """The checked rows of a history; skipped ones are told on stderr."""
     from sagellm_lifetime.core.history import read_history
 
-    history = read_history(source, on_bad_rows=on_bad_rows.value)
+    history = read_history(source, on_bad_rows=on_bad_rows.value, columns=columns)
     if history.skipped:
         first = history.problems[0] if history.problems else ""
         note(f"skipped {history.skipped:,} bad rows, the first: {first}")
     return history.frame
+
+
+def read_training_rows(source: str, on_bad_rows: OnBadRows) -> pl.DataFrame:
+    """The rows that a predictor will learn from, without the columns that none of them reads.
+
+    Of a history that is longer than what is learned from, only that part is kept in memory.
+    """
+    from sagellm_lifetime.core.history import HISTORY_SCHEMA
+    from sagellm_lifetime.core.prequential import in_time_order
+    from sagellm_lifetime.predictors.fitting import MAX_ROWS
+
+    columns = [name for name in HISTORY_SCHEMA if name not in ("request_id", "sample")]
+    rows = read_rows(source, on_bad_rows, columns)
+    unsaid = [name for name in columns if rows[name].null_count() == len(rows)]
+    rows = rows.drop(unsaid) if len(rows) else rows
+    if len(rows) > MAX_ROWS:
+        note(f"training on the newest {MAX_ROWS:,} of {len(rows):,} rows")
+        rows = in_time_order(rows).tail(MAX_ROWS).clone()
+    return rows
 
 
 def fit(

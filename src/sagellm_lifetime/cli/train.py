@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagellm_lifetime.cli.fitting import NETWORKS, check_names, fit, read_rows
+from sagellm_lifetime.cli.fitting import NETWORKS, check_names, fit, read_training_rows
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
@@ -84,7 +84,7 @@ def train(
     check_folder(tensorboard)
     check_json(json)
 
-    rows = read_rows(data_path, on_bad_rows)
+    rows = read_training_rows(data_path, on_bad_rows)
     started = perf_counter()
     with ExitStack() as stack:
         prepare = None if tensorboard is None else _logger(tensorboard, stack)
