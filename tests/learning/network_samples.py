@@ -1,0 +1,46 @@
+"""Small networks, their weights, and random sequences of evidence."""
+
+import numpy as np
+
+from sagellm_lifetime.core.grid import BINS
+from sagellm_lifetime.features.encode import WIDTH
+from sagellm_lifetime.features.evidence import NAME_BUCKETS, Step
+from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.networks import LSTMNetwork, TransformerNetwork
+from sagellm_lifetime.learning.replay import Sample
+from sagellm_lifetime.learning.serving import lstm_runner, transformer_runner
+
+NETWORKS = {
+    "lstm-1": (lambda: LSTMNetwork(16, 1), lstm_runner),
+    "lstm-2": (lambda: LSTMNetwork(24, 2), lstm_runner),
+    "transformer-1": (lambda: TransformerNetwork(16, 2, 1), lambda w: transformer_runner(w, 2)),
+    "transformer-2": (lambda: TransformerNetwork(32, 4, 2), lambda w: transformer_runner(w, 4)),
+}
+
+
+def steps(rng: np.random.Generator, count: int) -> list[Step]:
+    """Random evidence; some steps without tokens or names."""
+    return [
+        Step(
+            rng.normal(size=WIDTH).astype(np.float32),
+            rng.integers(0, BUCKETS, int(rng.choice([0, 1, 40]))),
+            rng.integers(0, NAME_BUCKETS, int(rng.choice([0, 1, 3]))),
+        )
+        for _ in range(count)
+    ]
+
+
+def sample(rng: np.random.Generator, length: int, age: int = 0, *, censored=False) -> Sample:
+    base = np.full(BINS, -3.0, dtype=np.float32)
+    return Sample(steps(rng, int(rng.integers(1, 6))), base, age, length, censored)
+
+
+def randomised(build):
+    """A network whose every weight is random: the head starts at zero, which would hide a lot."""
+    import torch
+
+    torch.manual_seed(0)
+    network = build()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()

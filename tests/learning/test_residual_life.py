@@ -1,0 +1,202 @@
+"""Residual life: Kaplan–Meier by hand, unbiased under censoring, shrunk, bounded, exact state."""
+
+import numpy as np
+import pytest
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.distribution import LengthDistribution
+from sagellm_lifetime.core.grid import BINS
+from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.learning.residual_life import ResidualLife, _corrected, prior_hazards
+
+NOBODY = RequestFeatures()
+
+
+def survival(tables: ResidualLife, n: float, features=NOBODY, session=0) -> float:
+    row = hazard.from_hazards(tables.hazards(features, session))
+    return LengthDistribution(row).survival(n)
+
+
+def median(tables: ResidualLife, features=NOBODY, session=0) -> int:
+    return LengthDistribution(hazard.from_hazards(tables.hazards(features, session))).median()
+
+
+def learn(tables, lengths, censored=None, features=NOBODY, session=0):
+    cut = np.zeros(len(lengths), dtype=bool) if censored is None else censored
+    for length, c in zip(lengths, cut, strict=True):
+        tables.learn(features, session, int(length), censored=bool(c))
+
+
+def test_counts_are_those_of_kaplan_and_meier():
+    # Lengths 3, 5, 5+, 8, 8, 12+: at risk 6, 5, then 3 once the one seen alive at 5 has left.
+    tables = ResidualLife()
+    learn(tables, [3, 5, 5, 8, 8, 12], np.array([0, 0, 1, 0, 0, 1]))
+    node = tables._index[(0, 0)]
+    ended, alive = tables._counts(node)
+    found = {n: (float(ended[n - 1]), float(alive[n - 1])) for n in (3, 5, 8)}
+    assert found == {3: (1.0, 6.0), 5: (1.0, 5.0), 8: (2.0, 3.0)}
+    estimate = np.cumprod(1 - ended / np.maximum(alive, 1))
+    assert estimate[2] == pytest.approx(5 / 6)
+    assert estimate[4] == pytest.approx(5 / 6 * 4 / 5)
+    assert estimate[7] == pytest.approx(5 / 6 * 4 / 5 * 1 / 3)
+    assert estimate[-1] == pytest.approx(2 / 9)
+
+
+def test_no_shrinkage_is_the_raw_estimate_and_infinite_is_the_parent():
+    rng = np.random.default_rng(0)
+    parent = prior_hazards()
+    ended = rng.integers(0, 5, BINS).astype(float)
+    alive = np.cumsum(ended[::-1])[::-1]
+    raw = _corrected(parent, ended, alive, np.inf, 1e-9)
+    assert np.allclose(raw[alive > 0], (ended / np.maximum(alive, 1))[alive > 0], atol=1e-6)
+    assert np.allclose(_corrected(parent, ended, alive, np.inf, np.inf), parent)
+    for k1, k2 in ((4.0, 3.0), (30.0, np.inf), (np.inf, 20.0)):
+        found = _corrected(parent, ended, alive, k1, k2)
+        assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_many_completions_recover_the_distribution():
+    rng = np.random.default_rng(1)
+    tables = ResidualLife()
+    lengths = np.maximum(rng.lognormal(5.0, 0.6, 3000).astype(int), 1)
+    learn(tables, lengths)
+    for n in (30, 80, 150, 300, 600):
+        assert survival(tables, n) == pytest.approx(np.mean(lengths > n), abs=0.03)
+
+
+def test_random_censoring_does_not_bias():
+    rng = np.random.default_rng(2)
+    tables, naive = ResidualLife(), ResidualLife()
+    lengths = np.maximum(rng.lognormal(5.0, 0.6, 4000).astype(int), 2)
+    limits = rng.integers(1, 500, 4000)
+    cut = limits < lengths
+    assert 0.25 < cut.mean() < 0.5
+    learn(tables, np.minimum(lengths, limits), cut)
+    learn(naive, np.minimum(lengths, limits))
+    for n in (30, 80, 150, 300):
+        assert survival(tables, n) == pytest.approx(np.mean(lengths > n), abs=0.04)
+    assert survival(naive, 150) < np.mean(lengths > 150) - 0.1
+
+
+def test_caps_are_not_lengths():
+    tables = ResidualLife()
+    learn(tables, [256] * 300, np.ones(300, dtype=bool))
+    assert survival(tables, 255) > 0.95
+    assert median(tables) > 256
+    before = tables.count
+    tables.learn(NOBODY, 0, 0, censored=True)
+    assert tables.count == before, "nothing seen, nothing said"
+
+
+@pytest.mark.parametrize("key", ["model_key", "client_key"])
+def test_kinds_are_separated_and_a_new_one_gets_the_mixture(key):
+    tables = ResidualLife()
+    rng = np.random.default_rng(3)
+    kinds = [RequestFeatures(**{key: 11}), RequestFeatures(**{key: 22})]
+    for _ in range(200):
+        tables.learn(kinds[0], 0, int(rng.uniform(40, 60)), censored=False)
+        tables.learn(kinds[1], 0, int(rng.uniform(900, 1100)), censored=False)
+    assert 40 <= median(tables, kinds[0]) <= 65
+    assert 850 <= median(tables, kinds[1]) <= 1150
+    new = LengthDistribution(hazard.from_hazards(tables.hazards(RequestFeatures(**{key: 33}), 0)))
+    assert new.survival(100) == pytest.approx(0.5, abs=0.1)
+
+
+def test_one_completion_does_not_make_a_certainty():
+    tables = ResidualLife()
+    rng = np.random.default_rng(4)
+    learn(tables, rng.lognormal(5, 1, 500).astype(int) + 1)
+    client = RequestFeatures(client_key=5)
+    before = survival(tables, 1000, client)
+    tables.learn(client, 0, 20, censored=False)
+    assert survival(tables, 20, client) > 0.4
+    assert survival(tables, 1000, client) < before + 0.05
+
+
+def test_sessions_lean_on_their_own_past():
+    tables = ResidualLife()
+    rng = np.random.default_rng(5)
+    for i in range(150):
+        size = float(rng.choice([60.0, 900.0]))
+        for _ in range(5):
+            tables.learn(NOBODY, 1000 + i, int(size * rng.uniform(0.9, 1.1)), censored=False)
+    for session, size in ((1, 60), (2, 900)):
+        learn(tables, [size] * 3, session=session)
+    assert median(tables, session=1) < 200
+    assert median(tables, session=2) > 500
+
+
+def test_asking_changes_nothing():
+    tables = ResidualLife()
+    rng = np.random.default_rng(6)
+    learn(tables, rng.integers(1, 500, 300), features=RequestFeatures(client_key=3, model_key=4))
+    before = {k: v.copy() for k, v in tables.state().items()}
+    for client in range(10):
+        tables.hazards(RequestFeatures(client_key=client, model_key=4, prompt_length=9), client)
+    for key, value in tables.state().items():
+        assert np.array_equal(value, before[key]), key
+
+
+def test_state_round_trip_then_learning():
+    rng = np.random.default_rng(7)
+    tables = ResidualLife(max_nodes=64)
+    stream = [
+        (
+            RequestFeatures(
+                client_key=int(rng.integers(1, 40)), prompt_length=int(rng.integers(99))
+            ),
+            int(rng.integers(0, 9)),
+            int(rng.integers(0, 800)),
+            bool(rng.random() < 0.3),
+        )
+        for _ in range(600)
+    ]
+    for features, session, length, cut in stream[:400]:
+        tables.learn(features, session, length, censored=cut)
+    twin = ResidualLife(max_nodes=64)
+    twin.restore(tables.state())
+    for features, session, length, cut in stream[400:]:
+        assert np.array_equal(tables.hazards(features, session), twin.hazards(features, session))
+        for each in (tables, twin):
+            each.learn(features, session, length, censored=cut)
+    for key, value in tables.state().items():
+        assert np.array_equal(value, twin.state()[key]), key
+
+
+def test_nodes_are_bounded():
+    tables = ResidualLife(max_nodes=100)
+    features = [RequestFeatures(client_key=i + 1, prompt_length=i) for i in range(500)]
+    for each in features:
+        tables.learn(each, 0, 50, censored=False)
+    assert len(tables._index) == 100
+    node = tables._index[(0, 0)]
+    assert tables._counts(node)[0].sum() == 500, "the root is used by all and stays"
+
+
+def test_counting_in_bulk_is_counting_one_by_one():
+    rng = np.random.default_rng(8)
+    features = [
+        RequestFeatures(client_key=int(c), prompt_length=int(p))
+        for c, p in zip(rng.integers(1, 5, 300), rng.integers(0, 50, 300), strict=True)
+    ]
+    lengths, cut = rng.integers(0, 700, 300), rng.random(300) < 0.2
+    sessions = rng.integers(0, 4, 300).tolist()
+    for most in (20_000, 64):
+        bulk, single = ResidualLife(most), ResidualLife(most)
+        bulk.learn_many(features, sessions, lengths, cut)
+        for each, session, length, c in zip(features, sessions, lengths, cut, strict=True):
+            single.learn(each, session, int(length), censored=bool(c))
+        a, b = bulk.state(), single.state()
+        assert np.array_equal(a["keys"], b["keys"])
+        assert np.allclose(a["ended"], b["ended"])
+        assert np.allclose(a["left"], b["left"])
+        assert np.isfinite(bulk.hazards(features[0], 1)).all()
+
+
+def test_prior_is_wide_and_sound():
+    h = prior_hazards()
+    assert h.shape == (BINS,)
+    assert ((h > 0) & (h < 1)).all()
+    d = LengthDistribution(hazard.from_hazards(h))
+    assert d.median() == pytest.approx(200, rel=0.02)
+    assert d.quantile(0.95) > 2000
