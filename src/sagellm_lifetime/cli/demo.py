@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INVENTED: Final = ("regular", "specification")
 PROFILES: Final = ("chat", "coding-agent", "regular")
-ROWS: Final = 2500
+ROWS: Final = 5000
 EPOCHS: Final = 6
 
 
