@@ -89,5 +89,7 @@ def test_clocks_that_restart_are_laid_in_a_row():
 def test_in_time_order():
     history = frame(arrival_time=[3.0, 1.0, 2.0, 1.0], turn=[0, 1, 2, 3])
     assert in_time_order(history)["turn"].to_list() == [1, 3, 2, 0]
-    gaps = frame(arrival_time=[3.0, None], turn=[0, 1])
-    assert in_time_order(gaps)["turn"].to_list() == [0, 1]
+    gaps = frame(arrival_time=[3.0, None, 1.0], turn=[0, 1, 2])
+    assert sorted(in_time_order(gaps)["turn"].to_list()) == [0, 1, 2]
+    assert in_time_order(gaps).equals(in_time_order(gaps))
+    assert in_time_order(frame(turn=[])).is_empty()

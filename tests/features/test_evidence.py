@@ -26,16 +26,18 @@ def evidence_of(request, recent=None):
 def test_completions_come_oldest_first_and_the_admission_last():
     recent = RecentCompletions()
     features = read_request(asked())
-    for length in (10, 20, 30, 40, 50, 60):
+    past = [10, 20, 30, 40, 50, 60]
+    for length in past:
         recent.learn(features, features.session_key, length, censored=length == 50)
     evidence = evidence_of(asked(), recent)
     steps = [step.numbers for step in evidence.steps()]
     assert len(steps) == OF_CLIENT + OF_SESSION + 1
     lengths = [step[4] for step in steps[:-1]]
-    client, session = [40, 50, 60], [30, 40, 50, 60]
-    assert np.allclose(lengths, [log_scaled(n) for n in client + session])
-    assert [step[5] for step in steps[:-1]] == [0, 1, 0, 0, 0, 1, 0]
-    assert [int(np.argmax(step[:4])) for step in steps] == [1] * 3 + [0] * 4 + [2]
+    wanted = past[-OF_CLIENT:] + past[-OF_SESSION:]
+    assert np.allclose(lengths, [log_scaled(n) for n in wanted])
+    assert [step[5] for step in steps[:-1]] == [n == 50 for n in wanted]
+    kinds = [int(np.argmax(step[:4])) for step in steps]
+    assert kinds == [1] * OF_CLIENT + [0] * OF_SESSION + [2]
     recency = [step[6] for step in steps[OF_CLIENT:-1]]
     assert recency == sorted(recency, reverse=True)
     assert recency[-1] == 0.0

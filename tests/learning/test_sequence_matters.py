@@ -135,7 +135,9 @@ def test_a_sequence_without_history_does_not_need_the_recurrence():
     """One step: nothing to carry."""
     lstm = trained_once("lstm")
     request = PredictionRequest("alone", [], 0, None)
-    a, b = (p.predict(request).distribution.row for p in (lstm.clone(), randomised(lstm, "_hh_")))
+    a, b = (
+        p.predict(request).distribution.row for p in (lstm.clone(), randomised(lstm, "weight_hh"))
+    )
     assert np.abs(a - b).max() < 1e-5
 
 
