@@ -46,7 +46,7 @@ def fitted(name: str, frame: pl.DataFrame, epochs: int):
 
 @lru_cache(None)
 def trained_once(name: str):
-    return fitted(name, history(), 12)
+    return fitted(name, history(), {"lstm": 14, "transformer": 8}[name])
 
 
 @pytest.fixture(params=OPTIONS)
@@ -151,7 +151,7 @@ def test_chunks_of_the_generation_are_read():
         rows.append((length, ([7] * length, [9] * length)[kind]))
     frame = pl.DataFrame(rows, schema=["actual_length", "output_token_ids"], orient="row")
     for name in OPTIONS:
-        predictor = fitted(name, frame, 12)
+        predictor = fitted(name, frame, 8)
         found = []
         for token in (7, 9):
             predictor.predict(PredictionRequest(token, [], 0, None))
