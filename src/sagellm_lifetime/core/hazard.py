@@ -54,7 +54,7 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
 
 def inverse_many(rows: np.ndarray, index: np.ndarray, hazards: np.ndarray) -> np.ndarray:
     """Smallest length with ``H >= hazards[i]`` in ``rows[index[i]]``; float64."""
-    taken = rows[index]
+    taken = rows.take(index, axis=0)
     # First entry not below: rows never decrease, so it is the first False.
     low = (taken < hazards[:, None]).argmin(axis=1)
     upper = np.clip(low, 1, BINS)

@@ -60,10 +60,21 @@ def clock(frame: pl.DataFrame) -> np.ndarray | None:
     return np.asarray(arrival - arrival.min() + (np.cumsum(spans) - spans)[place])
 
 
-def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows by arrival on one clock, or as given when some row has no arrival."""
+def in_time_order(frame: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
+    """Rows by arrival on one clock; without a clock, sessions (else rows) in a seeded random order.
+
+    Files without times are often sorted by model or by prompt, and whoever learns in that order
+    meets every model as a stranger and then never anything else.
+    """
     arrival = clock(frame)
-    return frame if arrival is None else frame[np.argsort(arrival, kind="stable")]
+    if arrival is not None:
+        return frame[np.argsort(arrival, kind="stable")]
+    if "session_id" in frame.columns and frame["session_id"].null_count() == 0:
+        group = frame["session_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    else:
+        group = np.arange(len(frame))
+    place = np.random.default_rng(seed).permutation(int(group.max(initial=-1)) + 1)
+    return frame[np.argsort(place[group], kind="stable")]
 
 
 def events(frame: pl.DataFrame) -> Iterator[tuple[int, bool]]:

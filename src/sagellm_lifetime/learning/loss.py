@@ -76,5 +76,5 @@ def negative_log_likelihood(outputs: Tensor, base: Tensor, targets: Targets) -> 
 
 
 def penalty(outputs: Tensor) -> Tensor:
-    """What corrections cost beside the likelihood; keeps a network out of tails it saw little of."""
+    """What corrections cost beside the likelihood: no network wanders in tails it never saw."""
     return SHRINKAGE * outputs.square().sum(dim=1).mean()

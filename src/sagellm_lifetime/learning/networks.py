@@ -19,6 +19,9 @@ from sagellm_lifetime.learning.head import NAME_DIM, OUTPUTS, TOKEN_DIM
 
 IN_DIM: Final = WIDTH + TOKEN_DIM + NAME_DIM
 _DROP_NAMES: Final = 0.1
+_DROP_TOKENS: Final = 0.3
+"""Share of steps whose names, or tokens, are hidden in training: prompts repeat in a history, and a
+network that knows them by heart has learned nothing about the next one."""
 
 
 class _Evidence(nn.Module):
@@ -28,7 +31,7 @@ class _Evidence(nn.Module):
         super().__init__()
         self.tokens = nn.EmbeddingBag(BUCKETS, TOKEN_DIM, mode="mean")
         self.names = nn.EmbeddingBag(NAME_BUCKETS, NAME_DIM, mode="sum")
-        nn.init.normal_(self.tokens.weight, std=0.1)
+        nn.init.normal_(self.tokens.weight, std=0.02)
         # A name never seen in training is the zero vector: "unknown", not noise.
         nn.init.zeros_(self.names.weight)
 
@@ -36,8 +39,8 @@ class _Evidence(nn.Module):
         tokens = self.tokens(batch.tokens, batch.token_offsets)
         names = self.names(batch.names, batch.name_offsets)
         if self.training:
-            keep = torch.rand(len(names), 1) >= _DROP_NAMES
-            names = names * keep
+            names = names * (torch.rand(len(names), 1) >= _DROP_NAMES)
+            tokens = tokens * (torch.rand(len(tokens), 1) >= _DROP_TOKENS)
         flat = torch.cat([batch.numbers, tokens, names], dim=1)
         padded = flat.new_zeros(len(batch.lengths), int(batch.lengths.max()), IN_DIM)
         padded[batch.row, batch.column] = flat

@@ -53,6 +53,10 @@ class ReplayStore:
         elif (at := int(self._rng.integers(self._passed))) < self._half:
             self._older[at] = passed
 
+    def newest(self, size: int) -> Sequence[Sample]:
+        """The last ``size`` samples added."""
+        return self._recent[-size:]
+
     def draw(self, size: int) -> Sequence[Sample]:
         """``size`` samples, with replacement."""
         index = self._rng.integers(len(self), size=size)

@@ -34,8 +34,8 @@ LEVELS: Final = ("all", "model", "client", "cap", "prompt", "fine", "session")
 _RATIO: Final = np.array([4.0, 30.0, np.inf])
 _OWN: Final = np.array([3.0, 20.0, 100.0, np.inf])
 _K1, _K2 = (grid.ravel() for grid in np.meshgrid(_RATIO, _OWN, indexing="ij"))
-_START: Final = 5
-"""Index into ``(_K1, _K2)`` with which each level starts: 30 and 20."""
+_START: Final = 6
+"""Index into ``(_K1, _K2)`` with which each level starts: 30 and 100."""
 _WINDOW: Final = 8
 """Bins on either side over which the ratio is taken: two thirds of an octave."""
 _SPREAD: Final = 8
@@ -160,14 +160,21 @@ class ResidualLife:
         known = [(key[0], self._index[key]) for key in keys if key in self._index]
         if not known:
             return
+        # Completions of one session are alike, and so are their prompts: what the levels above seem
+        # to tell about the next turn they do not tell about the next session. So a session scores
+        # its own level alone, and only requests without one score the others.
         turn = self.count % len(known)
+        if keys[-1][0] == _SESSION:
+            turn = len(known) - 1
+            if known[-1][0] != _SESSION:
+                return
         parent = self._prior
         for level, node in known[:turn]:
             parent = self._hazards(level, node, parent)
         level, node = known[turn]
         ended, alive = self._counts(node)
         k = bin_of(length)
-        options = _corrected(parent, ended, alive, _K1[:, None], _K2[:, None])[:, : k + 1]
+        options = _corrected(parent, ended, alive, _K1[:, None], _K2[:, None])
         survived = np.log1p(-np.minimum(options[:, :k], _CERTAIN)).sum(axis=1)
         ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
         self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
@@ -289,15 +296,19 @@ def _corrected(
 ) -> np.ndarray:
     """Hazards of a level from those of the level above; broadcasts over ``k1`` and ``k2``."""
     weight1, weight2 = 1.0 / k1, 1.0 / k2
-    happened, expected = _windowed(np.stack([ended, alive * parent]))
-    ratio = (happened * weight1 + 1.0) / (expected * weight1 + 1.0)
-    smooth = -np.expm1(np.log1p(-np.minimum(parent, _CERTAIN)) * ratio)
-    return (ended * weight2 + smooth) / (alive * weight2 + 1.0)
+    hazards = parent
+    if np.any(weight1):
+        ratio = (_windowed(ended) * weight1 + 1.0) / (_windowed(alive * parent) * weight1 + 1.0)
+        hazards = -np.expm1(np.log1p(-np.minimum(parent, _CERTAIN)) * ratio)
+    if np.any(weight2):
+        hazards = (ended * weight2 + hazards) / (alive * weight2 + 1.0)
+    return hazards
 
 
 def _windowed(counts: np.ndarray) -> np.ndarray:
-    """Sums over ``_WINDOW`` bins on either side, along the last axis."""
-    sums = np.zeros((len(counts), BINS + 2 * _WINDOW + 1))
-    np.cumsum(counts, axis=1, out=sums[:, _WINDOW + 1 : _WINDOW + 1 + BINS])
-    sums[:, _WINDOW + 1 + BINS :] = sums[:, _WINDOW + BINS : _WINDOW + BINS + 1]
-    return sums[:, 2 * _WINDOW + 1 :] - sums[:, :BINS]
+    """Sums over ``_WINDOW`` bins on either side along the last axis, shape of ``counts``."""
+    sums = np.zeros((*counts.shape[:-1], BINS + 2 * _WINDOW + 1))
+    inner = sums[..., _WINDOW + 1 : _WINDOW + 1 + BINS]
+    np.cumsum(counts, axis=-1, out=inner)
+    sums[..., _WINDOW + 1 + BINS :] = inner[..., -1:]
+    return sums[..., 2 * _WINDOW + 1 :] - sums[..., :BINS]

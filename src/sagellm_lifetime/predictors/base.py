@@ -102,6 +102,7 @@ class Predictor(LifetimePredictorProtocol):
         self._version = 0
         self._predict_calls = 0
         self._pending: list[_Answered] = []
+        self._fitting = False
         self.summary: dict[str, Any] = {}
         """What it was fitted on: rows, time span, columns; no content."""
 

@@ -53,9 +53,13 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     predictor._pending = []
     predictor._lessons = len(older)
     predictor._predict_calls = 0
-    predictor._fit(older, newest, progress)
-    predictor._version += 1
-    _replay(predictor, newest, progress)
+    predictor._fitting = True
+    try:
+        predictor._fit(older, newest, progress)
+        predictor._version += 1
+        _replay(predictor, newest, progress)
+    finally:
+        predictor._fitting = False
     predictor._calibrate_pending()
     # What it scored while it was being fitted is not what it scores in service.
     predictor._scores = Scores()

@@ -40,6 +40,7 @@ _ONLINE_BATCH: Final = 64
 _ONLINE_EVERY: Final = 8
 """Completions between two rounds of gradient steps."""
 _ONLINE_START: Final = 16
+_EDGE_MEMORY: Final = 0.95
 
 
 class NeuralPredictor(Predictor):
@@ -64,8 +65,9 @@ class NeuralPredictor(Predictor):
         self._runner: Runner | None = None
         self._trainer: Trainer | None = None
         self._store = ReplayStore(seed=self._options["seed"])
-        self._fitting = False
         self._training_steps = 0
+        self._edge = 0.0
+        """Nats by which the network has lately beaten the table; below 0 the table answers."""
         self.training: dict[str, float] = {}
         self.log: Log | None = None
 
@@ -96,7 +98,7 @@ class NeuralPredictor(Predictor):
         mark = (evidence.age, len(evidence.chunks))
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
-        if self._runner is None:
+        if self._runner is None or self._edge < 0.0:
             return hazard.from_hazards(hazards)
         return corrected_row(self._runner(evidence.steps()), evidence.base, evidence.age)
 
@@ -145,6 +147,9 @@ class NeuralPredictor(Predictor):
             except MissingExtraError:
                 self._options["online"] = "off"
                 return
+        # Predict, then learn: what just came scores the network against the table alone.
+        fresh = self._store.newest(_ONLINE_EVERY)
+        self._edge = _EDGE_MEMORY * self._edge + self._trainer.edge(fresh)
         rounds = 8 if lessons < 512 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
@@ -184,6 +189,7 @@ class NeuralPredictor(Predictor):
         self.training = trainer.fit(
             samples, held_out, epochs=self._options["epochs"], progress=progress, log=self.log
         )
+        self._edge, self._training_steps = 0.0, 0
         self._use(trainer.weights())
 
     # -- state -------------------------------------------------------------------------------
@@ -198,6 +204,7 @@ class NeuralPredictor(Predictor):
             "conversations": self._conversations.state(),
             "recent": self._recent.state(),
             "weights": self._weights or {},
+            "online": {"edge": np.array([self._edge]), "steps": np.array([self._training_steps])},
         }
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
@@ -209,4 +216,6 @@ class NeuralPredictor(Predictor):
         self._conversations.restore(part("conversations."))
         self._recent.restore(part("recent."))
         self._trainer = None
+        online = part("online.")
+        self._edge, self._training_steps = float(online["edge"][0]), int(online["steps"][0])
         self._use(part("weights.") or None)
