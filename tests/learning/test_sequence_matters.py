@@ -22,6 +22,9 @@ OPTIONS = {
 }
 
 
+RATES = {"lstm": 1e-2, "transformer": 3e-3}
+
+
 def history(sessions: int = 300, turns: int = 4) -> pl.DataFrame:
     """Lengths alternate in every session: after a short answer a long one, and the reverse."""
     rng = np.random.default_rng(0)
@@ -39,14 +42,14 @@ def history(sessions: int = 300, turns: int = 4) -> pl.DataFrame:
 def fitted(name: str, frame: pl.DataFrame, epochs: int):
     """Fitted with a high learning rate: a small network, a plain truth and little time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Trainer.__init__.__kwdefaults__, "learning_rate", 1e-2)
+        patch.setitem(Trainer.__init__.__kwdefaults__, "learning_rate", RATES[name])
         options = {**OPTIONS[name], "online": "off", "epochs": epochs}
         return create_predictor(name, seed=1, **options).fit(frame)
 
 
 @lru_cache(None)
 def trained_once(name: str):
-    return fitted(name, history(), {"lstm": 14, "transformer": 8}[name])
+    return fitted(name, history(), {"lstm": 14, "transformer": 12}[name])
 
 
 @pytest.fixture(params=OPTIONS)
