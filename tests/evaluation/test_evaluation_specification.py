@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from evaluation_stubs import Fixed, PointOnly, remaining_is_current
 
+from sagellm_lifetime import create_predictor
 from sagellm_lifetime.evaluation.specification import (
     bayes_floor,
     length_masses,
@@ -37,6 +38,15 @@ def test_the_benchmark_is_run_as_written():
         assert 50 <= cap <= 500
         assert 0.6 * cap - 1 < actual <= 0.9 * cap
     assert found["mae"] > 10
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_networks_reach_the_targets_where_they_leak(name):
+    pytest.importorskip("torch")
+    options = {"lstm": {"hidden_size": 32}, "transformer": {"d_model": 32}}[name]
+    found = run_benchmark(create_predictor(name, seed=7, **options), seed=7)
+    assert found["mae"] < 10
+    assert found["within_10pct"] >= 0.7
 
 
 def test_the_rule_fails_on_the_twin():

@@ -134,6 +134,16 @@ def test_flipped_bits_of_an_export_never_crash(tmp_path):
             load_predictor(path)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_an_export_with_other_arrays_is_refused(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    held = Checkpoint("survival", {}, taught()._knowledge())
+    manifest = held.manifest
+    object.__setattr__(held, "manifest", lambda digest: manifest("0" * 64))
+    export_checkpoint(held, path)
+    assert "sha256" in refused(path)
+
+
 def test_missing_pieces(saved, tmp_path):
     assert "no such" in refused(tmp_path / "nothing")
     (saved / MANIFEST).unlink()

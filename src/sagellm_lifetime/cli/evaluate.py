@@ -82,12 +82,13 @@ def evaluate(
         ),
     ] = None,
     online: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--online/--frozen",
             help="Learn from each row at its finish, in simulated time; or nothing while scoring.",
+            show_default="online where every row has an arrival time",
         ),
-    ] = False,
+    ] = None,
     max_rows: Annotated[
         int | None,
         typer.Option(min=1, help="Score a random part of this many rows.", show_default="all"),
@@ -127,6 +128,10 @@ def evaluate(
             on_bad_rows=on_bad_rows,
         )
     note(job.settings["how"])
+    if online is None:
+        from sagellm_lifetime.core.prequential import clock
+
+        online = clock(job.rows) is not None
 
     evaluations = [
         measure(

@@ -210,7 +210,7 @@ def _read_file(path: Path) -> Checkpoint:
         try:
             with safe_open(path, framework="np") as file:
                 manifest = _parse(path, (file.metadata() or {}).get("manifest", "").encode())
-                return _build(path, manifest, path.read_bytes())
+                return _verified(path, manifest, _build(path, manifest, path.read_bytes()))
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
     if path.suffix == ".pt":
@@ -239,8 +239,16 @@ def _read_file(path: Path) -> Checkpoint:
         ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: not an exported predictor ({reason})") from error
-        return _build(path, _parse(path, str(text).encode()), _to_bytes(arrays))
+        manifest = _parse(path, str(text).encode())
+        return _verified(path, manifest, _build(path, manifest, _to_bytes(arrays)))
     raise CheckpointError(f"{path}: a checkpoint is a directory, a .pt or a .safetensors file")
+
+
+def _verified(path: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, if its arrays are those the manifest was written for."""
+    if hashlib.sha256(_to_bytes(checkpoint.arrays)).hexdigest() != manifest.get("sha256"):
+        raise CheckpointError(f"{path}: damaged or exchanged (sha256 differs)")
+    return checkpoint
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class ResidualLife:
     """The counts of all nodes, bounded; the least recently used node makes room.
 
     Args:
-        max_nodes: nodes kept at most, 2 kB each.
+        max_nodes: nodes kept at most, 2.7 kB each.
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 from sagellm_lifetime.core.calibration import Calibration, Outcomes, band_of, bands_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
-from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import (
-    FINISH_REASONS,
     LifetimePredictorProtocol,
     PredictionRequest,
     PredictionResult,
@@ -32,7 +29,9 @@ from sagellm_lifetime.core.protocol import (
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
-from sagellm_lifetime.features.request import RequestFeatures, check_request, read_request
+from sagellm_lifetime.features.request import check_request, read_request
+from sagellm_lifetime.predictors.guards import check_completion, waves
+from sagellm_lifetime.predictors.records import Answered, Completion, Evidence
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,36 +41,6 @@ Progress = Callable[[str, float], None]
 
 _AGES = np.array([16 * 2**k for k in range(14)])
 _CALIBRATE_EVERY = 64
-_LONGEST = 10**8
-"""Above this a length is a mistake, as it is in a history."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What is kept of a running sequence; predictors extend it."""
-
-    features: RequestFeatures
-    session: int
-
-
-@dataclass(slots=True)
-class Completion:
-    """One finished sequence joined to what was known about it."""
-
-    evidence: Any
-    length: int
-    censored: bool
-
-
-class _Answered(NamedTuple):
-    """A row, the ages from which and up to which it was the answer, and what came of it."""
-
-    row: np.ndarray
-    start: int
-    end: int
-    cap: int
-    length: int
-    censored: bool
 
 
 class Predictor(LifetimePredictorProtocol):
@@ -101,7 +70,7 @@ class Predictor(LifetimePredictorProtocol):
         self._lessons = 0
         self._version = 0
         self._predict_calls = 0
-        self._pending: list[_Answered] = []
+        self._pending: list[Answered] = []
         self._fitting = False
         self.summary: dict[str, Any] = {}
         """What it was fitted on: rows, time span, columns; no content."""
@@ -157,7 +126,7 @@ class Predictor(LifetimePredictorProtocol):
         requests = [check_request(request) for request in requests]
         results: list[PredictionResult | None] = [None] * len(requests)
         with self._lock:
-            for wave in _waves(requests, self._tracker.capacity):
+            for wave in waves(requests, self._tracker.capacity):
                 answers = self._predict_distinct([requests[i] for i in wave])
                 for i, answer in zip(wave, answers, strict=True):
                     results[i] = answer
@@ -304,7 +273,7 @@ class Predictor(LifetimePredictorProtocol):
         Raises:
             RequestError: a negative or non-finite number, or an unknown finish reason.
         """
-        _check_completion(sequence_id, actual_length, actual_time, finish_reason)
+        check_completion(sequence_id, actual_length, actual_time, finish_reason)
         length, censored = int(actual_length), finish_reason != "stop"
         with self._lock:
             item = self._tracker.take(sequence_id)
@@ -323,7 +292,7 @@ class Predictor(LifetimePredictorProtocol):
             ends = [*item.asked[1:], length]
             # A request refused half way leaves a sequence asked about but not answered.
             for row, start, end in zip(item.answers, item.asked, ends, strict=False):
-                self._pending.append(_Answered(row, start, end, cap, length, censored))
+                self._pending.append(Answered(row, start, end, cap, length, censored))
             self._learn(Completion(item.evidence, length, censored))
             self._lesson()
             if len(self._pending) >= _CALIBRATE_EVERY:
@@ -443,39 +412,3 @@ class Predictor(LifetimePredictorProtocol):
         self._timing.restore({k: v.tolist() for k, v in part("timing.").items()})
         self._lessons = int(learned["lessons"][0])
         self._version += 1
-
-
-def _waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
-    """Indices such that no wave has an id twice, nor more than ``most`` (sequences of one wave must
-    not push each other out of the tracker), and every id keeps its order."""
-    if len({request.sequence_id for request in requests}) == len(requests):
-        return [
-            list(range(start, min(start + most, len(requests))))
-            for start in range(0, len(requests), most)
-        ]
-    if len(requests) > most:
-        return [[i] for i in range(len(requests))]
-    turns: dict[SequenceId, int] = {}
-    waves: list[list[int]] = []
-    for i, request in enumerate(requests):
-        turn = turns.get(request.sequence_id, 0)
-        turns[request.sequence_id] = turn + 1
-        if turn == len(waves):
-            waves.append([])
-        waves[turn].append(i)
-    return waves
-
-
-def _check_completion(
-    sequence_id: SequenceId, length: int, seconds: float, finish_reason: str
-) -> None:
-    if finish_reason not in FINISH_REASONS:
-        raise RequestError(
-            f"finish_reason {finish_reason!r} is unknown: one of {', '.join(FINISH_REASONS)}"
-        )
-    if isinstance(length, bool) or not hasattr(length, "__index__") or not 0 <= length <= _LONGEST:
-        raise RequestError(
-            f"actual_length of {sequence_id!r} must be an int from 0 to {_LONGEST}: {length}"
-        )
-    if not hasattr(seconds, "__float__") or not 0.0 <= float(seconds) < float("inf"):
-        raise RequestError(f"actual_time of {sequence_id!r} must be seconds >= 0: {seconds}")

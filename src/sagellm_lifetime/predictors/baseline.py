@@ -11,8 +11,9 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
+from sagellm_lifetime.predictors.records import Completion, Evidence
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,7 +70,7 @@ class BaselineLifetimePredictor(Predictor):
             window = self._windows.setdefault(bucket, deque(maxlen=self._options["window_size"]))
             window.append(completion.length)
         while len(self._windows) > _MAX_BUCKETS:
-            self._windows.popitem(last=False)
+            del self._windows[next(bucket for bucket in self._windows if bucket != _EVERY)]
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._windows = OrderedDict()

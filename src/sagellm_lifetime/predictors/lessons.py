@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.features.rows import HistoryRequests
-from sagellm_lifetime.predictors.base import Completion, Evidence
+from sagellm_lifetime.predictors.records import Completion, Evidence
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,8 +15,9 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
+from sagellm_lifetime.predictors.records import Completion, Evidence
 
 if TYPE_CHECKING:
     import polars as pl

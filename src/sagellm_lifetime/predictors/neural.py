@@ -26,7 +26,8 @@ from sagellm_lifetime.learning.replay import ReplayStore, Sample
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.learning.serving import Runner, Weights
 from sagellm_lifetime.learning.trainer import Log, Trainer
-from sagellm_lifetime.predictors.base import Completion, Predictor, Progress
+from sagellm_lifetime.predictors.base import Predictor, Progress
+from sagellm_lifetime.predictors.records import Completion
 from sagellm_lifetime.predictors.sampling import history_samples
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class NeuralPredictor(Predictor):
         # Predict, then learn: what just came scores the network against the table alone.
         fresh = self._store.newest(_ONLINE_EVERY)
         self._edge = _EDGE_MEMORY * self._edge + self._trainer.edge(fresh)
-        rounds = 8 if lessons < 512 and not self.training else 2
+        rounds = 8 if lessons < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds

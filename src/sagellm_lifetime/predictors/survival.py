@@ -14,20 +14,21 @@ from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.learning.residual_life import ResidualLife
-from sagellm_lifetime.predictors.base import Completion, Evidence, Predictor, Progress
+from sagellm_lifetime.predictors.base import Predictor, Progress
+from sagellm_lifetime.predictors.records import Completion, Evidence
 
 if TYPE_CHECKING:
     import polars as pl
 
 
 class SurvivalLifetimePredictor(Predictor):
-    """Session → client and prompt length → client → model → prompt length → all requests.
+    """Session → prompt length → max_length → client → model → all requests.
 
     Each level is shrunk towards the coarser one, by as much as has been right so far. It learns
     from every completion at once and needs no training; see ``learning.residual_life``.
 
     Args:
-        max_nodes: tables kept at most (about 1.4 kB each); the least recently used goes first.
+        max_nodes: nodes kept at most (2.7 kB each); the least recently used goes first.
     """
 
     name = "survival"
