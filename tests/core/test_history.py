@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from history_help import TEXT, refused, write
 from polars.testing import assert_frame_equal
 
 from sagellm_lifetime.core.errors import (
@@ -25,22 +26,6 @@ from sagellm_lifetime.core.history import (
 )
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-TEXT = "a prompt, with a comma\nand a line break that nobody may read in a message"
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refused(source: Any, kind: type[HistoryError] = HistoryError, **options: Any) -> str:
-    """The message of the refusal: one line, no traceback of polars in it."""
-    with pytest.raises(kind) as caught:
-        read_history(source, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 700
-    return message
 
 
 def test_full_schema_reads_back_the_same_from_parquet_and_jsonl(tmp_path: Path) -> None:

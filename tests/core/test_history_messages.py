@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
+from history_help import TEXT, refused, write
 
 from sagellm_lifetime.core.errors import (
-    HistoryError,
     HistoryRowError,
 )
 from sagellm_lifetime.core.history import (
@@ -19,23 +18,6 @@ from sagellm_lifetime.core.history import (
     read_history,
     write_history,
 )
-
-TEXT = "a prompt, with a comma\nand a line break that nobody may read in a message"
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refused(source: Any, kind: type[HistoryError] = HistoryError, **options: Any) -> str:
-    """The message of the refusal: one line, no traceback of polars in it."""
-    with pytest.raises(kind) as caught:
-        read_history(source, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 700
-    return message
 
 
 def test_the_message_shows_three_and_counts_the_rest_by_kind(tmp_path: Path) -> None:

@@ -7,31 +7,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+from history_help import refused, write
 
 from sagellm_lifetime.core.errors import (
-    HistoryError,
     HistoryHeaderError,
 )
 from sagellm_lifetime.core.history import (
-    read_history,
     scan_history,
 )
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refused(source: Any, kind: type[HistoryError] = HistoryError, **options: Any) -> str:
-    """The message of the refusal: one line, no traceback of polars in it."""
-    with pytest.raises(kind) as caught:
-        read_history(source, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 700
-    return message
-
 
 HEADER = "actual_length,model\n"
 UNUSABLE: dict[str, tuple[str, str | bytes, str]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from history_help import TEXT, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,19 +22,6 @@ from sagellm_lifetime.core.errors import (
 from sagellm_lifetime.core.history import (
     read_history,
 )
-
-TEXT = "a prompt, with a comma\nand a line break that nobody may read in a message"
-
-
-def refused(source: Any, kind: type[HistoryError] = HistoryError, **options: Any) -> str:
-    """The message of the refusal: one line, no traceback of polars in it."""
-    with pytest.raises(kind) as caught:
-        read_history(source, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 700
-    return message
-
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"actual_length": math.nan}, "actual_length is NaN"),
