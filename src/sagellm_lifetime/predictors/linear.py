@@ -29,11 +29,12 @@ _PRIOR_WEIGHT: Final = 4.0
 
 
 class LinearLifetimePredictor(Predictor):
-    """Ridge regression of ``log L`` on prompt features, solved recursively.
+    """Ridge regression of ``log L`` on prompt features, with slow forgetting.
 
-    Recursive least squares with forgetting (Haykin, Adaptive Filter Theory, ch. 10); the spread of
-    the residuals becomes the spread of the distribution. Aborted sequences are left out; capped
-    ones count at their cap.
+    The normal equations are kept and solved when asked: the recursive form saves the solution of
+    an 8 x 8 system and lost its footing on inputs that hardly vary (dev/LOG.md). The spread of the
+    residuals becomes the spread of the distribution. Aborted sequences are left out; capped ones
+    count at their cap.
     """
 
     name = "linear"
@@ -43,16 +44,23 @@ class LinearLifetimePredictor(Predictor):
         self._reset()
 
     def _reset(self) -> None:
-        self._weights = np.zeros(_INPUTS)
-        self._weights[0] = log(PRIOR_MEDIAN)
-        self._inverse = np.eye(_INPUTS) / _RIDGE
+        self._moments = np.zeros((_INPUTS, _INPUTS))
+        self._products = np.zeros(_INPUTS)
+        self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
         self._noise = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
+        self._weights: np.ndarray | None = None
+
+    def _solution(self) -> np.ndarray:
+        if self._weights is None:
+            ridge = np.eye(_INPUTS) * _RIDGE
+            self._weights = np.linalg.solve(self._moments + ridge, self._products)
+        return self._weights
 
     def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
         rows = []
         for each in evidence:
             # Extrapolated far enough, a line says anything: keep it on the grid.
-            log_length = float(np.clip(self._weights @ inputs(each.features), 0.0, 11.7))
+            log_length = float(np.clip(self._solution() @ inputs(each.features), 0.0, 11.7))
             rows.append(hazard.log_logistic(exp(log_length), self._log_sd()))
         return np.stack(rows)
 
@@ -65,26 +73,25 @@ class LinearLifetimePredictor(Predictor):
         if completion.censored and (cap is None or completion.length < cap):
             return
         x = inputs(features)
-        gap = log(max(completion.length, 1)) - float(self._weights @ x)
-        gain = self._inverse @ x
-        gain /= _MEMORY + float(x @ gain)
-        self._weights = self._weights + gain * gap
-        inverse = (self._inverse - np.outer(gain, x @ self._inverse)) / _MEMORY
-        # Inputs that never vary would let their part of the inverse grow without end.
-        self._inverse = np.clip((inverse + inverse.T) / 2.0, -1e3, 1e3)
+        y = log(max(completion.length, 1))
+        gap = y - float(self._solution() @ x)
+        self._moments = self._moments * _MEMORY + np.outer(x, x)
+        self._products = self._products * _MEMORY + x * y
         self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
+        self._weights = None
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._reset()
         learn_rows(self, older, progress)
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {"weights": self._weights, "inverse": self._inverse, "noise": self._noise}
+        return {"moments": self._moments, "products": self._products, "noise": self._noise}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self._weights = np.array(state["weights"])
-        self._inverse = np.array(state["inverse"])
+        self._moments = np.array(state["moments"])
+        self._products = np.array(state["products"])
         self._noise = np.array(state["noise"])
+        self._weights = None
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
