@@ -34,8 +34,10 @@ LEVELS: Final = ("all", "model", "client", "cap", "prompt", "fine", "session")
 _RATIO: Final = np.array([4.0, 30.0, np.inf])
 _OWN: Final = np.array([3.0, 20.0, 100.0, np.inf])
 _K1, _K2 = (grid.ravel() for grid in np.meshgrid(_RATIO, _OWN, indexing="ij"))
-_START: Final = 6
-"""Index into ``(_K1, _K2)`` with which each level starts: 30 and 100."""
+_START: Final = (1, 7, 7, 7, 7, 7, 1)
+"""Index into ``(_K1, _K2)`` with which each level starts. The root has all the data and nothing but
+the prior above it, so it trusts itself: (4, 20), and so does a session; the others start cautious:
+(30, infinity)."""
 _WINDOW: Final = 8
 """Bins on either side over which the ratio is taken: two thirds of an octave."""
 _SPREAD: Final = 8
@@ -80,7 +82,7 @@ class ResidualLife:
         self._counted: list[int] = []
         self._fresh_until: list[tuple[int, int]] = []
         self._losses = np.zeros((len(LEVELS), len(_K1)))
-        self._choice = [_START] * len(LEVELS)
+        self._choice = list(_START)
         self._prior = prior_hazards()
         self.count = 0
 
