@@ -49,7 +49,7 @@ def fitted(name: str, frame: pl.DataFrame, epochs: int):
 
 @lru_cache(None)
 def trained_once(name: str):
-    return fitted(name, history(), {"lstm": 14, "transformer": 12}[name])
+    return fitted(name, history(), {"lstm": 30, "transformer": 12}[name])
 
 
 @pytest.fixture(params=OPTIONS)
