@@ -122,7 +122,7 @@ class ReferenceLSTM(ReferencePredictor):
             wanted = torch.tensor([target for _, target in drawn])
             loss = nn.functional.mse_loss(self._forward(inputs), wanted)
             self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._optimizer.step()
 
     def _forward(self, steps: Tensor) -> Tensor:

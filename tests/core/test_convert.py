@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -227,6 +228,5 @@ def test_the_estimate_is_near_the_counted_tokens() -> None:
         for text, length in frame.select("output_text", "actual_length").iter_rows()
         if length >= 20
     ]
-    ratio = pl.Series(ratios)
-    assert 0.95 < float(ratio.median()) < 1.05  # type: ignore[arg-type]
-    assert ratio.is_between(0.9, 1.1).mean() > 0.75  # type: ignore[operator]
+    assert 0.95 < np.median(ratios) < 1.05
+    assert np.mean([0.9 <= ratio <= 1.1 for ratio in ratios]) > 0.75

@@ -67,7 +67,8 @@ def check_every_kind_of_id_and_number(make: Make) -> None:
         check_answer(result, request)
         assert outlook(result) == plain, f"{kind.__name__} lengths change the answer"
     predictor.predict(asked(1))
-    predictor.update(1, np.int32(300), np.float32(3.0))  # type: ignore[arg-type]
+    numbers: tuple[Any, Any] = np.int32(300), np.float32(3.0)
+    predictor.update(1, *numbers)
 
 
 def check_empty_and_partial_tokens(make: Make) -> None:
