@@ -29,6 +29,7 @@ from reference.specification import ReferenceLSTM, ReferenceTransformer
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION
+from sagellm_lifetime.predictors.registry import has_network
 
 PROMPT_TOKENS = 200
 RUNNING = 256
@@ -81,7 +82,7 @@ def history(rows: int = 480, seed: int = 0) -> pl.DataFrame:
 
 def trained(name: str, frame: pl.DataFrame, epochs: int = 2) -> Any:
     """Our predictor ``name``, fitted on ``frame``."""
-    options = {"online": "off", "epochs": epochs} if name in REFERENCE_OF else {}
+    options = {"online": "off", "epochs": epochs} if has_network(name) else {}
     return create_predictor(name, **options).fit(frame)
 
 

@@ -28,13 +28,13 @@ from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.floor import skill
 from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
+from sagellm_lifetime.predictors.registry import has_network
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 RIVAL_TASK = "rivals"
 OURS_TO_SHOW = ("survival", "lstm", "transformer")
 BEATEN = ("constant_median", "residual_life")
 COVERED = (0.87, 0.93)
-SLOW_FIRST = ("lstm", "transformer", RIVAL_TASK, "survival", "linear", "orca", "baseline")
 _TRACE_COLUMNS = (
     ("admission", "mae"),
     ("steps", "mae"),
@@ -143,9 +143,15 @@ def _scores(found: Evaluation, who: str, mode: str) -> dict[str, Any]:
     }
 
 
+def slow_first() -> list[str]:
+    """Networks, the rivals (of which one is boosted), then the others, simple ones last."""
+    networks = [name for name in PREDICTORS if has_network(name)]
+    return [*networks, RIVAL_TASK, *(n for n in reversed(PREDICTORS) if n not in networks)]
+
+
 def run(options: argparse.Namespace, names: list[str]) -> Iterator[list[dict[str, Any]]]:
     """All tasks, slow ones first, as they finish."""
-    todo = [(name, who) for who in SLOW_FIRST if who in (*PREDICTORS, RIVAL_TASK) for name in names]
+    todo = [(name, who) for who in slow_first() for name in names]
     if options.predictors:
         todo = [(name, who) for name, who in todo if who in {*options.predictors, RIVAL_TASK}]
     if options.jobs == 1:

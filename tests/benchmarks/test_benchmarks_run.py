@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sagellm_lifetime import PREDICTORS
+
 pytest.importorskip("torch")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -52,12 +54,7 @@ def test_latency(
     for title in latency.TITLES.values():
         assert title in printed
     assert {t["name"] for t in found["timings"] if t["case"] == "first"} == {
-        "baseline",
-        "orca",
-        "linear",
-        "survival",
-        "lstm",
-        "transformer",
+        *PREDICTORS,
         "reference-lstm",
         "reference-transformer",
     }

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sagellm_lifetime import PREDICTORS
+
 pytest.importorskip("torch")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-NAMES = ("baseline", "orca", "linear", "survival", "lstm", "transformer")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def latency() -> Iterator[Any]:
     sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=PREDICTORS)
 def predictor(request: pytest.FixtureRequest, latency: Any) -> Any:
     return latency.trained(request.param, latency.history(), epochs=1)
 

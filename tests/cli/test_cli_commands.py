@@ -224,7 +224,7 @@ def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
     done = cli("demo", "--profile", "specification", "--profile", "regular", "--rows", "150")
     assert done.code == 0
-    assert "lstm and transformer were left out" in done.out
+    assert "Left out: lstm and transformer: pip install" in done.out
     assert "survival" in done.out
     page = (tmp_path / "report/report.md").read_text()
     for name in ("specification", "regular"):

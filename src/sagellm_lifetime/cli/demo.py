@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import NETWORKS, fit, has_torch
+from sagellm_lifetime.cli.fitting import fit, has_torch
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import Json, Seed
-from sagellm_lifetime.cli.output import note, number, progress, say, table, write_json
+from sagellm_lifetime.cli.output import listed, note, number, progress, say, table, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
 
@@ -48,13 +48,14 @@ def demo(
     json: Json = None,
 ) -> None:
     """Train and compare all predictors on built-in workloads, and write a report with plots."""
-    from sagellm_lifetime.predictors.registry import PREDICTORS
+    from sagellm_lifetime.predictors.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
     check_folder(output)
     check_json(json)
-    names = [name for name in PREDICTORS if has_torch() or name not in NETWORKS]
+    left_out = [] if has_torch() else [name for name in PREDICTORS if has_network(name)]
+    names = [name for name in PREDICTORS if name not in left_out]
     started = perf_counter()
     found: dict[str, list[Evaluation]] = {}
     for each in profiles:
@@ -70,8 +71,8 @@ def demo(
     if json != "-":
         _show(found)
         say(_best(found))
-        if len(names) < len(PREDICTORS):
-            say("lstm and transformer were left out: pip install 'isagellm-lifetime[train]'")
+        if left_out:
+            say(f"Left out: {listed(left_out, 'and')}: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
         program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
         say(f"Next, with your own history: {program} evaluate --data-path FILE")
@@ -99,13 +100,14 @@ def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
 def _compare(names: list[str], rows: pl.DataFrame, seed: int, epochs: int) -> list[Evaluation]:
     from sagellm_lifetime.cli.beside import trained
     from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.predictors.registry import has_network
 
     parts = split(rows)
     with progress("training the baselines"):
         rivals = trained(parts.train)
     done = []
     for name in names:
-        passes = epochs if name in NETWORKS else None
+        passes = epochs if has_network(name) else None
         predictor = fit(name, parts.train, seed=seed, epochs=passes)
         done.append(measure(predictor, parts.test, rivals, seed=seed, label=f"scoring {name}"))
     return done

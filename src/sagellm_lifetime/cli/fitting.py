@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from sagellm_lifetime.predictors.base import Predictor
 
-NETWORKS = ("lstm", "transformer")
-
 
 def has_torch() -> bool:
     """Whether networks can be trained here; does not load PyTorch."""
@@ -30,14 +28,13 @@ def check_names(given: Iterable[str]) -> list[str]:
         LifetimeError: nobody registered it, or it needs PyTorch and there is none.
     """
     from sagellm_lifetime.core.errors import MissingExtraError
-    from sagellm_lifetime.predictors.registry import predictor_class
+    from sagellm_lifetime.predictors.registry import has_network
 
     names = [name.strip() for several in given for name in several.split(",") if name.strip()]
     if not names:
         raise CommandError("no predictor is named: choose one with --predictor-type")
     for name in names:
-        predictor_class(name)
-        if name in NETWORKS and not has_torch():
+        if has_network(name) and not has_torch():
             raise MissingExtraError(f"training {name!r} (survival does without)", "train")
     return list(dict.fromkeys(names))
 

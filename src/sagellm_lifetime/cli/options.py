@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-PREDICTOR_HELP = "baseline, orca, linear, survival, lstm or transformer"
+from sagellm_lifetime.cli.output import listed
+from sagellm_lifetime.predictors.registry import PREDICTORS
+
+PREDICTOR_HELP = listed(PREDICTORS, "or")
 
 
 class OnBadRows(StrEnum):

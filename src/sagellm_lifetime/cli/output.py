@@ -95,6 +95,12 @@ def progress(label: str) -> Iterator[Step]:
         yield step
 
 
+def listed(names: Sequence[str], last: str) -> str:
+    """Names as a sentence has them: ``a, b or c`` with ``or`` before the last."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
 def number(value: float | None, form: str = ",.1f") -> str:
     """A number for people; a dash where there is none."""
     return "–" if value is None or not math.isfinite(value) else format(value, form)

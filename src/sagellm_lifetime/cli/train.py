@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import NETWORKS, check_names, fit, read_training_rows
+from sagellm_lifetime.cli.fitting import check_names, fit, read_training_rows
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
@@ -21,13 +22,16 @@ from sagellm_lifetime.cli.options import (
     OnBadRows,
     Seed,
 )
-from sagellm_lifetime.cli.output import number, say, write_json
+from sagellm_lifetime.cli.output import listed, number, say, write_json
 from sagellm_lifetime.cli.places import (
     check_checkpoint_place,
     check_folder,
     check_json,
     default_output,
 )
+
+WIDTHS: Final = ("hidden_size", "d_model")
+"""What a network may call its width; the specification has one name for each of its two."""
 
 
 def train(
@@ -59,7 +63,7 @@ def train(
         typer.Option(
             "--hidden-size",
             min=1,
-            help="Width of the network of lstm or transformer.",
+            help="Width of the network of a predictor that has one.",
             show_default="128",
         ),
     ] = None,
@@ -113,16 +117,23 @@ def train(
 def _network_options(
     name: str, hidden_size: int | None, epochs: int | None, tensorboard: Path | None
 ) -> dict[str, Any]:
+    from sagellm_lifetime.predictors.registry import PREDICTORS, has_network, predictor_class
+
     given = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
+    network = has_network(name)
     for option, value in given.items():
-        if value is not None and name not in NETWORKS:
-            raise CommandError(f"{option} is for lstm and transformer; {name} has no network")
+        if value is not None and not network:
+            others = listed([each for each in PREDICTORS if has_network(each)], "and")
+            raise CommandError(f"{option} is for {others}; {name} has no network")
     if tensorboard is not None and find_spec("tensorboard") is None:
         from sagellm_lifetime.core.errors import MissingExtraError
 
         raise MissingExtraError("--tensorboard", "train")
-    width = "d_model" if name == "transformer" else "hidden_size"
-    return {width: hidden_size, "epochs": epochs}
+    taken = signature(predictor_class(name)).parameters
+    width = next((each for each in WIDTHS if each in taken), None)
+    if width is None and hidden_size is not None:
+        raise CommandError(f"--hidden-size: the network of {name} has no width to choose")
+    return {"epochs": epochs} if width is None else {width: hidden_size, "epochs": epochs}
 
 
 def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:

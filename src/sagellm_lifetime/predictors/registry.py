@@ -32,6 +32,13 @@ def predictor_class(name: str) -> type[Predictor]:
     return found
 
 
+def has_network(name: str) -> bool:
+    """Whether the predictor of a name is a network, which takes PyTorch to train."""
+    from sagellm_lifetime.predictors.neural import NeuralPredictor
+
+    return issubclass(predictor_class(name), NeuralPredictor)
+
+
 def create_predictor(name: str, *, seed: int = 0, **options: Any) -> Predictor:
     """A new predictor by name.
 
