@@ -24,6 +24,7 @@ from sagellm_lifetime.core.history import (
     scan_history,
     write_history,
 )
+from sagellm_lifetime.core.history.write import check_target
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -85,6 +86,20 @@ def test_numbers_in_disguise_are_numbers(tmp_path: Path) -> None:
     assert read_history(path).frame.row(0) == ("7", 12, "stop")
     frame = pl.DataFrame({"actual_length": ["5"], "client_id": [17]})
     assert read_history(frame).frame.row(0) == ("17", 5, "stop")
+
+
+def test_unsigned_hashes_lose_their_top_bit_as_in_a_request(tmp_path: Path) -> None:
+    hashes = [[2**64 - 1, 5], None, [2**63]]
+    frame = pl.DataFrame(
+        {"actual_length": [1, 2, 3], "prefix_hashes": hashes},
+        schema_overrides={"prefix_hashes": pl.List(pl.UInt64)},
+    )
+    kept = [[2**63 - 1, 5], None, [0]]
+    frame.write_parquet(tmp_path / "h.parquet")
+    frame.write_ndjson(tmp_path / "h.jsonl")
+    for name in ("h.parquet", "h.jsonl"):
+        assert read_history(tmp_path / name).frame["prefix_hashes"].to_list() == kept
+    assert read_history(frame).frame["prefix_hashes"].to_list() == kept
 
 
 def test_unknown_columns_are_dropped_and_columns_asked_for_are_exact(tmp_path: Path) -> None:
@@ -177,6 +192,13 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
+    with monkeypatch.context() as patch:  # the tests may run as root, whom nothing stops
+        patch.setattr(Path, "touch", denied)
+        for name in ("h.csv", "h.parquet"):
+            with pytest.raises(HistoryError, match="cannot be written: Permission denied"):
+                check_target(tmp_path / name)
+    with pytest.raises(HistoryError, match="File name too long"):
+        check_target(tmp_path / f"{'x' * 250}.csv")
     monkeypatch.setattr(Path, "replace", denied)
     with pytest.raises(HistoryError, match="Permission denied"):
         write_history(frame, tmp_path / "h.parquet")

@@ -91,3 +91,17 @@ def test_a_prompt_in_the_wrong_column_is_not_repeated(tmp_path: Path, reason: st
         assert "2 bad rows" in message
         assert "finish_reason is unknown" in message
         assert reason not in message
+
+
+def test_lists_with_holes_are_bad_rows(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {"actual_length": [1, 2, 3, 4], "prefix_hashes": [[1, None], [], None, [7]]},
+        schema_overrides={"prefix_hashes": pl.List(pl.Int64)},
+    )
+    for name in ("h.jsonl", "h.parquet"):
+        write_history(frame, tmp_path / name)
+        message = refused(tmp_path / name, HistoryRowError)
+        assert "1 bad row" in message
+        assert "prefix_hashes is not a list of whole numbers" in message
+        history = read_history(tmp_path / name, on_bad_rows="skip")
+        assert history.frame["actual_length"].to_list() == [2, 3, 4]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,31 @@ UNUSABLE: dict[str, tuple[str, str | bytes, str]] = {
     "blank lines": ("h.csv", "\n\n", "the file is empty"),
     "header only": ("h.csv", HEADER, "the file has no rows"),
     "zero bytes jsonl": ("h.jsonl", "", "the file is empty"),
+    "blank lines jsonl": ("h.jsonl", "\n \n", "the file is empty"),
+    "byte order mark jsonl": ("h.jsonl", "\ufeff\n", "the file is empty"),
     "no such column": ("h.csv", "acual_lenght,x\n1,2\n", "did you mean 'acual_lenght'?"),
     "other name": ("h.csv", "completion_tokens\n1\n", "rename 'completion_tokens'"),
     "other name jsonl": ("h.jsonl", '{"output_length": 1}\n', "rename 'output_length'"),
     "a trace": ("h.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n1,2,3\n", "--from azure"),
     "column twice": ("h.csv", "actual_length,turn,turn\n1,2,3\n", "'turn' appears twice"),
     "binary": ("h.csv", bytes(range(256)), "binary file"),
-    "parquet as csv": ("h.csv", b"PAR1\x15\x00\x93\xff", "binary file"),
+    "binary jsonl": ("h.jsonl", bytes(range(256)), "binary file"),
+    "parquet as csv": ("h.csv", b"PAR1\x15\x00\x93\xff", "name it .parquet"),
+    "parquet as jsonl": ("h.jsonl", b"PAR1\x15\x00\x93\xff", "name it .parquet"),
+    "gzip as csv": ("h.csv", gzip.compress(HEADER.encode()), "unpack it first"),
+    "gzip as jsonl": ("h.jsonl", gzip.compress(b'{"actual_length": 1}'), "unpack it first"),
+    "gzip": ("h.csv.gz", gzip.compress(HEADER.encode()), "unpack it first"),
+    "workbook as csv": ("h.csv", b"PK\x03\x04 and so on", "save the sheet as CSV"),
     "latin-1 header": ("h.csv", "actual_length,é\n1,2\n".encode("latin1"), "not UTF-8"),
     "latin-1 row": ("h.csv", HEADER.encode() + b"1,a\n2,\xe9\n", "line 3 is not UTF-8"),
     "latin-1 jsonl": ("h.jsonl", b'{"actual_length": 1}\n{"model": "\xe9"}', "line 2 is not UTF-8"),
-    "utf-16": ("h.csv", HEADER.encode("utf-16"), "binary file"),
+    "utf-16": ("h.csv", HEADER.encode("utf-16"), "UTF-16 text: save the file as UTF-8"),
+    "utf-16 jsonl": ("h.jsonl", '{"actual_length": 1}'.encode("utf-16"), "UTF-16 text"),
+    "utf-16 without a mark": ("h.csv", HEADER.encode("utf-16-le"), "binary file"),
+    "lines of old Mac OS": ("h.csv", "actual_length\r5\r6\r", "carriage return alone"),
+    "semicolons": ("h.csv", 'model;"actual_length"\nm;5\n', "separated by ';'"),
+    "tabs": ("h.csv", "model\tactual_length\nm\t5\n", "separated by '\\t'"),
+    "no header, a long row": ("h.csv", f"5,{'x' * 200_000}\n", "no column 'actual_length'"),
     "open quote": ("h.csv", HEADER + '1,a\n2,"b\n3,c\n', "line 3 is not CSV"),
     "list in csv": ("h.csv", "actual_length,prefix_hashes\n1,[1]\n", "'prefix_hashes' holds lists"),
     "suffix": ("h.txt", HEADER, "file type '.txt' is not supported"),
@@ -55,6 +71,31 @@ def test_missing_paths_get_one_clear_line(tmp_path: Path) -> None:
     assert "no history file matches" in refused(f"{tmp_path}/*.csv")
     write(tmp_path / "readme.md", "x")
     assert "no history files in this folder" in refused(tmp_path)
+
+
+def test_no_path_is_not_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "h.csv", HEADER + "1,a\n")
+    monkeypatch.chdir(tmp_path)
+    assert "no history is named" in refused("")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "h.csv")
+    assert "a pipe or a device" in refused(tmp_path / "h.csv")
+    assert "no history file matches" in refused(f"{tmp_path}/*.csv")
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.csv"))
+    try:
+        write(path, HEADER + "1,a\n")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    message = refused(path)
+    assert "is not UTF-8 text: rename the file" in message
+    message.encode()
 
 
 def test_header_errors_are_header_errors(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.Laz
             text = raw.cast(pl.String).str.strip_chars()
             out.append(pl.when(text != "").then(text).otherwise(pl.lit("stop")).alias(column))
         else:
+            if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
+                raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
             out.append(raw.cast(HISTORY_SCHEMA[column], strict=False).alias(column))
     out.append(pl.col(BROKEN) if BROKEN in schema else pl.lit(None, pl.String).alias(BROKEN))
     return frame.select(out)
@@ -98,6 +100,11 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
             ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
         ]
         found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
+    for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
+        held = pl.col(column).list
+        text = f"{layout.names[column]} is not a list of whole numbers"
+        test = held.len() != held.drop_nulls().list.len()
+        found.append(Fault("not a list of whole numbers", column, text, test))
     if {"actual_length", "max_length"} <= set(columns):
         text = f"{layout.names['actual_length']} {{value}} is over max_length {{cap}}"
         test = pl.col("actual_length") > pl.col("max_length")
@@ -126,6 +133,8 @@ def describe(row: dict[str, Any], found: list[Fault]) -> str:
     if fault.kind == "malformed":
         return str(row[BROKEN])
     value = row[fault.column]
+    if isinstance(value, list):
+        return fault.text
     if fault.kind == "unknown finish reason":
         shown = pl.select(pl.lit(value).str.contains(_SHOWN_REASON)).item()
         return fault.text.replace("{value}", f"{value!r} " if shown else "")

@@ -18,6 +18,16 @@ from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout, 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
 SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_FOREIGN = {
+    b"\x1f\x8b": "compressed (gzip): unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it first",
+    b"PK\x03\x04": "an archive or a workbook: unpack it, or save the sheet as CSV",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"\xff\xfe": "UTF-16 text: save the file as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save the file as UTF-8",
+}
+"""How files begin that are no text, whatever their name says, and what to do about it."""
 ROW = "__row"  # where a row is: its index in the file from 0, or (by line) its line from 1
 BROKEN = "__broken"  # why a line is no row at all, else null
 
@@ -39,6 +49,8 @@ class RawFile:
 def find_files(source: str | os.PathLike[str]) -> list[Path]:
     """The history files of a path, a glob or a folder (recursive, hidden names left out)."""
     path = Path(source)
+    if not os.fspath(source):  # an unset variable of a script, and not the folder one is in
+        raise HistoryError("no history is named: give a file, a glob or a folder")
     if path.is_dir():
         found = _below(path)
         if not found:
@@ -47,7 +59,10 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
     if path.exists():
         if path.suffix.lower() not in SUFFIXES:
             kind = repr(path.suffix) if path.suffix else "without a suffix"
-            raise HistoryError(f"{path}: file type {kind} is not supported: use {SUPPORTED}")
+            advice = "unpack it first" if path.suffix.lower() in COMPRESSED else f"use {SUPPORTED}"
+            raise HistoryError(f"{path}: file type {kind} is not supported: {advice}")
+        if not path.is_file():
+            raise HistoryError(f"{path}: a pipe or a device, which cannot be read twice: copy it")
         return [path]
     if not glob.has_magic(str(path)):
         raise HistoryError(f"{path}: no such file or folder")
@@ -55,7 +70,7 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
     for match in sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
         if match.is_dir():
             found += _below(match)
-        elif match.suffix.lower() in SUFFIXES:
+        elif match.suffix.lower() in SUFFIXES and match.is_file():
             found.append(match)
     if not found:
         raise HistoryError(f"{path}: no history file matches (looked for {SUPPORTED})")
@@ -74,9 +89,7 @@ def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
     """Open ``path`` for the history ``columns``; refuses an unusable header, reads no rows."""
     kind = SUFFIXES[path.suffix.lower()]
     try:
-        with path.open("rb") as stream:  # the system's own words for what cannot be read
-            if not stream.read(1):
-                raise EmptyHistoryError(f"{path}: the file is empty")
+        _check_start(path, kind)
         if kind == "csv":
             frame, present = _open_csv(path, layout)
         elif kind == "jsonl":
@@ -88,10 +101,48 @@ def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
     for column in layout.required:
         name = layout.names[column]
         if name not in present:
-            seen = first_keys(path) if kind == "jsonl" else present
-            hint = suggestion(name, seen, foreign=layout.foreign)
-            raise HistoryHeaderError(f"{path}: no column {name!r}: {hint}")
+            raise _without(path, kind, name, present, layout)
     return RawFile(path, kind, frame, tuple(present))
+
+
+def _check_start(path: Path, kind: str) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise HistoryError(f"{path!r}: the name is not UTF-8 text: rename the file") from error
+    with path.open("rb") as stream:  # the system's own words for what cannot be read
+        start = stream.read(4096)
+    if not start:
+        raise EmptyHistoryError(f"{path}: the file is empty")
+    if kind == "parquet":
+        return
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise HistoryError(f"{path}: {what}")
+    if b"\0" in start.splitlines()[0]:
+        raise HistoryError(f"{path}: a binary file, not {kind.upper()} text")
+
+
+def _without(
+    path: Path, kind: str, name: str, present: Iterable[str], layout: Layout
+) -> HistoryError:
+    """The error of a file that lacks a column it needs."""
+    if kind == "csv":
+        for mark in (";", "\t", "|"):
+            if any(name in _split(cell, mark) for cell in present if mark in cell):
+                message = f"{path}: the columns are separated by {mark!r}: separate them by commas"
+                return HistoryHeaderError(message)
+    if kind == "jsonl":
+        first = _first_line(path)
+        if not first:
+            return EmptyHistoryError(f"{path}: the file is empty")
+        present = _keys(first)
+    hint = suggestion(name, present, foreign=layout.foreign)
+    return HistoryHeaderError(f"{path}: no column {name!r}: {hint}")
+
+
+def _split(cell: str, mark: str) -> list[str]:
+    return [part.strip(' "') for part in cell.split(mark)]
 
 
 def csv_header(path: Path) -> list[str]:
@@ -106,10 +157,19 @@ def csv_header(path: Path) -> list[str]:
                 message = f"{path}: not UTF-8 text: is it a CSV file? save it as UTF-8"
                 raise HistoryError(message) from error
             if text.strip():
-                return [name.strip() for name in next(csv.reader([text]))]
+                return [name.strip() for name in _first_record(path, text)]
         else:
             raise EmptyHistoryError(f"{path}: the file is empty")
     raise HistoryError(f"{path}: a binary file, not CSV text")
+
+
+def _first_record(path: Path, line: str) -> list[str]:
+    csv.field_size_limit(2**31 - 1)  # without a header, this is a row, and may be a long one
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        what = "the lines end in a carriage return alone" if "\r" in line[:-1] else str(error)
+        raise HistoryError(f"{path}: {what}: save it as CSV with usual line ends") from error
 
 
 def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame, list[str]]:
@@ -159,10 +219,15 @@ def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
     return found
 
 
-def first_keys(path: Path) -> list[str]:
-    """The keys of the first line of a JSONL file, as far as it is an object."""
+def _first_line(path: Path) -> bytes:
+    """The first line that is not blank, without a byte order mark."""
     with path.open("rb") as stream:
-        line = next((line for line in stream if line.strip()), b"")
+        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
+        return next(filter(None, lines), b"")
+
+
+def _keys(line: bytes) -> list[str]:
+    """The keys of a line of JSONL, as far as it is an object."""
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):

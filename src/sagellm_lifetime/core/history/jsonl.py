@@ -80,9 +80,10 @@ def _fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.D
             # A lone surrogate is legal JSON but no text.
             row[name] = text if text.isascii() else text.encode("utf-8", "replace").decode()
         elif isinstance(cell, list) and all(
-            isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < INT64
+            isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < 2 * INT64
             for item in cell
         ):
-            row[name] = cell
+            # Of unsigned hashes the top bit goes, as it does in a request.
+            row[name] = [item if item < INT64 else item - INT64 for item in cell]
         else:
             row[BROKEN] = f"has a {name} that is not a list of whole numbers"

@@ -23,7 +23,17 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise HistoryError(f"{target}: the folder {target.parent} does not exist: make it first")
     if target.is_dir():
         raise HistoryError(f"{target}: a folder of that name is in the way")
+    trial = _temporary(target)
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
     return target
+
+
+def _temporary(target: Path) -> Path:
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
 
 
 def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[str]) -> None:
@@ -34,7 +44,7 @@ def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[st
     target = check_target(path)
     kind = SUFFIXES[target.suffix.lower()]
     lazy = frame.lazy()
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    temporary = _temporary(target)
     try:
         if kind == "csv":
             for name, dtype in lazy.collect_schema().items():
