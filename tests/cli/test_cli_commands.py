@@ -279,6 +279,31 @@ def test_stats_of_an_engine(cli, engine):
     assert cli("stats", "--engine", f"{engine}/", "--json").json()["mae"] == 8.3
 
 
+def test_stats_of_an_odd_engine(cli, monkeypatch):
+    odd = {
+        "predictor": "a\x1b[2J\nb",
+        "mae": "much",
+        "total_predictions": 10**400,
+        "avg_confidence": True,
+        "completions": None,
+        "training_data": {
+            "rows": "many",
+            "censored": [],
+            "length_quantiles": {"x": "y", "0.5": 3, "0.9": 10**400},
+            "held_out_loss": {},
+        },
+    }
+    monkeypatch.setattr("sagellm_lifetime.cli.stats.ask_engine", lambda url: odd)
+    lines = cli("stats", "--engine", "http://x").out.splitlines()
+    assert lines[1:4] == [
+        "  Predictor Type: A[2jb",
+        "  Total Predictions: n/a",
+        "  MAE: n/a",
+    ]
+    assert "  Trained Rows: n/a (n/a censored)" in lines
+    assert "  Trained Lengths: x n/a, 50% 3, 90% n/a tokens" in lines
+
+
 def test_stats_of_no_engine(refused, engine):
     assert "404" in refused("stats", "--engine", f"{engine}/other")
     assert "does not answer with statistics" in refused("stats", "--engine", f"{engine}/list")

@@ -63,6 +63,10 @@ def test_nothing_is_left_after_skipping(refused, tmp_path):
         (["train"], "--data-path"),
         (["train", "--data-path", "h", "--sed", "1"], "--sed"),
         (["train", "--data-path", "h", "--seed", "-1"], "--seed"),
+        (["train", "--data-path", "h", "--seed", "99999999999999999999"], "--seed"),
+        (["train", "--data-path", "h", "--hidden-size", "99999999"], "--hidden-size"),
+        (["train", "--data-path", ""], "no history is named"),
+        (["demo", "--rows", "99999999999"], "--rows"),
         (["train", "--data-path", "h", "--predictor-type", "oracle"], "choose one of baseline"),
         (["train", "--data-path", "h", "--predictor-type", ","], "no predictor"),
         (["train", "--data-path", "h", "--predictor-type", "orca,linear"], "evaluate"),
@@ -120,3 +124,25 @@ def test_damaged_checkpoint(refused, tmp_path, survival):
     assert "damaged" in refused("stats", "--checkpoint", damaged)
     assert "damaged" in refused("predict", "--checkpoint", damaged)
     assert "damaged" in refused("export", "--checkpoint", damaged, "--output-path", "m.pt")
+
+
+@pytest.mark.parametrize("extra", [["--online"], []], ids=" ".join)
+def test_what_cannot_be_scored_is_refused_before_training(refused, tmp_path, monkeypatch, extra):
+    monkeypatch.setattr("sagellm_lifetime.cli.evaluate.fit", None)
+    evaluate = ("evaluate", "--predictor-type", "survival", "--data-path", "h.csv", *extra)
+    path = tmp_path / "h.csv"
+    path.write_text("actual_length\n" + "0\n" * 99)
+    assert "nothing to evaluate" in refused(*evaluate)
+    path.write_text("actual_length,arrival_time\n" + "0,1\n" * 70 + "5,2\n" * 29)
+    assert "nothing to train on" in refused(*evaluate)
+    path.write_text("actual_length,finish_reason\n" + "5,abort\n" * 99)
+    assert ("arrival_time" if extra else "lightgbm") in refused(*evaluate)
+
+
+def test_not_enough_memory_is_one_line(refused, history, monkeypatch):
+    def large(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("sagellm_lifetime.cli.train.fit", large)
+    train = ("train", "--data-path", history, "--predictor-type", "survival")
+    assert "not enough memory" in refused(*train)

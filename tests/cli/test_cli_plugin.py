@@ -125,6 +125,35 @@ def test_under_the_real_sage(tmp_path):
     )
 
 
+def in_shell(line, tmp_path, **variables):
+    code = f"{MAIN}; main()"
+    return subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        check=False,
+    )
+
+
+def test_closed_streams(tmp_path):
+    for closed in (">&-", "<&-", ">&- <&- 2>&-"):
+        assert in_shell(f'"$@" --help {closed}', tmp_path).returncode == 0
+    refused = in_shell('"$@" stats 2>&-', tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_a_terminal_without_utf8(tmp_path, history):
+    done = in_shell(
+        f'"$@" evaluate --predictor-type orca --max-rows 20 --data-path "{history}"',
+        tmp_path,
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0
+    assert "(constant_median)" in done.stdout
+
+
 def test_interrupted(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", f"{MAIN}; main()", "demo"],

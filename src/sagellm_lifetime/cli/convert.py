@@ -10,7 +10,7 @@ import typer
 
 from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
 from sagellm_lifetime.cli.output import progress, say, write_json
-from sagellm_lifetime.cli.places import check_json
+from sagellm_lifetime.cli.places import check_apart, check_json
 
 
 class Format(StrEnum):
@@ -44,7 +44,8 @@ def convert(
     """Convert a public trace to a history file."""
     from sagellm_lifetime.core import convert as formats
 
-    check_json(json)
+    check_json(json, source, target)
+    check_apart(target, [source])
     with progress(f"converting {source}"):
         rows = formats.convert(
             form.value,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INVENTED: Final = ("regular", "specification")
 PROFILES: Final = ("chat", "coding-agent", "regular")
 ROWS: Final = 5000
+MOST_ROWS: Final = 1_000_000
 EPOCHS: Final = 6
 
 
@@ -42,7 +43,9 @@ def demo(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path(
         "report"
     ),
-    rows: Annotated[int, typer.Option(min=100, help="Requests of each workload.")] = ROWS,
+    rows: Annotated[
+        int, typer.Option(min=100, max=MOST_ROWS, help="Requests of each workload.")
+    ] = ROWS,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of the networks, at most.")] = EPOCHS,
     seed: Seed = 0,
     json: Json = None,

@@ -112,10 +112,10 @@ def evaluate(
         raise CommandError("a checkpoint is of one type: leave --predictor-type out")
     if split is not None and (checkpoint is not None or train_path is not None):
         raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
-    check_json(json)
+    check_json(json, data_path, train_path, checkpoint)
     check_folder(report)
     if checkpoint is not None:
-        job = _from_checkpoint(checkpoint, data_path, train_path, on_bad_rows)
+        job = _from_checkpoint(checkpoint, data_path, train_path, online, on_bad_rows)
     else:
         names = check_names(predictor_type or [DEFAULT])
         way = (split or Way.auto).value
@@ -124,15 +124,13 @@ def evaluate(
             data_path,
             train_path=train_path,
             way=way,
+            online=online,
             seed=seed,
             on_bad_rows=on_bad_rows,
         )
     note(job.settings["how"])
     if online is None:
-        from sagellm_lifetime.core.prequential import clock
-
-        online = clock(job.rows) is not None
-
+        online = _has_clock(job.rows)
     evaluations = [
         measure(
             predictor,
@@ -166,6 +164,7 @@ def _fitted(
     *,
     train_path: str | None,
     way: str,
+    online: bool | None,
     seed: int,
     on_bad_rows: OnBadRows,
 ) -> Job:
@@ -180,20 +179,48 @@ def _fitted(
         parts = split(rows, way)
         train, test, by = parts.train, parts.test, parts.by
         how = f"split by {by}: trained on {len(train):,} rows, scored on the other {len(test):,}"
-    predictors = [fit(name, train, seed=seed) for name in names]
-    with progress("training the baselines"):
+    _check_rows(test, online)
+    if not _has_tokens(train):
+        raise CommandError("nothing to train on: no row of the training part has generated tokens")
+    with progress("training the baselines"):  # first: what they refuse costs no training
         rivals = trained(train)
+    predictors = [fit(name, train, seed=seed) for name in names]
     return Job(predictors, rivals, test, {"how": how, "split": by, "training_rows": len(train)})
 
 
+def _check_rows(rows: pl.DataFrame, online: bool | None) -> None:
+    """Refuse, before anything is trained, what could not be scored in the end."""
+    if not _has_tokens(rows):
+        raise CommandError("nothing to evaluate: no row of the test part has generated tokens")
+    if online and not _has_clock(rows):
+        raise CommandError(
+            "--online needs 'arrival_time' in every row: add the column, or leave --online out"
+        )
+
+
+def _has_tokens(rows: pl.DataFrame) -> bool:
+    return bool((rows["actual_length"] > 0).any())
+
+
+def _has_clock(rows: pl.DataFrame) -> bool:
+    from sagellm_lifetime.core.prequential import clock
+
+    return clock(rows) is not None
+
+
 def _from_checkpoint(
-    checkpoint: Path, data_path: str, train_path: str | None, on_bad_rows: OnBadRows
+    checkpoint: Path,
+    data_path: str,
+    train_path: str | None,
+    online: bool | None,
+    on_bad_rows: OnBadRows,
 ) -> Job:
     from sagellm_lifetime.cli.beside import cross_fitted, trained
     from sagellm_lifetime.predictors.checkpoint import load_predictor
 
     predictor = load_predictor(checkpoint)
     rows = read_rows(data_path, on_bad_rows)
+    _check_rows(rows, online)
     known = predictor.summary.get("rows")
     how = f"{predictor.name} of {checkpoint}, scored on {len(rows):,} rows"
     with progress("training the baselines"):

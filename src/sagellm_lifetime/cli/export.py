@@ -43,7 +43,7 @@ def export(
     if output_path.suffix not in SUFFIXES:
         raise CommandError(f"{output_path}: export writes {', '.join(SUFFIXES)}")
     check_file(output_path)
-    check_json(json)
+    check_json(json, output_path, checkpoint)
     source = find_checkpoint(checkpoint)
     contents = read_checkpoint(source)
     if output_path.suffix == ".onnx":

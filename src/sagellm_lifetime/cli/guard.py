@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +37,18 @@ def silence() -> None:
         return
 
 
+def prepare_streams() -> None:
+    """A closed stream swallows, or is empty; a character it has no code for becomes ``?``."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for good
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            if not utf8 or stream.errors == "strict":
+                stream.reconfigure(errors="replace")
+
+
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """A command whose errors are told in one line, under whatever program it runs."""
 
@@ -54,6 +68,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             silence()
             raise Exit(BROKEN_PIPE) from None
+        except MemoryError:
+            complain("not enough memory for this: try fewer rows or a smaller network")
+            raise Exit(USAGE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             complain(f"{place}{error.strerror or error}")

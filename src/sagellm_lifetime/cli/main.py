@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sagellm_lifetime.cli.guard import BROKEN_PIPE, INTERRUPTED, USAGE, complain, silence
+from sagellm_lifetime.cli.guard import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    USAGE,
+    complain,
+    prepare_streams,
+    silence,
+)
 
 PROGRAM = "sagellm-lifetime"
 
@@ -26,6 +33,7 @@ def run(args: Sequence[str], program: str) -> int:
         The exit code: 0 done, 2 an error that was told in one line, 130 interrupted, 141 when
         nobody reads the output any more.
     """
+    prepare_streams()
     try:
         return _run(list(args) or ["--help"], program)
     except KeyboardInterrupt:

@@ -63,7 +63,7 @@ Checkpoint = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seeds everything random.")]
 BadRows = Annotated[
     OnBadRows, typer.Option("--on-bad-rows", help="Refuse the history, or skip its bad rows.")
 ]

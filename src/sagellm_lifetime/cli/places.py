@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -34,25 +36,74 @@ def find_checkpoint(given: Path | None) -> Path:
     return max(found, key=lambda path: ((path / MANIFEST).stat().st_mtime, path.name))
 
 
-def check_checkpoint_place(path: Path) -> None:
-    """Refuse a place where ``save`` would fail."""
-    from sagellm_lifetime.learning.checkpoint import is_checkpoint
+def check_checkpoint_place(path: Path) -> Path:
+    """Refuse a place where ``save`` would fail, or would take other files away.
 
+    Returns:
+        The place, links followed: a checkpoint is put there by a rename.
+    """
+    from sagellm_lifetime.learning.checkpoint import MANIFEST, MODEL, is_checkpoint
+
+    if path.is_symlink():
+        path = path.resolve()
+    if path.is_dir():
+        others = sorted({each.name for each in path.iterdir()} - {MODEL, MANIFEST})
+        if others and is_checkpoint(path):
+            raise CheckpointError(
+                f"{path}: {others[0]!r} stands beside the checkpoint there, and would be lost: "
+                "move it, or choose another directory"
+            )
+        if path.samefile(os.curdir) or os.path.ismount(path):
+            where = "the current directory" if path.samefile(os.curdir) else "a mount point"
+            raise CheckpointError(f"{path}: {where}, which cannot be replaced; name one below it")
     if path.exists() and not is_checkpoint(path) and (path.is_file() or any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
     check_place(path)
+    return path
 
 
-def check_json(target: str | None) -> None:
-    """Refuse a file that cannot be written; nothing is made yet."""
+def check_json(target: str | None, *others: str | Path | None) -> None:
+    """Refuse a file that cannot be written, or is one of the ``others``; nothing is made yet."""
     if target is not None and target != STDOUT:
         check_file(Path(target))
+        check_apart(Path(target), others)
+
+
+def check_apart(target: Path, others: Iterable[str | Path | None]) -> None:
+    """Refuse to write over what is read, or written besides.
+
+    Args:
+        target: the file to be written.
+        others: paths, globs and folders; ``None`` among them is passed over.
+    """
+    for other in others:
+        if other is None:
+            continue
+        if Path(other).resolve() == target.resolve():
+            raise CommandError(f"{target}: named for two things: one would overwrite the other")
+        if target.exists() and any(target.samefile(each) for each in _held(other)):
+            raise CommandError(f"{target}: is read with {other}, and would be overwritten")
+
+
+def _held(source: str | Path) -> list[Path]:
+    """The files behind a path, a glob or a folder, as far as there are any."""
+    from sagellm_lifetime.core.errors import HistoryError
+    from sagellm_lifetime.core.history.files import find_files
+
+    try:
+        return find_files(source)
+    except HistoryError:
+        return [path for path in [Path(source)] if path.is_file()]
 
 
 def check_file(path: Path) -> None:
-    """Refuse the path of a file that cannot be written."""
+    """Refuse the path of a file that cannot be written, or belongs to a checkpoint."""
+    from sagellm_lifetime.learning.checkpoint import MANIFEST, MODEL, is_checkpoint
+
     if path.is_dir():
         raise CommandError(f"{path}: a folder of that name is in the way")
+    if path.name in (MODEL, MANIFEST) and is_checkpoint(path.parent):
+        raise CommandError(f"{path}: part of a checkpoint, which it would destroy")
     check_place(path)
 
 
@@ -62,15 +113,22 @@ def check_folder(path: Path | None) -> None:
         return
     if path.exists() and not path.is_dir():
         raise CommandError(f"{path}: a file of that name is in the way")
-    check_place(path / "report.md")
+    _try(path, path)
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path whose nearest existing folder cannot be written into."""
-    folder = path.parent
+    """Refuse a path that cannot be written, by trying in its nearest existing folder."""
+    _try(path, path.parent, path.name)
+
+
+def _try(path: Path, folder: Path, name: str = "") -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         raise CommandError(f"{path}: cannot be written ({folder} is not a folder)")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise CommandError(f"{path}: cannot be written (no permission to write into {folder})")
+    try:
+        # Under a name as long as the temporary one will be. Asking for the permission is not
+        # enough: it says yes to root everywhere.
+        os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written ({error.strerror})") from error

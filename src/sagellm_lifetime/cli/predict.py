@@ -15,6 +15,8 @@ from sagellm_lifetime.cli.guard import CommandError
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
 
+LONGEST: Final = 400
+"""Characters of a message; it may repeat what the line says."""
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REQUEST: Final = ("sequence_id", "token_ids", "current_length", "max_length", "prompt_features")
 _COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_reason")
@@ -54,6 +56,7 @@ def predict(
         except ValueError as error:  # LineError and RequestError
             bad += 1
             message = " ".join(str(error).split())
+            message = message if len(message) <= LONGEST else f"{message[: LONGEST - 1]}…"
             first = first or f"line {number}: {message}"
             answer = {"line": number, "error": message}
         sys.stdout.write(json.dumps(answer, allow_nan=False) + "\n")
@@ -74,10 +77,14 @@ def _parse(text: bytes) -> dict[str, Any]:
         found = json.loads(text, parse_constant=_no_number)
     except UnicodeDecodeError:
         raise LineError("not UTF-8 text") from None
+    except LineError:
+        raise
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise LineError("not JSON: nested too deep") from None
+    except ValueError:  # Python reads no whole number of more than 4300 digits
+        raise LineError("not JSON: a number of too many digits") from None
     if not isinstance(found, dict):
         raise LineError("not a JSON object")
     known = _COMPLETION if "actual_length" in found else _REQUEST
@@ -128,11 +135,15 @@ def _learn(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
         raise LineError("actual_time must be a number of seconds")
     if not _is_int(said["actual_length"]):
         raise LineError("actual_length must be a whole number")
+    try:
+        seconds = float(seconds)
+    except OverflowError:
+        raise LineError("actual_time must be a number of seconds") from None
     unknown = predictor.get_metrics()["unknown_updates"]
     predictor.update(
         _identity(said),
         said["actual_length"],
-        float(seconds),
+        seconds,
         finish_reason=said.get("finish_reason", "stop"),
     )
     learned = predictor.get_metrics()["unknown_updates"] == unknown

@@ -35,7 +35,7 @@ def stats(
     """Show what a predictor has predicted and learned."""
     if engine is not None and checkpoint is not None:
         raise CommandError("choose one of --engine and --checkpoint")
-    check_json(json)
+    check_json(json, checkpoint)
     found = ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint)
     if json is not None:
         write_json(found, json)
@@ -89,7 +89,7 @@ def ask_engine(url: str) -> dict[str, Any]:
 
 def block(found: dict[str, Any]) -> list[str]:
     """The lines of the specification, then what else is known."""
-    name = str(found.get("predictor", "n/a"))
+    name = _plain(found.get("predictor", "n/a"))
     lines = [
         "Lifetime Predictor Statistics:",
         f"  Predictor Type: {_ACRONYMS.get(name, name.capitalize())}",
@@ -100,12 +100,11 @@ def block(found: dict[str, Any]) -> list[str]:
     ]
     trained = found.get("training_data")
     if isinstance(trained, dict) and trained.get("rows"):
-        lines.append(
-            f"  Trained Rows: {trained['rows']:,} ({trained.get('censored', 0):,} censored)"
-        )
+        rows, censored = (_shown(trained, key, ",.0f") for key in ("rows", "censored"))
+        lines.append(f"  Trained Rows: {rows} ({censored} censored)")
         lengths = trained.get("length_quantiles")
         if isinstance(lengths, dict):
-            text = ", ".join(f"{float(q):.0%} {value:,.0f}" for q, value in lengths.items())
+            text = ", ".join(f"{_percent(q)} {_shown(lengths, q, ',.0f')}" for q in lengths)
             lines.append(f"  Trained Lengths: {text} tokens")
         if "held_out_loss" in trained:
             lines.append(f"  Held-out Loss: {_shown(trained, 'held_out_loss', '.4f')}")
@@ -122,7 +121,7 @@ def block(found: dict[str, Any]) -> list[str]:
         if key in found
     ]
     if "checkpoint" in found:
-        lines.append(f"  Checkpoint: {found['checkpoint']}")
+        lines.append(f"  Checkpoint: {_plain(found['checkpoint'])}")
     return lines
 
 
@@ -131,6 +130,22 @@ def _shown(found: dict[str, Any], key: str, form: str, unit: str = "") -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "n/a"
     if form == "d":
-        return f"{value:.0f}{unit}"
-    text = number(value, form)
+        form = ".0f"
+    try:
+        text = number(value, form)
+    except OverflowError:  # a whole number that no float can hold
+        return "n/a"
     return "n/a" if text == "–" else text + unit
+
+
+def _percent(level: str) -> str:
+    """A level of a quantile, ``0.5``, as people write it."""
+    try:
+        return f"{float(level):.0%}"
+    except ValueError:
+        return _plain(level)
+
+
+def _plain(text: Any) -> str:
+    """Text from elsewhere on one line, without what would steer a terminal."""
+    return "".join(each for each in str(text) if each.isprintable())

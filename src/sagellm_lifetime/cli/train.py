@@ -30,6 +30,8 @@ from sagellm_lifetime.cli.places import (
     default_output,
 )
 
+WIDEST: Final = 2048
+"""A wider network is larger than a checkpoint may be."""
 WIDTHS: Final = ("hidden_size", "d_model")
 """What a network may call its width; the specification has one name for each of its two."""
 
@@ -63,6 +65,7 @@ def train(
         typer.Option(
             "--hidden-size",
             min=1,
+            max=WIDEST,
             help="Width of the network of a predictor that has one.",
             show_default="128",
         ),
@@ -83,10 +86,11 @@ def train(
         raise CommandError("train takes one predictor; evaluate compares several")
     name = names[0]
     options = _network_options(name, hidden_size, epochs, tensorboard)
-    target = output_path or default_output(name)
-    check_checkpoint_place(target)
+    target = check_checkpoint_place(output_path or default_output(name))
     check_folder(tensorboard)
-    check_json(json)
+    if tensorboard is not None and tensorboard.resolve().is_relative_to(target.resolve()):
+        raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
+    check_json(json, data_path, target)
 
     rows = read_training_rows(data_path, on_bad_rows)
     started = perf_counter()

@@ -109,7 +109,7 @@ def _check_start(path: Path, kind: str) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise HistoryError(f"{path!r}: the name is not UTF-8 text: rename the file") from error
+        raise HistoryError(f"{str(path)!r}: the name is not UTF-8 text: rename the file") from error
     with path.open("rb") as stream:  # the system's own words for what cannot be read
         start = stream.read(4096)
     if not start:
