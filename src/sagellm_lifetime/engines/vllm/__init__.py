@@ -1,0 +1,1 @@
+"""vLLM: a scheduler that asks before it admits and preempts."""

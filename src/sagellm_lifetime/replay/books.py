@@ -1,0 +1,177 @@
+"""What happens to each request of a run, told from the scheduler's output alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sagellm_lifetime.replay.engine import STOP
+from sagellm_lifetime.replay.result import RunResult, Samples
+from sagellm_lifetime.replay.trace import TraceRequest
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request between arrival and finish.
+
+    Attributes:
+        request: the engine's.
+        left: tokens it still generates.
+        token: its generated token, over and over, as the model would return it.
+        last: the token that ends it.
+        since: when it began to wait.
+        had: tokens computed before a preemption took them.
+        computed: tokens computed by prefill chunks so far.
+        admitted: whether it ever ran.
+    """
+
+    request: Any
+    left: int
+    token: list[int]
+    last: list[int]
+    since: float
+    had: int = 0
+    computed: int = 0
+    admitted: bool = False
+
+
+class Books:
+    """Counts and times. Per running sequence and step, it does no more than count a token down."""
+
+    def __init__(self, trace: Sequence[TraceRequest], scheduler: Any) -> None:
+        self.place = {request.id: k for k, request in enumerate(trace)}
+        self.came = self.done = 0
+        self._scheduler = scheduler
+        self._manager = scheduler.kv_cache_manager
+        self._pool = self._manager.block_pool
+        self._aside = getattr(scheduler, "set_aside_blocks", None)
+        self._live: dict[str, _Live] = {}
+        self._prefilling: dict[str, _Live] = {}
+        self._fresh: list[str] = []  # got their first token in this step
+        self._samples = Samples()
+        self._result = RunResult(
+            *(np.zeros(len(trace)) for _ in range(4)),
+            prompt=np.array([request.prompt_length for request in trace]),
+            output=np.array([request.output_length for request in trace]),
+            preempted=np.zeros(len(trace), dtype=np.int64),
+            blocks=self._pool.get_num_free_blocks(),
+        )
+
+    @property
+    def live(self) -> int:
+        """Requests that have come and are not done."""
+        return self.came - self.done
+
+    def arrived(self, request: TraceRequest, made: Any, now: float) -> None:
+        """A request is handed to the scheduler."""
+        self._result.arrival[self.came] = now
+        self.came += 1
+        token = [request.filler]
+        last = [STOP] if request.finish_reason == "stop" else token
+        self._live[request.id] = _Live(made, request.output_length, token, last, now)
+
+    def scheduled(self, out: Any, now: float) -> tuple[int, int]:
+        """Prefill tokens and decodes of a step, as the scheduler has put it together."""
+        counts: dict[str, int] = out.num_scheduled_tokens
+        for name in out.preempted_req_ids or ():
+            self._preempted(name, now)
+        for new in out.scheduled_new_reqs:
+            self._admitted(new.req_id, counts[new.req_id], now)
+        for name in out.scheduled_cached_reqs.resumed_req_ids:
+            self._admitted(name, counts[name], now)
+        prefill = chunks = 0
+        for name in list(self._prefilling):
+            count = counts.get(name, 0)
+            if count:
+                chunks += 1
+                prefill += count
+                self._chunk(name, count)
+        self._result.prefill_tokens += prefill
+        return prefill, len(counts) - chunks
+
+    def tokens(self, counts: dict[str, int]) -> tuple[list[list[int]], list[str]]:
+        """What the model returns for a step: tokens per request; and who ends with them."""
+        live, prefilling = self._live, self._prefilling
+        sampled: list[list[int]] = []
+        ending: list[str] = []
+        for name in counts:
+            if name in prefilling:
+                sampled.append([])
+                continue
+            one = live[name]
+            one.left -= 1
+            if one.left:
+                sampled.append(one.token)
+            else:
+                sampled.append(one.last)
+                ending.append(name)
+        return sampled, ending
+
+    def measure(self, now: float, seconds: float, step: int, tokens: int) -> None:
+        """Memory and queue during a step that begins now."""
+        result = self._result
+        free = self._pool.get_num_free_blocks()
+        running = len(self._scheduler.running)
+        waiting = self.live - running
+        if self._aside is not None:
+            aside = self._aside()
+        else:
+            aside = self._manager.watermark_blocks if running else 0
+        result.reserved_unused_block_s += min(free, aside) * seconds
+        if waiting:
+            result.idle_block_s += free * seconds
+            result.backlog_s += seconds
+            result.backlog_tokens += tokens
+        if self._samples.wants(step):
+            self._samples.add(now, result.blocks - free, running, waiting)
+
+    def finished(self, ending: list[str], now: float) -> None:
+        """A step is over: first tokens are out, and some requests are done."""
+        result = self._result
+        for name in self._fresh:
+            result.first[self.place[name]] = now
+        self._fresh.clear()
+        for name in ending:
+            result.finish[self.place[name]] = now
+            del self._live[name]
+        self.done += len(ending)
+
+    def result(self, steps: int, cpu: float, wall: float) -> RunResult:
+        """Everything, at the end."""
+        result = self._result
+        result.steps, result.scheduler_cpu_s, result.wall_s = steps, cpu, wall
+        result.memory = self._samples.kept
+        return result
+
+    def _preempted(self, name: str, now: float) -> None:
+        one, place = self._live[name], self.place[name]
+        self._result.preemptions += 1
+        self._result.preempted[place] += 1
+        one.since = now
+        if self._prefilling.pop(name, None) is None:
+            one.had = one.request.num_tokens - 1  # the newest token was never computed
+        else:
+            one.had = max(one.had, one.computed)
+
+    def _admitted(self, name: str, count: int, now: float) -> None:
+        one, result = self._live[name], self._result
+        result.waited[self.place[name]] += now - one.since
+        one.computed = one.request.num_computed_tokens - count
+        if not one.admitted:
+            one.admitted = True
+            result.cached_tokens += one.computed
+        self._prefilling[name] = one
+
+    def _chunk(self, name: str, count: int) -> None:
+        """``count`` more tokens of a prefill, which may be done with it."""
+        one = self._prefilling[name]
+        self._result.recomputed_tokens += max(min(count, one.had - one.computed), 0)
+        one.computed += count
+        if one.request.is_prefill_chunk:
+            return
+        del self._prefilling[name]
+        if not one.request.num_output_tokens:
+            self._fresh.append(name)

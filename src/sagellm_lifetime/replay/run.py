@@ -1,0 +1,151 @@
+"""The loop: requests arrive, the real scheduler decides, a step costs what the model says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sagellm_lifetime.core.errors import HistoryError, LifetimeError
+from sagellm_lifetime.replay.books import Books
+from sagellm_lifetime.replay.cost import StepCost
+from sagellm_lifetime.replay.engine import (
+    EngineSettings,
+    build_scheduler,
+    check_fits,
+    make_requests,
+)
+from sagellm_lifetime.replay.policies import ReplayPolicy
+from sagellm_lifetime.replay.result import RunResult
+from sagellm_lifetime.replay.trace import TraceRequest
+
+STALLED_STEPS = 10_000
+"""Steps in a row without any work, after which a policy counts as stuck."""
+
+
+class Run:
+    """One replay of a trace; ``now`` is the simulated clock, also while the scheduler decides.
+
+    Args:
+        trace: requests sorted by arrival.
+        settings: the engine; the policy may change some of them.
+        cost: seconds of a step.
+        policy: how the scheduler decides.
+        concurrency: closed loop: so many requests are under way at all times, whatever their
+            arrival says. ``None``: open loop.
+        progress: called with the number of finished requests, now and then.
+
+    Attributes:
+        now: simulated seconds.
+        scheduler: the engine's scheduler.
+        steps: steps done so far.
+    """
+
+    def __init__(
+        self,
+        trace: Sequence[TraceRequest],
+        settings: EngineSettings,
+        cost: StepCost,
+        policy: ReplayPolicy,
+        *,
+        concurrency: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        if not trace:
+            raise HistoryError("the trace is empty: give a history with at least one request")
+        check_fits(trace, settings)
+        self.trace = trace
+        self.cost = cost
+        self.now = 0.0
+        self.steps = 0
+        self._concurrency = concurrency
+        self._progress = progress
+        length = settings.model_length(trace)
+        self.scheduler = build_scheduler(settings, length, policy.scheduler())
+        self.scheduler.clock = lambda: self.now
+        self._make = make_requests(settings, length, policy.priority)
+        self._books = Books(trace, self.scheduler)
+        if policy.install is not None:
+            policy.install(self.scheduler, trace, self)
+
+    def execute(self) -> RunResult:
+        """Replay to the end.
+
+        Raises:
+            LifetimeError: the policy leaves requests waiting for ever.
+        """
+        from vllm.v1.outputs import ModelRunnerOutput
+        from vllm.v1.request import RequestStatus
+
+        cut_off = {
+            "abort": RequestStatus.FINISHED_ABORTED,
+            "error": RequestStatus.FINISHED_ERROR,
+            "length": RequestStatus.FINISHED_LENGTH_CAPPED,
+        }
+        scheduler, books, cost = self.scheduler, self._books, self.cost
+        started, cpu, stalled = time.perf_counter(), 0.0, 0
+        index: dict[str, int] = {}
+        names: list[str] = []
+        while books.done < len(self.trace):
+            cpu += self._admit()
+            if not books.live:
+                self.now = self.trace[books.came].arrival
+                continue
+            before = time.thread_time()
+            out = scheduler.schedule()
+            cpu += time.thread_time() - before
+            scheduled = out.num_scheduled_tokens
+            prefill, decodes = books.scheduled(out, self.now)
+            context = sum([request.num_computed_tokens for request in scheduler.running])
+            seconds = cost.seconds(decodes, prefill, context)
+            stalled = 0 if scheduled else stalled + 1
+            if stalled:
+                self._stall(stalled)
+            tokens, ending = books.tokens(scheduled)
+            books.measure(self.now, seconds, self.steps, decodes)
+            if list(scheduled) != names:
+                names = list(scheduled)
+                index = {name: place for place, name in enumerate(names)}
+            self.now += seconds
+            self.steps += bool(scheduled)
+            before = time.thread_time()
+            scheduler.update_from_output(out, ModelRunnerOutput(names, index, tokens))
+            for name in ending:
+                if name in scheduler.requests:  # nothing the scheduler could see has ended it
+                    reason = self.trace[books.place[name]].finish_reason
+                    scheduler.finish_requests(name, cut_off[reason])
+            cpu += time.thread_time() - before
+            books.finished(ending, self.now)
+            if ending and self._progress is not None:
+                self._progress(books.done)
+        return books.result(self.steps, cpu, time.perf_counter() - started)
+
+    def _admit(self) -> float:
+        """Hand over what has arrived by now; CPU seconds it took the scheduler."""
+        books, trace, cpu = self._books, self.trace, 0.0
+        while books.came < len(trace):
+            request = trace[books.came]
+            if self._concurrency is None:
+                arrival = request.arrival
+                if arrival > self.now:
+                    break
+            else:
+                arrival = self.now
+                if books.live >= self._concurrency:
+                    break
+            made = self._make(request, arrival)
+            books.arrived(request, made, arrival)
+            before = time.thread_time()
+            self.scheduler.add_request(made)
+            cpu += time.thread_time() - before
+        return cpu
+
+    def _stall(self, stalled: int) -> None:
+        """Nothing was scheduled: time passes until the next arrival, but not for ever."""
+        books = self._books
+        if stalled > STALLED_STEPS:
+            raise LifetimeError(
+                f"the policy is stuck: {books.live} requests wait, nothing runs, and nothing has "
+                f"been scheduled for {stalled} steps"
+            )
+

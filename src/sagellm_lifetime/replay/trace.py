@@ -1,0 +1,186 @@
+"""A history as a list of requests to replay: when each comes, its prompt, and its hidden length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from sagellm_lifetime.core.errors import (
+    HistoryError,
+    HistoryHeaderError,
+    HistoryRowError,
+    RequestError,
+)
+from sagellm_lifetime.core.prequential import finish_reasons
+from sagellm_lifetime.replay.arrivals import arrivals
+
+HASH_TOKENS = 512
+"""Prompt tokens behind one id of ``prefix_hashes``, as in the Mooncake trace; the last is partial."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One request of a trace.
+
+    Attributes:
+        id: unique within the trace; what the scheduler sees.
+        arrival: seconds from the start of the replay.
+        prompt_length: prompt tokens, 1 or more.
+        output_length: tokens it will generate, 1 or more; hidden from the scheduler.
+        max_length: the user's cap on generated tokens, ``None`` where unset.
+        finish_reason: how it ends; ``abort``, ``error`` and a ``length`` without a cap are cut off
+            from outside after ``output_length`` tokens, as a client or a gateway would.
+        prefix_hashes: ids of the prompt's shared blocks as in the history.
+        blocks: the same ids numbered from 0 within the trace.
+        row: row of the history frame.
+        given: the prompt's token ids where the history has them.
+    """
+
+    id: str
+    arrival: float
+    prompt_length: int
+    output_length: int
+    max_length: int | None = None
+    model: str | None = None
+    client_id: str | None = None
+    session_id: str | None = None
+    turn: int | None = None
+    finish_reason: str = "stop"
+    prefix_hashes: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()
+    row: int = 0
+    given: tuple[int, ...] | None = None
+
+    @property
+    def filler(self) -> int:
+        """A token id nobody else has: generated tokens, and prompt tokens nobody shares."""
+        return -2 - self.row
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """Prompt tokens, made when asked for: a long-context trace holds 90 million of them.
+
+        Equal block ids give equal tokens, so the engine's prefix cache finds them; everything else
+        is this request's own token, so that it finds nothing by accident.
+        """
+        if self.given is not None:
+            return list(self.given)
+        n = self.prompt_length
+        if not self.blocks:
+            return [self.filler] * n
+        shared = [
+            token
+            for block in self.blocks[: -(-n // HASH_TOKENS)]
+            for token in range(block * HASH_TOKENS, (block + 1) * HASH_TOKENS)
+        ]
+        return shared[:n] + [self.filler] * (n - len(shared))
+
+    @property
+    def total(self) -> int:
+        """Tokens at the end, prompt included."""
+        return self.prompt_length + self.output_length
+
+
+def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
+    """The rows of a history, as :func:`~sagellm_lifetime.core.history.read_history` gives them.
+
+    Sorted by arrival, the first at 0 s. Where the history has no arrival times, or they restart
+    with every session, they are drawn: see :mod:`.arrivals`. Rows that generated nothing (aborted
+    while they waited) are left out: the scheduler never served them.
+
+    Raises:
+        HistoryError: there is nothing to replay, or no prompt length.
+    """
+    if frame.is_empty():
+        raise HistoryError("the trace is empty: give a history with at least one finished request")
+    if "prompt_length" not in frame.columns and "prompt_token_ids" not in frame.columns:
+        raise HistoryHeaderError("a replay needs the column 'prompt_length'")
+    frame = frame.with_row_index("_row").filter(pl.col("actual_length") > 0)
+    if frame.is_empty():
+        raise HistoryError("the trace is empty: no request generated a token")
+    given = _column(frame, "prompt_token_ids")
+    prompts = _prompts(frame, given)
+    hashes = [tuple(ids or ()) for ids in _column(frame, "prefix_hashes")]
+    numbered: dict[int, int] = {}
+    columns = {
+        name: _column(frame, name)
+        for name in ("max_length", "model", "client_id", "session_id", "turn")
+    }
+    reasons = finish_reasons(frame)
+    lengths = frame["actual_length"].to_list()
+    when = arrivals(frame, seed=seed)
+    requests = []
+    for i, row in enumerate(frame["_row"].to_list()):
+        tokens = given[i]
+        requests.append(
+            TraceRequest(
+                id=f"r{row}",
+                arrival=float(when[i]),
+                prompt_length=prompts[i],
+                output_length=lengths[i],
+                finish_reason=reasons[i],
+                prefix_hashes=hashes[i],
+                blocks=tuple(numbered.setdefault(one, len(numbered)) for one in hashes[i]),
+                row=row,
+                given=tuple(tokens) if tokens and len(tokens) == prompts[i] else None,
+                **{name: values[i] for name, values in columns.items()},
+            )
+        )
+    requests.sort(key=lambda request: (request.arrival, request.row))
+    return requests
+
+
+def at_rate(trace: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
+    """The same requests in the same rhythm, ``rate`` of them a second on average."""
+    if not rate > 0:
+        raise RequestError(f"the load must be above 0 requests a second, not {rate:g}")
+    span = trace[-1].arrival - trace[0].arrival
+    first = trace[0].arrival
+    if span <= 0:
+        return [replace(request, arrival=k / rate) for k, request in enumerate(trace)]
+    scale = (len(trace) - 1) / rate / span
+    return [replace(request, arrival=(request.arrival - first) * scale) for request in trace]
+
+
+def at_once(trace: Sequence[TraceRequest]) -> list[TraceRequest]:
+    """The same requests, all there from the start, in the same order."""
+    return [replace(request, arrival=0.0) for request in trace]
+
+
+def rate_of(trace: Sequence[TraceRequest]) -> float:
+    """Requests a second of a trace as it stands; infinite where all come at once."""
+    span = trace[-1].arrival - trace[0].arrival
+    return (len(trace) - 1) / span if span > 0 else float("inf")
+
+
+def sample(frame: pl.DataFrame, rows: int | None, *, seed: int = 0) -> pl.DataFrame:
+    """``rows`` neighbouring rows of a history in time order; the seed says where they begin.
+
+    Neighbours, not a random draw: bursts, sessions and shared prefixes stay as they were.
+    """
+    if rows is None or rows >= len(frame):
+        return frame
+    start = int(np.random.default_rng(seed).integers(len(frame) - rows + 1))
+    return frame[start : start + rows]
+
+
+def _column(frame: pl.DataFrame, name: str) -> list:  # type: ignore[type-arg]  # of any column
+    return frame[name].to_list() if name in frame.columns else [None] * len(frame)
+
+
+def _prompts(frame: pl.DataFrame, given: Sequence[Sequence[int] | None]) -> list[int]:
+    lengths = _column(frame, "prompt_length")
+    found = [
+        len(tokens) if length is None and tokens is not None else length
+        for length, tokens in zip(lengths, given, strict=True)
+    ]
+    missing = sum(length is None for length in found)
+    if missing:
+        raise HistoryRowError(
+            f"{missing} of {len(found)} requests have no prompt_length: a replay needs it in "
+            "every row"
+        )
+    return [max(int(length), 1) for length in found]
