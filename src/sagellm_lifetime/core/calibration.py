@@ -2,8 +2,8 @@
 
 Two maps for each band of ages, both learned from completions and both forgetting slowly:
 
-* a :mod:`link <sagellm_lifetime.core.link>` from the histogram of the probability integral
-  transform (Kuleshov et al. 2018), laid over the conditioned distribution;
+* a :mod:`link <sagellm_lifetime.core.link>` from where in the predicted hazard the outcomes ended
+  and how much of it they lived through, laid over the conditioned distribution;
 * a correction of the raw confidence ``P(|T - L| <= 10 % L)`` towards the observed hit rate.
 
 A band with little data borrows from all ages together, and those from the identity.
@@ -16,18 +16,31 @@ from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.core import link
-from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
+from sagellm_lifetime.core import hazard, link
+from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.grid import EDGES, MAX_LENGTH, bins_of
 
 AGE_EDGES: Final[np.ndarray] = np.array([1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
 BANDS: Final = len(AGE_EDGES) + 1
 _AGE_EDGE_LIST: Final = [int(a) for a in AGE_EDGES]
 _PRIOR: Final = 60.0
 """Pseudo-observations with which a band starts."""
+_TAIL_PRIOR: Final = 3.0
+"""Of these, how many end in a segment of the tail: those expected above the level 0.95."""
 _MEMORY: Final = 6000.0
 """Observations a band remembers: older ones fade, so that drift is followed."""
+_MOST: Final = 1e15
+"""More than can ever be counted."""
 _STEPS: Final = 10
-_MEDIAN_CUTS: Final = 1e-6
+_WIDTHS: Final = {
+    "counts": 1,
+    "pit": link.SEGMENTS,
+    "exposed": link.SEGMENTS,
+    "hits": _STEPS + 1,
+    "said": _STEPS + 1,
+    "seen": _STEPS + 1,
+}
+"""What is learned, and its width; the length is ``BANDS``."""
 
 
 def band_of(age: int) -> int:
@@ -57,7 +70,9 @@ class Calibration:
     """Links and confidence maps for every band; start as the identity."""
 
     def __init__(self) -> None:
-        self._pit = np.zeros((BANDS, link.LEVELS))
+        self._counts = np.zeros((BANDS, 1))
+        self._pit = np.zeros((BANDS, link.SEGMENTS))
+        self._exposed = np.zeros((BANDS, link.SEGMENTS))
         self._hits = np.zeros((BANDS, _STEPS + 1))
         self._said = np.zeros((BANDS, _STEPS + 1))
         self._seen = np.zeros((BANDS, _STEPS + 1))
@@ -98,30 +113,24 @@ class Calibration:
     def _learn_levels(
         self, predicted: LengthDistributionBatch, bands: np.ndarray, outcomes: Outcomes
     ) -> None:
-        remaining = outcomes.lengths - predicted.ages
-        open_ended = LengthDistributionBatch(
-            predicted.rows,
-            predicted.index,
-            predicted.ages,
-            np.full(len(predicted), UNCAPPED),
+        def at(totals: np.ndarray) -> np.ndarray:
+            lengths = np.maximum(totals, predicted.ages)
+            return hazard.cumulative_many(predicted.rows, predicted.index, lengths) - base
+
+        base = hazard.cumulative_many(predicted.rows, predicted.index, predicted.ages)
+        lengths, k = outcomes.lengths, bins_of(outcomes.lengths)
+        outside = lengths > MAX_LENGTH
+        bins = np.where(outside, lengths - 1, EDGES[k]), np.where(outside, lengths, EDGES[k + 1])
+        ended, exposed = link.lived(
+            (at(lengths - 1), at(lengths)), (at(bins[0]), at(bins[1])), outcomes.censored
         )
-        # A length is an integer: its level is the whole step of the distribution there.
-        low = 1.0 - open_ended.survival(remaining - 1)
-        high = 1.0 - open_ended.survival(remaining)
-        low = np.where(outcomes.censored, high, low)
-        high = np.where(outcomes.censored, 1.0, high)
-        low = np.minimum(low, high - _MEDIAN_CUTS)
-        edges = link.KNOTS
-        overlap = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
-        mass = np.maximum(overlap, 0.0)
-        # A censored outcome lies somewhere above: spread it as the outcomes seen so far are.
-        density = np.diff(self.curves, axis=1)[bands] * link.LEVELS
-        mass = np.where(outcomes.censored[:, None], mass * density, mass)
-        total = mass.sum(axis=1, keepdims=True)
-        mass = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
-        fresh = np.zeros_like(self._pit)
-        np.add.at(fresh, bands, mass)
-        self._pit = _faded(self._pit, fresh.sum(axis=1, keepdims=True)) + fresh
+        counts = np.bincount(bands, minlength=BANDS)[:, None]
+        keep = _kept(self._counts, counts)
+        self._counts = self._counts * keep + counts
+        self._pit = self._pit * keep
+        self._exposed = self._exposed * keep
+        np.add.at(self._pit, bands, ended)
+        np.add.at(self._exposed, bands, exposed)
 
     def _learn_confidence(
         self, predicted: LengthDistributionBatch, bands: np.ndarray, outcomes: Outcomes
@@ -142,23 +151,26 @@ class Calibration:
             np.add.at(fresh[0], (bands, knot), weight * hits)
             np.add.at(fresh[1], (bands, knot), weight * raw)
             np.add.at(fresh[2], (bands, knot), weight)
-        new = fresh[2].sum(axis=1, keepdims=True)
-        old = self._seen.sum(axis=1, keepdims=True)
-        keep = np.clip((_MEMORY - new) / np.maximum(old, 1e-9), 0.0, 1.0)
+        keep = _kept(self._seen.sum(axis=1, keepdims=True), fresh[2].sum(axis=1, keepdims=True))
         self._hits = self._hits * keep + fresh[0]
         self._said = self._said * keep + fresh[1]
         self._seen = self._seen * keep + fresh[2]
 
     def _refresh_curves(self) -> None:
-        uniform = np.full(link.LEVELS, 1.0 / link.LEVELS)
-        every = self._pit.sum(axis=0)
-        pooled = (every + _PRIOR * uniform) / (every.sum() + _PRIOR)
-        counts = self._pit.sum(axis=1, keepdims=True)
-        density = (self._pit + _PRIOR * pooled) / (counts + _PRIOR)
-        # The prior keeps every level above zero, so the links stay strictly increasing.
-        self.curves = np.zeros((BANDS, link.LEVELS + 1))
-        np.cumsum(density, axis=1, out=self.curves[:, 1:])
-        self.curves /= self.curves[:, -1:]
+        ended = self._pit.sum(axis=0) + _PRIOR * link.EXPECTED
+        exposed = self._exposed.sum(axis=0) + _PRIOR * link.EXPECTED
+        each = _PRIOR / (self._counts.sum() + _PRIOR)
+        pooled = ended / exposed
+        factors = (self._pit + each * ended) / (self._exposed + each * exposed)
+        # In the tail few are left to tell. There each segment leans on the one before, so that a
+        # tail seen to be longer is taken to go on so; a shorter one is believed where it is seen.
+        before = 1.0
+        for k in range(link.TAIL, link.SEGMENTS):
+            pooled[k] = _shrunk(self._pit[:, k].sum(), self._exposed[:, k].sum(), before)
+            factors[:, k] = _shrunk(self._pit[:, k], self._exposed[:, k], pooled[k])
+            before = min(pooled[k], 1.0)
+        # The prior keeps every factor above zero, so the links stay strictly increasing.
+        self.curves = link.from_factors(factors)
 
     def _refresh(self) -> None:
         self._refresh_curves()
@@ -170,25 +182,25 @@ class Calibration:
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, as arrays."""
-        return {"pit": self._pit, "hits": self._hits, "said": self._said, "seen": self._seen}
+        return {name: getattr(self, f"_{name}") for name in _WIDTHS}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Replace what was learned with a :meth:`state`."""
-        self._pit = np.array(state["pit"], dtype=np.float64)
-        self._hits = np.array(state["hits"], dtype=np.float64)
-        self._said = np.array(state["said"], dtype=np.float64)
-        self._seen = np.array(state["seen"], dtype=np.float64)
-        for learned, width in (
-            (self._pit, link.LEVELS),
-            (self._hits, _STEPS + 1),
-            (self._said, _STEPS + 1),
-            (self._seen, _STEPS + 1),
-        ):
-            if learned.shape != (BANDS, width) or not np.isfinite(learned).all():
+        for name, width in _WIDTHS.items():
+            learned = np.array(state[name], dtype=np.float64)
+            if learned.shape != (BANDS, width):
                 raise ValueError(f"calibration of shape {learned.shape}, not {(BANDS, width)}")
+            if not ((learned >= 0.0) & (learned <= _MOST)).all():
+                raise ValueError(f"calibration with {name!r} that cannot be counts")
+            setattr(self, f"_{name}", learned)
         self._refresh()
 
 
-def _faded(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    count = old.sum(axis=1, keepdims=True)
-    return old * np.clip((_MEMORY - new) / np.maximum(count, 1e-9), 0.0, 1.0)
+def _shrunk(ended: np.ndarray, exposed: np.ndarray, towards: float) -> np.ndarray:
+    """Factors of a segment in the tail, as if ``_TAIL_PRIOR`` outcomes had ended there before."""
+    return (ended + _TAIL_PRIOR) / (exposed + _TAIL_PRIOR / towards)
+
+
+def _kept(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Share of what was learned from ``old`` outcomes that is kept beside ``new`` ones."""
+    return np.clip((_MEMORY - new) / np.maximum(old, 1e-9), 0.0, 1.0)
