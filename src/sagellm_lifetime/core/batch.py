@@ -58,6 +58,20 @@ class LengthDistributionBatch:
         n = np.broadcast_to(np.asarray(n, dtype=np.float64), self.ages.shape)
         return self._survival(n, self._base())
 
+    def survival_at(self, times: np.ndarray) -> np.ndarray:
+        """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``times`` of shape ``(T,)``."""
+        count, width = len(self), len(times)
+        every = np.repeat(np.arange(count), width)
+        flat = LengthDistributionBatch(
+            self.rows,
+            self.index[every],
+            self.ages[every],
+            self.caps[every],
+            self.curves,
+            None if self.bands is None else self.bands[every],
+        )
+        return flat.survival(np.tile(times, count)).reshape(count, width)
+
     def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)
         step = hazard.cumulative_many(self.rows, self.index, total) - base

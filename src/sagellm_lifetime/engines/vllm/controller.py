@@ -1,0 +1,261 @@
+"""Between a scheduler and the policies: what is known of each sequence, and when to ask anew.
+
+Knows nothing of vLLM's classes beyond the attributes of a request, so that a step costs little:
+outlooks are asked for when a sequence arrives, and of all running ones every ``_REFRESH`` steps;
+in between, the peak of memory is kept up to date by adding and removing single sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.policies.eviction import VALUES, eviction_order
+from sagellm_lifetime.policies.forecast import Forecaster
+from sagellm_lifetime.policies.ordering import SERVICES, places
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.reservation import Peak
+from sagellm_lifetime.policies.state import Outlook, Sequences
+
+_REFRESH: Final = 32
+"""Steps between two looks at all running sequences."""
+_RETRY: Final = 8
+"""Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
+_LOOK: Final = 64
+"""Waiting sequences looked at in one step, at most."""
+_PACE: Final = 0.02
+"""Weight of the newest step in the moving average of its duration."""
+
+
+class _Known:
+    """One sequence: its request, its place in the line, and its share of the memory ahead."""
+
+    __slots__ = ("area", "confidence", "mean", "place", "request", "running", "survival", "variance")
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.place = np.inf
+        self.area = 0.0
+        self.running = False
+        self.survival = self.mean = self.variance = np.zeros(0)
+        self.confidence = 1.0
+
+
+class LifetimeController:
+    """Carries out a plan.
+
+    Args:
+        plan: what to do.
+        forecaster: whom to ask.
+        describe: a request of the engine as a :class:`PredictionRequest`.
+        total_blocks: in the pool.
+        block_size: tokens per block.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        forecaster: Forecaster,
+        *,
+        describe: Callable[[Any], PredictionRequest],
+        total_blocks: int,
+        block_size: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.plan = plan
+        self._forecaster = forecaster
+        self._describe = describe
+        self._total = total_blocks
+        self._block_size = block_size
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+        self._peak = Peak(total_blocks, block_size, plan.fit or 0.5)
+        self._unplaced: list[_Known] = []
+        self._backlog = 0.0
+        """Expected memory-time of all that wait, in token-steps."""
+        self._step = 0
+        self._refreshed = -_REFRESH
+        self._blocked_until = 0
+        self._last_step_at: float | None = None
+        self._seconds_per_step = 0.02
+
+    # -- what happens ------------------------------------------------------------------------
+
+    def arrived(self, request: Any) -> None:
+        """A request was queued."""
+        known = _Known(request)
+        self._known[request.request_id] = known
+        self._forecaster.arrived(self._describe(request))
+        self._unplaced.append(known)
+
+    def admitted(self, request_id: str) -> None:
+        """It runs (again)."""
+        known = self._known[request_id]
+        if not known.running:
+            known.running = True
+            self._backlog -= known.area
+            if self.plan.fit:
+                self._peak.add(known.mean, known.variance)
+
+    def preempted(self, request: Any) -> None:
+        """It lost its memory and waits again."""
+        known = self._known[request.request_id]
+        self._leave(known)
+        self._unplaced.append(known)
+
+    def finished(self, request: Any, reason: str) -> None:
+        """It is over."""
+        known = self._known.pop(request.request_id, None)
+        if known is None:
+            return
+        if known.running:
+            self._leave(known)
+        else:
+            self._backlog -= known.area
+        self._forecaster.finished(
+            request.request_id,
+            request.num_output_tokens,
+            max(self._clock() - request.arrival_time, 0.0),
+            reason,
+        )
+
+    def _leave(self, known: _Known) -> None:
+        known.running = False
+        known.area = 0.0
+        self._blocked_until = 0
+        if self.plan.fit:
+            self._peak.remove(known.mean, known.variance)
+
+    # -- what to do --------------------------------------------------------------------------
+
+    def tick(self, *, busy: bool) -> None:
+        """A step begins."""
+        self._step += 1
+        now = self._clock()
+        if busy and self._last_step_at is not None:
+            self._seconds_per_step += _PACE * (now - self._last_step_at - self._seconds_per_step)
+        self._last_step_at = now
+
+    def line_up(self, waiting: Any) -> None:
+        """Put the queue in order; it stays so until somebody joins it."""
+        if not self._unplaced:
+            return
+        new = [each for each in self._unplaced if each.request.request_id in self._known]
+        self._unplaced = []
+        if new:
+            self._place(new)
+        if self.plan.order != "fcfs":
+            known = self._known
+            order = sorted(
+                waiting,
+                key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
+            )
+            waiting.clear()
+            waiting.extend(order)
+
+    def _place(self, new: list[_Known]) -> None:
+        sequences, outlook = self._look(new)
+        self._blocked_until = 0
+        per_area = self._seconds_per_step / (self._total * self._block_size)
+        spots = places(
+            sequences,
+            outlook,
+            service=SERVICES[self.plan.order],
+            patience=self.plan.patience
+            * (per_area if self.plan.order == "area" else self._seconds_per_step),
+            backlog=self.plan.slack * self._backlog * per_area,
+            min_confidence=self.plan.min_confidence,
+        )
+        areas = outlook.area(sequences.tokens)
+        self._backlog += float(areas.sum())
+        for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
+            # A preempted sequence keeps its place: it has waited already.
+            each.place, each.area = min(each.place, place), area
+
+    def room(self, running: int, waiting: Any, used_blocks: int) -> int:
+        """How many of the queue, in its order, may be admitted now."""
+        if not self.plan.fit:
+            return len(waiting)
+        if self._step < self._blocked_until:
+            return 0
+        if self._step - self._refreshed >= _REFRESH:
+            self._refresh()
+        shared = self._shared(used_blocks)
+        mean, variance = np.zeros_like(self._peak.mean), np.zeros_like(self._peak.mean)
+        count = 0
+        for request in waiting:
+            known = self._known[request.request_id]
+            mean, variance = mean + known.mean, variance + known.variance
+            if count >= _LOOK or not self._peak.fits(mean, variance, shared):
+                break
+            count += 1
+        if count == 0 and running == 0:
+            return 1
+        if count == 0:
+            self._blocked_until = self._step + _RETRY
+        return count
+
+    def _shared(self, used_blocks: int) -> float:
+        """Blocks that several sequences hold together, counted once for each of them."""
+        return max(0.0, float(self._peak.mean[0]) - used_blocks)
+
+    def _refresh(self) -> None:
+        self._refreshed = self._step
+        self._peak.mean[:] = 0.0
+        self._peak.variance[:] = 0.0
+        running = [each for each in self._known.values() if each.running]
+        if running:
+            self._look(running)
+            self._peak.mean += np.sum([each.mean for each in running], axis=0)
+            self._peak.variance += np.sum([each.variance for each in running], axis=0)
+
+    def _look(self, known: Sequence[_Known]) -> tuple[Sequences, Outlook]:
+        """Ask about sequences at their present ages, and keep the answers."""
+        sequences = self._sequences(known)
+        ids = [each.request.request_id for each in known]
+        outlook = self._forecaster.outlook(ids, sequences.generated)
+        mean, variance = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
+        for i, each in enumerate(known):
+            each.survival, each.confidence = outlook.survival[i], float(outlook.confidence[i])
+            each.mean, each.variance = mean[i], variance[i]
+        return sequences, outlook
+
+    def victims_last(self, running: list[Any]) -> list[Any]:
+        """The running sequences so that the engine, which preempts from the end, takes the right
+        one. Those still in prefill stay behind: before the others they would take their turns."""
+        known = [self._known[request.request_id] for request in running]
+        outlook = Outlook(
+            np.stack([each.survival for each in known]),
+            np.array([each.confidence for each in known]),
+        )
+        plan = self.plan
+        order = eviction_order(
+            self._sequences(known),
+            outlook,
+            value=VALUES[plan.evict],
+            near_completion=plan.near_completion,
+            max_preemptions=plan.max_preemptions,
+            min_confidence=plan.min_confidence,
+        )
+        ordered = [running[i] for i in order[::-1]]
+        return [r for r in ordered if not r.is_prefill_chunk] + [
+            r for r in ordered if r.is_prefill_chunk
+        ]
+
+    def _sequences(self, known: Sequence[_Known]) -> Sequences:
+        requests = [each.request for each in known]
+        tokens = np.array([r.num_tokens for r in requests])
+        zeros = np.zeros(len(requests), dtype=bool)
+        return Sequences(
+            tokens=tokens,
+            generated=np.array([r.num_output_tokens for r in requests]),
+            recompute=tokens,
+            arrival=np.array([r.arrival_time for r in requests]),
+            urgency=np.array([r.priority for r in requests]),
+            preemptions=np.array([r.num_preemptions for r in requests]),
+            pinned=zeros,
+        )

@@ -1,0 +1,84 @@
+"""vLLM's scheduler, asked to look ahead: one mixin for ``Scheduler`` and ``AsyncScheduler``.
+
+Nothing of vLLM's code is copied. Before each step the queue is put in order, the number of
+sequences that may run is limited to those whose predicted peak fits, and, when memory is short, the
+running ones are ordered so that vLLM, which preempts the last, preempts the right one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.engines.vllm.controller import LifetimeController
+
+_REASONS = {
+    RequestStatus.FINISHED_STOPPED: "stop",
+    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
+    RequestStatus.FINISHED_ABORTED: "abort",
+}
+
+
+class LifetimeMixin:
+    """Goes before a scheduler class of vLLM; without a controller it changes nothing."""
+
+    lifetime: LifetimeController | None = None
+
+    def schedule(self, *args: Any, **options: Any) -> Any:
+        """One step."""
+        lifetime = self.lifetime
+        if lifetime is None:
+            return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
+        lifetime.tick(busy=bool(self.running))
+        limit = self.max_num_active_reqs
+        if self.waiting:
+            lifetime.line_up(self.waiting)
+            room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
+            self.max_num_active_reqs = min(limit, len(self.running) + room)
+        if lifetime.plan.evict and self._is_tight():
+            self.running = lifetime.victims_last(self.running)
+        try:
+            output = super().schedule(*args, **options)  # type: ignore[misc]  # mixin
+        finally:
+            self.max_num_active_reqs = limit
+        for new in output.scheduled_new_reqs:
+            lifetime.admitted(new.req_id)
+        for request_id in output.scheduled_cached_reqs.resumed_req_ids:
+            lifetime.admitted(request_id)
+        return output
+
+    def add_request(self, request: Any) -> None:
+        """Queue a request."""
+        super().add_request(request)  # type: ignore[misc]  # mixin
+        if self.lifetime is not None and request.request_id in self.requests:
+            self.lifetime.arrived(request)
+
+    def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
+        super()._preempt_request(request, *args, **options)  # type: ignore[misc]  # mixin
+        if self.lifetime is not None:
+            self.lifetime.preempted(request)
+
+    def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:
+        if self.lifetime is not None:
+            self.lifetime.finished(request, _REASONS.get(request.status, "error"))
+        return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
+
+    def _used_blocks(self) -> int:
+        pool = self.kv_cache_manager.block_pool
+        return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+
+    def _is_tight(self) -> bool:
+        """Whether this step may run out of blocks."""
+        coming = sum(
+            min(r.num_tokens - r.num_computed_tokens, self.max_num_scheduled_tokens)
+            for r in self._inflight_prefills
+        )
+        need = len(self.running) + coming // self.block_size
+        return self.kv_cache_manager.block_pool.get_num_free_blocks() < need
+
+
+class LifetimeScheduler(LifetimeMixin, Scheduler):
+    """For engines without asynchronous scheduling."""

@@ -1,0 +1,1 @@
+"""Decisions: pure functions of sequences, predictions, memory and the clock."""

@@ -1,0 +1,151 @@
+"""Who says how long sequences live: a predictor, the truth, or one number for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
+from sagellm_lifetime.policies.state import Outlook
+from sagellm_lifetime.predictors.base import Predictor
+
+
+class Forecaster(Protocol):
+    """What a scheduler asks about its sequences and tells of them."""
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """A sequence has come."""
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """What is expected of sequences that have arrived, at their ages."""
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """A sequence has ended."""
+
+
+class PredictedLengths:
+    """A predictor of this package, which learns from what it is told.
+
+    Args:
+        predictor: any predictor.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """Ask for the first time."""
+        self.predictor.predict(request)
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """Calibrated distributions, conditioned on the ages."""
+        batch = self.predictor.distributions(ids, ages)
+        return Outlook.of(batch, self._confidence(batch))
+
+    def _confidence(self, batch: LengthDistributionBatch) -> np.ndarray:
+        return batch.within(batch.median())
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Learn from it."""
+        self.predictor.update(sequence_id, length, seconds, finish_reason=reason)
+
+
+class KnownLengths:
+    """The oracle: final lengths are known from the start.
+
+    Args:
+        lengths: total generated tokens of every sequence.
+    """
+
+    def __init__(self, lengths: Mapping[SequenceId, int]) -> None:
+        self._lengths = lengths
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """Nothing to learn."""
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """The truth."""
+        return Outlook.exact(np.array([self._lengths[each] for each in ids]) - ages)
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Nothing to learn."""
+
+
+class MaxTokens:
+    """Conservative: every sequence runs into its cap.
+
+    Args:
+        default: cap of those that have none.
+    """
+
+    def __init__(self, default: int) -> None:
+        self._default = default
+        self._caps: dict[SequenceId, int] = {}
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """Remember its cap."""
+        self._caps[request.sequence_id] = request.max_length or self._default
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """Up to the cap."""
+        return Outlook.exact(np.array([self._caps[each] for each in ids]) - ages)
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Forget it."""
+        self._caps.pop(sequence_id, None)
+
+
+class GlobalAverage:
+    """One moving average for all, as LightLLM keeps (Gong et al. 2025).
+
+    Args:
+        mean: to start from, tokens.
+        memory: completions after which an old one has faded to 1/e.
+    """
+
+    def __init__(self, mean: float = 256.0, memory: float = 200.0) -> None:
+        self.mean = mean
+        self._share = 1.0 / memory
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """Nothing to remember."""
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """What is left of the average; the old ones are about to end, forever."""
+        return Outlook.exact(np.maximum(self.mean - ages, 1.0))
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Move the average."""
+        self.mean += self._share * (length - self.mean)
+
+
+class GlobalRatio(MaxTokens):
+    """One share of ``max_tokens`` for all, as SGLang's ``new_token_ratio``.
+
+    It falls by a little with every step towards its floor, and jumps when a sequence had to be
+    preempted; here it follows the share that finished sequences used.
+
+    Args:
+        default: cap of those that have none.
+        ratio: to start from.
+        memory: completions after which an old one has faded to 1/e.
+    """
+
+    def __init__(self, default: int, ratio: float = 0.7, memory: float = 200.0) -> None:
+        super().__init__(default)
+        self.ratio = ratio
+        self._share = 1.0 / memory
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """The ratio of what is left to the cap."""
+        caps = np.array([self._caps[each] for each in ids])
+        return Outlook.exact(np.maximum(self.ratio * (caps - ages), 1.0))
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Move the ratio."""
+        cap = self._caps.pop(sequence_id, None)
+        if cap:
+            self.ratio += self._share * (length / cap - self.ratio)

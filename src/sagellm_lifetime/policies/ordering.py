@@ -1,0 +1,91 @@
+"""Ordering: whom to admit next. Shortest first, and nobody later than in the order of arrival.
+
+Each waiting sequence has a place on one line, settled when it arrives; the lowest goes first:
+
+    place = arrival + min(patience * service, slack * backlog)
+
+``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
+for all that waits already: when the sequence would start if all came first, went first. A sequence
+is overtaken only by those that arrive before its place, so nobody waits much longer than in the
+order of arrival, whatever else arrives; the short go first as long as that holds. With patience 0
+it is first come, first served; with patience and slack without bound, shortest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.policies.state import Outlook, Sequences
+
+Service = Callable[[Sequences, Outlook], np.ndarray]
+"""Expected service of each sequence in token-steps, shape ``(N,)``."""
+
+
+def by_length(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """Tokens still to be generated: shortest expected remaining first."""
+    return outlook.expected()
+
+
+def by_area(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """Memory-time: a long prompt holds as much memory as a long answer."""
+    return outlook.area(sequences.tokens)
+
+
+def by_gittins(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """Inverse of the Gittins index: optimal mean latency where only distributions are known."""
+    return 1.0 / np.maximum(outlook.gittins(), 1e-9)
+
+
+def by_nothing(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """First come, first served."""
+    return np.zeros(len(sequences))
+
+
+def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """For offline batches: what takes longest starts first (Graham 1969, LPT)."""
+    return -outlook.expected()
+
+
+SERVICES: Final[dict[str, Service]] = {
+    "fcfs": by_nothing,
+    "length": by_length,
+    "area": by_area,
+    "gittins": by_gittins,
+    "longest": longest_first,
+}
+
+
+def places(
+    sequences: Sequences,
+    outlook: Outlook,
+    *,
+    service: Service,
+    patience: float,
+    backlog: float = np.inf,
+    min_confidence: float = 0.0,
+) -> np.ndarray:
+    """Place of every waiting sequence in the line, shape ``(N,)``; the lowest goes first.
+
+    Args:
+        sequences: waiting.
+        outlook: of their remaining lengths.
+        service: how long a sequence is expected to occupy the engine.
+        patience: seconds of waiting per unit of service.
+        backlog: seconds after its arrival at which nobody who comes later goes before it.
+        min_confidence: below it the prediction is not believed: the sequence keeps the place of an
+            average one, so that among such sequences the engine's own rule (arrival) decides.
+    """
+    expected = service(sequences, outlook)
+    doubtful = outlook.confidence < min_confidence
+    if doubtful.any():
+        known = expected[~doubtful]
+        expected = np.where(doubtful, known.mean() if len(known) else 0.0, expected)
+    return sequences.arrival + np.minimum(patience * expected, backlog)
+
+
+def in_line(sequences: Sequences, places: np.ndarray) -> np.ndarray:
+    """Indices in the order of admission: by urgency, then place, then arrival."""
+    return np.lexsort((sequences.arrival, places, sequences.urgency))

@@ -1,0 +1,43 @@
+"""A plan: one choice for each kind of decision, under a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sagellm_lifetime.policies.eviction import VALUES
+from sagellm_lifetime.policies.ordering import SERVICES
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a scheduler does with the predictions.
+
+    Attributes:
+        order: a key of ``ordering.SERVICES``.
+        patience: seconds a sequence may be overtaken for, per second of its expected service.
+        slack: a sequence is overtaken by none that comes later than ``slack`` times the wait that it
+            would have in the order of arrival.
+        evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
+        fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
+            engine does.
+        near_completion: tokens from its end at which a sequence is no longer preempted.
+        max_preemptions: of one sequence, before it is spared.
+        min_confidence: below it the engine's own rule decides.
+    """
+
+    order: str = "area"
+    patience: float = 100.0
+    slack: float = 1.0
+    evict: str = "cost-aware"
+    fit: float = 0.95
+    near_completion: int = 32
+    max_preemptions: int = 3
+    min_confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.order not in SERVICES:
+            raise ValueError(f"order must be one of {', '.join(SERVICES)}, got {self.order!r}")
+        if self.evict and self.evict not in VALUES:
+            raise ValueError(f"evict must be one of {', '.join(VALUES)}, got {self.evict!r}")
+        if not 0.0 <= self.fit < 1.0:
+            raise ValueError(f"fit must be a probability below 1, got {self.fit}")
