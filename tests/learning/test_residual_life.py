@@ -7,9 +7,12 @@ from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.learning.residual_life import ResidualLife, _corrected, prior_hazards
+from sagellm_lifetime.learning import residual_life
+from sagellm_lifetime.learning.residual_life import ResidualLife, prior_hazards
+from sagellm_lifetime.learning.shrinkage import INSIDE, alive_of
 
 NOBODY = RequestFeatures()
+ROOT = 0
 
 
 def survival(tables: ResidualLife, n: float, features=NOBODY, session=0) -> float:
@@ -31,8 +34,8 @@ def test_counts_are_those_of_kaplan_and_meier():
     # Lengths 3, 5, 5+, 8, 8, 12+: at risk 6, 5, then 3 once the one seen alive at 5 has left.
     tables = ResidualLife()
     learn(tables, [3, 5, 5, 8, 8, 12], np.array([0, 0, 1, 0, 0, 1]))
-    node = tables._index[(0, 0)]
-    ended, alive = tables._counts(node)
+    node = tables._nodes[ROOT]
+    ended, alive = node.ended[INSIDE], alive_of(node.ended, node.left)
     found = {n: (float(ended[n - 1]), float(alive[n - 1])) for n in (3, 5, 8)}
     assert found == {3: (1.0, 6.0), 5: (1.0, 5.0), 8: (2.0, 3.0)}
     estimate = np.cumprod(1 - ended / np.maximum(alive, 1))
@@ -40,19 +43,6 @@ def test_counts_are_those_of_kaplan_and_meier():
     assert estimate[4] == pytest.approx(5 / 6 * 4 / 5)
     assert estimate[7] == pytest.approx(5 / 6 * 4 / 5 * 1 / 3)
     assert estimate[-1] == pytest.approx(2 / 9)
-
-
-def test_no_shrinkage_is_the_raw_estimate_and_infinite_is_the_parent():
-    rng = np.random.default_rng(0)
-    parent = prior_hazards()
-    ended = rng.integers(0, 5, BINS).astype(float)
-    alive = np.cumsum(ended[::-1])[::-1]
-    raw = _corrected(parent, ended, alive, np.inf, 1e-9)
-    assert np.allclose(raw[alive > 0], (ended / np.maximum(alive, 1))[alive > 0], atol=1e-6)
-    assert np.allclose(_corrected(parent, ended, alive, np.inf, np.inf), parent)
-    for k1, k2 in ((4.0, 3.0), (30.0, np.inf), (np.inf, 20.0)):
-        found = _corrected(parent, ended, alive, k1, k2)
-        assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_many_completions_recover_the_distribution():
@@ -137,7 +127,9 @@ def test_asking_changes_nothing():
         assert np.array_equal(value, before[key]), key
 
 
-def test_state_round_trip_then_learning():
+def test_state_round_trip_then_learning(monkeypatch):
+    # Past the warm-up, so that the sample goes on where it was.
+    monkeypatch.setattr(residual_life, "_ALWAYS", 50)
     rng = np.random.default_rng(7)
     tables = ResidualLife(max_nodes=64)
     stream = [
@@ -163,14 +155,86 @@ def test_state_round_trip_then_learning():
         assert np.array_equal(value, twin.state()[key]), key
 
 
+def random_stream(n: int, seed: int):
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        client, prompt = int(rng.integers(1, 6)), int(rng.integers(1, 99))
+        features = RequestFeatures(client_key=client, prompt_length=prompt)
+        yield features, int(rng.lognormal(4.0 + 0.3 * client, 0.5)) + 1, bool(rng.random() < 0.2)
+
+
+def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(monkeypatch):
+    monkeypatch.setattr(residual_life, "_ALWAYS", 100)
+    tables, scored = ResidualLife(), []
+    for features, length, cut in random_stream(900, 10):
+        before = tables._losses.copy()
+        tables.learn(features, 0, length, censored=cut)
+        scored.append(not np.array_equal(before, tables._losses))
+    assert not scored[0], "nothing was known that could have been right"
+    assert all(scored[1:101])
+    later = np.flatnonzero(scored[101:])
+    assert len(later) == pytest.approx(100, abs=5)
+    gaps = np.diff(later)
+    assert gaps.max() <= 13, "evenly spread"
+    assert len(set(gaps.tolist())) > 1, "in step with nothing"
+    assert (tables._losses[[0, 2, 4, 5]] > 0).all(), "every level has its turn"
+
+
+def test_weights_chosen_on_a_sample_are_those_chosen_on_all(monkeypatch):
+    # Clients differ, prompt lengths say nothing: after the warm-up both still know.
+    choices = []
+    for sampled in (residual_life._SAMPLED, 1 << 32):
+        monkeypatch.setattr(residual_life, "_ALWAYS", 200)
+        monkeypatch.setattr(residual_life, "_SAMPLED", sampled)
+        tables = ResidualLife()
+        for features, length, _ in random_stream(6000, 11):
+            tables.learn(features, 0, length, censored=False)
+        choices.append(tables)
+    for client in range(1, 6):
+        features = RequestFeatures(client_key=client, prompt_length=50)
+        a, b = (median(tables, features) for tables in choices)
+        assert a == pytest.approx(b, rel=0.1)
+        assert a == pytest.approx(np.exp(4.0 + 0.3 * client), rel=0.15)
+
+
+def test_a_completion_is_seen_at_once():
+    tables = ResidualLife()
+    for i, (features, length, cut) in enumerate(random_stream(40, 12)):
+        before = tables.hazards(features, i % 3)
+        tables.learn(features, i % 3, length, censored=cut)
+        assert not np.array_equal(before, tables.hazards(features, i % 3))
+
+
+def test_a_completion_of_a_session_is_spread_but_stays_one():
+    for length in (0, 1, 5, 300, 131_072, 10**7):
+        tables = ResidualLife()
+        tables.learn(NOBODY, 7, length, censored=False)
+        spread = tables._nodes[next(key for key in tables._nodes if key != ROOT)].ended
+        assert spread.sum() == pytest.approx(1.0)
+        assert spread[INSIDE].sum() == pytest.approx(1.0), "nothing falls off the grid"
+        assert (spread >= 0).all()
+        assert 9 <= np.count_nonzero(spread) <= 17
+
+
+def test_a_damaged_state_is_refused():
+    tables = ResidualLife()
+    learn(tables, [5, 50, 500])
+    for part, damaged in (
+        ("keys", np.arange(3)),
+        ("choice", np.full(7, 99)),
+        ("losses", np.ones(4)),
+    ):
+        with pytest.raises(ValueError, match=r"argument|weights|scores"):
+            ResidualLife().restore(tables.state() | {part: damaged})
+
+
 def test_nodes_are_bounded():
     tables = ResidualLife(max_nodes=100)
     features = [RequestFeatures(client_key=i + 1, prompt_length=i) for i in range(500)]
     for each in features:
         tables.learn(each, 0, 50, censored=False)
-    assert len(tables._index) == 100
-    node = tables._index[(0, 0)]
-    assert tables._counts(node)[0].sum() == 500, "the root is used by all and stays"
+    assert len(tables._nodes) == 100
+    assert tables._nodes[ROOT].ended.sum() == 500, "the root is used by all and stays"
 
 
 def test_counting_in_bulk_is_counting_one_by_one():

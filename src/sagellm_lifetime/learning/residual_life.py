@@ -2,25 +2,19 @@
 
 A tree of nodes (all requests → model → client → max_length → prompt length → finer prompt length),
 and the session across it, count per bin of the length grid how many sequences ended there and how
-many were last seen alive there. A node corrects the hazard ``p`` of the node above it twice, each
-time by as much as its counts can carry:
+many were last seen alive there. A node corrects the hazards of the node above it, shrunk by
+``(k1, k2)`` sequences; see :mod:`~sagellm_lifetime.learning.shrinkage`.
 
-1. a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow & Day
-   1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
-       ratio = (sum ended + k1) / (sum alive * p + k1),   q = 1 - (1 - p) ** ratio
-2. its own actuarial estimate (Kaplan & Meier 1958), shrunk towards ``q`` by ``k2`` sequences,
-       h = (ended + k2 * q) / (alive + k2)
-   the posterior mean under a beta prior.
-
-The ratio carries what is thin (the tail, a new client), the estimate what is plentiful (the habits
-of a busy client). How much to trust a level differs from trace to trace, so each level chooses its
-``(k1, k2)`` online, infinity (leave it out) included, by the likelihood of the completions it was
-about to see (prequential, Dawid 1984).
+How much to trust a level differs from trace to trace, so each level chooses its ``(k1, k2)``
+online, infinity (leave it out) included, by the likelihood of the completions it was about to see
+(prequential, Dawid 1984): of every one at first, of a sample of one in eight later.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
 from math import log2
 from typing import Final
 
@@ -29,32 +23,49 @@ import numpy as np
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.learning.shrinkage import (
+    INSIDE,
+    OPTIONS,
+    PADDED,
+    Hazards,
+    corrected,
+    losses,
+    padded,
+)
 
 LEVELS: Final = ("all", "model", "client", "cap", "prompt", "fine", "session")
-_RATIO: Final = np.array([4.0, 30.0, np.inf])
-_OWN: Final = np.array([3.0, 20.0, 100.0, np.inf])
-_K1, _K2 = (grid.ravel() for grid in np.meshgrid(_RATIO, _OWN, indexing="ij"))
 _START: Final = (1, 7, 7, 7, 7, 7, 1)
-"""Index into ``(_K1, _K2)`` with which each level starts. The root has all the data and nothing but
+"""Index into ``OPTIONS`` with which each level starts. The root has all the data and nothing but
 the prior above it, so it trusts itself: (4, 20), and so does a session; the others start cautious:
 (30, infinity)."""
-_WINDOW: Final = 8
-"""Bins on either side over which the ratio is taken: two thirds of an octave."""
 _SPREAD: Final = 8
 """Bins (two thirds of an octave) over which one completion of a session is smoothed: a session has
 few completions, and the next one is near them, not equal to them."""
 _SESSION: Final = len(LEVELS) - 1
-_CERTAIN: Final = 1.0 - 1e-6
+_ALWAYS: Final = 2000
+"""Completions of which every one is scored to choose the weights; then a sample, for its cost."""
+_SAMPLED: Final = (1 << 32) // 8
+_GOLDEN: Final = 2_654_435_769
+"""``2**32`` over the golden ratio: its multiples are spread evenly and follow no period, so the
+sample of the counts below ``_SAMPLED`` cannot fall in step with clients that take turns."""
 _FORGET: Final = 1.0 - 1.0 / 2000.0
 _REFRESH: Final = 16
 """A node's hazards are computed anew when its counts have grown by one part in so many."""
+_FIRST: Final[int] = INSIDE.start
 _FINE: Final = 16.0
 """Finer prompt lengths per octave: 4 %."""
-_MASK: Final = (1 << 62) - 1
-_KERNEL: Final = (1.0 - np.abs(np.arange(-_SPREAD, _SPREAD + 1)) / (_SPREAD + 1)).astype(np.float32)
+_LEVEL_BITS: Final = 3
+_LEVEL: Final = (1 << _LEVEL_BITS) - 1
+_MASK: Final = (1 << 59) - 1
+_NEVER: Final = (-1, -1)
+_NOTHING: Final = Hazards(np.zeros(PADDED))
+"""Those of a node that was :data:`_NEVER` fresh; nobody reads them."""
 
-NodeKey = tuple[int, int]
-"""Level, and a hash of the path from the root."""
+NodeKey = int
+"""A hash of the path from the root, and the level in the lowest bits; 62 bits in all.
+
+Not a pair: thousands of small tuples would keep the garbage collector busy, inside ``update``.
+"""
 
 
 def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
@@ -66,65 +77,89 @@ def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
     return -np.expm1(-np.diff(log_logistic(median, log_sd).astype(np.float64)))
 
 
+def _smooth() -> np.ndarray:
+    """One completion in each bin, spread over the bins around it: ``(BINS, 2 * _SPREAD + 1)``."""
+    around = np.arange(-_SPREAD, _SPREAD + 1)
+    kernel = (1.0 - np.abs(around) / (_SPREAD + 1)).astype(np.float32)
+    place = np.arange(BINS)[:, None] + around
+    rows = np.where((place >= 0) & (place < BINS), kernel, np.float32(0.0))
+    return rows / rows.sum(axis=1, keepdims=True)
+
+
+_SMOOTH: Final = _smooth()
+
+
+class _Node:
+    """What is known of one group of requests.
+
+    Attributes:
+        ended: completions by bin of their length, float32, padded.
+        left: the same of sequences last seen alive, by bin of the next token; ``None`` for none.
+        counted: completions in both.
+        hazards: those that followed from the counts a while ago.
+        fresh_until: ``counted`` of this node, and ``count`` of all, up to which they still hold.
+    """
+
+    __slots__ = ("counted", "ended", "fresh_until", "hazards", "left")
+
+    def __init__(self) -> None:
+        self.ended = np.zeros(PADDED, dtype=np.float32)
+        self.left: np.ndarray | None = None
+        self.counted = 0
+        self.hazards = _NOTHING
+        self.fresh_until = _NEVER
+
+
 class ResidualLife:
     """The counts of all nodes, bounded; the least recently used node makes room.
 
     Args:
-        max_nodes: nodes kept at most, 2.7 kB each.
+        max_nodes: nodes kept at most, about 3 kB each.
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
-        self._index: OrderedDict[NodeKey, int] = OrderedDict()
-        self._ended = np.zeros((64, BINS), dtype=np.float32)
-        self._left = np.zeros((64, BINS), dtype=np.float32)
-        self._cached = np.zeros((64, BINS))
-        self._counted: list[int] = []
-        self._fresh_until: list[tuple[int, int]] = []
-        self._losses = np.zeros((len(LEVELS), len(_K1)))
+        self._nodes: OrderedDict[NodeKey, _Node] = OrderedDict()
+        self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
         self._choice = list(_START)
-        self._prior = prior_hazards()
+        self._scored = 0
+        self._prior = Hazards(padded(prior_hazards()))
         self.count = 0
 
     # -- predicting --------------------------------------------------------------------------
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Discrete hazards of the finest node known, shape ``(BINS,)``."""
-        hazards = self._prior
-        for key in node_keys(features, session):
-            node = self._index.get(key)
-            if node is not None:
-                hazards = self._hazards(key[0], node, hazards)
-        return hazards
+        return self._hazards(self._known(node_keys(features, session))).padded[INSIDE]
 
-    def _hazards(self, level: int, node: int, parent: np.ndarray) -> np.ndarray:
-        """A node's hazards, from the cache while its counts have hardly changed.
+    def _known(self, keys: Sequence[NodeKey]) -> list[tuple[int, _Node]]:
+        """Levels and nodes of those keys of a path that have one."""
+        nodes = self._nodes
+        return [(key & _LEVEL, nodes[key]) for key in keys if key in nodes]
+
+    def _hazards(self, known: Sequence[tuple[int, _Node]]) -> Hazards:
+        """Hazards of the last of these nodes, from the cache while its counts have hardly changed.
 
         The cache belongs to what is learned, so only a lesson fills it: were it filled here, later
         answers would depend on what was asked before.
         """
-        if self._is_fresh(level, node):
-            return self._cached[node]
-        k = self._choice[level]
-        ended, alive = self._counts(node)
-        return _corrected(parent, ended, alive, _K1[k], _K2[k])
+        hazards, stale = self._prior, 0
+        for i in range(len(known) - 1, -1, -1):
+            node = known[i][1]
+            if self._is_fresh(node):
+                hazards, stale = node.hazards, i + 1
+                break
+        for level, node in known[stale:]:
+            hazards = self._corrected(level, node, hazards)
+        return hazards
 
-    def _is_fresh(self, level: int, node: int) -> bool:
-        counted, total = self._fresh_until[node]
-        return level != _SESSION and self._counted[node] <= counted and self.count <= total
+    def _is_fresh(self, node: _Node) -> bool:
+        counted, total = node.fresh_until
+        return node.counted <= counted and self.count <= total
 
-    def _settle(self, level: int, node: int, parent: np.ndarray) -> np.ndarray:
-        """:meth:`_hazards`, kept in the cache."""
-        if level == _SESSION or self._is_fresh(level, node):
-            return self._cached[node]
-        self._cached[node] = self._hazards(level, node, parent)
-        counted = self._counted[node]
-        self._fresh_until[node] = (counted + counted // _REFRESH, 2 * self.count)
-        return self._cached[node]
-
-    def _counts(self, node: int) -> tuple[np.ndarray, np.ndarray]:
-        ended, left = self._ended[node], self._left[node]
-        return ended, np.cumsum((ended + left)[::-1])[::-1] - left
+    def _corrected(self, level: int, node: _Node, above: Hazards) -> Hazards:
+        k1, k2 = OPTIONS[self._choice[level]]
+        return corrected(above, node.ended, node.left, k1, k2)
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -135,51 +170,54 @@ class ResidualLife:
         if censored and length < 1:
             return
         keys = node_keys(features, session)
-        self._choose(keys, length, censored=censored)
+        if self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED:
+            self._choose(keys, length, censored=censored)
         self.count += 1
-        k = bin_of(length)
+        # Not counted as alive in the bin of the first token that nobody saw: exact where it
+        # matters, at caps, which are powers of two and so edges of the grid.
+        place = _FIRST + bin_of(length + 1 if censored else length)
         hazards = self._prior
         for key in keys:
             node = self._node(key)
-            self._counted[node] += 1
+            node.counted += 1
+            level = key & _LEVEL
             if censored:
-                # Not counted as alive in the bin of the first token that nobody saw: exact where
-                # it matters, at caps, which are powers of two and so edges of the grid.
-                self._left[node, bin_of(length + 1)] += 1.0
-            elif key[0] == _SESSION:
-                self._add_smoothed(node, k)
+                if node.left is None:
+                    node.left = np.zeros(PADDED, dtype=np.float32)
+                node.left[place] += 1.0
+            elif level == _SESSION:
+                near = node.ended[place - _SPREAD : place + _SPREAD + 1]
+                near += _SMOOTH[place - _FIRST]
             else:
-                self._ended[node, k] += 1.0
-            hazards = self._settle(key[0], node, hazards)
+                node.ended[place] += 1.0
+            if level != _SESSION:
+                if not self._is_fresh(node):
+                    self._settle(level, node, hazards)
+                hazards = node.hazards
 
-    def _add_smoothed(self, node: int, k: int) -> None:
-        low, high = max(0, k - _SPREAD), min(BINS, k + _SPREAD + 1)
-        kernel = _KERNEL[low - k + _SPREAD : high - k + _SPREAD]
-        self._ended[node, low:high] += kernel / kernel.sum()
+    def _settle(self, level: int, node: _Node, above: Hazards) -> None:
+        """Keep the hazards of a node until its counts have changed."""
+        node.hazards = self._corrected(level, node, above)
+        node.fresh_until = (node.counted + node.counted // _REFRESH, 2 * self.count)
 
-    def _choose(self, keys: list[NodeKey], length: int, *, censored: bool) -> None:
+    def _choose(self, keys: Sequence[NodeKey], length: int, *, censored: bool) -> None:
         """Score every ``(k1, k2)`` of one level, in turn, on a completion not yet counted."""
-        known = [(key[0], self._index[key]) for key in keys if key in self._index]
+        known = self._known(keys)
         if not known:
             return
         # Completions of one session are alike, and so are their prompts: what the levels above seem
         # to tell about the next turn they do not tell about the next session. So a session scores
         # its own level alone, and only requests without one score the others.
-        turn = self.count % len(known)
-        if keys[-1][0] == _SESSION:
+        turn = self._scored % len(known)
+        if keys[-1] & _LEVEL == _SESSION:
             turn = len(known) - 1
             if known[-1][0] != _SESSION:
                 return
-        parent = self._prior
-        for level, node in known[:turn]:
-            parent = self._hazards(level, node, parent)
+        self._scored += 1
         level, node = known[turn]
-        ended, alive = self._counts(node)
-        k = bin_of(length)
-        options = _corrected(parent, ended, alive, _K1[:, None], _K2[:, None])
-        survived = np.log1p(-np.minimum(options[:, :k], _CERTAIN)).sum(axis=1)
-        ends = 0.0 if censored else np.log(np.maximum(options[:, k], 1e-9))
-        self._losses[level] = self._losses[level] * _FORGET - (survived + ends)
+        above = self._hazards(known[:turn])
+        found = losses(above, node.ended, node.left, bin_of(length), censored=censored)
+        self._losses[level] = self._losses[level] * _FORGET + found
         self._choice[level] = int(self._losses[level].argmin())
 
     def learn_many(
@@ -200,117 +238,109 @@ class ResidualLife:
             coarser = None
             for key in node_keys(each, session):
                 node = self._node(key)
-                self._counted[node] += 1
-                self._ended[node, bins[i]] += 1.0
+                node.counted += 1
+                node.ended[_FIRST + bins[i]] += 1.0
                 above[key] = coarser
                 coarser = key
-        for key, coarser in sorted(above.items(), key=lambda item: item[0]):
+        for key, coarser in sorted(above.items(), key=lambda item: item[0] & _LEVEL):
             # Where there are more nodes than may be kept, some have gone by now.
-            if key in self._index:
-                node, parent = self._index[key], self._index.get(coarser or key, -1)
-                hazards = self._prior if coarser is None or parent < 0 else self._cached[parent]
-                self._fresh_until[node] = (-1, -1)
-                self._settle(key[0], node, hazards)
+            if key in self._nodes:
+                node = self._nodes[key]
+                parent = None if coarser is None else self._nodes.get(coarser)
+                self._settle(key & _LEVEL, node, self._prior if parent is None else parent.hazards)
 
-    def _node(self, key: NodeKey) -> int:
-        node = self._index.get(key)
+    def _node(self, key: NodeKey) -> _Node:
+        node = self._nodes.get(key)
         if node is not None:
-            self._index.move_to_end(key)
+            self._nodes.move_to_end(key)
             return node
-        if len(self._index) >= self._max_nodes:
-            _, node = self._index.popitem(last=False)
-            self._ended[node] = self._left[node] = 0.0
-            self._counted[node], self._fresh_until[node] = 0, (-1, -1)
-        else:
-            node = len(self._index)
-            if node >= len(self._ended):
-                self._ended = np.concatenate([self._ended, np.zeros_like(self._ended)])
-                self._left = np.concatenate([self._left, np.zeros_like(self._left)])
-                self._cached = np.concatenate([self._cached, np.zeros_like(self._cached)])
-            self._counted.append(0)
-            self._fresh_until.append((-1, -1))
-        self._index[key] = node
+        if len(self._nodes) >= self._max_nodes:
+            self._nodes.popitem(last=False)
+        node = self._nodes[key] = _Node()
         return node
 
     # -- state -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learned, as arrays."""
-        order = list(self._index.values())
+        nodes = list(self._nodes.values())
+        ended, left = (np.zeros((len(nodes), BINS), dtype=np.float32) for _ in range(2))
+        cached = np.zeros((len(nodes), BINS))
+        for i, node in enumerate(nodes):
+            ended[i] = node.ended[INSIDE]
+            if node.left is not None:
+                left[i] = node.left[INSIDE]
+            if node.fresh_until != _NEVER:
+                cached[i] = node.hazards.padded[INSIDE]
+        fresh = np.array([node.fresh_until for node in nodes], dtype=np.int64)
         return {
-            "keys": np.array(list(self._index), dtype=np.int64).reshape(-1, 2),
-            "ended": self._ended[order],
-            "left": self._left[order],
-            "cached": self._cached[order],
-            "counted": np.array([self._counted[node] for node in order], dtype=np.int64),
-            "fresh": np.array([self._fresh_until[node] for node in order], dtype=np.int64).reshape(
-                -1, 2
-            ),
+            "keys": np.array(list(self._nodes), dtype=np.int64),
+            "ended": ended,
+            "left": left,
+            "cached": cached,
+            "counted": np.array([node.counted for node in nodes], dtype=np.int64),
+            "fresh": fresh.reshape(-1, 2),
             "losses": self._losses,
             "choice": np.array(self._choice),
+            "scored": np.array([self._scored]),
             "count": np.array([self.count]),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Replace what was learned with a :meth:`state`."""
-        keys = [(int(level), int(path)) for level, path in state["keys"]]
-        grown = max(64, len(keys))
-        self._max_nodes = max(self._max_nodes, len(keys))
-        self._index = OrderedDict((key, i) for i, key in enumerate(keys))
-        self._ended, self._left = (np.zeros((grown, BINS), dtype=np.float32) for _ in range(2))
-        self._cached = np.zeros((grown, BINS))
-        self._ended[: len(keys)] = state["ended"]
-        self._left[: len(keys)] = state["left"]
-        self._cached[: len(keys)] = state["cached"]
-        self._counted = [int(n) for n in state["counted"]]
-        self._fresh_until = [(int(a), int(b)) for a, b in state["fresh"]]
+        self._nodes = OrderedDict()
+        parts = ("keys", "counted", "fresh", "ended", "left", "cached")
+        for key, counted, fresh, ended, left, cached in zip(
+            *(state[part] for part in parts), strict=True
+        ):
+            node = self._nodes[int(key)] = _Node()
+            node.counted = int(counted)
+            node.fresh_until = (int(fresh[0]), int(fresh[1]))
+            node.ended[INSIDE] = ended
+            if left.any():
+                node.left = padded(left)
+            if node.fresh_until != _NEVER:
+                node.hazards = Hazards(padded(cached))
+        self._max_nodes = max(self._max_nodes, len(self._nodes))
         self._losses = np.array(state["losses"], dtype=np.float64)
         self._choice = [int(k) for k in state["choice"]]
+        if self._losses.shape != (len(LEVELS), len(OPTIONS)) or len(self._choice) != len(LEVELS):
+            raise ValueError(f"scores of shape {self._losses.shape} for {len(LEVELS)} levels")
+        if not 0 <= min(self._choice) <= max(self._choice) < len(OPTIONS):
+            raise ValueError(f"there are {len(OPTIONS)} weights to choose from: {self._choice}")
+        self._scored = int(state["scored"][0])
         self.count = int(state["count"][0])
 
 
-def node_keys(features: RequestFeatures, session: int) -> list[NodeKey]:
+def node_keys(features: RequestFeatures, session: int) -> tuple[NodeKey, ...]:
     """Path of one request from the root, then its session; what is not said is left out."""
+    return _path(
+        features.model_key,
+        features.client_key,
+        features.max_length or 0,
+        features.prompt_length,
+        session,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _path(
+    model: int, client: int, cap: int, prompt: int | None, session: int
+) -> tuple[NodeKey, ...]:
+    """Asked for when a sequence arrives and again when it ends, hence the cache."""
     path = 0
-    keys = [(0, 0)]
-    values = [(1, features.model_key), (2, features.client_key)]
-    if features.max_length:
-        values.append((3, 1 + int(4.0 * log2(features.max_length))))
-    if features.prompt_length is not None:
-        octaves = log2(features.prompt_length + 1)
+    keys = [0]
+    values = [(1, model), (2, client)]
+    if cap:
+        values.append((3, 1 + int(4.0 * log2(cap))))
+    if prompt is not None:
+        octaves = log2(prompt + 1)
         values.append((4, 1 + int(2.0 * octaves)))
         values.append((5, 1 + int(_FINE * octaves)))
     for level, value in values:
         if value:
             path = (path * 1_000_003 + value * 8 + level) & _MASK
-            keys.append((level, path))
+            keys.append(path << _LEVEL_BITS | level)
     if session:
-        keys.append((_SESSION, session))
-    return keys
-
-
-def _corrected(
-    parent: np.ndarray,
-    ended: np.ndarray,
-    alive: np.ndarray,
-    k1: np.ndarray | float,
-    k2: np.ndarray | float,
-) -> np.ndarray:
-    """Hazards of a level from those of the level above; broadcasts over ``k1`` and ``k2``."""
-    weight1, weight2 = 1.0 / k1, 1.0 / k2
-    hazards = parent
-    if np.any(weight1):
-        ratio = (_windowed(ended) * weight1 + 1.0) / (_windowed(alive * parent) * weight1 + 1.0)
-        hazards = -np.expm1(np.log1p(-np.minimum(parent, _CERTAIN)) * ratio)
-    if np.any(weight2):
-        hazards = (ended * weight2 + hazards) / (alive * weight2 + 1.0)
-    return hazards
-
-
-def _windowed(counts: np.ndarray) -> np.ndarray:
-    """Sums over ``_WINDOW`` bins on either side along the last axis, shape of ``counts``."""
-    sums = np.zeros((*counts.shape[:-1], BINS + 2 * _WINDOW + 1))
-    inner = sums[..., _WINDOW + 1 : _WINDOW + 1 + BINS]
-    np.cumsum(counts, axis=-1, out=inner)
-    sums[..., _WINDOW + 1 + BINS :] = inner[..., -1:]
-    return sums[..., 2 * _WINDOW + 1 :] - sums[..., :BINS]
+        keys.append(session << _LEVEL_BITS | _SESSION)
+    return tuple(keys)

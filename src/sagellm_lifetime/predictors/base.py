@@ -280,7 +280,7 @@ class Predictor(LifetimePredictorProtocol):
             if item is None:
                 self._scores.unknown_updates += 1
                 return
-            cap = int(self._tracker.caps[item.slot])
+            cap = self._tracker.caps.item(item.slot)
             if censored:
                 self._scores.censored += 1
             else:

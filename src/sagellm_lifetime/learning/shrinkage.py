@@ -1,0 +1,157 @@
+"""One level of the residual-life tree: the hazards above it, corrected by its own counts.
+
+Given the hazard ``p`` of the level above and the counts of a node, twice corrected, each time by as
+much as the counts can carry:
+
+1. a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow & Day
+   1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
+       ratio = (sum ended + k1) / (sum alive * p + k1),   q = 1 - (1 - p) ** ratio
+2. its own actuarial estimate (Kaplan & Meier 1958), shrunk towards ``q`` by ``k2`` sequences,
+       h = (ended + k2 * q) / (alive + k2)
+   the posterior mean under a beta prior.
+
+This is the hot path of ``update``. A NumPy call on the 172 bins of the grid costs half a
+microsecond whatever it computes, so what counts is how many there are. Hence the padding: counts
+and hazards lie in arrays of :data:`PADDED` numbers, the bins at :data:`INSIDE` and zeros around
+them, so that running sums need no care at the ends.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.grid import BINS
+
+_RATIO: Final = (4.0, 30.0, inf)
+_OWN: Final = (3.0, 20.0, 100.0, inf)
+OPTIONS: Final = tuple((k1, k2) for k1 in _RATIO for k2 in _OWN)
+"""The ``(k1, k2)`` to choose from; infinity leaves a correction out."""
+_WINDOW: Final = 8
+"""Bins on either side over which the ratio is taken: two thirds of an octave."""
+_WIDTH: Final = 2 * _WINDOW + 1
+_FIRST: Final = _WINDOW + 2
+INSIDE: Final = slice(_FIRST, _FIRST + BINS)
+PADDED: Final = _FIRST + BINS + _WINDOW
+_INSIDE_NEXT: Final = slice(_FIRST - 1, _FIRST - 1 + BINS)
+"""The bins in arrays that begin at the second place."""
+_FROM: Final = slice(_WIDTH + 1, PADDED)
+_UNTIL: Final = slice(1, BINS + 1)
+"""Of running sums: to the last place of the window around each bin, and to the one before its
+first. Their difference is the sum over the window."""
+_FROM_NEXT: Final = slice(_WIDTH, PADDED - 1)
+_UNTIL_NEXT: Final = slice(0, BINS)
+"""The same of arrays that begin at the second place."""
+_CERTAIN: Final = 1.0 - 1e-6
+_K1: Final = np.array(_RATIO[:-1])[:, None]
+_WEIGHT2: Final = 1.0 / np.array(_OWN)[:, None]
+
+
+class Hazards:
+    """Discrete hazards of one node, never changed once made.
+
+    Attributes:
+        padded: the hazards inside zeros, shape ``(PADDED,)``.
+    """
+
+    __slots__ = ("_steps", "padded")
+
+    def __init__(self, padded: np.ndarray) -> None:
+        self.padded = padded
+        self._steps: np.ndarray | None = None
+
+    @property
+    def steps(self) -> np.ndarray:
+        """``log(1 - h)``, shape ``(BINS,)``; kept, as a node has many below it, or none."""
+        if self._steps is None:
+            self._steps = np.log1p(-np.minimum(self.padded[INSIDE], _CERTAIN))
+        return self._steps
+
+
+def padded(row: np.ndarray) -> np.ndarray:
+    """Values of the bins inside zeros, shape ``(..., PADDED)``, type of ``row``."""
+    wide = np.zeros((*row.shape[:-1], PADDED), dtype=row.dtype)
+    wide[..., INSIDE] = row
+    return wide
+
+
+def alive_of(ended: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+    """Sequences at risk in each bin, shape ``(BINS,)``.
+
+    Args:
+        ended: sequences that ended in each bin, padded.
+        left: sequences last seen alive before the end of each bin, padded; ``None`` for none.
+    """
+    return _alive(_running(ended), left)[_INSIDE_NEXT]
+
+
+def corrected(
+    above: Hazards, ended: np.ndarray, left: np.ndarray | None, k1: float, k2: float
+) -> Hazards:
+    """Hazards of a node from those of the node above it and its own counts (:func:`alive_of`)."""
+    if k1 == inf and k2 == inf:
+        return above
+    before = _running(ended)
+    alive = _alive(before, left)
+    wide = np.zeros(PADDED)
+    inside = wide[INSIDE]
+    if k1 == inf:
+        inside[:] = above.padded[INSIDE]
+    else:
+        expected = np.add.accumulate(alive * above.padded[1:])
+        ratio = before[_FROM] - before[_UNTIL] + k1
+        ratio /= expected[_FROM_NEXT] - expected[_UNTIL_NEXT] + k1
+        ratio *= above.steps
+        np.expm1(ratio, inside)
+        np.negative(wide, wide)
+    if k2 != inf:
+        inside *= k2
+        inside += ended[INSIDE]
+        inside /= alive[_INSIDE_NEXT] + k2
+    return Hazards(wide)
+
+
+def losses(
+    above: Hazards, ended: np.ndarray, left: np.ndarray | None, k: int, *, censored: bool
+) -> np.ndarray:
+    """``-log`` likelihood of an end in bin ``k``, or of getting there, under each of ``OPTIONS``.
+
+    Only the bins up to ``k`` matter to it.
+    """
+    before = _running(ended)
+    alive = _alive(before, left)
+    expected = np.add.accumulate(alive * above.padded[1:])
+    bins = slice(0, k + 1)
+    ratios = (before[_FROM] - before[_UNTIL])[bins] + _K1
+    ratios /= (expected[_FROM_NEXT] - expected[_UNTIL_NEXT])[bins] + _K1
+    smooth = np.empty((len(_RATIO), 1, k + 1))
+    smooth[:-1, 0] = -np.expm1(ratios * above.steps[bins])
+    smooth[-1] = above.padded[INSIDE][bins]
+    hazards = smooth + ended[INSIDE][bins] * _WEIGHT2
+    hazards /= alive[_INSIDE_NEXT][bins] * _WEIGHT2 + 1.0
+    hazards = hazards.reshape(len(OPTIONS), k + 1)
+    found: np.ndarray = -np.log1p(-np.minimum(hazards[:, :k], _CERTAIN)).sum(axis=1)
+    if not censored:
+        found -= np.log(np.maximum(hazards[:, k], 1e-9))
+    return found
+
+
+def _running(counts: np.ndarray) -> np.ndarray:
+    """Sums up to each place, shape ``(PADDED,)``."""
+    # Twice as fast as to accumulate float32 in float64, which goes through a small buffer.
+    sums: np.ndarray = np.add.accumulate(counts.astype(np.float64))
+    return sums
+
+
+def _alive(before: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+    """Sequences at risk at each place but the first, shape ``(PADDED - 1,)``.
+
+    Those that end here or later, and those last seen alive later than here.
+    """
+    alive: np.ndarray = before.item(-1) - before[:-1]
+    if left is not None:
+        gone = _running(left)
+        alive += gone.item(-1) - gone[1:]
+    return alive
