@@ -58,6 +58,11 @@ def test_keys_do_not_collide_between_kinds_and_are_never_zero():
     assert all(key_of("client", i) for i in range(1000))
 
 
+@pytest.mark.parametrize(("said", "kept"), [(2.0, 2.0), (1e19, 10.0), (-1e308, -10.0)])
+def test_a_temperature_is_bounded(said, kept):
+    assert read_request(request(temperature=said)).temperature == kept
+
+
 def test_hashes_of_any_sign_and_width_become_int64():
     head = read_request(request(prefix_hashes=[-1, 2**64 - 1, 2**300 + 5, 7])).prefix_head
     assert all(0 <= h < 2**63 for h in head)

@@ -25,6 +25,7 @@ _LARGEST_AGE: Final = 2**53
 _LARGEST_CAP: Final = 2**63 - 1
 """``sys.maxsize`` is how some engines say "no cap"."""
 _BLOCK_BITS: Final = 2**63 - 1
+_HOTTEST: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
             0 if session is None else key_of("session", session),
             None if turn is None else _count(turn),
             None if arrival is None else _finite(float(arrival)),
-            None if temperature is None else _finite(float(temperature)),
+            None if temperature is None else _temperature(float(temperature)),
             _flag(get("has_tools")),
             None if get("response_format") is None else get("response_format") != "text",
             _flag(get("enable_thinking")),
@@ -98,6 +99,11 @@ def _finite(value: float) -> float:
     if not isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     return value
+
+
+def _temperature(value: float) -> float:
+    """Bounded, for it enters as it is: one of 1e19 would outweigh all others together."""
+    return min(max(_finite(value), -_HOTTEST), _HOTTEST)
 
 
 def _count(value: Any) -> int:

@@ -23,6 +23,8 @@ _NONSENSE: list[dict[str, Any]] = [
     {"temperature": float("nan")},
     {"temperature": float("inf")},
     {"temperature": "hot"},
+    {"temperature": 1e19},
+    {"temperature": -1e308},
     {"turn": float("nan")},
     {"turn": -3},
     {"turn": 10**400},
