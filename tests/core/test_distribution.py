@@ -1,14 +1,15 @@
 """One distribution: known laws recovered, conditioning, tails, and what a point is worth."""
 
+from dataclasses import replace
 from math import isclose, log
 
 import numpy as np
 import pytest
-from distribution_rows import distribution
+from distribution_rows import distribution, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core import hazard, link
 from sagellm_lifetime.core.distribution import LengthDistribution, tolerance_band
 from sagellm_lifetime.core.grid import BINS, EDGES, MAX_LENGTH, TAIL_HAZARD, bin_of, bins_of
 
@@ -172,3 +173,18 @@ def test_laws(seed):
     if room is not None and room <= 3000:
         total = sum(d.survival(n) for n in range(room))
         assert isclose(d.mean(), total, rel_tol=0.05, abs_tol=1.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mean_under_a_link_that_bends_inside_bins_and_beyond_the_grid(seed):
+    rng = np.random.default_rng(seed)
+    curve = link.from_factors(np.exp(rng.normal(0.0, 1.2, link.SEGMENTS)))
+    age = int(rng.choice([0, 1, 700, MAX_LENGTH, 10**6]))
+    d = LengthDistribution(row(rng), age, int(rng.choice([0, 90])), None, curve)
+    start = d.age + d.shift
+    hazards = d._hazards(start + np.arange(2_000_000.0)) - d._hazard(start)
+    alive = np.exp(-hazards)
+    assert alive[-1] < 1e-6
+    assert isclose(d.mean(), alive.sum(), rel_tol=0.05, abs_tol=1.0)
+    capped = replace(d, max_length=start + 500)
+    assert isclose(capped.mean(), alive[:500].sum(), rel_tol=0.05, abs_tol=1.0)

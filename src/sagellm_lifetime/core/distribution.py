@@ -87,6 +87,13 @@ class LengthDistribution:
         if self.max_length is not None and start >= self.max_length:
             return 0.0
         points = EDGES[start < EDGES]
+        last = 1.0
+        if self.curve is not None:
+            # Inside a bin the hazard bends where a segment of the link ends.
+            base = hazard.cumulative(self.row, self.age)
+            knots = [ceil(hazard.inverse(self.row, base + x)) for x in link.EDGES[1:].tolist()]
+            points = np.unique([*points, *(at for at in knots if at > start)])
+            last = link.last_factor(self.curve)
         if self.max_length is not None:
             points = np.append(points[points < self.max_length], self.max_length)
         at = np.concatenate([[start], points]).astype(np.float64)
@@ -102,7 +109,7 @@ class LengthDistribution:
             ).sum()
         )
         if self.max_length is None:
-            total += float(alive[-1]) / -expm1(-TAIL_HAZARD)
+            total += float(alive[-1]) / -expm1(-TAIL_HAZARD * last)
         return total
 
     def within(self, point: int, tolerance: float = TOLERANCE) -> float:

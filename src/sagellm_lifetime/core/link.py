@@ -95,6 +95,11 @@ def backward(curve: np.ndarray, step: float) -> float:
     return float(_KNOTS[k] + (step - low) / (curve.item(k + 1) - low) * _WIDTHS[k])
 
 
+def last_factor(curve: np.ndarray) -> float:
+    """Factor behind the last knot, however far."""
+    return float(curve.item(_LAST) - curve.item(_LAST - 1)) / _WIDTHS[-1]
+
+
 def forward_many(curves: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """:func:`forward` of ``steps[i]`` under ``curves[index[i]]``."""
     below = curves[:, 1:2] * curves[:, _LAST + 1 : LEVELS]
