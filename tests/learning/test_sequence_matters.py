@@ -86,9 +86,9 @@ def test_order_of_past_completions_matters(trained):
     assert abs(one - other) > 100
 
 
-def randomised(predictor, part: str):
+def randomised(predictor, part: str, seed: int = 5):
     """A clone whose weights with ``part`` in their name are drawn anew, of the same size."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     weights = dict(predictor._weights)
     names = [name for name in weights if part in name]
     assert names, part
@@ -117,10 +117,13 @@ EACH = [
 
 @pytest.mark.parametrize(("name", "part"), TOGETHER)
 def test_randomising_the_weights_of_both_layers_changes_predictions(name, part):
-    before = answers(trained_once(name).clone(), PASTS).astype(float)
-    after = answers(randomised(trained_once(name), part), PASTS).astype(float)
-    change = np.abs(np.log(after) - np.log(before)).max()
-    assert change > 0.3, f"{part} may be drawn anew without being noticed"
+    # The median, for one draw in ten does as well: the cell's state remembers without weights.
+    before = np.log(answers(trained_once(name).clone(), PASTS))
+    changes = [
+        np.abs(np.log(answers(randomised(trained_once(name), part, seed), PASTS)) - before).max()
+        for seed in range(5, 10)
+    ]
+    assert np.median(changes) > 1.0, f"{part} may be drawn anew without being noticed"
 
 
 @pytest.mark.parametrize(("name", "part"), EACH)

@@ -19,9 +19,13 @@ from sagellm_lifetime.learning.head import NAME_DIM, OUTPUTS, TOKEN_DIM
 
 IN_DIM: Final = WIDTH + TOKEN_DIM + NAME_DIM
 _DROP_NAMES: Final = 0.1
+_DROP_WORDS: Final = 0.5
 _DROP_TOKENS: Final = 0.3
-"""Share of steps whose names, or tokens, are hidden in training: prompts repeat in a history, and a
-network that knows them by heart has learned nothing about the next one."""
+_DROP_STATE: Final = 0.2
+_JITTER: Final = 0.05
+"""What training hides: the names of a step, single words, all tokens of a sequence, parts of the
+state; and noise on the numbers. Prompts repeat in a history, with several samples each: a network
+that knows them by heart has learned nothing about the next one."""
 
 
 class _Evidence(nn.Module):
@@ -36,15 +40,26 @@ class _Evidence(nn.Module):
         nn.init.zeros_(self.names.weight)
 
     def forward(self, batch: Batch) -> Tensor:
-        tokens = self.tokens(batch.tokens, batch.token_offsets)
+        numbers, words, offsets = batch.numbers, batch.tokens, batch.token_offsets
+        if self.training:
+            words, offsets = _thinned(words, offsets)
+            numbers = numbers + _JITTER * torch.randn(numbers.shape) * (numbers != 0)
+        tokens = self.tokens(words, offsets)
         names = self.names(batch.names, batch.name_offsets)
         if self.training:
             names = names * (torch.rand(len(names), 1) >= _DROP_NAMES)
-            tokens = tokens * (torch.rand(len(tokens), 1) >= _DROP_TOKENS)
-        flat = torch.cat([batch.numbers, tokens, names], dim=1)
+            tokens = tokens * (torch.rand(len(batch.lengths), 1) >= _DROP_TOKENS)[batch.row]
+        flat = torch.cat([numbers, tokens, names], dim=1)
         padded = flat.new_zeros(len(batch.lengths), int(batch.lengths.max()), IN_DIM)
         padded[batch.row, batch.column] = flat
         return padded
+
+
+def _thinned(words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Bags with some of their words left out."""
+    kept = torch.rand(len(words)) >= _DROP_WORDS
+    before = torch.cat([torch.zeros(1, dtype=torch.long), kept.cumsum(0)])
+    return words[kept], before[offsets]
 
 
 class Batch:
@@ -78,6 +93,9 @@ class _Head(nn.Linear):
         super().__init__(width, OUTPUTS)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(state, _DROP_STATE, self.training))
 
 
 class LSTMNetwork(nn.Module):
