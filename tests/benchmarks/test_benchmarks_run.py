@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sagellm_lifetime import PREDICTORS
@@ -192,3 +193,24 @@ def test_table_is_aligned() -> None:
     text = script("common").table(["a", "b"], [["x", 1234.5], ["long name", None]])
     assert len({len(line) for line in text.splitlines()}) == 1
     assert "1,234" in text
+
+
+def test_session_bootstrap(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script("session_bootstrap").main(["--data", str(data)])
+    printed = capsys.readouterr().out
+    assert "survival, frozen" in printed
+    assert "survival, online" in printed
+
+
+def test_session_bootstrap_draws_whole_sessions() -> None:
+    """Points of one session that are all alike tell no more than one point."""
+    difference = script("session_bootstrap").difference
+    rng = np.random.default_rng(0)
+    gap = rng.normal(1.0, 1.0, 100)
+    alone = difference(np.ones(100), gap, np.arange(100), np.random.default_rng(0))
+    often = difference(
+        np.ones(2000), gap.repeat(20), np.arange(100).repeat(20), np.random.default_rng(0)
+    )
+    assert alone == pytest.approx(often)
+    assert alone[0] == pytest.approx(gap.mean())
+    assert alone[2] - alone[1] == pytest.approx(2 * 1.96 * gap.std() / 10, rel=0.1)
