@@ -41,8 +41,8 @@ Progress = Callable[[str, float], None]
 
 _AGES = np.array([16 * 2**k for k in range(14)])
 _CALIBRATE_EVERY = 32
-"""Answers learned at a time. A call costs about 0.6 ms whatever there is to learn, and the rest grows
-with the answers; all of it falls on one ``update``. 64 cost as much per answer and stall longer."""
+"""Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
+learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
 
 
 class Predictor(LifetimePredictorProtocol):
