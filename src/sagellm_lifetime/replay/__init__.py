@@ -1,1 +1,1 @@
-"""A trace replayed through vLLM's own scheduler, KV cache manager and block pool, without a model."""
+"""A trace replayed through vLLM's own scheduler and block pool, without a model."""

@@ -53,7 +53,10 @@ class Books:
         self._fresh: list[str] = []  # got their first token in this step
         self._samples = Samples()
         self._result = RunResult(
-            *(np.zeros(len(trace)) for _ in range(4)),
+            arrival=np.zeros(len(trace)),
+            first=np.zeros(len(trace)),
+            finish=np.zeros(len(trace)),
+            waited=np.zeros(len(trace)),
             prompt=np.array([request.prompt_length for request in trace]),
             output=np.array([request.output_length for request in trace]),
             preempted=np.zeros(len(trace), dtype=np.int64),
@@ -139,10 +142,10 @@ class Books:
             del self._live[name]
         self.done += len(ending)
 
-    def result(self, steps: int, cpu: float, wall: float) -> RunResult:
+    def result(self, steps: int) -> RunResult:
         """Everything, at the end."""
         result = self._result
-        result.steps, result.scheduler_cpu_s, result.wall_s = steps, cpu, wall
+        result.steps = steps
         result.memory = self._samples.kept
         return result
 

@@ -44,7 +44,7 @@ CPU_SMALL = StepCost(
     base=46.4e-3,
     per_decode=2.84e-3,
     per_prefill_token=1.68e-3,
-    source="measured on the real engine: SmolLM2-135M-Instruct, float32, vLLM 0.32.0, 2 CPU threads",
+    source="measured on the engine: SmolLM2-135M-Instruct, float32, vLLM 0.32.0, 2 CPU threads",
     fit="R² 0.974; with it the replay made the engine's own schedule in 6 of 6 configurations",
 )
 """A 135M model on two CPU cores."""
@@ -71,7 +71,7 @@ H100_70B = StepCost(
     base=18.5e-3,
     per_decode=0.0,
     per_prefill_token=78.5e-6,
-    per_context_token=8e-9,
+    per_context_token=10e-9,
     source=(
         "Llama-3.3-70B-Instruct, fp8, two H100-80G: NVIDIA NIM LLM benchmarking guide 1.0.0, "
         "Performance, container 1.8.0, 5,000 tokens in and 500 out, concurrency 1-50 "

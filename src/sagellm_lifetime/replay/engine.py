@@ -28,8 +28,8 @@ class EngineSettings:
         block_size: tokens a block holds.
         max_num_seqs: most sequences running at once.
         max_num_batched_tokens: most tokens in one step.
-        max_model_len: prompt and output together; ``None``: twice the longest request of the trace,
-            rounded up to a power of two, so that it tells nobody how long one gets.
+        max_model_len: prompt and output together; ``None``: the next power of two above the longest
+            request of the trace, and above what the caps allow.
         prefix_caching: whether blocks of equal prompts are shared.
         watermark: share of the pool kept free when a request is admitted.
         policy: ``fcfs`` or ``priority``, vLLM's own.
@@ -48,7 +48,11 @@ class EngineSettings:
         """Longest sequence the engine takes, in tokens."""
         if self.max_model_len is not None:
             return self.max_model_len
-        return 1 << (max(request.total for request in trace)).bit_length()
+        longest = max(
+            request.prompt_length + max(request.output_length, request.max_length or 0)
+            for request in trace
+        )
+        return 1 << longest.bit_length()
 
 
 def check_fits(trace: Sequence[TraceRequest], settings: EngineSettings) -> None:

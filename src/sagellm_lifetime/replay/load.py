@@ -12,7 +12,7 @@ from sagellm_lifetime.replay.policies import policy
 from sagellm_lifetime.replay.run import Run
 from sagellm_lifetime.replay.trace import TraceRequest, at_once, at_rate
 
-LOADS = {"relaxed": 0.5, "knee": 0.9, "overload": 1.5}
+LOADS = {"relaxed": 0.3, "knee": 0.9, "overload": 1.5}
 """Share of the capacity at which the requests of a named load arrive."""
 
 

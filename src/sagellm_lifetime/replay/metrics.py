@@ -42,8 +42,9 @@ def metrics(result: RunResult) -> dict[str, float | int]:
         "steps": int(result.steps),
         "scheduler_cpu_s": float(result.scheduler_cpu_s),
         "steps_per_s": float(result.steps / result.wall_s) if result.wall_s else 0.0,
+        "steps_per_cpu_s": float(result.steps / result.cpu_s) if result.cpu_s else 0.0,
     }
 
 
-MEASURED = ("scheduler_cpu_s", "steps_per_s")
+MEASURED = ("scheduler_cpu_s", "steps_per_s", "steps_per_cpu_s")
 """Keys that depend on the machine; all others are the same in every run."""

@@ -34,6 +34,7 @@ class RunResult:
         backlog_s: seconds during which a request waited.
         backlog_tokens: tokens generated during them.
         scheduler_cpu_s: CPU seconds of this thread inside the scheduler's methods.
+        cpu_s: CPU seconds of this thread for the whole replay.
         wall_s: seconds the replay took.
         memory: ``(time, blocks in use, running, waiting)``, at most :data:`SAMPLES`.
         blocks: blocks of the pool.
@@ -57,6 +58,7 @@ class RunResult:
     backlog_s: float = 0.0
     backlog_tokens: int = 0
     scheduler_cpu_s: float = 0.0
+    cpu_s: float = 0.0
     wall_s: float = 0.0
     memory: list[tuple[float, int, int, int]] = field(default_factory=list)
 

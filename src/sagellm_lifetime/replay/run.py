@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sagellm_lifetime.core.errors import HistoryError, LifetimeError
 from sagellm_lifetime.replay.books import Books
@@ -83,7 +82,8 @@ class Run:
             "length": RequestStatus.FINISHED_LENGTH_CAPPED,
         }
         scheduler, books, cost = self.scheduler, self._books, self.cost
-        started, cpu, stalled = time.perf_counter(), 0.0, 0
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        cpu, stalled = 0.0, 0
         index: dict[str, int] = {}
         names: list[str] = []
         while books.done < len(self.trace):
@@ -118,7 +118,11 @@ class Run:
             books.finished(ending, self.now)
             if ending and self._progress is not None:
                 self._progress(books.done)
-        return books.result(self.steps, cpu, time.perf_counter() - started)
+        result = books.result(self.steps)
+        result.scheduler_cpu_s = cpu
+        result.cpu_s = time.thread_time() - cpu_started
+        result.wall_s = time.perf_counter() - started
+        return result
 
     def _admit(self) -> float:
         """Hand over what has arrived by now; CPU seconds it took the scheduler."""
@@ -148,4 +152,3 @@ class Run:
                 f"the policy is stuck: {books.live} requests wait, nothing runs, and nothing has "
                 f"been scheduled for {stalled} steps"
             )
-

@@ -18,7 +18,7 @@ from sagellm_lifetime.core.prequential import finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
 
 HASH_TOKENS = 512
-"""Prompt tokens behind one id of ``prefix_hashes``, as in the Mooncake trace; the last is partial."""
+"""Prompt tokens behind one id of ``prefix_hashes`` (Mooncake); the last may be partial."""
 
 
 @dataclass(frozen=True, slots=True)
