@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 
 HORIZON: Final[np.ndarray] = np.unique(np.round(np.geomspace(1, 65_536, 40))).astype(np.float64)
 """Steps ahead at which survival is looked at; one step generates one token of every sequence."""
@@ -82,10 +82,13 @@ class Outlook:
     @classmethod
     def of(cls, batch: LengthDistributionBatch, confidence: np.ndarray) -> Outlook:
         """From predicted distributions."""
-        ends = batch.survival_at(HORIZON)
+        # A cap ends everything at once, somewhere inside a gap: it is laid over the gaps exactly.
+        caps = cls.exact(batch.caps - batch.ages).survival
+        ends = replace(batch, caps=np.full(len(batch), UNCAPPED)).survival_at(HORIZON)
         starts = np.concatenate([np.ones((len(ends), 1)), ends[:, :-1]], axis=1)
         # Sum over whole steps, the first included and the last not: half a step more than the area.
-        return cls((starts + ends) / 2.0 + (starts - ends) / (2.0 * _STEPS), confidence)
+        means = (starts + ends) / 2.0 + (starts - ends) / (2.0 * _STEPS)
+        return cls(means * caps, confidence)
 
     @classmethod
     def exact(cls, remaining: np.ndarray) -> Outlook:

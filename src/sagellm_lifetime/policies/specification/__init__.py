@@ -1,0 +1,30 @@
+"""The specification's two integration examples: same classes, same calls, decided by ``policies``.
+
+The pages 2.3 (eviction), 2.4 (scheduler IR) and 2.5 (lifetime predictor) of the SAGE documentation
+describe the types; page 2.5 has the two examples. They are importable from the paths the pages
+name, ``sage.llm.sagellm.kv_policy.eviction`` and ``sage.llm.sagellm.scheduler_ir``.
+"""
+
+from sagellm_lifetime.policies.specification.contract import (
+    EvictionCandidate,
+    EvictionPolicyProtocol,
+    EvictionPriority,
+    OptimizationPass,
+    RequestPhase,
+    SchedulePriority,
+    ScheduleRequest,
+)
+from sagellm_lifetime.policies.specification.eviction import PredictiveEvictionWithML
+from sagellm_lifetime.policies.specification.ordering import LifetimeAwarePass
+
+__all__ = [
+    "EvictionCandidate",
+    "EvictionPolicyProtocol",
+    "EvictionPriority",
+    "LifetimeAwarePass",
+    "OptimizationPass",
+    "PredictiveEvictionWithML",
+    "RequestPhase",
+    "SchedulePriority",
+    "ScheduleRequest",
+]

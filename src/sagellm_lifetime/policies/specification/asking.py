@@ -1,0 +1,84 @@
+"""Any predictor of the protocol, asked about many sequences; an :class:`Outlook` of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.protocol import (
+    LifetimePredictorProtocol,
+    PredictionRequest,
+    PredictionResult,
+)
+from sagellm_lifetime.policies.state import HORIZON, Outlook
+
+UNKNOWN: Final = -1.0
+"""Confidence of what the predictor cannot know, below every threshold."""
+
+
+def ask(
+    predictor: LifetimePredictorProtocol, requests: Sequence[PredictionRequest]
+) -> list[PredictionResult | None]:
+    """An answer to every request, ``None`` where the predictor failed.
+
+    Memory has to be freed and somebody has to run whether or not a predictor works, so whatever it
+    raises becomes "unknown", and the engine's own rule decides.
+    """
+    batch = getattr(predictor, "predict_batch", None)
+    if batch is not None:
+        try:
+            return list(batch(requests))
+        except Exception:  # noqa: BLE001 - one bad request of many: they are asked one by one
+            pass
+    return [_ask_one(predictor, request) for request in requests]
+
+
+def _ask_one(
+    predictor: LifetimePredictorProtocol, request: PredictionRequest
+) -> PredictionResult | None:
+    try:
+        return predictor.predict(request)
+    except Exception:  # noqa: BLE001 - see ask()
+        return None
+
+
+def outlook_of(
+    results: Sequence[PredictionResult | None], requests: Sequence[PredictionRequest]
+) -> Outlook:
+    """What is expected of ``N`` sequences.
+
+    An answer with a distribution counts with it, one without as if it were certain, and where there
+    is none the sequence runs into its cap. The confidence is that of the answer, and
+    :data:`UNKNOWN` where there is none or where nothing was learned yet.
+    """
+    survival = Outlook.exact(
+        np.array([_point(*each) for each in zip(results, requests, strict=True)], dtype=np.float64)
+    ).survival
+    confidence = np.full(len(results), UNKNOWN)
+    spread = []
+    for i, result in enumerate(results):
+        if result is None:
+            continue
+        # A result of the specification's own three fields serves, too.
+        if getattr(result, "source", "model") == "model":
+            confidence[i] = result.confidence
+        distribution = getattr(result, "distribution", None)
+        # stack() takes distributions as they were predicted, and predict() gives no others.
+        if distribution is not None and not distribution.shift:
+            spread.append((i, distribution))
+    if spread:
+        index, distributions = zip(*spread, strict=True)
+        batch = LengthDistributionBatch.stack(distributions)
+        survival[list(index)] = Outlook.of(batch, confidence[list(index)]).survival
+    return Outlook(survival, confidence)
+
+
+def _point(result: PredictionResult | None, request: PredictionRequest) -> float:
+    if result is not None:
+        return float(result.estimated_remaining_tokens)
+    if request.max_length is not None:
+        return float(request.max_length - request.current_length)
+    return float(HORIZON[-1])

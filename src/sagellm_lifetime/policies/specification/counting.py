@@ -1,0 +1,68 @@
+"""What an eviction policy remembers of its victims, bounded."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from sagellm_lifetime.core.protocol import SequenceId
+
+
+class EvictionCounts:
+    """Evictions so far: how many, how fast, whether the victims came back.
+
+    Args:
+        capacity: of how many sequences, at most, it is remembered how often they were evicted.
+    """
+
+    def __init__(self, capacity: int = 65_536) -> None:
+        self._capacity = capacity
+        self._times: OrderedDict[SequenceId, int] = OrderedDict()
+        self._gone: set[SequenceId] = set()
+        self._calls = self._evictions = self._returns = self._blocks = 0
+        self._seconds = 0.0
+
+    def times(self, sequence_id: SequenceId) -> int:
+        """How often a sequence was evicted."""
+        return self._times.get(sequence_id, 0)
+
+    def seen(self, sequence_ids: Iterable[SequenceId]) -> None:
+        """Sequences that hold memory; a victim among them was computed again."""
+        back = self._gone.intersection(sequence_ids)
+        self._returns += len(back)
+        self._gone -= back
+
+    def evicted(self, sequence_ids: list[SequenceId], blocks: int, seconds: float) -> None:
+        """One decision: its victims, the blocks they free, the time it took."""
+        self._calls += 1
+        self._evictions += len(sequence_ids)
+        self._blocks += blocks
+        self._seconds += seconds
+        for each in sequence_ids:
+            self._times[each] = self._times.pop(each, 0) + 1
+            self._gone.add(each)
+        while len(self._times) > self._capacity:
+            self._gone.discard(self._times.popitem(last=False)[0])
+
+    def metrics(self) -> dict[str, Any]:
+        """Page 2.3's ``EvictionMetrics``, and the blocks freed; NaN for what has no cases yet.
+
+        ``avg_eviction_time`` is in milliseconds per decision, ``re_prefill_rate`` the share of
+        victims that were seen again, ``fairness_score`` Jain's index over the number of times each
+        victim was evicted (1: all equally often).
+        """
+        spread = Counter(self._times.values())
+        total = sum(times * count for times, count in spread.items())
+        squares = sum(times * times * count for times, count in spread.items())
+        return {
+            "total_evictions": self._evictions,
+            "avg_eviction_time": _ratio(1e3 * self._seconds, self._calls),
+            "re_prefill_rate": _ratio(self._returns, self._evictions),
+            "fairness_score": _ratio(total * total, len(self._times) * squares),
+            "freed_blocks": self._blocks,
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

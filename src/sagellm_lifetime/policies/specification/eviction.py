@@ -1,0 +1,195 @@
+"""``PredictiveEvictionWithML`` of the specification, repaired."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core.errors import UnknownNameError
+from sagellm_lifetime.core.protocol import (
+    LifetimePredictorProtocol,
+    PredictionRequest,
+    PredictionResult,
+    SequenceId,
+)
+from sagellm_lifetime.policies.eviction import VALUES, eviction_order
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.specification.asking import ask, outlook_of
+from sagellm_lifetime.policies.specification.blocks import choose
+from sagellm_lifetime.policies.specification.contract import (
+    EvictionCandidate,
+    EvictionPolicyProtocol,
+)
+from sagellm_lifetime.policies.specification.counting import EvictionCounts
+from sagellm_lifetime.policies.state import Sequences
+
+_PLAN: Final = Plan()
+_REMEMBERED: Final = 65_536
+_CERTAINLY_NOT: Final = 2.0
+"""A probability nothing reaches."""
+
+
+class PredictiveEvictionWithML(EvictionPolicyProtocol):
+    """Chooses victims by what a predictor expects of them.
+
+    What differs from the specification's example, and why:
+
+    - The default order is cost-aware: memory-time freed per token to be computed again. The example
+      evicts the shortest remaining first, which is about to free its memory by itself;
+      ``order="shortest"`` does that.
+    - Nothing is evicted where nothing is required; the example always evicts one.
+    - A sequence that is expected to end at once is the shortest of all; the example's
+      ``lifetime or inf`` makes it the longest. So it does with all candidates that come without
+      ``max_length``: that means "no cap known" here, and a cap of 0 tokens there.
+    - The less important are evicted first; the example does not look at the priority.
+    - A block that several candidates hold comes free with the last of them, and not with each;
+      nobody is evicted who would free nothing.
+    - What the predictor does not know (it failed, or learned nothing yet) or is not confident of
+      (FAQ 2), is decided by the engine's rule: the oldest access first, after those it knows.
+    - Whoever is near completion or was evicted often is spared while there are others.
+    - The caller's list keeps its order. ``estimated_lifetime`` is still set on the candidates.
+
+    Args:
+        lifetime_predictor: any predictor of the protocol; as in the example, an untrained
+            ``LSTMLifetimePredictor`` by default.
+        order: a key of ``eviction.VALUES``; ``"shortest"`` is the specification's.
+        min_confidence: below it the engine's rule decides.
+        near_completion: tokens; one that probably ends within so many is spared. Not in the order
+            ``"shortest"``, which looks for these.
+        max_preemptions: of one sequence, before it is spared.
+        block_size: tokens per block, to tell what is held where no length is said.
+
+    Raises:
+        UnknownNameError: no such order.
+    """
+
+    def __init__(
+        self,
+        lifetime_predictor: LifetimePredictorProtocol | None = None,
+        *,
+        order: str = "cost-aware",
+        min_confidence: float = 0.0,
+        near_completion: int = _PLAN.near_completion,
+        max_preemptions: int = _PLAN.max_preemptions,
+        block_size: int = 16,
+    ) -> None:
+        if order not in VALUES:
+            raise UnknownNameError("order of eviction", order, list(VALUES))
+        if lifetime_predictor is None:
+            from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
+
+            lifetime_predictor = LSTMLifetimePredictor()
+        self.lifetime_predictor = lifetime_predictor
+        self.order = order
+        self._min_confidence = min_confidence
+        self._near_completion = near_completion
+        self._max_preemptions = max_preemptions
+        self._block_size = block_size
+        self._counts = EvictionCounts()
+        self._accesses: OrderedDict[SequenceId, int] = OrderedDict()
+        self._access = 0
+
+    def select_victims(
+        self, candidates: Sequence[EvictionCandidate], required_blocks: int
+    ) -> list[SequenceId]:
+        """Ids to evict, first victim first: as few as free ``required_blocks``, else all that may.
+
+        Args:
+            candidates: sequences that hold memory, of any class with the fields of
+                :class:`EvictionCandidate`.
+            required_blocks: blocks needed; nobody is evicted for 0 or less.
+        """
+        self._counts.seen(each.sequence_id for each in candidates)
+        if required_blocks <= 0 or not candidates:
+            return []
+        began = perf_counter()
+        requests = [_request(each) for each in candidates]
+        results = ask(self.lifetime_predictor, requests)
+        _tell(candidates, results)
+        outlook = outlook_of(results, requests)
+        order = eviction_order(
+            self._sequences(candidates, requests),
+            outlook,
+            value=VALUES[self.order],
+            near_completion=self._near_completion,
+            near_probability=_CERTAINLY_NOT if self.order == "shortest" else 0.5,
+            max_preemptions=self._max_preemptions,
+            min_confidence=max(self._min_confidence, 0.0),
+        )
+        chosen, freed = choose([each.block_ids for each in candidates], order, required_blocks)
+        victims = [candidates[i].sequence_id for i in chosen]
+        self._counts.evicted(victims, freed, perf_counter() - began)
+        return victims
+
+    def update_access(self, sequence_id: SequenceId) -> None:
+        """A sequence was used: between equal ``last_access_time`` it is the younger from now on."""
+        self._counts.seen([sequence_id])
+        self._access += 1
+        self._accesses[sequence_id] = self._access
+        self._accesses.move_to_end(sequence_id)
+        if len(self._accesses) > _REMEMBERED:
+            self._accesses.popitem(last=False)
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Page 2.3's ``EvictionMetrics`` as a dict (NaN before the first eviction), and more."""
+        return {"strategy": "predictive", "order": self.order, **self._counts.metrics()}
+
+    def _sequences(
+        self, candidates: Sequence[EvictionCandidate], requests: Sequence[PredictionRequest]
+    ) -> Sequences:
+        tokens = np.array([self._tokens(each) for each in candidates], dtype=np.int64)
+        cached = np.array([getattr(each, "cached_tokens", 0) for each in candidates])
+        evicted = [
+            max(getattr(each, "preemptions", 0), self._counts.times(each.sequence_id))
+            for each in candidates
+        ]
+        return Sequences(
+            tokens=tokens,
+            generated=np.array([each.current_length for each in requests]),
+            recompute=np.maximum(tokens - cached, 1),
+            # The policies' rule is "last come first"; on this clock that is the oldest access.
+            arrival=-self._ages(candidates),
+            urgency=np.array([-int(each.priority) for each in candidates]),
+            preemptions=np.array(evicted),
+            pinned=np.array([bool(each.is_pinned) for each in candidates]),
+        )
+
+    def _tokens(self, candidate: EvictionCandidate) -> int:
+        """Tokens it holds: what it says, and at least what its blocks tell."""
+        told = (len(candidate.block_ids) - 1) * self._block_size + 1
+        return max(candidate.sequence_length, told if candidate.block_ids else 0)
+
+    def _ages(self, candidates: Sequence[EvictionCandidate]) -> np.ndarray:
+        """Rank of each candidate's last access, 0 for the oldest, shape ``(N,)``."""
+        seconds = np.array([each.last_access_time for each in candidates], dtype=np.float64)
+        calls = np.array([self._accesses.get(each.sequence_id, 0) for each in candidates])
+        ranks = np.empty(len(seconds))
+        ranks[np.lexsort((calls, seconds))] = np.arange(len(seconds))
+        return ranks
+
+
+def _request(candidate: EvictionCandidate) -> PredictionRequest:
+    prompt = getattr(candidate, "prompt_length", None)
+    features = dict(getattr(candidate, "prompt_features", None) or {})
+    if prompt is not None:
+        features["prompt_length"] = prompt
+    cap = max(candidate.max_length - (prompt or 0), 0) if candidate.max_length > 0 else None
+    return PredictionRequest(
+        sequence_id=candidate.sequence_id,
+        token_ids=[],
+        current_length=max(candidate.sequence_length - (prompt or 0), 0),
+        max_length=cap,
+        prompt_features=features or None,
+    )
+
+
+def _tell(
+    candidates: Sequence[EvictionCandidate], results: Sequence[PredictionResult | None]
+) -> None:
+    for candidate, result in zip(candidates, results, strict=True):
+        if result is not None:
+            candidate.estimated_lifetime = result.estimated_time
