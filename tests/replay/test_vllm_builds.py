@@ -1,0 +1,59 @@
+"""A torchvision built for another PyTorch counts as absent, a good one is left alone."""
+
+import importlib.metadata
+import importlib.util
+import sys
+
+import pytest
+
+from sagellm_lifetime.engines.vllm import builds
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """Makes packages that "are installed": name -> (version, source)."""
+
+    def install(**packages):
+        for name, (_, source) in packages.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text(source)
+            (tmp_path / name / "part.py").write_text("")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+        def version(name):
+            if name not in packages:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return packages[name][0]
+
+        monkeypatch.setattr(builds.importlib.metadata, "version", version)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield install
+    for key in [key for key in sys.modules if key.partition(".")[0] in builds.COMPANIONS]:
+        del sys.modules[key]
+
+
+BROKEN = "from . import part\nraise RuntimeError('operator torchvision::nms does not exist')"
+
+
+def test_a_broken_one_counts_as_absent(installed):
+    installed(torch=("2.13.0+cpu", ""), torchvision=("0.28.0", BROKEN))
+    assert builds.hide_broken_builds() == ["torchvision"]
+    assert importlib.util.find_spec("torchvision") is None
+    assert "torchvision.part" not in sys.modules
+    with pytest.raises(ImportError):
+        importlib.import_module("torchvision")
+    assert builds.hide_broken_builds() == []
+
+
+def test_one_that_works_stays(installed):
+    installed(torch=("2.13.0+cpu", ""), torchvision=("0.28.0", ""))
+    assert builds.hide_broken_builds() == []
+    assert importlib.util.find_spec("torchvision") is not None
+
+
+@pytest.mark.parametrize(("torch", "vision"), [("2.13.0", "0.28.0"), ("2.13.0+cpu", "0.28.0+cpu")])
+def test_builds_that_agree_are_not_even_tried(installed, torch, vision):
+    installed(torch=(torch, ""), torchvision=(vision, BROKEN))
+    assert builds.hide_broken_builds() == []
+    assert "torchvision" not in sys.modules
