@@ -90,6 +90,9 @@ Lengths are whole tokens, so where many are equal it can only lie above |
 | skill | (MAE of the constant − MAE) / (MAE of the constant − noise floor), at admission, where \
 prompts were answered several times |
 
+Whether a small gap is one, on Claude Code with its few sessions most of all: \
+[evaluation](evaluation.md#frozen-and-online).
+
 Shares are in per cent. The best of each column (errors and ≤ 10 %, over all rows) is **bold**.
 """
 

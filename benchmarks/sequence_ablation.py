@@ -46,7 +46,13 @@ SEQUENTIAL = {"lstm": ("weight_hh",), "transformer": ("attention.in_proj_weight"
 """Names of the weights by which one step hears of another."""
 CONTENT = ("output_text", "output_token_ids")
 BUILT_IN = "coding-agent"
-DATASETS = ("claude_code", "mooncake_conversation", "alpaca_eval", BUILT_IN)
+DATASETS = (
+    "claude_code",
+    "mooncake_conversation",
+    "vicuna7b_alpaca",
+    "alpaca_eval",
+    BUILT_IN,
+)
 VARIANTS = ("full", "no chunks", "admission only", "shuffled", "random weights")
 
 
