@@ -279,7 +279,9 @@ def test_the_index_of_a_memoryless_length_is_its_mean():
 def test_doubtful_ones_take_an_average_place():
     outlook = known([10, 400, 1000, 1], [0.9, 0.1, 0.9, 0.2])
     waiting = sequences(4, arrival=[0.0, 1.0, 2.0, 3.0])
-    spots = places(waiting, outlook, service=by_length, patience=1.0, min_confidence=0.5)
+    spots = places(
+        waiting, outlook, service=by_length, patience=1.0, typical=505.0, min_confidence=0.5
+    )
     assert spots.tolist() == [10.0, 1 + 505.0, 1002.0, 3 + 505.0]
 
 

@@ -59,7 +59,7 @@ class LengthDistributionBatch:
         return self._survival(n, self._base())
 
     def survival_at(self, times: np.ndarray) -> np.ndarray:
-        """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``times`` of shape ``(T,)``."""
+        """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``(T,)`` times."""
         count, width = len(self), len(times)
         every = np.repeat(np.arange(count), width)
         flat = LengthDistributionBatch(

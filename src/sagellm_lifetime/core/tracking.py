@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,7 @@ class Tracker:
         """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""
         return self._drop(sequence_id)
 
-    def slots(self, sequence_ids: list[SequenceId]) -> np.ndarray:
+    def slots(self, sequence_ids: Sequence[SequenceId]) -> np.ndarray:
         """Rows of tracked sequences; raises ``KeyError`` for an unknown id."""
         items = self._items
         return np.fromiter((items[i].slot for i in sequence_ids), np.int64, len(sequence_ids))

@@ -34,6 +34,11 @@ def by_area(sequences: Sequences, outlook: Outlook) -> np.ndarray:
     return outlook.area(sequences.tokens)
 
 
+def by_input(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+    """Tokens to be computed before it generates: known without any prediction."""
+    return sequences.recompute.astype(np.float64)
+
+
 def by_gittins(sequences: Sequences, outlook: Outlook) -> np.ndarray:
     """Inverse of the Gittins index: optimal mean latency where only distributions are known."""
     return 1.0 / np.maximum(outlook.gittins(), 1e-9)
@@ -53,6 +58,7 @@ SERVICES: Final[dict[str, Service]] = {
     "fcfs": by_nothing,
     "length": by_length,
     "area": by_area,
+    "input": by_input,
     "gittins": by_gittins,
     "longest": longest_first,
 }
@@ -64,7 +70,8 @@ def places(
     *,
     service: Service,
     patience: float,
-    backlog: float = np.inf,
+    backlog: float | np.ndarray = np.inf,
+    typical: float = 0.0,
     min_confidence: float = 0.0,
 ) -> np.ndarray:
     """Place of every waiting sequence in the line, shape ``(N,)``; the lowest goes first.
@@ -74,15 +81,14 @@ def places(
         outlook: of their remaining lengths.
         service: how long a sequence is expected to occupy the engine.
         patience: seconds of waiting per unit of service.
-        backlog: seconds after its arrival at which nobody who comes later goes before it.
+        backlog: seconds after its arrival at which nobody who comes later goes before it; one for
+            all or of shape ``(N,)``.
+        typical: service of an average sequence.
         min_confidence: below it the prediction is not believed: the sequence keeps the place of an
             average one, so that among such sequences the engine's own rule (arrival) decides.
     """
     expected = service(sequences, outlook)
-    doubtful = outlook.confidence < min_confidence
-    if doubtful.any():
-        known = expected[~doubtful]
-        expected = np.where(doubtful, known.mean() if len(known) else 0.0, expected)
+    expected = np.where(outlook.confidence < min_confidence, typical, expected)
     return sequences.arrival + np.minimum(patience * expected, backlog)
 
 

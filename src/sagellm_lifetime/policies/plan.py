@@ -15,7 +15,7 @@ class Plan:
     Attributes:
         order: a key of ``ordering.SERVICES``.
         patience: seconds a sequence may be overtaken for, per second of its expected service.
-        slack: a sequence is overtaken by none that comes later than ``slack`` times the wait that it
+        slack: a sequence is overtaken by none that comes later than ``slack`` times the wait it
             would have in the order of arrival.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
         fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
@@ -26,10 +26,10 @@ class Plan:
     """
 
     order: str = "area"
-    patience: float = 100.0
-    slack: float = 1.0
+    patience: float = 30.0
+    slack: float = 4.0
     evict: str = "cost-aware"
-    fit: float = 0.95
+    fit: float = 0.0
     near_completion: int = 32
     max_preemptions: int = 3
     min_confidence: float = 0.0

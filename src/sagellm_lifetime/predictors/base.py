@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -158,16 +159,37 @@ class Predictor(LifetimePredictorProtocol):
             KeyError: for an id that is not tracked.
         """
         with self._lock:
-            slots = self._tracker.slots(sequence_ids)
-            batch = LengthDistributionBatch(
-                self._tracker.rows,
-                slots,
-                ages,
-                self._tracker.caps[slots],
-                self._calibration.curves,
-                bands_of(ages),
-            )
-            return batch.quantile(levels)
+            return self._distributions(sequence_ids, ages).quantile(levels)
+
+    def distributions(
+        self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
+    ) -> LengthDistributionBatch:
+        """Remaining lengths of tracked sequences at their ages, calibrated.
+
+        Args:
+            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
+            ages: tokens generated so far, int array of shape ``(N,)``.
+
+        Raises:
+            KeyError: for an id that is not tracked.
+        """
+        with self._lock:
+            batch = self._distributions(sequence_ids, ages)
+            # The tracker's rows change as sequences come and go; the answer does not.
+            return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(ages)))
+
+    def _distributions(
+        self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
+    ) -> LengthDistributionBatch:
+        slots = self._tracker.slots(sequence_ids)
+        return LengthDistributionBatch(
+            self._tracker.rows,
+            slots,
+            ages,
+            self._tracker.caps[slots],
+            self._calibration.curves,
+            bands_of(ages),
+        )
 
     def _observe(self, request: PredictionRequest) -> tuple[Tracked, bool]:
         self._predict_calls += 1

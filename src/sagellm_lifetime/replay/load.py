@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.replay.cost import StepCost
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.replay.policies import policy
+from sagellm_lifetime.replay.result import RunResult
 from sagellm_lifetime.replay.run import Run
 from sagellm_lifetime.replay.trace import TraceRequest, at_once, at_rate
 
-LOADS = {"relaxed": 0.3, "knee": 0.9, "overload": 1.5}
-"""Share of the capacity at which the requests of a named load arrive."""
+TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A named load: a share of the capacity, corrected until vLLM's default queues as it should.
+
+    Attributes:
+        share: of the capacity, to begin with.
+        least: the mean wait is at least this share of the mean latency …
+        most: … and at most this.
+        factor: what the rate is multiplied by until it is so.
+    """
+
+    share: float
+    least: float
+    most: float
+    factor: float
+
+
+LOADS = {
+    "relaxed": Load(0.3, 0.0, 0.01, 0.6),
+    "knee": Load(0.9, 0.05, 1.0, 1.25),
+    "overload": Load(1.5, 0.75, 1.0, 1.5),
+}
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A trace at a load.
+
+    Attributes:
+        trace: its requests, at ``rate`` of them a second.
+        capacity: requests a second of vLLM's default; 0 where the load was a number.
+        default: the run of vLLM's default at this load, where it was made on the way.
+    """
+
+    trace: list[TraceRequest]
+    rate: float
+    capacity: float = 0.0
+    default: RunResult | None = None
 
 
 def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> float:
@@ -23,7 +63,7 @@ def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: Step
     wait, per second and per mean output. (The time after that measures the longest request, not the
     engine.) Where the engine takes all of them in at once it counts to the end.
     """
-    result = Run(at_once(trace), replace(settings, watermark=0.0), cost, policy("fcfs")).execute()
+    result = _default(at_once(trace), settings, cost)
     if result.backlog_tokens:
         rate = result.backlog_tokens / result.backlog_s
     else:
@@ -31,24 +71,43 @@ def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: Step
     return rate / float(result.output.mean())
 
 
-def rate_of_load(
-    load: str, trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost
-) -> float:
-    """Requests a second of a load: a number, or a share of the capacity by its name.
-
-    Raises:
-        UnknownNameError: neither.
-    """
-    if load in LOADS:
-        return LOADS[load] * capacity(trace, settings, cost)
-    try:
-        return float(load)
-    except ValueError:
-        raise UnknownNameError("load", load, [*LOADS, "a number (requests a second)"]) from None
+def wait_share(result: RunResult) -> float:
+    """Mean time a request was there and not running, as a share of its mean latency."""
+    return float(result.waited.mean() / (result.finish - result.arrival).mean())
 
 
 def at_load(
     load: str, trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost
-) -> list[TraceRequest]:
-    """The trace at a load, see :func:`rate_of_load`."""
-    return at_rate(trace, rate_of_load(load, trace, settings, cost))
+) -> Calibrated:
+    """The trace at a load: requests a second, or a name.
+
+    ``relaxed`` is 0.3 of the capacity, less where vLLM's default would still wait for more than
+    1 % of its mean latency (bursts); ``knee`` is 0.9 of it, more where it does not yet wait for
+    5 %; ``overload`` is 1.5 times the capacity, more until it waits for 75 %: a short sample of
+    long answers takes a while to fill the pool, and is over before it does.
+
+    Raises:
+        UnknownNameError: neither a number nor a name.
+        RequestError: a number not above 0.
+    """
+    if load not in LOADS:
+        try:
+            rate = float(load)
+        except ValueError:
+            known = [*LOADS, "a number (requests a second)"]
+            raise UnknownNameError("load", load, known) from None
+        return Calibrated(at_rate(trace, rate), rate)
+    wanted, able = LOADS[load], capacity(trace, settings, cost)
+    rate = wanted.share * able
+    for tried in range(TRIES):
+        if tried:
+            rate *= wanted.factor
+        found = at_rate(trace, rate)
+        result = _default(found, settings, cost)
+        if wanted.least <= wait_share(result) <= wanted.most:
+            break
+    return Calibrated(found, rate, able, result)
+
+
+def _default(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> RunResult:
+    return Run(trace, replace(settings, watermark=0.0), cost, policy("fcfs")).execute()

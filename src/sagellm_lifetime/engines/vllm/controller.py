@@ -8,6 +8,7 @@ in between, the peak of memory is kept up to date by adding and removing single 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,12 +29,23 @@ _LOOK: Final = 64
 """Waiting sequences looked at in one step, at most."""
 _PACE: Final = 0.02
 """Weight of the newest step in the moving average of its duration."""
+_TYPICAL: Final = 0.02
+"""Weight of the newest arrivals in the average of what a sequence is expected to take."""
 
 
 class _Known:
     """One sequence: its request, its place in the line, and its share of the memory ahead."""
 
-    __slots__ = ("area", "confidence", "mean", "place", "request", "running", "survival", "variance")
+    __slots__ = (
+        "area",
+        "confidence",
+        "mean",
+        "place",
+        "request",
+        "running",
+        "survival",
+        "variance",
+    )
 
     def __init__(self, request: Any) -> None:
         self.request = request
@@ -80,6 +92,10 @@ class LifetimeController:
         self._step = 0
         self._refreshed = -_REFRESH
         self._blocked_until = 0
+        self._typical = 0.0
+        """Moving average of what sequences are expected to take when they come."""
+        self._shared = 0
+        """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
         self._seconds_per_step = 0.02
 
@@ -159,22 +175,29 @@ class LifetimeController:
 
     def _place(self, new: list[_Known]) -> None:
         sequences, outlook = self._look(new)
+        # A preempted sequence joins the line anew, with what is left of it: at the place of its
+        # arrival the longest, preempted for the sake of the others, would go before them all.
+        again = sequences.preemptions > 0
+        sequences = replace(sequences, arrival=np.where(again, self._clock(), sequences.arrival))
         self._blocked_until = 0
         per_area = self._seconds_per_step / (self._total * self._block_size)
+        by_area = self.plan.order == "area"
+        areas = outlook.area(sequences.tokens)
+        # What waits already, and what came with it but before it.
+        ahead = self._backlog + np.cumsum(areas) - areas
+        self._backlog += float(areas.sum())
+        self._typical += _TYPICAL * (float(areas.mean()) - self._typical)
         spots = places(
             sequences,
             outlook,
             service=SERVICES[self.plan.order],
-            patience=self.plan.patience
-            * (per_area if self.plan.order == "area" else self._seconds_per_step),
-            backlog=self.plan.slack * self._backlog * per_area,
+            patience=self.plan.patience * (per_area if by_area else self._seconds_per_step),
+            backlog=self.plan.slack * ahead * per_area,
+            typical=self._typical if by_area else 0.0,
             min_confidence=self.plan.min_confidence,
         )
-        areas = outlook.area(sequences.tokens)
-        self._backlog += float(areas.sum())
         for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
-            # A preempted sequence keeps its place: it has waited already.
-            each.place, each.area = min(each.place, place), area
+            each.place, each.area = place, area
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue, in its order, may be admitted now."""
@@ -183,14 +206,13 @@ class LifetimeController:
         if self._step < self._blocked_until:
             return 0
         if self._step - self._refreshed >= _REFRESH:
-            self._refresh()
-        shared = self._shared(used_blocks)
+            self._refresh(used_blocks)
         mean, variance = np.zeros_like(self._peak.mean), np.zeros_like(self._peak.mean)
         count = 0
         for request in waiting:
             known = self._known[request.request_id]
             mean, variance = mean + known.mean, variance + known.variance
-            if count >= _LOOK or not self._peak.fits(mean, variance, shared):
+            if count >= _LOOK or not self._peak.fits(mean, variance, self._shared):
                 break
             count += 1
         if count == 0 and running == 0:
@@ -199,11 +221,11 @@ class LifetimeController:
             self._blocked_until = self._step + _RETRY
         return count
 
-    def _shared(self, used_blocks: int) -> float:
-        """Blocks that several sequences hold together, counted once for each of them."""
-        return max(0.0, float(self._peak.mean[0]) - used_blocks)
+    def set_aside(self, used_blocks: int) -> int:
+        """Blocks beyond those in use that are kept for what is running."""
+        return max(int(self._peak.level()) - self._shared - used_blocks, 0) if self.plan.fit else 0
 
-    def _refresh(self) -> None:
+    def _refresh(self, used_blocks: int) -> None:
         self._refreshed = self._step
         self._peak.mean[:] = 0.0
         self._peak.variance[:] = 0.0
@@ -212,6 +234,8 @@ class LifetimeController:
             self._look(running)
             self._peak.mean += np.sum([each.mean for each in running], axis=0)
             self._peak.variance += np.sum([each.variance for each in running], axis=0)
+        computed = np.array([each.request.num_computed_tokens for each in running], dtype=np.int64)
+        self._shared = max(0, int((-(-computed // self._block_size)).sum()) - used_blocks)
 
     def _look(self, known: Sequence[_Known]) -> tuple[Sequences, Outlook]:
         """Ask about sequences at their present ages, and keep the answers."""

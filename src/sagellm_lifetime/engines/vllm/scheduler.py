@@ -26,6 +26,15 @@ class LifetimeMixin:
     """Goes before a scheduler class of vLLM; without a controller it changes nothing."""
 
     lifetime: LifetimeController | None = None
+    # Of vLLM's scheduler:
+    running: Any
+    waiting: Any
+    requests: Any
+    block_size: Any
+    kv_cache_manager: Any
+    max_num_active_reqs: Any
+    max_num_scheduled_tokens: Any
+    _inflight_prefills: Any
 
     def schedule(self, *args: Any, **options: Any) -> Any:
         """One step."""
@@ -66,6 +75,13 @@ class LifetimeMixin:
             self.lifetime.finished(request, _REASONS.get(request.status, "error"))
         return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
 
+    def set_aside_blocks(self) -> int:
+        """Free blocks that nobody new may take, for the sake of those that run."""
+        aside = self.kv_cache_manager.watermark_blocks if self.running else 0
+        if self.lifetime is None:
+            return aside
+        return max(aside, self.lifetime.set_aside(self._used_blocks()))
+
     def _used_blocks(self) -> int:
         pool = self.kv_cache_manager.block_pool
         return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
@@ -80,5 +96,5 @@ class LifetimeMixin:
         return self.kv_cache_manager.block_pool.get_num_free_blocks() < need
 
 
-class LifetimeScheduler(LifetimeMixin, Scheduler):
+class LifetimeScheduler(LifetimeMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here
     """For engines without asynchronous scheduling."""

@@ -1,0 +1,135 @@
+"""The policies that look ahead: a plan, and whom it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.policies.forecast import (
+    Forecaster,
+    GlobalAverage,
+    GlobalRatio,
+    KnownLengths,
+    MaxTokens,
+    PredictedLengths,
+)
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.predictors.base import Predictor
+from sagellm_lifetime.replay.policies import ReplayPolicy
+from sagellm_lifetime.replay.trace import TraceRequest
+
+SCHEDULER = "sagellm_lifetime.engines.vllm.scheduler:LifetimeScheduler"
+WATERMARK: Mapping[str, Any] = {"watermark": 0.02}
+"""Share of the pool that admission leaves free for the growth of what runs."""
+UNCAPPED = 4096
+"""What a request without a cap counts as where caps are all that is known."""
+
+Asked = Callable[[Sequence[TraceRequest]], Forecaster]
+
+
+def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
+    """The policies of this package by name, and their predictor-free and all-knowing rivals.
+
+    Args:
+        predictor: fitted; each run gets a clone, which learns online in simulated time.
+    """
+
+    def predicted(trace: Sequence[TraceRequest]) -> Forecaster:
+        return PredictedLengths(predictor.clone())
+
+    best = Plan()
+    shortest = Plan(order="length", patience=1e9, slack=1e9, evict="")
+    arrival = Plan(order="fcfs", evict="", fit=0.9)
+    longest = Plan(order="longest", patience=1.0, slack=1e9)
+    policies = (
+        _planned("lifetime", "our default", best, predicted),
+        _planned("lifetime-oracle", "our default, lengths known", best, known),
+        _planned("sjf", "shortest expected first, no ageing", shortest, predicted),
+        _planned("sjf-oracle", "shortest first, lengths known", shortest, known),
+        _planned(
+            "fair-input",
+            "no predictor: a bounded boost to short uncached inputs (as UniBoost)",
+            Plan(order="input", patience=30.0, slack=1.0, evict=""),
+            unknown,
+        ),
+        _planned("gittins", "Gittins index", Plan(order="gittins"), predicted),
+        _planned(
+            "evict-shortest", "the specification's victims", Plan(evict="shortest"), predicted
+        ),
+        _planned("evict-longest", "longest remaining preempted", Plan(evict="longest"), predicted),
+        _planned("evict-engine", "vLLM's victims", Plan(evict=""), predicted),
+        _planned("longest-first", "longest first, for offline batches", longest, predicted),
+        _planned("longest-first-oracle", "the same, lengths known", longest, known),
+        _planned("reserve", "arrival order; the predicted peak fits", arrival, predicted, {}),
+        _planned("reserve-oracle", "the same, lengths known", arrival, known, {}),
+        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", arrival, capped, {}),
+        _planned(
+            "reserve-ratio", "one share of max_tokens for all (as SGLang)", arrival, ratio, {}
+        ),
+        _planned("reserve-average", "one average for all (as LightLLM)", arrival, average, {}),
+    )
+    return {policy.name: policy for policy in policies}
+
+
+def known(trace: Sequence[TraceRequest]) -> Forecaster:
+    """The oracle."""
+    return KnownLengths({request.id: request.output_length for request in trace})
+
+
+def capped(trace: Sequence[TraceRequest]) -> Forecaster:
+    """Caps, as far as there are any."""
+    return MaxTokens(UNCAPPED)
+
+
+def unknown(trace: Sequence[TraceRequest]) -> Forecaster:
+    """Nothing: for policies that look at the input alone."""
+    return MaxTokens(UNCAPPED)
+
+
+def ratio(trace: Sequence[TraceRequest]) -> Forecaster:
+    """SGLang's."""
+    return GlobalRatio(UNCAPPED)
+
+
+def average(trace: Sequence[TraceRequest]) -> Forecaster:
+    """LightLLM's."""
+    return GlobalAverage()
+
+
+def _planned(
+    name: str,
+    says: str,
+    plan: Plan,
+    asked: Asked,
+    overrides: Mapping[str, Any] = WATERMARK,
+) -> ReplayPolicy:
+    def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
+        from sagellm_lifetime.engines.vllm.controller import LifetimeController
+
+        requests = {request.id: request for request in trace}
+        scheduler.lifetime = LifetimeController(
+            plan,
+            asked(trace),
+            describe=lambda made: described(requests[made.request_id]),
+            total_blocks=scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
+            block_size=scheduler.block_size,
+            clock=scheduler.clock,
+        )
+
+    return ReplayPolicy(name, says, SCHEDULER, overrides, install=install)
+
+
+def described(request: TraceRequest) -> PredictionRequest:
+    """What a client's request says: everything but its length."""
+    said = {
+        "prompt_length": request.prompt_length,
+        "model": request.model,
+        "client_id": request.client_id,
+        "session_id": request.session_id,
+        "turn": request.turn,
+        "arrival_time": request.arrival,
+        "prefix_hashes": list(request.prefix_hashes) or None,
+    }
+    features = {key: value for key, value in said.items() if value is not None}
+    return PredictionRequest(request.id, list(request.given or ()), 0, request.max_length, features)
