@@ -10,11 +10,11 @@ from sagellm_lifetime.core.errors import HistoryError, LifetimeError, UnknownNam
 from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.compare import replay
 from sagellm_lifetime.replay.engine import EngineSettings
-from sagellm_lifetime.replay.load import LOADS, capacity, rate_of_load
+from sagellm_lifetime.replay.load import LOADS, at_load, capacity, wait_share
 from sagellm_lifetime.replay.metrics import MEASURED, metrics
 from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy, policy
 from sagellm_lifetime.replay.run import Run
-from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace
+from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace, rate_of
 
 pytestmark = pytest.mark.usefixtures("vllm")
 
@@ -149,19 +149,27 @@ def test_the_tuned_watermark_is_no_worse_than_any(trace, tight, cost, fcfs):
     assert tuned.metrics["mean_latency_s"] <= metrics(fcfs[1])["mean_latency_s"]
 
 
-def test_loads_are_shares_of_the_capacity(trace, tight, cost):
-    rate = capacity(trace, tight, cost)
-    for name, share in LOADS.items():
-        assert rate_of_load(name, trace, tight, cost) == pytest.approx(share * rate)
-    assert rate_of_load("2.5", trace, tight, cost) == 2.5
+def test_loads_queue_as_they_should(trace, tight, cost):
+    able = capacity(trace, tight, cost)
+    most = wait_share(Run(at_once(trace), tight, cost, POLICIES["fcfs"]).execute())
+    found = {name: at_load(name, trace, tight, cost) for name in LOADS}
+    for name, one in found.items():
+        assert one.capacity == able
+        assert rate_of(one.trace) == pytest.approx(one.rate)
+        assert LOADS[name].least * most <= wait_share(one.default) <= LOADS[name].most
+        steps = np.log(one.rate / (LOADS[name].share * able)) / np.log(LOADS[name].factor)
+        assert steps == pytest.approx(round(steps), abs=1e-6)
+    rates = [one.rate for one in found.values()]
+    assert rates == sorted(rates)
+
+
+def test_a_load_in_requests_a_second(trace, tight, cost):
+    found = at_load("2.5", trace, tight, cost)
+    assert rate_of(found.trace) == pytest.approx(2.5)
     with pytest.raises(UnknownNameError, match="load"):
-        rate_of_load("heavy", trace, tight, cost)
-    waits = [
-        Run(at_rate(trace, share * rate), tight, cost, POLICIES["fcfs"]).execute().waited.mean()
-        for share in LOADS.values()
-    ]
-    assert waits == sorted(waits)
-    assert waits[0] < 0.1 * waits[2]
+        at_load("heavy", trace, tight, cost)
+    with pytest.raises(LifetimeError, match="above 0"):
+        at_load("0", trace, tight, cost)
 
 
 def test_a_policy_that_serves_nobody_is_one_line(trace, tight, cost):

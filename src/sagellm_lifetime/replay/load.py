@@ -22,8 +22,9 @@ class Load:
 
     Attributes:
         share: of the capacity, to begin with.
-        least: the mean wait is at least this share of the mean latency …
-        most: … and at most this.
+        least: the wait's share of the mean latency is at least this much of what it is when all
+            come at once …
+        most: … and the share is at most this.
         factor: what the rate is multiplied by until it is so.
     """
 
@@ -36,7 +37,7 @@ class Load:
 LOADS = {
     "relaxed": Load(0.3, 0.0, 0.01, 0.6),
     "knee": Load(0.9, 0.05, 1.0, 1.25),
-    "overload": Load(1.5, 0.75, 1.0, 1.5),
+    "overload": Load(1.5, 0.8, 1.0, 1.5),
 }
 
 
@@ -63,12 +64,7 @@ def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: Step
     wait, per second and per mean output. (The time after that measures the longest request, not the
     engine.) Where the engine takes all of them in at once it counts to the end.
     """
-    result = _default(at_once(trace), settings, cost)
-    if result.backlog_tokens:
-        rate = result.backlog_tokens / result.backlog_s
-    else:
-        rate = float(result.output.sum() / result.finish.max())
-    return rate / float(result.output.mean())
+    return _throughput(_default(at_once(trace), settings, cost))
 
 
 def wait_share(result: RunResult) -> float:
@@ -83,8 +79,9 @@ def at_load(
 
     ``relaxed`` is 0.3 of the capacity, less where vLLM's default would still wait for more than
     1 % of its mean latency (bursts); ``knee`` is 0.9 of it, more where it does not yet wait for
-    5 %; ``overload`` is 1.5 times the capacity, more until it waits for 75 %: a short sample of
-    long answers takes a while to fill the pool, and is over before it does.
+    5 % of what it does when all come at once; ``overload`` is 1.5 times the capacity, more until it
+    waits for 80 % of that: a short sample of long answers takes a while to fill the pool, and may
+    be over before it does.
 
     Raises:
         UnknownNameError: neither a number nor a name.
@@ -97,17 +94,26 @@ def at_load(
             known = [*LOADS, "a number (requests a second)"]
             raise UnknownNameError("load", load, known) from None
         return Calibrated(at_rate(trace, rate), rate)
-    wanted, able = LOADS[load], capacity(trace, settings, cost)
+    wanted, together = LOADS[load], _default(at_once(trace), settings, cost)
+    able, least = _throughput(together), LOADS[load].least * wait_share(together)
     rate = wanted.share * able
     for tried in range(TRIES):
         if tried:
             rate *= wanted.factor
         found = at_rate(trace, rate)
         result = _default(found, settings, cost)
-        if wanted.least <= wait_share(result) <= wanted.most:
+        if least <= wait_share(result) <= wanted.most:
             break
     return Calibrated(found, rate, able, result)
 
 
 def _default(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> RunResult:
     return Run(trace, replace(settings, watermark=0.0), cost, policy("fcfs")).execute()
+
+
+def _throughput(together: RunResult) -> float:
+    if together.backlog_tokens:
+        rate = together.backlog_tokens / together.backlog_s
+    else:
+        rate = float(together.output.sum() / together.finish.max())
+    return rate / float(together.output.mean())
