@@ -16,6 +16,7 @@ from policy_help import (
     predicted,
 )
 
+from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 from sagellm_lifetime.policies.reservation import Peak, prefetch_blocks, reserved_blocks
 from sagellm_lifetime.policies.state import HORIZON
 
@@ -145,34 +146,17 @@ def test_the_level_is_exceeded_as_rarely_as_promised(law, count):
 
 @PROPERTY
 @given(SEEDS, st.sampled_from([0.5, 0.9, 0.99]))
-def test_reserved_blocks_cover_the_share(seed, level):
+def test_reserved_blocks_cover_the_share_and_hardly_more(seed, level):
     rng = np.random.default_rng(seed)
     rows = [log_logistic(np.exp(rng.uniform(0, 8)), rng.uniform(0.1, 1.2)) for _ in range(6)]
-    outlook, tokens = predicted(rows), rng.integers(1, 3000, 6)
-    reserved = reserved_blocks(outlook, tokens, BLOCK, level)
-    room = reserved * BLOCK - tokens
-    over = np.exp(
-        -np.array([np.interp(n, _edges(), row) for n, row in zip(room, rows, strict=True)])
+    tokens = rng.integers(1, 3000, 6)
+    batch = LengthDistributionBatch(
+        np.stack(rows), np.arange(6), np.zeros(6, dtype=np.int64), np.full(6, UNCAPPED)
     )
-    assert (over <= 1.0 - level + 1e-6).all()
-    # Not much more than the quantile itself: two gaps of the horizon, of a third each, and a block.
-    quantile = np.array([np.interp(-np.log(1.0 - level), row, _edges()) for row in rows])
-    assert (room <= quantile * 1.4**2 + 4 + BLOCK).all()
-
-
-@PROPERTY
-@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=10), st.floats(0.01, 0.99))
-def test_reserved_blocks_of_known_lengths(lengths, level):
-    tokens = np.full(len(lengths), 50)
-    room = reserved_blocks(known(lengths), tokens, BLOCK, level) * BLOCK - 50
-    assert (room >= lengths).all()
-    # Two gaps of the horizon and a block, at most, are too many.
-    assert (room <= np.array(lengths) * 1.4**2 + 2 + BLOCK).all()
-
-
-def test_what_outlives_the_horizon_gets_all_of_it():
-    reserved = reserved_blocks(known([10**7]), np.array([1]), BLOCK, 0.9)
-    assert reserved.tolist() == [(int(HORIZON[-1]) + 1 + BLOCK - 1) // BLOCK]
+    room = reserved_blocks(batch.quantile(level), tokens, BLOCK) * BLOCK - tokens
+    assert (batch.survival(room) <= 1.0 - level + 1e-6).all()
+    # One block less would not have been enough.
+    assert (batch.survival(room - BLOCK) > 1.0 - level - 1e-6).all()
 
 
 @PROPERTY

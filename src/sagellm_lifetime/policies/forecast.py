@@ -42,7 +42,13 @@ class PredictedLengths:
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """Calibrated distributions, conditioned on the ages."""
-        batch = self.predictor.distributions(ids, ages)
+        try:
+            batch = self.predictor.distributions(ids, ages)
+        except KeyError:
+            # Some waited longer than the predictor remembers: ask about them as they are now.
+            for each, age in zip(ids, ages.tolist(), strict=True):
+                self.predictor.predict(PredictionRequest(each, [], age, None))
+            batch = self.predictor.distributions(ids, ages)
         return Outlook.of(batch, self._confidence(batch))
 
     def _confidence(self, batch: LengthDistributionBatch) -> np.ndarray:

@@ -27,7 +27,7 @@ class Plan:
 
     order: str = "area"
     patience: float = 30.0
-    slack: float = 4.0
+    slack: float = 2.0
     evict: str = "cost-aware"
     fit: float = 0.0
     near_completion: int = 32

@@ -20,7 +20,7 @@ from sagellm_lifetime.replay.policies import ReplayPolicy
 from sagellm_lifetime.replay.trace import TraceRequest
 
 SCHEDULER = "sagellm_lifetime.engines.vllm.scheduler:LifetimeScheduler"
-WATERMARK: Mapping[str, Any] = {"watermark": 0.02}
+WATERMARK: Mapping[str, Any] = {"watermark": 0.05}
 """Share of the pool that admission leaves free for the growth of what runs."""
 UNCAPPED = 4096
 """What a request without a cap counts as where caps are all that is known."""

@@ -1,0 +1,237 @@
+"""What the decisions buy: traces replayed through vLLM's own scheduler, with and without them.
+
+    PYTHONPATH=src python benchmarks/decisions.py --runs runs.jsonl [--data FOLDER] [--seeds 3]
+
+Needs the ``[vllm]`` extra and the data folder. Every setting (trace, memory, load, seed) is one
+line of ``--runs``, written when it is done, so that an interrupted run goes on where it stopped;
+the tables are made of all lines and go to ``docs/replay.md``. Predictors are trained on the earlier
+70 % of a trace, requests are drawn from the later 30 %, and predictors learn online in simulated
+time. About a minute and a half a setting and core with 300 requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import DATA, load, say, single_thread, table
+
+from sagellm_lifetime import create_predictor
+from sagellm_lifetime.core.splits import split
+
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "replay.md"
+MEMORY = {
+    "servegen_reasoning": (3000, 6000),
+    "mooncake_conversation": (8000, 12_000),
+    "azure_conv": (1000, 2000),
+}
+"""Blocks of 16 tokens: tight, and twice (or half as much again) of it."""
+LOADS = ("overload", "knee", "relaxed")
+OPEN = (
+    "fcfs",
+    "fcfs-watermark",
+    "priority-max-tokens",
+    "fair-input",
+    "sjf",
+    "lifetime",
+    "lifetime-oracle",
+)
+OFFLINE = (
+    "fcfs",
+    "fcfs-watermark",
+    "lifetime",
+    "lifetime-oracle",
+    "longest-first",
+    "longest-first-oracle",
+)
+RESERVING = (
+    "reserve-max-tokens",
+    "reserve-ratio",
+    "reserve-average",
+    "reserve",
+    "reserve-oracle",
+)
+EVICTING = ("evict-engine", "evict-shortest", "evict-longest")
+SHOWN = (
+    ("mean_latency_s", "mean s", 1.0),
+    ("p50_latency_s", "p50 s", 1.0),
+    ("p99_latency_s", "p99 s", 1.0),
+    ("mean_ttft_s", "TTFT s", 1.0),
+    ("max_wait_s", "longest wait s", 1.0),
+    ("worst_normalised_latency_s", "worst s/token", 1.0),
+    ("goodput", "goodput %", 100.0),
+    ("tokens_per_s", "tokens/s", 1.0),
+    ("makespan_s", "makespan s", 1.0),
+    ("preemptions", "preempted", 1.0),
+    ("recomputed_tokens", "recomputed", 1.0),
+)
+
+
+def policies_of(load_name: str) -> tuple[str, ...]:
+    """Which policies a load is replayed with."""
+    if load_name == "offline":
+        return OFFLINE
+    return OPEN + (RESERVING + EVICTING if load_name == "overload" else ())
+
+
+def setting(
+    data: Path, name: str, blocks: int, load_name: str, seed: int, requests: int, who: str
+) -> dict[str, Any]:
+    """Replay one setting with all its policies; runs in its own process."""
+    single_thread()
+    from sagellm_lifetime.replay.compare import replay
+    from sagellm_lifetime.replay.cost import DEFAULT, cost_model
+    from sagellm_lifetime.replay.engine import EngineSettings
+    from sagellm_lifetime.replay.load import at_load
+    from sagellm_lifetime.replay.planned import planned_policies
+    from sagellm_lifetime.replay.policies import POLICIES
+    from sagellm_lifetime.replay.trace import at_once, make_trace, sample
+
+    frame = load(data, name)
+    assert frame is not None  # main() has looked
+    cut = split(frame)
+    trace = make_trace(sample(cut.test, requests, seed=seed), seed=seed)
+    cost = cost_model(DEFAULT)
+    engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
+    if load_name == "offline":
+        rate, trace = 0.0, at_once(trace)
+    else:
+        calibrated = at_load(load_name, trace, engine, cost)
+        rate, trace = calibrated.rate, calibrated.trace
+    known = POLICIES | planned_policies(create_predictor(who, seed=seed).fit(cut.train))
+    found: dict[str, Any] = {}
+    for policy in policies_of(load_name):
+        done = replay(trace, engine, cost, known[policy])
+        found[policy] = done.metrics | {"overrides": dict(done.overrides)}
+    return {
+        "trace": name,
+        "blocks": blocks,
+        "load": load_name,
+        "seed": seed,
+        "requests": len(trace),
+        "rate": rate,
+        "cost": cost.name,
+        "predictor": who,
+        "policies": found,
+    }
+
+
+def report(runs: list[dict[str, Any]]) -> str:
+    """Tables of the medians over seeds."""
+    parts = []
+    for key, lines in _settings(runs).items():
+        name, blocks, load_name = key
+        rates = ", ".join(f"{line['rate']:.2f}" for line in lines)
+        seeds = f"{len(lines)} seed" + ("s" if len(lines) > 1 else "")
+        asked = "all requests at once" if load_name == "offline" else f"{rates} requests/s"
+        rows = []
+        for policy in policies_of(load_name):
+            row = [policy]
+            for metric, _, factor in SHOWN:
+                value = factor * float(np.median([ln["policies"][policy][metric] for ln in lines]))
+                row.append(f"{value:.1f}" if value < 1000 else f"{value:,.0f}")
+            rows.append(row)
+        parts.append(
+            f"### {name}, {blocks:,} blocks, {load_name}\n\n{lines[0]['requests']} requests, "
+            f"{asked}; {seeds}.\n\n" + table(["policy", *(head for _, head, _ in SHOWN)], rows)
+        )
+    return summary(runs) + "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def summary(runs: list[dict[str, Any]]) -> str:
+    """``lifetime`` against the tuned watermark, setting by setting."""
+    rows = []
+    for (name, blocks, load_name), lines in _settings(runs).items():
+        ours, tuned, oracle, default = (
+            {m: float(np.median([ln["policies"][p][m] for ln in lines])) for m, _, _ in SHOWN}
+            for p in ("lifetime", "fcfs-watermark", "lifetime-oracle", "fcfs")
+        )
+        gain = tuned["mean_latency_s"] - oracle["mean_latency_s"]
+        share = (tuned["mean_latency_s"] - ours["mean_latency_s"]) / gain if gain > 0 else np.nan
+        rows.append(
+            [
+                f"{name}, {blocks:,}, {load_name}",
+                *(
+                    f"{100 * (ours[m] / tuned[m] - 1):+.1f} %" if tuned[m] else "–"
+                    for m in ("mean_latency_s", "p99_latency_s", "mean_ttft_s", "max_wait_s")
+                ),
+                f"{100 * tuned['goodput']:.0f} → {100 * ours['goodput']:.0f} %",
+                f"{100 * share:.0f} %" if np.isfinite(share) and gain > 0.5 else "–",
+                f"{100 * (ours['tokens_per_s'] / tuned['tokens_per_s'] - 1):+.1f} %",
+                f"{default['recomputed_tokens']:,.0f} → {ours['recomputed_tokens']:,.0f}",
+            ]
+        )
+    head = ["setting", "mean", "p99", "TTFT", "longest wait", "goodput", "of the oracle's gain"]
+    return "## `lifetime` against the tuned watermark\n\n" + table(
+        [*head, "tokens/s", "recomputed (default → ours)"], rows
+    )
+
+
+def _settings(runs: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
+    order = [*LOADS, "offline"]
+    keys = {(run["trace"], run["blocks"], run["load"]) for run in runs}
+    ordered = sorted(keys, key=lambda k: (list(MEMORY).index(k[0]), order.index(k[2]), k[1]))
+    return {
+        key: [run for run in runs if (run["trace"], run["blocks"], run["load"]) == key]
+        for key in ordered
+    }
+
+
+def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
+    """Settings to replay, those of the first seed first."""
+    for seed in range(options.seeds):
+        for load_name in (*LOADS, "offline"):
+            for name in options.only:
+                for blocks in MEMORY[name]:
+                    yield name, blocks, load_name, seed
+
+
+INTRODUCTION = """\
+# Replay: what the decisions buy
+
+Made by `benchmarks/decisions.py` (see there), through the scheduler, KV cache manager and block
+pool of vLLM 0.32.0; step cost `a100-7b`. Loads: see `replay/load.py`. Medians over seeds. What the
+policies are: `docs/decisions.md`. Goodput: requests finished within 0.2 s per output token.
+
+"""
+
+
+def main() -> None:
+    """Replay what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--predictor", default="survival")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    options = parser.parse_args()
+    runs = []
+    if options.runs.exists():
+        runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
+    done = {(run["trace"], run["blocks"], run["load"], run["seed"]) for run in runs}
+    todo = [each for each in planned(options) if each not in done]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(setting, options.data, *each, options.requests, options.predictor)
+            for each in todo
+        ]
+        for job in as_completed(jobs):
+            run = job.result()
+            runs.append(run)
+            with options.runs.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
+            options.output.write_text(INTRODUCTION + report(runs))
+
+
+if __name__ == "__main__":
+    main()
