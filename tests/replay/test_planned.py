@@ -1,0 +1,122 @@
+"""The policies of this package through vLLM's scheduler: they hold what they say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sagellm_lifetime import create_predictor
+from sagellm_lifetime.policies.forecast import KnownLengths, MaxTokens
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.replay.compare import replay
+from sagellm_lifetime.replay.planned import described, planned_policies
+from sagellm_lifetime.replay.policies import POLICIES
+from sagellm_lifetime.replay.trace import at_rate
+
+# Preemptions and steps of each policy on the small trace, so that no change goes unseen.
+GOLDEN = {
+    "lifetime": (31, 3890),
+    "lifetime-oracle": (20, 3605),
+    "sjf": (21, 3679),
+    "sjf-oracle": (22, 4127),
+    "fair-input": (30, 3818),
+    "gittins": (33, 3606),
+    "evict-shortest": (16, 3970),
+    "evict-longest": (16, 3787),
+    "evict-engine": (25, 3882),
+    "longest-first": (28, 3925),
+    "longest-first-oracle": (27, 3651),
+    "reserve": (0, 4209),
+    "reserve-oracle": (0, 3884),
+    "reserve-max-tokens": (0, 21508),
+    "reserve-ratio": (0, 15910),
+    "reserve-average": (57, 3436),
+}
+
+
+@pytest.fixture(scope="module")
+def policies(vllm, frame):
+    return planned_policies(create_predictor("survival").fit(frame))
+
+
+def test_every_policy_is_tested(policies):
+    assert list(policies) == list(GOLDEN)
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_golden_counts(name, policies, trace, tight, cost):
+    found = replay(trace, tight, cost, policies[name]).metrics
+    again = replay(trace, tight, cost, policies[name]).metrics
+    counts = (found["preemptions"], found["steps"])
+    assert counts == (again["preemptions"], again["steps"])
+    assert counts == GOLDEN[name]
+
+
+def test_everything_finishes_and_nothing_leaks(policies, trace, tight, cost):
+    result = replay(trace, tight, cost, policies["lifetime"]).result
+    assert (result.finish > result.arrival).all()
+    said = [described(request) for request in trace]
+    assert all(each.current_length == 0 for each in said)
+    assert all("actual_length" not in each.prompt_features for each in said)
+
+
+def test_no_harm_where_nothing_waits(policies, trace, cost, tight):
+    relaxed, roomy = at_rate(trace, 0.05), replace(tight, blocks=20_000)
+    ours = replay(relaxed, roomy, cost, policies["lifetime"]).result
+    stock = replay(relaxed, roomy, cost, POLICIES["fcfs"]).result
+    assert np.array_equal(ours.finish, stock.finish)
+    assert ours.steps == stock.steps
+
+
+def test_an_oracle_is_not_worse_than_what_it_knows_better(policies, trace, tight, cost):
+    ours, oracle, stock = (
+        replay(trace, tight, cost, policy).metrics["mean_latency_s"]
+        for policy in (policies["lifetime"], policies["lifetime-oracle"], POLICIES["fcfs"])
+    )
+    assert oracle <= ours * 1.05
+    assert oracle < stock
+
+
+def test_reserving_for_the_cap_never_preempts(vllm, policies, trace, tight, cost):
+    capped = [replace(request, max_length=request.output_length + 10) for request in trace]
+    found = replay(capped, tight, cost, policies["reserve-max-tokens"]).metrics
+    assert found["preemptions"] == 0
+    assert found["reserved_unused_block_s"] > 0
+
+
+def test_arrival_order_without_a_gate_is_vllms_own(policies, trace, tight, cost):
+    from sagellm_lifetime.replay.planned import _planned
+
+    plain = _planned("plain", "", Plan(order="fcfs", evict=""), lambda _: MaxTokens(4096), {})
+    ours = replay(trace, tight, cost, plain).result
+    stock = replay(trace, tight, cost, POLICIES["fcfs"]).result
+    assert np.array_equal(ours.finish, stock.finish)
+
+
+def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
+    from sagellm_lifetime.replay.planned import SCHEDULER
+    from sagellm_lifetime.replay.policies import ReplayPolicy
+    from sagellm_lifetime.replay.run import Run
+
+    seen = []
+
+    def install(scheduler, requests, run):
+        policy = planned_policies(create_predictor("survival"))["lifetime"]
+        policy.install(scheduler, requests, run)
+        seen.append(scheduler.lifetime)
+
+    policy = ReplayPolicy("held", "", SCHEDULER, {"watermark": 0.05}, install=install)
+    Run(trace, tight, cost, policy).execute()
+    controller = seen[0]
+    assert not controller._known
+    assert abs(controller._backlog) < 1.0
+    metrics = controller._forecaster.predictor.get_metrics()
+    assert metrics["running"] == 0
+    assert metrics["completions"] + metrics["censored"] == len(trace)
+
+
+def test_known_lengths_are_the_oracles(trace):
+    outlook = KnownLengths({r.id: r.output_length for r in trace}).outlook(
+        [r.id for r in trace], np.zeros(len(trace), dtype=np.int64)
+    )
+    assert outlook.expected() == pytest.approx([r.output_length for r in trace])
