@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import RequestStatus
+from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+
+hide_broken_builds()  # before anything of vLLM is imported
+
+from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
+from vllm.v1.request import RequestStatus  # noqa: E402
 
 if TYPE_CHECKING:
     from sagellm_lifetime.engines.vllm.controller import LifetimeController
