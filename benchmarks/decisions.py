@@ -73,15 +73,15 @@ SHOWN = (
 )
 
 
-def policies_of(load_name: str) -> tuple[str, ...]:
+def policies_of(load_name: str, *, more: bool) -> tuple[str, ...]:
     """Which policies a load is replayed with."""
     if load_name == "offline":
         return OFFLINE
-    return OPEN + (RESERVING + EVICTING if load_name == "overload" else ())
+    return OPEN + (RESERVING + EVICTING if more and load_name == "overload" else ())
 
 
 def setting(
-    data: Path, name: str, blocks: int, load_name: str, seed: int, requests: int, who: str
+    name: str, blocks: int, load_name: str, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Replay one setting with all its policies; runs in its own process."""
     single_thread()
@@ -93,10 +93,10 @@ def setting(
     from sagellm_lifetime.replay.policies import POLICIES
     from sagellm_lifetime.replay.trace import at_once, make_trace, sample
 
-    frame = load(data, name)
+    frame = load(options.data, name)
     assert frame is not None  # main() has looked
     cut = split(frame)
-    trace = make_trace(sample(cut.test, requests, seed=seed), seed=seed)
+    trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
     cost = cost_model(DEFAULT)
     engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
     if load_name == "offline":
@@ -104,9 +104,11 @@ def setting(
     else:
         calibrated = at_load(load_name, trace, engine, cost)
         rate, trace = calibrated.rate, calibrated.trace
-    known = POLICIES | planned_policies(create_predictor(who, seed=seed).fit(cut.train))
+    known = POLICIES | planned_policies(
+        create_predictor(options.predictor, seed=seed).fit(cut.train)
+    )
     found: dict[str, Any] = {}
-    for policy in policies_of(load_name):
+    for policy in policies_of(load_name, more=options.more):
         done = replay(trace, engine, cost, known[policy])
         found[policy] = done.metrics | {"overrides": dict(done.overrides)}
     return {
@@ -117,7 +119,7 @@ def setting(
         "requests": len(trace),
         "rate": rate,
         "cost": cost.name,
-        "predictor": who,
+        "predictor": options.predictor,
         "policies": found,
     }
 
@@ -131,7 +133,7 @@ def report(runs: list[dict[str, Any]]) -> str:
         seeds = f"{len(lines)} seed" + ("s" if len(lines) > 1 else "")
         asked = "all requests at once" if load_name == "offline" else f"{rates} requests/s"
         rows = []
-        for policy in policies_of(load_name):
+        for policy in lines[0]["policies"]:
             row = [policy]
             for metric, _, factor in SHOWN:
                 value = factor * float(np.median([ln["policies"][policy][metric] for ln in lines]))
@@ -186,10 +188,10 @@ def _settings(runs: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dic
 def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
     """Settings to replay, those of the first seed first."""
     for seed in range(options.seeds):
-        for load_name in (*LOADS, "offline"):
-            for name in options.only:
-                for blocks in MEMORY[name]:
-                    yield name, blocks, load_name, seed
+        for load_name in options.loads:
+            for memory in range(2):
+                for name in options.only:
+                    yield name, MEMORY[name][memory], load_name, seed
 
 
 INTRODUCTION = """\
@@ -208,6 +210,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
+    parser.add_argument("--loads", nargs="+", default=[*LOADS, "offline"])
+    parser.add_argument("--more", action="store_true", help="reservation and eviction rivals, too")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--predictor", default="survival")
@@ -220,10 +224,7 @@ def main() -> None:
     done = {(run["trace"], run["blocks"], run["load"], run["seed"]) for run in runs}
     todo = [each for each in planned(options) if each not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(setting, options.data, *each, options.requests, options.predictor)
-            for each in todo
-        ]
+        jobs = [pool.submit(setting, *each, options) for each in todo]
         for job in as_completed(jobs):
             run = job.result()
             runs.append(run)
