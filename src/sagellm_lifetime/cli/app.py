@@ -13,6 +13,7 @@ from sagellm_lifetime.cli.export import export
 from sagellm_lifetime.cli.guard import guarded
 from sagellm_lifetime.cli.options import JsonCommand
 from sagellm_lifetime.cli.predict import predict
+from sagellm_lifetime.cli.replay import replay
 from sagellm_lifetime.cli.stats import stats
 from sagellm_lifetime.cli.train import train
 
@@ -44,5 +45,5 @@ def lifetime(
     """Predict how many more tokens running sequences will generate."""
 
 
-for _command in (demo, train, evaluate, predict, stats, export, convert):
+for _command in (demo, train, evaluate, predict, stats, export, convert, replay):
     app.command(cls=JsonCommand)(guarded(_command))

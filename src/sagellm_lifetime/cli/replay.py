@@ -1,0 +1,443 @@
+"""``replay``: a history through vLLM's own scheduler, policy by policy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from sagellm_lifetime.cli.fitting import check_names, fit, read_rows
+from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows
+from sagellm_lifetime.cli.output import note, progress, say, table, write_json
+from sagellm_lifetime.cli.places import check_folder, check_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.replay.compare import Replayed
+    from sagellm_lifetime.replay.cost import StepCost
+    from sagellm_lifetime.replay.engine import EngineSettings
+    from sagellm_lifetime.replay.load import Calibrated
+    from sagellm_lifetime.replay.policies import ReplayPolicy
+    from sagellm_lifetime.replay.report import Comparison
+    from sagellm_lifetime.replay.trace import TraceRequest
+
+POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
+PREDICTOR: Final = "survival"
+LOAD: Final = "knee"
+COST: Final = "a100-7b"
+BLOCKS: Final = 6000
+REQUESTS: Final = 300
+RATES: Final = (1e-6, 1e6)
+NEEDS_VLLM: Final = "replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
+
+
+@dataclass
+class Job:
+    """What is replayed, and who is asked.
+
+    Attributes:
+        rows: the requests are drawn from these.
+        how: where they and the predictor come from, for people.
+        train: what the predictor learns from; ``None`` where it has learned, or nobody asks it.
+        predictor: a loaded one, or what the one to be trained is called.
+        split: how the history was cut, ``None`` where it was not.
+    """
+
+    rows: pl.DataFrame
+    how: str
+    train: pl.DataFrame | None
+    predictor: Predictor | str
+    split: str | None
+
+    def ready(self, seed: int) -> Predictor:
+        """The predictor, fitted."""
+        from sagellm_lifetime.predictors.registry import create_predictor
+
+        if not isinstance(self.predictor, str):
+            return self.predictor
+        if self.train is None:
+            return create_predictor(self.predictor, seed=seed)
+        return fit(self.predictor, self.train, seed=seed)
+
+
+def replay(
+    *,
+    data_path: DataPath,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A policy; repeat it, or put commas between. A wrong name lists them all.",
+            show_default=", ".join(POLICIES),
+        ),
+    ] = None,
+    load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="relaxed|knee|overload|REQ_PER_S",
+            help="How fast the requests come: a name, or requests a second.",
+            show_default=LOAD,
+        ),
+    ] = None,
+    blocks: Annotated[
+        int, typer.Option(min=2, max=10**8, help="KV blocks of 16 tokens in the pool.")
+    ] = BLOCKS,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Replay so many neighbouring requests of the history.")
+    ] = REQUESTS,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1000, help="Draw the requests so many times, and report the medians."
+        ),
+    ] = 1,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="All requests are there from the start.")
+    ] = False,
+    train_path: Annotated[
+        str | None,
+        typer.Option(
+            "--train-path",
+            metavar="FILE",
+            help="Train on this history, and draw the requests from all of --data-path.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="DIR",
+            help="Ask this trained predictor; the requests come from all of --data-path.",
+            show_default=False,
+        ),
+    ] = None,
+    predictor_type: Annotated[
+        str | None,
+        typer.Option(
+            "--predictor-type", metavar="NAME", help=f"{PREDICTOR_HELP}.", show_default=PREDICTOR
+        ),
+    ] = None,
+    cost_model: Annotated[
+        str,
+        typer.Option(
+            "--cost-model", metavar="NAME", help="Seconds of a step: a100-7b, h100-70b, cpu-small."
+        ),
+    ] = COST,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the table and two plots into this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = None,
+    on_bad_rows: BadRows = OnBadRows.refuse,
+) -> None:
+    """Replay a history through vLLM's own scheduler, without a model, and compare policies.
+
+    Without --train-path and --checkpoint the history itself is cut by time: the predictor is
+    trained on the earlier 70 %, the requests come from the rest. It learns online in simulated
+    time.
+    """
+    if checkpoint is not None and train_path is not None:
+        raise CommandError("--train-path and --checkpoint: choose one")
+    if checkpoint is not None and predictor_type is not None:
+        raise CommandError("a checkpoint is of one type: leave --predictor-type out")
+    if offline and load is not None:
+        raise CommandError("--offline has all requests there at once: leave --load out")
+    load = load or LOAD
+    who = _predictor(predictor_type)
+    names = _policies(policy or POLICIES)
+    _check_load(load)
+    check_json(json, data_path, train_path, checkpoint)
+    check_folder(report)
+    from sagellm_lifetime.replay.cost import cost_model as find_cost
+    from sagellm_lifetime.replay.engine import EngineSettings
+
+    cost = find_cost(cost_model)
+    job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
+    engine = EngineSettings(blocks=blocks, prefix_caching=_shares_prompts(job.rows))
+    traces = _traces(job.rows, max_requests, seeds, engine)
+    _need_vllm()
+    note(job.how)
+    if seeds > 1 and max_requests >= len(job.rows):
+        note(f"all {len(job.rows):,} requests are in every seed: give a smaller --max-requests")
+
+    found, rates = _compare(job, names, traces, engine, cost, "" if offline else load)
+    found.settings = _settings(
+        data=data_path,
+        job=job,
+        load="offline" if offline else load,
+        rates=rates,
+        requests=[len(trace) for trace in traces],
+        engine=engine,
+        cost=cost,
+    )
+    how = _told(found.settings)
+    if report is not None:
+        from sagellm_lifetime.replay.report import write_report
+
+        note(f"report: {write_report(report, found, how=how)}")
+    if json is not None:
+        write_json(found.to_json(), json)
+    if json != "-":
+        _show(found, how)
+
+
+def _show(found: Comparison, how: str) -> None:
+    from sagellm_lifetime.replay.report import COLUMNS, LEGEND, cost_lines
+
+    say(how)
+    table(COLUMNS, found.rows())
+    for line in (LEGEND, *found.says(), *cost_lines(found.cost)):
+        say(line)
+
+
+def _predictor(given: str | None) -> str:
+    names = check_names([given or PREDICTOR])
+    if len(names) > 1:
+        raise CommandError("one --predictor-type at a time")
+    return names[0]
+
+
+def _policies(given: Sequence[str]) -> list[str]:
+    """Names of policies, each once; a name may be several, with commas between."""
+    from sagellm_lifetime.core.errors import UnknownNameError
+    from sagellm_lifetime.predictors.registry import create_predictor
+
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
+    if not names:
+        raise CommandError("no policy is named: choose one with --policy")
+    known = _known(create_predictor("baseline"))
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("policy", name, list(known))
+    return list(dict.fromkeys(names))
+
+
+def _known(predictor: Predictor) -> dict[str, ReplayPolicy]:
+    from sagellm_lifetime.replay.planned import planned_policies
+    from sagellm_lifetime.replay.policies import POLICIES as PLAIN
+
+    return PLAIN | planned_policies(predictor)
+
+
+def _check_load(load: str) -> None:
+    from sagellm_lifetime.core.errors import UnknownNameError
+    from sagellm_lifetime.replay.load import LOADS
+
+    if load in LOADS:
+        return
+    try:
+        rate = float(load)
+    except ValueError:
+        known = [*LOADS, "a number (requests a second)"]
+        raise UnknownNameError("load", load, known) from None
+    least, most = RATES
+    if not (math.isfinite(rate) and least <= rate <= most):
+        raise CommandError(
+            f"--load: {least:g} to {most:,.0f} requests a second are possible, not {load}"
+        )
+
+
+def _job(
+    data_path: str,
+    names: Sequence[str],
+    who: str,
+    train_path: str | None,
+    checkpoint: Path | None,
+    on_bad_rows: OnBadRows,
+) -> Job:
+    from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.replay.policies import POLICIES as PLAIN
+
+    loaded: Predictor | None = None
+    if checkpoint is not None:
+        from sagellm_lifetime.predictors.checkpoint import load_predictor
+
+        loaded = load_predictor(checkpoint)
+    rows = read_rows(data_path, on_bad_rows)
+    if loaded is not None:
+        return Job(_in_order(rows), f"{loaded.name} of {checkpoint}", None, loaded, None)
+    asked = any(name not in PLAIN for name in names)
+    if train_path is not None:
+        train = read_rows(train_path, on_bad_rows)
+        job = Job(
+            _in_order(rows), f"trained on {len(train):,} rows of {train_path}", train, who, None
+        )
+    else:
+        cut = split(rows)
+        how = (
+            f"split by {cut.by}: trained on {len(cut.train):,} rows, requests from the other "
+            f"{len(cut.test):,}"
+        )
+        job = Job(cut.test, how, cut.train, who, cut.by)
+    assert job.train is not None
+    if not asked:
+        job.how, job.train = f"requests from {len(job.rows):,} rows; no predictor is asked", None
+    elif not (job.train["actual_length"] > 0).any():
+        raise CommandError("nothing to train on: no row of the training part has generated tokens")
+    return job
+
+
+def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """By arrival where that says something, so that neighbours came one after the other."""
+    from sagellm_lifetime.core.prequential import relative_times
+
+    recorded = "arrival_time" in rows.columns and not rows["arrival_time"].null_count()
+    if not recorded or relative_times(rows):
+        return rows
+    return rows.sort("arrival_time", maintain_order=True)
+
+
+def _shares_prompts(rows: pl.DataFrame) -> bool:
+    """Whether the history says which prompts begin alike: then the engine caches prefixes."""
+    return "prefix_hashes" in rows.columns and rows["prefix_hashes"].null_count() < len(rows)
+
+
+def _traces(
+    rows: pl.DataFrame, max_requests: int, seeds: int, engine: EngineSettings
+) -> list[list[TraceRequest]]:
+    """The requests of each seed; that they fit is looked at before anything is trained."""
+    from sagellm_lifetime.replay.engine import check_fits
+    from sagellm_lifetime.replay.trace import make_trace, sample
+
+    traces = [make_trace(sample(rows, max_requests, seed=seed), seed=seed) for seed in range(seeds)]
+    for trace in traces:
+        check_fits(trace, engine)
+    return traces
+
+
+def _need_vllm() -> None:
+    """Load vLLM, and look whether it is the one this was written for."""
+    from sagellm_lifetime.core.errors import MissingExtraError
+    from sagellm_lifetime.engines.vllm.interface import check_interface
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it logs to stdout …
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # … and to stderr until it has read that
+    try:
+        with progress("loading vLLM"):
+            check_interface()
+    except MissingExtraError:
+        raise CommandError(NEEDS_VLLM) from None
+
+
+def _compare(
+    job: Job,
+    names: Sequence[str],
+    traces: Sequence[Sequence[TraceRequest]],
+    engine: EngineSettings,
+    cost: StepCost,
+    load: str,
+) -> tuple[Comparison, list[Calibrated]]:
+    """Replay every seed with every policy; ``load`` is empty where all come at once."""
+    from sagellm_lifetime.replay.load import Calibrated, at_load
+    from sagellm_lifetime.replay.report import Comparison
+    from sagellm_lifetime.replay.trace import at_once
+
+    found = Comparison({}, cost, engine.blocks, {name: [] for name in names})
+    rates: list[Calibrated] = []
+    for seed, trace in enumerate(traces):
+        known = _known(job.ready(seed))
+        which = f"seed {seed}, " if len(traces) > 1 else ""
+        with progress("replaying") as step:
+            step(f"{which}finding the load", 0.0)
+            at = at_load(load, trace, engine, cost) if load else Calibrated(at_once(trace), 0.0)
+            rates.append(at)
+            for i, name in enumerate(names):
+
+                def tell(share: float, what: str = which + name, before: int = i) -> None:
+                    step(what, (before + share) / len(names))
+
+                found.runs[name].append(_run(known[name], at, engine, cost, tell))
+    return found, rates
+
+
+def _run(
+    policy: ReplayPolicy,
+    at: Calibrated,
+    engine: EngineSettings,
+    cost: StepCost,
+    tell: Callable[[float], None],
+) -> Replayed:
+    from sagellm_lifetime.replay.compare import Replayed
+    from sagellm_lifetime.replay.compare import replay as run_policy
+    from sagellm_lifetime.replay.metrics import metrics
+
+    if policy.name == "fcfs" and at.default is not None:  # was run to find the load
+        return Replayed(policy, at.default, metrics(at.default), {})
+    ran, last, runs = 0, 0, max(len(policy.grid), 1)
+
+    def finished(done: int) -> None:
+        nonlocal ran, last
+        ran += done < last  # the next entry of its grid has begun
+        last = done
+        tell((ran + done / len(at.trace)) / runs)
+
+    tell(0.0)
+    return run_policy(at.trace, engine, cost, policy, progress=finished)
+
+
+def _settings(
+    *,
+    data: str,
+    job: Job,
+    load: str,
+    rates: Sequence[Calibrated],
+    requests: Sequence[int],
+    engine: EngineSettings,
+    cost: StepCost,
+) -> dict[str, Any]:
+    from statistics import median
+
+    from sagellm_lifetime.engines.vllm.interface import version
+
+    who = job.predictor if isinstance(job.predictor, str) else job.predictor.name
+    return {
+        "data": data,
+        "how": job.how,
+        "split": job.split,
+        "predictor": who if job.train is not None or job.predictor is not who else None,
+        "training_rows": None if job.train is None else len(job.train),
+        "requests": median(requests),
+        "seeds": len(rates),
+        "load": load,
+        "rate": median(at.rate for at in rates) or None,
+        "rates": [at.rate or None for at in rates],
+        "capacity": median(at.capacity for at in rates) or None,
+        "engine": f"vLLM {version()}",
+        "blocks": engine.blocks,
+        "block_size": engine.block_size,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "prefix_caching": engine.prefix_caching,
+        "cost_model": asdict(cost),
+    }
+
+
+def _told(settings: dict[str, Any]) -> str:
+    """The setting in a sentence."""
+    if settings["rate"] is None:
+        asked = "all at once"
+    else:
+        asked = f"{settings['rate']:.3g} a second"
+        if settings["capacity"] is not None:
+            asked += f" ({settings['load']}; {settings['capacity']:.3g} is what fcfs gets done)"
+    several = f", medians over {settings['seeds']} seeds" if settings["seeds"] > 1 else ""
+    caching = "on" if settings["prefix_caching"] else "off"
+    return (
+        f"{settings['requests']:,.0f} requests of {settings['data']}, {asked}{several}; "
+        f"{settings['engine']}, {settings['blocks']:,} blocks of {settings['block_size']} tokens, "
+        f"prefix caching {caching}"
+    )
