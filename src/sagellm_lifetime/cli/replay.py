@@ -83,8 +83,8 @@ def replay(
     load: Annotated[
         str | None,
         typer.Option(
-            metavar="relaxed|knee|overload|REQ_PER_S",
-            help="How fast the requests come: a name, or requests a second.",
+            metavar="LOAD",
+            help="How fast the requests come: relaxed, knee, overload, or requests a second.",
             show_default=LOAD,
         ),
     ] = None,

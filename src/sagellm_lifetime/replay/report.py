@@ -223,7 +223,7 @@ def _style(i: int) -> dict[str, Any]:
     }
 
 
-def _plain(value: float, _place: int | None = None) -> str:
+def _plain(value: float, _place: float) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
