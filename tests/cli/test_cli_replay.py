@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import MissingExtraError
+from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
 from sagellm_lifetime.evaluation.profiles import generate
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
@@ -33,6 +34,7 @@ def vllm():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
         pytest.importorskip("vllm", reason=REASON)
+        hide_broken_builds()
         return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
 
 

@@ -5,6 +5,7 @@ import warnings
 import polars as pl
 import pytest
 
+from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
 from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.cost import cost_model
 from sagellm_lifetime.replay.engine import EngineSettings
@@ -18,6 +19,7 @@ def vllm():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
         pytest.importorskip("vllm", reason=REASON)
+        hide_broken_builds()
         return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
 
 

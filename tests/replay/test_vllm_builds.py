@@ -12,13 +12,15 @@ from sagellm_lifetime.engines.vllm import builds
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
     """Makes packages that "are installed": name -> (version, source)."""
+    before = {key: module for key, module in sys.modules.items() if _is_companion(key)}
+    for key in before:
+        del sys.modules[key]
 
     def install(**packages):
         for name, (_, source) in packages.items():
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text(source)
             (tmp_path / name / "part.py").write_text("")
-            monkeypatch.delitem(sys.modules, name, raising=False)
 
         def version(name):
             if name not in packages:
@@ -29,8 +31,13 @@ def installed(monkeypatch, tmp_path):
 
     monkeypatch.syspath_prepend(tmp_path)
     yield install
-    for key in [key for key in sys.modules if key.partition(".")[0] in builds.COMPANIONS]:
+    for key in [key for key in sys.modules if _is_companion(key)]:
         del sys.modules[key]
+    sys.modules.update(before)  # what this process has hidden stays hidden
+
+
+def _is_companion(module):
+    return module.partition(".")[0] in builds.COMPANIONS
 
 
 BROKEN = "from . import part\nraise RuntimeError('operator torchvision::nms does not exist')"
