@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -194,11 +196,15 @@ def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
                     yield name, MEMORY[name][memory], load_name, seed
 
 
+COMMAND = "PYTHONPATH=src python benchmarks/decisions.py " + shlex.join(sys.argv[1:])
 INTRODUCTION = """\
 # Replay: what the decisions buy
 
-Made by `benchmarks/decisions.py` (see there), through the scheduler, KV cache manager and block
-pool of vLLM 0.32.0; step cost `a100-7b`. Loads: see `replay/load.py`. Medians over seeds. What the
+Made by one command,
+
+    {command}
+
+through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `a100-7b`. Loads: see `replay/load.py`. Medians over seeds. What the
 policies are: `docs/decisions.md`. Goodput: requests finished within 0.2 s per output token.
 
 """
@@ -221,6 +227,9 @@ def main() -> None:
     runs = []
     if options.runs.exists():
         runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
+    asked = (options.requests, options.predictor)
+    if any((run["requests"], run["predictor"]) != asked for run in runs):
+        parser.error(f"{options.runs} holds runs with other --requests or --predictor")
     done = {(run["trace"], run["blocks"], run["load"], run["seed"]) for run in runs}
     todo = [each for each in planned(options) if each not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -231,7 +240,7 @@ def main() -> None:
             with options.runs.open("a") as file:
                 file.write(json.dumps(run) + "\n")
             say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
-            options.output.write_text(INTRODUCTION + report(runs))
+            options.output.write_text(INTRODUCTION.format(command=COMMAND) + report(runs))
 
 
 if __name__ == "__main__":

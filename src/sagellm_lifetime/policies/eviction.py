@@ -67,7 +67,8 @@ def eviction_order(
             after all others.
         max_preemptions: a sequence preempted so often goes after all others, too: the same
             sequence must not lose its work again and again. Only pinned ones never go.
-        min_confidence: below it the engine's own rule (last come first) decides.
+        min_confidence: below it nothing says that preempting a sequence pays: it goes after those
+            that are believed, the newest first, as the engine has it.
     """
     worth = value(sequences, outlook)
     doubtful = outlook.confidence < min_confidence

@@ -49,7 +49,7 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
         _planned("sjf-oracle", "shortest first, lengths known", shortest, known),
         _planned(
             "fair-input",
-            "no predictor: a bounded boost to short uncached inputs (as UniBoost)",
+            "no predictor: a bounded boost to short inputs (after UniBoost)",
             Plan(order="input", patience=30.0, slack=1.0, evict=""),
             unknown,
         ),

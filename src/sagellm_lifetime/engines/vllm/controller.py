@@ -1,8 +1,9 @@
 """Between a scheduler and the policies: what is known of each sequence, and when to ask anew.
 
-Knows nothing of vLLM's classes beyond the attributes of a request, so that a step costs little:
-outlooks are asked for when a sequence arrives, and of all running ones every ``_REFRESH`` steps;
-in between, the peak of memory is kept up to date by adding and removing single sequences.
+Knows nothing of vLLM's classes beyond the attributes of a request. So that a step costs little,
+outlooks are asked for when a sequence joins the queue, and of the running ones only where a
+decision needs them, at their present ages: every ``_REFRESH`` steps for the peak of memory (kept up
+to date in between by adding and removing single sequences), every ``_RECENT`` steps for a victim.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from sagellm_lifetime.policies.reservation import Peak
 from sagellm_lifetime.policies.state import Outlook, Sequences
 
 _REFRESH: Final = 32
-"""Steps between two looks at all running sequences."""
+"""Steps between two looks at all running sequences for the peak of memory."""
+_RECENT: Final = 8
+"""Steps for which an outlook is good enough to choose a victim by."""
 _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _LOOK: Final = 64
@@ -39,6 +42,7 @@ class _Known:
     __slots__ = (
         "area",
         "confidence",
+        "looked",
         "mean",
         "place",
         "request",
@@ -54,6 +58,8 @@ class _Known:
         self.running = False
         self.survival = self.mean = self.variance = np.zeros(0)
         self.confidence = 1.0
+        self.looked = 0
+        """Step of the last look."""
 
 
 class LifetimeController:
@@ -93,7 +99,7 @@ class LifetimeController:
         self._refreshed = -_REFRESH
         self._blocked_until = 0
         self._typical = 0.0
-        """Moving average of what sequences are expected to take when they come."""
+        """Moving average of the expected service of those that come."""
         self._shared = 0
         """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
@@ -181,19 +187,23 @@ class LifetimeController:
         sequences = replace(sequences, arrival=np.where(again, self._clock(), sequences.arrival))
         self._blocked_until = 0
         per_area = self._seconds_per_step / (self._total * self._block_size)
-        by_area = self.plan.order == "area"
         areas = outlook.area(sequences.tokens)
         # What waits already, and what came with it but before it.
         ahead = self._backlog + np.cumsum(areas) - areas
         self._backlog += float(areas.sum())
-        self._typical += _TYPICAL * (float(areas.mean()) - self._typical)
+        service = SERVICES[self.plan.order]
+        mean = float(service(sequences, outlook).mean())
+        self._typical = (
+            mean if not self._typical else self._typical + _TYPICAL * (mean - self._typical)
+        )
+        per_unit = per_area if self.plan.order == "area" else self._seconds_per_step
         spots = places(
             sequences,
             outlook,
-            service=SERVICES[self.plan.order],
-            patience=self.plan.patience * (per_area if by_area else self._seconds_per_step),
+            service=service,
+            patience=self.plan.patience * per_unit,
             backlog=self.plan.slack * ahead * per_area,
-            typical=self._typical if by_area else 0.0,
+            typical=self._typical,
             min_confidence=self.plan.min_confidence,
         )
         for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
@@ -227,13 +237,9 @@ class LifetimeController:
 
     def _refresh(self, used_blocks: int) -> None:
         self._refreshed = self._step
-        self._peak.mean[:] = 0.0
-        self._peak.variance[:] = 0.0
         running = [each for each in self._known.values() if each.running]
         if running:
             self._look(running)
-            self._peak.mean += np.sum([each.mean for each in running], axis=0)
-            self._peak.variance += np.sum([each.variance for each in running], axis=0)
         computed = np.array([each.request.num_computed_tokens for each in running], dtype=np.int64)
         self._shared = max(0, int((-(-computed // self._block_size)).sum()) - used_blocks)
 
@@ -242,16 +248,29 @@ class LifetimeController:
         sequences = self._sequences(known)
         ids = [each.request.request_id for each in known]
         outlook = self._forecaster.outlook(ids, sequences.generated)
-        mean, variance = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
         for i, each in enumerate(known):
             each.survival, each.confidence = outlook.survival[i], float(outlook.confidence[i])
-            each.mean, each.variance = mean[i], variance[i]
+            each.looked = self._step
+        if self.plan.fit:
+            self._weigh(known, sequences, outlook)
         return sequences, outlook
+
+    def _weigh(self, known: Sequence[_Known], sequences: Sequences, outlook: Outlook) -> None:
+        """Their shares of the memory ahead; of those that run, in the peak too."""
+        mean, variance = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
+        for i, each in enumerate(known):
+            if each.running:
+                self._peak.remove(each.mean, each.variance)
+                self._peak.add(mean[i], variance[i])
+            each.mean, each.variance = mean[i], variance[i]
 
     def victims_last(self, running: list[Any]) -> list[Any]:
         """The running sequences so that the engine, which preempts from the end, takes the right
         one. Those still in prefill stay behind: before the others they would take their turns."""
         known = [self._known[request.request_id] for request in running]
+        old = [each for each in known if self._step - each.looked >= _RECENT]
+        if old:
+            self._look(old)
         outlook = Outlook(
             np.stack([each.survival for each in known]),
             np.array([each.confidence for each in known]),
