@@ -204,8 +204,9 @@ Made by one command,
 
     {command}
 
-through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `a100-7b`. Loads: see `replay/load.py`. Medians over seeds. What the
-policies are: `docs/decisions.md`. Goodput: requests finished within 0.2 s per output token.
+through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `a100-7b`. Loads:
+see `replay/load.py`. Medians over seeds. What the policies are: `docs/decisions.md`. Goodput:
+requests finished within 0.2 s per output token.
 
 """
 

@@ -3,14 +3,12 @@
 import re
 import subprocess
 import sys
-import warnings
 from importlib.util import find_spec
 
 import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import MissingExtraError
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
 from sagellm_lifetime.evaluation.profiles import generate
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
@@ -27,15 +25,6 @@ DESIGN = (
     "goodput",
     "max_wait_s",
 )
-
-
-@pytest.fixture(scope="module")
-def vllm():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
-        pytest.importorskip("vllm", reason=REASON)
-        hide_broken_builds()
-        return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
 
 
 @pytest.fixture(scope="module")

@@ -283,6 +283,9 @@ def test_doubtful_ones_take_an_average_place():
         waiting, outlook, service=by_length, patience=1.0, typical=505.0, min_confidence=0.5
     )
     assert spots.tolist() == [10.0, 1 + 505.0, 1002.0, 3 + 505.0]
+    # Unless said otherwise, average is the mean of those that are believed.
+    spots = places(waiting, outlook, service=by_length, patience=1.0, min_confidence=0.5)
+    assert spots.tolist() == [10.0, 1 + 505.0, 1002.0, 3 + 505.0]
 
 
 def test_where_all_are_doubtful_arrival_decides():

@@ -264,3 +264,9 @@ def test_impossible_options(options):
 def test_an_order_nobody_knows():
     with pytest.raises(UnknownNameError, match="cost-aware"):
         LifetimeAwarePass(Says({}), order="random")
+
+
+def test_what_the_predictor_does_not_know_stands_between_short_and_long():
+    pending = [request("900", at=0.0), request("new", at=0.0), request("10", at=0.0)]
+    ordered = LifetimeAwarePass(Says({"900": 900, "10": 10})).apply(pending, [], 1000)
+    assert ids(ordered) == ["10", "new", "900"]

@@ -1,26 +1,12 @@
-"""Replay tests: those that need vLLM skip, saying so, where it is absent."""
-
-import warnings
+"""A small trace, and an engine it is too much for."""
 
 import polars as pl
 import pytest
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
 from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.cost import cost_model
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.replay.trace import at_rate, make_trace
-
-REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
-
-
-@pytest.fixture(scope="session")
-def vllm():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
-        pytest.importorskip("vllm", reason=REASON)
-        hide_broken_builds()
-        return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def _run(args: list[str], program: str) -> int:
     except OSError as error:  # the output itself: a full disk behind stdout
         complain(f"the output cannot be written: {error.strerror or error}")
         return USAGE
-    except Exception as error:
+    except Exception as error:  # raised again below where it is nothing of Typer's
         # Typer's own errors of usage: their class moved between versions, their methods did not.
         message = getattr(error, "format_message", None)
         if message is None:

@@ -71,7 +71,7 @@ def places(
     service: Service,
     patience: float,
     backlog: float | np.ndarray = np.inf,
-    typical: float = 0.0,
+    typical: float | None = None,
     min_confidence: float = 0.0,
 ) -> np.ndarray:
     """Place of every waiting sequence in the line, shape ``(N,)``; the lowest goes first.
@@ -83,12 +83,15 @@ def places(
         patience: seconds of waiting per unit of service.
         backlog: seconds after its arrival at which nobody who comes later goes before it; one for
             all or of shape ``(N,)``.
-        typical: service of an average sequence.
+        typical: service of an average sequence; by default the mean of those that are believed.
         min_confidence: below it the prediction is not believed: the sequence keeps the place of an
             average one, so that among such sequences the engine's own rule (arrival) decides.
     """
     expected = service(sequences, outlook)
-    expected = np.where(outlook.confidence < min_confidence, typical, expected)
+    doubtful = outlook.confidence < min_confidence
+    if typical is None:
+        typical = 0.0 if doubtful.all() else float(expected[~doubtful].mean())
+    expected = np.where(doubtful, typical, expected)
     return sequences.arrival + np.minimum(patience * expected, backlog)
 
 

@@ -35,7 +35,7 @@ def hide_broken_builds() -> list[str]:
             continue
         if not _loads(name):
             # What importlib takes for "not there": find_spec gives None, import an ImportError.
-            sys.modules[name] = None  # type: ignore[assignment]
+            sys.modules[name] = None  # type: ignore[assignment]  # None: absent, by Python's own rule
             hidden.append(name)
     return hidden
 

@@ -1,0 +1,18 @@
+"""Tests that need vLLM skip, saying so, where it is absent."""
+
+import warnings
+
+import pytest
+
+from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+
+REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
+
+
+@pytest.fixture(scope="session")
+def vllm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
+        pytest.importorskip("vllm", reason=REASON)
+        hide_broken_builds()
+        return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
