@@ -41,7 +41,7 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
     best = Plan()
     shortest = Plan(order="length", patience=1e9, slack=1e9, evict="")
     arrival = Plan(order="fcfs", evict="", fit=0.9)
-    longest = Plan(order="longest", patience=1.0, slack=1e9)
+    longest = Plan(order="longest", patience=1e9, slack=1e9)
     policies = (
         _planned("lifetime", "our default", best, predicted),
         _planned("lifetime-oracle", "our default, lengths known", best, known),
@@ -50,8 +50,8 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
         _planned(
             "fair-input",
             "no predictor: a bounded boost to short inputs (after UniBoost)",
-            Plan(order="input", patience=30.0, slack=1.0, evict=""),
-            unknown,
+            Plan(order="input", evict=""),
+            average,  # how long the queue is, in arrival order; nothing else
         ),
         _planned("gittins", "Gittins index", Plan(order="gittins"), predicted),
         _planned(
@@ -79,11 +79,6 @@ def known(trace: Sequence[TraceRequest]) -> Forecaster:
 
 def capped(trace: Sequence[TraceRequest]) -> Forecaster:
     """Caps, as far as there are any."""
-    return MaxTokens(UNCAPPED)
-
-
-def unknown(trace: Sequence[TraceRequest]) -> Forecaster:
-    """Nothing: for policies that look at the input alone."""
     return MaxTokens(UNCAPPED)
 
 
@@ -115,6 +110,7 @@ def _planned(
             total_blocks=scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
             block_size=scheduler.block_size,
             clock=scheduler.clock,
+            cached=scheduler.cached_tokens,
         )
 
     return ReplayPolicy(name, says, SCHEDULER, overrides, install=install)
