@@ -34,6 +34,11 @@ MEMORY = {
     "azure_conv": (1000, 2000),
 }
 """Blocks of 16 tokens: tight, and twice (or half as much again) of it."""
+CALLED = {
+    "servegen_reasoning": "reasoning",
+    "mooncake_conversation": "Mooncake",
+    "azure_conv": "Azure",
+}
 LOADS = ("overload", "knee", "relaxed")
 OPEN = (
     "fcfs",
@@ -142,6 +147,15 @@ def report(runs: list[dict[str, Any]]) -> str:
     return summary(runs) + "\n\n" + "\n\n".join(parts) + "\n"
 
 
+COMPARED = (
+    "mean_latency_s",
+    "p99_latency_s",
+    "mean_ttft_s",
+    "max_wait_s",
+    "worst_normalised_latency_s",
+)
+
+
 def summary(runs: list[dict[str, Any]]) -> str:
     """``lifetime`` against the tuned watermark, setting by setting."""
     rows = []
@@ -157,7 +171,7 @@ def summary(runs: list[dict[str, Any]]) -> str:
                 f"{name}, {blocks:,}, {load_name}",
                 *(
                     f"{100 * (ours[m] / tuned[m] - 1):+.1f} %" if tuned[m] else "–"
-                    for m in ("mean_latency_s", "p99_latency_s", "mean_ttft_s", "max_wait_s")
+                    for m in COMPARED
                 ),
                 f"{100 * tuned['goodput']:.0f} → {100 * ours['goodput']:.0f} %",
                 f"{100 * share:.0f} %" if np.isfinite(share) and gain > 0.5 else "–",
@@ -165,7 +179,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
                 f"{default['recomputed_tokens']:,.0f} → {ours['recomputed_tokens']:,.0f}",
             ]
         )
-    head = ["setting", "mean", "p99", "TTFT", "longest wait", "goodput", "of the oracle's gain"]
+    head = ["setting", "mean", "p99", "TTFT", "longest wait", "worst s/token", "goodput"]
+    head.append("of the oracle's gain")
     return "## `lifetime` against the tuned watermark\n\n" + table(
         [*head, "tokens/s", "recomputed (default → ours)"], rows
     )
@@ -181,10 +196,52 @@ def _settings(runs: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dic
     }
 
 
+PANELS = (
+    ("mean_latency_s", "mean latency"),
+    ("p99_latency_s", "p99 latency"),
+    ("mean_ttft_s", "time to first token"),
+)
+DRAWN = (
+    ("lifetime", "o", "lifetime"),
+    ("lifetime-oracle", "_", "the same, lengths known"),
+    ("fair-input", "x", "by input, no predictor"),
+    ("sjf", "2", "shortest first, no ageing"),
+)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Change against the tuned watermark, setting by setting: where prediction stops paying."""
+    from matplotlib.figure import Figure
+
+    settings = {key: lines for key, lines in _settings(runs).items() if key[2] != "offline"}
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    places = np.arange(len(settings))
+    for axes, (metric, title) in zip(
+        figure.subplots(len(PANELS), sharex=True), PANELS, strict=True
+    ):
+        for policy, marker, label in DRAWN:
+            change = []
+            for lines in settings.values():
+                ours, tuned = (
+                    float(np.median([line["policies"][p][metric] for line in lines]))
+                    for p in (policy, "fcfs-watermark")
+                )
+                change.append(100.0 * (ours / tuned - 1.0))
+            axes.plot(places, change, marker, label=label, markersize=9, linestyle="none")
+        axes.axhline(0.0, color="black", linewidth=0.8)
+        axes.set_ylabel(f"{title}, %")
+        axes.grid(axis="y", alpha=0.3)
+    figure.axes[0].legend(ncols=len(DRAWN), fontsize=8)
+    figure.axes[0].set_title("change against first come, first served with a tuned watermark")
+    names = [f"{CALLED[name]}\n{blocks:,}\n{asked}" for name, blocks, asked in settings]
+    figure.axes[-1].set_xticks(places, names, fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
-    """Settings to replay, those of the first seed first."""
-    for seed in range(options.seeds):
-        for load_name in options.loads:
+    """Settings to replay, the loads in the order they are given."""
+    for load_name in options.loads:
+        for seed in range(options.seeds):
             for memory in range(2):
                 for name in options.only:
                     yield name, MEMORY[name][memory], load_name, seed
@@ -198,7 +255,7 @@ Made by one command,
 
     {command}
 
-through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `a100-7b`. Loads:
+through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `{cost}`. Loads:
 see `replay/load.py`. Medians over seeds. What the policies are: `docs/decisions.md`. Goodput:
 requests finished within 0.2 s per output token.
 
@@ -219,6 +276,7 @@ def main() -> None:
     parser.add_argument("--cost", default="a100-7b")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--figure", type=Path, help="an SVG of the tables")
     options = parser.parse_args()
     runs = []
     if options.runs.exists():
@@ -236,7 +294,11 @@ def main() -> None:
             with options.runs.open("a") as file:
                 file.write(json.dumps(run) + "\n")
             say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
-            options.output.write_text(INTRODUCTION.format(command=COMMAND) + report(runs))
+    options.output.write_text(
+        INTRODUCTION.format(command=COMMAND, cost=options.cost) + report(runs)
+    )
+    if options.figure is not None:
+        draw(runs, options.figure)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def three():
     [
         (50, ["big", "small", "tiny"]),  # the head fits
         (49, ["small", "tiny", "big"]),
-        (10, ["small", "tiny", "big"][:1] + ["big", "tiny"]),
+        (10, ["small", "big", "tiny"]),
         (9, ["tiny", "big", "small"]),
         (0, ["big", "small", "tiny"]),  # nobody does
     ],

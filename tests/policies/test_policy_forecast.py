@@ -97,6 +97,22 @@ def test_predicted_lengths_ask_the_predictor_and_respect_the_cap():
     assert forecaster.predictor.get_metrics()["running"] == 2
 
 
+def test_doubt_is_the_predictors_own_calibrated_one():
+    forecaster = PredictedLengths(create_predictor("survival"), doubting=True)
+    rng = np.random.default_rng(1)
+    for length in np.exp(rng.normal(5, 1, 200)).astype(int).tolist():
+        forecaster.finished(arrive(forecaster, [None])[0], length, 1.0, "stop")
+    ids, ages = arrive(forecaster, [None, 300]), [0, 70]
+    said = forecaster.outlook(ids, np.array(ages)).confidence.tolist()
+    asked = [
+        PredictionRequest(each, [], age, cap)
+        for each, age, cap in zip(ids, ages, (None, 300), strict=True)
+    ]
+    own = [result.confidence for result in forecaster.predictor.predict_batch(asked)]
+    assert said == pytest.approx(own, abs=1e-6)
+    assert 0 < min(said) < max(said) < 1
+
+
 def test_aborts_are_not_lengths():
     stops, aborts = (PredictedLengths(create_predictor("survival")) for _ in range(2))
     for forecaster, reason in ((stops, "stop"), (aborts, "abort")):

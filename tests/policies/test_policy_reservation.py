@@ -18,7 +18,7 @@ from policy_help import (
 
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 from sagellm_lifetime.policies.reservation import Peak, prefetch_blocks, reserved_blocks
-from sagellm_lifetime.policies.state import HORIZON
+from sagellm_lifetime.policies.state import HORIZON, Outlook
 
 SEEDS = st.integers(0, 2**32 - 1)
 BLOCK = 16
@@ -181,3 +181,14 @@ def _edges() -> np.ndarray:
     from sagellm_lifetime.core.grid import EDGES
 
     return EDGES
+
+
+@pytest.mark.parametrize("lengths", [[37], [100, 1000, 7], [65_000]])
+def test_known_lengths_have_no_variance(lengths):
+    outlook = Outlook.exact(np.array(lengths))
+    _, variance = Peak(1000, BLOCK, 0.99).terms(np.full(len(lengths), 10), outlook)
+    assert not variance.any()
+    sure, median = (
+        peak_of([10] * len(lengths), outlook, probability).level() for probability in (0.99, 0.5)
+    )
+    assert sure == median

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
 from sagellm_lifetime.policies.state import Outlook
 from sagellm_lifetime.predictors.base import Predictor
@@ -31,10 +30,13 @@ class PredictedLengths:
 
     Args:
         predictor: any predictor.
+        doubting: whether its confidence is asked for, too. It costs as much as all the rest, and
+            counts only where a policy has a threshold; otherwise everything is believed.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, *, doubting: bool = False) -> None:
         self.predictor = predictor
+        self._doubting = doubting
 
     def arrived(self, request: PredictionRequest) -> None:
         """Ask for the first time."""
@@ -49,10 +51,9 @@ class PredictedLengths:
             for each, age in zip(ids, ages.tolist(), strict=True):
                 self.predictor.predict(PredictionRequest(each, [], age, None))
             batch = self.predictor.distributions(ids, ages)
-        return Outlook.of(batch, self._confidence(batch))
-
-    def _confidence(self, batch: LengthDistributionBatch) -> np.ndarray:
-        return batch.within(batch.median())
+        if self._doubting:
+            return Outlook.of(batch, self.predictor.confidences(ids, ages))
+        return Outlook.of(batch, np.ones(len(batch)))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Learn from it."""

@@ -2,10 +2,11 @@
 
 Each waiting sequence has a place on one line, settled when it arrives; the lowest goes first:
 
-    place = arrival + min(patience * service, slack * backlog)
+    place = arrival + min(patience * service, slack * (backlog + typical))
 
 ``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
-for all that waits already: when the sequence would start if all came first, went first. A sequence
+for all that waits already: when the sequence would start if all came first, went first; ``typical``
+the time a typical answer takes, or nobody could be overtaken where the queue is short. A sequence
 is overtaken only by those that arrive before its place, so nobody waits much longer than in the
 order of arrival, whatever else arrives; the short go first as long as that holds. With patience 0
 it is first come, first served; with patience and slack without bound, shortest first.
@@ -81,8 +82,8 @@ def places(
         outlook: of their remaining lengths.
         service: how long a sequence is expected to occupy the engine.
         patience: seconds of waiting per unit of service.
-        backlog: seconds after its arrival at which nobody who comes later goes before it; one for
-            all or of shape ``(N,)``.
+        backlog: seconds after its arrival at which nobody who comes later goes before it, the
+            second term of the minimum; one for all or of shape ``(N,)``.
         typical: service of an average sequence; by default the mean of those that are believed.
         min_confidence: below it the prediction is not believed: the sequence keeps the place of an
             average one, so that among such sequences the engine's own rule (arrival) decides.

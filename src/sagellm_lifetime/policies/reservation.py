@@ -46,7 +46,8 @@ class Peak:
         alive[:, 1:] = outlook.survival
         held = blocks[:, None] + self._ahead
         mean = alive * held
-        return mean, mean * (1.0 - alive) * held
+        doubt = 0.0 if outlook.certain else 1.0 - alive
+        return mean, mean * doubt * held
 
     def add(self, mean: np.ndarray, variance: np.ndarray) -> None:
         """Take in one sequence's terms, each of shape ``(T + 1,)``."""

@@ -74,10 +74,13 @@ class Outlook:
         survival: mean of ``P(R > t)`` over the steps ``t = HORIZON[j - 1] .. HORIZON[j] - 1``,
             shape ``(N, T)``.
         confidence: of the point estimate, 0 to 1, shape ``(N,)``.
+        certain: whether the lengths are known (or taken as known), so that a survival between 0
+            and 1 only says where in its gap a sequence ends.
     """
 
     survival: np.ndarray
     confidence: np.ndarray
+    certain: bool = False
 
     @classmethod
     def of(cls, batch: LengthDistributionBatch, confidence: np.ndarray) -> Outlook:
@@ -94,7 +97,7 @@ class Outlook:
     def exact(cls, remaining: np.ndarray) -> Outlook:
         """Of lengths that are known (an oracle), or assumed (a global average)."""
         gap = (np.asarray(remaining, dtype=np.float64)[:, None] - HORIZON + _STEPS) / _STEPS
-        return cls(np.clip(gap, 0.0, 1.0), np.ones(len(remaining)))
+        return cls(np.clip(gap, 0.0, 1.0), np.ones(len(remaining)), certain=True)
 
     def __len__(self) -> int:
         return len(self.survival)
@@ -119,4 +122,4 @@ class Outlook:
 
     def take(self, index: np.ndarray) -> Outlook:
         """Of some of the sequences."""
-        return Outlook(self.survival[index], self.confidence[index])
+        return Outlook(self.survival[index], self.confidence[index], self.certain)

@@ -178,6 +178,23 @@ class Predictor(LifetimePredictorProtocol):
             # The tracker's rows change as sequences come and go; the answer does not.
             return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(ages)))
 
+    def confidences(self, sequence_ids: Sequence[SequenceId], ages: np.ndarray) -> np.ndarray:
+        """Confidence of the point estimates of tracked sequences at their ages, shape ``(N,)``.
+
+        The array form of ``PredictionResult.confidence``; arguments and errors as of
+        :meth:`distributions`.
+        """
+        with self._lock:
+            batch = self._distributions(sequence_ids, ages)
+            return self._believed(batch, bands_of(ages))[1]
+
+    def _believed(
+        self, batch: LengthDistributionBatch, bands: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        points = batch.quantile(0.5)
+        raw = np.where(points > 0, batch.within(points), 1.0)
+        return points, self._calibration.confidences(bands, raw)
+
     def _distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
     ) -> LengthDistributionBatch:
@@ -246,9 +263,7 @@ class Predictor(LifetimePredictorProtocol):
         batch = LengthDistributionBatch(
             self._tracker.rows, slots, ages, caps, self._calibration.curves, bands
         )
-        points = batch.quantile(0.5)
-        raw = np.where(points > 0, batch.within(points), 1.0)
-        confidences = self._calibration.confidences(bands, raw).tolist()
+        points, confidences = self._believed(batch, bands)
         seconds = self._seconds_per_token(items)
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
@@ -257,7 +272,7 @@ class Predictor(LifetimePredictorProtocol):
             cap_list,
             bands.tolist(),
             points.tolist(),
-            confidences,
+            confidences.tolist(),
             seconds,
             strict=True,
         ):

@@ -68,17 +68,17 @@ class _Known:
 
 
 class _Typical:
-    """Moving averages over those that come: of their memory-time, and of their service in whatever
-    unit the order counts it. Their ratio makes patience mean the same for every order."""
+    """Moving averages over those that come: tokens to generate, memory-time, and service in the
+    unit of the order. The ratio of the last two makes patience mean the same for every order."""
 
     def __init__(self) -> None:
-        self.area = self.service = 0.0
+        self.tokens = self.area = self.service = 0.0
 
-    def learn(self, areas: np.ndarray, services: np.ndarray) -> None:
-        area, service = float(areas.mean()), max(float(services.mean()), 1e-9)
+    def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
         share = _TYPICAL if self.service else 1.0
-        self.area += share * (area - self.area)
-        self.service += share * (service - self.service)
+        self.tokens += share * (float(tokens.mean()) - self.tokens)
+        self.area += share * (float(areas.mean()) - self.area)
+        self.service += share * (max(float(services.mean()), 1e-9) - self.service)
 
 
 class LifetimeController:
@@ -217,14 +217,16 @@ class LifetimeController:
         ahead = self._backlog + np.cumsum(areas) - areas
         self._backlog += float(areas.sum())
         service = SERVICES[self.plan.order]
-        self._typical.learn(areas, service(sequences, outlook))
+        typical = self._typical
+        typical.learn(outlook.expected(), areas, service(sequences, outlook))
         spots = places(
             sequences,
             outlook,
             service=service,
-            patience=self.plan.patience * per_area * self._typical.area / self._typical.service,
-            backlog=self.plan.slack * ahead * per_area,
-            typical=self._typical.service,
+            patience=self.plan.patience * per_area * typical.area / typical.service,
+            # Without the second term nobody could be overtaken where the queue is short.
+            backlog=self.plan.slack * (ahead * per_area + typical.tokens * self._seconds_per_step),
+            typical=typical.service,
             min_confidence=self.plan.min_confidence,
         )
         for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
