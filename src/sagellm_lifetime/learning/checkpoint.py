@@ -27,16 +27,10 @@ from sagellm_lifetime.core.link import LEVELS
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.arrays import DTYPES
 
 FORMAT: Final = 1
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
-_DTYPES: Final = {
-    "F64": "float64",
-    "F32": "float32",
-    "I64": "int64",
-    "I32": "int32",
-    "BOOL": "bool",
-}
 _MAX_BYTES: Final = 1 << 30
 SCHEMA: Final[dict[str, int]] = {
     "bins": BINS,
@@ -298,17 +292,15 @@ def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
         header.pop("__metadata__", None)
         dtypes = {str(entry["dtype"]) for entry in header.values()}
         found = {
-            name: (tuple(entry["shape"]), _DTYPES.get(entry["dtype"]))
+            name: (tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
             for name, entry in header.items()
         }
         wanted = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in declared.items()}
         odd = sorted(name for name, _ in set(found.items()) ^ set(wanted.items()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MODEL} has no readable header") from error
-    if not dtypes <= set(_DTYPES):
-        raise CheckpointError(
-            f"{path}: arrays of type {min(dtypes - set(_DTYPES))} are not allowed"
-        )
+    if not dtypes <= set(DTYPES):
+        raise CheckpointError(f"{path}: arrays of type {min(dtypes - set(DTYPES))} are not allowed")
     if odd:
         raise CheckpointError(f"{path}: array {odd[0]!r} is not as the manifest declares it")
 
