@@ -30,6 +30,8 @@ from sagellm_lifetime.features.text import BUCKETS
 from sagellm_lifetime.learning.arrays import DTYPES
 
 FORMAT: Final = 1
+EXPORTS: Final = (".pt", ".safetensors", ".onnx")
+"""Suffixes of the files that ``export`` writes."""
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
 _MAX_BYTES: Final = 1 << 30
 SCHEMA: Final[dict[str, int]] = {
@@ -70,14 +72,28 @@ class Checkpoint:
         }
 
 
+def check_directory(path: Path) -> None:
+    """Refuse a place where no checkpoint directory can be. Raises :class:`CheckpointError`."""
+    if is_checkpoint(path):
+        return
+    if path.suffix in EXPORTS:
+        raise CheckpointError(
+            f"{path}: a checkpoint is a directory: name it without {path.suffix}; "
+            f"'export' makes a {path.suffix} file of it"
+        )
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file, and a checkpoint is a directory: name another")
+    if path.exists() and any(path.iterdir()):
+        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+
+
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint directory; an existing checkpoint is replaced in one rename.
 
     Raises:
-        CheckpointError: the place cannot be written, or holds something else.
+        CheckpointError: the place cannot be written, holds something else, or is named like a file.
     """
-    if path.exists() and not is_checkpoint(path) and (path.is_file() or any(path.iterdir())):
-        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+    check_directory(path)
     data = _to_bytes(checkpoint.arrays)
     manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
     try:
