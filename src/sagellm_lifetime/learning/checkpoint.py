@@ -82,7 +82,7 @@ def check_directory(path: Path) -> None:
             f"'export' makes a {path.suffix} file of it"
         )
     if path.is_file():
-        raise CheckpointError(f"{path}: is a file, and a checkpoint is a directory: name another")
+        raise CheckpointError(f"{path}: a file, not a checkpoint directory; choose another name")
     if path.exists() and any(path.iterdir()):
         raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
 
