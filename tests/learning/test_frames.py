@@ -1,13 +1,15 @@
 """Messages on a pipe arrive whole, in order, however the bytes come."""
 
+import fcntl
 import os
+import resource
 import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagellm_lifetime.learning.frames import Frame, frames, packed
+from sagellm_lifetime.learning.frames import Frame, frames, packed, ready
 
 FRAMES = st.lists(
     st.builds(Frame, st.sampled_from([b"L", b"S"]), st.integers(0, 2**64 - 1), st.binary()),
@@ -61,3 +63,21 @@ def test_silence_is_said(patience):
     finally:
         os.close(inbox)
         os.close(outbox)
+
+
+def test_file_descriptors_beyond_a_thousand():
+    """A server has many connections, and ``select`` only knows 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    inbox, outbox = os.pipe()
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 1500) for each in (inbox, outbox)]
+    try:
+        assert min(high) >= 1500
+        assert ready(*high, 0.0) == (False, True)
+        os.write(high[1], b"x")
+        assert ready(*high, 5.0) == (True, True)
+        assert ready(high[0], None, 5.0) == (True, False)
+    finally:
+        for each in (inbox, outbox, *high):
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

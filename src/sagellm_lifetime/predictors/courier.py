@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import select
 import subprocess
 import sys
 import time
@@ -21,8 +20,8 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, Final
 
-from sagellm_lifetime.learning.frames import Frame, packed
-from sagellm_lifetime.predictors.pupil import LEARNED, LESSON, SAVE, TROUBLE, Task
+from sagellm_lifetime.learning.frames import Frame, packed, ready
+from sagellm_lifetime.predictors.pupil import END, LEARNED, LESSON, SAVE, TROUBLE, Task
 from sagellm_lifetime.predictors.records import Lesson
 
 _TICK_S: Final = 0.05
@@ -142,16 +141,15 @@ class Courier(Thread):
         while True:
             open_ended = not process.stdin.closed
             busy = open_ended and bool(unsent or self._waiting)
-            hears, takes, _ = select.select(
-                [process.stdout], [process.stdin] if busy else [], [], _TICK_S
-            )
-            if hears and not self._listen(process.stdout.fileno()):
+            inbox, outbox = process.stdout.fileno(), process.stdin.fileno() if busy else None
+            hears, takes = ready(inbox, outbox, _TICK_S)
+            if hears and not self._listen(inbox):
                 return
-            if takes:
-                unsent = self._send(process.stdin.fileno(), unsent or self._next())
+            if takes and outbox is not None:
+                unsent = self._send(outbox, unsent or self._next())
             now = time.monotonic()
             done = self._stopping.is_set() and not unsent and not self._waiting
-            if open_ended and (done or now > self._hang_up_at):
+            if open_ended and ((done and self._dismiss(process)) or now > self._hang_up_at):
                 process.stdin.close()
             if now > self._kill_at:
                 process.kill()
@@ -175,6 +173,17 @@ class Courier(Thread):
             data = data[os.write(pipe, data) :]
         time.sleep(_BREATH_S)
         return data
+
+    def _dismiss(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it could be told that this is all."""
+        assert process.stdin is not None
+        try:
+            os.write(process.stdin.fileno(), packed(Frame(END, self._sent, b"")))
+        except BlockingIOError:
+            return False  # the pipe is full: again in a moment
+        except BrokenPipeError:
+            pass  # it has died, which is heard on the other pipe
+        return True
 
     def _listen(self, pipe: int) -> bool:
         """Whether the process is still there."""

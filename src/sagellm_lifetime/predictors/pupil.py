@@ -28,6 +28,8 @@ LESSON: Final = b"L"
 written to disk never is."""
 SAVE: Final = b"S"
 """Write the checkpoint now."""
+END: Final = b"E"
+"""Nothing more will come. A pipe that ends without it says that the parent was killed."""
 LEARNED: Final = "learned"
 """Number of the last lesson that is in the checkpoint."""
 TROUBLE: Final = "trouble"
@@ -80,7 +82,7 @@ class Pupil:
             raise
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
-        self._told_to_end = False
+        self._told_to_end = self._dismissed = False
 
     def end(self, *_: Any) -> None:
         """Learn what was sent, save, and end; for use as a signal handler."""
@@ -95,7 +97,7 @@ class Pupil:
                 break  # and not before all that was sent is learned
             if self._number > self._saved and time.monotonic() >= self._next_save:
                 self._save()
-        if self._is_orphan() and self._task.private:
+        if self._task.private and not (self._dismissed or self._told_to_end):
             shutil.rmtree(self._path.parent, ignore_errors=True)
         elif self._number > self._saved:
             self._save()
@@ -113,8 +115,10 @@ class Pupil:
             # A lesson that cannot be learned ends the process, which is then started anew from the
             # last checkpoint: half a lesson is no state to go on from.
             self._replica.learn(pickle.loads(frame.body))
-        else:
+        elif frame.kind == SAVE:
             self._save()
+        else:
+            self._dismissed = True
 
     def _save(self) -> None:
         start = time.monotonic()
