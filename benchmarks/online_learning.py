@@ -5,12 +5,14 @@
 Two tables, one run:
 
 * CPU time of the calling thread per ``update``, the same stream of completions for both, taking
-  turns, with a pause after every 16, so that lessons are sent and not dropped. Every predictor is
+  turns, at 500 a second or fewer, so that lessons are sent and not dropped. Every predictor is
   fitted on a small history. Prompts carry 200 tokens; every fourth sequence is asked about once
   more.
 * How late an engine's thread is that predicts every millisecond, while 100 sequences a second end,
   the process learns (networks: gradient steps) and its state is swapped in every half second. A
-  thread is late when the machine is busy, so the same thread without any learning stands beside it.
+  thread is late when the machine is busy: the time it was ready to run and waited for a core
+  (Linux, ``/proc/thread-self/schedstat``) is taken off, and the same thread without any learning
+  stands beside it. What is left is waiting for the GIL and the lock, and work.
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
 from sagellm_lifetime.predictors.registry import has_network
 
 EVERY_S = 0.5
-"""Between two swaps: four times as often as by default."""
+"""Between two swaps: ten times as often as by default."""
 TICK_S = 0.001
 ENDS_EVERY = 10
 """Ticks between two completions."""
+TURN = 40
+"""Completions in a row: one that trains leaves cold caches behind, which an engine's thread that
+learns elsewhere does not have."""
 TARGET_US = 20.0
 _DRAIN_S = 120.0
 
@@ -98,26 +103,26 @@ def costs(name: str, count: int) -> list[Cost]:
     calls = {learns: Calls() for learns in found}
     with LearningElsewhere(away, every=EVERY_S) as learner:
         learner.drain(_DRAIN_S)
-        for i in range(count):
+        for start in range(0, count, TURN):
             for learns, predictor in (("inline", inline), ("elsewhere", away)):
-                found[learns].append(end_one(predictor, calls[learns], i))
-            if i % 16 == 15:
-                time.sleep(0.05)
+                for i in range(start, start + TURN):
+                    found[learns].append(end_one(predictor, calls[learns], i))
+            time.sleep(TURN * 0.002)
     return [
         Cost(name, learns, float(np.median(ns)) / 1e3, float(np.quantile(ns, 0.99)) / 1e3, len(ns))
         for learns, ns in found.items()
     ]
 
 
-def late(predictor: Any, seconds: float) -> np.ndarray:
-    """Milliseconds by which each tick ended later than it should have."""
+def ticks(predictor: Any, seconds: float) -> np.ndarray:
+    """Milliseconds by which each tick ended later than it should have, on an idle core."""
     calls = Calls()
     running = [calls.start() for _ in range(64)]
     for each in running:
         predictor.predict(each)
+    late, last = [], waited_for_core()
     # What asks is made beforehand: an engine has it.
     fresh = iter([calls.start() for _ in range(int(seconds / TICK_S / ENDS_EVERY) + 2)])
-    found = []
     until, tick = time.perf_counter() + seconds, 0
     while time.perf_counter() < until:
         start = time.perf_counter()
@@ -127,9 +132,20 @@ def late(predictor: Any, seconds: float) -> np.ndarray:
             ended = running[tick // ENDS_EVERY % len(running)]
             predictor.update(ended.sequence_id, 20 + tick * 37 % 900, 4.0)
             running[tick // ENDS_EVERY % len(running)] = next(fresh)
-        found.append((time.perf_counter() - start - TICK_S) * 1e3)
+        took = time.perf_counter() - start
+        waited = waited_for_core()
+        late.append((took - TICK_S - (waited - last)) * 1e3)
+        last = waited
         tick += 1
-    return np.array(found)
+    return np.array(late)
+
+
+def waited_for_core() -> float:
+    """Seconds for which this thread was ready to run and did not, since it began."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except FileNotFoundError:
+        return 0.0
 
 
 def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
@@ -139,12 +155,12 @@ def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
     still._elsewhere = _Nobody()
     with LearningElsewhere(away, every=EVERY_S) as learner:
         # Until the network is being trained: importing PyTorch takes seconds.
-        late(away, seconds / 4)
+        ticks(away, seconds / 4)
         learner.drain(_DRAIN_S)
-        late(inline, seconds / 8)
+        ticks(inline, seconds / 8)
         for _ in range(4):
             for learns, each in (("nothing", still), ("inline", inline), ("elsewhere", away)):
-                found[learns].append(late(each, seconds / 4))
+                found[learns].append(ticks(each, seconds / 4))
         learner.drain(_DRAIN_S)
         metrics = {"nothing": {}, "inline": inline.get_metrics(), "elsewhere": away.get_metrics()}
     return [
@@ -204,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictors", nargs="+", default=list(PREDICTORS))
     options = parser.parse_args(arguments)
     single_thread()
-    count, seconds = (40, 0.8) if options.quick else (2000, 40.0)
+    count, seconds = (40, 0.8) if options.quick else (1200, 16.0)
     spent = []
     for name in options.predictors:
         say(f"update, {name}")

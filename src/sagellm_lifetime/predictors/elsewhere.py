@@ -62,7 +62,7 @@ class LearningElsewhere:
         predictor: Predictor,
         path: str | Path | None = None,
         *,
-        every: float = 2.0,
+        every: float = 5.0,
         most_waiting: int = 2048,
     ) -> None:
         if predictor._elsewhere is not None:
