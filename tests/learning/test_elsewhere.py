@@ -14,13 +14,13 @@ import pytest
 from sagellm_lifetime import (
     PREDICTORS,
     CheckpointError,
+    LearningElsewhere,
     PredictionRequest,
     RequestError,
     create_predictor,
     load_predictor,
 )
 from sagellm_lifetime.evaluation.conformance.common import lessons, outlooks, questions, teach
-from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
 from sagellm_lifetime.predictors.knowledge import knowledge
 from sagellm_lifetime.predictors.registry import has_network
 
@@ -197,6 +197,8 @@ def test_a_restart_goes_on_from_the_checkpoint(tmp_path):
             teach(each, 1)
     with learning(made("survival", capacity=7), tmp_path / "state", every=3600.0) as learner:
         assert_knows_the_same(learner.predictor, twin)
+        with_options = load_predictor(tmp_path / "state")._options
+        assert with_options["capacity"] == 7, "the process learns with the options of this run"
         for each in (learner.predictor, twin):
             teach(each, 1, seed=5, name="more")
         assert learner.drain(SOON)
@@ -317,9 +319,8 @@ def test_trouble_with_the_disk_is_told_and_gets_over(tmp_path):
 
 ENGINE = """
 import sys, time
-from sagellm_lifetime import create_predictor
+from sagellm_lifetime import LearningElsewhere, create_predictor
 from sagellm_lifetime.evaluation.conformance.common import teach
-from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
 
 predictor = create_predictor("survival")
 learner = LearningElsewhere(predictor, sys.argv[1], every=3600.0)

@@ -85,8 +85,7 @@ class LearningElsewhere:
         try:
             if is_checkpoint(self.path):
                 self._go_on()
-            else:
-                predictor.save(self.path)
+            predictor.save(self.path)  # with the options of this run
         except BaseException:
             self._let_go()
             raise
