@@ -14,6 +14,7 @@ PUBLIC = {
     "HistoryHeaderError",
     "HistoryRowError",
     "LSTMLifetimePredictor",
+    "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
     "LifetimeError",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
     from sagellm_lifetime.predictors.baseline import BaselineLifetimePredictor
     from sagellm_lifetime.predictors.checkpoint import load_predictor
+    from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
     from sagellm_lifetime.predictors.linear import LinearLifetimePredictor
     from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
     from sagellm_lifetime.predictors.orca import OrcaLifetimePredictor
@@ -67,6 +68,7 @@ _WHERE = {
     "Predictor": "predictors.base",
     "BaselineLifetimePredictor": "predictors.baseline",
     "load_predictor": "predictors.checkpoint",
+    "LearningElsewhere": "predictors.elsewhere",
     "LinearLifetimePredictor": "predictors.linear",
     "LSTMLifetimePredictor": "predictors.lstm",
     "OrcaLifetimePredictor": "predictors.orca",
@@ -84,6 +86,7 @@ __all__ = [
     "HistoryHeaderError",
     "HistoryRowError",
     "LSTMLifetimePredictor",
+    "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
     "LifetimeError",

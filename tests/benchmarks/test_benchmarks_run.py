@@ -90,6 +90,23 @@ def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert predictor.get_metrics()["running"] == 0
 
 
+def test_online_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "online.json"
+    script("online_learning").main(
+        ["--quick", "--predictors", "baseline", "lstm", "--json", str(target)]
+    )
+    found = json.loads(target.read_text())
+    assert {(each["predictor"], each["learns"]) for each in found["update"]} == {
+        (name, learns) for name in ("baseline", "lstm") for learns in ("inline", "elsewhere")
+    }
+    late = {each["learns"]: each for each in found["late"]}
+    assert set(late) == {"nothing", "inline", "elsewhere"}
+    assert late["elsewhere"]["swaps"] > 0, "nothing was swapped in while it was measured"
+    assert late["elsewhere"]["training_steps"] > 0
+    assert late["nothing"]["training_steps"] == 0
+    assert "| lstm, learns elsewhere" in capsys.readouterr().out
+
+
 def test_specification_benchmark(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
 """Every error is one line on stderr and exit code 2, and nothing has been written."""
 
+from pathlib import Path
+
 import pytest
 
 HEADER = "request_id,prompt_length,max_length,actual_length,finish_reason\n"
@@ -102,6 +104,10 @@ def test_outputs_are_refused_before_the_work(refused, tmp_path, history):
     train = ("train", "--data-path", history, *survival)
     assert "not a checkpoint" in refused(*train, "--output-path", "folder")
     assert "not a checkpoint" in refused(*train, "--output-path", "file")
+    for place in ("new.pt", "file.safetensors"):
+        (tmp_path / "file.safetensors").write_text("mine")
+        said = refused(*train, "--output-path", place)
+        assert f"a directory: name it without {Path(place).suffix}" in said
     assert "not a folder" in refused(*train, "--output-path", "file/below/it")
     assert "in the way" in refused(*train, "--output-path", "new", "--json", "folder")
     evaluate = ("evaluate", "--data-path", history, *survival)

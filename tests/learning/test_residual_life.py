@@ -216,6 +216,31 @@ def test_a_completion_of_a_session_is_spread_but_stays_one():
         assert 9 <= np.count_nonzero(spread) <= 17
 
 
+def test_a_restored_tree_goes_on_like_the_one_it_came_from():
+    """Nodes are made when asked for; asking leaves their order, by which they make room, as is."""
+    tables = ResidualLife(max_nodes=64)
+    rng = np.random.default_rng(3)
+
+    def lesson(i):
+        features = RequestFeatures(client_key=i % 40 + 1, prompt_length=i % 7)
+        return features, i % 3, int(rng.integers(1, 900)), i % 5 == 0
+
+    lessons = [lesson(i) for i in range(400)]
+    for features, session, length, censored in lessons[:300]:
+        tables.learn(features, session, length, censored=censored)
+    twin = ResidualLife(max_nodes=64)
+    twin.restore(tables.state())
+    for features, session, *_ in lessons[::3]:
+        twin.hazards(features, session)
+    for each in (tables, twin):
+        for features, session, length, censored in lessons[300:]:
+            each.learn(features, session, length, censored=censored)
+    wanted, found = tables.state(), twin.state()
+    assert wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
 def test_a_damaged_state_is_refused():
     tables = ResidualLife()
     learn(tables, [5, 50, 500])
@@ -224,7 +249,7 @@ def test_a_damaged_state_is_refused():
         ("choice", np.full(7, 99)),
         ("losses", np.ones(4)),
     ):
-        with pytest.raises(ValueError, match=r"argument|weights|scores"):
+        with pytest.raises(ValueError, match=r"nodes|weights|scores"):
             ResidualLife().restore(tables.state() | {part: damaged})
 
 

@@ -42,7 +42,12 @@ def check_checkpoint_place(path: Path) -> Path:
     Returns:
         The place, links followed: a checkpoint is put there by a rename.
     """
-    from sagellm_lifetime.learning.checkpoint import MANIFEST, MODEL, is_checkpoint
+    from sagellm_lifetime.learning.checkpoint import (
+        MANIFEST,
+        MODEL,
+        check_directory,
+        is_checkpoint,
+    )
 
     if path.is_symlink():
         path = path.resolve()
@@ -56,8 +61,7 @@ def check_checkpoint_place(path: Path) -> Path:
         if path.samefile(os.curdir) or os.path.ismount(path):
             where = "the current directory" if path.samefile(os.curdir) else "a mount point"
             raise CheckpointError(f"{path}: {where}, which cannot be replaced; name one below it")
-    if path.exists() and not is_checkpoint(path) and (path.is_file() or any(path.iterdir())):
-        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+    check_directory(path)
     check_place(path)
     return path
 

@@ -47,10 +47,17 @@ class TokenTiming:
         """Learn from one completion; ignored unless both numbers are positive."""
         if length <= 0 or not seconds > 0.0 or seconds == float("inf"):
             return
-        for key in {_EVERY, model or _EVERY}:
-            if key not in self._by_model and len(self._by_model) > self._max_models:
-                continue
-            self._by_model.setdefault(key, _RollingMedian()).add(seconds / length)
+        ratio = seconds / length
+        self._median(_EVERY).add(ratio)
+        if model and (model in self._by_model or len(self._by_model) <= self._max_models):
+            self._median(model).add(ratio)
+
+    def _median(self, key: str) -> _RollingMedian:
+        # Not setdefault(): that would build a median at every update and throw it away.
+        found = self._by_model.get(key)
+        if found is None:
+            found = self._by_model[key] = _RollingMedian()
+        return found
 
     def seconds_per_token(self, model: str | None = None) -> float:
         """Median seconds per token of the model, else of all models, else 0.02."""

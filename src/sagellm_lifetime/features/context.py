@@ -43,17 +43,22 @@ class RecentCompletions:
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
     ) -> None:
         """Remember one completion."""
-        finished = Finished(length, censored, features.prompt_length, features.client_key)
-        for kind, key, size in (
-            (0, session, OF_SESSION),
-            (1, features.client_key, OF_CLIENT),
-        ):
-            if key:
-                items = self._items.setdefault((kind, key), deque(maxlen=size))
-                items.append(finished)
-                self._items.move_to_end((kind, key))
+        client = features.client_key
+        finished = Finished(length, censored, features.prompt_length, client)
+        if session:
+            self._remember((0, session), finished, OF_SESSION)
+        if client:
+            self._remember((1, client), finished, OF_CLIENT)
         while len(self._items) > self._capacity:
             self._items.popitem(last=False)
+
+    def _remember(self, owner: tuple[int, int], finished: Finished, size: int) -> None:
+        items = self._items.get(owner)
+        if items is None:
+            items = self._items[owner] = deque(maxlen=size)
+        else:
+            self._items.move_to_end(owner)
+        items.append(finished)
 
     def state(self) -> dict[str, np.ndarray]:
         """What is remembered: keys, and rows of (owner, length, censored, prompt, client)."""

@@ -27,16 +27,12 @@ from sagellm_lifetime.core.link import LEVELS
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.arrays import DTYPES
 
 FORMAT: Final = 1
+EXPORTS: Final = (".pt", ".safetensors", ".onnx")
+"""Suffixes of the files that ``export`` writes."""
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
-_DTYPES: Final = {
-    "F64": "float64",
-    "F32": "float32",
-    "I64": "int64",
-    "I32": "int32",
-    "BOOL": "bool",
-}
 _MAX_BYTES: Final = 1 << 30
 SCHEMA: Final[dict[str, int]] = {
     "bins": BINS,
@@ -76,14 +72,28 @@ class Checkpoint:
         }
 
 
+def check_directory(path: Path) -> None:
+    """Refuse a place where no checkpoint directory can be. Raises :class:`CheckpointError`."""
+    if is_checkpoint(path):
+        return
+    if path.suffix in EXPORTS:
+        raise CheckpointError(
+            f"{path}: a checkpoint is a directory: name it without {path.suffix}; "
+            f"'export' makes a {path.suffix} file of it"
+        )
+    if path.is_file():
+        raise CheckpointError(f"{path}: a file, not a checkpoint directory; choose another name")
+    if path.exists() and any(path.iterdir()):
+        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+
+
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint directory; an existing checkpoint is replaced in one rename.
 
     Raises:
-        CheckpointError: the place cannot be written, or holds something else.
+        CheckpointError: the place cannot be written, holds something else, or is named like a file.
     """
-    if path.exists() and not is_checkpoint(path) and (path.is_file() or any(path.iterdir())):
-        raise CheckpointError(f"{path}: exists and is not a checkpoint; choose another directory")
+    check_directory(path)
     data = _to_bytes(checkpoint.arrays)
     manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
     try:
@@ -298,17 +308,15 @@ def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
         header.pop("__metadata__", None)
         dtypes = {str(entry["dtype"]) for entry in header.values()}
         found = {
-            name: (tuple(entry["shape"]), _DTYPES.get(entry["dtype"]))
+            name: (tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
             for name, entry in header.items()
         }
         wanted = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in declared.items()}
         odd = sorted(name for name, _ in set(found.items()) ^ set(wanted.items()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MODEL} has no readable header") from error
-    if not dtypes <= set(_DTYPES):
-        raise CheckpointError(
-            f"{path}: arrays of type {min(dtypes - set(_DTYPES))} are not allowed"
-        )
+    if not dtypes <= set(DTYPES):
+        raise CheckpointError(f"{path}: arrays of type {min(dtypes - set(DTYPES))} are not allowed")
     if odd:
         raise CheckpointError(f"{path}: array {odd[0]!r} is not as the manifest declares it")
 

@@ -23,6 +23,7 @@ import numpy as np
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.learning.arrays import Arrays
 from sagellm_lifetime.learning.shrinkage import (
     INSIDE,
     OPTIONS,
@@ -57,6 +58,15 @@ _FINE: Final = 16.0
 _LEVEL_BITS: Final = 3
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 59) - 1
+_SHAPES: Final = {
+    "ended": (BINS,),
+    "left": (BINS,),
+    "cached": (BINS,),
+    "counted": (),
+    "fresh": (2,),
+}
+"""What is stored of each node."""
+_NO_KEY: Final = -1
 _NEVER: Final = (-1, -1)
 _NOTHING: Final = Hazards(np.zeros(PADDED))
 """Those of a node that was :data:`_NEVER` fresh; nobody reads them."""
@@ -119,7 +129,9 @@ class ResidualLife:
 
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
-        self._nodes: OrderedDict[NodeKey, _Node] = OrderedDict()
+        self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
+        self._stored: Arrays = {}
+        """Of a restored state: a node nobody has touched yet is its row there."""
         self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
         self._choice = list(_START)
         self._scored = 0
@@ -134,8 +146,14 @@ class ResidualLife:
 
     def _known(self, keys: Sequence[NodeKey]) -> list[tuple[int, _Node]]:
         """Levels and nodes of those keys of a path that have one."""
-        nodes = self._nodes
-        return [(key & _LEVEL, nodes[key]) for key in keys if key in nodes]
+        return [(key & _LEVEL, self._found(key)) for key in keys if key in self._nodes]
+
+    def _found(self, key: NodeKey) -> _Node:
+        """A node that is there; its place among the least recently used stays."""
+        node = self._nodes[key]
+        if isinstance(node, int):
+            node = self._nodes[key] = _restored(self._stored, node)
+        return node
 
     def _hazards(self, known: Sequence[tuple[int, _Node]]) -> Hazards:
         """Hazards of the last of these nodes, from the cache while its counts have hardly changed.
@@ -229,13 +247,13 @@ class ResidualLife:
     ) -> None:
         """Count many completions at once, without choosing weights."""
         bins = bins_of(lengths).tolist()
-        above: dict[NodeKey, NodeKey | None] = {}
+        above: dict[NodeKey, NodeKey] = {}
         for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
             if censored[i] or session:
                 self.learn(each, session, int(lengths[i]), censored=bool(censored[i]))
                 continue
             self.count += 1
-            coarser = None
+            coarser = _NO_KEY
             for key in node_keys(each, session):
                 node = self._node(key)
                 node.counted += 1
@@ -245,15 +263,13 @@ class ResidualLife:
         for key, coarser in sorted(above.items(), key=lambda item: item[0] & _LEVEL):
             # Where there are more nodes than may be kept, some have gone by now.
             if key in self._nodes:
-                node = self._nodes[key]
-                parent = None if coarser is None else self._nodes.get(coarser)
-                self._settle(key & _LEVEL, node, self._prior if parent is None else parent.hazards)
+                over = self._found(coarser).hazards if coarser in self._nodes else self._prior
+                self._settle(key & _LEVEL, self._found(key), over)
 
     def _node(self, key: NodeKey) -> _Node:
-        node = self._nodes.get(key)
-        if node is not None:
+        if key in self._nodes:
             self._nodes.move_to_end(key)
-            return node
+            return self._found(key)
         if len(self._nodes) >= self._max_nodes:
             self._nodes.popitem(last=False)
         node = self._nodes[key] = _Node()
@@ -261,46 +277,49 @@ class ResidualLife:
 
     # -- state -------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> Arrays:
         """What was learned, as arrays."""
-        nodes = list(self._nodes.values())
-        ended, left = (np.zeros((len(nodes), BINS), dtype=np.float32) for _ in range(2))
-        cached = np.zeros((len(nodes), BINS))
-        for i, node in enumerate(nodes):
+        count = len(self._nodes)
+        ended, left = (np.zeros((count, BINS), dtype=np.float32) for _ in range(2))
+        cached = np.zeros((count, BINS))
+        counted, fresh = np.zeros(count, dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
+        for i, key in enumerate(self._nodes):
+            node = self._found(key)
             ended[i] = node.ended[INSIDE]
             if node.left is not None:
                 left[i] = node.left[INSIDE]
             if node.fresh_until != _NEVER:
                 cached[i] = node.hazards.padded[INSIDE]
-        fresh = np.array([node.fresh_until for node in nodes], dtype=np.int64)
+            counted[i], fresh[i] = node.counted, node.fresh_until
+        self._stored = {}
         return {
             "keys": np.array(list(self._nodes), dtype=np.int64),
             "ended": ended,
             "left": left,
             "cached": cached,
-            "counted": np.array([node.counted for node in nodes], dtype=np.int64),
-            "fresh": fresh.reshape(-1, 2),
+            "counted": counted,
+            "fresh": fresh,
             "losses": self._losses,
             "choice": np.array(self._choice),
             "scored": np.array([self._scored]),
             "count": np.array([self.count]),
         }
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what was learned with a :meth:`state`."""
-        self._nodes = OrderedDict()
-        parts = ("keys", "counted", "fresh", "ended", "left", "cached")
-        for key, counted, fresh, ended, left, cached in zip(
-            *(state[part] for part in parts), strict=True
-        ):
-            node = self._nodes[int(key)] = _Node()
-            node.counted = int(counted)
-            node.fresh_until = (int(fresh[0]), int(fresh[1]))
-            node.ended[INSIDE] = ended
-            if left.any():
-                node.left = padded(left)
-            if node.fresh_until != _NEVER:
-                node.hazards = Hazards(padded(cached))
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned with a :meth:`state`, whose arrays are kept, not copied.
+
+        Nodes are made when they are first asked for: an engine takes over thousands of them every
+        few seconds and asks for a few.
+
+        Raises:
+            ValueError: arrays that do not fit.
+        """
+        keys = state["keys"].tolist()
+        for name, shape in _SHAPES.items():
+            if state[name].shape != (len(keys), *shape):
+                raise ValueError(f"{name!r} of shape {state[name].shape} for {len(keys)} nodes")
+        self._stored = {name: state[name] for name in _SHAPES}
+        self._nodes = OrderedDict(zip(keys, range(len(keys)), strict=True))
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         self._losses = np.array(state["losses"], dtype=np.float64)
         self._choice = [int(k) for k in state["choice"]]
@@ -310,6 +329,18 @@ class ResidualLife:
             raise ValueError(f"there are {len(OPTIONS)} weights to choose from: {self._choice}")
         self._scored = int(state["scored"][0])
         self.count = int(state["count"][0])
+
+
+def _restored(stored: Arrays, row: int) -> _Node:
+    node = _Node()
+    node.counted = stored["counted"].item(row)
+    node.fresh_until = (stored["fresh"].item(row, 0), stored["fresh"].item(row, 1))
+    node.ended[INSIDE] = stored["ended"][row]
+    if stored["left"][row].any():
+        node.left = padded(stored["left"][row])
+    if node.fresh_until != _NEVER:
+        node.hazards = Hazards(padded(stored["cached"][row]))
+    return node
 
 
 def node_keys(features: RequestFeatures, session: int) -> tuple[NodeKey, ...]:

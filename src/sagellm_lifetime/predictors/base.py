@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
-from sagellm_lifetime.core.calibration import Calibration, Outcomes, band_of, bands_of
+from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
+from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
     PredictionRequest,
@@ -32,7 +33,9 @@ from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
 from sagellm_lifetime.features.request import check_request, read_request
 from sagellm_lifetime.predictors.guards import check_completion, waves
-from sagellm_lifetime.predictors.records import Answered, Completion, Evidence
+from sagellm_lifetime.predictors.hindsight import answered, calibrate
+from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
+from sagellm_lifetime.predictors.records import Answered, Completion, Elsewhere, Evidence, Lesson
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
-_AGES = np.array([16 * 2**k for k in range(14)])
 _CALIBRATE_EVERY = 32
 """Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
 learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
@@ -56,6 +58,14 @@ class Predictor(LifetimePredictorProtocol):
     """
 
     name: ClassVar[str]
+    # fmt: off
+    _STAYS: ClassVar[frozenset[str]] = frozenset([
+        "_options", "_lock", "_tracker", "_timing", "_scores", "_predict_calls", "_fitting",
+        "_elsewhere", "summary",
+    ])
+    # fmt: on
+    """Attributes that stay when what was learned in another process takes the place of the rest:
+    who asks and what moves at once (:meth:`_note`)."""
 
     def __init__(
         self, *, seed: int = 0, capacity: int = 65_536, expire_after: float = 3600.0
@@ -75,6 +85,7 @@ class Predictor(LifetimePredictorProtocol):
         self._predict_calls = 0
         self._pending: list[Answered] = []
         self._fitting = False
+        self._elsewhere: Elsewhere | None = None
         self.summary: dict[str, Any] = {}
         """What it was fitted on: rows, time span, columns; no content."""
 
@@ -102,7 +113,10 @@ class Predictor(LifetimePredictorProtocol):
 
     @abstractmethod
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what was learned with a :meth:`_state`."""
+        """Replace what was learned with a :meth:`_state`, but for the instant parts."""
+
+    def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
+        """Replace the parts that :meth:`_note` moves with those of a :meth:`_state`."""
 
     def _read(self, request: PredictionRequest) -> Any:
         """What to keep of a request seen for the first time."""
@@ -313,29 +327,53 @@ class Predictor(LifetimePredictorProtocol):
             RequestError: a negative or non-finite number, or an unknown finish reason.
         """
         check_completion(sequence_id, actual_length, actual_time, finish_reason)
-        length, censored = int(actual_length), finish_reason != "stop"
         with self._lock:
             item = self._tracker.take(sequence_id)
             if item is None:
                 self._scores.unknown_updates += 1
                 return
-            cap = self._tracker.caps.item(item.slot)
-            if censored:
-                self._scores.censored += 1
+            lesson = Lesson(
+                item.evidence,
+                item.asked,
+                item.answers,
+                self._tracker.caps.item(item.slot),
+                item.estimate,
+                item.confidence,
+                int(actual_length),
+                float(actual_time),
+                finish_reason,
+            )
+            self._note(lesson)
+            if self._elsewhere is None:
+                self._take_in(lesson)
             else:
-                self._scores.completions += 1
-            if finish_reason in ("stop", "length"):
-                if item.estimate >= 0:
-                    self._scores.score(item.estimate, length, item.confidence)
-                self._timing.update(item.evidence.features.model, length, actual_time)
-            ends = [*item.asked[1:], length]
-            # A request refused half way leaves a sequence asked about but not answered.
-            for row, start, end in zip(item.answers, item.asked, ends, strict=False):
-                self._pending.append(Answered(row, start, end, cap, length, censored))
-            self._learn(Completion(item.evidence, length, censored))
-            self._lesson()
-            if len(self._pending) >= _CALIBRATE_EVERY:
-                self._calibrate_pending()
+                self._elsewhere.take(lesson)
+
+    def learn(self, lesson: Lesson) -> None:
+        """Learn what another predictor with the same options was told by an ``update``."""
+        with self._lock:
+            self._tracker.admitted += 1
+            self._note(lesson)
+            self._take_in(lesson)
+
+    def _note(self, lesson: Lesson) -> None:
+        """Move what moves at once, in a few microseconds: the scores, the seconds per token."""
+        if lesson.censored:
+            self._scores.censored += 1
+        else:
+            self._scores.completions += 1
+        if lesson.finish_reason in ("stop", "length"):
+            if lesson.estimate >= 0:
+                self._scores.score(lesson.estimate, lesson.length, lesson.confidence)
+            self._timing.update(lesson.evidence.features.model, lesson.length, lesson.seconds)
+
+    def _take_in(self, lesson: Lesson) -> None:
+        """Learn the rest, which may take long."""
+        self._pending.extend(answered(lesson))
+        self._learn(Completion(lesson.evidence, lesson.length, lesson.censored))
+        self._lesson()
+        if len(self._pending) >= _CALIBRATE_EVERY:
+            self._calibrate_pending()
 
     def discard(self, sequence_id: SequenceId) -> None:
         """Forget a running sequence without learning from it; an unknown id is fine."""
@@ -351,21 +389,8 @@ class Predictor(LifetimePredictorProtocol):
             self._version += 1
 
     def _calibrate_pending(self) -> None:
-        """Teach the calibration at the ages of the evidence and at 16, 32, … 2^k between them."""
-        if not self._pending:
-            return
-        rows, *columns = zip(*self._pending, strict=True)
-        start, end, caps, lengths, censored = (np.array(column) for column in columns)
+        calibrate(self._calibration, self._pending)
         self._pending.clear()
-        grid = np.broadcast_to(_AGES, (len(rows), len(_AGES)))
-        ages = np.concatenate([start[:, None], grid], axis=1)
-        asked = (ages > start[:, None]) & (ages < end[:, None])
-        asked[:, 0] = start < lengths
-        row, column = np.nonzero(asked)
-        self._calibration.learn(
-            LengthDistributionBatch(np.stack(rows), row, ages[row, column], caps[row]),
-            Outcomes(lengths[row], censored[row]),
-        )
 
     # -- what is known -----------------------------------------------------------------------
 
@@ -389,6 +414,7 @@ class Predictor(LifetimePredictorProtocol):
                 "unknown_updates": scores.unknown_updates,
                 "lessons": self._lessons,
                 "seconds_per_token": self._timing.seconds_per_token(),
+                **(self._elsewhere.counts() if self._elsewhere else {}),
             }
 
     def fit(self, history: Any, *, progress: Progress | None = None) -> Self:
@@ -401,10 +427,13 @@ class Predictor(LifetimePredictorProtocol):
 
         Raises:
             HistoryError: the history cannot be used; the message is one line.
+            RequestError: it learns in a process of its own.
         """
         from sagellm_lifetime.predictors.fitting import fit_predictor
 
         with self._lock:
+            if self._elsewhere is not None:
+                raise RequestError("it learns in another process: fit it before that, or a clone()")
             before = dict(vars(self))
             try:
                 fit_predictor(self, history, progress)
@@ -426,28 +455,6 @@ class Predictor(LifetimePredictorProtocol):
         """A predictor with equal options and equal knowledge, sharing nothing, tracking nothing."""
         with self._lock:
             twin = type(self)(**self._options)
-            twin._set_knowledge(self._knowledge())
+            set_knowledge(twin, knowledge(self))
             twin.summary = dict(self.summary)
             return twin
-
-    def _knowledge(self) -> dict[str, np.ndarray]:
-        """Everything learned, as arrays of its own."""
-        self._calibrate_pending()
-        learned = {f"calibration.{k}": v for k, v in self._calibration.state().items()}
-        for model, values in self._timing.state().items():
-            # Names of arrays are UTF-8, names of models may be anything.
-            name = model.encode("utf-8", "backslashreplace").decode()
-            learned[f"timing.{name}"] = np.array(values)
-        learned["lessons"] = np.array([self._lessons])
-        learned.update({f"predictor.{k}": v for k, v in self._state().items()})
-        return {key: np.array(value) for key, value in learned.items()}
-
-    def _set_knowledge(self, learned: dict[str, np.ndarray]) -> None:
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): v for k, v in learned.items() if k.startswith(prefix)}
-
-        self._restore(part("predictor."))
-        self._calibration.restore(part("calibration."))
-        self._timing.restore({k: v.tolist() for k, v in part("timing.").items()})
-        self._lessons = int(learned["lessons"][0])
-        self._version += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.registry import create_predictor
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def save_predictor(predictor: Predictor, path: Path) -> None:
         Checkpoint(
             predictor=predictor.name,
             options=dict(predictor._options),
-            arrays=predictor._knowledge(),
+            arrays=knowledge(predictor),
             summary=dict(predictor.summary),
             metrics=predictor.get_metrics(),
         ),
@@ -37,7 +38,7 @@ def load_predictor(path: str | Path) -> Predictor:
     checkpoint = read_checkpoint(Path(path))
     try:
         predictor = create_predictor(checkpoint.predictor, **checkpoint.options)
-        predictor._set_knowledge(checkpoint.arrays)
+        set_knowledge(predictor, checkpoint.arrays)
         # One answer, so that arrays of the wrong shape are found here and not while serving.
         predictor.clone().predict(PredictionRequest(0, [], 0, None))
     except MissingExtraError:

@@ -21,13 +21,14 @@ from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.evidence import SequenceEvidence, read_chunks, read_evidence
 from sagellm_lifetime.features.request import read_request
+from sagellm_lifetime.learning.arrays import part
 from sagellm_lifetime.learning.head import base_logits, corrected_row
 from sagellm_lifetime.learning.replay import ReplayStore, Sample
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.learning.serving import Runner, Weights
 from sagellm_lifetime.learning.trainer import Log, Trainer
 from sagellm_lifetime.predictors.base import Predictor, Progress
-from sagellm_lifetime.predictors.records import Completion
+from sagellm_lifetime.predictors.records import Completion, Lesson
 from sagellm_lifetime.predictors.sampling import history_samples
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class NeuralPredictor(Predictor):
         self.training: dict[str, float] = {}
         self.log: Log | None = None
 
+    _STAYS = Predictor._STAYS | {"_conversations", "_recent", "training", "log"}
+
     @abstractmethod
     def _build(self) -> Callable[[], Any]:
         """A maker of the PyTorch network."""
@@ -105,18 +108,19 @@ class NeuralPredictor(Predictor):
 
     # -- learning ----------------------------------------------------------------------------
 
+    def _note(self, lesson: Lesson) -> None:
+        super()._note(lesson)
+        features, session = lesson.evidence.features, lesson.evidence.session
+        self._conversations.learn(features)
+        self._recent.learn(features, session, lesson.length, censored=lesson.censored)
+
     def _learn(self, completion: Completion) -> None:
         evidence: SequenceEvidence = completion.evidence
         if self._options["online"] != "off":
             self._remember(completion)
-        self._conversations.learn(evidence.features)
-        for table in (self._tables, self._recent):
-            table.learn(
-                evidence.features,
-                evidence.session,
-                completion.length,
-                censored=completion.censored,
-            )
+        self._tables.learn(
+            evidence.features, evidence.session, completion.length, censored=completion.censored
+        )
         if self._options["online"] == "inline" and not self._fitting:
             self._train_inline()
 
@@ -210,13 +214,12 @@ class NeuralPredictor(Predictor):
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        def part(name: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
-
-        self._tables.restore(part("tables."))
-        self._conversations.restore(part("conversations."))
-        self._recent.restore(part("recent."))
+        self._tables.restore(part(state, "tables."))
         self._trainer = None
-        online = part("online.")
+        online = part(state, "online.")
         self._edge, self._training_steps = float(online["edge"][0]), int(online["steps"][0])
-        self._use(part("weights.") or None)
+        self._use(part(state, "weights.") or None)
+
+    def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
+        self._conversations.restore(part(state, "conversations."))
+        self._recent.restore(part(state, "recent."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,35 @@ class Completion:
     censored: bool
 
 
+class Lesson(NamedTuple):
+    """All that one finished sequence can teach; it may be learned in another process.
+
+    Attributes:
+        evidence: what the predictor had kept of the request.
+        asked: ages at which new evidence came, ascending.
+        answers: the row that followed from each.
+        cap: ``max_length`` as it was said last.
+        estimate, confidence: the first prediction of the total; -1 where none was given.
+        length: tokens generated, at least so many where it was cut off.
+        seconds: from arrival to finish.
+    """
+
+    evidence: Any
+    asked: list[int]
+    answers: list[np.ndarray]
+    cap: int
+    estimate: int
+    confidence: float
+    length: int
+    seconds: float
+    finish_reason: str
+
+    @property
+    def censored(self) -> bool:
+        """Whether the length is only a lower bound."""
+        return self.finish_reason != "stop"
+
+
 class Answered(NamedTuple):
     """A row, the ages from which and up to which it was the answer, and what came of it."""
 
@@ -36,3 +65,13 @@ class Answered(NamedTuple):
     cap: int
     length: int
     censored: bool
+
+
+class Elsewhere(Protocol):
+    """Who learns in a predictor's stead."""
+
+    def take(self, lesson: Lesson) -> None:
+        """Record a lesson; called under the predictor's lock, so in a microsecond."""
+
+    def counts(self) -> dict[str, Any]:
+        """What became of the lessons, for the metrics."""

@@ -13,9 +13,10 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.features.rows import HistoryRequests
+from sagellm_lifetime.learning.arrays import part
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.predictors.base import Predictor, Progress
-from sagellm_lifetime.predictors.records import Completion, Evidence
+from sagellm_lifetime.predictors.records import Completion, Evidence, Lesson
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,6 +33,7 @@ class SurvivalLifetimePredictor(Predictor):
     """
 
     name = "survival"
+    _STAYS = Predictor._STAYS | {"_conversations"}
 
     def __init__(self, *, max_nodes: int = 20_000, **options: Any) -> None:
         super().__init__(**options)
@@ -47,9 +49,12 @@ class SurvivalLifetimePredictor(Predictor):
         hazards = [self._tables.hazards(each.features, each.session) for each in evidence]
         return hazard.from_hazards(np.stack(hazards))
 
+    def _note(self, lesson: Lesson) -> None:
+        super()._note(lesson)
+        self._conversations.learn(lesson.evidence.features)
+
     def _learn(self, completion: Completion) -> None:
         evidence = completion.evidence
-        self._conversations.learn(evidence.features)
         self._tables.learn(
             evidence.features, evidence.session, completion.length, censored=completion.censored
         )
@@ -75,8 +80,7 @@ class SurvivalLifetimePredictor(Predictor):
         }
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        def part(name: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+        self._tables.restore(part(state, "tables."))
 
-        self._tables.restore(part("tables."))
-        self._conversations.restore(part("conversations."))
+    def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
+        self._conversations.restore(part(state, "conversations."))

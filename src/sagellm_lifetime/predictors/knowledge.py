@@ -1,0 +1,56 @@
+"""What a predictor knows, as arrays, and how it comes to know what another one does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sagellm_lifetime.learning.arrays import Arrays, part
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.predictors.base import Predictor
+
+
+def knowledge(predictor: Predictor) -> Arrays:
+    """Everything learned, as arrays of its own."""
+    predictor._calibrate_pending()
+    learned = {f"calibration.{k}": v for k, v in predictor._calibration.state().items()}
+    for model, values in predictor._timing.state().items():
+        # Names of arrays are UTF-8, names of models may be anything.
+        name = model.encode("utf-8", "backslashreplace").decode()
+        learned[f"timing.{name}"] = np.array(values)
+    learned["lessons"] = np.array([predictor._lessons])
+    learned.update({f"predictor.{k}": v for k, v in predictor._state().items()})
+    return {key: np.array(value) for key, value in learned.items()}
+
+
+def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True) -> None:
+    """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not."""
+    state = part(learned, "predictor.")
+    predictor._restore(state)
+    predictor._calibration.restore(part(learned, "calibration."))
+    predictor._lessons = int(learned["lessons"][0])
+    if instant:
+        predictor._restore_instant(state)
+        predictor._timing.restore({k: v.tolist() for k, v in part(learned, "timing.").items()})
+    predictor._version += 1
+
+
+def take_over(predictor: Predictor, learned: Arrays) -> object:
+    """Swap in what an equal predictor learned; running sequences and the instant parts stay.
+
+    All that takes time is done on a twin, off the lock; then the predictor becomes the twin in one
+    step. As everywhere, rows of running sequences stay until what is known has doubled.
+
+    Returns:
+        What was replaced: it is freed when the caller drops it, and nobody waits for that.
+    """
+    twin = type(predictor)(**predictor._options)
+    set_knowledge(twin, learned, instant=False)
+    fresh = {k: v for k, v in vars(twin).items() if k not in predictor._STAYS}
+    with predictor._lock:
+        replaced = dict(vars(predictor))
+        doubled = twin._lessons.bit_length() != predictor._lessons.bit_length()
+        vars(predictor).update(fresh, _version=predictor._version + doubled)
+    return replaced
