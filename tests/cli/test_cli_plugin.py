@@ -46,7 +46,16 @@ def test_under_argparse(sage, capsys):
     assert capsys.readouterr().err == "error: nowhere.csv: no such file or folder\n"
     assert call("llm", "lifetime", "trai") == 2
     assert call("llm") == 0
-    assert "lifetime" in capsys.readouterr().out
+    assert {"lifetime", "engine"} <= set(capsys.readouterr().out.split())
+
+
+def test_engine_under_argparse(sage, capsys):
+    call, commands = sage
+    register(commands)
+    assert call("llm", "engine", "fetch", "--help") == 0
+    assert "sage llm engine fetch" in capsys.readouterr().out
+    assert call("llm", "engine", "fetch", "nobody", "DIR") == 2
+    assert capsys.readouterr().err == "error: unknown model 'nobody': choose one of smollm2\n"
 
 
 def test_under_argparse_beside_another_llm_command(sage, capsys):
@@ -71,6 +80,7 @@ def test_under_typer():
     runner = CliRunner()
     assert runner.invoke(app, ["llm", "serve"]).output == "served\n"
     assert runner.invoke(app, ["llm", "lifetime", "--version"]).output == "0.1.0\n"
+    assert "fetch" in runner.invoke(app, ["llm", "engine", "--help"]).output
     done = runner.invoke(app, ["llm", "lifetime", "train", "--data-path", "nowhere.csv"])
     assert done.exit_code == 2
     assert done.output == "error: nowhere.csv: no such file or folder\n"

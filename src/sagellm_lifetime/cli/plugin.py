@@ -14,11 +14,13 @@ from typing import Any, Final
 GROUP: Final = "llm"
 NAME: Final = "lifetime"
 GROUP_HELP: Final = "LLM serving: sageLLM"
+ENGINE: Final = "engine"
 HELP: Final = "Predict how many more tokens running sequences will generate"
+ENGINE_HELP: Final = "Models and engines to run them"
 
 
 def register(target: Any) -> None:
-    """Add ``llm lifetime`` to a ``sage`` program.
+    """Add ``llm lifetime`` and ``llm engine`` to a ``sage`` program.
 
     Args:
         target: argparse's sub-parsers action (``isage``) or a ``typer.Typer`` (``isage-cli``).
@@ -38,10 +40,12 @@ def register(target: Any) -> None:
 class _Passing(argparse.ArgumentParser):
     """Takes every argument as it is: typer parses them, ``--help`` included."""
 
+    handler: Any = None
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         namespace = argparse.Namespace() if namespace is None else namespace
         namespace.lifetime_args = list(args or ())
-        namespace._handler = _handle
+        namespace._handler = self.handler
         return namespace, []
 
 
@@ -51,17 +55,26 @@ def _handle(args: argparse.Namespace) -> int:
     return run(args.lifetime_args, f"sage {GROUP} {NAME}")
 
 
+def _handle_engine(args: argparse.Namespace) -> int:
+    from sagellm_lifetime.cli.main import run
+
+    return run([ENGINE, *args.lifetime_args], f"sage {GROUP}")
+
+
 def _register_argparse(target: argparse._SubParsersAction[Any]) -> None:
     group = target.choices.get(GROUP)
     if group is None:
         group = target.add_parser(GROUP, help=GROUP_HELP, description=GROUP_HELP)
         group.set_defaults(_handler=_show_help(group))
     below = _subparsers(group)
-    if NAME in below.choices:
-        return
     usual, below._parser_class = below._parser_class, _Passing
     try:
-        below.add_parser(NAME, help=HELP, add_help=False)
+        for name, what, handler in (
+            (NAME, HELP, _handle),
+            (ENGINE, ENGINE_HELP, _handle_engine),
+        ):
+            if name not in below.choices:
+                below.add_parser(name, help=what, add_help=False).handler = handler
     finally:
         below._parser_class = usual
 
@@ -89,6 +102,7 @@ def _register_typer(target: Any) -> None:
 
     from sagellm_lifetime.cli.app import HELP as SUMMARY
     from sagellm_lifetime.cli.app import app
+    from sagellm_lifetime.cli.engine import engine
 
     if not isinstance(target, typer.Typer):
         raise TypeError(f"a {type(target).__name__} takes no commands")
@@ -100,8 +114,9 @@ def _register_typer(target: Any) -> None:
     else:
         llm = typer.Typer(name=GROUP, help=GROUP_HELP, no_args_is_help=True)
         target.add_typer(llm, name=GROUP)
-    if all(_name(existing) != NAME for existing in llm.registered_groups):
-        llm.add_typer(app, name=NAME, help=SUMMARY)
+    for name, ours, what in ((NAME, app, SUMMARY), (ENGINE, engine, ENGINE_HELP)):
+        if all(_name(existing) != name for existing in llm.registered_groups):
+            llm.add_typer(ours, name=name, help=what)
 
 
 def _name(group: Any) -> Any:
