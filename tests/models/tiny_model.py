@@ -8,7 +8,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
-from sagellm_lifetime.engines.models.fetch import Published
+from sagellm_lifetime.engines.models.published import Published
 from sagellm_lifetime.engines.models.wheels import Wheel
 
 HEADS, KV_HEADS, WIDTH, INNER = 2, 1, 64, 96

