@@ -4,9 +4,10 @@
     PYTHONPATH=src python benchmarks/record_answers.py models/smollm2 --output answers.parquet
 
 Needs the ``[vllm]`` extra. Sampling is on (temperatures and seeds of the plan, min-p, a penalty on
-repetition, without which so small a model goes round in circles), at most 1,024 tokens an answer. Answers are written beside the output (``.jsonl``) as they come, so that an
-interrupted recording goes on where it stopped; the Parquet is made of them at the end, and with
-``--limit`` of the first few. About an hour on two cores.
+repetition, without which so small a model goes round in circles), at most 1,024 tokens an answer.
+Answers are written beside the output (``.jsonl``) as they come, so that an interrupted recording
+goes on where it stopped; the Parquet is made of all of them at the end, with ``--limit`` of the
+first so many. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ FLUSH = 16
 MODEL = "SmolLM2-135M-Instruct"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "4",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,6 +60,7 @@ class Recording:
 
     def __init__(self, model: Path) -> None:
         os.environ.update(ENVIRONMENT)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
         from sagellm_lifetime.engines.vllm.eos import EosWatch, taken  # first: it mends imports
 
         from vllm import LLM, SamplingParams  # isort: skip
