@@ -11,7 +11,7 @@ from typing import Any
 from zlib import crc32
 
 PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
-TEMPERATURES = (0.3, 0.7, 1.0)
+TEMPERATURES = (0.5, 0.8, 1.0)
 
 Message = dict[str, str]
 

@@ -132,7 +132,7 @@ def test_another_plan_is_refused(asks):
 def model(monkeypatch, tmp_path):
     """A folder as ``engine fetch`` writes it, whose answers are noise."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
-    tiny = import_module("tiny_model")
+    tiny = import_module("tiny_llama")
     from sagellm_lifetime.engines.models.gguf import read_gguf
     from sagellm_lifetime.engines.models.llama import write_llama
 

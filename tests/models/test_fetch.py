@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import util
 
 import pytest
-from tiny_model import gguf_file, wheel_file
+from tiny_llama import gguf_file, wheel_file
 
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.core.errors import ModelError, UnknownNameError

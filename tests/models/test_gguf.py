@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_model import HEADS, KV_HEADS, SAID, SHAPES, WIDTH, WORDS, gguf_file
+from tiny_llama import HEADS, KV_HEADS, SAID, SHAPES, WIDTH, WORDS, gguf_file
 
 from sagellm_lifetime.core.errors import ModelError
 from sagellm_lifetime.engines.models.gguf import read_gguf
