@@ -21,6 +21,13 @@ class Planner(LifetimeController):
         for request in running:
             self.admitted(request.request_id)
 
+    def admitted(self, request_id: str) -> None:
+        """It runs, and perhaps it was never asked about: it came past the queue."""
+        known = self._known[request_id]
+        if not known.survival.size:
+            self._look([known])
+        super().admitted(request_id)
+
     def ordered(self, waiting: Sequence[Any]) -> list[Any] | None:
         """The queue in our order; ``None`` when nobody has joined since the last time."""
         if not self._unplaced:
