@@ -27,7 +27,7 @@ class Faulty(SurvivalLifetimePredictor):
             while True:
                 try:
                     time.sleep(60)
-                except Exception:  # what a careless predictor does
+                except Exception:  # noqa: BLE001  # what a careless predictor does
                     continue
         if self.wrong == "nan":
             return replace(result, confidence=float("nan"))

@@ -11,14 +11,12 @@ from typing import Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG
 
-from vllm.v1.request import RequestStatus  # isort: skip
-
 _REASONS: Final = {
-    RequestStatus.FINISHED_STOPPED: "stop",
-    RequestStatus.FINISHED_LENGTH_CAPPED: "length",
+    "FINISHED_STOPPED": "stop",
+    "FINISHED_LENGTH_CAPPED": "length",
     # The engine cut a loop off: the answer would have gone on.
-    RequestStatus.FINISHED_REPETITION: "length",
-    RequestStatus.FINISHED_ABORTED: "abort",
+    "FINISHED_REPETITION": "length",
+    "FINISHED_ABORTED": "abort",
 }
 _LATE: Final = 32
 """Tokens that may have been generated after a stop string, before the front end had seen it."""
@@ -45,7 +43,7 @@ class Endings:
 
     def reason(self, request: Any) -> str:
         """``stop``, ``length``, ``abort`` or ``error``."""
-        said = _REASONS.get(request.status, "error")
+        said = _REASONS.get(request.status.name, "error")
         if said == "abort" and self.tokenizer is not None and self._stopped(request):
             return "stop"
         return said

@@ -79,3 +79,10 @@ class LiveSettings:
             for name, value in asdict(self).items()
             if name == "mode" or value != getattr(default, name)
         }
+
+
+def cannot_act(policy: str) -> str:
+    """Why our order cannot be kept under a scheduling policy of vLLM, or nothing."""
+    if policy == "fcfs":
+        return ""
+    return f"--scheduling-policy {policy} keeps an order of its own: use fcfs to act"
