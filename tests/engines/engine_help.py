@@ -36,8 +36,8 @@ class Engine:
         return self.scheduler.lifetime
 
     def on(self, **said):
-        """Switch prediction on."""
-        self.scheduler.switch_on(LiveSettings(**said))
+        """Switch prediction on. A step takes no time here, so any cost would be too much."""
+        self.scheduler.switch_on(LiveSettings(**{"floor_s": 1.0, **said}))
         return self
 
     def predict_with(self, predictor, **said):

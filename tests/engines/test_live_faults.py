@@ -143,7 +143,7 @@ def test_after_a_pause_it_is_tried_again_and_knows_everybody():
 
 def test_a_slow_one_is_switched_off_and_comes_back():
     predictor = faulty("")
-    engine = Engine().predict_with(predictor, mode="act")
+    engine = Engine().predict_with(predictor, mode="act", floor_s=0.01)
     breaker, now = engine.lifetime.breaker, [0.0]
     breaker._clock = lambda: now[0]
     asked = predictor.predict

@@ -55,6 +55,7 @@ def make_lifetime(
         breaker=Breaker(
             limit_s=settings.limit_s,
             share=settings.share,
+            floor_s=settings.floor_s,
             pause_s=settings.pause_s,
             clock=time.monotonic,
         ),

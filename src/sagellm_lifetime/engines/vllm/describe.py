@@ -32,6 +32,7 @@ class Describer:
     def __init__(self, model: str, max_model_len: int, block_size: int) -> None:
         self._model = model
         self._max_model_len = max_model_len
+        self._block_size = block_size
         self._stride = max(1, _PREFIX_TOKENS // block_size)
 
     def __call__(self, request: Any) -> PredictionRequest:
@@ -80,7 +81,7 @@ class Describer:
 
     def prefix(self, request: Any) -> list[int]:
         """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
-        blocks = request.num_prompt_tokens // (_PREFIX_TOKENS // self._stride)
+        blocks = request.num_prompt_tokens // self._block_size
         hashes = request.block_hashes[self._stride - 1 : blocks : self._stride]
         return [int.from_bytes(each[:8], "little") & _HASH_BITS for each in hashes[:PREFIX_HEAD]]
 

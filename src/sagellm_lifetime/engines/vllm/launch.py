@@ -24,6 +24,7 @@ SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
 RUNNER: Final = "sagellm_lifetime.engines.vllm.serve"
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHUTDOWN_S: Final = 10
 _CONFIGS: Final = ("config.json", "params.json")
 
 
@@ -104,6 +105,9 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     line += ["--scheduler-cls", SCHEDULER]
     if settings.state:
         line += ["--middleware", MIDDLEWARE]
+    if (settings.record or settings.learn) and option_of(options, "--shutdown-timeout") is None:
+        # vLLM kills an engine core at once, and with it what was not written or saved yet.
+        line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
     return [*line, *rest, "--additional-config", json.dumps(additional)]
 
 

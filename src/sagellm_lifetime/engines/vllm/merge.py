@@ -39,9 +39,7 @@ def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ("avg_confidence", "confidence"),
     ):
         found[key] = sums[of] / scored if scored else None
-    paces = [(e["seconds_per_token"], e["completions"]) for e in engines if e["seconds_per_token"]]
-    weight = sum(count for _, count in paces)
-    found["seconds_per_token"] = sum(p * n for p, n in paces) / weight if weight else None
+    found["seconds_per_token"] = sums["seconds"] / sums["tokens"] if sums.get("tokens") else None
     found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
     found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
     found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])

@@ -34,6 +34,7 @@ class LiveSettings:
         content: whether token ids are recorded.
         limit_s: seconds one call may take before the engine gives prediction up.
         share: of a step's duration that prediction may take on average.
+        floor_s: seconds of a step that it may take whatever the step's duration.
         pause_s: seconds it stays off after a fault.
     """
 
@@ -50,6 +51,7 @@ class LiveSettings:
     content: bool = False
     limit_s: float = 1.0
     share: float = 0.05
+    floor_s: float = 0.002
     pause_s: float = 30.0
 
     def __post_init__(self) -> None:

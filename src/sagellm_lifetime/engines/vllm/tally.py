@@ -73,5 +73,7 @@ class Tally:
                     "squared_error": scores.squared,
                     "within_10_percent": scores.hits,
                     "confidence": scores.confidence,
+                    "tokens": self._tokens,
+                    "seconds": self._seconds,
                 },
             }
