@@ -46,16 +46,13 @@ def test_under_argparse(sage, capsys):
     assert capsys.readouterr().err == "error: nowhere.csv: no such file or folder\n"
     assert call("llm", "lifetime", "trai") == 2
     assert call("llm") == 0
-    assert {"lifetime", "engine"} <= set(capsys.readouterr().out.split())
-
-
-def test_engine_under_argparse(sage, capsys):
-    call, commands = sage
-    register(commands)
-    assert call("llm", "engine", "fetch", "--help") == 0
-    assert "sage llm engine fetch" in capsys.readouterr().out
+    assert "lifetime" in capsys.readouterr().out
     assert call("llm", "engine", "fetch", "nobody", "DIR") == 2
     assert capsys.readouterr().err == "error: unknown model 'nobody': choose one of smollm2\n"
+    assert call("llm", "engine", "start", "--help") == 0
+    assert "sage llm engine start" in capsys.readouterr().out
+    assert call("llm", "engine", "start", "/nowhere/model", "--", "--port", "1") == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_under_argparse_beside_another_llm_command(sage, capsys):
@@ -66,6 +63,7 @@ def test_under_argparse_beside_another_llm_command(sage, capsys):
     register(commands)
     assert call("llm", "serve") == 7
     assert call("llm", "lifetime", "--version") == 0
+    assert call("llm", "engine") == 0
 
 
 def test_under_typer():
@@ -80,10 +78,12 @@ def test_under_typer():
     runner = CliRunner()
     assert runner.invoke(app, ["llm", "serve"]).output == "served\n"
     assert runner.invoke(app, ["llm", "lifetime", "--version"]).output == "0.1.0\n"
-    assert "fetch" in runner.invoke(app, ["llm", "engine", "--help"]).output
     done = runner.invoke(app, ["llm", "lifetime", "train", "--data-path", "nowhere.csv"])
     assert done.exit_code == 2
     assert done.output == "error: nowhere.csv: no such file or folder\n"
+    done = runner.invoke(app, ["llm", "engine", "start", "/nowhere/model", "--", "--port", "1"])
+    assert done.exit_code == 2
+    assert "no such folder" in done.output
 
 
 def test_under_typer_without_an_llm_group():

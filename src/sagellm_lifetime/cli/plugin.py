@@ -13,10 +13,12 @@ from typing import Any, Final
 
 GROUP: Final = "llm"
 NAME: Final = "lifetime"
-GROUP_HELP: Final = "LLM serving: sageLLM"
 ENGINE: Final = "engine"
-HELP: Final = "Predict how many more tokens running sequences will generate"
-ENGINE_HELP: Final = "Models and engines to run them"
+GROUP_HELP: Final = "LLM serving: sageLLM"
+HELPS: Final = {
+    NAME: "Predict how many more tokens running sequences will generate",
+    ENGINE: "Serve a model with lifetime prediction",
+}
 
 
 def register(target: Any) -> None:
@@ -40,25 +42,20 @@ def register(target: Any) -> None:
 class _Passing(argparse.ArgumentParser):
     """Takes every argument as it is: typer parses them, ``--help`` included."""
 
-    handler: Any = None
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         namespace = argparse.Namespace() if namespace is None else namespace
+        namespace.lifetime_command = str(self.prog).split()[-1]
         namespace.lifetime_args = list(args or ())
-        namespace._handler = self.handler
+        namespace._handler = _handle
         return namespace, []
 
 
 def _handle(args: argparse.Namespace) -> int:
     from sagellm_lifetime.cli.main import run
 
+    if args.lifetime_command == ENGINE:
+        return run([ENGINE, *args.lifetime_args], f"sage {GROUP}")
     return run(args.lifetime_args, f"sage {GROUP} {NAME}")
-
-
-def _handle_engine(args: argparse.Namespace) -> int:
-    from sagellm_lifetime.cli.main import run
-
-    return run([ENGINE, *args.lifetime_args], f"sage {GROUP}")
 
 
 def _register_argparse(target: argparse._SubParsersAction[Any]) -> None:
@@ -69,12 +66,9 @@ def _register_argparse(target: argparse._SubParsersAction[Any]) -> None:
     below = _subparsers(group)
     usual, below._parser_class = below._parser_class, _Passing
     try:
-        for name, what, handler in (
-            (NAME, HELP, _handle),
-            (ENGINE, ENGINE_HELP, _handle_engine),
-        ):
+        for name, text in HELPS.items():
             if name not in below.choices:
-                below.add_parser(name, help=what, add_help=False).handler = handler
+                below.add_parser(name, help=text, add_help=False)
     finally:
         below._parser_class = usual
 
@@ -102,7 +96,7 @@ def _register_typer(target: Any) -> None:
 
     from sagellm_lifetime.cli.app import HELP as SUMMARY
     from sagellm_lifetime.cli.app import app
-    from sagellm_lifetime.cli.engine import engine
+    from sagellm_lifetime.cli.engine import app as engine
 
     if not isinstance(target, typer.Typer):
         raise TypeError(f"a {type(target).__name__} takes no commands")
@@ -114,9 +108,11 @@ def _register_typer(target: Any) -> None:
     else:
         llm = typer.Typer(name=GROUP, help=GROUP_HELP, no_args_is_help=True)
         target.add_typer(llm, name=GROUP)
-    for name, ours, what in ((NAME, app, SUMMARY), (ENGINE, engine, ENGINE_HELP)):
-        if all(_name(existing) != name for existing in llm.registered_groups):
-            llm.add_typer(ours, name=name, help=what)
+    taken = {_name(existing) for existing in llm.registered_groups}
+    if NAME not in taken:
+        llm.add_typer(app, name=NAME, help=SUMMARY)
+    if ENGINE not in taken:
+        llm.add_typer(engine, name=ENGINE)
 
 
 def _name(group: Any) -> Any:

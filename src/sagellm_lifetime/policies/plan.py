@@ -1,8 +1,11 @@
-"""A plan: one choice for each kind of decision, under a name."""
+"""Plans: one choice for each kind of decision, under a name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from sagellm_lifetime.policies.eviction import VALUES
 from sagellm_lifetime.policies.ordering import SERVICES
@@ -41,3 +44,18 @@ class Plan:
             raise ValueError(f"evict must be one of {', '.join(VALUES)}, got {self.evict!r}")
         if not 0.0 <= self.fit < 1.0:
             raise ValueError(f"fit must be a probability below 1, got {self.fit}")
+
+
+PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
+    {
+        "lifetime": Plan(),
+        "sjf": Plan(order="length", patience=1e9, slack=1e9, evict=""),
+        "gittins": Plan(order="gittins"),
+        "evict-shortest": Plan(evict="shortest"),
+        "evict-longest": Plan(evict="longest"),
+        "evict-engine": Plan(evict=""),
+        "longest-first": Plan(order="longest", patience=1.0, slack=1e9),
+        "reserve": Plan(order="fcfs", evict="", fit=0.9),
+    }
+)
+"""The plans that ask a predictor, for a replay and for a running engine."""
