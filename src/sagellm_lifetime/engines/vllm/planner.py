@@ -28,10 +28,13 @@ class Planner(LifetimeController):
             self._look([known])
         super().admitted(request_id)
 
-    def ordered(self, waiting: Sequence[Any]) -> list[Any] | None:
-        """The queue in our order; ``None`` when nobody has joined since the last time."""
-        if not self._unplaced:
-            return None
+    @property
+    def joined(self) -> bool:
+        """Whether anybody has joined the queue since it was put in order."""
+        return bool(self._unplaced)
+
+    def ordered(self, waiting: Sequence[Any]) -> list[Any]:
+        """The queue in our order."""
         order = list(waiting)
         self.line_up(order)
         return _permuted(order, waiting)
