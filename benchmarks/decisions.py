@@ -52,13 +52,6 @@ OFFLINE = (
     "longest-first",
     "longest-first-oracle",
 )
-RESERVING = (
-    "reserve-max-tokens",
-    "reserve-ratio",
-    "reserve-average",
-    "reserve",
-    "reserve-oracle",
-)
 EVICTING = ("evict-engine", "evict-shortest", "evict-longest")
 SHOWN = (
     ("mean_latency_s", "mean s", 1.0),
@@ -79,7 +72,7 @@ def policies_of(load_name: str, *, more: bool) -> tuple[str, ...]:
     """Which policies a load is replayed with."""
     if load_name == "offline":
         return OFFLINE
-    return OPEN + (RESERVING + EVICTING if more and load_name == "overload" else ())
+    return OPEN + (EVICTING if more and load_name == "overload" else ())
 
 
 def setting(
@@ -88,7 +81,7 @@ def setting(
     """Replay one setting with all its policies; runs in its own process."""
     single_thread()
     from sagellm_lifetime.replay.compare import replay
-    from sagellm_lifetime.replay.cost import DEFAULT, cost_model
+    from sagellm_lifetime.replay.cost import cost_model
     from sagellm_lifetime.replay.engine import EngineSettings
     from sagellm_lifetime.replay.load import at_load
     from sagellm_lifetime.replay.planned import planned_policies
@@ -99,7 +92,7 @@ def setting(
     assert frame is not None  # main() has looked
     cut = split(frame)
     trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
-    cost = cost_model(DEFAULT)
+    cost = cost_model(options.cost)
     engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
     if load_name == "offline":
         rate, trace = 0.0, at_once(trace)
@@ -109,9 +102,10 @@ def setting(
     known = POLICIES | planned_policies(
         create_predictor(options.predictor, seed=seed).fit(cut.train)
     )
+    aim = "makespan_s" if load_name == "offline" else "mean_latency_s"
     found: dict[str, Any] = {}
     for policy in policies_of(load_name, more=options.more):
-        done = replay(trace, engine, cost, known[policy])
+        done = replay(trace, engine, cost, known[policy], tuned_for=aim)
         found[policy] = done.metrics | {"overrides": dict(done.overrides)}
     return {
         "trace": name,
@@ -218,19 +212,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
     parser.add_argument("--loads", nargs="+", default=[*LOADS, "offline"])
-    parser.add_argument("--more", action="store_true", help="reservation and eviction rivals, too")
+    parser.add_argument("--more", action="store_true", help="other victims, too (overload)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--predictor", default="survival")
+    parser.add_argument("--cost", default="a100-7b")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     options = parser.parse_args()
     runs = []
     if options.runs.exists():
         runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
-    asked = (options.requests, options.predictor)
-    if any((run["requests"], run["predictor"]) != asked for run in runs):
-        parser.error(f"{options.runs} holds runs with other --requests or --predictor")
+    asked = (options.requests, options.predictor, options.cost)
+    if any((run["requests"], run["predictor"], run["cost"]) != asked for run in runs):
+        parser.error(f"{options.runs} holds runs with other --requests, --predictor or --cost")
     done = {(run["trace"], run["blocks"], run["load"], run["seed"]) for run in runs}
     todo = [each for each in planned(options) if each not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:

@@ -28,8 +28,11 @@ def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
 
 
 def memory_time_per_token(sequences: Sequences, outlook: Outlook) -> np.ndarray:
-    """Expected memory-time freed per token that must be computed again."""
-    return outlook.area(sequences.tokens) / np.maximum(sequences.recompute, 1)
+    """Expected memory-time freed per token that must be computed again.
+
+    What need not be computed again is not freed either: others hold it.
+    """
+    return outlook.area(sequences.recompute) / np.maximum(sequences.recompute, 1)
 
 
 def newest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:

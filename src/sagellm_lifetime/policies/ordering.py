@@ -51,7 +51,7 @@ def by_nothing(sequences: Sequences, outlook: Outlook) -> np.ndarray:
 
 def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
     """For offline batches: what takes longest starts first (Graham 1969, LPT)."""
-    return -outlook.expected()
+    return 1.0 / np.maximum(outlook.expected(), 1.0)
 
 
 SERVICES: Final[dict[str, Service]] = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.policies.eviction import VALUES
 from sagellm_lifetime.policies.ordering import SERVICES
 
@@ -17,7 +18,8 @@ class Plan:
 
     Attributes:
         order: a key of ``ordering.SERVICES``.
-        patience: seconds a sequence may be overtaken for, per second of its expected service.
+        patience: seconds a sequence may be overtaken for, per second of its expected service;
+            service in other units than memory-time counts as many seconds on average.
         slack: a sequence is overtaken by none that comes later than ``slack`` times the wait it
             would have in the order of arrival.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
@@ -29,7 +31,7 @@ class Plan:
     """
 
     order: str = "area"
-    patience: float = 30.0
+    patience: float = 100.0
     slack: float = 2.0
     evict: str = "cost-aware"
     fit: float = 0.0
@@ -39,11 +41,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.order not in SERVICES:
-            raise ValueError(f"order must be one of {', '.join(SERVICES)}, got {self.order!r}")
+            raise UnknownNameError("order", self.order, list(SERVICES))
         if self.evict and self.evict not in VALUES:
-            raise ValueError(f"evict must be one of {', '.join(VALUES)}, got {self.evict!r}")
+            raise UnknownNameError("evict", self.evict, list(VALUES))
         if not 0.0 <= self.fit < 1.0:
-            raise ValueError(f"fit must be a probability below 1, got {self.fit}")
+            raise RequestError(f"fit must be a probability below 1, got {self.fit}")
+        for name in ("patience", "slack", "near_completion", "max_preemptions"):
+            if not getattr(self, name) >= 0:
+                raise RequestError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
@@ -54,7 +59,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "evict-shortest": Plan(evict="shortest"),
         "evict-longest": Plan(evict="longest"),
         "evict-engine": Plan(evict=""),
-        "longest-first": Plan(order="longest", patience=1.0, slack=1e9),
+        "longest-first": Plan(order="longest", patience=1e9, slack=1e9),
         "reserve": Plan(order="fcfs", evict="", fit=0.9),
     }
 )

@@ -48,8 +48,8 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
         _planned(
             "fair-input",
             "no predictor: a bounded boost to short inputs (after UniBoost)",
-            Plan(order="input", patience=30.0, slack=1.0, evict=""),
-            unknown,
+            Plan(order="input", evict=""),
+            average,  # how long the queue is, in arrival order; nothing else
         ),
         _planned("gittins", "Gittins index", PLANS["gittins"], predicted),
         _planned(
@@ -77,11 +77,6 @@ def known(trace: Sequence[TraceRequest]) -> Forecaster:
 
 def capped(trace: Sequence[TraceRequest]) -> Forecaster:
     """Caps, as far as there are any."""
-    return MaxTokens(UNCAPPED)
-
-
-def unknown(trace: Sequence[TraceRequest]) -> Forecaster:
-    """Nothing: for policies that look at the input alone."""
     return MaxTokens(UNCAPPED)
 
 
@@ -113,6 +108,7 @@ def _planned(
             total_blocks=scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
             block_size=scheduler.block_size,
             clock=scheduler.clock,
+            cached=scheduler.cached_tokens,
         )
 
     return ReplayPolicy(name, says, SCHEDULER, overrides, install=install)

@@ -24,8 +24,8 @@ class ReplayPolicy:
         says: one line of explanation.
         scheduler_cls: ``module:class`` of the scheduler; vLLM's own where empty.
         overrides: fields of :class:`~sagellm_lifetime.replay.engine.EngineSettings` it changes.
-        grid: sets of further overrides, of which the one with the lowest mean latency *in the very
-            setting that is replayed* is reported. An honest rival is a tuned one.
+        grid: sets of further overrides, of which the best one *in the very setting that is
+            replayed* is reported. An honest rival is a tuned one.
         priority: the request's priority (lower goes first), from what a client would know.
         install: called once, ``install(scheduler, trace, run)``, before the first request.
     """

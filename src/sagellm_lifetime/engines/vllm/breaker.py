@@ -6,6 +6,9 @@
 
 An exception, nonsense or slowness opens it for a while. After a hang it stays open: what hung may
 hold a lock, or hang again.
+
+Slow is what costs more of the processor than the budget on average, or more of the clock in most
+steps: on a busy machine any call takes milliseconds now and then, and it is not the call's fault.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ _WARM: Final = 32
 """Steps before the averages count, and before a trial has been passed."""
 _WEIGHT: Final = 1.0 / 32.0
 """Of the newest step in the averages."""
+_MOST: Final = 0.5
+"""Share of the steps that may be over the budget by the clock."""
 _LONGEST_PAUSE_S: Final = 600.0
 
 
@@ -61,6 +66,8 @@ class Breaker:
         self.faults = dict.fromkeys(FAULTS, 0)
         self.spent = 0.0
         """Seconds of the present step."""
+        self._worked = 0.0
+        """Of the processor, in the present step."""
         self.spent_total = 0.0
         self._share = share
         self._floor = floor_s
@@ -79,7 +86,7 @@ class Breaker:
         """``function(*args)``, or ``fallback`` when it is not called or fails."""
         if not self.allows:
             return fallback
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.thread_time()
         try:
             return self._limit(function, *args)
         except Hang:
@@ -90,27 +97,27 @@ class Breaker:
             self._open("exception", f"{type(error).__name__}: {error}")
         finally:
             self.spent += time.perf_counter() - started
+            self._worked += time.thread_time() - worked
         return fallback
 
     def step(self, seconds: float) -> None:
         """A step of the engine is over, which took so long."""
-        spent, self.spent = self.spent, 0.0
-        self.spent_total += spent
+        spent, worked = self.spent, self._worked
+        self.excuse()
         if not self.allows:
             return
         self._steps += 1
         weight = max(_WEIGHT, 1.0 / self._steps)
-        self._cost += weight * (spent - self._cost)
         self._pace += weight * (seconds - self._pace)
+        budget = max(self._floor, self._share * self._pace)
+        self._cost += weight * (worked - self._cost)
+        self._over += weight * ((spent > budget) - self._over)
         if self._steps < _WARM:
             return
-        budget = max(self._floor, self._share * self._pace)
         if self._cost > budget:
-            self._open(
-                "slow",
-                f"{1e3 * self._cost:.1f} ms a step on average, where {1e3 * budget:.1f} ms are "
-                "allowed",
-            )
+            self._open("slow", f"{_ms(self._cost)} a step on average, of {_ms(budget)}")
+        elif self._over > _MOST:
+            self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
         elif self.state == "trial":
             self.state, self._pause = "closed", self._first_pause
             LOG.warning("lifetime prediction is back")
@@ -125,7 +132,7 @@ class Breaker:
     def excuse(self) -> None:
         """What this step has cost so far is not its usual cost (a start)."""
         self.spent_total += self.spent
-        self.spent = 0.0
+        self.spent = self._worked = 0.0
 
     def close(self) -> None:
         """Let go of what the time limit holds."""
@@ -133,7 +140,7 @@ class Breaker:
 
     def _forget(self) -> None:
         self._steps = 0
-        self._cost = self._pace = 0.0
+        self._cost = self._pace = self._over = 0.0
 
     def _open(self, kind: str, reason: str) -> None:
         again = self.state == "trial"
@@ -147,3 +154,7 @@ class Breaker:
         self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_S) if again else self._first_pause
         self._until = self._clock() + self._pause
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -30,10 +31,11 @@ _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _LOOK: Final = 64
 """Waiting sequences looked at in one step, at most."""
-_PACE: Final = 0.02
-"""Weight of the newest step in the moving average of its duration."""
+_PACE: Final = 0.002
+"""Weight of the newest step in the moving average of its duration, at least: a step with a prefill
+takes ten times as long as one without, and places in the line are settled by this figure."""
 _TYPICAL: Final = 0.02
-"""Weight of the newest arrivals in the average of what a sequence is expected to take."""
+"""Weight of the newest arrivals in the averages of what a sequence is expected to take."""
 
 
 class _Known:
@@ -41,6 +43,7 @@ class _Known:
 
     __slots__ = (
         "area",
+        "cached",
         "confidence",
         "looked",
         "mean",
@@ -55,11 +58,27 @@ class _Known:
         self.request = request
         self.place = np.inf
         self.area = 0.0
+        self.cached = 0
+        """Tokens that needed no computing at the last look."""
         self.running = False
         self.survival = self.mean = self.variance = np.zeros(0)
         self.confidence = 1.0
         self.looked = 0
         """Step of the last look."""
+
+
+class _Typical:
+    """Moving averages over those that come: of their memory-time, and of their service in whatever
+    unit the order counts it. Their ratio makes patience mean the same for every order."""
+
+    def __init__(self) -> None:
+        self.area = self.service = 0.0
+
+    def learn(self, areas: np.ndarray, services: np.ndarray) -> None:
+        area, service = float(areas.mean()), max(float(services.mean()), 1e-9)
+        share = _TYPICAL if self.service else 1.0
+        self.area += share * (area - self.area)
+        self.service += share * (service - self.service)
 
 
 class LifetimeController:
@@ -72,6 +91,8 @@ class LifetimeController:
         total_blocks: in the pool.
         block_size: tokens per block.
         clock: seconds.
+        cached: tokens of a request that need no computing: of a waiting one those whose KV the
+            prefix cache has, of a running one those whose KV others hold too.
     """
 
     def __init__(
@@ -83,6 +104,7 @@ class LifetimeController:
         total_blocks: int,
         block_size: int,
         clock: Callable[[], float],
+        cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.plan = plan
         self._forecaster = forecaster
@@ -90,6 +112,7 @@ class LifetimeController:
         self._total = total_blocks
         self._block_size = block_size
         self._clock = clock
+        self._cached = cached
         self._known: dict[str, _Known] = {}
         self._peak = Peak(total_blocks, block_size, plan.fit or 0.5)
         self._unplaced: list[_Known] = []
@@ -98,12 +121,12 @@ class LifetimeController:
         self._step = 0
         self._refreshed = -_REFRESH
         self._blocked_until = 0
-        self._typical = 0.0
-        """Moving average of the expected service of those that come."""
+        self._typical = _Typical()
         self._shared = 0
         """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
         self._seconds_per_step = 0.02
+        self._busy_steps = 0
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -159,7 +182,9 @@ class LifetimeController:
         self._step += 1
         now = self._clock()
         if busy and self._last_step_at is not None:
-            self._seconds_per_step += _PACE * (now - self._last_step_at - self._seconds_per_step)
+            self._busy_steps += 1
+            share = max(_PACE, 1.0 / self._busy_steps)
+            self._seconds_per_step += share * (now - self._last_step_at - self._seconds_per_step)
         self._last_step_at = now
 
     def line_up(self, waiting: Any) -> None:
@@ -192,22 +217,43 @@ class LifetimeController:
         ahead = self._backlog + np.cumsum(areas) - areas
         self._backlog += float(areas.sum())
         service = SERVICES[self.plan.order]
-        mean = float(service(sequences, outlook).mean())
-        self._typical = (
-            mean if not self._typical else self._typical + _TYPICAL * (mean - self._typical)
-        )
-        per_unit = per_area if self.plan.order == "area" else self._seconds_per_step
+        self._typical.learn(areas, service(sequences, outlook))
         spots = places(
             sequences,
             outlook,
             service=service,
-            patience=self.plan.patience * per_unit,
+            patience=self.plan.patience * per_area * self._typical.area / self._typical.service,
             backlog=self.plan.slack * ahead * per_area,
-            typical=self._typical,
+            typical=self._typical.service,
             min_confidence=self.plan.min_confidence,
         )
         for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
             each.place, each.area = place, area
+
+    def fill(self, waiting: Any, free: int) -> None:
+        """Let those that fit go before a head that does not, as long as it is not due.
+
+        A sequence is due at its place in the line; from then on nobody goes before it.
+        """
+        block = self._block_size
+        need = -(-(waiting[0].num_tokens - self._known[waiting[0].request_id].cached) // block)
+        if need <= free:
+            return
+        now, urgency = self._clock(), waiting[0].priority
+        fitting = []
+        for request in islice(waiting, _LOOK):
+            known = self._known[request.request_id]
+            need = -(-(request.num_tokens - known.cached) // block)
+            if request.priority > urgency:
+                break
+            if need <= free:
+                fitting.append(request)
+                free -= need
+            elif known.place <= now:
+                break
+        for request in reversed(fitting):
+            waiting.remove(request)
+            waiting.prepend_request(request)
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue, in its order, may be admitted now."""
@@ -292,11 +338,13 @@ class LifetimeController:
     def _sequences(self, known: Sequence[_Known]) -> Sequences:
         requests = [each.request for each in known]
         tokens = np.array([r.num_tokens for r in requests])
+        for each in known:
+            each.cached = self._cached(each.request)
         zeros = np.zeros(len(requests), dtype=bool)
         return Sequences(
             tokens=tokens,
             generated=np.array([r.num_output_tokens for r in requests]),
-            recompute=tokens,
+            recompute=tokens - np.array([each.cached for each in known]),
             arrival=np.array([r.arrival_time for r in requests]),
             urgency=np.array([r.priority for r in requests]),
             preemptions=np.array([r.num_preemptions for r in requests]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import perf_counter
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.predictors.base import Predictor
 
+_HEAD: Final = 64
+"""Of the queue, as far as anybody is let go first."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
 """What is done while nobody acts."""
 
@@ -144,13 +147,24 @@ class LiveLifetime:
 
     def line_up(self, waiting: Any) -> None:
         """Put the queue in order, in ``act``."""
-        if self.acting and self._planner is not None:
+        if self.acting and self._planner is not None and self._planner.joined:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
         if self._disordered and not self.acting:
             self._restore()
+
+    def fill(self, waiting: Any, free: int) -> None:
+        """Let those that fit go first, in ``act``."""
+        if not self.acting or self._planner is None or not waiting:
+            return
+        head = list(islice(waiting, _HEAD))
+        order = self._call(head, self._planner.filled, head, free)
+        if order != head:
+            for _ in head:
+                waiting.popleft()
+            waiting.extendleft(reversed(order))
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue may be admitted."""
@@ -322,6 +336,7 @@ class LiveLifetime:
             total_blocks=pool.num_gpu_blocks - 1,
             block_size=scheduler.block_size,
             clock=scheduler.clock,
+            cached=scheduler.cached_tokens,
         )
         forecaster.forget(self._gone)
         forecaster.grown([self._describe(request) for request in (*waiting, *running)])

@@ -21,6 +21,7 @@ METHODS = {
     "_free_request_blocks": ("request",),
     "_update_request_with_output": ("request", "new_token_ids", "is_stale"),
     "get_request_counts": (),
+    "_inflight_prefill_reserved_blocks": (),
 }
 # Names the constructor has to set, found in its source: no instance is needed to look.
 ATTRIBUTES = (
@@ -29,11 +30,14 @@ ATTRIBUTES = (
     "waiting",
     "max_num_running_reqs",
     "max_num_active_reqs",
+    "max_num_scheduled_tokens",
+    "_inflight_prefills",
     "kv_cache_manager",
     "reset_preempted_req_ids",
 )
 REQUEST = (
     "request_id",
+    "block_hashes",
     "prompt_token_ids",
     "num_prompt_tokens",
     "num_computed_tokens",
@@ -83,6 +87,7 @@ def changes() -> list[str]:
     hide_broken_builds()
     try:
         from vllm.v1.core.block_pool import BlockPool
+        from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
         from vllm.v1.core.kv_cache_manager import KVCacheManager
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.request import Request
@@ -96,7 +101,13 @@ def changes() -> list[str]:
         *(_method(Scheduler, name, wanted) for name, wanted in METHODS.items()),
         *_attributes(Scheduler, ATTRIBUTES),
         *_attributes(Request, REQUEST),
-        *_attributes(KVCacheManager, ("watermark_blocks", "block_pool")),
+        *_attributes(
+            KVCacheManager, ("watermark_blocks", "block_pool", "coordinator", "enable_caching")
+        ),
+        _method(KVCacheCoordinator, "get_blocks", ("request_id",)),
+        _method(
+            KVCacheCoordinator, "find_longest_cache_hit", ("block_hashes", "max_cache_hit_length")
+        ),
         _method(BlockPool, "get_num_free_blocks", ()),
     ]
     return [line for line in found if line]

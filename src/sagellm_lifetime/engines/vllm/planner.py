@@ -28,13 +28,22 @@ class Planner(LifetimeController):
             self._look([known])
         super().admitted(request_id)
 
-    def ordered(self, waiting: Sequence[Any]) -> list[Any] | None:
-        """The queue in our order; ``None`` when nobody has joined since the last time."""
-        if not self._unplaced:
-            return None
+    @property
+    def joined(self) -> bool:
+        """Whether anybody has joined the queue since it was put in order."""
+        return bool(self._unplaced)
+
+    def ordered(self, waiting: Sequence[Any]) -> list[Any]:
+        """The queue in our order."""
         order = list(waiting)
         self.line_up(order)
         return _permuted(order, waiting)
+
+    def filled(self, head: Sequence[Any], free: int) -> list[Any]:
+        """The head of the queue, those that fit first where the first does not."""
+        queue = _Queue(head)
+        self.fill(queue, free)
+        return _permuted(queue, head)
 
     def first(self, waiting: Sequence[Any], count: int) -> list[Any]:
         """Whom we would admit first, of a queue that is in another order."""
@@ -59,6 +68,14 @@ class Planner(LifetimeController):
         if not 0 <= room <= len(waiting):
             raise NonsenseError(f"room for {room} of {len(waiting)}")
         return room
+
+
+class _Queue(list[Any]):
+    """As much of vLLM's queue as a controller uses."""
+
+    def prepend_request(self, request: Any) -> None:
+        """Put it first."""
+        self.insert(0, request)
 
 
 def _permuted(order: list[Any], of: Sequence[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ running ones are ordered so that vLLM, which preempts the last, preempts the rig
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
@@ -39,6 +40,7 @@ class LifetimeMixin:
     max_num_active_reqs: Any
     max_num_scheduled_tokens: Any
     _inflight_prefills: Any
+    _inflight_prefill_reserved_blocks: Any
 
     def schedule(self, *args: Any, **options: Any) -> Any:
         """One step."""
@@ -49,6 +51,7 @@ class LifetimeMixin:
         limit = self.max_num_active_reqs
         if self.waiting:
             lifetime.line_up(self.waiting)
+            lifetime.fill(self.waiting, self._free_to_admit())
             room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
             self.max_num_active_reqs = min(limit, len(self.running) + room)
         if lifetime.plan.evict and self._is_tight():
@@ -80,12 +83,39 @@ class LifetimeMixin:
             self.lifetime.finished(request, _REASONS.get(request.status, "error"))
         return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
 
+    def cached_tokens(self, request: Any) -> int:
+        """Tokens of a request that need no computing (again).
+
+        Of a waiting one those that the prefix cache has now; of a running one those in blocks that
+        others hold, too, and that stay when it is preempted.
+        """
+        manager = self.kv_cache_manager
+        if not manager.enable_caching:
+            return 0
+        if request.num_computed_tokens:
+            # Who shares a block shares all blocks before it.
+            blocks = manager.coordinator.get_blocks(request.request_id)[0]
+            shared = bisect_left(blocks, True, key=lambda block: block.ref_cnt < 2)
+            return shared * self.block_size
+        hit = manager.coordinator.find_longest_cache_hit(
+            request.block_hashes, request.num_tokens - 1
+        )
+        return int(hit[1])
+
     def set_aside_blocks(self) -> int:
         """Free blocks that nobody new may take, for the sake of those that run."""
         aside = self.kv_cache_manager.watermark_blocks if self.running else 0
         if self.lifetime is None:
             return aside
         return max(aside, self.lifetime.set_aside(self._used_blocks()))
+
+    def _free_to_admit(self) -> int:
+        """Blocks that a newcomer may take: not those that running sequences are about to."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        if not self.running:
+            return int(free)
+        aside = self.kv_cache_manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
+        return int(free) - aside - len(self.running) // self.block_size
 
     def _used_blocks(self) -> int:
         pool = self.kv_cache_manager.block_pool

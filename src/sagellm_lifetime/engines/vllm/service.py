@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import time
 from pathlib import Path
 from threading import Thread
@@ -52,6 +55,7 @@ class Service:
     def start(self, model_config: Any) -> None:
         """Start the threads."""
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
+        Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
         for keeper in (self._keeper, self._saver):
             if keeper is not None:
                 keeper.start()
@@ -122,3 +126,15 @@ class Service:
             # A copy, so that nobody waits for the disk.
             predictor.clone().save(self._learned)
             self._saved = lessons
+
+
+def _end_with_parent() -> None:
+    """An engine core whose front end was killed serves nobody, and holds memory and state.
+
+    vLLM leaves it running; a SIGTERM ends it in order.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        LOG.error("the front end has died: this engine core ends, too")
+        os.kill(os.getpid(), signal.SIGTERM)

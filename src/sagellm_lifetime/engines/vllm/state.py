@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -22,7 +23,9 @@ from sagellm_lifetime.learning.checkpoint import write_atomically
 STATS: Final = "stats.json"
 CONTROL: Final = "control.json"
 LOCK: Final = "lock"
+"""Holds the id of the front end's process."""
 PREDICTOR: Final = "predictor"
+_PATIENCE_S: Final = 30.0
 
 
 class EngineState:
@@ -72,7 +75,7 @@ class EngineState:
 
 
 def _locked(folder: Path) -> BinaryIO:
-    file = (folder / LOCK).open("wb")
+    file = (folder / LOCK).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -81,24 +84,47 @@ def _locked(folder: Path) -> BinaryIO:
             f"{folder.parent}: another engine runs with this state: name another folder with "
             "--state, or stop it"
         ) from None
+    file.truncate(0)
+    file.write(str(os.getppid()).encode())
+    file.flush()
     return file
 
 
 def check_free(state: Path) -> None:
     """Refuse a folder that a living engine uses; clear what a dead one has left.
 
+    An engine core whose front end was killed is on its way out: it is waited for.
+
     Raises:
         LifetimeError: it is in use.
     """
     for folder in sorted(state.glob("engine-*")):
-        with _locked(folder):
+        ends = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                lock = _locked(folder)
+            except LifetimeError:
+                if time.monotonic() > ends or _alive((folder / LOCK).read_bytes()):
+                    raise
+                time.sleep(0.2)
+                continue
             (folder / STATS).unlink(missing_ok=True)
+            lock.close()
+            break
+
+
+def _alive(process: bytes) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        return True
+    return True
 
 
 def read_stats(state: Path) -> list[dict[str, Any]]:
     """The newest statistics of every engine core, with their ``age`` in seconds."""
-    import time
-
     found = []
     for path in sorted(state.glob(f"engine-*/{STATS}")):
         try:

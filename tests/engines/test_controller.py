@@ -1,0 +1,192 @@
+"""Who is admitted next: the controller without an engine."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.engines.vllm.controller import LifetimeController
+from sagellm_lifetime.policies.forecast import KnownLengths
+from sagellm_lifetime.policies.plan import Plan
+
+
+class Queue(deque):
+    """vLLM's queue, as far as it is used."""
+
+    def prepend_request(self, request):
+        self.appendleft(request)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def request(name, prompt, *, arrival=0.0, priority=0):
+    return SimpleNamespace(
+        request_id=name,
+        num_tokens=prompt,
+        num_output_tokens=0,
+        num_computed_tokens=0,
+        num_preemptions=0,
+        arrival_time=arrival,
+        priority=priority,
+    )
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def controller(clock, lengths, plan=None, **options):
+    return LifetimeController(
+        plan or Plan(),
+        KnownLengths(lengths),
+        describe=lambda r: PredictionRequest(r.request_id, [], 0, None),
+        total_blocks=100,
+        block_size=16,
+        clock=clock,
+        **options,
+    )
+
+
+def lined_up(clock, requests, lengths, plan=None, **options):
+    made = controller(clock, lengths, plan, **options)
+    waiting = Queue(requests)
+    for each in requests:
+        made.arrived(each)
+    made.line_up(waiting)
+    return made, waiting
+
+
+def names(waiting):
+    return [each.request_id for each in waiting]
+
+
+LENGTHS = {"big": 20, "small": 21, "tiny": 22}
+PATIENT = Plan(order="length", patience=1e6, slack=1e6)
+
+
+def three():
+    """In this order by length, whatever the clock says; the first is too big to fit."""
+    return [request("big", 800), request("small", 160), request("tiny", 16)]
+
+
+@pytest.mark.parametrize(
+    ("free", "order"),
+    [
+        (50, ["big", "small", "tiny"]),  # the head fits
+        (49, ["small", "tiny", "big"]),
+        (10, [*["small", "tiny", "big"][:1], "big", "tiny"]),
+        (9, ["tiny", "big", "small"]),
+        (0, ["big", "small", "tiny"]),  # nobody does
+    ],
+)
+def test_those_that_fit_go_before_a_head_that_does_not(clock, free, order):
+    made, waiting = lined_up(clock, three(), LENGTHS, PATIENT)
+    # The first of all has an empty queue before it and is due at once: somebody was there already.
+    for known in made._known.values():
+        known.place += 1.0
+    made.fill(waiting, free)
+    assert names(waiting) == order
+
+
+def test_nobody_goes_before_a_head_that_is_due(clock):
+    made, waiting = lined_up(clock, three(), LENGTHS, PATIENT)
+    for known in made._known.values():
+        known.place += 1.0
+    clock.now = made._known["big"].place
+    made.fill(waiting, 20)
+    assert names(waiting) == ["big", "small", "tiny"]
+
+
+def test_nobody_goes_before_one_in_the_middle_that_is_due(clock):
+    made, waiting = lined_up(clock, three(), LENGTHS, PATIENT)
+    for name, place in (("big", 9.0), ("small", 1.0), ("tiny", 9.0)):
+        made._known[name].place = place
+    clock.now = 2.0
+    made.fill(waiting, 5)  # enough for the tiny one alone
+    assert names(waiting) == ["big", "small", "tiny"]
+
+
+def test_no_class_fills_the_gaps_of_a_more_urgent_one(clock):
+    requests = [request("big", 800), request("tiny", 16, priority=1)]
+    made, waiting = lined_up(clock, requests, LENGTHS, PATIENT)
+    made._known["big"].place = 9.0
+    made.fill(waiting, 20)
+    assert names(waiting) == ["big", "tiny"]
+
+
+def test_what_the_cache_has_needs_no_room(clock):
+    cached = {"big": 640, "small": 0, "tiny": 0}
+    made, waiting = lined_up(
+        clock, three(), LENGTHS, PATIENT, cached=lambda r: cached[r.request_id]
+    )
+    made._known["big"].place = 9.0
+    made.fill(waiting, 10)
+    assert names(waiting) == ["big", "small", "tiny"]
+
+
+def test_first_come_first_served_is_never_filled(clock):
+    made, waiting = lined_up(clock, three(), LENGTHS, Plan(order="fcfs"))
+    made.fill(waiting, 20)
+    assert names(waiting) == ["big", "small", "tiny"]
+
+
+def test_the_input_counts_without_what_the_cache_has(clock):
+    requests = [request("fresh", 300), request("known", 800)]
+    plan = Plan(order="input", slack=1e6)
+    for cached, first in ((0, "fresh"), (720, "known")):
+        _, waiting = lined_up(
+            clock,
+            [request("before", 400), *requests],
+            {"before": 50, "fresh": 50, "known": 50},
+            plan,
+            cached=lambda r, cached=cached: cached if r.request_id == "known" else 0,
+        )
+        assert next(name for name in names(waiting) if name != "before") == first
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_patience_means_the_same_in_every_unit_of_service(clock, scale, monkeypatch):
+    from sagellm_lifetime.engines.vllm import controller as module
+
+    monkeypatch.setitem(module.SERVICES, "input", lambda s, outlook: scale * s.tokens)
+    made, _ = lined_up(clock, three(), LENGTHS, Plan(order="input", slack=1e6))
+    places = [made._known[name].place for name in ("big", "small", "tiny")]
+    monkeypatch.setitem(module.SERVICES, "input", lambda s, outlook: s.tokens)
+    plain, _ = lined_up(clock, three(), LENGTHS, Plan(order="input", slack=1e6))
+    assert places == pytest.approx([plain._known[name].place for name in ("big", "small", "tiny")])
+
+
+def test_seconds_per_step_are_a_mean_at_first(clock):
+    made = controller(clock, {})
+    durations = np.random.default_rng(0).uniform(0.01, 0.5, 100)
+    made.tick(busy=True)
+    for seconds in durations:
+        clock.now += seconds
+        made.tick(busy=True)
+    assert made._seconds_per_step == pytest.approx(durations.mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"order": "random"}, "area"),
+        ({"evict": "random"}, "cost-aware"),
+        ({"fit": 1.0}, "fit"),
+        ({"patience": -1.0}, "patience"),
+        ({"slack": float("nan")}, "slack"),
+        ({"max_preemptions": -1}, "max_preemptions"),
+    ],
+)
+def test_an_impossible_plan_says_so(options, says):
+    from sagellm_lifetime.core.errors import LifetimeError
+
+    with pytest.raises(LifetimeError, match=says):
+        Plan(**options)
