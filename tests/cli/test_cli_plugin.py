@@ -47,6 +47,12 @@ def test_under_argparse(sage, capsys):
     assert call("llm", "lifetime", "trai") == 2
     assert call("llm") == 0
     assert "lifetime" in capsys.readouterr().out
+    assert call("llm", "engine", "fetch", "nobody", "DIR") == 2
+    assert capsys.readouterr().err == "error: unknown model 'nobody': choose one of smollm2\n"
+    assert call("llm", "engine", "start", "--help") == 0
+    assert "sage llm engine start" in capsys.readouterr().out
+    assert call("llm", "engine", "start", "/nowhere/model", "--", "--port", "1") == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_under_argparse_beside_another_llm_command(sage, capsys):
@@ -57,6 +63,7 @@ def test_under_argparse_beside_another_llm_command(sage, capsys):
     register(commands)
     assert call("llm", "serve") == 7
     assert call("llm", "lifetime", "--version") == 0
+    assert call("llm", "engine") == 0
 
 
 def test_under_typer():
@@ -74,6 +81,9 @@ def test_under_typer():
     done = runner.invoke(app, ["llm", "lifetime", "train", "--data-path", "nowhere.csv"])
     assert done.exit_code == 2
     assert done.output == "error: nowhere.csv: no such file or folder\n"
+    done = runner.invoke(app, ["llm", "engine", "start", "/nowhere/model", "--", "--port", "1"])
+    assert done.exit_code == 2
+    assert "no such folder" in done.output
 
 
 def test_under_typer_without_an_llm_group():

@@ -29,6 +29,21 @@ def test_whole_groups_to_one_side(column, way):
     assert set(parts.train[column]) == set(again.train[column])
 
 
+def test_samples_of_one_prompt_stay_together_beside_sessions():
+    frame = history(1000).drop("arrival_time")
+    row = pl.int_range(1000)
+    frame = frame.with_columns(
+        session_id=pl.when(row < 300).then(row // 3).cast(pl.String),
+        prompt_id=(pl.lit("p") + (row // 5).cast(pl.String)),
+    )
+    parts = split(frame)
+    assert parts.by == "session"
+    assert not set(parts.train["session_id"].drop_nulls()) & set(parts.test["session_id"])
+    alone = [part.filter(pl.col("session_id").is_null()) for part in (parts.train, parts.test)]
+    assert not set(alone[0]["prompt_id"]) & set(alone[1]["prompt_id"])
+    assert min(map(len, alone)) > 100
+
+
 def test_times_relative_to_the_session_are_not_a_clock():
     frame = history(300).with_columns(
         session_id=(pl.int_range(300) // 3).cast(pl.String),

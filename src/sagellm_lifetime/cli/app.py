@@ -8,6 +8,7 @@ import typer
 
 from sagellm_lifetime.cli.convert import convert
 from sagellm_lifetime.cli.demo import demo
+from sagellm_lifetime.cli.engine import app as engine
 from sagellm_lifetime.cli.evaluate import evaluate
 from sagellm_lifetime.cli.export import export
 from sagellm_lifetime.cli.guard import guarded
@@ -47,3 +48,4 @@ def lifetime(
 
 for _command in (demo, train, evaluate, predict, stats, export, convert, replay):
     app.command(cls=JsonCommand)(guarded(_command))
+app.add_typer(engine)

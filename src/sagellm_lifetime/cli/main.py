@@ -66,8 +66,11 @@ def _run(args: list[str], program: str) -> int:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        text = message()
+        if not text:  # a group without a command has shown its help
+            return 0
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else program
-        complain(f"{message()} (see: {command} --help)")
+        complain(f"{text} (see: {command} --help)")
         return USAGE
     return code if isinstance(code, int) else 0

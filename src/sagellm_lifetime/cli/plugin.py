@@ -13,12 +13,16 @@ from typing import Any, Final
 
 GROUP: Final = "llm"
 NAME: Final = "lifetime"
+ENGINE: Final = "engine"
 GROUP_HELP: Final = "LLM serving: sageLLM"
-HELP: Final = "Predict how many more tokens running sequences will generate"
+HELPS: Final = {
+    NAME: "Predict how many more tokens running sequences will generate",
+    ENGINE: "Serve a model with lifetime prediction",
+}
 
 
 def register(target: Any) -> None:
-    """Add ``llm lifetime`` to a ``sage`` program.
+    """Add ``llm lifetime`` and ``llm engine`` to a ``sage`` program.
 
     Args:
         target: argparse's sub-parsers action (``isage``) or a ``typer.Typer`` (``isage-cli``).
@@ -40,6 +44,7 @@ class _Passing(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         namespace = argparse.Namespace() if namespace is None else namespace
+        namespace.lifetime_command = str(self.prog).split()[-1]
         namespace.lifetime_args = list(args or ())
         namespace._handler = _handle
         return namespace, []
@@ -48,6 +53,8 @@ class _Passing(argparse.ArgumentParser):
 def _handle(args: argparse.Namespace) -> int:
     from sagellm_lifetime.cli.main import run
 
+    if args.lifetime_command == ENGINE:
+        return run([ENGINE, *args.lifetime_args], f"sage {GROUP}")
     return run(args.lifetime_args, f"sage {GROUP} {NAME}")
 
 
@@ -57,11 +64,11 @@ def _register_argparse(target: argparse._SubParsersAction[Any]) -> None:
         group = target.add_parser(GROUP, help=GROUP_HELP, description=GROUP_HELP)
         group.set_defaults(_handler=_show_help(group))
     below = _subparsers(group)
-    if NAME in below.choices:
-        return
     usual, below._parser_class = below._parser_class, _Passing
     try:
-        below.add_parser(NAME, help=HELP, add_help=False)
+        for name, text in HELPS.items():
+            if name not in below.choices:
+                below.add_parser(name, help=text, add_help=False)
     finally:
         below._parser_class = usual
 
@@ -89,6 +96,7 @@ def _register_typer(target: Any) -> None:
 
     from sagellm_lifetime.cli.app import HELP as SUMMARY
     from sagellm_lifetime.cli.app import app
+    from sagellm_lifetime.cli.engine import app as engine
 
     if not isinstance(target, typer.Typer):
         raise TypeError(f"a {type(target).__name__} takes no commands")
@@ -100,8 +108,11 @@ def _register_typer(target: Any) -> None:
     else:
         llm = typer.Typer(name=GROUP, help=GROUP_HELP, no_args_is_help=True)
         target.add_typer(llm, name=GROUP)
-    if all(_name(existing) != NAME for existing in llm.registered_groups):
+    taken = {_name(existing) for existing in llm.registered_groups}
+    if NAME not in taken:
         llm.add_typer(app, name=NAME, help=SUMMARY)
+    if ENGINE not in taken:
+        llm.add_typer(engine, name=ENGINE)
 
 
 def _name(group: Any) -> Any:

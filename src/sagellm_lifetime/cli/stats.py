@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,6 +17,7 @@ from sagellm_lifetime.cli.places import check_json, find_checkpoint
 
 PATH: Final = "/lifetime/stats"
 _TIMEOUT_S: Final = 5.0
+_EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
@@ -30,17 +33,30 @@ def stats(
             show_default=False,
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every second, until interrupted.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Show what a predictor has predicted and learned."""
     if engine is not None and checkpoint is not None:
         raise CommandError("choose one of --engine and --checkpoint")
+    if watch and engine is None:
+        raise CommandError("--watch needs --engine URL")
     check_json(json, checkpoint)
-    found = ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint)
+    while watch:
+        show(ask_engine(str(engine)), json, clear=sys.stdout.isatty())
+        sys.stdout.flush()
+        time.sleep(_EVERY_S)
+    show(ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint), json)
+
+
+def show(found: dict[str, Any], json: str | None, *, clear: bool = False) -> None:
+    """Print, on a cleared screen if that is wanted, and write the numbers where they are asked."""
     if json is not None:
         write_json(found, json)
     if json != "-":
-        say("\n".join(block(found)))
+        say(("\x1b[2J\x1b[H" if clear else "") + "\n".join(block(found)))
 
 
 def _of_checkpoint(given: Path | None) -> dict[str, Any]:
@@ -120,8 +136,31 @@ def block(found: dict[str, Any]) -> list[str]:
         for key, (label, form) in more.items()
         if key in found
     ]
+    lines += _of_engine(found)
     if "checkpoint" in found:
         lines.append(f"  Checkpoint: {_plain(found['checkpoint'])}")
+    return lines
+
+
+def _of_engine(found: dict[str, Any]) -> list[str]:
+    """What only a running engine says."""
+    lines = [
+        f"  {label}: {_plain(found[key])}"
+        for key, label in (("mode", "Mode"), ("policy", "Policy"), ("breaker", "Circuit Breaker"))
+        if key in found
+    ]
+    decisions = found.get("decisions")
+    if isinstance(decisions, dict):
+        for kind, pair in decisions.items():
+            if isinstance(pair, list) and len(pair) == 2:
+                made, differing = (_shown({"n": n}, "n", "d") for n in pair)
+                lines.append(f"  Shadow {_plain(kind).title()}s: {made}, {differing} differing")
+    spent, steps, lasted = (found.get(key) for key in ("overhead_seconds", "steps", "step_seconds"))
+    if isinstance(spent, int | float) and steps and lasted:
+        lines.append(f"  Overhead: {1e6 * spent / steps:.0f} µs a step ({spent / lasted:.2%})")
+    if "recorded" in found:
+        lost = _shown(found, "record_lost", "d")
+        lines.append(f"  Recorded: {_shown(found, 'recorded', 'd')} ({lost} lost)")
     return lines
 
 

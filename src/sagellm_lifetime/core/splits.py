@@ -58,10 +58,12 @@ def _choose(frame: pl.DataFrame) -> str:
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:
     """Whole groups, in the order of a hash of their name, until the training part is full.
 
-    Rows without a name are groups of their own.
+    Rows without a name are groups of their own; without a session, those of one prompt are one.
     """
     alone = pl.concat_str([pl.lit("row "), pl.int_range(pl.len()).cast(pl.String)])
-    names = frame.select(pl.coalesce(pl.col(column).cast(pl.String), alone).alias("group"))
+    columns = [column, *(["prompt_id"] if _present(frame, "prompt_id") else [])]
+    keys = [pl.col(name).cast(pl.String) for name in dict.fromkeys(columns)]
+    names = frame.select(pl.coalesce(*keys, alone).alias("group"))
     sizes = names.group_by("group").len()
     hashes = [_hash(name) for name in sizes["group"].to_list()]
     ordered = sizes.with_columns(pl.Series("hash", hashes)).sort("hash", "group")

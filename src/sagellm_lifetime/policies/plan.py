@@ -1,8 +1,11 @@
-"""A plan: one choice for each kind of decision, under a name."""
+"""Plans: one choice for each kind of decision, under a name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.policies.eviction import VALUES
@@ -46,3 +49,18 @@ class Plan:
         for name in ("patience", "slack", "near_completion", "max_preemptions"):
             if not getattr(self, name) >= 0:
                 raise RequestError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
+    {
+        "lifetime": Plan(),
+        "sjf": Plan(order="length", patience=1e9, slack=1e9, evict=""),
+        "gittins": Plan(order="gittins"),
+        "evict-shortest": Plan(evict="shortest"),
+        "evict-longest": Plan(evict="longest"),
+        "evict-engine": Plan(evict=""),
+        "longest-first": Plan(order="longest", patience=1e9, slack=1e9),
+        "reserve": Plan(order="fcfs", evict="", fit=0.9),
+    }
+)
+"""The plans that ask a predictor, for a replay and for a running engine."""

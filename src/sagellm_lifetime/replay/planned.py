@@ -14,7 +14,7 @@ from sagellm_lifetime.policies.forecast import (
     MaxTokens,
     PredictedLengths,
 )
-from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.predictors.base import Predictor
 from sagellm_lifetime.replay.policies import ReplayPolicy
 from sagellm_lifetime.replay.trace import TraceRequest
@@ -38,10 +38,8 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
     def predicted(trace: Sequence[TraceRequest]) -> Forecaster:
         return PredictedLengths(predictor.clone())
 
-    best = Plan()
-    shortest = Plan(order="length", patience=1e9, slack=1e9, evict="")
-    arrival = Plan(order="fcfs", evict="", fit=0.9)
-    longest = Plan(order="longest", patience=1e9, slack=1e9)
+    best, shortest = PLANS["lifetime"], PLANS["sjf"]
+    arrival, longest = PLANS["reserve"], PLANS["longest-first"]
     policies = (
         _planned("lifetime", "our default", best, predicted),
         _planned("lifetime-oracle", "our default, lengths known", best, known),
@@ -53,12 +51,12 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
             Plan(order="input", evict=""),
             average,  # how long the queue is, in arrival order; nothing else
         ),
-        _planned("gittins", "Gittins index", Plan(order="gittins"), predicted),
+        _planned("gittins", "Gittins index", PLANS["gittins"], predicted),
         _planned(
-            "evict-shortest", "the specification's victims", Plan(evict="shortest"), predicted
+            "evict-shortest", "the specification's victims", PLANS["evict-shortest"], predicted
         ),
-        _planned("evict-longest", "longest remaining preempted", Plan(evict="longest"), predicted),
-        _planned("evict-engine", "vLLM's victims", Plan(evict=""), predicted),
+        _planned("evict-longest", "longest remaining preempted", PLANS["evict-longest"], predicted),
+        _planned("evict-engine", "vLLM's victims", PLANS["evict-engine"], predicted),
         _planned("longest-first", "longest first, for offline batches", longest, predicted),
         _planned("longest-first-oracle", "the same, lengths known", longest, known),
         _planned("reserve", "arrival order; the predicted peak fits", arrival, predicted, {}),

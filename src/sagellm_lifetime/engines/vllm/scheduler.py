@@ -67,9 +67,10 @@ class LifetimeMixin:
         return output
 
     def add_request(self, request: Any) -> None:
-        """Queue a request."""
+        """Queue a request, or the next input of a session that is known by this id."""
+        new = request.request_id not in self.requests
         super().add_request(request)  # type: ignore[misc]  # mixin
-        if self.lifetime is not None and request.request_id in self.requests:
+        if new and self.lifetime is not None and request.request_id in self.requests:
             self.lifetime.arrived(request)
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:

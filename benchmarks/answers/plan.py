@@ -1,0 +1,97 @@
+"""What is recorded: every prompt, how often, at which temperature and with which seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
+TEMPERATURES = (0.5, 0.8, 1.0)
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer to record.
+
+    Attributes:
+        key: its name, unique in the plan.
+        prompt_id: the same for all samples of one prompt. Later turns of a conversation follow
+            other answers each time it is held, so they are other prompts.
+        sample: number of the sample, from 0.
+        kind: of prompt.
+        messages: what is new: a system message perhaps, and the user's.
+        seed: of the sampling.
+        temperature: of the sampling; all samples of a prompt, and all turns, have one.
+        session: of a conversation, each time it is held another.
+        turn: from 1; ``None`` for a prompt that stands alone.
+        after: the key of the turn before.
+    """
+
+    key: str
+    prompt_id: str
+    sample: int
+    kind: str
+    messages: tuple[Message, ...]
+    seed: int
+    temperature: float
+    session: str | None = None
+    turn: int | None = None
+    after: str | None = None
+
+    @property
+    def prompt_text(self) -> str:
+        """What the user says."""
+        return self.messages[-1]["content"]
+
+
+def plan(prompts: Path = PROMPTS) -> list[Ask]:
+    """All answers, in a shuffled order that is always the same.
+
+    The turns of a conversation come in their order; the kinds are mixed, as in real traffic.
+    """
+    lines = prompts.read_text(encoding="utf-8").splitlines()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in map(json.loads, lines):
+        groups.setdefault(row.get("session", row["id"]), []).append(row)
+    held = [
+        [_ask(row, rows[0].get("session"), sample) for row in rows]
+        for rows in groups.values()
+        for sample in range(rows[0]["samples"])
+    ]
+    random.Random("plan").shuffle(held)
+    return [ask for asks in held for ask in asks]
+
+
+def _ask(row: dict[str, Any], session: str | None, sample: int) -> Ask:
+    key, turn = f"{row['id']}/{sample}", row.get("turn")
+    repeated = turn is None or turn == 1
+    return Ask(
+        key=key,
+        prompt_id=row["id"] if repeated else key,
+        sample=sample,
+        kind=row["kind"],
+        messages=tuple(row["messages"]),
+        seed=crc32(key.encode()),
+        temperature=TEMPERATURES[crc32((session or row["id"]).encode()) % len(TEMPERATURES)],
+        session=None if session is None else f"{session}/{sample}",
+        turn=turn,
+        after=None if repeated else f"{session}-{turn - 1}/{sample}",
+    )
+
+
+def check(asks: Sequence[Ask], done: set[str]) -> None:
+    """Refuse a recording of another plan.
+
+    Raises:
+        SystemExit: an answer is there that nobody asked for.
+    """
+    strange = sorted(done - {ask.key for ask in asks})
+    if strange:
+        raise SystemExit(f"error: the recording has {strange[0]!r}, which is not planned: move it")

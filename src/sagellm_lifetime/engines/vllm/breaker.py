@@ -1,0 +1,160 @@
+"""A circuit breaker round every call into predictor and policies: an engine never pays for them.
+
+    closed ──fault──▶ open ──pause──▶ trial ──32 good steps──▶ closed
+                        ▲               │
+                        └────fault──────┘   (the pause doubles)
+
+An exception, nonsense or slowness opens it for a while. After a hang it stays open: what hung may
+hold a lock, or hang again.
+
+Slow is what costs more of the processor than the budget on average, or more of the clock in most
+steps: on a busy machine any call takes milliseconds now and then, and it is not the call's fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar
+
+from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.engines.vllm.timelimit import Hang, TimeLimit
+
+LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
+"""Below vLLM's own logger, so that it comes out where the engine's lines do."""
+FAULTS: Final = ("exception", "hang", "nonsense", "slow")
+State = Literal["closed", "trial", "open", "stuck"]
+T = TypeVar("T")
+
+_WARM: Final = 32
+"""Steps before the averages count, and before a trial has been passed."""
+_WEIGHT: Final = 1.0 / 32.0
+"""Of the newest step in the averages."""
+_MOST: Final = 0.5
+"""Share of the steps that may be over the budget by the clock."""
+_LONGEST_PAUSE_S: Final = 600.0
+
+
+class NonsenseError(LifetimeError, ValueError):
+    """An answer that cannot be: not a number, of the wrong shape, not a permutation."""
+
+
+class Breaker:
+    """Makes calls, and stops making them when they do harm.
+
+    Args:
+        limit_s: seconds a call may take before it counts as hung.
+        share: of a step's duration that all calls of a step may take, on average.
+        floor_s: seconds of a step that are always allowed.
+        pause_s: seconds for which it stays open the first time.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_s: float = 1.0,
+        share: float = 0.05,
+        floor_s: float = 0.002,
+        pause_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state: State = "closed"
+        self.reason = ""
+        """Why it opened last."""
+        self.faults = dict.fromkeys(FAULTS, 0)
+        self.spent = 0.0
+        """Seconds of the present step."""
+        self._worked = 0.0
+        """Of the processor, in the present step."""
+        self.spent_total = 0.0
+        self._share = share
+        self._floor = floor_s
+        self._first_pause = self._pause = pause_s
+        self._clock = clock
+        self._until = 0.0
+        self._limit = TimeLimit(limit_s)
+        self._forget()
+
+    @property
+    def allows(self) -> bool:
+        """Whether calls are made."""
+        return self.state in ("closed", "trial")
+
+    def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
+        """``function(*args)``, or ``fallback`` when it is not called or fails."""
+        if not self.allows:
+            return fallback
+        started, worked = time.perf_counter(), time.thread_time()
+        try:
+            return self._limit(function, *args)
+        except Hang:
+            self._open("hang", f"took longer than {self._limit.seconds:g} s")
+        except NonsenseError as error:
+            self._open("nonsense", str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+            self._open("exception", f"{type(error).__name__}: {error}")
+        finally:
+            self.spent += time.perf_counter() - started
+            self._worked += time.thread_time() - worked
+        return fallback
+
+    def step(self, seconds: float) -> None:
+        """A step of the engine is over, which took so long."""
+        spent, worked = self.spent, self._worked
+        self.excuse()
+        if not self.allows:
+            return
+        self._steps += 1
+        weight = max(_WEIGHT, 1.0 / self._steps)
+        self._pace += weight * (seconds - self._pace)
+        budget = max(self._floor, self._share * self._pace)
+        self._cost += weight * (worked - self._cost)
+        self._over += weight * ((spent > budget) - self._over)
+        if self._steps < _WARM:
+            return
+        if self._cost > budget:
+            self._open("slow", f"{_ms(self._cost)} a step on average, of {_ms(budget)}")
+        elif self._over > _MOST:
+            self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
+        elif self.state == "trial":
+            self.state, self._pause = "closed", self._first_pause
+            LOG.warning("lifetime prediction is back")
+
+    def ready(self) -> bool:
+        """Whether calls are made from now on; after the pause they are, on trial."""
+        if self.state == "open" and self._clock() >= self._until:
+            self.state = "trial"
+            self._forget()
+        return self.allows
+
+    def excuse(self) -> None:
+        """What this step has cost so far is not its usual cost (a start)."""
+        self.spent_total += self.spent
+        self.spent = self._worked = 0.0
+
+    def close(self) -> None:
+        """Let go of what the time limit holds."""
+        self._limit.close()
+
+    def _forget(self) -> None:
+        self._steps = 0
+        self._cost = self._pace = self._over = 0.0
+
+    def _open(self, kind: str, reason: str) -> None:
+        again = self.state == "trial"
+        self.faults[kind] += 1
+        self.reason = " ".join(f"{kind}: {reason}".split())
+        if kind == "hang":
+            self.state = "stuck"
+            LOG.error("lifetime prediction is off until restart (%s)", self.reason)
+            return
+        self.state = "open"
+        self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_S) if again else self._first_pause
+        self._until = self._clock() + self._pause
+        LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"

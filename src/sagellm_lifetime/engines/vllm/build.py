@@ -1,0 +1,68 @@
+"""A live engine's parts, put together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from sagellm_lifetime.engines.vllm.breaker import Breaker
+from sagellm_lifetime.engines.vllm.describe import Describer
+from sagellm_lifetime.engines.vllm.endings import Endings
+from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
+from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
+from sagellm_lifetime.engines.vllm.journal import name_of
+from sagellm_lifetime.engines.vllm.predictor import make_predictor, warm_up
+from sagellm_lifetime.engines.vllm.recorder import Recorder
+from sagellm_lifetime.engines.vllm.settings import LiveSettings, cannot_act
+from sagellm_lifetime.engines.vllm.tally import Tally
+from sagellm_lifetime.policies.plan import PLANS
+
+
+def make_lifetime(
+    scheduler: Any, settings: LiveSettings, rank: int = 0, learned: Path | None = None
+) -> LiveLifetime:
+    """What a scheduler asks; in mode ``off`` until it is told otherwise.
+
+    Args:
+        scheduler: vLLM's, built.
+        settings: what was asked for.
+        rank: of the engine core.
+        learned: where an earlier run has left what it learned.
+    """
+    from sagellm_lifetime.predictors.registry import has_network
+
+    config = scheduler.vllm_config
+    tally = Tally()
+    forecaster, reads_tokens = None, False
+    if settings.predict:
+        predictor = make_predictor(settings, learned)
+        warm_up(predictor)
+        forecaster = LiveForecaster(predictor, tally, learn=settings.learn)
+        reads_tokens = has_network(predictor.name)
+    served = config.model_config.served_model_name
+    return LiveLifetime(
+        scheduler,
+        plan=PLANS[settings.policy],
+        forecaster=forecaster,
+        reads_tokens=reads_tokens,
+        describe=Describer(
+            served[0] if isinstance(served, list) else str(served),
+            scheduler.max_model_len,
+            scheduler.hash_block_size,
+        ),
+        endings=Endings(),
+        breaker=Breaker(
+            limit_s=settings.limit_s,
+            share=settings.share,
+            floor_s=settings.floor_s,
+            pause_s=settings.pause_s,
+            clock=time.monotonic,
+        ),
+        tally=tally,
+        recorder=Recorder(Path(settings.record), name_of(rank), content=settings.content)
+        if settings.record
+        else None,
+        watermark=settings.watermark,
+        cannot_act=cannot_act(scheduler.scheduler_config.policy),
+    )

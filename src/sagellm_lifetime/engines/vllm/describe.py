@@ -1,0 +1,98 @@
+"""A request of vLLM as a question to the predictor.
+
+What a client says of itself (``vllm_xargs`` over HTTP, ``extra_args`` in Python) is taken where it
+has the right form and left out where it has not: a client must not be able to break predictions.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Final
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.request import PREFIX_HEAD
+
+_NAMES: Final = ("client_id", "session_id")
+_LONGEST_NAME: Final = 256
+_MOST_TURNS: Final = 1_000_000
+_PREFIX_TOKENS: Final = 512
+"""Tokens between two of the block hashes that are kept: what public traces have (Mooncake)."""
+_HASH_BITS: Final = 2**63 - 1
+
+
+class Describer:
+    """Knows what all requests of an engine have in common.
+
+    Args:
+        model: served name.
+        max_model_len: tokens of prompt and output together.
+        block_size: tokens one block hash stands for.
+    """
+
+    def __init__(self, model: str, max_model_len: int, block_size: int) -> None:
+        self._model = model
+        self._max_model_len = max_model_len
+        self._block_size = block_size
+        self._stride = max(1, _PREFIX_TOKENS // block_size)
+
+    def __call__(self, request: Any) -> PredictionRequest:
+        """Everything: the prompt and what was generated so far."""
+        return PredictionRequest(
+            request.request_id,
+            list(request._all_token_ids) if request.prompt_token_ids else [],
+            request.num_output_tokens,
+            self.cap(request),
+            self.features(request),
+        )
+
+    def grown(self, request: Any) -> PredictionRequest:
+        """What is new: the generated tokens alone, where they cannot be taken for the prompt."""
+        generated = list(request._output_token_ids)
+        if len(generated) == request.num_prompt_tokens:
+            return self(request)
+        return PredictionRequest(
+            request.request_id, generated, len(generated), self.cap(request), None
+        )
+
+    def cap(self, request: Any) -> int:
+        """Tokens it may generate at most."""
+        room = self._max_model_len - request.num_prompt_tokens
+        return max(min(request.max_tokens, room), request.num_output_tokens, 1)
+
+    def who(self, request: Any) -> dict[str, Any]:
+        """Who asks, as far as it was said."""
+        said = request.sampling_params.extra_args or {}
+        found: dict[str, Any] = {"model": self._model}
+        if request.lora_request is not None:
+            found["model"] = request.lora_request.lora_name
+        for name in _NAMES:
+            value = said.get(name)
+            if name == "session_id" and value is None:
+                value = request.session_id
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                found[name] = str(value)[:_LONGEST_NAME]
+        turn = said.get("turn")
+        if type(turn) is int and 0 <= turn <= _MOST_TURNS:
+            found["turn"] = turn
+        prefix = self.prefix(request)
+        if prefix:
+            found["prefix_hashes"] = prefix
+        return found
+
+    def prefix(self, request: Any) -> list[int]:
+        """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
+        blocks = request.num_prompt_tokens // self._block_size
+        hashes = request.block_hashes[self._stride - 1 : blocks : self._stride]
+        return [int.from_bytes(each[:8], "little") & _HASH_BITS for each in hashes[:PREFIX_HEAD]]
+
+    def features(self, request: Any) -> dict[str, Any]:
+        """The keys of ``prompt_features`` that an engine can tell."""
+        found = self.who(request)
+        found["prompt_length"] = request.num_prompt_tokens
+        found["arrival_time"] = request.arrival_time
+        temperature = request.sampling_params.temperature
+        if isinstance(temperature, int | float) and isfinite(temperature):
+            found["temperature"] = float(temperature)
+        if request.structured_output_request is not None:
+            found["response_format"] = "json"
+        return found

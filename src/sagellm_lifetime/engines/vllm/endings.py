@@ -1,0 +1,64 @@
+"""Why a sequence ended, told apart where vLLM's scheduler does not.
+
+Stop strings are found by the front end, which then aborts the request: to the scheduler it looks
+like a client that hung up. Where the request had stop strings, the end of what it generated says
+which it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sagellm_lifetime.engines.vllm.breaker import LOG
+
+_REASONS: Final = {
+    "FINISHED_STOPPED": "stop",
+    "FINISHED_LENGTH_CAPPED": "length",
+    # The engine cut a loop off: the answer would have gone on.
+    "FINISHED_REPETITION": "length",
+    "FINISHED_ABORTED": "abort",
+}
+_LATE: Final = 32
+"""Tokens that may have been generated after a stop string, before the front end had seen it."""
+
+
+class Endings:
+    """Reads a request's end.
+
+    Attributes:
+        tokenizer: of the served model, once it is loaded; until then, and without one, what ends
+            by a stop string counts as aborted, which teaches less but nothing wrong.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = None
+
+    def load(self, model_config: Any) -> None:
+        """Load the tokenizer; takes up to seconds."""
+        if model_config.skip_tokenizer_init:
+            return  # then vLLM refuses stop strings
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        self.tokenizer = cached_tokenizer_from_config(model_config)
+
+    def reason(self, request: Any) -> str:
+        """``stop``, ``length``, ``abort`` or ``error``."""
+        said = _REASONS.get(request.status.name, "error")
+        if said == "abort" and self.tokenizer is not None and self._stopped(request):
+            return "stop"
+        return said
+
+    def _stopped(self, request: Any) -> bool:
+        params = request.sampling_params
+        stops = [params.stop] if isinstance(params.stop, str) else params.stop
+        if not stops:
+            return False
+        # A character takes four tokens at most (bytes).
+        tail = request._output_token_ids[-(4 * max(map(len, stops)) + _LATE) :]
+        try:
+            text = self.tokenizer.decode(tail, skip_special_tokens=params.skip_special_tokens)
+        except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
+            self.tokenizer = None
+            LOG.warning("stop strings count as aborts from now on (%s)", error)
+            return False
+        return any(stop in text for stop in stops)

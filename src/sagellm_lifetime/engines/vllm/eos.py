@@ -1,0 +1,95 @@
+"""How near its end the model itself sees a sequence: a logits processor that changes nothing.
+
+Every so many generated tokens it notes the log-probability of an end-of-sequence token and the
+entropy of the next token (nats), both of the model's own distribution, before temperature and
+top-p. vLLM loads the class by name (``--logits-processors``) or takes it from ``logits_processors``
+of ``LLM``, and watches the requests that ask for it: ``extra_args={"watch_eos": KEY}``. The notes
+lie in the engine core's process; :func:`taken` hands them over there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+
+hide_broken_builds()  # before anything of vLLM is imported
+
+import torch  # noqa: E402
+from vllm.v1.sample.logits_processor import (  # noqa: E402
+    BatchUpdate,
+    LogitsProcessor,
+    process_dict_updates,
+)
+
+ASK: Final = "watch_eos"
+EVERY: Final = 16
+"""Generated tokens between two notes; the first is taken before the first token."""
+
+Notes = dict[int, tuple[float, float]]
+"""Age -> log-probability of an end, entropy. A step that is computed again is noted again."""
+_notes: dict[str, Notes] = {}
+
+
+def taken(key: str) -> tuple[list[float], list[float]]:
+    """The notes of a finished request, which are forgotten here.
+
+    Args:
+        key: what the request gave as ``watch_eos``.
+
+    Returns:
+        Log-probabilities of an end and entropies, at ages 0, ``EVERY``, 2 · ``EVERY``, …
+    """
+    notes = _notes.pop(key, {})
+    ordered = [notes[age] for age in sorted(notes)]
+    return [note[0] for note in ordered], [note[1] for note in ordered]
+
+
+class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
+    """Watches the requests of one engine core."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._ends = torch.tensor(ends(vllm_config.model_config), device=device)
+        self._watched: dict[int, tuple[str, list[int]]] = {}
+        """Row of the batch -> key, tokens generated so far (vLLM's own list, which grows)."""
+
+    def is_argmax_invariant(self) -> bool:
+        """No: those that are see the logits after temperature, and greedy requests skip them."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the requests through the rows of the batch."""
+        process_dict_updates(self._watched, batch_update, _asked)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Look, and give back what came; ``logits`` has shape (rows, vocabulary)."""
+        due = [
+            (row, key, len(output))
+            for row, (key, output) in self._watched.items()
+            if len(output) % EVERY == 0
+        ]
+        if not due or not len(self._ends):
+            return logits
+        logs = logits[[row for row, _, _ in due]].log_softmax(dim=-1)
+        end = logs[:, self._ends].logsumexp(dim=-1).tolist()
+        entropy = torch.special.entr(logs.exp()).sum(dim=-1).tolist()
+        for (_, key, age), ending, spread in zip(due, end, entropy, strict=True):
+            _notes.setdefault(key, {})[age] = (ending, spread)
+        return logits
+
+
+def ends(model_config: Any) -> list[int]:
+    """The tokens that end a sequence, as the model's two configurations name them."""
+    said = (
+        getattr(model_config.hf_text_config, "eos_token_id", None),
+        (model_config.try_get_generation_config() or {}).get("eos_token_id"),
+    )
+    found: set[int] = set()
+    for ids in said:
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return sorted(found)
+
+
+def _asked(params: Any, _prompt: Any, output: list[int]) -> tuple[str, list[int]] | None:
+    key = (params.extra_args or {}).get(ASK)
+    return None if key is None else (str(key), output)

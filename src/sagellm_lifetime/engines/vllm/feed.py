@@ -1,0 +1,71 @@
+"""When to hand generated tokens over: at the ages at which they are new evidence.
+
+A sequence grows by one token a step (by a few with speculative decoding), so the step at which it
+will be old enough is known about; until then nobody looks at it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sagellm_lifetime.features.trajectory import CHUNK_AGES
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A look at a sequence: at which step, the age it must have, and when and how old it was."""
+
+    step: int
+    wanted: int
+    since: int
+    age: int
+
+
+class TokenFeed:
+    """A wheel of steps."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._wheel: defaultdict[int, list[str]] = defaultdict(list)
+        self._due: dict[str, _Due] = {}
+
+    def start(self, request: Any) -> None:
+        """It runs; from its present age on."""
+        if request.request_id not in self._due:
+            self._plan(request.request_id, request.num_output_tokens, 1.0)
+
+    def stop(self, request_id: str) -> None:
+        """It is over."""
+        self._due.pop(request_id, None)
+
+    def advance(self, requests: Mapping[str, Any]) -> list[Any]:
+        """A step begins: those of ``requests`` that have grown enough."""
+        self._step += 1
+        grown = []
+        for name in self._wheel.pop(self._step, ()):
+            due = self._due.get(name)
+            if due is None or due.step != self._step:
+                continue  # it ended, and perhaps its name is used again
+            request = requests.get(name)
+            if request is None:
+                self.stop(name)
+                continue
+            age = request.num_output_tokens
+            if age >= due.wanted:
+                grown.append(request)
+            self._plan(name, age, max((age - due.age) / (self._step - due.since), 1.0))
+        return grown
+
+    def _plan(self, name: str, age: int, pace: float) -> None:
+        place = bisect_right(CHUNK_AGES, age)
+        if place == len(CHUNK_AGES):
+            self.stop(name)
+            return
+        wanted = CHUNK_AGES[place]
+        step = self._step + max(int((wanted - age) / pace), 1)
+        self._due[name] = _Due(step, wanted, self._step, age)
+        self._wheel[step].append(name)

@@ -1,0 +1,89 @@
+"""A predictor asked by a live engine: its answers are looked at before anybody believes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+import numpy as np
+
+from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
+from sagellm_lifetime.engines.vllm.breaker import NonsenseError
+from sagellm_lifetime.engines.vllm.tally import Tally
+from sagellm_lifetime.policies.forecast import PredictedLengths
+from sagellm_lifetime.policies.state import HORIZON, Outlook
+from sagellm_lifetime.predictors.base import Predictor
+
+_ROUNDING = 1e-6
+
+
+class LiveForecaster(PredictedLengths):
+    """Keeps the tally, and learns only where it is told to.
+
+    Args:
+        predictor: any predictor.
+        tally: where first predictions are noted.
+        learn: whether completions are passed on; otherwise they are forgotten.
+    """
+
+    def __init__(self, predictor: Predictor, tally: Tally, *, learn: bool) -> None:
+        super().__init__(predictor)
+        self.lessons = int(predictor.get_metrics()["lessons"])
+        """Completions learned from, earlier runs included."""
+        self._tally = tally
+        self._learn = learn
+
+    def arrived(self, request: PredictionRequest) -> None:
+        """Ask for the first time."""
+        self._note(request, self.predictor.predict(request))
+
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
+        """They have generated more, or are new to the predictor."""
+        answers = self.predictor.predict_batch(requests)
+        if len(answers) != len(requests):
+            raise NonsenseError(f"{len(answers)} answers to {len(requests)} questions")
+        for request, answer in zip(requests, answers, strict=True):
+            self._note(request, answer)
+
+    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """As of any predictor, checked."""
+        outlook = super().outlook(ids, ages)
+        survival, confidence = outlook.survival, outlook.confidence
+        if survival.shape != (len(ids), len(HORIZON)) or confidence.shape != (len(ids),):
+            raise NonsenseError(
+                f"survival of shape {survival.shape} and confidence of shape {confidence.shape} "
+                f"for {len(ids)} sequences"
+            )
+        # A comparison with NaN is false.
+        if len(ids) and not (
+            survival.min() >= -_ROUNDING
+            and survival.max() <= 1.0 + _ROUNDING
+            and confidence.min() >= -_ROUNDING
+            and confidence.max() <= 1.0 + _ROUNDING
+        ):
+            raise NonsenseError("a probability that is none")
+        return outlook
+
+    def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
+        """Learn from it, or forget it."""
+        if self._learn:
+            super().finished(sequence_id, length, seconds, reason)
+            self.lessons += 1
+        else:
+            self.predictor.discard(sequence_id)
+
+    def forget(self, ids: Sequence[SequenceId]) -> None:
+        """They are asked about no more."""
+        for each in ids:
+            self.predictor.discard(each)
+
+    def _note(self, request: PredictionRequest, answer: PredictionResult) -> None:
+        remaining, confidence = answer.estimated_remaining_tokens, answer.confidence
+        if isinstance(remaining, bool) or not isinstance(remaining, int) or remaining < 0:
+            raise NonsenseError(f"{remaining!r} tokens remaining")
+        if not 0.0 <= confidence <= 1.0 + _ROUNDING:
+            raise NonsenseError(f"a confidence of {confidence!r}")
+        if not (isfinite(answer.estimated_time) and answer.estimated_time >= 0.0):
+            raise NonsenseError(f"{answer.estimated_time!r} seconds remaining")
+        name = str(request.sequence_id)
+        self._tally.predicted(name, request.current_length + remaining, confidence)

@@ -1,0 +1,367 @@
+"""What a live scheduler asks in the place of a bare controller: modes, faults, counts.
+
+The mixin of ``scheduler.py`` calls it like a controller. Behind it a planner is there only while
+predictions are on and nothing is wrong; without one every question gets the answer that leaves
+vLLM's scheduler as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from time import perf_counter
+from typing import Any, Final
+
+from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
+from sagellm_lifetime.engines.vllm.describe import Describer
+from sagellm_lifetime.engines.vllm.endings import Endings
+from sagellm_lifetime.engines.vllm.feed import TokenFeed
+from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
+from sagellm_lifetime.engines.vllm.order import as_vllm
+from sagellm_lifetime.engines.vllm.planner import Planner
+from sagellm_lifetime.engines.vllm.recorder import Recorder
+from sagellm_lifetime.engines.vllm.settings import Mode
+from sagellm_lifetime.engines.vllm.shadow import Shadow
+from sagellm_lifetime.engines.vllm.tally import Tally
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.predictors.base import Predictor
+
+_HEAD: Final = 64
+"""Of the queue, as far as anybody is let go first."""
+_NOTHING: Final = Plan(order="fcfs", evict="")
+"""What is done while nobody acts."""
+
+
+class LiveLifetime:
+    """One engine core's.
+
+    Args:
+        scheduler: vLLM's, with our mixin.
+        plan: what to do in ``act``.
+        forecaster: whom to ask; ``None`` where completions are only recorded.
+        reads_tokens: whether generated tokens mean anything to the predictor.
+        describe: requests as questions.
+        endings: why they end.
+        breaker: goes round every call.
+        tally: counts.
+        recorder: of completions; ``None`` for none.
+        watermark: share of the pool left free at admission, in ``act``.
+        cannot_act: why ``act`` is impossible here, or nothing.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        *,
+        plan: Plan,
+        forecaster: LiveForecaster | None,
+        reads_tokens: bool,
+        describe: Describer,
+        endings: Endings,
+        breaker: Breaker,
+        tally: Tally,
+        recorder: Recorder | None,
+        watermark: float,
+        cannot_act: str,
+    ) -> None:
+        self.mode: Mode = "off"
+        self.wanted: Mode = "off"
+        """What the mode is from the next step on."""
+        self.cannot_act = cannot_act
+        self.breaker = breaker
+        self.tally = tally
+        self.recorder = recorder
+        self.endings = endings
+        self.shadow = Shadow()
+        self.steps = 0
+        self.seconds = 0.0
+        self._scheduler = scheduler
+        self._plan = plan
+        self._forecaster = forecaster
+        self._reads_tokens = reads_tokens
+        self._describe = describe
+        self._watermark = watermark
+        self._stock_watermark: int | None = None
+        self._planner: Planner | None = None
+        self._feed = TokenFeed()
+        self._gone: list[str] = []
+        """Ended while nobody told the predictor."""
+        self._between: set[str] = set()
+        """Sessions whose turn is over, and whose next input has not come."""
+        self._fitting = sys.maxsize
+        self._disordered = False
+        self._began: float | None = None
+
+    def want(self, mode: Mode) -> None:
+        """Be in a mode from the next step on; any thread may ask."""
+        if self._forecaster is None:
+            return
+        if mode == "act" and self.cannot_act:
+            LOG.error("lifetime prediction does not act: %s", self.cannot_act)
+            return
+        self.wanted = mode
+
+    # -- a step ------------------------------------------------------------------------------
+
+    @property
+    def acting(self) -> bool:
+        """Whether decisions are ours."""
+        return self.mode == "act" and self._planner is not None
+
+    @property
+    def plan(self) -> Plan:
+        """What the mixin is to do."""
+        return self._plan if self.acting else _NOTHING
+
+    def begin(self, *, busy: bool) -> None:
+        """Before each step: account for the last one, change the mode, come back from a fault."""
+        now = perf_counter()
+        if busy and self._began is not None:
+            self.steps += 1
+            self.seconds += now - self._began
+            self.breaker.step(now - self._began)
+        else:
+            self.breaker.excuse()
+        self._began = now
+        self._mind()
+        if self.wanted != self.mode:
+            self._switch(self.wanted)
+        if self._planner is None and self.mode != "off" and self.breaker.ready():
+            self._start()
+        if self._disordered and not self.acting:
+            self._restore()
+
+    def tick(self, *, busy: bool) -> None:
+        """The mixin's step begins."""
+        planner = self._planner
+        if planner is None:
+            return
+        grown = self._feed.advance(self._scheduler.requests) if self._reads_tokens else ()
+        self._call(None, self._advance, planner, grown, busy)
+
+    def _advance(self, planner: Planner, grown: Sequence[Any], busy: bool) -> None:
+        planner.tick(busy=busy)
+        if grown and self._forecaster is not None:
+            self._forecaster.grown([self._describe.grown(request) for request in grown])
+
+    def line_up(self, waiting: Any) -> None:
+        """Put the queue in order, in ``act``."""
+        if self.acting and self._planner is not None and self._planner.joined:
+            order = self._call(None, self._planner.ordered, waiting)
+            if order is not None:
+                waiting.clear()
+                waiting.extend(order)
+        if self._disordered and not self.acting:
+            self._restore()
+
+    def fill(self, waiting: Any, free: int) -> None:
+        """Let those that fit go first, in ``act``."""
+        if not self.acting or self._planner is None or not waiting:
+            return
+        head = list(islice(waiting, _HEAD))
+        order = self._call(head, self._planner.filled, head, free)
+        if order != head:
+            for _ in head:
+                waiting.popleft()
+            waiting.extendleft(reversed(order))
+
+    def room(self, running: int, waiting: Any, used_blocks: int) -> int:
+        """How many of the queue may be admitted."""
+        if self._planner is None or not self._plan.fit:
+            return sys.maxsize
+        count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
+        self._fitting = sys.maxsize if count is None else count
+        if count is None or not self.acting:
+            return sys.maxsize
+        scheduler = self._scheduler
+        # vLLM counts sessions that wait for input as running, and admits those with memory first.
+        return count + scheduler.num_waiting_for_streaming_input + len(scheduler.kv_holding_waiting)
+
+    def victims_last(self, running: list[Any]) -> list[Any]:
+        """The running sequences, the first victim last."""
+        if not self.acting or self._planner is None:
+            return running
+        order: list[Any] = self._call([], self._planner.victims, running)
+        return order or as_vllm(running)
+
+    def set_aside(self, used_blocks: int) -> int:
+        """Blocks kept for what is running."""
+        if not self.acting or self._planner is None:
+            return 0
+        return self._call(0, self._planner.set_aside, used_blocks)
+
+    def end(self, admitted: set[str]) -> None:
+        """After the engine's step: compare, in shadow."""
+        fitting, self._fitting = self._fitting, sys.maxsize
+        if self.mode != "shadow" or self._planner is None or not admitted:
+            return
+        scheduler = self._scheduler
+        queue = [scheduler.requests[name] for name in admitted]
+        queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
+        self.shadow.admitted(self.breaker, self._planner, admitted, queue)
+        self.shadow.held(max(len(admitted) - fitting, 0))
+        self._mind()
+
+    # -- what happens ------------------------------------------------------------------------
+
+    def arrived(self, request: Any) -> None:
+        """A sequence was queued."""
+        self._between.discard(request.request_id)
+        if self._planner is not None:
+            self._call(None, self._planner.arrived, request)
+
+    def admitted(self, request_id: str) -> None:
+        """It runs (again)."""
+        if self._planner is None:
+            return
+        self._call(None, self._planner.admitted, request_id)
+        if self._reads_tokens:
+            self._feed.start(self._scheduler.requests[request_id])
+
+    def preempting(self, request: Any) -> None:
+        """It is about to lose its memory."""
+        if self.mode == "shadow" and self._planner is not None:
+            self.shadow.preempting(self.breaker, self._planner, request, self._scheduler.running)
+            self._mind()
+
+    def preempted(self, request: Any) -> None:
+        """It waits again."""
+        if self._planner is not None:
+            self._call(None, self._planner.preempted, request)
+
+    def finished(self, request: Any, _reason: str = "") -> None:
+        """It is over; the mixin's reason is as much as vLLM's scheduler knows."""
+        name = request.request_id
+        if name in self._between:
+            self._between.discard(name)
+            return
+        reason = self.endings.reason(request)
+        seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
+        predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
+        if self.recorder is not None:
+            self.recorder.add(self._row(request, seconds, reason))
+        self._feed.stop(name)
+        if self._planner is not None:
+            self._call(None, self._planner.finished, request, reason)
+        elif predicted and self.breaker.state != "stuck":
+            self._gone.append(name)
+
+    def turn_over(self, request: Any) -> None:
+        """A session's turn has ended like a sequence; it may go on with more input."""
+        self.finished(request)
+        self._between.add(request.request_id)
+
+    def _row(self, request: Any, seconds: float, reason: str) -> dict[str, Any]:
+        row = self._describe.who(request)
+        sample, mark, parent = request.request_id.partition("_")
+        if mark and sample.isdecimal():  # vLLM's name for one of n samples
+            row["prompt_id"], row["sample"] = parent, int(sample)
+        row["request_id"] = request.request_id
+        row["arrival_time"] = request.arrival_time
+        row["prompt_length"] = request.num_prompt_tokens
+        row["max_length"] = self._describe.cap(request)
+        row["actual_length"] = request.num_output_tokens
+        row["actual_time"] = seconds
+        row["finish_reason"] = reason
+        if self.recorder is not None and self.recorder.content:
+            row["prompt_token_ids"] = list(request.prompt_token_ids or ())
+            row["output_token_ids"] = list(request._output_token_ids)
+        return row
+
+    # -- what is known, for other threads ----------------------------------------------------
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """Who is asked."""
+        return self._forecaster.predictor if self._forecaster is not None else None
+
+    @property
+    def lessons(self) -> int:
+        """Completions learned from."""
+        return self._forecaster.lessons if self._forecaster is not None else 0
+
+    # -- modes and faults --------------------------------------------------------------------
+
+    def _call(self, fallback: Any, function: Callable[..., Any], *args: Any) -> Any:
+        answer = self.breaker.call(fallback, function, *args)
+        self._mind()
+        return answer
+
+    def _mind(self) -> None:
+        """After a fault nothing of the planner is trusted any more."""
+        if self._planner is not None and not self.breaker.allows:
+            self._stop()
+
+    def _switch(self, mode: Mode) -> None:
+        LOG.info("lifetime prediction: %s -> %s", self.mode, mode)
+        self.mode = mode
+        if mode == "off":
+            if self._forecaster is not None and self.breaker.allows:
+                names = [*self._gone, *self.tally.running()]
+                self.breaker.call(None, self._forecaster.forget, names)
+            self._gone.clear()
+            self._stop()
+        elif self._planner is not None:
+            # The order of the queue may be anything by now: line it up once more.
+            self._start()
+
+    def _start(self) -> None:
+        """A new planner, which knows all that is there."""
+        forecaster, scheduler = self._forecaster, self._scheduler
+        if forecaster is None:
+            return
+        self._stop()
+        queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
+        held = [request for request in queued if request.request_id not in self._between]
+        self._planner = self.breaker.call(None, self._made, forecaster, held, scheduler.running)
+        self._gone.clear()
+        self._feed = TokenFeed()
+        if self._planner is not None:
+            for request in scheduler.running if self._reads_tokens else ():
+                self._feed.start(request)
+            if self.mode == "act":
+                self._keep_free()
+        self.breaker.excuse()
+
+    def _made(
+        self, forecaster: LiveForecaster, waiting: Sequence[Any], running: Sequence[Any]
+    ) -> Planner:
+        scheduler = self._scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        planner = Planner(
+            self._plan,
+            forecaster,
+            describe=self._describe,
+            total_blocks=pool.num_gpu_blocks - 1,
+            block_size=scheduler.block_size,
+            clock=scheduler.clock,
+            cached=scheduler.cached_tokens,
+        )
+        forecaster.forget(self._gone)
+        forecaster.grown([self._describe(request) for request in (*waiting, *running)])
+        planner.adopt(waiting, running)
+        return planner
+
+    def _keep_free(self) -> None:
+        manager = self._scheduler.kv_cache_manager
+        self._disordered = True
+        if self._stock_watermark is None and not self._plan.fit:
+            self._stock_watermark = manager.watermark_blocks
+            share = int(self._watermark * manager.block_pool.num_gpu_blocks)
+            manager.watermark_blocks = max(manager.watermark_blocks, share)
+
+    def _stop(self) -> None:
+        self._planner = None
+        if self._stock_watermark is not None:
+            self._scheduler.kv_cache_manager.watermark_blocks = self._stock_watermark
+            self._stock_watermark = None
+
+    def _restore(self) -> None:
+        """Queue and victims as vLLM would have them."""
+        scheduler = self._scheduler
+        order = as_vllm(scheduler.waiting)
+        scheduler.waiting.clear()
+        scheduler.waiting.extend(order)
+        scheduler.running = as_vllm(scheduler.running)
+        self._disordered = False

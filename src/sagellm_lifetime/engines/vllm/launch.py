@@ -1,0 +1,152 @@
+"""From our options to vLLM's command line, and every refusal that needs no engine to be started."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from sagellm_lifetime.core.errors import (
+    CheckpointError,
+    LifetimeError,
+    MissingExtraError,
+    RequestError,
+)
+from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
+from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
+from sagellm_lifetime.engines.vllm.state import check_free
+
+SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
+MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
+RUNNER: Final = "sagellm_lifetime.engines.vllm.serve"
+_HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHUTDOWN_S: Final = 10
+_CONFIGS: Final = ("config.json", "params.json")
+
+
+class LaunchError(LifetimeError):
+    """An engine that cannot be started as it was asked for."""
+
+
+def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
+    """Refuse in one line what would fail later, or not do what it says.
+
+    Args:
+        model: a hub name (taken as it is: whether the hub has it is only known there) or a folder.
+        settings: what was asked for.
+        options: those that go to vLLM.
+
+    Raises:
+        LifetimeError: one line that says what to do.
+    """
+    if find_spec("vllm") is None:
+        raise MissingExtraError("the engine", "vllm")
+    check_model(model)
+    if option_of(options, "--scheduler-cls") is not None:
+        raise LaunchError("--scheduler-cls: prediction is a scheduler of its own; leave it out")
+    policy = option_of(options, "--scheduling-policy") or "fcfs"
+    if settings.mode == "act" and cannot_act(policy):
+        raise LaunchError(cannot_act(policy))
+    if settings.predict:
+        check_predictor(settings)
+    if settings.state:
+        check_free(Path(settings.state))
+
+
+def check_model(model: str) -> None:
+    """Refuse a folder without a model, and a name that cannot be one."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _CONFIGS):
+            raise LaunchError(f"{model}: no model in this folder ({_CONFIGS[0]} is missing)")
+    elif not path.is_file() and "://" not in model and not _HUB.fullmatch(model):
+        raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def check_predictor(settings: LiveSettings) -> None:
+    """Refuse a predictor or a checkpoint that cannot be made.
+
+    Raises:
+        LifetimeError: it is unknown, another than was asked for, or cannot be loaded.
+    """
+    from sagellm_lifetime.predictors.registry import predictor_class
+
+    if settings.predictor:
+        predictor_class(settings.predictor)
+        if settings.width and not has_width(settings.predictor):
+            raise RequestError(f"--predictor-hidden-size: {settings.predictor} has no hidden layer")
+    made = make_predictor(settings)
+    if settings.checkpoint and settings.predictor and made.name != settings.predictor:
+        raise CheckpointError(
+            f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
+        )
+
+
+def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
+    """What is run: vLLM's server with our scheduler and routes, or vLLM's alone.
+
+    Args:
+        model: a hub name or a folder.
+        settings: what was asked for, ``None`` for nothing.
+        options: those that go to vLLM.
+
+    Raises:
+        LaunchError: an ``--additional-config`` that is no JSON object.
+    """
+    line = [sys.executable, "-m", RUNNER, model]
+    if settings is None:
+        return [*line, *options]
+    rest, additional = _additional_config(options)
+    additional[KEY] = settings.json()
+    line += ["--scheduler-cls", SCHEDULER]
+    if settings.state:
+        line += ["--middleware", MIDDLEWARE]
+    if (settings.record or settings.learn) and option_of(options, "--shutdown-timeout") is None:
+        # vLLM kills an engine core at once, and with it what was not written or saved yet.
+        line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
+    return [*line, *rest, "--additional-config", json.dumps(additional)]
+
+
+def _additional_config(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The user's, taken out of the options, so that ours goes into the same one."""
+    name = "--additional-config"
+    if any(option.startswith(name + ".") for option in options):
+        raise LaunchError(f"{name}.KEY: give {name} as one JSON object")
+    said = option_of(options, name)
+    if said is None:
+        return list(options), {}
+    try:
+        additional = json.loads(said)
+    except ValueError:
+        additional = None
+    if not isinstance(additional, dict):
+        raise LaunchError(f"{name}: not a JSON object: {said}")
+    rest = list(options)
+    for i, option in enumerate(rest):
+        if _plain(option) == name:
+            del rest[i : i + 2]
+            break
+        if _plain(option).startswith(name + "="):
+            del rest[i]
+            break
+    return rest, additional
+
+
+def option_of(options: Sequence[str], name: str) -> str | None:
+    """What an option of vLLM is given, the last time it comes; ``None`` where it does not."""
+    found = None
+    for i, option in enumerate(options):
+        key, mark, value = option.partition("=")
+        if _plain(key) == name:
+            found = value if mark else (options[i + 1] if i + 1 < len(options) else "")
+    return found
+
+
+def _plain(option: str) -> str:
+    """vLLM takes underscores for dashes."""
+    key, mark, value = option.partition("=")
+    return key.replace("_", "-") + mark + value

@@ -1,0 +1,64 @@
+"""Statistics of several engine cores as those of one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+STALE_S: Final = 10.0
+"""Statistics older than this come from an engine core that does not write any more."""
+_ADDED: Final = (
+    "total_predictions",
+    "completions",
+    "censored",
+    "running",
+    "unpredicted",
+    "lessons",
+    "steps",
+    "step_seconds",
+    "overhead_seconds",
+    "recorded",
+    "record_lost",
+)
+
+
+def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``GET /lifetime/stats`` answers: sums and means over all, and each for itself."""
+    found: dict[str, Any] = {
+        key: _common([engine.get(key) for engine in engines])
+        for key in ("predictor", "policy", "mode", "learning", "cannot_act")
+    }
+    for key in _ADDED:
+        found[key] = sum(engine.get(key) or 0 for engine in engines)
+    sums = _sum([engine.get("sums", {}) for engine in engines])
+    scored = sums.get("scored", 0)
+    for key, of in (
+        ("mae", "absolute_error"),
+        ("mse", "squared_error"),
+        ("accuracy_within_10_percent", "within_10_percent"),
+        ("avg_confidence", "confidence"),
+    ):
+        found[key] = sums[of] / scored if scored else None
+    found["seconds_per_token"] = sums["seconds"] / sums["tokens"] if sums.get("tokens") else None
+    found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
+    found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
+    found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
+    found["stale"] = sum(engine["age"] > STALE_S for engine in engines)
+    decisions = [engine["decisions"] for engine in engines]
+    found["decisions"] = {
+        kind: [sum(pair) for pair in zip(*(each[kind] for each in decisions), strict=True)]
+        for kind in ("admission", "preemption")
+    }
+    found["engines"] = list(engines)
+    return found
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all say, or the different things that they say."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else ", ".join(map(str, different))
+
+
+def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    keys = dict.fromkeys(key for each in counts for key in each)
+    return {key: sum(each.get(key, 0) for each in counts) for key in keys}

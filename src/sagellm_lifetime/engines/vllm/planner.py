@@ -1,0 +1,84 @@
+"""A controller that is asked and never acts: its answers are carried out by who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from heapq import nsmallest
+from typing import Any
+
+from sagellm_lifetime.engines.vllm.breaker import NonsenseError
+from sagellm_lifetime.engines.vllm.controller import LifetimeController, _Known
+
+
+class Planner(LifetimeController):
+    """Takes copies, and checks that what comes back is the same in another order."""
+
+    def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
+        """Get to know sequences that came before; they have been predicted already."""
+        for request in (*waiting, *running):
+            self._known[request.request_id] = _Known(request)
+        self._unplaced = [self._known[request.request_id] for request in waiting]
+        for request in running:
+            self.admitted(request.request_id)
+
+    def admitted(self, request_id: str) -> None:
+        """It runs, and perhaps it was never asked about: it came past the queue."""
+        known = self._known[request_id]
+        if not known.survival.size:
+            self._look([known])
+        super().admitted(request_id)
+
+    @property
+    def joined(self) -> bool:
+        """Whether anybody has joined the queue since it was put in order."""
+        return bool(self._unplaced)
+
+    def ordered(self, waiting: Sequence[Any]) -> list[Any]:
+        """The queue in our order."""
+        order = list(waiting)
+        self.line_up(order)
+        return _permuted(order, waiting)
+
+    def filled(self, head: Sequence[Any], free: int) -> list[Any]:
+        """The head of the queue, those that fit first where the first does not."""
+        queue = _Queue(head)
+        self.fill(queue, free)
+        return _permuted(queue, head)
+
+    def first(self, waiting: Sequence[Any], count: int) -> list[Any]:
+        """Whom we would admit first, of a queue that is in another order."""
+        self.line_up([])
+        if self.plan.order == "fcfs":
+            return list(waiting[:count])
+        known = self._known
+        return nsmallest(
+            count,
+            waiting,
+            key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
+        )
+
+    def victims(self, running: Sequence[Any]) -> list[Any]:
+        """The running sequences, the first victim last."""
+        return _permuted(self.victims_last(list(running)), running)
+
+    def may_admit(self, running: int, waiting: Any, used_blocks: int) -> int:
+        """How many of the queue may be admitted."""
+        self.line_up([])
+        room = self.room(running, waiting, used_blocks)
+        if not 0 <= room <= len(waiting):
+            raise NonsenseError(f"room for {room} of {len(waiting)}")
+        return room
+
+
+class _Queue(list[Any]):
+    """As much of vLLM's queue as a controller uses."""
+
+    def prepend_request(self, request: Any) -> None:
+        """Put it first."""
+        self.insert(0, request)
+
+
+def _permuted(order: list[Any], of: Sequence[Any]) -> list[Any]:
+    if len(order) != len(of) or set(map(id, order)) != set(map(id, of)):
+        raise NonsenseError(f"an order of {len(order)} for {len(of)} sequences, or of others")
+    return order

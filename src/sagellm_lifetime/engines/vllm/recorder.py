@@ -1,0 +1,96 @@
+"""Completions of a live engine, written by another thread than the engine's."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.engines.vllm.breaker import LOG
+from sagellm_lifetime.engines.vllm.journal import Journal, take_up
+
+_MOST_WAITING: Final = 100_000
+"""Rows kept while nothing can be written."""
+
+
+class Recorder:
+    """Takes rows from the engine, writes them every second, rotates them into Parquet.
+
+    Nothing here ever fails: what cannot be written is counted in ``lost`` and said once.
+
+    Args:
+        folder: where the files go.
+        writer: name of this process in their names.
+        content: whether rows carry token ids.
+        rotate_rows: rows after which a journal becomes a Parquet file.
+        rotate_s: seconds after which it does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: str,
+        *,
+        content: bool = False,
+        rotate_rows: int = 10_000,
+        rotate_s: float = 600.0,
+    ) -> None:
+        self.content = content
+        self.recorded = 0
+        self.lost = 0
+        self._folder = folder
+        self._writer = writer
+        self._rotate_rows = rotate_rows
+        self._rotate_s = rotate_s
+        self._rows: deque[dict[str, Any]] = deque()
+        self._journal: Journal | None = None
+        self._left_over = True
+        """Whether there may be journals that nobody writes any more."""
+        self._complained = False
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One completion; on the engine's thread."""
+        if len(self._rows) >= _MOST_WAITING:
+            self.lost += 1
+        else:
+            self._rows.append(row)
+
+    def flush(self) -> None:
+        """Write what has come since the last time; on the writer's thread."""
+        rows = [self._rows.popleft() for _ in range(len(self._rows))]
+        try:
+            if rows:
+                if self._journal is None:
+                    self._journal = Journal(self._folder, self._writer)
+                self._journal.write(rows)
+                self.recorded += len(rows)
+                self._complained = False
+                rows = []
+            self._rotate()
+        except (OSError, HistoryError) as error:
+            self.lost += len(rows)
+            self._complain(error)
+
+    def close(self) -> None:
+        """Write everything, and leave Parquet only."""
+        self._rotate_rows = 1
+        self.flush()
+
+    def _rotate(self) -> None:
+        journal = self._journal
+        if journal is not None and (
+            journal.rows >= self._rotate_rows or time.monotonic() - journal.since >= self._rotate_s
+        ):
+            journal.close()
+            self._journal, self._left_over = None, True
+        if self._left_over:
+            for _ in take_up(self._folder):
+                pass
+            self._left_over = False
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            LOG.error("completions cannot be recorded in %s: %s", self._folder, error)
+        self._complained = True

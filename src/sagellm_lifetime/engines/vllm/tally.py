@@ -1,0 +1,79 @@
+"""What has come of the predictions of one engine core.
+
+``predictions = completions + censored + running`` always holds, whatever happens to the predictor:
+sequences that nobody predicted are counted apart.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any
+
+from sagellm_lifetime.core.scores import Scores
+
+
+class Tally:
+    """Counts; the engine's thread writes, any thread reads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running: dict[str, tuple[int, float]] = {}
+        self._scores = Scores()
+        self._predictions = 0
+        self._unpredicted = 0
+        self._reasons: dict[str, int] = {}
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def predicted(self, request_id: str, total: int, confidence: float) -> None:
+        """The first prediction of a sequence: the one that counts; later ones are ignored."""
+        with self._lock:
+            if request_id not in self._running:
+                self._running[request_id] = (total, confidence)
+                self._predictions += 1
+
+    def ended(self, request_id: str, length: int, seconds: float, reason: str) -> bool:
+        """A sequence has ended, so many seconds after it came; whether it had been predicted."""
+        with self._lock:
+            said = self._running.pop(request_id, None)
+            if said is None:
+                self._unpredicted += 1
+                return False
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+            if reason == "stop":
+                self._scores.completions += 1
+            else:
+                self._scores.censored += 1
+            if reason in ("stop", "length"):
+                self._scores.score(said[0], length, said[1])
+                self._tokens += length
+                self._seconds += seconds
+            return True
+
+    def running(self) -> list[str]:
+        """Sequences that were predicted and have not ended."""
+        with self._lock:
+            return list(self._running)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything at one moment, under the names of ``get_metrics``."""
+        with self._lock:
+            scores = self._scores
+            return {
+                **scores.metrics(self._predictions),
+                "completions": scores.completions,
+                "censored": scores.censored,
+                "running": len(self._running),
+                "unpredicted": self._unpredicted,
+                "finish_reasons": dict(self._reasons),
+                "seconds_per_token": self._seconds / self._tokens if self._tokens else None,
+                "sums": {
+                    "scored": scores.scored,
+                    "absolute_error": scores.absolute,
+                    "squared_error": scores.squared,
+                    "within_10_percent": scores.hits,
+                    "confidence": scores.confidence,
+                    "tokens": self._tokens,
+                    "seconds": self._seconds,
+                },
+            }

@@ -1,0 +1,149 @@
+"""A live scheduler without a model: requests go in, made-up tokens come out."""
+
+from itertools import count
+
+from sagellm_lifetime import create_predictor
+from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
+
+MODEL_LENGTH = 512
+SMALL = EngineSettings(blocks=60, max_num_seqs=16, max_num_batched_tokens=256)
+
+
+class Engine:
+    """Steps a scheduler by hand; a request ends after the number of tokens it was given."""
+
+    def __init__(self, settings=SMALL, *, asynchronous=False, scheduler_cls=None):
+        from sagellm_lifetime.engines.vllm.live import LiveAsyncScheduler, LiveScheduler
+
+        chosen = scheduler_cls or (LiveAsyncScheduler if asynchronous else LiveScheduler)
+        self.scheduler = build_scheduler(settings, MODEL_LENGTH, chosen)
+        self.now = 1000.0
+        self.scheduler.clock = lambda: self.now
+        self.lengths = {}
+        self.schedule = []
+        """Per step, what was scheduled: [(id, tokens), …]."""
+        self.preempted = []
+        self._names = count()
+        self._hasher = None
+        if settings.prefix_caching:
+            from sagellm_lifetime.replay.engine import block_hasher
+
+            self._hasher = block_hasher(settings.block_size)
+
+    @property
+    def lifetime(self):
+        return self.scheduler.lifetime
+
+    def on(self, **said):
+        """Switch prediction on. A step takes no time here, so any cost would be too much."""
+        self.scheduler.switch_on(LiveSettings(**{"floor_s": 1.0, **said}))
+        return self
+
+    def predict_with(self, predictor, **said):
+        """The same, with a predictor of the test's."""
+        from sagellm_lifetime.engines.vllm import build
+
+        made, build.make_predictor = build.make_predictor, lambda *_: predictor
+        try:
+            return self.on(**said)
+        finally:
+            build.make_predictor = made
+
+    def request(self, length, *, prompt=20, name=None, resumable=False, **params):
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        name = name or f"r{next(self._names)}"
+        self.lengths[name] = length
+        params = {"max_tokens": 400, "stop_token_ids": [STOP], "detokenize": False, **params}
+        tokens = prompt if isinstance(prompt, list) else list(range(prompt))
+        return Request(
+            name,
+            tokens,
+            SamplingParams(**params),
+            None,
+            arrival_time=self.now,
+            block_hasher=self._hasher,
+            resumable=resumable,
+        )
+
+    def add(self, length, **options):
+        made = self.request(length, **options)
+        self.scheduler.add_request(made)
+        self.now += 0.001
+        return made
+
+    def step(self, per_step=1):
+        """One step; running requests get ``per_step`` tokens (speculative decoding: more)."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        scheduler = self.scheduler
+        out = scheduler.schedule()
+        self.schedule.append(sorted(out.num_scheduled_tokens.items()))
+        self.preempted += sorted(out.preempted_req_ids or ())
+        names = list(out.num_scheduled_tokens)
+        tokens = []
+        for name in names:
+            request = scheduler.requests[name]
+            if request.num_computed_tokens < request.num_tokens:
+                tokens.append([])
+                continue
+            left = self.lengths[name] - request.num_output_tokens
+            some = [7] * min(per_step, left)
+            tokens.append([*some[:-1], STOP] if left <= per_step else some)
+        self.now += 0.01
+        return scheduler.update_from_output(
+            out, ModelRunnerOutput(names, {n: i for i, n in enumerate(names)}, tokens)
+        )
+
+    def run(self, steps=10_000, **options):
+        """Until nothing is left, or so many steps."""
+        for _ in range(steps):
+            if not self.scheduler.requests:
+                return self
+            self.step(**options)
+        return self
+
+    def abort(self, *names):
+        from vllm.v1.request import RequestStatus
+
+        self.scheduler.finish_requests(list(names), RequestStatus.FINISHED_ABORTED)
+
+    def stats(self):
+        return self.scheduler._service.stats()
+
+
+def fitted(seed=0):
+    """A predictor that tells long from short by the prompt length."""
+    predictor = create_predictor("survival", seed=seed)
+    from sagellm_lifetime.core.protocol import PredictionRequest
+
+    for i in range(200):
+        long = i % 2
+        predictor.predict(
+            PredictionRequest(i, [], 0, 400, {"client_id": "long" if long else "short"})
+        )
+        predictor.update(i, 200 if long else 10, 1.0)
+    return predictor
+
+
+def adds_up(stats):
+    """The invariant of the counts."""
+    return stats["total_predictions"] == (
+        stats["completions"] + stats["censored"] + stats["running"]
+    )
+
+
+def mixed_load(engine, n=40, steps=6):
+    """Long and short requests that are too many for the memory; some arrive while others run."""
+    for i in range(n):
+        long = i % 3 == 0
+        engine.add(
+            120 if long else 8,
+            prompt=30,
+            extra_args={"client_id": "long" if long else "short"},
+        )
+        if i % 4 == 3:
+            engine.run(steps)
+    return engine

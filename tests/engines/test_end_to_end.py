@@ -1,0 +1,174 @@
+"""The real server, started by our command, with a model of random weights."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from engine_help import adds_up, fitted
+from tiny_model import ENVIRONMENT, OPTIONS, make_model
+
+from sagellm_lifetime.cli.main import run
+from sagellm_lifetime.core.history.read import read_history
+
+START = "import sys; from sagellm_lifetime.cli.main import main; main()"
+PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
+
+
+class Server:
+    """One server process, and how to talk to it."""
+
+    def __init__(self, folder, *options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", START, "engine", "start", "model", *options, "--"),
+                    *(*OPTIONS, "--host", "127.0.0.1", "--port", str(self.port)),
+                ],
+                cwd=folder,
+                env={**os.environ, **ENVIRONMENT},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait(self):
+        ends = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            with contextlib.suppress(OSError):
+                self.get("/health")
+                return self
+            time.sleep(0.3)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def get(self, path):
+        with urlopen(self.url + path, timeout=30) as answer:
+            return answer.read().decode()
+
+    def post(self, path, body, timeout=60):
+        data = json.dumps(body).encode()
+        request = Request(self.url + path, data, {"content-type": "application/json"})
+        with urlopen(request, timeout=timeout) as answer:
+            return json.loads(answer.read())
+
+    def stats(self):
+        return json.loads(self.get("/lifetime/stats"))
+
+    def until(self, what, seconds=20):
+        ends = time.monotonic() + seconds
+        while not what(found := self.stats()):
+            assert time.monotonic() < ends, found
+            time.sleep(0.1)
+        return found
+
+    def complete(self, prompt="hello", **options):
+        body = {"model": "model", "prompt": prompt, "max_tokens": 12, "temperature": 1.0}
+        return self.post("/v1/completions", {**body, **options})
+
+    def hang_up(self, **options):
+        """Ask, and be gone when the answer has begun."""
+        said = {"model": "model", "prompt": "hello", "stream": True, **options}
+        body = json.dumps(said).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            while b"data:" not in connection.recv(65_536):
+                pass
+
+    def stop(self, sign=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        try:
+            self.process.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # nothing of it stays behind
+
+
+@pytest.fixture(scope="module")
+def folder(vllm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    make_model(folder / "model")
+    fitted().save(folder / "trained")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    options = ("--enable-lifetime-prediction", "--enable-online-learning", "--record", "rec")
+    server = Server(folder, *options, "--predictor-checkpoint", "trained")
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+def test_the_whole_way(server, folder, capsys):
+    # Ends of every kind.
+    assert server.complete(vllm_xargs={"client_id": "short"})["usage"]["completion_tokens"] <= 12
+    two = server.complete(n=2, max_tokens=8, ignore_eos=True)
+    assert len(two["choices"]) == 2
+    text = server.complete(seed=1, max_tokens=40, ignore_eos=True)["choices"][0]["text"]
+    letter = next(each for each in text[5:] if each.isascii() and each.isprintable())
+    stopped = server.complete(seed=1, max_tokens=40, ignore_eos=True, stop=[letter])
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+    with pytest.raises(HTTPError, match="400"):
+        server.complete(prompt="x" * 1000)
+    server.hang_up(max_tokens=240, ignore_eos=True, n=4)
+    found = server.until(lambda s: s["running"] == 0 and s["finish_reasons"].get("abort"))
+    assert adds_up(found)
+    assert found["mode"] == "shadow"
+    assert found["predictor"] == "survival"
+    assert found["finish_reasons"]["stop"] >= 1
+    assert found["finish_reasons"]["length"] >= 3
+    assert found["lessons"] == 200 + found["total_predictions"]
+    assert found["breaker"] == "closed"
+
+    # The switch.
+    assert server.post("/lifetime/mode", {"mode": "act"}) == {"mode": "act", "engines": 1}
+    server.until(lambda s: s["mode"] == "act")
+    threads = [
+        threading.Thread(target=server.complete, kwargs={"max_tokens": 30, "ignore_eos": True})
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    before = found["total_predictions"]
+    found = server.until(lambda s: s["total_predictions"] == before + 20 and not s["running"])
+    assert adds_up(found)
+    assert found["faults"] == dict.fromkeys(found["faults"], 0)
+
+    # Seen.
+    capsys.readouterr()
+    assert run(["stats", "--engine", server.url], "sagellm-lifetime") == 0
+    said = capsys.readouterr().out
+    assert "Predictor Type: Survival" in said
+    assert f"Total Predictions: {before + 20}" in said
+    assert "Mode: act" in said
+    metrics = server.get("/metrics")
+    assert f'lifetime_predictor_predictions_total{{engine="0"}} {before + 20}.0' in metrics
+    assert "vllm:generation_tokens_total" in metrics
+
+    # Stopped: everything is written.
+    server.stop()
+    frame = read_history(folder / "rec").frame
+    assert len(frame) == before + 20
+    assert set(frame["model"]) == {"model"}
+    assert "short" in set(frame["client_id"].drop_nulls())
+    assert (folder / "runs" / "engine" / "engine-0" / "predictor" / "manifest.json").exists()

@@ -1,0 +1,223 @@
+"""``engine start``: what is refused before anything heavy, and what is run otherwise."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from engine_help import fitted
+
+from sagellm_lifetime import create_predictor
+from sagellm_lifetime.cli import engine
+from sagellm_lifetime.cli.main import run
+from sagellm_lifetime.engines.vllm import launch
+from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.engines.vllm.state import EngineState
+
+ON = "--enable-lifetime-prediction"
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path, capfd):
+    """Run the command in an empty folder; what it would have started, or its complaint."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        started = []
+        monkeypatch.setattr(engine.os, "execv", lambda path, line: started.append(line))
+        code = run(["engine", "start", *map(str, args)], "sage llm")
+        err = capfd.readouterr().err
+        if code:
+            assert code == 2
+            assert not started
+            assert err.startswith("error: ")
+            assert err.count("\n") == 1
+            return err
+        assert "--additional-config" in err or ON not in args
+        (line,) = started
+        return line[3:]
+
+    return call
+
+
+def settings_of(line):
+    return json.loads(line[line.index("--additional-config") + 1])["lifetime"]
+
+
+def test_the_specifications_line(start, model, tmp_path):
+    create_predictor("lstm", hidden_size=16).save(tmp_path / "trained")
+    line = start(
+        *(model, "--engine-kind", "llm", ON, "--predictor-type", "lstm"),
+        *("--predictor-hidden-size", 16, "--predictor-checkpoint", "trained"),
+        *("--enable-online-learning", "--", "--port", 8001, "--dtype", "float32"),
+    )
+    assert line[0] == str(model)
+    assert line[line.index("--scheduler-cls") + 1] == launch.SCHEDULER
+    assert line[line.index("--middleware") + 1] == launch.MIDDLEWARE
+    assert line[line.index("--port") : line.index("--port") + 4] == [
+        *("--port", "8001", "--dtype", "float32")
+    ]
+    said = settings_of(line)
+    assert LiveSettings.of(said) == LiveSettings(
+        mode="shadow",
+        predictor="lstm",
+        width=16,
+        checkpoint=str(tmp_path / "trained"),
+        learn=True,
+        state=str(tmp_path / "runs" / "engine"),
+    )
+
+
+def test_what_is_named_is_there():
+    from sagellm_lifetime.engines.vllm.live import scheduler
+
+    module, _, name = launch.MIDDLEWARE.rpartition(".")
+    assert hasattr(__import__(module, fromlist=[name]), name)
+    assert f"{scheduler.__module__}.{scheduler.__name__}" == launch.SCHEDULER
+    assert launch.RUNNER == "sagellm_lifetime.engines.vllm.serve"
+
+
+def test_plain_vllm_where_nothing_is_asked_for(start, model):
+    assert start(model, "--", "--port", "1") == [str(model), "--port", "1"]
+
+
+def test_recorded_without_prediction(start, model, tmp_path):
+    said = settings_of(start(model, "--record", "rec", "--record-content"))
+    assert LiveSettings.of(said) == LiveSettings(
+        predict=False,
+        mode="off",
+        record=str(tmp_path / "rec"),
+        content=True,
+        state=str(tmp_path / "runs" / "engine"),
+    )
+
+
+def test_names_of_the_hub_are_taken_as_they_are(start):
+    for name in ("org/name-1.5B", "gpt2", "s3://bucket/model"):
+        assert start(name)[0] == name
+
+
+def test_the_users_additional_config_stays(start, model):
+    given = json.dumps({"other": [1]})
+    for form in (["--additional-config", given], [f"--additional_config={given}"]):
+        line = start(model, ON, "--", *form, "--port", "1")
+        assert line.count("--additional-config") == 1
+        both = json.loads(line[line.index("--additional-config") + 1])
+        assert both.keys() == {"other", "lifetime"}
+        assert line[line.index("--port") + 1] == "1"
+        assert not any(part.startswith("--additional_config") for part in line)
+
+
+def test_time_to_write_the_rest(start, model):
+    line = start(model, ON, "--record", "rec")
+    assert "--shutdown-timeout" in line
+    line = start(model, ON, "--record", "rec", "--", "--shutdown-timeout", "0")
+    assert line.count("--shutdown-timeout") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["/nowhere/model", ON], "no such folder"),
+        (["empty", ON], "config.json is missing"),
+        (["{model}", "--engine-kind", "embedding"], "engine-kind"),
+        (["{model}", ON, "--predictor-type", "oracle"], "unknown predictor 'oracle'"),
+        (["{model}", ON, "--predictor-type", "orca", "--predictor-hidden-size", "8"], "no hidden"),
+        (["{model}", ON, "--predictor-checkpoint", "nowhere"], "no such checkpoint"),
+        (["{model}", ON, "--predictor-checkpoint", "broken.pt"], "broken.pt"),
+        (["{model}", ON, "--predictor-checkpoint", "empty"], "not a checkpoint"),
+        (
+            ["{model}", ON, "--predictor-type", "lstm", "--predictor-checkpoint", "trained"],
+            "holds a survival predictor, not lstm",
+        ),
+        (["{model}", ON, "--lifetime-policy", "best"], "unknown policy 'best'"),
+        (["{model}", ON, "--lifetime-mode", "off"], "lifetime-mode"),
+        (["{model}", "--predictor-type", "lstm"], "needs --enable-lifetime-prediction"),
+        (["{model}", "--enable-online-learning"], "needs --enable-lifetime-prediction"),
+        (["{model}", ON, "--record-content"], "--record"),
+        (["{model}", ON, "--record", "broken.pt"], "broken.pt"),
+        (["{model}", ON, "--state", "used"], "another engine runs"),
+        (["{model}", ON, "--port", "1"], "No such option"),
+        (["{model}", ON, "--", "--scheduler-cls", "x.Y"], "--scheduler-cls"),
+        (["{model}", ON, "--", "--additional-config", "{{"], "not a JSON object"),
+        (["{model}", ON, "--", "--additional-config.a", "1"], "one JSON object"),
+        (
+            ["{model}", ON, "--lifetime-mode", "act", "--", "--scheduling-policy", "priority"],
+            "keeps an order of its own",
+        ),
+        (
+            ["{model}", ON, "--lifetime-mode", "act", "--", "--scheduling_policy=priority"],
+            "keeps an order of its own",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_refused_in_one_line(start, model, tmp_path, args, told):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    fitted().save(tmp_path / "trained")
+    used = EngineState(tmp_path / "used", 0)
+    assert told in start(*(each.format(model=model) for each in args))
+    used.close()
+
+
+def test_without_vllm_it_says_how_to_get_it(start, model, monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    assert "pip install 'isagellm-lifetime[vllm]'" in start(model, ON)
+
+
+def test_shadow_goes_with_vllms_priorities(start, model):
+    assert "priority" in start(model, ON, "--", "--scheduling-policy", "priority")
+
+
+def test_refusing_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys\n"
+        "from sagellm_lifetime.cli.main import run\n"
+        "assert run(['engine', 'start', '/nowhere/x', '--enable-lifetime-prediction'], 's') == 2\n"
+        "print([m for m in ('vllm', 'torch', 'polars', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_checkpoint_goes_before_what_was_learned_from_an_older_one(tmp_path, monkeypatch):
+    import os
+
+    from sagellm_lifetime.engines.vllm.predictor import make_predictor
+
+    fitted().save(tmp_path / "trained")
+    settings = LiveSettings(predictor="", checkpoint=str(tmp_path / "trained"))
+    learned = tmp_path / "learned"
+    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
+    create_predictor("survival").save(learned)
+    assert make_predictor(settings, learned).get_metrics()["lessons"] == 0
+    os.utime(learned / "manifest.json", (1, 1))
+    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
+    os.utime(tmp_path / "trained" / "manifest.json", (0, 0))
+    create_predictor("orca").save(tmp_path / "other")
+    assert make_predictor(settings, tmp_path / "other").name == "survival"
+    (learned / "manifest.json").write_text("{}")
+    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
+
+
+def test_vllm_gets_the_scheduler_that_it_needs(monkeypatch):
+    from types import SimpleNamespace
+
+    from sagellm_lifetime.engines.vllm import live
+
+    made = []
+    for name in ("LiveScheduler", "LiveAsyncScheduler"):
+        monkeypatch.setattr(live, name, lambda name=name, **options: made.append((name, options)))
+    for is_async in (False, True):
+        scheduler_config = SimpleNamespace(async_scheduling=is_async)
+        live.scheduler(SimpleNamespace(scheduler_config=scheduler_config), block_size=16)
+    assert [name for name, _ in made] == ["LiveScheduler", "LiveAsyncScheduler"]
+    assert made[0][1]["block_size"] == 16

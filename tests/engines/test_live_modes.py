@@ -1,0 +1,128 @@
+"""Off, shadow, act: what they touch, what they count, and switching between them."""
+
+import pytest
+from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
+
+from sagellm_lifetime.engines.vllm.settings import LiveSettings
+
+
+def stock(asynchronous=False, settings=SMALL):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return Engine(settings, scheduler_cls=AsyncScheduler if asynchronous else Scheduler)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["lifetime", "reserve", "sjf"])
+def test_shadow_changes_nothing_and_counts_what_it_would_have_changed(asynchronous, policy):
+    theirs = mixed_load(stock(asynchronous)).run()
+    ours = Engine(asynchronous=asynchronous).predict_with(fitted(), mode="shadow", policy=policy)
+    mixed_load(ours).run()
+    assert ours.schedule == theirs.schedule
+    assert ours.preempted == theirs.preempted != []
+    stats = ours.stats()
+    assert stats["total_predictions"] == stats["completions"] == 40
+    admissions, differing = stats["decisions"]["admission"]
+    preemptions, others = stats["decisions"]["preemption"]
+    assert preemptions == len(ours.preempted)
+    assert admissions == 40 + preemptions
+    assert 0 < differing <= admissions
+    assert (others > 0) == (policy == "lifetime")
+    assert stats["breaker"]["faults"] == dict.fromkeys(stats["breaker"]["faults"], 0)
+
+
+def test_off_changes_nothing_and_predicts_nothing():
+    theirs = mixed_load(stock()).run()
+    ours = mixed_load(Engine().predict_with(fitted(), mode="off")).run()
+    assert ours.schedule == theirs.schedule
+    stats = ours.stats()
+    assert stats["total_predictions"] == 0
+    assert stats["unpredicted"] == 40
+
+
+def test_without_settings_it_is_vllms():
+    assert mixed_load(Engine()).run().schedule == mixed_load(stock()).run().schedule
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_act_lets_the_short_go_first(asynchronous):
+    mean = {}
+    for mode in ("shadow", "act"):
+        engine = Engine(asynchronous=asynchronous).predict_with(fitted(), mode=mode)
+        ends = {}
+        finished = engine.lifetime.finished
+        engine.lifetime.finished = lambda r, *a, e=engine, d=ends, f=finished: (
+            d.update({r.request_id: e.now}),
+            f(r, *a),
+        )
+        mixed_load(engine, n=60, steps=2).run()
+        assert len(ends) == 60
+        mean[mode] = sum(ends.values()) / 60 - 1000.0
+    assert mean["act"] < 0.95 * mean["shadow"]
+
+
+def test_switched_while_running_it_knows_who_came_before():
+    engine = Engine().predict_with(fitted(), mode="off")
+    mixed_load(engine, n=24, steps=1)
+    assert engine.scheduler.waiting
+    assert engine.scheduler.running
+    there = len(engine.scheduler.requests)
+    lifetime = engine.lifetime
+    lifetime.want("act")
+    engine.step()
+    assert lifetime.acting
+    assert engine.stats()["total_predictions"] == there
+    mixed_load(engine, n=8, steps=2)
+    lifetime.want("shadow")
+    engine.step()
+    assert not lifetime.acting
+    arrivals = [request.arrival_time for request in engine.scheduler.waiting]
+    assert arrivals == sorted(arrivals)
+    mixed_load(engine, n=8, steps=2)
+    lifetime.want("off")
+    engine.step()
+    mixed_load(engine, n=8, steps=2)
+    engine.abort(engine.add(5).request_id)
+    lifetime.want("act")
+    engine.run()
+    stats = engine.stats()
+    assert adds_up(stats)
+    assert stats["running"] == 0
+    assert (stats["completions"], stats["unpredicted"]) == (48, 1)
+    assert not lifetime._forecaster.predictor.get_metrics()["running"]
+    assert not engine.scheduler.requests
+
+
+def test_the_watermark_is_kept_while_it_acts_and_given_back():
+    engine = Engine().predict_with(fitted(), mode="act", watermark=0.1)
+    manager = engine.scheduler.kv_cache_manager
+    engine.add(3)
+    engine.step()
+    assert manager.watermark_blocks == 6
+    engine.lifetime.want("off")
+    engine.run()
+    assert manager.watermark_blocks == 0
+
+
+def test_under_vllms_priorities_it_never_acts(caplog):
+    from dataclasses import replace
+
+    engine = Engine(replace(SMALL, policy="priority")).predict_with(fitted(), mode="act")
+    theirs = mixed_load(stock(settings=replace(SMALL, policy="priority"))).run()
+    mixed_load(engine).run()
+    assert engine.schedule == theirs.schedule
+    engine.lifetime.want("act")
+    stats = engine.stats()
+    assert stats["mode"] == "shadow"
+    assert stats["completions"] == 40
+    assert "keeps an order of its own" in engine.stats()["cannot_act"]
+
+
+def test_settings_come_with_vllms_configuration():
+    said = LiveSettings(mode="act", learn=True, state="/s").json()
+    assert said == {"mode": "act", "learn": True, "state": "/s"}
+    assert LiveSettings.of(said) == LiveSettings(mode="act", learn=True, state="/s")
+    for wrong in ({"mode": "on"}, {"policy": "best"}, {"colour": "red"}):
+        with pytest.raises(ValueError, match=next(iter(wrong.values())) + "|colour"):
+            LiveSettings.of(wrong)

@@ -1,0 +1,235 @@
+"""Statistics, routes, metrics, the switch, and a restart."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engine_help import Engine, fitted, mixed_load
+
+from sagellm_lifetime.cli.stats import block
+from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
+from sagellm_lifetime.engines.vllm.state import EngineState, ask_for, check_free, read_stats
+
+DASHBOARD = Path(__file__).parents[2] / "dashboards" / "lifetime.json"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """An engine that has served some, and its folder."""
+    engine = Engine().predict_with(fitted(), mode="shadow", state=str(tmp_path))
+    mixed_load(engine, n=30, steps=2)
+    engine.run(20)
+    engine.scheduler._service._keeper.round()
+    yield engine, tmp_path
+    engine.scheduler.shutdown()
+
+
+async def theirs(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"vLLM's"})
+
+
+def ask(state, method, path, body=b"", *, headers=(), api_key=None, app=None):
+    """One request to the middleware: status and body."""
+    args = SimpleNamespace(additional_config={"lifetime": {"state": str(state)}}, api_key=api_key)
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "root_path": "",
+        "query_string": b"",
+        "headers": list(headers),
+        "app": SimpleNamespace(state=SimpleNamespace(args=args)),
+    }
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run((app or LifetimeMiddleware(theirs))(scope, receive, send))
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:])
+
+
+def test_stats_are_the_engines(served):
+    engine, state = served
+    status, body = ask(state, "GET", "/lifetime/stats")
+    assert status == 200
+    found = json.loads(body)
+    stats = engine.stats()
+    for key in ("total_predictions", "completions", "censored", "running", "mae", "steps"):
+        assert found[key] == pytest.approx(stats[key])
+    assert found["mode"] == "shadow"
+    assert found["breaker"] == "closed"
+    assert found["stale"] == 0
+    text = "\n".join(block(found))
+    assert text.startswith("Lifetime Predictor Statistics:\n  Predictor Type: Survival\n")
+    assert f"Total Predictions: {stats['total_predictions']}" in text
+    for label in ("MAE: ", "10% Accuracy: ", "Avg Confidence: ", "Mode: shadow", "Overhead: "):
+        assert label in text
+        assert f"{label}n/a" not in text
+
+
+def test_other_routes(served):
+    _, state = served
+    assert ask(state, "GET", "/v1/models") == (200, b"vLLM's")
+    assert ask(state, "GET", "/lifetime/else")[0] == 404
+    assert ask(state, "POST", "/lifetime/stats")[0] == 404
+    assert ask(state / "nowhere", "GET", "/lifetime/stats")[0] == 503
+    assert ask(state / "nowhere", "POST", "/lifetime/mode", b'{"mode": "act"}')[0] == 503
+
+
+def test_the_mode_is_switched_while_running(served):
+    engine, state = served
+    assert ask(state, "POST", "/lifetime/mode", b'{"mode": "act"}')[0] == 202
+    engine.scheduler._service._keeper.round()
+    assert json.loads(ask(state, "GET", "/lifetime/stats")[1])["mode"] == "act"
+    engine.add(30)
+    engine.step()
+    assert engine.lifetime.acting
+    for wrong in (b"", b"{}", b'{"mode": "on"}', b"[1]", b'{"mode": ["act"]}', b"x" * 10_000):
+        assert ask(state, "POST", "/lifetime/mode", wrong)[0] == 400
+    (state / "engine-0" / "control.json").write_text("{")
+    engine.scheduler._service._keeper.round()
+    assert engine.lifetime.wanted == "act"
+
+
+def test_act_is_refused_where_it_cannot_be(served):
+    engine, state = served
+    engine.lifetime.cannot_act = "no"
+    engine.scheduler._service._keeper.round()
+    assert ask(state, "POST", "/lifetime/mode", b'{"mode": "act"}') == (409, b'{"error": "no"}')
+    assert ask(state, "POST", "/lifetime/mode", b'{"mode": "off"}')[0] == 202
+
+
+def test_the_switch_needs_the_key_where_there_is_one(served, monkeypatch):
+    _, state = served
+    body, key = b'{"mode": "act"}', [(b"authorization", b"Bearer secret")]
+    assert ask(state, "POST", "/lifetime/mode", body, api_key=["secret"])[0] == 401
+    assert ask(state, "POST", "/lifetime/mode", body, headers=key, api_key=["secret"])[0] == 202
+    assert ask(state, "POST", "/lifetime/mode", body, headers=key, api_key=["other"])[0] == 401
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert ask(state, "POST", "/lifetime/mode", body)[0] == 401
+    assert ask(state, "GET", "/lifetime/stats")[0] == 200
+
+
+@pytest.fixture
+def metrics(served, monkeypatch):
+    from prometheus_client import CollectorRegistry
+    from vllm.v1.metrics import prometheus
+
+    monkeypatch.setattr(prometheus, "get_prometheus_registry", CollectorRegistry)
+    engine, state = served
+    app = LifetimeMiddleware(theirs)
+    first, second = (ask(state, "GET", "/metrics", app=app) for _ in range(2))
+    assert first[0] == second[0] == 200
+    return engine, second[1].decode()
+
+
+def test_metrics_in_the_form_of_prometheus(metrics):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    engine, text = metrics
+    families = {each.name: each for each in text_string_to_metric_families(text)}
+    assert families
+    values = {}
+    for name, family in families.items():
+        assert re.fullmatch(r"lifetime_predictor_[a-z0-9_]+", name)
+        assert family.documentation
+        for sample in family.samples:
+            assert sample.labels["engine"] == "0"
+            assert sample.labels.keys() <= {"engine", "kind", "state", "predictor", "policy"}
+            values[sample.name, *sample.labels.values()] = sample.value
+    stats = engine.stats()
+    prefix = "lifetime_predictor_"
+    assert values[prefix + "predictions_total", "0"] == stats["total_predictions"] > 0
+    assert values[prefix + "predictions_total", "0"] == (
+        values[prefix + "completions_total", "0"]
+        + values[prefix + "censored_total", "0"]
+        + values[prefix + "running_sequences", "0"]
+    )
+    assert values[prefix + "mode", "0", "shadow"] == 1
+    assert values[prefix + "mode", "0", "act"] == 0
+
+
+def test_the_dashboard_shows_metrics_that_exist(metrics):
+    _, text = metrics
+    there = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[:1] != "#"}
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    used = {name for expr in asked for name in re.findall(r"lifetime_predictor_\w+", expr)}
+    assert len(asked) > 8
+    assert used
+    assert used <= there
+    titles = [panel["title"] for panel in dashboard["panels"]]
+    assert len(titles) == len(set(titles))
+
+
+def test_several_engine_cores_are_one_engine(tmp_path):
+    engines = []
+    for rank in range(2):
+        engine = Engine()
+        engine.scheduler.vllm_config.parallel_config.data_parallel_index = rank
+        engine.predict_with(fitted(), mode="shadow", state=str(tmp_path))
+        mixed_load(engine, n=10 + 10 * rank).run()
+        engine.scheduler._service._keeper.round()
+        engines.append(engine)
+    engines[0].scheduler.vllm_config.parallel_config.data_parallel_index = 0
+    found = json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])
+    stats = [engine.stats() for engine in engines]
+    assert [each["engine"] for each in found["engines"]] == [0, 1]
+    assert found["total_predictions"] == 30
+    errors = sum(each["sums"]["absolute_error"] for each in stats)
+    assert found["mae"] == pytest.approx(errors / 30)
+    status, body = ask(tmp_path, "POST", "/lifetime/mode", b'{"mode": "act"}')
+    assert (status, json.loads(body)["engines"]) == (202, 2)
+    engines[1].scheduler._service._keeper.round()
+    assert json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])["mode"] == "shadow, act"
+    for engine in engines:
+        engine.scheduler.shutdown()
+
+
+def test_one_engine_one_folder(tmp_path):
+    state = EngineState(tmp_path, 0)
+    state.write({"engine": 0, "x": float("nan")})
+    assert read_stats(tmp_path)[0]["x"] is None
+    with pytest.raises(LifetimeError, match="another engine runs"):
+        check_free(tmp_path)
+    with pytest.raises(LifetimeError, match="--state"):
+        EngineState(tmp_path, 0)
+    ask_for(tmp_path, "act")
+    assert state.asked_for() == "act"
+    assert state.asked_for() is None
+    ask_for(tmp_path, "act")
+    assert state.asked_for() == "act"
+    ask_for(tmp_path, "off")
+    state.close()
+    check_free(tmp_path)
+    assert not read_stats(tmp_path)
+    again = EngineState(tmp_path, 0)
+    assert again.asked_for() is None  # the command line says in which mode it starts
+    again.close()
+
+
+def test_what_was_learned_survives_a_restart(tmp_path):
+    for lessons in (20, 40):
+        engine = Engine().on(mode="shadow", learn=True, state=str(tmp_path))
+        mixed_load(engine, n=20).run()
+        assert engine.stats()["lessons"] == lessons
+        engine.scheduler._service._saver.round()  # what happens once a minute
+        engine.scheduler._service._state.close()  # and then the process was killed
+
+
+def test_without_learning_nothing_is_learned(tmp_path):
+    engine = Engine().predict_with(fitted(), mode="shadow", state=str(tmp_path))
+    mixed_load(engine, n=20).run()
+    engine.scheduler.shutdown()
+    assert engine.stats()["lessons"] == 200
+    assert engine.lifetime.predictor.get_metrics()["lessons"] == 200
+    assert not (tmp_path / "engine-0" / "predictor").exists()
