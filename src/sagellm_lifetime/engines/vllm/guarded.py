@@ -147,7 +147,8 @@ class LiveLifetime:
 
     def line_up(self, waiting: Any) -> None:
         """Put the queue in order, in ``act``."""
-        if self.acting and self._planner is not None and self._planner.joined:
+        # One alone has no place in a line; it gets one when another joins.
+        if self.acting and self._planner is not None and len(waiting) > 1 and self._planner.joined:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
