@@ -246,7 +246,7 @@ class LiveLifetime:
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
         if self.recorder is not None:
-            self.recorder.add(self._row(request, seconds, reason))
+            self.recorder.take(lambda: self._row(request, seconds, reason))
         self._feed.stop(name)
         if self._planner is not None:
             self._call(None, self._planner.finished, request, reason)
