@@ -222,8 +222,10 @@ def test_what_was_learned_survives_a_restart(tmp_path):
         engine = Engine().on(mode="shadow", learn=True, state=str(tmp_path))
         mixed_load(engine, n=20).run()
         assert engine.stats()["lessons"] == lessons
-        engine.scheduler._service._saver.round()  # what happens once a minute
-        engine.scheduler._service._state.close()  # and then the process was killed
+        service = engine.scheduler._service
+        service._saver.round()  # what happens once a minute
+        service._keeper._stopped.set()  # and then the process was killed
+        service._state.close()
 
 
 def test_without_learning_nothing_is_learned(tmp_path):

@@ -18,8 +18,8 @@ class Recording:
     def __init__(self):
         self.rows = []
 
-    def add(self, row):
-        self.rows.append(row)
+    def take(self, make):
+        self.rows.append(make())
 
     def flush(self):
         """Nothing to write."""

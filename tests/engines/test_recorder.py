@@ -206,3 +206,18 @@ def test_what_nobody_writes_is_bounded(tmp_path, monkeypatch):
     recorder.close()
     assert (recorder.recorded, recorder.lost) == (5, 3)
     assert len(pl.read_parquet(tmp_path / "*.parquet")) == 5
+
+
+def test_a_row_that_cannot_be_made_is_counted(tmp_path, monkeypatch, caplog):
+    engine = Engine().on(mode="off", record=str(tmp_path))
+
+    def broken(request):
+        raise AttributeError("extra_args")
+
+    monkeypatch.setattr(engine.lifetime._describe, "who", broken)
+    engine.add(3)
+    engine.add(4)
+    engine.run()
+    assert engine.stats()["record_lost"] == 2
+    assert len([r for r in caplog.records if "extra_args" in r.message]) == 1
+    engine.scheduler.shutdown()

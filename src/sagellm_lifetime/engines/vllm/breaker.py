@@ -7,8 +7,9 @@
 An exception, nonsense or slowness opens it for a while. After a hang it stays open: what hung may
 hold a lock, or hang again.
 
-Slow is what costs more of the processor than the budget on average, or more of the clock in most
-steps: on a busy machine any call takes milliseconds now and then, and it is not the call's fault.
+Whoever is over the budget by the clock, on average, is suspect: then it is looked at whether it is
+so in most steps, or by the processor's time too. If not, the machine is busy, where any call takes
+milliseconds now and then.
 """
 
 from __future__ import annotations
@@ -75,7 +76,12 @@ class Breaker:
         self._clock = clock
         self._until = 0.0
         self._limit = TimeLimit(limit_s)
-        self._forget()
+        # Averages over the steps, in seconds: what calls cost by the clock and of the processor,
+        # and how long a step takes; and the share of the steps that were over the budget.
+        self._cost = self._busy = self._pace = self._over = 0.0
+        self._steps = 0
+        self._suspected = 0
+        """Steps since the clock said that it costs too much; 0 while it does not."""
 
     @property
     def allows(self) -> bool:
@@ -86,7 +92,8 @@ class Breaker:
         """``function(*args)``, or ``fallback`` when it is not called or fails."""
         if not self.allows:
             return fallback
-        started, worked = time.perf_counter(), time.thread_time()
+        started = time.perf_counter()
+        worked = time.thread_time() if self._suspected else 0.0
         try:
             return self._limit(function, *args)
         except Hang:
@@ -97,8 +104,17 @@ class Breaker:
             self._open("exception", f"{type(error).__name__}: {error}")
         finally:
             self.spent += time.perf_counter() - started
-            self._worked += time.thread_time() - worked
+            if self._suspected:
+                self._worked += time.thread_time() - worked
         return fallback
+
+    def quick(self, function: Callable[..., Any], *args: Any) -> None:
+        """A call that only writes something down: without a time limit, and uncounted."""
+        if self.allows:
+            try:
+                function(*args)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+                self._open("exception", f"{type(error).__name__}: {error}")
 
     def step(self, seconds: float) -> None:
         """A step of the engine is over, which took so long."""
@@ -109,18 +125,32 @@ class Breaker:
         self._steps += 1
         weight = max(_WEIGHT, 1.0 / self._steps)
         self._pace += weight * (seconds - self._pace)
+        self._cost += weight * (spent - self._cost)
         budget = max(self._floor, self._share * self._pace)
-        self._cost += weight * (worked - self._cost)
-        self._over += weight * ((spent > budget) - self._over)
         if self._steps < _WARM:
             return
         if self._cost > budget:
-            self._open("slow", f"{_ms(self._cost)} a step on average, of {_ms(budget)}")
-        elif self._over > _MOST:
-            self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
-        elif self.state == "trial":
-            self.state, self._pause = "closed", self._first_pause
-            LOG.warning("lifetime prediction is back")
+            self._suspect(spent, worked, budget)
+        else:
+            self._suspected = 0
+            if self.state == "trial":
+                self.state, self._pause = "closed", self._first_pause
+                LOG.warning("lifetime prediction is back")
+
+    def _suspect(self, spent: float, worked: float, budget: float) -> None:
+        """Over the budget by the clock: is it so in most steps, or by the processor's time?"""
+        self._suspected += 1
+        if self._suspected == 1:  # nothing of it has been measured yet
+            self._busy = self._over = 0.0
+            return
+        weight = max(_WEIGHT, 1.0 / (self._suspected - 1))
+        self._busy += weight * (worked - self._busy)
+        self._over += weight * ((spent > budget) - self._over)
+        if self._suspected > _WARM:
+            if self._busy > budget:
+                self._open("slow", f"{_ms(self._busy)} a step on average, of {_ms(budget)}")
+            elif self._over > _MOST:
+                self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
 
     def ready(self) -> bool:
         """Whether calls are made from now on; after the pause they are, on trial."""
@@ -139,8 +169,8 @@ class Breaker:
         self._limit.close()
 
     def _forget(self) -> None:
-        self._steps = 0
-        self._cost = self._pace = self._over = 0.0
+        self._steps = self._suspected = 0
+        self._cost = self._busy = self._pace = self._over = 0.0
 
     def _open(self, kind: str, reason: str) -> None:
         again = self.state == "trial"

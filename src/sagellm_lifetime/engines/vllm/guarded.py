@@ -137,17 +137,20 @@ class LiveLifetime:
         planner = self._planner
         if planner is None:
             return
-        grown = self._feed.advance(self._scheduler.requests) if self._reads_tokens else ()
-        self._call(None, self._advance, planner, grown, busy)
+        self._note(lambda: planner.tick(busy=busy))
+        if self._reads_tokens:
+            grown = self._feed.advance(self._scheduler.requests)
+            if grown:
+                self._call(None, self._hand_over, grown)
 
-    def _advance(self, planner: Planner, grown: Sequence[Any], busy: bool) -> None:
-        planner.tick(busy=busy)
-        if grown and self._forecaster is not None:
+    def _hand_over(self, grown: Sequence[Any]) -> None:
+        if self._forecaster is not None:
             self._forecaster.grown([self._describe.grown(request) for request in grown])
 
     def line_up(self, waiting: Any) -> None:
         """Put the queue in order, in ``act``."""
-        if self.acting and self._planner is not None and self._planner.joined:
+        # One alone has no place in a line; it gets one when another joins.
+        if self.acting and self._planner is not None and len(waiting) > 1 and self._planner.joined:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
@@ -215,7 +218,10 @@ class LiveLifetime:
         """It runs (again)."""
         if self._planner is None:
             return
-        self._call(None, self._planner.admitted, request_id)
+        if self._plan.fit:
+            self._call(None, self._planner.admitted, request_id)
+        else:
+            self._note(self._planner.admitted, request_id)
         if self._reads_tokens:
             self._feed.start(self._scheduler.requests[request_id])
 
@@ -228,7 +234,7 @@ class LiveLifetime:
     def preempted(self, request: Any) -> None:
         """It waits again."""
         if self._planner is not None:
-            self._call(None, self._planner.preempted, request)
+            self._note(self._planner.preempted, request)
 
     def finished(self, request: Any, _reason: str = "") -> None:
         """It is over; the mixin's reason is as much as vLLM's scheduler knows."""
@@ -240,7 +246,7 @@ class LiveLifetime:
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
         if self.recorder is not None:
-            self.recorder.add(self._row(request, seconds, reason))
+            self.recorder.take(lambda: self._row(request, seconds, reason))
         self._feed.stop(name)
         if self._planner is not None:
             self._call(None, self._planner.finished, request, reason)
@@ -287,6 +293,10 @@ class LiveLifetime:
         answer = self.breaker.call(fallback, function, *args)
         self._mind()
         return answer
+
+    def _note(self, function: Callable[..., Any], *args: Any) -> None:
+        self.breaker.quick(function, *args)
+        self._mind()
 
     def _mind(self) -> None:
         """After a fault nothing of the planner is trusted any more."""

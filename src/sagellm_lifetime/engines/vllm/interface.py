@@ -22,6 +22,9 @@ METHODS = {
     "_update_request_with_output": ("request", "new_token_ids", "is_stale"),
     "get_request_counts": (),
     "_inflight_prefill_reserved_blocks": (),
+    "_handle_stopped_request": ("request",),
+    "_update_request_as_session": ("session", "update"),
+    "shutdown": (),
 }
 # Names the constructor has to set, found in its source: no instance is needed to look.
 ATTRIBUTES = (
@@ -34,6 +37,10 @@ ATTRIBUTES = (
     "_inflight_prefills",
     "kv_cache_manager",
     "reset_preempted_req_ids",
+    "kv_holding_waiting",
+    "deferred_waiting",
+    "num_waiting_for_streaming_input",
+    "hash_block_size",
 )
 REQUEST = (
     "request_id",
@@ -50,6 +57,12 @@ REQUEST = (
     "num_preemptions",
     "is_prefill_chunk",
     "sampling_params",
+    "_all_token_ids",
+    "_output_token_ids",
+    "resumable",
+    "session_id",
+    "lora_request",
+    "structured_output_request",
 )
 
 

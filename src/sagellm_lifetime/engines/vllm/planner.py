@@ -7,7 +7,7 @@ from heapq import nsmallest
 from typing import Any
 
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
-from sagellm_lifetime.engines.vllm.controller import LifetimeController, _Known
+from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController, _Known
 
 
 class Planner(LifetimeController):
@@ -22,10 +22,15 @@ class Planner(LifetimeController):
             self.admitted(request.request_id)
 
     def admitted(self, request_id: str) -> None:
-        """It runs, and perhaps it was never asked about: it came past the queue."""
+        """It runs, and perhaps it never had a place: nobody else was waiting."""
         known = self._known[request_id]
         if not known.survival.size:
-            self._look([known])
+            if known in self._unplaced:
+                self._unplaced.remove(known)
+            if self.plan.fit:
+                self._look([known])
+            else:
+                known.looked = -_RECENT  # when somebody must be preempted
         super().admitted(request_id)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,14 @@ class Recorder:
         self._left_over = True
         """Whether there may be journals that nobody writes any more."""
         self._complained = False
+
+    def take(self, make: Callable[[], dict[str, Any]]) -> None:
+        """One completion, which may be something that no row can be made of."""
+        try:
+            self.add(make())
+        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+            self.lost += 1
+            self._complain(error)
 
     def add(self, row: dict[str, Any]) -> None:
         """One completion; on the engine's thread."""

@@ -30,6 +30,7 @@ class TimeLimit:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._worker: _Worker | None = None
+        self._timer: bool | None = None
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """``function(*args)``.
@@ -37,8 +38,11 @@ class TimeLimit:
         Raises:
             Hang: it took longer than the limit.
         """
-        if threading.current_thread() is threading.main_thread() and _timer_is_ours():
-            return self._interrupted(function, *args)
+        if threading.current_thread() is threading.main_thread():
+            if self._timer is None:
+                self._timer = _take_timer()
+            if self._timer:
+                return self._interrupted(function, *args)
         if self._worker is None:
             self._worker = _Worker()
         return self._worker.call(function, args, self.seconds)
@@ -74,14 +78,12 @@ def _alarm(signum: int, frame: Any) -> None:
         raise Hang
 
 
-def _timer_is_ours() -> bool:
+def _take_timer() -> bool:
+    """Whether the signal is ours; taken if nobody else has it."""
     handler = signal.getsignal(signal.SIGALRM)
-    if handler is _alarm:
-        return True
-    if handler is not signal.SIG_DFL:
-        return False
-    signal.signal(signal.SIGALRM, _alarm)
-    return True
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGALRM, _alarm)
+    return handler in (signal.SIG_DFL, _alarm)
 
 
 class _Worker(threading.Thread):

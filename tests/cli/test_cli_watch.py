@@ -1,0 +1,37 @@
+"""``stats --watch``: again and again, until interrupted."""
+
+from sagellm_lifetime.cli import stats
+
+
+def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
+    asked = []
+
+    def ask(url):
+        asked.append(url)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {
+            "predictor": "lstm",
+            "total_predictions": len(asked),
+            "mode": "act",
+            "decisions": {"admission": [5, 2]},
+            "overhead_seconds": 0.002,
+            "step_seconds": 1.0,
+            "steps": 100,
+        }
+
+    monkeypatch.setattr(stats, "ask_engine", ask)
+    monkeypatch.setattr(stats, "_EVERY_S", 0.0)
+    done = cli("stats", "--engine", "http://h:1", "--watch", "--json", tmp_path / "s.json")
+    assert done.code == 130
+    assert asked == ["http://h:1"] * 3
+    assert "Total Predictions: 1\n" in done.out
+    assert "Total Predictions: 2\n" in done.out
+    assert "Shadow Admissions: 5, 2 differing" in done.out
+    assert "Overhead: 20 µs a step (0.20%)" in done.out
+    assert "\x1b" not in done.out  # no terminal
+    assert '"total_predictions": 2' in (tmp_path / "s.json").read_text()
+
+
+def test_it_needs_an_engine(refused):
+    assert "--watch needs --engine" in refused("stats", "--watch")
