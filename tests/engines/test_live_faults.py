@@ -9,6 +9,7 @@ import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime.engines.vllm.breaker import Breaker
+from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
 
 
@@ -59,14 +60,14 @@ FAULTS = {
     "nan": "nonsense",
     "negative": "nonsense",
     "rows": "nonsense",
-    "shape": "exception",
+    "shape": "nonsense",
     "update": "exception",
 }
 
 
 def faulty(wrong):
     predictor = Faulty()
-    predictor._set_knowledge(fitted()._knowledge())
+    set_knowledge(predictor, knowledge(fitted()))
     predictor.wrong = wrong
     return predictor
 

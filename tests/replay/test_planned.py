@@ -27,10 +27,10 @@ GOLDEN = {
     "longest-first": (44, 3667),
     "longest-first-oracle": (41, 3428),
     "reserve": (0, 4209),
-    "reserve-oracle": (7, 3693),
-    "reserve-max-tokens": (0, 21432),
-    "reserve-ratio": (0, 11003),
-    "reserve-average": (57, 3436),
+    "reserve-oracle": (0, 3854),
+    "reserve-max-tokens": (0, 21508),
+    "reserve-ratio": (0, 14551),
+    "reserve-average": (56, 3432),
 }
 
 

@@ -30,6 +30,7 @@ class Peak:
 
     def __init__(self, total: int, block_size: int, probability: float = 0.95) -> None:
         self._total = total
+        self._block_size = block_size
         self._ahead = np.concatenate([[0.0], HORIZON]) / block_size
         self._sds = NormalDist().inv_cdf(probability)
         self.mean = np.zeros(len(self._ahead))
@@ -43,11 +44,16 @@ class Peak:
             outlook: of the remaining lengths.
         """
         alive = np.ones((len(outlook), len(self._ahead)))
+        if outlook.certain:
+            # All of it until the end of the gap in which it ends, and no more than it comes to.
+            alive[:, 1:] = outlook.survival > 0.0
+            most = outlook.expected()[:, None] / self._block_size
+            mean = alive * (blocks[:, None] + np.minimum(self._ahead, most))
+            return mean, np.zeros_like(mean)
         alive[:, 1:] = outlook.survival
         held = blocks[:, None] + self._ahead
         mean = alive * held
-        doubt = 0.0 if outlook.certain else 1.0 - alive
-        return mean, mean * doubt * held
+        return mean, mean * (1.0 - alive) * held
 
     def add(self, mean: np.ndarray, variance: np.ndarray) -> None:
         """Take in one sequence's terms, each of shape ``(T + 1,)``."""
