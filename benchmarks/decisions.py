@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -80,6 +80,24 @@ def policies_of(load_name: str, *, more: bool) -> tuple[str, ...]:
     return OPEN + (EVICTING if more and load_name == "overload" else ())
 
 
+def bound_s(trace: Sequence[Any], pool_tokens: int, cost: Any) -> float:
+    """Seconds below which no schedule gets a batch done whose prompts share nothing.
+
+    Every prompt is computed once, every token decoded and its context read once; and there are at
+    least as many steps as the longest answer has tokens, and as the memory-time of all takes with
+    a pool that is always full.
+    """
+    prompt = np.array([request.prompt_length for request in trace], dtype=np.float64)
+    output = np.array([request.output_length for request in trace], dtype=np.float64)
+    area = float((prompt * output + output * (output - 1) / 2).sum())
+    fixed = (
+        cost.per_prefill_token * prompt.sum()
+        + cost.per_decode * output.sum()
+        + cost.per_context_token * area
+    )
+    return float(fixed + cost.base * max(area / pool_tokens, output.max()))
+
+
 def setting(
     name: str, blocks: int, load_name: str, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -122,6 +140,8 @@ def setting(
         "cost": cost.name,
         "predictor": options.predictor,
         "policies": found,
+        # Shared prefixes are computed and read less than once: no bound there.
+        "bound_s": None if engine.prefix_caching else bound_s(trace, 16 * (blocks - 1), cost),
     }
 
 
@@ -132,7 +152,12 @@ def report(runs: list[dict[str, Any]]) -> str:
         name, blocks, load_name = key
         rates = ", ".join(f"{line['rate']:.2f}" for line in lines)
         seeds = f"{len(lines)} seed" + ("s" if len(lines) > 1 else "")
-        asked = "all requests at once" if load_name == "offline" else f"{rates} requests/s"
+        asked = f"{rates} requests/s"
+        if load_name == "offline":
+            bounds = [f"{line['bound_s']:.0f}" for line in lines if line["bound_s"]]
+            asked = "all requests at once" + (
+                f"; no schedule takes less than {', '.join(bounds)} s" if bounds else ""
+            )
         rows = []
         for policy in lines[0]["policies"]:
             row = [policy]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -65,6 +66,11 @@ class TokenTiming:
             return DEFAULT_SECONDS_PER_TOKEN
         known = self._by_model.get(model or _EVERY) or self._by_model[_EVERY]
         return known.value()
+
+    def paces(self, models: Sequence[str | None]) -> list[float]:
+        """Seconds per token of many sequences, by their models."""
+        known = {model: self.seconds_per_token(model) for model in set(models)}
+        return [known[model] for model in models]
 
     def state(self) -> dict[str, list[float]]:
         """What was learned, as plain data."""

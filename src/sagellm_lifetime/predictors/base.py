@@ -273,12 +273,10 @@ class Predictor(LifetimePredictorProtocol):
         ages = np.array(age_list, dtype=np.int64)
         bands = bands_of(ages)
         caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
-        curves = list(self._calibration.curves)
-        batch = LengthDistributionBatch(
-            self._tracker.rows, slots, ages, caps, self._calibration.curves, bands
-        )
+        curves = self._calibration.curves
+        batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
         points, confidences = self._believed(batch, bands)
-        seconds = self._seconds_per_token(items)
+        views = list(curves)
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
             items,
@@ -287,7 +285,7 @@ class Predictor(LifetimePredictorProtocol):
             bands.tolist(),
             points.tolist(),
             confidences.tolist(),
-            seconds,
+            self._timing.paces([item.evidence.features.model for item in items]),
             strict=True,
         ):
             if item.estimate < 0:
@@ -297,16 +295,11 @@ class Predictor(LifetimePredictorProtocol):
                     n,
                     confidence,
                     n * pace,
-                    LengthDistribution(item.answers[-1], age, 0, cap, curves[band]),
+                    LengthDistribution(item.answers[-1], age, 0, cap, views[band]),
                     "prior" if item.prior else "model",
                 )
             )
         return results
-
-    def _seconds_per_token(self, items: list[Tracked]) -> list[float]:
-        models = [item.evidence.features.model for item in items]
-        pace = {model: self._timing.seconds_per_token(model) for model in set(models)}
-        return [pace[model] for model in models]
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -371,7 +364,11 @@ class Predictor(LifetimePredictorProtocol):
         """Learn the rest, which may take long."""
         self._pending.extend(answered(lesson))
         self._learn(Completion(lesson.evidence, lesson.length, lesson.censored))
-        self._lesson()
+        self._lessons += 1
+        # Rows of running sequences are computed anew at every doubling of what is known: soon
+        # after the start, and hardly ever later, when one more completion changes nothing.
+        if self._lessons & (self._lessons - 1) == 0:
+            self._version += 1
         if len(self._pending) >= _CALIBRATE_EVERY:
             self._calibrate_pending()
 
@@ -380,13 +377,6 @@ class Predictor(LifetimePredictorProtocol):
         with self._lock:
             if self._tracker.take(sequence_id) is not None:
                 self._tracker.discarded += 1
-
-    def _lesson(self) -> None:
-        self._lessons += 1
-        # Rows of running sequences are computed anew at every doubling of what is known: soon
-        # after the start, and hardly ever later, when one more completion changes nothing.
-        if self._lessons & (self._lessons - 1) == 0:
-            self._version += 1
 
     def _calibrate_pending(self) -> None:
         calibrate(self._calibration, self._pending)

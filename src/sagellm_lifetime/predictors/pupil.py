@@ -112,6 +112,7 @@ class Pupil:
     def _heed(self, frame: Frame) -> None:
         self._number = frame.number
         if frame.kind == LESSON:
+            # Pickled by our parent, over a pipe that nobody else has: never by a file or a client.
             # A lesson that cannot be learned ends the process, which is then started anew from the
             # last checkpoint: half a lesson is no state to go on from.
             self._replica.learn(pickle.loads(frame.body))
