@@ -40,6 +40,11 @@ def make_lifetime(
         warm_up(predictor)
         forecaster = LiveForecaster(predictor, tally, learn=settings.learn)
         reads_tokens = has_network(predictor.name)
+    signals = None
+    if settings.signals:
+        from sagellm_lifetime.engines.vllm.signals import Signals
+
+        signals = Signals()
     served = config.model_config.served_model_name
     return LiveLifetime(
         scheduler,
@@ -50,6 +55,7 @@ def make_lifetime(
             served[0] if isinstance(served, list) else str(served),
             scheduler.max_model_len,
             scheduler.hash_block_size,
+            signals,
         ),
         endings=Endings(),
         breaker=Breaker(
@@ -63,6 +69,7 @@ def make_lifetime(
         recorder=Recorder(Path(settings.record), name_of(rank), content=settings.content)
         if settings.record
         else None,
+        signals=signals,
         watermark=settings.watermark,
         cannot_act=cannot_act(scheduler.scheduler_config.policy),
     )

@@ -29,6 +29,11 @@ Notes = list[list[float]]
 _notes: dict[str, Notes] = {}
 
 
+def noted(key: str) -> Notes:
+    """The notes of a request so far: log-probability of an end and entropy by age."""
+    return _notes.get(key, [])
+
+
 def taken(key: str) -> tuple[list[float], list[float]]:
     """The notes of a finished request, which are forgotten here.
 

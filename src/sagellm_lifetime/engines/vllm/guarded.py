@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.engines.vllm.describe import Describer
@@ -26,6 +26,9 @@ from sagellm_lifetime.engines.vllm.shadow import Shadow
 from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.predictors.base import Predictor
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.engines.vllm.signals import Signals
 
 _HEAD: Final = 64
 """Of the queue, as far as anybody is let go first."""
@@ -46,6 +49,7 @@ class LiveLifetime:
         breaker: goes round every call.
         tally: counts.
         recorder: of completions; ``None`` for none.
+        signals: of the model, of every request; ``None`` where they are not watched.
         watermark: share of the pool left free at admission, in ``act``.
         cannot_act: why ``act`` is impossible here, or nothing.
     """
@@ -62,6 +66,7 @@ class LiveLifetime:
         breaker: Breaker,
         tally: Tally,
         recorder: Recorder | None,
+        signals: Signals | None,
         watermark: float,
         cannot_act: str,
     ) -> None:
@@ -72,6 +77,7 @@ class LiveLifetime:
         self.breaker = breaker
         self.tally = tally
         self.recorder = recorder
+        self._signals = signals
         self.endings = endings
         self.shadow = Shadow()
         self.steps = 0
@@ -210,6 +216,8 @@ class LiveLifetime:
 
     def arrived(self, request: Any) -> None:
         """A sequence was queued."""
+        if self._signals is not None:
+            self._signals.ask(request)
         self._between.discard(request.request_id)
         if self._planner is not None:
             self._call(None, self._planner.arrived, request)
@@ -245,8 +253,9 @@ class LiveLifetime:
         reason = self.endings.reason(request)
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
+        signals = self._signals.taken(name) if self._signals is not None else {}
         if self.recorder is not None:
-            self.recorder.take(lambda: self._row(request, seconds, reason))
+            self.recorder.take(lambda: self._row(request, seconds, reason) | signals)
         self._feed.stop(name)
         if self._planner is not None:
             self._call(None, self._planner.finished, request, reason)
@@ -270,6 +279,7 @@ class LiveLifetime:
         row["actual_length"] = request.num_output_tokens
         row["actual_time"] = seconds
         row["finish_reason"] = reason
+        row["temperature"] = self._describe.temperature(request)
         if self.recorder is not None and self.recorder.content:
             row["prompt_token_ids"] = list(request.prompt_token_ids or ())
             row["output_token_ids"] = list(request._output_token_ids)

@@ -22,6 +22,7 @@ from sagellm_lifetime.engines.vllm.state import check_free
 
 SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
+PROCESSOR: Final = "sagellm_lifetime.engines.vllm.eos:EosWatch"
 RUNNER: Final = "sagellm_lifetime.engines.vllm.serve"
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHUTDOWN_S: Final = 10
@@ -103,6 +104,8 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     rest, additional = _additional_config(options)
     additional[KEY] = settings.json()
     line += ["--scheduler-cls", SCHEDULER]
+    if settings.signals:
+        line += ["--logits-processors", PROCESSOR]
     if settings.state:
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(options, "--shutdown-timeout") is None:

@@ -27,6 +27,7 @@ class LiveSettings:
         width: hidden size of a network, 0 for its own.
         checkpoint: directory or exported file; empty for none.
         learn: whether the predictor learns from completions.
+        signals: whether the predictor is told the model's EOS log-probability and entropy.
         watermark: share of the KV pool that ``act`` leaves free at admission, unless the plan keeps
             room itself or the engine was started with more.
         state: folder for statistics, the switch, and what was learned; empty for none.
@@ -45,6 +46,7 @@ class LiveSettings:
     width: int = 0
     checkpoint: str = ""
     learn: bool = False
+    signals: bool = False
     watermark: float = 0.05
     state: str = ""
     record: str = ""
