@@ -83,10 +83,6 @@ class Learner:
             LOG.error("the process that learns: %s", counts["learner_trouble"])
         self._trouble = counts["learner_trouble"]
 
-    def drain(self, timeout: float) -> bool:
-        """Wait until all is learned and in use; whether it was so within ``timeout`` seconds."""
-        return self._elsewhere.drain(timeout)
-
     def close(self) -> None:
         """Let it learn and save what is left, and end it."""
         # A predictor that hangs may hold the lock which this needs, and nobody waits for it. Then
