@@ -123,7 +123,7 @@ def server(folder):
         server.stop()
 
 
-def test_the_whole_way(server, folder, capsys):
+def test_the_whole_way(server, folder, capsys, monkeypatch):
     # Ends of every kind.
     assert server.complete(vllm_xargs={"client_id": "short"})["usage"]["completion_tokens"] <= 12
     two = server.complete(n=2, max_tokens=8, ignore_eos=True)
@@ -159,7 +159,8 @@ def test_the_whole_way(server, folder, capsys):
     for thread in threads:
         thread.join()
     before = found["total_predictions"]
-    found = server.until(lambda s: s["total_predictions"] == before + 20 and not s["running"])
+    found = server.until(lambda s: s["lessons"] == learned + 20 and not s["running"], PATIENCE_S)
+    assert found["total_predictions"] == before + 20
     assert adds_up(found)
     assert found["faults"] == dict.fromkeys(found["faults"], 0)
 
@@ -181,13 +182,12 @@ def test_the_whole_way(server, folder, capsys):
     assert set(frame["model"]) == {"model"}
     assert "short" in set(frame["client_id"].drop_nulls())
     assert lessons_in(folder / LEARNED) == 200 + len(frame)
-
-
-def test_and_round_again(server, folder, monkeypatch, capsys):
-    """What was recorded is trained on, exported and served; and what that learns is kept."""
-    server.complete(n=32, max_tokens=8)
-    server.stop()
     monkeypatch.chdir(folder)
+    round_again(folder, capsys)
+
+
+def round_again(folder, capsys):
+    """What was recorded is trained on, exported and served; and what that learns is kept."""
     said = ["--data-path", "rec", "--predictor-type", "lstm", "--output-path", "lstm"]
     for line in (["train", *said], ["export", "--checkpoint", "lstm", "--output-path", "model.pt"]):
         assert run(line, "sagellm-lifetime") == 0, capsys.readouterr().err

@@ -56,7 +56,9 @@ def test_a_network_learns_and_nothing_of_it_in_the_engine(tmp_path, monkeypatch)
         assert sum(stats["breaker"]["faults"].values()) == 0
     found = load_predictor(learned)
     question = PredictionRequest("new", [], 0, 400, {"client_id": "long"})
-    assert served.clone().predict(question) == found.predict(question)
+    mine, theirs = served.clone().predict(question), found.predict(question)
+    assert mine.estimated_remaining_tokens == theirs.estimated_remaining_tokens
+    assert mine.confidence == theirs.confidence
 
 
 def test_without_learning_nothing_is_learned(tmp_path):
@@ -73,7 +75,8 @@ def test_without_learning_nothing_is_learned(tmp_path):
 # -- what it goes on from --------------------------------------------------------------------
 
 
-def test_a_restart_goes_on_and_another_checkpoint_starts_anew(tmp_path, caplog):
+def test_a_restart_goes_on_and_another_checkpoint_starts_anew(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(learner, "_STOP_S", PATIENCE_S)
     fitted().save(tmp_path / "a")
     create_predictor("survival").save(tmp_path / "b")
     state = tmp_path / "state"

@@ -102,12 +102,16 @@ def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
     """
     held = claim(learned, _PATIENCE_S)  # the last one may still be writing
     try:
-        why = _why_not(learned, predictor, origin) if learned.exists() else ""
+        if not learned.exists():
+            return
+        why = _why_not(learned, predictor, origin)
         if why:
             names = (learned.with_name(f"{learned.name}.old{n or ''}") for n in count())
             kept = next(name for name in names if not name.exists())
             learned.rename(kept)
             LOG.warning("what was learned before is not used, and kept as %s (%s)", kept, why)
+        else:
+            LOG.info("lifetime prediction goes on with what was learned in %s", learned)
     finally:
         os.close(held)
 
