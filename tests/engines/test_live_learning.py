@@ -13,6 +13,7 @@ from sagellm_lifetime.cli.stats import block
 from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm import learner
+from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.learner import STARTED_FROM, make_way
 from sagellm_lifetime.engines.vllm.merge import merge
 from sagellm_lifetime.engines.vllm.predictor import make_predictor
@@ -38,7 +39,7 @@ def kill(engine):
 def test_a_network_learns_and_nothing_of_it_in_the_engine(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     settings = {"predictor": "lstm", "width": 16, "state": str(tmp_path)}
-    engine = Engine().on(mode="act", learn=True, **settings)
+    engine = Engine().on(mode="act", learn=True, limit_s=60.0, **settings)
 
     def in_the_engine(_):
         raise AssertionError("a gradient step on the engine's thread")
@@ -77,6 +78,7 @@ def test_without_learning_nothing_is_learned(tmp_path):
 
 def test_a_restart_goes_on_and_another_checkpoint_starts_anew(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(learner, "_STOP_S", PATIENCE_S)
+    caplog.set_level("WARNING", LOG.name)  # which the helper's scheduler has raised
     fitted().save(tmp_path / "a")
     create_predictor("survival").save(tmp_path / "b")
     state = tmp_path / "state"
@@ -170,6 +172,7 @@ def test_without_a_state_folder_what_is_learned_is_temporary():
 
 
 def test_a_process_that_dies_is_reported_and_started_anew(caplog):
+    caplog.set_level("WARNING", LOG.name)
     engine = Engine().predict_with(fitted(), mode="act", learn=True)
     mixed_load(engine, n=8).run()
     assert engine.learned()["learner_running"]
