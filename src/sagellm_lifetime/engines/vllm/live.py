@@ -51,10 +51,10 @@ class LiveMixin(LifetimeMixin):
 
         rank = self.vllm_config.parallel_config.data_parallel_index
         state = EngineState(Path(settings.state), rank) if settings.state else None
-        learned = state.folder / PREDICTOR if state and settings.learn else None
-        lifetime = make_lifetime(self, settings, rank, learned)
+        learned = state.folder / PREDICTOR if state is not None else None
+        lifetime, learner = make_lifetime(self, settings, rank, learned)
         self.lifetime = lifetime
-        self._service = Service(lifetime, settings, state, learned, rank)
+        self._service = Service(lifetime, settings, state, learner, rank)
         self._service.start(self.vllm_config.model_config)
         if settings.mode != "off":
             lifetime.want("shadow")
