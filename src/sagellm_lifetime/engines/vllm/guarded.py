@@ -170,7 +170,7 @@ class LiveLifetime:
         planner = self._planner
         # One alone has no place in a line; it gets one when another joins.
         if planner is not None and self.acting and len(waiting) > 1 and planner.joined:
-            # Nor have they while all are let in, or nobody: who has joined is placed when it counts.
+            # Nor have they while all are let in, or nobody: they are placed when it counts.
             if not self._scheduler.order_matters():
                 return
             order = self._call(None, planner.ordered, waiting)

@@ -20,7 +20,9 @@ from sagellm_lifetime.policies.state import Outlook, Sequences
 class Planner(LifetimeController):
     """Takes copies, and checks that what comes back is the same in another order."""
 
-    def __init__(self, *args: Any, came: Callable[[Any], PredictionRequest], **options: Any) -> None:
+    def __init__(
+        self, *args: Any, came: Callable[[Any], PredictionRequest], **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self._as_it_came = came
         self._came: dict[str, Any] = {}
