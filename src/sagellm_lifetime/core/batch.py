@@ -60,17 +60,15 @@ class LengthDistributionBatch:
 
     def survival_at(self, times: np.ndarray) -> np.ndarray:
         """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``(T,)`` times."""
-        count, width = len(self), len(times)
-        every = np.repeat(np.arange(count), width)
-        flat = LengthDistributionBatch(
+        wide = LengthDistributionBatch(
             self.rows,
-            self.index[every],
-            self.ages[every],
-            self.caps[every],
+            self.index[:, None],
+            self.ages[:, None],
+            self.caps[:, None],
             self.curves,
-            None if self.bands is None else self.bands[every],
+            None if self.bands is None else self.bands[:, None],
         )
-        return flat.survival(np.tile(times, count)).reshape(count, width)
+        return wide._survival(times, wide._base())
 
     def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)

@@ -97,7 +97,8 @@ class Outlook:
     def exact(cls, remaining: np.ndarray) -> Outlook:
         """Of lengths that are known (an oracle), or assumed (a global average)."""
         gap = (np.asarray(remaining, dtype=np.float64)[:, None] - HORIZON + _STEPS) / _STEPS
-        return cls(np.clip(gap, 0.0, 1.0), np.ones(len(remaining)), certain=True)
+        survival = np.minimum(np.maximum(gap, 0.0), 1.0)
+        return cls(survival, np.ones(len(remaining)), certain=True)
 
     def __len__(self) -> int:
         return len(self.survival)

@@ -52,6 +52,17 @@ class Describer:
             {**self.features(request), **self._seen(request)},
         )
 
+    def came(self, request: Any) -> PredictionRequest:
+        """As it came, however much it has generated since."""
+        prompt = request._all_token_ids[: request.num_prompt_tokens]
+        return PredictionRequest(
+            request.request_id,
+            prompt if request.prompt_token_ids else [],
+            0,
+            self.cap(request),
+            self.features(request),
+        )
+
     def grown(self, request: Any) -> PredictionRequest:
         """What is new: the generated tokens alone, where they cannot be taken for the prompt."""
         generated = list(request._output_token_ids)

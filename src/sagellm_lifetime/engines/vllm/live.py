@@ -67,8 +67,9 @@ class LiveMixin(LifetimeMixin):
             return super().schedule(*args, **options)
         lifetime.begin(busy=bool(self.running))
         output = super().schedule(*args, **options)
-        admitted = {new.req_id for new in output.scheduled_new_reqs}
-        lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
+        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+            admitted = {new.req_id for new in output.scheduled_new_reqs}
+            lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
         return output
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
