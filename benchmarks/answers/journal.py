@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from sagellm_lifetime.features.signals import windows
+from sagellm_lifetime.core.signals import windows
 
 SCHEMA: dict[str, Any] = {
     "request_id": pl.String,

@@ -5,7 +5,12 @@ import pytest
 from engine_help import Engine
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.engines.vllm.launch import PROCESSOR, command
+from sagellm_lifetime.engines.vllm.launch import (
+    PROCESSOR,
+    LaunchError,
+    check_one_process,
+    command,
+)
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 
 
@@ -78,4 +83,17 @@ def test_nobody_is_watched_unless_asked_for(eos):
 def test_the_processor_is_loaded_where_it_is_asked_for():
     line = command("m", LiveSettings(signals=True), [])
     assert line[line.index("--logits-processors") + 1] == PROCESSOR
+    assert line[line.index("--distributed-executor-backend") + 1] == "uni"
     assert "--logits-processors" not in command("m", LiveSettings(), [])
+    said = ["--distributed-executor-backend", "uni"]
+    assert command("m", LiveSettings(signals=True), said).count(said[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--tensor-parallel-size", "2"], ["-tp=2"], ["--distributed-executor-backend", "mp"]],
+)
+def test_a_model_in_other_processes_is_refused(options):
+    with pytest.raises(LaunchError, match="--watch-eos"):
+        check_one_process(options)
+    check_one_process(["--tensor-parallel-size", "1", "--port", "2"])

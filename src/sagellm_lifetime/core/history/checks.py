@@ -16,10 +16,10 @@ from sagellm_lifetime.core.history.schema import (
     MAX_COUNT,
     MAX_SECONDS,
     NUMBERS,
-    SIGNALS,
     Layout,
 )
 from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.signals import SIGNALS
 
 FAULT = "__fault"
 _SHOWN_REASON = r"^[A-Za-z_-]{1,20}$"  # anything else may be a piece of a prompt gone astray

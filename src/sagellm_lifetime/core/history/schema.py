@@ -11,7 +11,7 @@ import polars as pl
 # The table of the design, section 5, in its order; only ``actual_length`` is required. The last
 # three are additions, what a request says (section 4) as a recorder sees it: the temperature it was
 # sampled at, and what the model itself gave along the way (nats): one entry for the generated
-# tokens 1–16, one for 17–32, … (features/signals.py).
+# tokens 1–16, one for 17–32, … (core/signals.py).
 HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "request_id": pl.String(),
     "model": pl.String(),
@@ -37,9 +37,6 @@ HISTORY_SCHEMA: dict[str, pl.DataType] = {
 }
 NUMBERS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_numeric())
 LISTS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_nested())
-SIGNALS = ("eos_logprob", "entropy")
-SIGNAL_EVERY = 16
-"""Generated tokens to an entry of the signals."""
 
 # Above these a value is a mistake (a time in milliseconds, a byte count), not a long answer.
 MAX_COUNT = 10**8

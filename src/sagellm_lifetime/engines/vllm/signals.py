@@ -5,9 +5,8 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
-from sagellm_lifetime.core.history.schema import SIGNALS
+from sagellm_lifetime.core.signals import SIGNALS, windows
 from sagellm_lifetime.engines.vllm import eos
-from sagellm_lifetime.features.signals import windows
 
 
 class Signals:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.core.history.schema import SIGNAL_EVERY
-
+SIGNALS: Final = ("eos_logprob", "entropy")
+SIGNAL_EVERY: Final = 16
+"""Generated tokens to an entry."""
 _LEAST = -100.0
 """Log-probability of what cannot be."""
 
