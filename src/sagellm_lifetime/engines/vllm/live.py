@@ -72,6 +72,11 @@ class LiveMixin(LifetimeMixin):
             lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
         return output
 
+    def _is_tight(self) -> bool:
+        # To ask about all that run takes as long as half a step of vLLM's. A replay asks in every
+        # step that might run out, in simulated time; here, in those that will.
+        return super()._is_tight() and self._runs_out()
+
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         if self.lifetime is not None:
             self.lifetime.preempting(request)

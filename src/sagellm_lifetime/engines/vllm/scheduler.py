@@ -148,16 +148,18 @@ class LifetimeMixin:
 
     def _is_tight(self) -> bool:
         """Whether this step may run out of blocks."""
-        block = self.block_size
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        coming = self._prefill_left() // block
-        if free >= len(self.running) + coming:
-            return False
+        need = len(self.running) + self._prefill_left() // self.block_size
+        return self.kv_cache_manager.block_pool.get_num_free_blocks() < need
+
+    def _runs_out(self) -> bool:
+        """The same, told more closely: every sequence is looked at."""
         if self.num_lookahead_tokens or len(self.kv_cache_config.kv_cache_groups) > 1:
             return True
-        # Those whose last block is full; one that is in prefill is counted already.
-        full = sum(r.num_computed_tokens % block == 0 for r in self.running)
-        return bool(free < full + coming + len(self._inflight_prefills))
+        block = self.block_size
+        # Those whose last block is full; one in prefill may begin one more than it fills.
+        need = sum(request.num_computed_tokens % block == 0 for request in self.running)
+        need += self._prefill_left() // block + len(self._inflight_prefills)
+        return bool(self.kv_cache_manager.block_pool.get_num_free_blocks() < need)
 
 
 class LifetimeScheduler(LifetimeMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here
