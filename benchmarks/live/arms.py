@@ -42,6 +42,8 @@ class Setting:
             "--max-model-len": self.max_model_len,
             "--dtype": "float32",
             "--served-model-name": served,
+            # In the engine core itself: a worker beside it is waited for by spinning, on a core.
+            "--distributed-executor-backend": "uni",
             "--logits-processors": "live.end_at:EndAt",
         }
         flat = [str(each) for pair in said.items() for each in pair]
