@@ -192,7 +192,10 @@ class Bench:
                 f"watermark tuned to {watermark:g}"
             )
             found = replayed(trace, self.setting, cost, predictor, watermark)
-            pages.append(page.section({"title": title, "live": live, "replayed": found}))
+            stats = {arm: line["stats"] for arm, line in lines.items() if line["stats"]}
+            pages.append(
+                page.section({"title": title, "live": live, "replayed": found, "stats": stats})
+            )
         return "\n".join(pages)
 
 

@@ -22,7 +22,7 @@ def section(load: Mapping[str, Any]) -> str:
 
     Args:
         load: ``title``; ``live``: figures by arm; ``replayed``: the same by policy, on the fitted
-            clock alone.
+            clock alone; ``stats``: of the servers that had any, by arm.
     """
     parts = [f"### {load['title']}"]
     live, replayed = load["live"], load["replayed"]
@@ -34,7 +34,25 @@ def section(load: Mapping[str, Any]) -> str:
             clock_table(replayed, "fitted"),
             *orders(live, replayed),
         ]
+    parts += [worth(arm, stats) for arm, stats in load["stats"].items()]
     return "\n\n".join(parts) + "\n"
+
+
+def worth(arm: str, stats: Mapping[str, Any]) -> str:
+    """What a server says of its predictions."""
+    share = stats["overhead_seconds"] / stats["step_seconds"] if stats["step_seconds"] else 0.0
+    faults = {kind: count for kind, count in stats["faults"].items() if count}
+    said = f"{arm}: {share:.2%} of the steps' time spent on predictions and policy; " + (
+        f"faults: {faults}" if faults else "no fault"
+    )
+    admissions, differing = stats["decisions"]["admission"]
+    preemptions, others = stats["decisions"]["preemption"]
+    if admissions:
+        said += (
+            f"; {differing} of {admissions} admissions and {others} of {preemptions} preemptions "
+            "would have been others"
+        )
+    return said + "."
 
 
 def clock_table(found: Mapping[str, Any], clock: str) -> str:
@@ -78,6 +96,13 @@ def orders(live: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[str]:
         )
     if "fcfs" in live and "shadow" in live:
         lines.append(f"The same schedule, measured twice: {twice(live)}.")
+    ratios = {
+        arm: replayed[arm]["fitted"]["mean_latency"] / live[arm]["fitted"]["mean_latency"] - 1
+        for arm in replayed
+        if arm in live
+    }
+    said = ", ".join(f"{arm} {ratio:+.1%}" for arm, ratio in ratios.items())
+    lines.append(f"Mean latency replayed against live: {said}.")
     return lines
 
 

@@ -89,7 +89,7 @@ def _run(bench: Any, trace: Sequence[TraceRequest], mode: str) -> list[dict[str,
             "max_num_seqs": setting.max_num_seqs,
             "num_gpu_blocks_override": setting.blocks,
             "served_model_name": bench.served,
-            **bench.in_process,
+            **as_arguments(bench.options.vllm),
         },
         "requests": [_asked(request) for request in trace],
         "stats": str(bench.logs / f"check-{mode}.stats.json"),
@@ -102,6 +102,12 @@ def _run(bench: Any, trace: Sequence[TraceRequest], mode: str) -> list[dict[str,
         env={**ENVIRONMENT, **os.environ, "PYTHONPATH": python_path()},
     )
     return [json.loads(line) for line in Path(log).read_text(encoding="utf-8").splitlines()]
+
+
+def as_arguments(options: Sequence[str]) -> dict[str, str]:
+    """vLLM's options on the command line as arguments of ``LLM``; each has a value."""
+    names = [option.removeprefix("--").replace("-", "_") for option in options[::2]]
+    return dict(zip(names, options[1::2], strict=True))
 
 
 def _asked(request: TraceRequest) -> dict[str, Any]:

@@ -196,12 +196,22 @@ def test_the_page_says_whether_the_orders_agree():
     page = part("page")
     live = {"fcfs": made_up(10.0), "shadow": made_up(10.1), "lifetime": made_up(6.0)}
     alike = {"fcfs": made_up(11.0), "lifetime": made_up(7.0)}
-    text = page.section({"title": "Knee", "live": live, "replayed": alike})
+    stats = {
+        "overhead_seconds": 0.5,
+        "step_seconds": 100.0,
+        "faults": {"slow": 0},
+        "decisions": {"admission": [50, 20], "preemption": [9, 3]},
+    }
+    load = {"title": "Knee", "live": live, "replayed": alike, "stats": {"shadow": stats}}
+    text = page.section(load)
+    assert "shadow: 0.50% of the steps' time" in text
+    assert "no fault; 20 of 50 admissions and 3 of 9 preemptions" in text
+    assert "replayed against live: fcfs +10.0%, lifetime +16.7%." in text
     assert "live: lifetime < fcfs; replayed: lifetime < fcfs: the same order." in text
     assert "shadow +1.0% in the mean in fitted time" in text
     assert " 1,234 |" in text
     other = {"fcfs": made_up(7.0), "lifetime": made_up(7.7)}
-    text = page.section({"title": "Knee", "live": live, "replayed": other})
+    text = page.section({**load, "replayed": other})
     assert "not the same: lifetime before fcfs by 66.7% live, behind it by 10.0% replayed" in text
 
 
