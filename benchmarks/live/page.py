@@ -85,7 +85,7 @@ def orders(live: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, says in (("mean_latency", "mean latency"), ("mean_ttft", "TTFT")):
         both = [
-            {arm: found[arm]["fitted"][name] for arm in replayed if arm in found}
+            {arm: found[arm]["fitted"][name] for arm in replayed if arm in live}
             for found in (live, replayed)
         ]
         differing = disagreements(*both)

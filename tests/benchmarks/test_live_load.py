@@ -337,3 +337,44 @@ def test_accounts_are_those_of_the_replay(vllm):
         latency = sum(fitted[line["came"] : line["last"] + 1])
         # It may have come in the middle of a step.
         assert 0.0 <= done.finish[i] - done.arrival[i] - latency <= max(fitted)
+
+
+def test_every_arm_has_the_logging_scheduler(tmp_path):
+    from sagellm_lifetime.engines.vllm.settings import LiveSettings
+
+    arms, start = part("arms"), part("start")
+    setting = arms.Setting(96, 32, 16, 2048, 2048)
+    for arm in arms.ARMS:
+        options = setting.options("m", arms.theirs(arm, tmp_path / "log", 0.1))
+        settings = None if arm.startswith("fcfs") else LiveSettings(mode="act", state="/s")
+        line = start.command("model", settings, options)
+        assert line.count("--scheduler-cls") == 1
+        assert line[line.index("--scheduler-cls") + 1] == "live.watched.scheduler"
+        said = json.loads(line[line.index("--additional-config") + 1])
+        assert said["load"] == {"log": str(tmp_path / "log")} | (
+            {"oracle": True} if arm == "lifetime-oracle" else {}
+        )
+        assert ("lifetime" in said) == (settings is not None)
+        assert ("--watermark" in line) == (arm == "fcfs-watermark")
+        assert bool(arms.ours(arm, tmp_path, tmp_path)) == (settings is not None)
+    assert set(arms.REPLAYED) < set(arms.ARMS)
+
+
+def test_two_logs_that_differ_are_told_apart():
+    compare = part("unchanged").compare
+    log = [
+        {"step": 0, "scheduled": [["a", 5]], "preempted": 0},
+        {"step": 1, "scheduled": [["a", 1]], "preempted": 1},
+        {"request": "a", "tokens": [7, 2], "preempted": 1},
+    ]
+    lines, differing = compare(log, log)
+    assert not differing
+    assert lines[0] == "steps: 2 and 2, all alike"
+    other = [log[0], {**log[1], "scheduled": [["b", 1]]}, log[2]]
+    lines, differing = compare(log, other)
+    assert differing
+    assert lines[0].endswith("different from step 1 on")
+    assert compare(log, log[:1] + log[2:])[1]
+    lines, differing = compare(log, [*log[:2], {**log[2], "tokens": [7, 3]}])
+    assert differing
+    assert "1 differ, a among them" in lines[2]
