@@ -1,0 +1,124 @@
+"""The report: a table for each load and clock, and what the replay says beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common import table
+
+from live.arms import ARMS
+from live.figures import disagreements, order
+
+CLOCKS = {
+    "fitted": "in fitted time: every step at what such a step costs",
+    "wall": "as the client saw it",
+    "steps": "in steps of the engine",
+}
+
+
+def section(load: Mapping[str, Any]) -> str:
+    """Everything about one load.
+
+    Args:
+        load: ``title``; ``live``: figures by arm; ``replayed``: the same by policy, on the fitted
+            clock alone; ``stats``: of the servers that had any, by arm.
+    """
+    parts = [f"### {load['title']}"]
+    live, replayed = load["live"], load["replayed"]
+    for clock, says in CLOCKS.items():
+        parts += [f"{says[0].upper()}{says[1:]}:", clock_table(live, clock)]
+    if replayed:
+        parts += [
+            "The same requests, replayed without the model at the fitted cost:",
+            clock_table(replayed, "fitted"),
+            *orders(live, replayed),
+        ]
+    parts += [worth(arm, stats) for arm, stats in load["stats"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def worth(arm: str, stats: Mapping[str, Any]) -> str:
+    """What a server says of its predictions."""
+    share = stats["overhead_seconds"] / stats["step_seconds"] if stats["step_seconds"] else 0.0
+    faults = {kind: count for kind, count in stats["faults"].items() if count}
+    said = f"{arm}: {share:.2%} of the steps' time spent on predictions and policy; " + (
+        f"faults: {faults}" if faults else "no fault"
+    )
+    admissions, differing = stats["decisions"]["admission"]
+    preemptions, others = stats["decisions"]["preemption"]
+    if admissions:
+        said += (
+            f"; {differing} of {admissions} admissions and {others} of {preemptions} preemptions "
+            "would have been others"
+        )
+    return said + "."
+
+
+def clock_table(found: Mapping[str, Any], clock: str) -> str:
+    """One clock's figures, an arm a row."""
+    unit = "steps" if clock == "steps" else "s"
+    head = ["", f"mean {unit}", f"median {unit}", f"p99 {unit}", f"TTFT {unit}"]
+    names = ("mean_latency", "p50_latency", "p99_latency", "mean_ttft")
+    if clock != "steps":
+        head.append("goodput %")
+    if clock != "wall":
+        head += ["preempted", "recomputed"]
+    else:
+        head.append("tokens/s")
+    rows = []
+    for arm, figures in found.items():
+        row: list[Any] = [arm, *(_short(figures[clock][name]) for name in names)]
+        if clock != "steps":
+            row.append(f"{100 * figures[clock]['goodput']:.0f}")
+        counts = figures["counts"]
+        if clock != "wall":
+            row += [f"{counts['preemptions']:,}", f"{counts['recomputed_tokens']:,}"]
+        else:
+            row.append(_short(counts["tokens_per_s"]))
+        rows.append(row)
+    return table(head, rows)
+
+
+def orders(live: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[str]:
+    """Both orders of the policies by mean latency and by time to first token."""
+    lines = []
+    for name, says in (("mean_latency", "mean latency"), ("mean_ttft", "TTFT")):
+        both = [
+            {arm: found[arm]["fitted"][name] for arm in replayed if arm in live}
+            for found in (live, replayed)
+        ]
+        differing = disagreements(*both)
+        verdict = "the same order" if not differing else "not the same: " + "; ".join(differing)
+        lines.append(
+            f"By {says}, live: {' < '.join(order(both[0]))}; replayed: "
+            f"{' < '.join(order(both[1]))}: {verdict}."
+        )
+    if "fcfs" in live and "shadow" in live:
+        lines.append(f"The same schedule, measured twice: {twice(live)}.")
+    ratios = {
+        arm: replayed[arm]["fitted"]["mean_latency"] / live[arm]["fitted"]["mean_latency"] - 1
+        for arm in replayed
+        if arm in live
+    }
+    said = ", ".join(f"{arm} {ratio:+.1%}" for arm, ratio in ratios.items())
+    lines.append(f"Mean latency replayed against live: {said}.")
+    return lines
+
+
+def twice(live: Mapping[str, Any]) -> str:
+    """Shadow against vLLM's own: what differs there is no policy's doing."""
+    said = []
+    for clock, says in (("fitted", "in fitted time"), ("wall", "by the wall")):
+        theirs, ours = (live[arm][clock]["mean_latency"] for arm in ("fcfs", "shadow"))
+        said.append(f"shadow {ours / theirs - 1:+.1%} in the mean {says}")
+    return ", ".join(said)
+
+
+def legend(arms: Sequence[str]) -> str:
+    """What the arms are."""
+    return "\n".join(f"- `{arm}`: {ARMS[arm]}" for arm in arms)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
