@@ -1,6 +1,6 @@
 """What live prediction adds to a step of vLLM's scheduler, without a model.
 
-    python benchmarks/step_cost.py [--mode off shadow act] [--length 2000] [--tight]
+    python benchmarks/step_cost.py [--mode off shadow act] [--length 2000] [--tight] [--parts]
 
 A step here is what was added to the queue before it, ``schedule`` and ``update_from_output``, with
 ``--running`` sequences. Answers are ``--length`` tokens long on average, so in a step ``running /
@@ -8,6 +8,10 @@ length`` of them end and as many come: 0.64 of 400 tokens (chat), 0.13 of 2,000 
 schedulers, vLLM's own and ours, take turns every few steps, so that a busy machine slows both down;
 times are processor time of the thread. A process of its own learns, unless ``--learning`` says
 otherwise; what is handed to it counts. The predictor has seen a thousand such answers before.
+
+What ours adds is the difference of the two. With ``--parts`` it is the time inside our calls, from
+the first to the last of each: what a difference of two noisy figures cannot tell, and what is to be
+looked at with ``--tight``, where ours keeps more sequences running and vLLM's code has more to do.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -33,7 +38,45 @@ TURN = 10
 """Steps before it is the other's turn: Python adapts its code to the class it runs on, which takes
 part of a step each time."""
 TAUGHT = 1000
+CALLS = (
+    *("begin", "tick", "line_up", "fill", "room", "victims_last", "end"),
+    *("arrived", "admitted", "preempting", "preempted", "finished"),
+)
 SETTINGS = EngineSettings(blocks=60_000, max_num_seqs=512, max_num_batched_tokens=65_536)
+
+
+class Parts:
+    """Time inside the calls that a scheduler makes of ours, by their names."""
+
+    def __init__(self):
+        self.total, self.calls, self.spent, self.deep = Counter(), Counter(), 0.0, False
+
+    def watch(self, owner, names):
+        """Measure these methods of an object; of calls inside calls, the outer one."""
+        for name in names:
+            if hasattr(owner, name):
+                setattr(owner, name, self.timed(name, getattr(owner, name)))
+
+    def timed(self, name, function):
+        def call(*args, **options):
+            if self.deep:
+                return function(*args, **options)
+            self.deep, started = True, time.thread_time()
+            try:
+                return function(*args, **options)
+            finally:
+                cost = time.thread_time() - started
+                self.deep = False
+                self.spent += cost
+                self.total[name] += cost
+                self.calls[name] += 1
+
+        return call
+
+    def take(self):
+        """Seconds since the last time."""
+        spent, self.spent = self.spent, 0.0
+        return spent
 
 
 class Turn:
@@ -44,7 +87,8 @@ class Turn:
         self.rng = np.random.default_rng(0)
         self.running, self.length = running, length
         self.lengths = {}
-        self.costs, self.eventful, self.scheduled = [], [], []
+        self.costs, self.eventful, self.scheduled, self.inside = [], [], [], []
+        self.parts = Parts()
 
     def fill(self):
         """Let as many come as have ended; seconds it took."""
@@ -58,8 +102,10 @@ class Turn:
             params = SamplingParams(
                 max_tokens=LONGEST * self.length, stop_token_ids=[STOP], detokenize=False
             )
-            prompt = [5] * int(self.rng.integers(PROMPT // 2, PROMPT * 3 // 2))
-            request = Request(name, prompt, params, None, arrival_time=time.time())
+            prompt = int(self.rng.integers(PROMPT // 2, PROMPT * 3 // 2))
+            if not self.costs:  # who is there at the start has come a while ago
+                prompt += min(int(self.rng.exponential(self.length)), 4 * self.length)
+            request = Request(name, [5] * prompt, params, None, arrival_time=time.time())
             started = time.thread_time()
             self.scheduler.add_request(request)
             cost += time.thread_time() - started
@@ -76,16 +122,20 @@ class Turn:
         out = scheduler.schedule()
         cost += time.thread_time() - started
         names = list(out.num_scheduled_tokens)
-        tokens = [
-            [STOP] if scheduler.requests[n].num_output_tokens + 1 >= self.lengths[n] else [7]
-            for n in names
-        ]
+        tokens = [self.token(scheduler.requests[name]) for name in names]
         output = ModelRunnerOutput(names, {n: i for i, n in enumerate(names)}, tokens)
         started = time.thread_time()
         scheduler.update_from_output(out, output)
         self.costs.append(cost + time.thread_time() - started)
         self.eventful.append(len(self.lengths) > there or len(scheduler.requests) < self.running)
         self.scheduled.append(len(names))
+        self.inside.append(self.parts.take())
+
+    def token(self, request):
+        """What the model would say: nothing before it has read all of the prompt."""
+        if request.num_computed_tokens < request.num_tokens:
+            return []
+        return [STOP] if request.num_output_tokens + 1 >= self.lengths[request.request_id] else [7]
 
 
 def taught(name, length, model_config):
@@ -122,6 +172,9 @@ def measure(args, predictor, mode):
         ours.scheduler.switch_on(live)
         for turn in (stock, ours):
             turn.step()
+        if args.parts:
+            ours.parts.watch(ours.scheduler.lifetime, CALLS)
+            ours.parts.watch(ours.scheduler, ("_is_tight", "_free_to_admit"))
         gc.collect()
         gc.freeze()  # as vLLM does once an engine has started
         for _ in range(-(-args.steps // TURN)):
@@ -139,6 +192,7 @@ def main():
     parser.add_argument("--mode", nargs="*", default=["off", "shadow", "act"])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--tight", action="store_true", help="a pool that is too small")
+    parser.add_argument("--parts", action="store_true", help="measure inside our calls")
     parser.add_argument("--learning", choices=["elsewhere", "here", "no"], default="elsewhere")
     args = parser.parse_args()
     rate = args.running / args.length
@@ -150,6 +204,8 @@ def main():
             start = args.steps // 4
             theirs = 1e6 * np.array(stock.costs[start:])
             extra = 1e6 * np.array(ours.costs[start:]) - theirs
+            if args.parts:
+                extra = 1e6 * np.array(ours.inside[start:])
             eventful = np.array(ours.eventful[start:])
             kinds = {"all": eventful | True, "quiet": ~eventful, "with arrivals": eventful}
             for kind, rows in kinds.items():
@@ -160,6 +216,13 @@ def main():
                     f"{predictor:10} {mode:7} {kind:13} {len(base):4} {base.mean():7.0f} "
                     f"{more.mean():+8.0f} {more.mean() / base.mean():+7.1%} "
                     f"{np.median(more) / np.median(base):+8.1%}  {breaker}"
+                )
+            steps = len(ours.costs) - 1
+            for name, spent in ours.parts.total.most_common():
+                calls = ours.parts.calls[name]
+                print(
+                    f"  {name:14} {1e6 * spent / steps:6.1f} µs a step, "
+                    f"{calls / steps:4.2f} calls of {1e6 * spent / calls:.0f} µs"
                 )
             scheduled = [np.mean(turn.scheduled[start:]) for turn in (stock, ours)]
             if args.tight:

@@ -58,17 +58,18 @@ class LengthDistributionBatch:
         n = np.broadcast_to(np.asarray(n, dtype=np.float64), self.ages.shape)
         return self._survival(n, self._base())
 
-    def survival_at(self, times: np.ndarray) -> np.ndarray:
-        """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``(T,)`` times."""
-        wide = LengthDistributionBatch(
-            self.rows,
-            self.index[:, None],
-            self.ages[:, None],
-            self.caps[:, None],
-            self.curves,
-            None if self.bands is None else self.bands[:, None],
-        )
-        return wide._survival(times, wide._base())
+    def uncapped(self, times: np.ndarray) -> np.ndarray:
+        """``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
+
+        Args:
+            times: tokens from now, ascending, the first 0; shape ``(T,)``.
+        """
+        index = self.index[:, None]
+        step = hazard.cumulative_many(self.rows, index, self.ages[:, None] + times)
+        step -= step[:, :1].copy()
+        if self.curves is not None and self.bands is not None:
+            step = link.forward_many(self.curves, self.bands[:, None], step)
+        return np.asarray(np.exp(-step))
 
     def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)

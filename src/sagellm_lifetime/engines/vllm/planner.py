@@ -97,7 +97,7 @@ class Planner(LifetimeController):
         """The head of the queue, those that fit first where the first does not."""
         queue = _Queue(head)
         self.fill(queue, free)
-        return _permuted(queue, head)
+        return queue if queue == head else _permuted(queue, head)
 
     def first(self, waiting: Sequence[Any], count: int) -> list[Any]:
         """Whom we would admit first, of a queue that is in another order."""
