@@ -81,7 +81,7 @@ def _fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.D
             row[name] = text if text.isascii() else text.encode("utf-8", "replace").decode()
         elif dtype == pl.List(pl.Float64()):
             if isinstance(cell, list) and all(map(_is_number, cell)):
-                row[name] = cell
+                row[name] = [float(item) for item in cell]
             else:
                 row[BROKEN] = f"has a {name} that is not a list of numbers"
         elif isinstance(cell, list) and all(map(_is_whole, cell)):

@@ -108,6 +108,7 @@ class LifetimeController:
         cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.plan = plan
+        self.decides = True
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks

@@ -124,6 +124,16 @@ class LiveLifetime:
         return self.mode == "act" and self._planner is not None
 
     @property
+    def idle(self) -> bool:
+        """Whether it is off, and stays so: then a step is vLLM's alone."""
+        return self.mode == self.wanted == "off" and not self._disordered
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
+        return self.acting or self._disordered or self._plan.fit > 0.0
+
+    @property
     def plan(self) -> Plan:
         """What the mixin is to do."""
         return self._plan if self.acting else _NOTHING
@@ -134,10 +144,13 @@ class LiveLifetime:
         if busy and self._began is not None:
             self.steps += 1
             self.seconds += now - self._began
-            self.breaker.step(now - self._began)
+            if not self.idle:
+                self.breaker.step(now - self._began)
         else:
             self.breaker.excuse()
         self._began = now
+        if self.idle:
+            return
         self._mind()
         if self.wanted != self.mode:
             self._switch(self.wanted)
@@ -231,6 +244,9 @@ class LiveLifetime:
         if self.mode != "shadow" or self._planner is None or not admitted:
             return
         scheduler = self._scheduler
+        if not scheduler.waiting and fitting == sys.maxsize:
+            self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
+            return
         queue = [scheduler.requests[name] for name in admitted]
         queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
         self.shadow.admitted(self.breaker, self._planner, admitted, queue)

@@ -66,6 +66,8 @@ class LiveMixin(LifetimeMixin):
         if lifetime is None:
             return super().schedule(*args, **options)
         lifetime.begin(busy=bool(self.running))
+        if lifetime.idle:
+            return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             admitted = {new.req_id for new in output.scheduled_new_reqs}

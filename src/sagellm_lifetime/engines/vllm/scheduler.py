@@ -53,7 +53,7 @@ class LifetimeMixin:
             return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         lifetime.tick(busy=bool(self.running))
         limit = self.max_num_active_reqs
-        if self.waiting:
+        if self.waiting and lifetime.decides:
             lifetime.line_up(self.waiting)
             lifetime.fill(self.waiting, self._free_to_admit())
             room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
