@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INVENTED: Final = ("regular", "specification")
 RECORDED: Final = "smollm2-answers"
-PROFILES: Final = (RECORDED, "coding-agent", "regular")
+PROFILES: Final = (RECORDED, "chat", "coding-agent", "regular")
 ROWS: Final = 5000
 MOST_ROWS: Final = 1_000_000
 EPOCHS: Final = 6
