@@ -6,7 +6,7 @@ A step here is what was added to the queue before it, ``schedule`` and ``update_
 ``--running`` sequences. Answers are ``--length`` tokens long on average, so in a step ``running /
 length`` of them end and as many come: 0.64 of 400 tokens (chat), 0.13 of 2,000 (reasoning). Two
 schedulers, vLLM's own and ours, take turns every few steps, so that a busy machine slows both down;
-times are processor time of the thread. A process of its own learns, unless ``--learning`` says
+times are processor time of the thread. A process of its own learns, unless ``--no-learning`` says
 otherwise; what is handed to it counts. The predictor has seen a thousand such answers before.
 
 What ours adds is the difference of the two. With ``--parts`` it is the time inside our calls, from
@@ -20,14 +20,12 @@ import argparse
 import gc
 import time
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
-from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 
 PROMPT = 128
@@ -166,21 +164,21 @@ def measure(args, predictor, mode):
     )
     made = taught(predictor, args.length, ours.scheduler.vllm_config.model_config)
     build.make_predictor = lambda *_: made
-    with LearningElsewhere(made) if args.learning == "elsewhere" else nullcontext():
-        # A busy machine may keep a call waiting for seconds: no reason to stop here.
-        live = LiveSettings(mode=mode, learn=args.learning != "no", limit_s=60.0, floor_s=60.0)
-        ours.scheduler.switch_on(live)
+    # A busy machine may keep a call waiting for seconds: no reason to stop here.
+    live = LiveSettings(mode=mode, learn=args.learning, limit_s=60.0, floor_s=60.0)
+    ours.scheduler.switch_on(live)
+    for turn in (stock, ours):
+        turn.step()
+    if args.parts:
+        ours.parts.watch(ours.scheduler.lifetime, CALLS)
+        ours.parts.watch(ours.scheduler, ("_is_tight", "_free_to_admit"))
+    gc.collect()
+    gc.freeze()  # as vLLM does once an engine has started
+    for _ in range(-(-args.steps // TURN)):
         for turn in (stock, ours):
-            turn.step()
-        if args.parts:
-            ours.parts.watch(ours.scheduler.lifetime, CALLS)
-            ours.parts.watch(ours.scheduler, ("_is_tight", "_free_to_admit"))
-        gc.collect()
-        gc.freeze()  # as vLLM does once an engine has started
-        for _ in range(-(-args.steps // TURN)):
-            for turn in (stock, ours):
-                for _ in range(TURN):
-                    turn.step()
+            for _ in range(TURN):
+                turn.step()
+    ours.scheduler.shutdown()
     return stock, ours, ours.scheduler.lifetime.breaker.state
 
 
@@ -193,7 +191,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--tight", action="store_true", help="a pool that is too small")
     parser.add_argument("--parts", action="store_true", help="measure inside our calls")
-    parser.add_argument("--learning", choices=["elsewhere", "here", "no"], default="elsewhere")
+    parser.add_argument("--learning", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     rate = args.running / args.length
     print(f"{args.running} sequences, {args.length} tokens each: {rate:.2f} arrivals a step")
