@@ -206,7 +206,15 @@ class Bench:
         logs = {(line["load"], line["arm"]): self.log_of(line) for line in arms}
         cost = steps.fit_cost([step for log in logs.values() for step in log.steps])
         predictor = load_predictor(self.checkpoint)
-        pages = [f"Fitted over all runs: {steps.describe(cost)}.\n", page.legend(list(ARMS)) + "\n"]
+        pages = [
+            page.head(
+                self.served,
+                len(self.parts.train),
+                self.capacity()["rate"],
+                steps.describe(cost),
+                list(ARMS),
+            )
+        ]
         for name, share in LOADS.items():
             lines = {line["arm"]: line for line in arms if line["load"] == name}
             if not lines:

@@ -17,6 +17,24 @@ CLOCKS = {
 }
 
 
+def head(model: str, taught: int, served: float, cost: str, arms: Sequence[str]) -> str:
+    """What was done, before the tables."""
+    return f"""# A real model under load
+
+Made by `benchmarks/live_load.py`; what is compared, and how, is in [engine.md](engine.md). The
+model is {model}, the engine vLLM behind `sage llm engine start`, asked over HTTP, every answer
+streamed. The predictor has learned from {taught:,} answers recorded before, none of them to a prompt
+of the load. vLLM's own scheduler gets {served:.3f} requests a second done.
+
+{legend(arms)}
+
+Fitted time: every step counts what such a step costs on average over all runs: {cost}.
+Preempted: times that a sequence lost its memory; recomputed: tokens. Goodput: requests finished
+within 0.2 s per output token. Pace: how long the steps of a run took, measured by what such steps
+cost in the run that found the capacity.
+"""
+
+
 def section(load: Mapping[str, Any]) -> str:
     """Everything about one load.
 
@@ -25,7 +43,7 @@ def section(load: Mapping[str, Any]) -> str:
             clock alone; ``came``: the same at the arrivals of the runs; ``stats``: of the servers
             that had any, by arm.
     """
-    parts = [f"### {load['title']}"]
+    parts = [f"## {load['title']}"]
     live, replayed = load["live"], load["replayed"]
     for clock, says in CLOCKS.items():
         parts += [f"{says[0].upper()}{says[1:]}:", clock_table(live, clock)]
