@@ -17,14 +17,33 @@ CLOCKS = {
 }
 
 
+def head(model: str, taught: int, served: float, cost: str, arms: Sequence[str]) -> str:
+    """What was done, before the tables."""
+    return f"""# A real model under load
+
+Made by `benchmarks/live_load.py`; what is compared, and how, is in [engine.md](engine.md). The
+model is {model}, the engine vLLM behind `sage llm engine start`, asked over HTTP, every answer
+streamed. The predictor has learned from {taught:,} answers recorded before, none of them to a
+prompt of the load. vLLM's own scheduler gets {served:.3f} requests a second done.
+
+{legend(arms)}
+
+Fitted time: every step counts what such a step costs on average over all runs: {cost}.
+Preempted: times that a sequence lost its memory; recomputed: tokens. Goodput: requests finished
+within 0.2 s per output token. Pace: how long the steps of a run took, measured by what such steps
+cost in the run that found the capacity.
+"""
+
+
 def section(load: Mapping[str, Any]) -> str:
     """Everything about one load.
 
     Args:
         load: ``title``; ``live``: figures by arm; ``replayed``: the same by policy, on the fitted
-            clock alone; ``stats``: of the servers that had any, by arm.
+            clock alone; ``came``: the same at the arrivals of the runs; ``stats``: of the servers
+            that had any, by arm.
     """
-    parts = [f"### {load['title']}"]
+    parts = [f"## {load['title']}"]
     live, replayed = load["live"], load["replayed"]
     for clock, says in CLOCKS.items():
         parts += [f"{says[0].upper()}{says[1:]}:", clock_table(live, clock)]
@@ -33,6 +52,7 @@ def section(load: Mapping[str, Any]) -> str:
             "The same requests, replayed without the model at the fitted cost:",
             clock_table(replayed, "fitted"),
             *orders(live, replayed),
+            accuracy(live, load["came"]),
         ]
     parts += [worth(arm, stats) for arm, stats in load["stats"].items()]
     return "\n\n".join(parts) + "\n"
@@ -65,7 +85,7 @@ def clock_table(found: Mapping[str, Any], clock: str) -> str:
     if clock != "wall":
         head += ["preempted", "recomputed"]
     else:
-        head.append("tokens/s")
+        head += ["tokens/s", "pace"]
     rows = []
     for arm, figures in found.items():
         row: list[Any] = [arm, *(_short(figures[clock][name]) for name in names)]
@@ -75,7 +95,7 @@ def clock_table(found: Mapping[str, Any], clock: str) -> str:
         if clock != "wall":
             row += [f"{counts['preemptions']:,}", f"{counts['recomputed_tokens']:,}"]
         else:
-            row.append(_short(counts["tokens_per_s"]))
+            row += [_short(counts["tokens_per_s"]), _short(counts["pace"])]
         rows.append(row)
     return table(head, rows)
 
@@ -96,14 +116,21 @@ def orders(live: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[str]:
         )
     if "fcfs" in live and "shadow" in live:
         lines.append(f"The same schedule, measured twice: {twice(live)}.")
-    ratios = {
-        arm: replayed[arm]["fitted"]["mean_latency"] / live[arm]["fitted"]["mean_latency"] - 1
-        for arm in replayed
-        if arm in live
-    }
-    said = ", ".join(f"{arm} {ratio:+.1%}" for arm, ratio in ratios.items())
-    lines.append(f"Mean latency replayed against live: {said}.")
     return lines
+
+
+def accuracy(live: Mapping[str, Any], came: Mapping[str, Any]) -> str:
+    """How near the replay comes where each policy has the arrivals of its own run."""
+    said = []
+    for arm, found in came.items():
+        ours, theirs = (each["fitted"]["mean_latency"] for each in (found, live[arm]))
+        counts = [each["counts"]["preemptions"] for each in (found, live[arm])]
+        said.append(f"{arm} {ours / theirs - 1:+.1%} ({counts[0]} preemptions, live {counts[1]})")
+    return (
+        "Mean latency replayed against live, arrivals as the engine saw them on the fitted clock: "
+        + ", ".join(said)
+        + "."
+    )
 
 
 def twice(live: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from live.arms import Setting, policies
 from sagellm_lifetime.replay.compare import Replayed, replay
@@ -37,6 +39,24 @@ def replayed(
         name: _as_figures(replay(trace, setting.replayed(), cost, policy))
         for name, policy in known.items()
     }
+
+
+def replayed_as_it_came(
+    trace: Sequence[TraceRequest],
+    arrivals: Mapping[str, np.ndarray],
+    setting: Setting,
+    cost: StepCost,
+    predictor: Any,
+    watermark: float,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The same, each policy at the arrivals that the engine saw in its run."""
+    known = policies(predictor, watermark)
+    found = {}
+    for name, when in arrivals.items():
+        moved = [replace(r, arrival=float(t)) for r, t in zip(trace, when, strict=True)]
+        moved.sort(key=lambda request: request.arrival)
+        found[name] = _as_figures(replay(moved, setting.replayed(), cost, known[name]))
+    return found
 
 
 def _as_figures(done: Replayed) -> dict[str, dict[str, float]]:

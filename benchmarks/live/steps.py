@@ -79,6 +79,28 @@ def fit_cost(steps: Sequence[dict[str, Any]], name: str = "fitted") -> StepCost:
     )
 
 
+def pace(log: Log, cost: StepCost) -> float:
+    """How long the steps took, as a multiple of what they cost."""
+    said = sum(cost.seconds(s["decodes"], s["prefill"], s["context"]) for s in log.steps)
+    return sum(step["seconds"] for step in log.steps) / said
+
+
+def as_they_came(log: Log, keys: Sequence[str], cost: StepCost) -> np.ndarray:
+    """Arrivals of these requests on a clock that advances by what steps cost, and when idle.
+
+    A replay of them has the load that the engine had, whatever else the machine did meanwhile.
+    """
+    clock, begins = 0.0, []
+    for step, after in zip(log.steps, [*log.steps[1:], None], strict=True):
+        begins.append(clock)
+        clock += cost.seconds(step["decodes"], step["prefill"], step["context"])
+        if after is not None and not step["left"]:
+            clock += after["start"] - step["end"]
+    arrivals = [log.requests[key]["arrival"] for key in keys]
+    found = np.interp(arrivals, [step["start"] for step in log.steps], begins)
+    return found - found.min()
+
+
 def describe(cost: StepCost) -> str:
     """A fitted cost in one line."""
     return (

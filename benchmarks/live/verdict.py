@@ -19,7 +19,8 @@ MORE_FILES = 16
 """Open files at the end beyond those after the warm-up; connections come and go."""
 _NAME = re.compile(r"soak-\d{7}")
 
-Check = tuple[str, bool, str]
+Check = tuple[str, bool | None, str]
+"""Name; whether it holds, ``None`` where that cannot be told; the figures."""
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Life:
 def checks(
     lives: Sequence[Life], asked: Sequence[Asked], recorded: Sequence[str], *, leak: float
 ) -> Iterator[Check]:
-    """Name, whether it holds, and the figures.
+    """All of them.
 
     Args:
         lives: of the server.
@@ -70,12 +71,10 @@ def checks(
 
 def _steady(name: str, life: Life, leak: float) -> Iterator[Check]:
     span = life.samples[-1]["time"] - life.began if life.samples else 0.0
-    # Of a short life the later half has to do.
-    warm = min(WARM_S, span / 2)
-    late = [s for s in life.samples if s["time"] - life.began >= warm]
-    if len(late) < 2:
-        yield f"{name}: memory", False, f"{len(late)} samples after the warm-up: too short"
+    if span < 2 * WARM_S:
+        yield f"{name}: memory", None, f"{span:.0f} s are too short to tell"
         return
+    late = [s for s in life.samples if s["time"] - life.began >= WARM_S]
     times = [s["time"] for s in late]
     grown = slope(times, [s["resident"] for s in late]) * 60 / 2**20
     minutes = (times[-1] - times[0]) / 60

@@ -178,6 +178,10 @@ def test_figures_on_three_clocks(tmp_path):
     assert found["wall"]["mean_latency"] == pytest.approx((5 + 1) / 2)
     assert found["wall"]["goodput"] == 0.0
     assert found["counts"]["tokens_per_s"] == pytest.approx(4 / 5)
+    assert part("steps").pace(log, cost) == pytest.approx(5.0 / (1.1 + 1.14 + 1.1))
+    log.requests["A"]["arrival"], log.requests["B"]["arrival"] = 101.0, 103.5
+    came = part("steps").as_they_came(log, ["A", "B"], cost)
+    assert came == pytest.approx([0.0, 1.1 + 1.14 * 1.5 / 3.0])
     with pytest.raises(SystemExit, match="1 requests never ended"):
         part("steps").read(path, ["A", "C"])
 
@@ -188,7 +192,12 @@ def made_up(mean):
         "steps": clock,
         "fitted": {**clock, "goodput": 0.5},
         "wall": {**clock, "goodput": 0.5},
-        "counts": {"preemptions": 3, "recomputed_tokens": 1234, "tokens_per_s": 150.0},
+        "counts": {
+            "preemptions": 3,
+            "recomputed_tokens": 1234,
+            "tokens_per_s": 150.0,
+            "pace": 1.02,
+        },
     }
 
 
@@ -203,10 +212,11 @@ def test_the_page_says_whether_the_orders_agree():
         "decisions": {"admission": [50, 20], "preemption": [9, 3]},
     }
     load = {"title": "Knee", "live": live, "replayed": alike, "stats": {"shadow": stats}}
+    load["came"] = alike
     text = page.section(load)
     assert "shadow: 0.50% of the steps' time" in text
     assert "no fault; 20 of 50 admissions and 3 of 9 preemptions" in text
-    assert "replayed against live: fcfs +10.0%, lifetime +16.7%." in text
+    assert "fcfs +10.0% (3 preemptions, live 3), lifetime +16.7% (3 preemptions" in text
     assert "live: lifetime < fcfs; replayed: lifetime < fcfs: the same order." in text
     assert "shadow +1.0% in the mean in fitted time" in text
     assert " 1,234 |" in text
