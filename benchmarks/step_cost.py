@@ -1,114 +1,230 @@
 """What live prediction adds to a step of vLLM's scheduler, without a model.
 
-    python benchmarks/step_cost.py [--running 256] [--predictor survival lstm] [--steps 600]
+    python benchmarks/step_cost.py [--mode off shadow act] [--length 2000] [--tight] [--parts]
 
-A step here is ``schedule`` and ``update_from_output``; ``--running`` sequences decode, one in a
-hundred steps ends and another takes its place. Two schedulers, vLLM's own and ours, take turns step
-by step, so that a busy machine slows both down; times are processor time of the thread.
+A step here is what was added to the queue before it, ``schedule`` and ``update_from_output``, with
+``--running`` sequences. Answers are ``--length`` tokens long on average, so in a step ``running /
+length`` of them end and as many come: 0.64 of 400 tokens (chat), 0.13 of 2,000 (reasoning). Two
+schedulers, vLLM's own and ours, take turns every few steps, so that a busy machine slows both down;
+times are processor time of the thread. A process of its own learns, unless ``--no-learning`` says
+otherwise; what is handed to it counts. The predictor has seen a thousand such answers before.
+
+What ours adds is the difference of the two. With ``--parts`` it is the time inside our calls, from
+the first to the last of each: what a difference of two noisy figures cannot tell, and what is to be
+looked at with ``--tight``, where ours keeps more sequences running and vLLM's code has more to do.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 
-from sagellm_lifetime import create_predictor
+from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 
-MODEL_LENGTH = 4096
 PROMPT = 128
-LENGTH = 400
+"""Tokens, on average: from half to one and a half of it, so that no two are alike."""
+LONGEST = 8
+"""Caps are so many times the mean length."""
+TURN = 10
+"""Steps before it is the other's turn: Python adapts its code to the class it runs on, which takes
+part of a step each time."""
+TAUGHT = 1000
+CALLS = (
+    *("begin", "tick", "line_up", "fill", "room", "victims_last", "end"),
+    *("arrived", "admitted", "preempting", "preempted", "finished"),
+)
 SETTINGS = EngineSettings(blocks=60_000, max_num_seqs=512, max_num_batched_tokens=65_536)
+
+
+class Parts:
+    """Time inside the calls that a scheduler makes of ours, by their names."""
+
+    def __init__(self):
+        self.total, self.calls, self.spent, self.deep = Counter(), Counter(), 0.0, False
+
+    def watch(self, owner, names):
+        """Measure these methods of an object; of calls inside calls, the outer one."""
+        for name in names:
+            if hasattr(owner, name):
+                setattr(owner, name, self.timed(name, getattr(owner, name)))
+
+    def timed(self, name, function):
+        def call(*args, **options):
+            if self.deep:
+                return function(*args, **options)
+            self.deep, started = True, time.thread_time()
+            try:
+                return function(*args, **options)
+            finally:
+                cost = time.thread_time() - started
+                self.deep = False
+                self.spent += cost
+                self.total[name] += cost
+                self.calls[name] += 1
+
+        return call
+
+    def take(self):
+        """Seconds since the last time."""
+        spent, self.spent = self.spent, 0.0
+        return spent
 
 
 class Turn:
     """One scheduler that is stepped."""
 
-    def __init__(self, cls, settings, running):
-        self.scheduler = build_scheduler(settings, MODEL_LENGTH, cls)
+    def __init__(self, cls, settings, running, length):
+        self.scheduler = build_scheduler(settings, 2 * PROMPT + LONGEST * length, cls)
         self.rng = np.random.default_rng(0)
-        self.running = running
+        self.running, self.length = running, length
         self.lengths = {}
-        self.costs = []
-        self.admissions = []
+        self.costs, self.eventful, self.scheduled, self.inside = [], [], [], []
+        self.parts = Parts()
 
     def fill(self):
+        """Let as many come as have ended; seconds it took."""
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
+        cost = 0.0
         while len(self.scheduler.requests) < self.running:
             name = f"r{len(self.lengths)}"
-            self.lengths[name] = int(self.rng.exponential(LENGTH)) + 2
-            params = SamplingParams(max_tokens=2048, stop_token_ids=[STOP], detokenize=False)
-            request = Request(name, [5] * PROMPT, params, None, arrival_time=time.time())
+            self.lengths[name] = int(self.rng.exponential(self.length)) + 2
+            params = SamplingParams(
+                max_tokens=LONGEST * self.length, stop_token_ids=[STOP], detokenize=False
+            )
+            prompt = int(self.rng.integers(PROMPT // 2, PROMPT * 3 // 2))
+            if not self.costs:  # who is there at the start has come a while ago
+                prompt += min(int(self.rng.exponential(self.length)), 4 * self.length)
+            request = Request(name, [5] * prompt, params, None, arrival_time=time.time())
             started = time.thread_time()
             self.scheduler.add_request(request)
-            self.admissions.append(time.thread_time() - started)
+            cost += time.thread_time() - started
+        return cost
 
     def step(self):
+        """One step."""
         from vllm.v1.outputs import ModelRunnerOutput
 
-        self.fill()
         scheduler = self.scheduler
-        arrived = sum(self.admissions)
-        self.admissions.clear()
+        there = len(self.lengths)
+        cost = self.fill()
         started = time.thread_time()
         out = scheduler.schedule()
-        cost = time.thread_time() - started
+        cost += time.thread_time() - started
         names = list(out.num_scheduled_tokens)
-        tokens = [
-            [STOP] if scheduler.requests[n].num_output_tokens + 1 >= self.lengths[n] else [7]
-            for n in names
-        ]
+        tokens = [self.token(scheduler.requests[name]) for name in names]
         output = ModelRunnerOutput(names, {n: i for i, n in enumerate(names)}, tokens)
         started = time.thread_time()
         scheduler.update_from_output(out, output)
-        self.costs.append(cost + arrived + time.thread_time() - started)
+        self.costs.append(cost + time.thread_time() - started)
+        self.eventful.append(len(self.lengths) > there or len(scheduler.requests) < self.running)
+        self.scheduled.append(len(names))
+        self.inside.append(self.parts.take())
+
+    def token(self, request):
+        """What the model would say: nothing before it has read all of the prompt."""
+        if request.num_computed_tokens < request.num_tokens:
+            return []
+        return [STOP] if request.num_output_tokens + 1 >= self.lengths[request.request_id] else [7]
 
 
-def measure(running, predictor, mode, steps, *, tight):
-    """Microseconds a step of vLLM's scheduler and of ours."""
+def taught(name, length, model_config):
+    """A predictor that knows such answers."""
+    predictor = create_predictor(name)
+    served = model_config.served_model_name
+    said = {"model": served[0] if isinstance(served, list) else str(served)}
+    rng = np.random.default_rng(1)
+    for i in range(TAUGHT):
+        prompt = int(rng.integers(PROMPT // 2, PROMPT * 3 // 2))
+        features = {**said, "prompt_length": prompt}
+        predictor.predict(PredictionRequest(i, [], 0, LONGEST * length, features))
+        predictor.update(i, int(rng.exponential(length)) + 2, 1.0)
+    return predictor
+
+
+def measure(args, predictor, mode):
+    """Both schedulers after their steps, and our breaker's state."""
     from sagellm_lifetime.engines.vllm import build
     from sagellm_lifetime.engines.vllm.live import LiveScheduler, Scheduler
 
     settings = SETTINGS
-    if tight:  # about as many blocks as the running ones need on average
-        settings = replace(SETTINGS, blocks=int(running * (PROMPT + LENGTH) / 16 * 0.7))
-    stock, ours = (Turn(cls, settings, running) for cls in (Scheduler, LiveScheduler))
-    made = create_predictor(predictor)
+    if args.tight:  # seven tenths of what all would hold
+        blocks = int(args.running * (PROMPT + args.length) / 16 * 0.7)
+        settings = replace(SETTINGS, blocks=blocks)
+    stock, ours = (
+        Turn(cls, settings, args.running, args.length) for cls in (Scheduler, LiveScheduler)
+    )
+    made = taught(predictor, args.length, ours.scheduler.vllm_config.model_config)
     build.make_predictor = lambda *_: made
-    ours.scheduler.switch_on(LiveSettings(mode=mode, learn=True))
-    for _ in range(steps):
-        stock.step()
-        ours.step()
-    half = steps // 4  # after the start
-    theirs, both = np.array(stock.costs[half:]), np.array(ours.costs[half:])
-    state = ours.scheduler.lifetime.breaker
-    return theirs.mean() * 1e6, both.mean() * 1e6, np.median(both - theirs) * 1e6, state.state
+    # A busy machine may keep a call waiting for seconds: no reason to stop here.
+    live = LiveSettings(mode=mode, learn=args.learning, limit_s=60.0, floor_s=60.0)
+    ours.scheduler.switch_on(live)
+    for turn in (stock, ours):
+        turn.step()
+    if args.parts:
+        ours.parts.watch(ours.scheduler.lifetime, CALLS)
+        ours.parts.watch(ours.scheduler, ("_is_tight", "_free_to_admit"))
+    gc.collect()
+    gc.freeze()  # as vLLM does once an engine has started
+    for _ in range(-(-args.steps // TURN)):
+        for turn in (stock, ours):
+            for _ in range(TURN):
+                turn.step()
+    ours.scheduler.shutdown()
+    return stock, ours, ours.scheduler.lifetime.breaker.state
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--running", type=int, default=256)
+    parser.add_argument("--length", type=int, default=400, help="of an answer, mean")
     parser.add_argument("--predictor", nargs="*", default=["survival"])
     parser.add_argument("--mode", nargs="*", default=["off", "shadow", "act"])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--tight", action="store_true", help="a pool that is too small")
+    parser.add_argument("--parts", action="store_true", help="measure inside our calls")
+    parser.add_argument("--learning", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    print("predictor  mode    vLLM µs  ours µs   mean +%  median +µs  breaker")
+    rate = args.running / args.length
+    print(f"{args.running} sequences, {args.length} tokens each: {rate:.2f} arrivals a step")
+    print("predictor  mode    steps           n  vLLM µs  ours +µs   mean    median  breaker")
     for predictor in args.predictor:
         for mode in args.mode:
-            stock, ours, typical, state = measure(
-                args.running, predictor, mode, args.steps, tight=args.tight
-            )
-            print(
-                f"{predictor:10} {mode:7} {stock:7.0f} {ours:8.0f} {ours / stock - 1:8.1%} "
-                f"{typical:11.0f}  {state}"
-            )
+            stock, ours, breaker = measure(args, predictor, mode)
+            start = args.steps // 4
+            theirs = 1e6 * np.array(stock.costs[start:])
+            extra = 1e6 * np.array(ours.costs[start:]) - theirs
+            if args.parts:
+                extra = 1e6 * np.array(ours.inside[start:])
+            eventful = np.array(ours.eventful[start:])
+            kinds = {"all": eventful | True, "quiet": ~eventful, "with arrivals": eventful}
+            for kind, rows in kinds.items():
+                if not rows.any():
+                    continue
+                base, more = theirs[rows], extra[rows]
+                print(
+                    f"{predictor:10} {mode:7} {kind:13} {len(base):4} {base.mean():7.0f} "
+                    f"{more.mean():+8.0f} {more.mean() / base.mean():+7.1%} "
+                    f"{np.median(more) / np.median(base):+8.1%}  {breaker}"
+                )
+            steps = len(ours.costs) - 1
+            for name, spent in ours.parts.total.most_common():
+                calls = ours.parts.calls[name]
+                print(
+                    f"  {name:14} {1e6 * spent / steps:6.1f} µs a step, "
+                    f"{calls / steps:4.2f} calls of {1e6 * spent / calls:.0f} µs"
+                )
+            scheduled = [np.mean(turn.scheduled[start:]) for turn in (stock, ours)]
+            if args.tight:
+                print("  sequences in a step: {:.0f} of vLLM's, {:.0f} of ours".format(*scheduled))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Answers on disk: a JSONL file that grows while they come, and the Parquet made of it.
 
-The columns are those of a history, with three more that a history is read without: the sampling
-``temperature``, and ``eos_logprob`` and ``entropy`` (nats) before the tokens 0, 16, 32, …
+The columns are those of a history. While they grow, ``eos_logprob`` and ``entropy`` (nats) have an
+entry for every token; in the Parquet, one for every 16, as histories have.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from sagellm_lifetime.core.signals import windows
 
 SCHEMA: dict[str, Any] = {
     "request_id": pl.String,
@@ -59,8 +61,14 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         os.fsync(stream.fileno())
 
 
+def _signals(row: Row) -> Row:
+    eos_logprob, entropy = windows(row["eos_logprob"], row["entropy"])
+    return {"eos_logprob": eos_logprob, "entropy": entropy}
+
+
 def write_parquet(rows: list[Row], path: Path) -> None:
     """All answers as one history file, in the order in which they were asked."""
+    rows = [{**row, **_signals(row)} for row in rows]
     frame = pl.DataFrame(rows, schema=SCHEMA).sort("arrival_time", "request_id")
     temporary = path.with_name(f".{path.name}.tmp")
     frame.write_parquet(temporary, compression="zstd", compression_level=19)

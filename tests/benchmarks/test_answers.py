@@ -91,8 +91,8 @@ def row(key, **changes):
         "prompt_text": "Schönes über “quotes”",
         "prompt_token_ids": [1, 49151],
         "output_token_ids": [7, 8, 2],
-        "eos_logprob": [-3.25],
-        "entropy": [1.5],
+        "eos_logprob": [-3.25] * 3,
+        "entropy": [1.5] * 3,
         **changes,
     }
 
@@ -110,15 +110,16 @@ def test_a_journal_grows_and_survives_a_crash(journal, tmp_path):
 
 def test_the_parquet_is_a_history(journal, tmp_path):
     path = tmp_path / "a.parquet"
-    journal.write_parquet([row("b", arrival_time=2.0, turn=1), row("a")], path)
+    longer = {"actual_length": 35, "eos_logprob": [-3.25] * 35, "entropy": [1.5] * 35}
+    journal.write_parquet([row("b", arrival_time=2.0, turn=1), row("a", **longer)], path)
     assert list(tmp_path.iterdir()) == [path]
     found = read_history(path)
     assert found.skipped == 0
     assert found.frame["request_id"].to_list() == ["a", "b"]
     assert found.frame["output_token_ids"].to_list() == [[7, 8, 2]] * 2
-    stored = pl.read_parquet(path)
-    assert stored.schema["output_token_ids"] == pl.List(pl.UInt16)
-    assert stored["eos_logprob"].to_list() == [[-3.25]] * 2
+    assert found.frame["eos_logprob"].to_list() == [[-3.25] * 2, []]
+    assert found.frame["entropy"].to_list() == [[1.5] * 2, []]
+    assert pl.read_parquet(path).schema["output_token_ids"] == pl.List(pl.UInt16)
 
 
 def test_another_plan_is_refused(asks):
@@ -174,9 +175,9 @@ def test_recording_goes_on_where_it_stopped(asks, journal, model, tmp_path):
         ended = found["output_token_ids"][-1] == 2
         assert found["finish_reason"] == ("stop" if ended else "length")
         assert ended or length == 1024
-        assert len(found["eos_logprob"]) == len(found["entropy"]) == -(-length // 16)
-        assert max(found["eos_logprob"]) < 0 <= min(found["entropy"])
-        assert max(found["entropy"]) <= np.log(16) + 1e-3
+        assert len(found["eos_logprob"]) == len(found["entropy"]) == length // 16
+        assert all(value < 0 for value in found["eos_logprob"])
+        assert all(0 <= value <= np.log(16) + 1e-3 for value in found["entropy"])
         if ask.after is not None:  # what was said before comes first, the model's answer too
             before = rows[ask.after]
             heard = text(before["prompt_token_ids"]) + text(before["output_token_ids"])

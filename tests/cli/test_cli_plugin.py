@@ -172,7 +172,7 @@ def test_interrupted(tmp_path):
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    assert process.stderr.readline().startswith("chat:")  # at work
+    assert process.stderr.readline().startswith("smollm2-answers:")  # at work
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

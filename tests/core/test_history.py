@@ -50,6 +50,9 @@ def test_full_schema_reads_back_the_same_from_parquet_and_jsonl(tmp_path: Path) 
             "prompt_token_ids": [[1, 2], []],
             "output_token_ids": [[3], None],
             "prefix_hashes": [[-(2**62), 2**62], None],
+            "temperature": [0.7, None],
+            "eos_logprob": [[-12.5, -3.0], None],
+            "entropy": [[], [1.0]],
         },
         schema=HISTORY_SCHEMA,
     )

@@ -44,10 +44,12 @@ def test_malformed_jsonl_lines_are_rows_like_any_other(tmp_path: Path) -> None:
         '{"actual_length": 1, "prefix_hashes": [1]}', "not json", "[1]", "", "null",
         '{"actual_length": true}', '{"actual_length": 1e999}', '{"actual_length": [1]}',
         '{"actual_length": 2, "prefix_hashes": [1.5]}', '{"actual_length": 3, "model": "\\ud800"}',
-        '{"actual_length": 4',
+        '{"actual_length": 4', '{"actual_length": 5, "entropy": [1, 0.5, true]}',
+        '{"actual_length": 6, "entropy": [1, 0.5]}',
     ]  # fmt: skip
     history = read_history(write(tmp_path / "h.jsonl", "\n".join(lines)), on_bad_rows="skip")
-    assert history.frame["actual_length"].to_list() == [1, 3]
+    assert history.frame["actual_length"].to_list() == [1, 3, 6]
+    assert history.frame["entropy"].to_list() == [None, None, [1.0, 0.5]]
     assert [problem.split(" ", 1)[1] for problem in history.problems] == [
         "line 2: is not JSON",
         "line 3: is not a JSON object",
@@ -57,6 +59,7 @@ def test_malformed_jsonl_lines_are_rows_like_any_other(tmp_path: Path) -> None:
         "line 8: actual_length is not a number",
         "line 9: has a prefix_hashes that is not a list of whole numbers",
         "line 11: is not JSON",
+        "line 12: has a entropy that is not a list of numbers",
     ]
 
 

@@ -132,6 +132,8 @@ def test_damaged_parquet_pages(tmp_path: Path) -> None:
         ("actual_length", [[1], [2]], "not a number"),
         ("prefix_hashes", ["a", "b"], "not a list of whole numbers"),
         ("prefix_hashes", [[0.5], [1.0]], "not a list of whole numbers"),
+        ("entropy", [0.5, 1.0], "not a list of numbers"),
+        ("eos_logprob", [["a"], ["b"]], "not a list of numbers"),
         ("model", [[1], [2]], "'model' is List(Int64), not text"),
     ],
 )

@@ -1,17 +1,25 @@
 """A live scheduler without a model: requests go in, made-up tokens come out."""
 
 from itertools import count
+from typing import ClassVar
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 
 MODEL_LENGTH = 512
+PATIENCE_S = 120.0
+"""For a process to start and to learn, on a busy machine."""
 SMALL = EngineSettings(blocks=60, max_num_seqs=16, max_num_batched_tokens=256)
 
 
 class Engine:
-    """Steps a scheduler by hand; a request ends after the number of tokens it was given."""
+    """Steps a scheduler by hand; a request ends after the number of tokens it was given.
+
+    What learns is a process of its own; the tests' ``conftest.py`` ends those in ``learning``.
+    """
+
+    learning: ClassVar[list] = []
 
     def __init__(self, settings=SMALL, *, asynchronous=False, scheduler_cls=None):
         from sagellm_lifetime.engines.vllm.live import LiveAsyncScheduler, LiveScheduler
@@ -35,9 +43,20 @@ class Engine:
     def lifetime(self):
         return self.scheduler.lifetime
 
+    @property
+    def learner(self):
+        return self.scheduler._service._learner
+
+    def learned(self):
+        """The statistics when all that has ended is learned."""
+        assert self.learner._elsewhere.drain(PATIENCE_S)
+        return self.stats()
+
     def on(self, **said):
         """Switch prediction on. A step takes no time here, so any cost would be too much."""
-        self.scheduler.switch_on(LiveSettings(**{"floor_s": 1.0, **said}))
+        self.scheduler.switch_on(LiveSettings(**{"floor_s": 1.0, "learn_every_s": 3600.0, **said}))
+        if self.learner is not None:
+            self.learning.append(self.learner)
         return self
 
     def predict_with(self, predictor, **said):

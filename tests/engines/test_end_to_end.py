@@ -16,10 +16,12 @@ import pytest
 from engine_help import adds_up, fitted
 from tiny_model import ENVIRONMENT, OPTIONS, make_model
 
+from sagellm_lifetime import load_predictor
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.core.history.read import read_history
 
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
+LEARNED = "runs/engine/engine-0/predictor"
 PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
 
 
@@ -99,6 +101,10 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)  # nothing of it stays behind
 
 
+def lessons_in(checkpoint):
+    return load_predictor(checkpoint).get_metrics()["lessons"]
+
+
 @pytest.fixture(scope="module")
 def folder(vllm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
@@ -117,7 +123,7 @@ def server(folder):
         server.stop()
 
 
-def test_the_whole_way(server, folder, capsys):
+def test_the_whole_way(server, folder, capsys, monkeypatch):
     # Ends of every kind.
     assert server.complete(vllm_xargs={"client_id": "short"})["usage"]["completion_tokens"] <= 12
     two = server.complete(n=2, max_tokens=8, ignore_eos=True)
@@ -135,8 +141,11 @@ def test_the_whole_way(server, folder, capsys):
     assert found["predictor"] == "survival"
     assert found["finish_reasons"]["stop"] >= 1
     assert found["finish_reasons"]["length"] >= 3
-    assert found["lessons"] == 200 + found["total_predictions"]
     assert found["breaker"] == "closed"
+    learned = 200 + found["total_predictions"]
+    found = server.until(lambda s: s["lessons"] == learned, PATIENCE_S)
+    assert found["learner_running"]
+    assert found["lessons_lost"] == found["lessons_dropped"] == found["lessons_on_the_way"] == 0
 
     # The switch.
     assert server.post("/lifetime/mode", {"mode": "act"}) == {"mode": "act", "engines": 1}
@@ -150,7 +159,8 @@ def test_the_whole_way(server, folder, capsys):
     for thread in threads:
         thread.join()
     before = found["total_predictions"]
-    found = server.until(lambda s: s["total_predictions"] == before + 20 and not s["running"])
+    found = server.until(lambda s: s["lessons"] == learned + 20 and not s["running"], PATIENCE_S)
+    assert found["total_predictions"] == before + 20
     assert adds_up(found)
     assert found["faults"] == dict.fromkeys(found["faults"], 0)
 
@@ -171,4 +181,29 @@ def test_the_whole_way(server, folder, capsys):
     assert len(frame) == before + 20
     assert set(frame["model"]) == {"model"}
     assert "short" in set(frame["client_id"].drop_nulls())
-    assert (folder / "runs" / "engine" / "engine-0" / "predictor" / "manifest.json").exists()
+    assert lessons_in(folder / LEARNED) == 200 + len(frame)
+    monkeypatch.chdir(folder)
+    round_again(folder, capsys)
+
+
+def round_again(folder, capsys):
+    """What was recorded is trained on, exported and served; and what that learns is kept."""
+    said = ["--data-path", "rec", "--predictor-type", "lstm", "--output-path", "lstm"]
+    for line in (["train", *said], ["export", "--checkpoint", "lstm", "--output-path", "model.pt"]):
+        assert run(line, "sagellm-lifetime") == 0, capsys.readouterr().err
+    trained = lessons_in(folder / "model.pt")
+    options = ("--enable-lifetime-prediction", "--enable-online-learning")
+    again = Server(folder, *options, "--predictor-checkpoint", "model.pt")
+    try:
+        again.wait()
+        found = again.stats()
+        assert found["predictor"] == "lstm"
+        assert found["lessons"] == trained
+        again.complete(n=20, max_tokens=30)
+        again.until(lambda s: s["lessons"] == trained + 20, PATIENCE_S)
+    finally:
+        again.stop(signal.SIGKILL)
+    learned = load_predictor(folder / LEARNED)
+    assert learned.name == "lstm"
+    assert learned.get_metrics()["lessons"] == trained + 20
+    assert load_predictor(folder / f"{LEARNED}.old").name == "survival"

@@ -71,20 +71,18 @@ def test_notes_are_the_models_own(eos, watch):
         assert ends + entropies == pytest.approx(truth(before[row]), rel=1e-5)
 
 
-def test_looks_every_sixteen_tokens(eos, watch):
+def test_looks_before_every_token(eos, watch):
     output = []
     update(watch, 1, added=[asking(0, "a", output)])
     seen = []
-    for step in range(40):
+    for step in range(20):
         logits = random_logits(1, seed=step)
         watch.apply(logits)
-        if step % eos.EVERY == 0:
-            seen.append(truth(logits[0]))
+        seen.append(truth(logits[0]))
         output.append(7)
         watch.update_state(None)
     ends, entropies = eos.taken("a")
     assert list(zip(ends, entropies, strict=True)) == [pytest.approx(one, rel=1e-5) for one in seen]
-    assert len(seen) == 3
 
 
 def test_follows_a_request_to_another_row(eos, watch):

@@ -188,26 +188,6 @@ def test_refusing_imports_nothing_heavy(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_checkpoint_goes_before_what_was_learned_from_an_older_one(tmp_path, monkeypatch):
-    import os
-
-    from sagellm_lifetime.engines.vllm.predictor import make_predictor
-
-    fitted().save(tmp_path / "trained")
-    settings = LiveSettings(predictor="", checkpoint=str(tmp_path / "trained"))
-    learned = tmp_path / "learned"
-    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
-    create_predictor("survival").save(learned)
-    assert make_predictor(settings, learned).get_metrics()["lessons"] == 0
-    os.utime(learned / "manifest.json", (1, 1))
-    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
-    os.utime(tmp_path / "trained" / "manifest.json", (0, 0))
-    create_predictor("orca").save(tmp_path / "other")
-    assert make_predictor(settings, tmp_path / "other").name == "survival"
-    (learned / "manifest.json").write_text("{}")
-    assert make_predictor(settings, learned).get_metrics()["lessons"] == 200
-
-
 def test_vllm_gets_the_scheduler_that_it_needs(monkeypatch):
     from types import SimpleNamespace
 

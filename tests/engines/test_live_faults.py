@@ -9,6 +9,7 @@ import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime.engines.vllm.breaker import Breaker
+from sagellm_lifetime.predictors import survival
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
 
@@ -75,9 +76,10 @@ def faulty(wrong):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, about the NaN
 @pytest.mark.parametrize("wrong", FAULTS)
 @pytest.mark.parametrize("mode", ["shadow", "act"])
-def test_the_engine_goes_on_as_vllms_own(wrong, mode, caplog):
+def test_the_engine_goes_on_as_vllms_own(wrong, mode, caplog, monkeypatch):
+    monkeypatch.setattr(survival, SurvivalLifetimePredictor.__name__, Faulty)  # it is registered
     predictor = faulty("")
-    engine = Engine().predict_with(predictor, mode=mode, learn=True, limit_s=0.2)
+    engine = Engine().predict_with(predictor, mode=mode, learn=wrong == "update", limit_s=0.2)
     mixed_load(engine, n=24, steps=2)
     predictor.wrong = wrong
     mixed_load(engine, n=24, steps=2)

@@ -1,9 +1,11 @@
 """Off, shadow, act: what they touch, what they count, and switching between them."""
 
+import numpy as np
 import pytest
 from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.policies.plan import Plan
 
 
 def stock(asynchronous=False, settings=SMALL):
@@ -117,6 +119,24 @@ def test_under_vllms_priorities_it_never_acts(caplog):
     assert stats["mode"] == "shadow"
     assert stats["completions"] == 40
     assert "keeps an order of its own" in engine.stats()["cannot_act"]
+
+
+@pytest.mark.parametrize("doubt", [0.0, 0.5])
+def test_confidence_is_asked_for_where_a_plan_has_a_threshold(doubt, monkeypatch):
+    from types import MappingProxyType
+
+    from sagellm_lifetime.engines.vllm import build
+
+    plans = MappingProxyType({"lifetime": Plan(min_confidence=doubt)})
+    monkeypatch.setattr(build, "PLANS", plans)
+    engine = Engine().predict_with(fitted(), mode="act")
+    engine.add(30)
+    (name,) = engine.scheduler.requests
+    confidence = engine.lifetime._forecaster.outlook([name], np.array([0])).confidence
+    assert (confidence.item() < 1.0) == (doubt > 0)
+    mixed_load(engine).run()
+    assert engine.stats()["completions"] == 41
+    assert engine.lifetime.breaker.state == "closed"
 
 
 def test_settings_come_with_vllms_configuration():

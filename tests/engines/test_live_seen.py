@@ -176,15 +176,18 @@ def test_several_engine_cores_are_one_engine(tmp_path):
     for rank in range(2):
         engine = Engine()
         engine.scheduler.vllm_config.parallel_config.data_parallel_index = rank
-        engine.predict_with(fitted(), mode="shadow", state=str(tmp_path))
+        engine.predict_with(fitted(), mode="shadow", learn=True, state=str(tmp_path))
         mixed_load(engine, n=10 + 10 * rank).run()
+        assert engine.learned()["lessons"] == 210 + 10 * rank
         engine.scheduler._service._keeper.round()
         engines.append(engine)
     engines[0].scheduler.vllm_config.parallel_config.data_parallel_index = 0
     found = json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])
     stats = [engine.stats() for engine in engines]
     assert [each["engine"] for each in found["engines"]] == [0, 1]
-    assert found["total_predictions"] == 30
+    assert found["total_predictions"] == found["lessons_taken"] == 30
+    assert found["learner_running"]
+    assert len(list(tmp_path.glob("engine-*/predictor/manifest.json"))) == 2
     errors = sum(each["sums"]["absolute_error"] for each in stats)
     assert found["mae"] == pytest.approx(errors / 30)
     status, body = ask(tmp_path, "POST", "/lifetime/mode", b'{"mode": "act"}')
@@ -215,23 +218,3 @@ def test_one_engine_one_folder(tmp_path):
     again = EngineState(tmp_path, 0)
     assert again.asked_for() is None  # the command line says in which mode it starts
     again.close()
-
-
-def test_what_was_learned_survives_a_restart(tmp_path):
-    for lessons in (20, 40):
-        engine = Engine().on(mode="shadow", learn=True, state=str(tmp_path))
-        mixed_load(engine, n=20).run()
-        assert engine.stats()["lessons"] == lessons
-        service = engine.scheduler._service
-        service._saver.round()  # what happens once a minute
-        service._keeper._stopped.set()  # and then the process was killed
-        service._state.close()
-
-
-def test_without_learning_nothing_is_learned(tmp_path):
-    engine = Engine().predict_with(fitted(), mode="shadow", state=str(tmp_path))
-    mixed_load(engine, n=20).run()
-    engine.scheduler.shutdown()
-    assert engine.stats()["lessons"] == 200
-    assert engine.lifetime.predictor.get_metrics()["lessons"] == 200
-    assert not (tmp_path / "engine-0" / "predictor").exists()

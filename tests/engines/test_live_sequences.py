@@ -123,7 +123,7 @@ def test_preempted_and_resumed_they_are_predicted_once(mode, asynchronous):
     )
     mixed_load(engine, n=60, steps=2).run()
     assert engine.preempted
-    stats = engine.stats()
+    stats = engine.learned()
     assert stats["total_predictions"] == stats["completions"] == stats["lessons"] - 200 == 60
     lengths = {name: row["actual_length"] for name, row in rows(engine).items()}
     assert lengths == engine.lengths

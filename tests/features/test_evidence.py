@@ -137,13 +137,27 @@ def test_signals_of_the_engine_are_bounded():
         (np.float32(-3), True),
         (float("nan"), False),
         ("x", False),
-        ([1, 2], False),
+        ([1, 2], True),
+        ([], False),
+        (["x", None], False),
     ):
         evidence = evidence_of(asked(0, [1] * 10))
         read_chunks(evidence, asked(20, [1] * 30, eos_logprob=value))
         numbers = evidence.chunks[0].numbers
         assert np.isfinite(numbers).all()
         assert (np.abs(numbers[-11]) > 0) == kept, value
+
+
+def test_each_chunk_has_its_own_entries_of_a_signal():
+    evidence = evidence_of(asked(0, [1] * 10))
+    said = {"eos_logprob": [-16.0, -8.0, -4.0, -2.0, -1.0], "entropy": [4.0]}
+    read_chunks(evidence, asked(70, [1] * 80, **said))
+    eos, newest = ([chunk.numbers[at] for chunk in evidence.chunks] for at in (-12, -8))
+    assert eos == [-1.0, -0.5, -0.25, -0.125]
+    assert newest == eos
+    assert [chunk.numbers[-10] for chunk in evidence.chunks] == [1.0, 0.0, 0.0, 0.0]
+    read_chunks(evidence, asked(96, [1] * 106, eos_logprob=[-16.0] * 4 + [-8.0, -4.0]))
+    assert (evidence.chunks[4].numbers[-12], evidence.chunks[4].numbers[-8]) == (-0.375, -0.25)
 
 
 def test_generated_part_of_the_tokens():

@@ -45,6 +45,27 @@ def test_later_ages_know_what_was_generated_by_then():
     assert requests.request(2, 4).token_ids == []
 
 
+def test_signals_are_those_of_full_windows():
+    frame = pl.DataFrame(
+        {
+            "actual_length": [40, 5],
+            "eos_logprob": [[-9.0, -2.0], []],
+            "entropy": [[1.0, 2.0], None],
+            "temperature": [0.5, None],
+        }
+    )
+    requests = HistoryRequests(frame)
+    said = [requests.request(0, age).prompt_features for age in (0, 15, 16, 31, 32, 39)]
+    assert [each.get("eos_logprob") for each in said] == [
+        *(None, None, [-9.0], [-9.0], [-9.0, -2.0], [-9.0, -2.0])
+    ]
+    assert [each.get("entropy") for each in said] == [
+        *(None, None, [1.0], [1.0], [1.0, 2.0], [1.0, 2.0])
+    ]
+    assert said[0] == {"temperature": 0.5}
+    assert requests.request(1, 4).prompt_features is None
+
+
 def test_a_bare_history():
     requests = HistoryRequests(pl.DataFrame({"actual_length": [5]}))
     assert not requests.has_content

@@ -75,7 +75,7 @@ def test_structure_sees_lists_code_and_endings():
 
 def test_token_structure_tells_missing_from_zero():
     buckets = np.array([1, 1, 2])
-    missing, zero = token_structure(buckets, (None, None)), token_structure(buckets, (0.0, 0.0))
+    missing, zero = token_structure(buckets, [], []), token_structure(buckets, [0.0], [0.0])
     assert missing[3] == 0 == missing[5]
     assert zero[3] == 1 == zero[5]
     assert missing[1] == pytest.approx(2 / 3)

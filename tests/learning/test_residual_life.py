@@ -148,7 +148,9 @@ def test_state_round_trip_then_learning(monkeypatch):
     twin = ResidualLife(max_nodes=64)
     twin.restore(tables.state())
     for features, session, length, cut in stream[400:]:
-        assert np.array_equal(tables.hazards(features, session), twin.hazards(features, session))
+        hazards = tables.hazards(features, session)
+        assert np.array_equal(hazards, twin.hazards(features, session))
+        assert np.array_equal(hazard.from_hazards(hazards), twin.row(features, session))
         for each in (tables, twin):
             each.learn(features, session, length, censored=cut)
     for key, value in tables.state().items():

@@ -18,10 +18,12 @@ from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.core.splits import Split
     from sagellm_lifetime.evaluation.protocol import Evaluation
 
 INVENTED: Final = ("regular", "specification")
-PROFILES: Final = ("chat", "coding-agent", "regular")
+RECORDED: Final = "smollm2-answers"
+PROFILES: Final = (RECORDED, "chat", "coding-agent", "regular")
 ROWS: Final = 5000
 MOST_ROWS: Final = 1_000_000
 EPOCHS: Final = 6
@@ -34,9 +36,10 @@ def demo(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Workloads, from published statistics of public traces: azure-conversation, "
-            "mooncake-conversation, reasoning, chat, coding-agent; or invented ones of known "
-            "difficulty: regular, specification. Repeat it for several.",
+            help="Workloads: real answers of a small chat model, smollm2-answers; from published "
+            "statistics of public traces: azure-conversation, mooncake-conversation, reasoning, "
+            "chat, coding-agent; or invented ones of known difficulty: regular, specification. "
+            "Repeat it for several.",
             show_default=", ".join(PROFILES),
         ),
     ] = None,
@@ -44,13 +47,14 @@ def demo(
         "report"
     ),
     rows: Annotated[
-        int, typer.Option(min=100, max=MOST_ROWS, help="Requests of each workload.")
+        int, typer.Option(min=100, max=MOST_ROWS, help="Requests of each workload, at most.")
     ] = ROWS,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of the networks, at most.")] = EPOCHS,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Train and compare all predictors on built-in workloads, and write a report with plots."""
+    from sagellm_lifetime.core.splits import split
     from sagellm_lifetime.predictors.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
@@ -62,8 +66,11 @@ def demo(
     started = perf_counter()
     found: dict[str, list[Evaluation]] = {}
     for each in profiles:
-        note(f"{each}: {rows:,} requests, the first 70% to train on, the others to score")
-        found[each] = _compare(names, _workload(each, rows, seed), seed, epochs)
+        work = _workload(each, rows, seed)
+        note(f"{each}: {len(work):,} requests, 70% to train on, the others to score")
+        # Of the recorded answers some repeat a prompt: all of them go to the same part.
+        parts = split(work, "session" if each == RECORDED else "auto")
+        found[each] = _compare(names, parts, seed, epochs)
         _report(output if len(profiles) == 1 else output / each, each, found[each])
     page = output / "report.md"
     if len(profiles) > 1:
@@ -87,25 +94,28 @@ def check_profiles(names: list[str]) -> None:
     from sagellm_lifetime.evaluation.profiles import PROFILES as MEASURED
 
     for name in names:
-        if name not in (*MEASURED, *INVENTED):
-            raise UnknownNameError("profile", name, [*MEASURED, *INVENTED])
+        known = [RECORDED, *MEASURED, *INVENTED]
+        if name not in known:
+            raise UnknownNameError("profile", name, known)
 
 
 def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
     from sagellm_lifetime.evaluation import profiles
 
+    if name == RECORDED:
+        from sagellm_lifetime.evaluation.recorded import recorded
+
+        return recorded().head(rows)
     if name in INVENTED:
         make = profiles.regular if name == "regular" else profiles.specification
         return make(rows, seed)
     return profiles.generate(name, rows, seed=seed)
 
 
-def _compare(names: list[str], rows: pl.DataFrame, seed: int, epochs: int) -> list[Evaluation]:
+def _compare(names: list[str], parts: Split, seed: int, epochs: int) -> list[Evaluation]:
     from sagellm_lifetime.cli.beside import trained
-    from sagellm_lifetime.core.splits import split
     from sagellm_lifetime.predictors.registry import has_network
 
-    parts = split(rows)
     with progress("training the baselines"):
         rivals = trained(parts.train)
     done = []

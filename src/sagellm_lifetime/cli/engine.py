@@ -83,6 +83,14 @@ def start(
     enable_online_learning: Annotated[
         bool, typer.Option("--enable-online-learning", help="Learn from what was served.")
     ] = False,
+    watch_eos: Annotated[
+        bool,
+        typer.Option(
+            "--watch-eos",
+            help="Tell the predictor how near its end the model itself sees each sequence "
+            "(EOS log-probability, entropy).",
+        ),
+    ] = False,
     lifetime_mode: Annotated[
         StartMode | None,
         typer.Option(
@@ -122,6 +130,7 @@ def start(
         "--predictor-hidden-size": predictor_hidden_size,
         "--predictor-checkpoint": predictor_checkpoint,
         "--enable-online-learning": enable_online_learning,
+        "--watch-eos": watch_eos,
         "--lifetime-mode": lifetime_mode,
         "--lifetime-policy": lifetime_policy,
     }
@@ -138,6 +147,7 @@ def start(
         width=predictor_hidden_size,
         checkpoint=predictor_checkpoint,
         learn=enable_online_learning,
+        signals=watch_eos,
         record=record,
         content=record_content,
         state=state if asked else None,
@@ -162,6 +172,7 @@ def _settings(
     width: int | None,
     checkpoint: Path | None,
     learn: bool,
+    signals: bool,
     record: Path | None,
     content: bool,
     state: Path | None,
@@ -180,6 +191,7 @@ def _settings(
         width=width or 0,
         checkpoint=place(checkpoint),
         learn=learn,
+        signals=signals,
         content=content,
         state=place(state),
         record=place(record),

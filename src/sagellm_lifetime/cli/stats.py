@@ -155,6 +155,12 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
             if isinstance(pair, list) and len(pair) == 2:
                 made, differing = (_shown({"n": n}, "n", "d") for n in pair)
                 lines.append(f"  Shadow {_plain(kind).title()}s: {made}, {differing} differing")
+    if found.get("learning") is True:
+        ends = ("taken", "on_the_way", "dropped", "lost")
+        counts = [f"{_shown(found, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
+        lines.append(f"  Learning: {', '.join(counts)}")
+        if found.get("learner_trouble"):
+            lines.append(f"  Learner Trouble: {_plain(found['learner_trouble'])}")
     spent, steps, lasted = (found.get(key) for key in ("overhead_seconds", "steps", "step_seconds"))
     if isinstance(spent, int | float) and steps and lasted:
         lines.append(f"  Overhead: {1e6 * spent / steps:.0f} µs a step ({spent / lasted:.2%})")

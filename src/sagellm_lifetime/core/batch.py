@@ -58,19 +58,18 @@ class LengthDistributionBatch:
         n = np.broadcast_to(np.asarray(n, dtype=np.float64), self.ages.shape)
         return self._survival(n, self._base())
 
-    def survival_at(self, times: np.ndarray) -> np.ndarray:
-        """``P(R > times[j])`` of every sequence, shape ``(N, T)`` for ``(T,)`` times."""
-        count, width = len(self), len(times)
-        every = np.repeat(np.arange(count), width)
-        flat = LengthDistributionBatch(
-            self.rows,
-            self.index[every],
-            self.ages[every],
-            self.caps[every],
-            self.curves,
-            None if self.bands is None else self.bands[every],
-        )
-        return flat.survival(np.tile(times, count)).reshape(count, width)
+    def uncapped(self, times: np.ndarray) -> np.ndarray:
+        """``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
+
+        Args:
+            times: tokens from now, ascending, the first 0; shape ``(T,)``.
+        """
+        index = self.index[:, None]
+        step = hazard.cumulative_many(self.rows, index, self.ages[:, None] + times)
+        step -= step[:, :1].copy()
+        if self.curves is not None and self.bands is not None:
+            step = link.forward_many(self.curves, self.bands[:, None], step)
+        return np.asarray(np.exp(-step))
 
     def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)

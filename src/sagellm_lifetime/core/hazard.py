@@ -75,14 +75,15 @@ def inverse_many(rows: np.ndarray, index: np.ndarray, hazards: np.ndarray) -> np
 
 def from_hazards(discrete: np.ndarray) -> np.ndarray:
     """Rows from per-bin hazards ``P(L in bin | L > its lower edge)``, shape ``(..., BINS)``."""
-    steps = -np.log1p(-np.clip(discrete, 0.0, 1.0 - 1e-9))
-    return from_steps(steps)
+    # Ufuncs: for one row np.clip and np.cumsum take longer to find their arguments than to compute.
+    steps = np.log1p(-np.minimum(np.maximum(discrete, 0.0), 1.0 - 1e-9))
+    return from_steps(np.negative(steps, steps))
 
 
 def from_steps(steps: np.ndarray) -> np.ndarray:
     """Rows from per-bin increments of the cumulative hazard, shape ``(..., BINS)``."""
     rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
-    np.cumsum(steps, axis=-1, out=rows[..., 1:])
+    np.add.accumulate(steps, axis=-1, out=rows[..., 1:])
     return rows
 
 

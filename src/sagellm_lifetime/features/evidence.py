@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
 from sagellm_lifetime.features.request import RequestFeatures, key_of
@@ -96,12 +97,12 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
     text = said.get("output_text")
     if not tokens and not text:
         return False
-    signals = (_number(said.get("eos_logprob")), _number(said.get("entropy")))
     for i in range(evidence.chunks_read, complete):
         begin, end = CHUNK_AGES[i - 1] if i else 0, CHUNK_AGES[i]
         if tokens:
             buckets = token_buckets(tokens[begin:end])
-            structure = token_structure(buckets, signals)
+            eos, entropy = (_signal(said.get(name), begin, end) for name in SIGNALS)
+            structure = token_structure(buckets, eos, entropy)
         else:
             # Characters stand in for tokens: the text so far, cut in proportion.
             so_far = str(text)[: len(str(text)) * end // age]
@@ -111,6 +112,15 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
     evidence.chunks_read = complete
     evidence.age = age
     return True
+
+
+def _signal(value: Any, begin: int, end: int) -> list[float]:
+    """What a signal says of the tokens from ``begin`` to ``end``: a number speaks of all."""
+    if isinstance(value, list | tuple):
+        value = value[begin // SIGNAL_EVERY : end // SIGNAL_EVERY]
+    else:
+        value = [value]
+    return [number for number in map(_number, value) if number is not None]
 
 
 def _number(value: Any) -> float | None:

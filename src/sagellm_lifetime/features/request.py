@@ -4,7 +4,8 @@ Nothing of the content survives this step: token ids and text become bucket numb
 
 Recognised ``prompt_features`` keys, all optional: prompt_length, prompt_text, output_text, model,
 client_id, session_id, turn, arrival_time, prefix_hashes, temperature, has_tools, response_format,
-enable_thinking, eos_logprob, entropy, hidden_state. Unknown keys are ignored.
+enable_thinking, eos_logprob, entropy, hidden_state. Unknown keys are ignored. The two signals are
+numbers (as of now), or lists with an entry for the generated tokens 1–16, 17–32, … (signals.py).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any, Final
 import polars as pl
 
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
+from sagellm_lifetime.core.signals import SIGNAL_EVERY, SIGNALS
 
 FEATURES: Final = (
     "prompt_length",
@@ -32,6 +33,8 @@ class HistoryRequests:
     them; without generated ids they are the prompt's at age 0 and empty later (never a prompt that
     could be taken for generated tokens).
 
+    The signals (``eos_logprob``, ``entropy``) are the entries that are full at ``age``.
+
     Without generated ids, ``output_text`` is cut at the share ``age / actual_length`` of its
     characters. The total length serves only to find where the text of ``age`` tokens ends; beyond
     the text itself it tells the average number of characters per token, nothing of the length.
@@ -44,6 +47,7 @@ class HistoryRequests:
         self._output_ids = _column(frame, "output_token_ids")
         self._text = _column(frame, "output_text")
         self._features = _features(frame)
+        self._signals = {name: _column(frame, name) for name in SIGNALS if name in frame.columns}
         self.has_content = any(self._output_ids) or any(self._text)
         """Whether any row has generated tokens or text."""
 
@@ -70,6 +74,10 @@ class HistoryRequests:
 
     def _said(self, row: int, age: int) -> dict[str, Any]:
         said = dict(self._features[row])
+        for name, column in self._signals.items():
+            entries = (column[row] or [])[: age // SIGNAL_EVERY]
+            if entries:
+                said[name] = entries
         text = self._text[row]
         if text and age and not self._output_ids[row]:
             said["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]

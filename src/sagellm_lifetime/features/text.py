@@ -94,13 +94,12 @@ def text_structure(text: str) -> np.ndarray:
     )[:STRUCTURE]
 
 
-def token_structure(recent: np.ndarray, signals: tuple[float | None, float | None]) -> np.ndarray:
-    """Shape of a chunk of token buckets, with EOS log-probability and entropy where given."""
+def token_structure(recent: np.ndarray, eos: list[float], entropy: list[float]) -> np.ndarray:
+    """Shape of a chunk of token buckets, with EOS log-probabilities and entropies where given."""
     x = np.zeros(STRUCTURE, dtype=np.float32)
     x[1] = len(np.unique(recent)) / max(len(recent), 1)
-    eos, entropy = signals
-    if eos is not None:
-        x[2], x[3] = eos / 16.0, 1.0
-    if entropy is not None:
-        x[4], x[5] = entropy / 4.0, 1.0
+    if eos:
+        x[2], x[3], x[6] = sum(eos) / len(eos) / 16.0, 1.0, eos[-1] / 16.0
+    if entropy:
+        x[4], x[5], x[7] = sum(entropy) / len(entropy) / 4.0, 1.0, entropy[-1] / 4.0
     return x

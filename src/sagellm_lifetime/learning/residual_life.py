@@ -144,6 +144,10 @@ class ResidualLife:
         """Discrete hazards of the finest node known, shape ``(BINS,)``."""
         return self._hazards(self._known(node_keys(features, session))).padded[INSIDE]
 
+    def row(self, features: RequestFeatures, session: int) -> np.ndarray:
+        """The same as cumulative hazards, shape ``(BINS + 1,)``, not to be written to."""
+        return self._hazards(self._known(node_keys(features, session))).row
+
     def _known(self, keys: Sequence[NodeKey]) -> list[tuple[int, _Node]]:
         """Levels and nodes of those keys of a path that have one."""
         return [(key & _LEVEL, self._found(key)) for key in keys if key in self._nodes]

@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 
 from sagellm_lifetime.core.grid import BINS
+from sagellm_lifetime.core.hazard import from_hazards
 
 _RATIO: Final = (4.0, 30.0, inf)
 _OWN: Final = (3.0, 20.0, 100.0, inf)
@@ -56,11 +57,20 @@ class Hazards:
         padded: the hazards inside zeros, shape ``(PADDED,)``.
     """
 
-    __slots__ = ("_steps", "padded")
+    __slots__ = ("_row", "_steps", "padded")
 
     def __init__(self, padded: np.ndarray) -> None:
         self.padded = padded
         self._steps: np.ndarray | None = None
+        self._row: np.ndarray | None = None
+
+    @property
+    def row(self) -> np.ndarray:
+        """Cumulative hazards as a distribution has them; kept, as many requests end up here."""
+        if self._row is None:
+            self._row = from_hazards(self.padded[INSIDE])
+            self._row.flags.writeable = False  # many hold it
+        return self._row
 
     @property
     def steps(self) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
+from sagellm_lifetime.core.batch import LengthDistributionBatch
 
 HORIZON: Final[np.ndarray] = np.unique(np.round(np.geomspace(1, 65_536, 40))).astype(np.float64)
 """Steps ahead at which survival is looked at; one step generates one token of every sequence."""
-_STEPS: Final = np.diff(HORIZON, prepend=0.0)
+_EDGES: Final = np.concatenate([[0.0], HORIZON])
+_STEPS: Final = np.diff(_EDGES)
 HORIZON.flags.writeable = False
 
 
@@ -87,8 +88,8 @@ class Outlook:
         """From predicted distributions."""
         # A cap ends everything at once, somewhere inside a gap: it is laid over the gaps exactly.
         caps = cls.exact(batch.caps - batch.ages).survival
-        ends = replace(batch, caps=np.full(len(batch), UNCAPPED)).survival_at(HORIZON)
-        starts = np.concatenate([np.ones((len(ends), 1)), ends[:, :-1]], axis=1)
+        alive = batch.uncapped(_EDGES)
+        starts, ends = alive[:, :-1], alive[:, 1:]
         # Sum over whole steps, the first included and the last not: half a step more than the area.
         means = (starts + ends) / 2.0 + (starts - ends) / (2.0 * _STEPS)
         return cls(means * caps, confidence)
@@ -97,7 +98,8 @@ class Outlook:
     def exact(cls, remaining: np.ndarray) -> Outlook:
         """Of lengths that are known (an oracle), or assumed (a global average)."""
         gap = (np.asarray(remaining, dtype=np.float64)[:, None] - HORIZON + _STEPS) / _STEPS
-        return cls(np.clip(gap, 0.0, 1.0), np.ones(len(remaining)), certain=True)
+        survival = np.minimum(np.maximum(gap, 0.0), 1.0)
+        return cls(survival, np.ones(len(remaining)), certain=True)
 
     def __len__(self) -> int:
         return len(self.survival)

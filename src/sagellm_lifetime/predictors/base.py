@@ -10,7 +10,7 @@ follow from it (:meth:`_rows`), and what a completion teaches (:meth:`_learn`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -92,8 +92,8 @@ class Predictor(LifetimePredictorProtocol):
     # -- what a predictor says ---------------------------------------------------------------
 
     @abstractmethod
-    def _rows(self, evidence: Sequence[Any]) -> np.ndarray:
-        """Cumulative hazards of the total length, shape ``(len(evidence), BINS + 1)``."""
+    def _rows(self, evidence: Sequence[Any]) -> Iterable[np.ndarray]:
+        """Cumulative hazards of the total length, shape ``(BINS + 1,)``, of each."""
 
     @abstractmethod
     def _learn(self, completion: Completion) -> None:

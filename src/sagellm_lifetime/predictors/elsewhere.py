@@ -37,6 +37,17 @@ _OF_THE_RUN: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ from those of the checkpoint: they do not shape what was learned."""
 
 
+def mismatch(learned: Predictor, mine: Predictor) -> str:
+    """Why one cannot go on with what the other has learned; empty where it can."""
+    if learned.name != mine.name:
+        return f"holds a {learned.name!r} predictor, not {mine.name!r}"
+    for option, value in mine._options.items():
+        found = learned._options.get(option)
+        if option not in _OF_THE_RUN and found != value:
+            return f"learned with {option}={found!r}, not {value!r}"
+    return ""
+
+
 class LearningElsewhere:
     """Makes a predictor learn in another process, from now until :meth:`stop`.
 
@@ -97,17 +108,11 @@ class LearningElsewhere:
     def _go_on(self) -> None:
         """Know what the last run had learned."""
         learned, mine = load_predictor(self.path), self.predictor
-        if learned.name != mine.name:
+        odd = mismatch(learned, mine)
+        if odd:
             raise CheckpointError(
-                f"{self.path}: holds a {learned.name!r} predictor, not {mine.name!r}; "
-                "choose another directory, or remove it to start from the one given"
+                f"{self.path}: {odd}; choose another directory, or remove it to start anew"
             )
-        for option, value in mine._options.items():
-            if option not in _OF_THE_RUN and learned._options.get(option) != value:
-                raise CheckpointError(
-                    f"{self.path}: learned with {option}={learned._options.get(option)!r}, "
-                    f"not {value!r}; choose another directory, or remove it to start anew"
-                )
         with mine._lock:
             set_knowledge(mine, knowledge(learned))
             mine.summary = dict(learned.summary)

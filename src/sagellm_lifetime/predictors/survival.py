@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.conversations import Conversations
@@ -29,7 +28,7 @@ class SurvivalLifetimePredictor(Predictor):
     from every completion at once and needs no training; see ``learning.residual_life``.
 
     Args:
-        max_nodes: nodes kept at most (2.7 kB each); the least recently used goes first.
+        max_nodes: nodes kept at most (3.4 kB each); the least recently used goes first.
     """
 
     name = "survival"
@@ -45,9 +44,8 @@ class SurvivalLifetimePredictor(Predictor):
         features = read_request(request)
         return Evidence(features, self._conversations.key(features))
 
-    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
-        hazards = [self._tables.hazards(each.features, each.session) for each in evidence]
-        return hazard.from_hazards(np.stack(hazards))
+    def _rows(self, evidence: Sequence[Evidence]) -> list[np.ndarray]:
+        return [self._tables.row(each.features, each.session) for each in evidence]
 
     def _note(self, lesson: Lesson) -> None:
         super()._note(lesson)

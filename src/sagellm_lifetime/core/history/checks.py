@@ -19,6 +19,7 @@ from sagellm_lifetime.core.history.schema import (
     Layout,
 )
 from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.signals import SIGNALS
 
 FAULT = "__fault"
 _SHOWN_REASON = r"^[A-Za-z_-]{1,20}$"  # anything else may be a piece of a prompt gone astray
@@ -45,11 +46,16 @@ def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where
             ok, want = text or stored.is_numeric() or column in layout.values, "a number"
         elif HISTORY_SCHEMA[column].is_nested():
             inner = stored.inner if isinstance(stored, pl.List | pl.Array) else pl.Binary()
-            ok, want = inner.is_integer() or isinstance(inner, pl.Null), "a list of whole numbers"
+            ok = inner.is_integer() or isinstance(inner, pl.Null)
+            ok, want = ok or (column in SIGNALS and inner.is_numeric()), _list_of(column)
         else:
             ok = text or stored.is_integer() or isinstance(stored, pl.Boolean)
         if not ok:
             raise HistoryHeaderError(f"{where}: the column {name!r} is {stored}, not {want}")
+
+
+def _list_of(column: str) -> str:
+    return "a list of numbers" if column in SIGNALS else "a list of whole numbers"
 
 
 def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.LazyFrame:
@@ -102,9 +108,9 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
         found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
     for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
         held = pl.col(column).list
-        text = f"{layout.names[column]} is not a list of whole numbers"
+        text = f"{layout.names[column]} is not {_list_of(column)}"
         test = held.len() != held.drop_nulls().list.len()
-        found.append(Fault("not a list of whole numbers", column, text, test))
+        found.append(Fault(f"not {_list_of(column)}", column, text, test))
     if {"actual_length", "max_length"} <= set(columns):
         text = f"{layout.names['actual_length']} {{value}} is over max_length {{cap}}"
         test = pl.col("actual_length") > pl.col("max_length")

@@ -79,11 +79,21 @@ def _fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.D
             text = cell if isinstance(cell, str) else json.dumps(cell)
             # A lone surrogate is legal JSON but no text.
             row[name] = text if text.isascii() else text.encode("utf-8", "replace").decode()
-        elif isinstance(cell, list) and all(
-            isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < 2 * INT64
-            for item in cell
-        ):
+        elif dtype == pl.List(pl.Float64()):
+            if isinstance(cell, list) and all(map(_is_number, cell)):
+                row[name] = [float(item) for item in cell]
+            else:
+                row[BROKEN] = f"has a {name} that is not a list of numbers"
+        elif isinstance(cell, list) and all(map(_is_whole, cell)):
             # Of unsigned hashes the top bit goes, as it does in a request.
             row[name] = [item if item < INT64 else item - INT64 for item in cell]
         else:
             row[BROKEN] = f"has a {name} that is not a list of whole numbers"
+
+
+def _is_whole(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < 2 * INT64
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, float) or _is_whole(item)

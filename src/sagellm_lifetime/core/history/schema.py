@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-# The table of the design, section 5, in its order; only ``actual_length`` is required.
+# The table of the design, section 5, in its order; only ``actual_length`` is required. The last
+# three are additions, what a request says (section 4) as a recorder sees it: the temperature it was
+# sampled at, and what the model itself gave along the way (nats): one entry for the generated
+# tokens 1–16, one for 17–32, … (core/signals.py).
 HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "request_id": pl.String(),
     "model": pl.String(),
@@ -28,6 +31,9 @@ HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "prompt_token_ids": pl.List(pl.Int64()),
     "output_token_ids": pl.List(pl.Int64()),
     "prefix_hashes": pl.List(pl.Int64()),
+    "temperature": pl.Float64(),
+    "eos_logprob": pl.List(pl.Float64()),
+    "entropy": pl.List(pl.Float64()),
 }
 NUMBERS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_numeric())
 LISTS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_nested())

@@ -108,11 +108,11 @@ class Breaker:
                 self._worked += time.thread_time() - worked
         return fallback
 
-    def quick(self, function: Callable[..., Any], *args: Any) -> None:
+    def quick(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """A call that only writes something down: without a time limit, and uncounted."""
         if self.allows:
             try:
-                function(*args)
+                function(*args, **options)
             except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
                 self._open("exception", f"{type(error).__name__}: {error}")
 

@@ -12,6 +12,7 @@ from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
 from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
 from sagellm_lifetime.engines.vllm.journal import name_of
+from sagellm_lifetime.engines.vllm.learner import Learner
 from sagellm_lifetime.engines.vllm.predictor import make_predictor, warm_up
 from sagellm_lifetime.engines.vllm.recorder import Recorder
 from sagellm_lifetime.engines.vllm.settings import LiveSettings, cannot_act
@@ -21,35 +22,45 @@ from sagellm_lifetime.policies.plan import PLANS
 
 def make_lifetime(
     scheduler: Any, settings: LiveSettings, rank: int = 0, learned: Path | None = None
-) -> LiveLifetime:
-    """What a scheduler asks; in mode ``off`` until it is told otherwise.
+) -> tuple[LiveLifetime, Learner | None]:
+    """What a scheduler asks, in mode ``off`` until it is told otherwise, and what learns for it.
 
     Args:
         scheduler: vLLM's, built.
         settings: what was asked for.
         rank: of the engine core.
-        learned: where an earlier run has left what it learned.
+        learned: where it keeps what it learns; ``None`` for a temporary place.
     """
     from sagellm_lifetime.predictors.registry import has_network
 
     config = scheduler.vllm_config
     tally = Tally()
-    forecaster, reads_tokens = None, False
+    plan = PLANS[settings.policy]
+    forecaster, learner, reads_tokens = None, None, False
     if settings.predict:
-        predictor = make_predictor(settings, learned)
+        predictor = make_predictor(settings)
+        if settings.learn:
+            learner = Learner(predictor, settings, learned)
         warm_up(predictor)
-        forecaster = LiveForecaster(predictor, tally, learn=settings.learn)
+        doubting = plan.min_confidence > 0
+        forecaster = LiveForecaster(predictor, tally, learn=settings.learn, doubting=doubting)
         reads_tokens = has_network(predictor.name)
+    signals = None
+    if settings.signals:
+        from sagellm_lifetime.engines.vllm.signals import Signals
+
+        signals = Signals()
     served = config.model_config.served_model_name
-    return LiveLifetime(
+    lifetime = LiveLifetime(
         scheduler,
-        plan=PLANS[settings.policy],
+        plan=plan,
         forecaster=forecaster,
         reads_tokens=reads_tokens,
         describe=Describer(
             served[0] if isinstance(served, list) else str(served),
             scheduler.max_model_len,
             scheduler.hash_block_size,
+            signals,
         ),
         endings=Endings(),
         breaker=Breaker(
@@ -63,6 +74,8 @@ def make_lifetime(
         recorder=Recorder(Path(settings.record), name_of(rank), content=settings.content)
         if settings.record
         else None,
+        signals=signals,
         watermark=settings.watermark,
         cannot_act=cannot_act(scheduler.scheduler_config.policy),
     )
+    return lifetime, learner

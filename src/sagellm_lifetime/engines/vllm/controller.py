@@ -36,6 +36,7 @@ _PACE: Final = 0.002
 takes ten times as long as one without, and places in the line are settled by this figure."""
 _TYPICAL: Final = 0.02
 """Weight of the newest arrivals in the averages of what a sequence is expected to take."""
+_NONE: Final = np.zeros(0)
 
 
 class _Known:
@@ -61,7 +62,7 @@ class _Known:
         self.cached = 0
         """Tokens that needed no computing at the last look."""
         self.running = False
-        self.survival = self.mean = self.variance = np.zeros(0)
+        self.survival = self.mean = self.variance = _NONE
         self.confidence = 1.0
         self.looked = 0
         """Step of the last look."""
@@ -107,6 +108,7 @@ class LifetimeController:
         cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.plan = plan
+        self.decides = True
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks
@@ -132,9 +134,11 @@ class LifetimeController:
 
     def arrived(self, request: Any) -> None:
         """A request was queued."""
-        known = _Known(request)
-        self._known[request.request_id] = known
+        self._meet(request)
         self._forecaster.arrived(self._describe(request))
+
+    def _meet(self, request: Any) -> None:
+        known = self._known[request.request_id] = _Known(request)
         self._unplaced.append(known)
 
     def admitted(self, request_id: str) -> None:
@@ -154,19 +158,24 @@ class LifetimeController:
 
     def finished(self, request: Any, reason: str) -> None:
         """It is over."""
+        if self._part(request):
+            self._forecaster.finished(
+                request.request_id,
+                request.num_output_tokens,
+                max(self._clock() - request.arrival_time, 0.0),
+                reason,
+            )
+
+    def _part(self, request: Any) -> bool:
+        """Forget it; whether it was known."""
         known = self._known.pop(request.request_id, None)
         if known is None:
-            return
+            return False
         if known.running:
             self._leave(known)
         else:
             self._backlog -= known.area
-        self._forecaster.finished(
-            request.request_id,
-            request.num_output_tokens,
-            max(self._clock() - request.arrival_time, 0.0),
-            reason,
-        )
+        return True
 
     def _leave(self, known: _Known) -> None:
         known.running = False
@@ -232,15 +241,20 @@ class LifetimeController:
         for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
             each.place, each.area = place, area
 
+    def head_fits(self, waiting: Any, free: int) -> bool:
+        """Whether the first of the queue finds room."""
+        head = waiting[0]
+        known = self._known.get(head.request_id)
+        return known is not None and head.num_tokens - known.cached <= free * self._block_size
+
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go before a head that does not, as long as it is not due.
 
         A sequence is due at its place in the line; from then on nobody goes before it.
         """
-        block = self._block_size
-        need = -(-(waiting[0].num_tokens - self._known[waiting[0].request_id].cached) // block)
-        if need <= free:
+        if free < 1 or self.head_fits(waiting, free):
             return
+        block = self._block_size
         now, urgency = self._clock(), waiting[0].priority
         fitting = []
         for request in islice(waiting, _LOOK):
@@ -296,9 +310,9 @@ class LifetimeController:
         sequences = self._sequences(known)
         ids = [each.request.request_id for each in known]
         outlook = self._forecaster.outlook(ids, sequences.generated)
-        for i, each in enumerate(known):
-            each.survival, each.confidence = outlook.survival[i], float(outlook.confidence[i])
-            each.looked = self._step
+        answers = zip(known, outlook.survival, outlook.confidence.tolist(), strict=True)
+        for each, survival, confidence in answers:
+            each.survival, each.confidence, each.looked = survival, confidence, self._step
         if self.plan.fit:
             self._weigh(known, sequences, outlook)
         return sequences, outlook
@@ -317,15 +331,19 @@ class LifetimeController:
         one. Those still in prefill stay behind: before the others they would take their turns."""
         known = [self._known[request.request_id] for request in running]
         old = [each for each in known if self._step - each.looked >= _RECENT]
-        if old:
-            self._look(old)
-        outlook = Outlook(
-            np.stack([each.survival for each in known]),
-            np.array([each.confidence for each in known]),
-        )
+        if len(old) == len(known):
+            sequences, outlook = self._look(known)
+        else:
+            if old:
+                self._look(old)
+            sequences = self._sequences(known)
+            outlook = Outlook(
+                np.stack([each.survival for each in known]),
+                np.array([each.confidence for each in known]),
+            )
         plan = self.plan
         order = eviction_order(
-            self._sequences(known),
+            sequences,
             outlook,
             value=VALUES[plan.evict],
             near_completion=plan.near_completion,

@@ -7,10 +7,13 @@ has the right form and left out where it has not: a client must not be able to b
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.request import PREFIX_HEAD
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.engines.vllm.signals import Signals
 
 _NAMES: Final = ("client_id", "session_id")
 _LONGEST_NAME: Final = 256
@@ -27,13 +30,17 @@ class Describer:
         model: served name.
         max_model_len: tokens of prompt and output together.
         block_size: tokens one block hash stands for.
+        signals: what the model says of the end, where that is watched.
     """
 
-    def __init__(self, model: str, max_model_len: int, block_size: int) -> None:
+    def __init__(
+        self, model: str, max_model_len: int, block_size: int, signals: Signals | None = None
+    ) -> None:
         self._model = model
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._stride = max(1, _PREFIX_TOKENS // block_size)
+        self._signals = signals
 
     def __call__(self, request: Any) -> PredictionRequest:
         """Everything: the prompt and what was generated so far."""
@@ -41,6 +48,17 @@ class Describer:
             request.request_id,
             list(request._all_token_ids) if request.prompt_token_ids else [],
             request.num_output_tokens,
+            self.cap(request),
+            {**self.features(request), **self._seen(request)},
+        )
+
+    def came(self, request: Any) -> PredictionRequest:
+        """As it came, however much it has generated since."""
+        prompt = request._all_token_ids[: request.num_prompt_tokens]
+        return PredictionRequest(
+            request.request_id,
+            prompt if request.prompt_token_ids else [],
+            0,
             self.cap(request),
             self.features(request),
         )
@@ -51,8 +69,11 @@ class Describer:
         if len(generated) == request.num_prompt_tokens:
             return self(request)
         return PredictionRequest(
-            request.request_id, generated, len(generated), self.cap(request), None
+            request.request_id, generated, len(generated), self.cap(request), self._seen(request)
         )
+
+    def _seen(self, request: Any) -> dict[str, list[float]]:
+        return self._signals.seen(request.request_id) if self._signals is not None else {}
 
     def cap(self, request: Any) -> int:
         """Tokens it may generate at most."""
@@ -79,6 +100,11 @@ class Describer:
             found["prefix_hashes"] = prefix
         return found
 
+    def temperature(self, request: Any) -> float | None:
+        """Of the sampling."""
+        said = request.sampling_params.temperature
+        return float(said) if isinstance(said, int | float) and isfinite(said) else None
+
     def prefix(self, request: Any) -> list[int]:
         """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
         blocks = request.num_prompt_tokens // self._block_size
@@ -90,9 +116,9 @@ class Describer:
         found = self.who(request)
         found["prompt_length"] = request.num_prompt_tokens
         found["arrival_time"] = request.arrival_time
-        temperature = request.sampling_params.temperature
-        if isinstance(temperature, int | float) and isfinite(temperature):
-            found["temperature"] = float(temperature)
+        temperature = self.temperature(request)
+        if temperature is not None:
+            found["temperature"] = temperature
         if request.structured_output_request is not None:
             found["response_format"] = "json"
         return found

@@ -1,10 +1,10 @@
 """How near its end the model itself sees a sequence: a logits processor that changes nothing.
 
-Every so many generated tokens it notes the log-probability of an end-of-sequence token and the
-entropy of the next token (nats), both of the model's own distribution, before temperature and
-top-p. vLLM loads the class by name (``--logits-processors``) or takes it from ``logits_processors``
-of ``LLM``, and watches the requests that ask for it: ``extra_args={"watch_eos": KEY}``. The notes
-lie in the engine core's process; :func:`taken` hands them over there.
+Before every token it notes the log-probability of an end-of-sequence token and the entropy of the
+next token (nats), both of the model's own distribution, before temperature and top-p. vLLM loads
+the class by name (``--logits-processors``) or takes it from ``logits_processors`` of ``LLM``, and
+watches the requests that ask for it: ``extra_args={"watch_eos": KEY}``. The notes lie in the engine
+core's process; :func:`taken` hands them over there.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from vllm.v1.sample.logits_processor import (  # noqa: E402
 )
 
 ASK: Final = "watch_eos"
-EVERY: Final = 16
-"""Generated tokens between two notes; the first is taken before the first token."""
 
-Notes = dict[int, tuple[float, float]]
-"""Age -> log-probability of an end, entropy. A step that is computed again is noted again."""
+Notes = list[list[float]]
+"""By age: log-probability of an end, entropy. A step that is computed again is noted again."""
 _notes: dict[str, Notes] = {}
+
+
+def noted(key: str) -> Notes:
+    """The notes of a request so far: log-probability of an end and entropy by age."""
+    return _notes.get(key, [])
 
 
 def taken(key: str) -> tuple[list[float], list[float]]:
@@ -38,11 +41,10 @@ def taken(key: str) -> tuple[list[float], list[float]]:
         key: what the request gave as ``watch_eos``.
 
     Returns:
-        Log-probabilities of an end and entropies, at ages 0, ``EVERY``, 2 · ``EVERY``, …
+        Log-probabilities of an end and entropies, before each generated token.
     """
-    notes = _notes.pop(key, {})
-    ordered = [notes[age] for age in sorted(notes)]
-    return [note[0] for note in ordered], [note[1] for note in ordered]
+    notes = _notes.pop(key, [])
+    return [note[0] for note in notes], [note[1] for note in notes]
 
 
 class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
@@ -63,18 +65,13 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Look, and give back what came; ``logits`` has shape (rows, vocabulary)."""
-        due = [
-            (row, key, len(output))
-            for row, (key, output) in self._watched.items()
-            if len(output) % EVERY == 0
-        ]
-        if not due or not len(self._ends):
+        if not self._watched or not len(self._ends):
             return logits
-        logs = logits[[row for row, _, _ in due]].log_softmax(dim=-1)
+        logs = logits[list(self._watched)].log_softmax(dim=-1)
         end = logs[:, self._ends].logsumexp(dim=-1).tolist()
         entropy = torch.special.entr(logs.exp()).sum(dim=-1).tolist()
-        for (_, key, age), ending, spread in zip(due, end, entropy, strict=True):
-            _notes.setdefault(key, {})[age] = (ending, spread)
+        for (key, output), *note in zip(self._watched.values(), end, entropy, strict=True):
+            _notes.setdefault(key, [])[len(output) :] = [note]
         return logits
 
 

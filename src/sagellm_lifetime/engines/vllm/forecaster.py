@@ -24,14 +24,21 @@ class LiveForecaster(PredictedLengths):
         predictor: any predictor.
         tally: where first predictions are noted.
         learn: whether completions are passed on; otherwise they are forgotten.
+        doubting: whether its confidence is asked for, which costs as much as all the rest.
     """
 
-    def __init__(self, predictor: Predictor, tally: Tally, *, learn: bool) -> None:
-        super().__init__(predictor)
-        self.lessons = int(predictor.get_metrics()["lessons"])
-        """Completions learned from, earlier runs included."""
+    def __init__(
+        self, predictor: Predictor, tally: Tally, *, learn: bool, doubting: bool = False
+    ) -> None:
+        super().__init__(predictor, doubting=doubting)
         self._tally = tally
         self._learn = learn
+
+    @property
+    def lessons(self) -> int:
+        """Completions that the state in use was learned from, earlier runs included."""
+        # Not by get_metrics(), whose lock a call that hangs may hold: any thread may ask this.
+        return self.predictor._lessons
 
     def arrived(self, request: PredictionRequest) -> None:
         """Ask for the first time."""
@@ -68,7 +75,6 @@ class LiveForecaster(PredictedLengths):
         """Learn from it, or forget it."""
         if self._learn:
             super().finished(sequence_id, length, seconds, reason)
-            self.lessons += 1
         else:
             self.predictor.discard(sequence_id)
 

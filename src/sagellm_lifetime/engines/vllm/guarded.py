@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.engines.vllm.describe import Describer
@@ -27,8 +27,17 @@ from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.predictors.base import Predictor
 
+if TYPE_CHECKING:
+    from sagellm_lifetime.engines.vllm.signals import Signals
+
 _HEAD: Final = 64
 """Of the queue, as far as anybody is let go first."""
+_MANY: Final = 32
+"""Running sequences from which on the predictor is told of several arrivals and ends at a time."""
+_BURST: Final = 32
+"""Of them, as many as are told at a time."""
+_LATEST: Final = 64
+"""Steps after which it is told of fewer."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
 """What is done while nobody acts."""
 
@@ -46,6 +55,7 @@ class LiveLifetime:
         breaker: goes round every call.
         tally: counts.
         recorder: of completions; ``None`` for none.
+        signals: of the model, of every request; ``None`` where they are not watched.
         watermark: share of the pool left free at admission, in ``act``.
         cannot_act: why ``act`` is impossible here, or nothing.
     """
@@ -62,6 +72,7 @@ class LiveLifetime:
         breaker: Breaker,
         tally: Tally,
         recorder: Recorder | None,
+        signals: Signals | None,
         watermark: float,
         cannot_act: str,
     ) -> None:
@@ -72,6 +83,7 @@ class LiveLifetime:
         self.breaker = breaker
         self.tally = tally
         self.recorder = recorder
+        self._signals = signals
         self.endings = endings
         self.shadow = Shadow()
         self.steps = 0
@@ -91,6 +103,8 @@ class LiveLifetime:
         """Sessions whose turn is over, and whose next input has not come."""
         self._fitting = sys.maxsize
         self._disordered = False
+        self._tell_at = 0
+        """Step at which the predictor is told even of little."""
         self._began: float | None = None
 
     def want(self, mode: Mode) -> None:
@@ -110,6 +124,16 @@ class LiveLifetime:
         return self.mode == "act" and self._planner is not None
 
     @property
+    def idle(self) -> bool:
+        """Whether it is off, and stays so: then a step is vLLM's alone."""
+        return self.mode == self.wanted == "off" and not self._disordered
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
+        return self.acting or self._disordered or self._plan.fit > 0.0
+
+    @property
     def plan(self) -> Plan:
         """What the mixin is to do."""
         return self._plan if self.acting else _NOTHING
@@ -120,10 +144,13 @@ class LiveLifetime:
         if busy and self._began is not None:
             self.steps += 1
             self.seconds += now - self._began
-            self.breaker.step(now - self._began)
+            if not self.idle:
+                self.breaker.step(now - self._began)
         else:
             self.breaker.excuse()
         self._began = now
+        if self.idle:
+            return
         self._mind()
         if self.wanted != self.mode:
             self._switch(self.wanted)
@@ -137,11 +164,21 @@ class LiveLifetime:
         planner = self._planner
         if planner is None:
             return
-        self._note(lambda: planner.tick(busy=busy))
+        self._note(planner.tick, busy=busy)
+        untold = planner.untold
+        if untold >= _BURST or (untold and self.steps >= self._tell_at):
+            self._tell()
         if self._reads_tokens:
             grown = self._feed.advance(self._scheduler.requests)
             if grown:
+                self._tell()
                 self._call(None, self._hand_over, grown)
+
+    def _tell(self) -> None:
+        """Let the predictor know of all that it has not been told."""
+        self._tell_at = self.steps + _LATEST
+        if self._planner is not None and self._planner.untold:
+            self._call(None, self._planner.tell)
 
     def _hand_over(self, grown: Sequence[Any]) -> None:
         if self._forecaster is not None:
@@ -149,9 +186,13 @@ class LiveLifetime:
 
     def line_up(self, waiting: Any) -> None:
         """Put the queue in order, in ``act``."""
+        planner = self._planner
         # One alone has no place in a line; it gets one when another joins.
-        if self.acting and self._planner is not None and len(waiting) > 1 and self._planner.joined:
-            order = self._call(None, self._planner.ordered, waiting)
+        if planner is not None and self.acting and len(waiting) > 1 and planner.joined:
+            # Nor have they while all are let in, or nobody: they are placed when it counts.
+            if not self._scheduler.order_matters():
+                return
+            order = self._call(None, planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
@@ -160,10 +201,11 @@ class LiveLifetime:
 
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
-        if not self.acting or self._planner is None or not waiting:
+        planner = self._planner
+        if planner is None or not self.acting or not waiting or planner.head_fits(waiting, free):
             return
         head = list(islice(waiting, _HEAD))
-        order = self._call(head, self._planner.filled, head, free)
+        order = self._call(head, planner.filled, head, free)
         if order != head:
             for _ in head:
                 waiting.popleft()
@@ -171,10 +213,12 @@ class LiveLifetime:
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue may be admitted."""
+        self._fitting = sys.maxsize
         if self._planner is None or not self._plan.fit:
             return sys.maxsize
         count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
-        self._fitting = sys.maxsize if count is None else count
+        if count is not None:
+            self._fitting = count
         if count is None or not self.acting:
             return sys.maxsize
         scheduler = self._scheduler
@@ -200,6 +244,9 @@ class LiveLifetime:
         if self.mode != "shadow" or self._planner is None or not admitted:
             return
         scheduler = self._scheduler
+        if not scheduler.waiting and fitting == sys.maxsize:
+            self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
+            return
         queue = [scheduler.requests[name] for name in admitted]
         queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
         self.shadow.admitted(self.breaker, self._planner, admitted, queue)
@@ -210,9 +257,17 @@ class LiveLifetime:
 
     def arrived(self, request: Any) -> None:
         """A sequence was queued."""
+        if self._signals is not None:
+            self._signals.ask(request)
         self._between.discard(request.request_id)
-        if self._planner is not None:
-            self._call(None, self._planner.arrived, request)
+        planner = self._planner
+        if planner is None:
+            return
+        if len(self._scheduler.running) >= _MANY and not request.num_output_tokens:
+            self._note(planner.note_arrival, request)
+        else:
+            self._tell()
+            self._call(None, planner.arrived, request)
 
     def admitted(self, request_id: str) -> None:
         """It runs (again)."""
@@ -242,13 +297,19 @@ class LiveLifetime:
         if name in self._between:
             self._between.discard(name)
             return
+        many = len(self._scheduler.running) >= _MANY
+        if self._planner is not None and (not many or self._planner.awaits(name)):
+            self._tell()
         reason = self.endings.reason(request)
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
+        signals = self._signals.taken(name) if self._signals is not None else {}
         if self.recorder is not None:
-            self.recorder.take(lambda: self._row(request, seconds, reason))
+            self.recorder.take(lambda: self._row(request, seconds, reason) | signals)
         self._feed.stop(name)
-        if self._planner is not None:
+        if self._planner is not None and many:
+            self._note(self._planner.note_end, request, seconds, reason)
+        elif self._planner is not None:
             self._call(None, self._planner.finished, request, reason)
         elif predicted and self.breaker.state != "stuck":
             self._gone.append(name)
@@ -270,6 +331,7 @@ class LiveLifetime:
         row["actual_length"] = request.num_output_tokens
         row["actual_time"] = seconds
         row["finish_reason"] = reason
+        row["temperature"] = self._describe.temperature(request)
         if self.recorder is not None and self.recorder.content:
             row["prompt_token_ids"] = list(request.prompt_token_ids or ())
             row["output_token_ids"] = list(request._output_token_ids)
@@ -294,8 +356,8 @@ class LiveLifetime:
         self._mind()
         return answer
 
-    def _note(self, function: Callable[..., Any], *args: Any) -> None:
-        self.breaker.quick(function, *args)
+    def _note(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        self.breaker.quick(function, *args, **options)
         self._mind()
 
     def _mind(self) -> None:
@@ -305,6 +367,7 @@ class LiveLifetime:
 
     def _switch(self, mode: Mode) -> None:
         LOG.info("lifetime prediction: %s -> %s", self.mode, mode)
+        self._tell()
         self.mode = mode
         if mode == "off":
             if self._forecaster is not None and self.breaker.allows:
@@ -343,6 +406,7 @@ class LiveLifetime:
             self._plan,
             forecaster,
             describe=self._describe,
+            came=self._describe.came,
             total_blocks=pool.num_gpu_blocks - 1,
             block_size=scheduler.block_size,
             clock=scheduler.clock,
@@ -362,6 +426,8 @@ class LiveLifetime:
             manager.watermark_blocks = max(manager.watermark_blocks, share)
 
     def _stop(self) -> None:
+        if self._planner is not None:
+            self._gone += [name for name, *_ in self._planner.ended]
         self._planner = None
         if self._stock_watermark is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = self._stock_watermark

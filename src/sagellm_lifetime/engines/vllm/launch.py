@@ -22,7 +22,9 @@ from sagellm_lifetime.engines.vllm.state import check_free
 
 SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
+PROCESSOR: Final = "sagellm_lifetime.engines.vllm.eos:EosWatch"
 RUNNER: Final = "sagellm_lifetime.engines.vllm.serve"
+BACKEND: Final = "--distributed-executor-backend"
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHUTDOWN_S: Final = 10
 _CONFIGS: Final = ("config.json", "params.json")
@@ -51,6 +53,8 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode == "act" and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
+    if settings.signals:
+        check_one_process(options)
     if settings.predict:
         check_predictor(settings)
     if settings.state:
@@ -65,6 +69,15 @@ def check_model(model: str) -> None:
             raise LaunchError(f"{model}: no model in this folder ({_CONFIGS[0]} is missing)")
     elif not path.is_file() and "://" not in model and not _HUB.fullmatch(model):
         raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def check_one_process(options: Sequence[str]) -> None:
+    """Refuse what would keep the model, and its signals, out of the engine core's process."""
+    for name in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"):
+        if option_of(options, name) not in (None, "1"):
+            raise LaunchError(f"--watch-eos: not with {name}, which has worker processes")
+    if option_of(options, BACKEND) not in (None, "uni"):
+        raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
 
 
 def check_predictor(settings: LiveSettings) -> None:
@@ -103,6 +116,10 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     rest, additional = _additional_config(options)
     additional[KEY] = settings.json()
     line += ["--scheduler-cls", SCHEDULER]
+    if settings.signals:
+        line += ["--logits-processors", PROCESSOR]
+        if option_of(options, BACKEND) is None:
+            line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
     if settings.state:
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(options, "--shutdown-timeout") is None:

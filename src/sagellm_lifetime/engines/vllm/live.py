@@ -51,10 +51,10 @@ class LiveMixin(LifetimeMixin):
 
         rank = self.vllm_config.parallel_config.data_parallel_index
         state = EngineState(Path(settings.state), rank) if settings.state else None
-        learned = state.folder / PREDICTOR if state and settings.learn else None
-        lifetime = make_lifetime(self, settings, rank, learned)
+        learned = state.folder / PREDICTOR if state is not None else None
+        lifetime, learner = make_lifetime(self, settings, rank, learned)
         self.lifetime = lifetime
-        self._service = Service(lifetime, settings, state, learned, rank)
+        self._service = Service(lifetime, settings, state, learner, rank)
         self._service.start(self.vllm_config.model_config)
         if settings.mode != "off":
             lifetime.want("shadow")
@@ -66,10 +66,18 @@ class LiveMixin(LifetimeMixin):
         if lifetime is None:
             return super().schedule(*args, **options)
         lifetime.begin(busy=bool(self.running))
+        if lifetime.idle:
+            return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
-        admitted = {new.req_id for new in output.scheduled_new_reqs}
-        lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
+        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+            admitted = {new.req_id for new in output.scheduled_new_reqs}
+            lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
         return output
+
+    def _is_tight(self) -> bool:
+        # To ask about all that run takes as long as half a step of vLLM's. A replay asks in every
+        # step that might run out, in simulated time; here, in those that will.
+        return super()._is_tight() and self._runs_out()
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         if self.lifetime is not None:

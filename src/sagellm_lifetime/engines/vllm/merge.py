@@ -14,6 +14,12 @@ _ADDED: Final = (
     "running",
     "unpredicted",
     "lessons",
+    "lessons_taken",
+    "lessons_on_the_way",
+    "lessons_dropped",
+    "lessons_lost",
+    "learner_restarts",
+    "learner_swaps",
     "steps",
     "step_seconds",
     "overhead_seconds",
@@ -42,6 +48,9 @@ def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found["seconds_per_token"] = sums["seconds"] / sums["tokens"] if sums.get("tokens") else None
     found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
     found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
+    found["learner_running"] = all(engine["learner_running"] for engine in engines)
+    troubles = [engine["learner_trouble"] for engine in engines if engine["learner_trouble"]]
+    found["learner_trouble"] = _common(troubles) if troubles else None
     found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
     found["stale"] = sum(engine["age"] > STALE_S for engine in engines)
     decisions = [engine["decisions"] for engine in engines]

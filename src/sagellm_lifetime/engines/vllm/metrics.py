@@ -22,7 +22,12 @@ _COUNTERS: Final = {
     "completions": ("completions", "Predicted sequences that ended by themselves."),
     "censored": ("censored", "Predicted sequences that were capped or aborted."),
     "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
-    "lessons": ("lessons", "Completions learned from, earlier runs included."),
+    "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
+    "lessons_taken": ("lessons_taken", "Completions handed to the learner."),
+    "lessons_dropped": ("lessons_dropped", "Of them, too many to wait, or too late."),
+    "lessons_lost": ("lessons_lost", "Of them, lost with a learning process that died."),
+    "learner_restarts": ("learner_restarts", "Learning processes started anew."),
+    "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
     "steps": ("steps", "Steps of the engine core."),
     "step_seconds": ("step_seconds", "Duration of these steps."),
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
@@ -63,6 +68,13 @@ class LifetimeCollector(Collector):
             yield _counter(name, text, names, [stats["sums"][key] for stats in engines])
         yield _gauge("running_sequences", "Predicted sequences that have not ended.", names,
                      [stats["running"] for stats in engines])  # fmt: skip
+        yield _gauge("lessons_on_the_way", "Lessons that are not in use yet.", names,
+                     [stats["lessons_on_the_way"] for stats in engines])  # fmt: skip
+        # None for an engine core that is not to learn: a 0 is a learner that is not there.
+        learning = [stats for stats in engines if stats["learning"]]
+        yield _gauge("learner_running", "1 while a process is there that learns.",
+                     [str(stats["engine"]) for stats in learning],
+                     [float(stats["learner_running"]) for stats in learning])  # fmt: skip
         yield _gauge("stats_age_seconds", "Age of these figures.", names,
                      [stats["age"] for stats in engines])  # fmt: skip
         yield _states("mode", "1 for the mode it is in.", names, MODES,

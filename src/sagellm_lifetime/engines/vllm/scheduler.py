@@ -8,7 +8,7 @@ running ones are ordered so that vLLM, which preempts the last, preempts the rig
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
 
@@ -25,6 +25,8 @@ _REASONS = {
     RequestStatus.FINISHED_LENGTH_CAPPED: "length",
     RequestStatus.FINISHED_ABORTED: "abort",
 }
+_FEW: Final = 16
+"""Waiting sequences of which it is counted whether there is room for all."""
 
 
 class LifetimeMixin:
@@ -41,6 +43,8 @@ class LifetimeMixin:
     max_num_scheduled_tokens: Any
     _inflight_prefills: Any
     _inflight_prefill_reserved_blocks: Any
+    num_lookahead_tokens: Any
+    kv_cache_config: Any
 
     def schedule(self, *args: Any, **options: Any) -> Any:
         """One step."""
@@ -49,7 +53,7 @@ class LifetimeMixin:
             return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         lifetime.tick(busy=bool(self.running))
         limit = self.max_num_active_reqs
-        if self.waiting:
+        if self.waiting and lifetime.decides:
             lifetime.line_up(self.waiting)
             lifetime.fill(self.waiting, self._free_to_admit())
             room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
@@ -121,14 +125,41 @@ class LifetimeMixin:
         pool = self.kv_cache_manager.block_pool
         return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
 
-    def _is_tight(self) -> bool:
-        """Whether this step may run out of blocks."""
-        coming = sum(
+    def order_matters(self) -> bool:
+        """Whether some of the queue may be admitted in this step and others not."""
+        waiting, running, free = self.waiting, len(self.running), self._free_to_admit()
+        # Those that run may grow less than expected, and leave it.
+        if free + running // self.block_size < 1 or running >= self.max_num_active_reqs:
+            return False
+        if len(waiting) > _FEW or running + len(waiting) > self.max_num_active_reqs:
+            return True
+        tokens = [request.num_tokens for request in waiting]
+        room = self.max_num_scheduled_tokens - self._prefill_left()
+        room -= running * (1 + self.num_lookahead_tokens)
+        blocks = sum(-(-each // self.block_size) for each in tokens)
+        return sum(tokens) > room or blocks > free
+
+    def _prefill_left(self) -> int:
+        """Tokens of prompts begun, as many as a step may take."""
+        return sum(
             min(r.num_tokens - r.num_computed_tokens, self.max_num_scheduled_tokens)
             for r in self._inflight_prefills
         )
-        need = len(self.running) + coming // self.block_size
+
+    def _is_tight(self) -> bool:
+        """Whether this step may run out of blocks."""
+        need = len(self.running) + self._prefill_left() // self.block_size
         return self.kv_cache_manager.block_pool.get_num_free_blocks() < need
+
+    def _runs_out(self) -> bool:
+        """The same, told more closely: every sequence is looked at."""
+        if self.num_lookahead_tokens or len(self.kv_cache_config.kv_cache_groups) > 1:
+            return True
+        block = self.block_size
+        # Those whose last block is full; one in prefill may begin one more than it fills.
+        need = sum(request.num_computed_tokens % block == 0 for request in self.running)
+        need += self._prefill_left() // block + len(self._inflight_prefills)
+        return bool(self.kv_cache_manager.block_pool.get_num_free_blocks() < need)
 
 
 class LifetimeScheduler(LifetimeMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here

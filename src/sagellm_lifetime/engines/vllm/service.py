@@ -1,4 +1,4 @@
-"""What goes on beside a live engine: the writer thread, the statistics, the switch, the saver."""
+"""What goes on beside a live engine: the writer thread, the statistics, the switch, the learner."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
 from sagellm_lifetime.engines.vllm.keeper import Keeper
+from sagellm_lifetime.engines.vllm.learner import IDLE, Learner
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.engines.vllm.state import EngineState
 
 _EVERY_S: Final = 1.0
-_SAVE_EVERY_S: Final = 60.0
 
 
 class Service:
@@ -27,7 +26,7 @@ class Service:
         lifetime: what the scheduler asks.
         settings: what was asked for.
         state: where to publish; ``None`` for nowhere.
-        learned: where to save what was learned; ``None`` for nowhere.
+        learner: what learns from completions; ``None`` for nothing.
         rank: of the engine core.
     """
 
@@ -36,37 +35,36 @@ class Service:
         lifetime: LiveLifetime,
         settings: LiveSettings,
         state: EngineState | None,
-        learned: Path | None,
+        learner: Learner | None,
         rank: int,
     ) -> None:
         self._lifetime = lifetime
         self._settings = settings
         self._state = state
-        self._learned = learned
+        self._learner = learner
         self._rank = rank
-        self._saved = lifetime.lessons
         jobs = [lifetime.recorder.flush] if lifetime.recorder is not None else []
+        if learner is not None:
+            jobs.append(learner.watch)
         if state is not None:
             jobs += [self._obey, self._publish]
         self._keeper = Keeper("lifetime-writer", _EVERY_S, jobs) if jobs else None
-        # Apart from the writer: a predictor that hangs may hold the lock that saving needs.
-        self._saver = Keeper("lifetime-saver", _SAVE_EVERY_S, [self._save]) if learned else None
 
     def start(self, model_config: Any) -> None:
         """Start the threads."""
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
         Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
-        for keeper in (self._keeper, self._saver):
-            if keeper is not None:
-                keeper.start()
+        if self._keeper is not None:
+            self._keeper.start()
 
     def close(self) -> None:
         """Write the rest, and stop."""
         if self._lifetime.recorder is not None:
             self._lifetime.recorder.close()
-        for keeper in (self._keeper, self._saver):
-            if keeper is not None:
-                keeper.close()
+        if self._learner is not None:
+            self._learner.close()
+        if self._keeper is not None:
+            self._keeper.close()
         self._lifetime.breaker.close()
         if self._state is not None:
             self._state.close()
@@ -86,6 +84,7 @@ class Service:
             "cannot_act": lifetime.cannot_act,
             **lifetime.tally.snapshot(),
             "lessons": lifetime.lessons,
+            **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
                 "admission": [shadow.admissions, shadow.admissions_differing],
                 "preemption": [shadow.preemptions, shadow.preemptions_differing],
@@ -116,16 +115,6 @@ class Service:
     def _publish(self) -> None:
         if self._state is not None:
             self._state.write(self.stats())
-
-    def _save(self) -> None:
-        lifetime = self._lifetime
-        lessons, predictor = lifetime.lessons, lifetime.predictor
-        if lessons == self._saved or predictor is None or not lifetime.breaker.allows:
-            return
-        if self._learned is not None:
-            # A copy, so that nobody waits for the disk.
-            predictor.clone().save(self._learned)
-            self._saved = lessons
 
 
 def _end_with_parent() -> None:

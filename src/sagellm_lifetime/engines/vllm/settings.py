@@ -26,7 +26,9 @@ class LiveSettings:
         predictor: a registered name; unused where there is a checkpoint.
         width: hidden size of a network, 0 for its own.
         checkpoint: directory or exported file; empty for none.
-        learn: whether the predictor learns from completions.
+        learn: whether the predictor learns from completions, in a process of its own.
+        learn_every_s: seconds after which what was learned is saved and served, at least.
+        signals: whether the predictor is told the model's EOS log-probability and entropy.
         watermark: share of the KV pool that ``act`` leaves free at admission, unless the plan keeps
             room itself or the engine was started with more.
         state: folder for statistics, the switch, and what was learned; empty for none.
@@ -45,6 +47,8 @@ class LiveSettings:
     width: int = 0
     checkpoint: str = ""
     learn: bool = False
+    learn_every_s: float = 5.0
+    signals: bool = False
     watermark: float = 0.05
     state: str = ""
     record: str = ""

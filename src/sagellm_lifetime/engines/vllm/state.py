@@ -3,7 +3,7 @@
 STATE/engine-0/stats.json      written once a second
 STATE/engine-0/control.json    {"mode": "act"}: read once a second
 STATE/engine-0/lock            held while the engine core lives
-STATE/engine-0/predictor/      what was learned
+STATE/engine-0/predictor/      what was learned; predictor.old/ what was not gone on from
 """
 
 from __future__ import annotations

@@ -1,0 +1,37 @@
+"""What the model itself says of the end, token by token, as a history and a request hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+SIGNALS: Final = ("eos_logprob", "entropy")
+SIGNAL_EVERY: Final = 16
+"""Generated tokens to an entry."""
+_LEAST = -100.0
+"""Log-probability of what cannot be."""
+
+
+def windows(
+    eos_logprob: Sequence[float], entropy: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Both signals over the tokens 1–16, 17–32, …; a window that is not full is left out.
+
+    Of the probability of an end the mean is taken before the logarithm: the mean hazard of the last
+    16 tokens, in which one moment of doubt at the end of a paragraph counts. A mean of logarithms
+    tells a third as much (dev/LOG.md).
+
+    Args:
+        eos_logprob: log-probability of an end before each generated token, nats.
+        entropy: of the distribution of each generated token, nats.
+
+    Returns:
+        Logarithms of mean probabilities of an end, mean entropies.
+    """
+    full = len(eos_logprob) // SIGNAL_EVERY
+    shape, used = (full, SIGNAL_EVERY), full * SIGNAL_EVERY
+    chances = np.exp(np.maximum(np.array(eos_logprob[:used]), _LEAST)).reshape(shape).mean(axis=1)
+    spread = np.array(entropy[:used]).reshape(shape).mean(axis=1)
+    return np.log(chances).round(3).tolist(), spread.round(3).tolist()
