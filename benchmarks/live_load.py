@@ -82,11 +82,10 @@ class Bench:
             "first": self.parts.load["request_id"][0] if "request_id" in frame.columns else "",
         }
         text = options.runs.read_text(encoding="utf-8") if options.runs.exists() else ""
-        self.runs = [
-            line
-            for line in map(json.loads, text.splitlines())
-            if line["setting"] == self.identity and line["pace"] <= DISTURBED
-        ]
+        lines = [json.loads(line) for line in text.splitlines()]
+        mine = [line for line in lines if line["setting"] == self.identity]
+        self.runs = [line for line in mine if line["pace"] <= DISTURBED]
+        self.disturbed = [line for line in mine if line["pace"] > DISTURBED]
 
     def capacity(self) -> dict[str, Any]:
         """Requests a second that vLLM's own scheduler gets done; measured once."""
@@ -110,6 +109,7 @@ class Bench:
             line = self.attempt(load, arm, trace, rate, watermark, attempt)
             if line["pace"] <= DISTURBED:
                 break
+            self.disturbed.append(line)
             say(f"{load}, {arm}: disturbed, steps took {line['pace']:.2f} times what they cost")
         else:
             raise SystemExit("the machine has too much else to do: nothing of this can be compared")
@@ -251,7 +251,8 @@ class Bench:
                     }
                 )
             )
-        return "\n".join(pages)
+        missing = [f"{load}, {arm}" for load in LOADS for arm in ARMS if (load, arm) not in logs]
+        return "\n".join([*pages, page.left_out(self.disturbed, missing)])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,16 +22,16 @@ def head(model: str, taught: int, served: float, cost: str, arms: Sequence[str])
     return f"""# A real model under load
 
 Made by `benchmarks/live_load.py`; what is compared, and how, is in [engine.md](engine.md). The
-model is {model}, the engine vLLM behind `sage llm engine start`, asked over HTTP, every answer
-streamed. The predictor has learned from {taught:,} answers recorded before, none of them to a
-prompt of the load. vLLM's own scheduler gets {served:.3f} requests a second done.
+model is {model}, the engine vLLM behind `sage llm engine start`, asked
+over HTTP, every answer streamed. The predictor has learned from {taught:,} answers recorded before,
+none of them to a prompt of the load. vLLM's own scheduler gets {served:.3f} requests a second done.
 
 {legend(arms)}
 
 Fitted time: every step counts what such a step costs on average over all runs: {cost}.
 Preempted: times that a sequence lost its memory; recomputed: tokens. Goodput: requests finished
 within 0.2 s per output token. Pace: how long the steps of a run took, measured by what such steps
-cost in the run that found the capacity.
+cost in the run that found the capacity. One run an arm: differences of a few percent say nothing.
 """
 
 
@@ -140,6 +140,17 @@ def twice(live: Mapping[str, Any]) -> str:
         theirs, ours = (live[arm][clock]["mean_latency"] for arm in ("fcfs", "shadow"))
         said.append(f"shadow {ours / theirs - 1:+.1%} in the mean {says}")
     return ", ".join(said)
+
+
+def left_out(disturbed: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    """Runs that were made and are not counted, and arms without a run."""
+    said = [f"{run['load']}, {run['arm']} (pace {run['pace']:.2f})" for run in disturbed]
+    lines = []
+    if said:
+        lines.append(f"Not counted, the machine had too much else to do: {'; '.join(said)}.")
+    if missing:
+        lines.append(f"Not run to an end that counts: {'; '.join(missing)}.")
+    return "\n\n".join(lines) + "\n" if lines else ""
 
 
 def legend(arms: Sequence[str]) -> str:

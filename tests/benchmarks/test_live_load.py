@@ -225,6 +225,14 @@ def test_the_page_says_whether_the_orders_agree():
     assert "not the same: lifetime before fcfs by 66.7% live, behind it by 10.0% replayed" in text
 
 
+def test_the_page_says_what_it_leaves_out():
+    left_out = part("page").left_out
+    assert left_out([], []) == ""
+    run = {"load": "knee", "arm": "shadow", "pace": 1.5}
+    assert "knee, shadow (pace 1.50)." in left_out([run], ["knee, shadow"])
+    assert "an end that counts: knee, shadow." in left_out([], ["knee, shadow"])
+
+
 def recording(n=40):
     return pl.DataFrame(
         {
