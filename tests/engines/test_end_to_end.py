@@ -19,6 +19,7 @@ from tiny_model import ENVIRONMENT, OPTIONS, make_model
 from sagellm_lifetime import load_predictor
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.core.history.read import read_history
+from sagellm_lifetime.engines.vllm.journal import take_up
 
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
 LEARNED = "runs/engine/engine-0/predictor"
@@ -192,18 +193,31 @@ def round_again(folder, capsys):
     for line in (["train", *said], ["export", "--checkpoint", "lstm", "--output-path", "model.pt"]):
         assert run(line, "sagellm-lifetime") == 0, capsys.readouterr().err
     trained = lessons_in(folder / "model.pt")
-    options = ("--enable-lifetime-prediction", "--enable-online-learning")
-    again = Server(folder, *options, "--predictor-checkpoint", "model.pt")
+    options = ("--enable-lifetime-prediction", "--enable-online-learning", "--watch-eos")
+    kept = ("--record", "again", "--predictor-checkpoint", "model.pt")
+    again = Server(folder, *options, *kept)
     try:
         again.wait()
         found = again.stats()
         assert found["predictor"] == "lstm"
         assert found["lessons"] == trained
-        again.complete(n=20, max_tokens=30)
-        again.until(lambda s: s["lessons"] == trained + 20, PATIENCE_S)
+        again.complete(n=20, max_tokens=40, ignore_eos=True)
+        found = again.until(
+            lambda s: s["lessons"] == trained + 20 and s["recorded"] == 20, PATIENCE_S
+        )
+        assert found["breaker"] == "closed"
     finally:
         again.stop(signal.SIGKILL)
     learned = load_predictor(folder / LEARNED)
     assert learned.name == "lstm"
     assert learned.get_metrics()["lessons"] == trained + 20
     assert load_predictor(folder / f"{LEARNED}.old").name == "survival"
+    ends = time.monotonic() + 60
+    while not list(
+        take_up(folder / "again")
+    ):  # as the next start does, when the killed one is gone
+        assert time.monotonic() < ends
+        time.sleep(0.3)
+    rows = read_history(folder / "again").frame
+    assert rows["eos_logprob"].list.len().to_list() == [2] * 20
+    assert (rows["entropy"].list.min() > 0).all()

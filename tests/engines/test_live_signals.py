@@ -10,6 +10,7 @@ from sagellm_lifetime.engines.vllm.launch import (
     LaunchError,
     check_one_process,
     command,
+    environment,
 )
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 
@@ -87,6 +88,8 @@ def test_the_processor_is_loaded_where_it_is_asked_for():
     assert "--logits-processors" not in command("m", LiveSettings(), [])
     said = ["--distributed-executor-backend", "uni"]
     assert command("m", LiveSettings(signals=True), said).count(said[0]) == 1
+    assert environment(LiveSettings(signals=True)) == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    assert environment(LiveSettings()) == environment(None) == {}
 
 
 @pytest.mark.parametrize(

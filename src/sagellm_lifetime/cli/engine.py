@@ -121,7 +121,7 @@ def start(
     ] = STATE,
 ) -> None:
     """Start vLLM's OpenAI server."""
-    from sagellm_lifetime.engines.vllm.launch import check, command
+    from sagellm_lifetime.engines.vllm.launch import check, command, environment
 
     if record_content and record is None:
         raise CommandError("--record-content needs --record DIR")
@@ -157,6 +157,7 @@ def start(
             check_folder(folder)
     check(model, settings, options or [])
     line = command(model, settings if asked else None, options or [])
+    os.environ.update(environment(settings))
     note(f"starting {shlex.join(line[1:])}")
     sys.stdout.flush()
     # In the place of this process, so that signals reach the server.

@@ -128,6 +128,14 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     return [*line, *rest, "--additional-config", json.dumps(additional)]
 
 
+def environment(settings: LiveSettings | None) -> dict[str, str]:
+    """What the server's environment must say besides."""
+    # On a CPU vLLM makes a worker process of "uni" unless this is off. In a server nothing else
+    # reads it: the engine core is a process of its own either way.
+    watched = settings is not None and settings.signals
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if watched else {}
+
+
 def _additional_config(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The user's, taken out of the options, so that ours goes into the same one."""
     name = "--additional-config"
