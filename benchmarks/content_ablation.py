@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/content_ablation.py [--seeds 3] [--json FILE]
 
 The answers of a small chat model that ship with the package, split by conversation and prompt (no
-prompt is in both parts), frozen. Every variant is trained and tested on what it is left with:
+prompt is in both parts, and no other holding of a conversation), frozen. Every variant is trained and tested on what it is left with:
 
     admission        prompt length, cap, temperature
     + kind           the kind of task, as a client would be known by
@@ -105,19 +105,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 def report(found: dict[str, list[dict[str, dict[str, float]]]], floor: dict[str, Any]) -> str:
     """The table: means over the seeds, and how far the seeds are apart."""
-    head = ["", "admission MAE", "steps MAE", "± seeds", "steps CRPS"]
+    head = ["", "admission MAE", "repeated MAE", "steps MAE", "± seeds", "steps CRPS"]
     head += [f"MAE at age {age}" for age in AGES]
     rows = []
     for name, runs in found.items():
         steps = [run["steps"]["mae"] for run in runs]
-        picked = [("admission", "mae"), ("steps", "mae"), ("steps", "crps")]
-        admission, mae, crps = (
+        picked = [("admission", "mae"), ("admission", "mae_repeated"), ("steps", "mae")]
+        picked.append(("steps", "crps"))
+        admission, again, mae, crps = (
             f"{np.mean([run[group][key] for run in runs]):.1f}" for group, key in picked
         )
         later = [f"{np.mean([run[age]['mae'] for run in runs]):.1f}" for age in AGES]
         spread = f"{np.std(steps):.1f}" if len(runs) > 1 else "–"
-        rows.append([name, admission, mae, spread, crps, *later])
-    said = f"Noise floor at admission: MAE {floor['mae']:.1f} over {floor['n']:,} repeated samples."
+        rows.append([name, admission, again, mae, spread, crps, *later])
+    said = f"Noise floor: repeated MAE {floor['mae']:.1f}, {floor['n']:,} samples of such prompts."
     return f"{table(head, rows)}\n\n{said}"
 
 

@@ -33,7 +33,8 @@ from sagellm_lifetime.predictors.registry import has_network
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 RIVAL_TASK = "rivals"
 OURS_TO_SHOW = ("survival", "lstm", "transformer")
-BEATEN = ("constant_median", "residual_life")
+CONSTANT = "constant_median"
+BEATEN = (CONSTANT, "residual_life")
 COVERED = (0.87, 0.93)
 _TRACE_COLUMNS = (
     ("admission", "mae"),
@@ -87,8 +88,9 @@ do not learn after training; LightGBM has one booster of 200 trees per quantile 
 | cov. 80, cov. 90 | share of lengths inside the 80 % and the 90 % interval: 80 and 90 are right. \
 Lengths are whole tokens, so where many are equal it can only lie above |
 | ECE | expected calibration error of `confidence`, in percentage points |
-| skill | (MAE of the constant − MAE) / (MAE of the constant − noise floor), at admission, where \
-prompts were answered several times |
+| repeated MAE | at admission, over the prompts answered three times or more, whose noise floor \
+is known |
+| skill | (MAE of the constant − MAE) / (MAE of the constant − noise floor), over the same |
 
 Whether a small gap is one, on Claude Code with its few sessions most of all: \
 [evaluation](evaluation.md#frozen-and-online).
@@ -198,17 +200,19 @@ def section(found: list[dict[str, Any]], name: str) -> str:
     head, columns = list(_HEAD), list(_TRACE_COLUMNS)
     floor = first["noise_floor"]
     best = {column: _best(rows, column) for column in columns}
-    constant = next((r["admission"]["mae"] for r in rows if r["who"] == "constant_median"), None)
+    constant = next((r["admission"].get("mae_repeated") for r in rows if r["who"] == CONSTANT), None)
     cells = []
     for row in rows:
         line = [row["who"], row["mode"], *(_cell(row, c, best[c]) for c in columns)]
         if floor is not None:
-            line.append(percent(skill(row["admission"]["mae"], constant, floor)))
+            again = row["admission"]["mae_repeated"]
+            line += [f"{again:.1f}", percent(skill(again, constant, floor))]
         cells.append(line)
     if floor is not None:
-        head.append("skill")
-        known = [f"{floor['mae']:.1f}", *[None] * (len(columns) - 1), "100.0"]
-        cells.append(["noise floor", None, *known])
+        head += ["repeated MAE", "skill"]
+        cells.append(
+            ["noise floor", None, *[None] * len(columns), f"{floor['mae']:.1f}", percent(1.0)]
+        )
     text = (
         f"### {name}\n\n{first['train']:,} rows to train on, {first['scored']:,} scored; split by "
         f"{first['split']}; mean length {first['mean_length']:.0f} tokens.\n\n"

@@ -22,13 +22,14 @@ class Ask:
 
     Attributes:
         key: its name, unique in the plan.
-        prompt_id: the same for all samples of one prompt. Later turns of a conversation follow
-            other answers each time it is held, so they are other prompts.
+        prompt_id: the same for all samples of one prompt, and for conversations that begin alike.
+            Later turns follow other answers each time one is held, so they are other prompts.
         sample: number of the sample, from 0.
         kind: of prompt.
         messages: what is new: a system message perhaps, and the user's.
         seed: of the sampling.
-        temperature: of the sampling; all samples of a prompt, and all turns, have one.
+        temperature: of the sampling; one for all samples of a prompt, or all turns of a
+            conversation.
         session: of a conversation, each time it is held another.
         turn: from 1; ``None`` for a prompt that stands alone.
         after: the key of the turn before.
@@ -58,8 +59,10 @@ def plan(prompts: Path = PROMPTS) -> list[Ask]:
     """
     lines = prompts.read_text(encoding="utf-8").splitlines()
     groups: dict[str, list[dict[str, Any]]] = {}
+    same: dict[str, str] = {}
     for row in map(json.loads, lines):
         groups.setdefault(row.get("session", row["id"]), []).append(row)
+        row["prompt_id"] = same.setdefault(json.dumps(row["messages"]), row["id"])
     held = [
         [_ask(row, rows[0].get("session"), sample) for row in rows]
         for rows in groups.values()
@@ -74,7 +77,7 @@ def _ask(row: dict[str, Any], session: str | None, sample: int) -> Ask:
     repeated = turn is None or turn == 1
     return Ask(
         key=key,
-        prompt_id=row["id"] if repeated else key,
+        prompt_id=row["prompt_id"] if repeated else key,
         sample=sample,
         kind=row["kind"],
         messages=tuple(row["messages"]),

@@ -177,14 +177,15 @@ def test_results_page_has_the_skill_where_prompts_were_repeated() -> None:
         "steps": score,
     }
     rows = [
-        row | {"who": "constant_median", "admission": score | {"mae": 80.0}},
-        row | {"who": "lstm", "admission": score | {"mae": 50.0}},
+        row | {"who": "constant_median", "admission": score | {"mae": 70.0, "mae_repeated": 80.0}},
+        row | {"who": "lstm", "admission": score | {"mae": 15.0, "mae_repeated": 50.0}},
     ]
     text = results.section(rows, "vicuna7b_alpaca")
     line = next(each for each in text.splitlines() if each.startswith("| lstm"))
-    assert line.rstrip(" |").endswith(" 50.0")
-    assert "**50.0**" in line
-    assert "| noise floor " in text
+    assert [cell.strip() for cell in line.split("|")][-3:-1] == ["50.0", "50.0"]
+    assert "**15.0**" in line
+    floor = next(each for each in text.splitlines() if each.startswith("| noise floor"))
+    assert [cell.strip() for cell in floor.split("|")][-3:-1] == ["20.0", "100.0"]
 
 
 def test_no_data_is_one_line(tmp_path: Path) -> None:

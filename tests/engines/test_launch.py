@@ -75,6 +75,15 @@ def test_the_specifications_line(start, model, tmp_path):
     )
 
 
+def test_nothing_would_look_at_the_end(start, model, tmp_path):
+    said = start(model, ON, "--watch-eos")
+    assert "--watch-eos: survival does not look at it" in said
+    create_predictor("orca").save(tmp_path / "trained")
+    assert "orca does not" in start(model, ON, "--watch-eos", "--predictor-checkpoint", "trained")
+    for more in (("--predictor-type", "lstm"), ("--record", tmp_path / "history")):
+        assert settings_of(start(model, ON, "--watch-eos", *more))["signals"] is True
+
+
 def test_what_is_named_is_there():
     from sagellm_lifetime.engines.vllm.live import scheduler
 

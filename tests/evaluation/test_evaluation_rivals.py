@@ -168,6 +168,25 @@ def test_skill_is_reported_where_there_is_a_floor():
     assert skill(10.0, 50.0, {"mae": 10.0}) == 1.0
 
 
+def test_skill_looks_at_the_rows_whose_floor_is_known():
+    """Half of the rows were asked once, and are easier: they say nothing of the skill."""
+    length = np.repeat([100, 7], 200) + np.arange(400) % 4
+    again = pl.when(pl.int_range(400) < 200).then(pl.int_range(400) // 4)
+    frame = history(400, actual_length=length).with_columns(prompt_id=again)
+    rival = ConstantMedian()
+    rival.fit(frame.head(150))
+    found = evaluate(Fixed(), frame, rivals=[rival])
+    own, constant = (found.scores[name]["admission"] for name in ("fixed", rival.name))
+    median = found.forecasts[rival.name].point[found.points.groups()["admission"]][0]
+    assert found.floor["n"] == 200
+    assert constant["mae_repeated"] == pytest.approx(np.abs(length[:200] - median).mean())
+    assert constant["mae"] == pytest.approx(np.abs(length - median).mean())
+    assert own["skill"] == skill(own["mae_repeated"], constant["mae_repeated"], found.floor)
+    part = evaluate(Fixed(), frame, rivals=[rival], max_rows=300)
+    assert 0 < part.floor["n"] < 200
+    assert part.scores[rival.name]["admission"]["mae_repeated"] < 10 < constant["mae"]
+
+
 def test_residual_life_beats_the_constant_on_heavy_tails():
     rng = np.random.default_rng(0)
     frame = pl.DataFrame({"actual_length": rng.lognormal(5, 1.2, 4000).astype(int) + 1})

@@ -44,6 +44,24 @@ def test_samples_of_one_prompt_stay_together_beside_sessions():
     assert min(map(len, alone)) > 100
 
 
+def test_sessions_that_ask_the_same_prompt_stay_together():
+    """The first turn of two holdings is one prompt: over it, and over chains of it, they are one."""
+    first = [(f"{k}/{holding}", f"{k}-1") for k in range(100) for holding in range(2)]
+    later = [(f"{k}/{holding}", f"{k}-2/{holding}") for k in range(100) for holding in range(2)]
+    chain = [(f"chain {k}", f"chained {k + more}") for k in range(9) for more in range(2)]
+    alone = [(None, "chained 4"), (None, "chained 9"), (None, "7-1")]
+    rows = [*first, *later, *chain, *alone]
+    frame = pl.DataFrame(rows, schema=["session_id", "prompt_id"], orient="row")
+    frame = frame.with_columns(actual_length=pl.lit(1))
+    parts = split(frame)
+    assert parts.by == "session"
+    for column in ("session_id", "prompt_id"):
+        assert not set(parts.train[column].drop_nulls()) & set(parts.test[column].drop_nulls())
+    chained = pl.col("session_id").str.starts_with("chain") | (pl.col("prompt_id") == "chained 4")
+    assert sorted(len(part.filter(chained)) for part in (parts.train, parts.test)) == [0, 19]
+    assert 0.6 < len(parts.train) / len(frame) <= 0.7
+
+
 def test_times_relative_to_the_session_are_not_a_clock():
     frame = history(300).with_columns(
         session_id=(pl.int_range(300) // 3).cast(pl.String),

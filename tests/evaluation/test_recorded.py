@@ -39,10 +39,17 @@ def test_every_answer_has_what_was_seen(answers):
     assert answers["temperature"].is_between(0.0, 2.0).all()
 
 
+def _seen(column):
+    """Different values; lists of token ids too."""
+    return set(map(str, column.drop_nulls().to_list()))
+
+
 def test_no_prompt_is_in_both_parts(answers):
     parts = split(answers, "session")
-    alone = [part.filter(pl.col("session_id").is_null()) for part in (parts.train, parts.test)]
-    assert not set(alone[0]["prompt_id"]) & set(alone[1]["prompt_id"])
+    for name in ("session_id", "prompt_id", "prompt_token_ids"):
+        train, test = (_seen(part[name]) for part in (parts.train, parts.test))
+        assert train
+        assert not train & test
     floor = noise_floor(parts.test)
     assert floor is not None
     assert floor["n"] > 100

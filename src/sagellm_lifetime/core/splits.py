@@ -58,18 +58,36 @@ def _choose(frame: pl.DataFrame) -> str:
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:
     """Whole groups, in the order of a hash of their name, until the training part is full.
 
-    Rows without a name are groups of their own; without a session, those of one prompt are one.
+    Rows without a name are groups of their own; those of one prompt are one, and so are all
+    sessions in which it was asked.
     """
     alone = pl.concat_str([pl.lit("row "), pl.int_range(pl.len()).cast(pl.String)])
     columns = [column, *(["prompt_id"] if _present(frame, "prompt_id") else [])]
     keys = [pl.col(name).cast(pl.String) for name in dict.fromkeys(columns)]
-    names = frame.select(pl.coalesce(*keys, alone).alias("group"))
+    names = frame.select(
+        pl.coalesce(*keys, alone).alias("name"), pl.coalesce(keys[-1], *keys, alone).alias("prompt")
+    )
+    names = _linked(names)
     sizes = names.group_by("group").len()
     hashes = [_hash(name) for name in sizes["group"].to_list()]
     ordered = sizes.with_columns(pl.Series("hash", hashes)).sort("hash", "group")
     train = ordered.filter(pl.col("len").cum_sum() <= len(frame) * share)["group"]
     inside = names["group"].is_in(train.implode())
     return _checked(Split(frame.filter(inside), frame.filter(~inside), way))
+
+
+def _linked(names: pl.DataFrame) -> pl.DataFrame:
+    """With a column ``group``: rows that a name or a prompt connects, over any number of others.
+
+    A group is named after its smallest name, so one that nothing else is linked to keeps its own.
+    """
+    found = names.with_columns(group=pl.col("name"))
+    while True:
+        wider = found.with_columns(group=pl.col("group").min().over("prompt"))
+        wider = wider.with_columns(group=pl.col("group").min().over("name"))
+        if wider["group"].equals(found["group"]):
+            return found
+        found = wider
 
 
 def _hash(name: str) -> str:

@@ -11,25 +11,39 @@ from sagellm_lifetime.evaluation.points import known_lengths, lengths
 MIN_SAMPLES = 3
 
 
+def repeated(frame: pl.DataFrame) -> np.ndarray:
+    """Rows that the floor is known of; bool, shape ``(n,)``.
+
+    Those of one ``prompt_id`` (and of one ``model`` where there are models) with at least three
+    samples of known length.
+    """
+    if "prompt_id" not in frame.columns:
+        return np.zeros(len(frame), dtype=bool)
+    known = pl.Series("known", known_lengths(frame)) & frame["prompt_id"].is_not_null()
+    samples = frame.select(known.cast(pl.Int64).alias("known"), *_keys(frame)).select(
+        pl.col("known").sum().over(_keys(frame))
+    )
+    return (known & (samples["known"] >= MIN_SAMPLES)).to_numpy()
+
+
+def _keys(frame: pl.DataFrame) -> list[str]:
+    return [name for name in ("prompt_id", "model") if name in frame.columns]
+
+
 def noise_floor(frame: pl.DataFrame) -> dict[str, float | int | None] | None:
     """Scores of predicting each repeated sample by the median of the others, at admission.
 
-    Groups are rows of one ``prompt_id`` (and of one ``model`` where there are models) with at
-    least three samples of known length. ``None`` when there is none. A prediction made of two or
-    three other samples is itself noisy, so this is an estimate of the floor from above.
+    Over the rows that are :func:`repeated`; ``None`` when there is none. A prediction made of two
+    or three other samples is itself noisy, so this is an estimate of the floor from above.
     """
-    if "prompt_id" not in frame.columns:
+    rows = frame.filter(pl.Series(repeated(frame)))
+    if rows.is_empty():
         return None
-    keys = [name for name in ("prompt_id", "model") if name in frame.columns]
-    table = frame.select(
-        *(pl.col(name) for name in keys),
-        pl.Series("length", lengths(frame)),
-        pl.Series("known", known_lengths(frame)),
-    ).filter(pl.col("known") & pl.col("prompt_id").is_not_null())
-    grouped = table.group_by(keys, maintain_order=True).agg(pl.col("length"))
-    grouped = grouped.filter(pl.col("length").list.len() >= MIN_SAMPLES)
-    if grouped.is_empty():
-        return None
+    grouped = (
+        rows.with_columns(length=pl.Series(lengths(rows)))
+        .group_by(_keys(rows), maintain_order=True)
+        .agg(pl.col("length"))
+    )
     predicted, actual = [], []
     for size, part in grouped.with_columns(n=pl.col("length").list.len()).group_by("n"):
         block = part["length"].explode().to_numpy().reshape(-1, int(size[0]))
@@ -49,7 +63,10 @@ def noise_floor(frame: pl.DataFrame) -> dict[str, float | int | None] | None:
 def skill(
     mae: float | None, constant: float | None, floor: dict[str, float | int | None]
 ) -> float | None:
-    """``(MAE_constant - MAE) / (MAE_constant - MAE_floor)``: 0 like a constant, 1 at the floor."""
+    """``(MAE_constant - MAE) / (MAE_constant - MAE_floor)``: 0 like a constant, 1 at the floor.
+
+    Both errors over the :func:`repeated` rows, as the floor is: others may be easier.
+    """
     best = floor["mae"]
     if mae is None or constant is None or best is None or constant <= best:
         return None

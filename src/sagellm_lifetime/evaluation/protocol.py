@@ -11,12 +11,12 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
-from sagellm_lifetime.evaluation.floor import noise_floor, skill
+from sagellm_lifetime.evaluation.floor import noise_floor, repeated, skill
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.runs import Progress, run_frozen, run_online
-from sagellm_lifetime.evaluation.scoring import Score, score_groups
+from sagellm_lifetime.evaluation.scoring import Score, score, score_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +98,10 @@ def evaluate(
     forecasts |= {rival.name: rival.forecast(frame, points) for rival in rivals}
     scores = {key: score_groups(points, forecast) for key, forecast in forecasts.items()}
     floor = noise_floor(frame.filter(pl.Series(scored)))
-    if floor is not None and "constant_median" in scores:
-        for groups in scores.values():
-            groups["admission"]["skill"] = skill(
-                groups["admission"]["mae"], scores["constant_median"]["admission"]["mae"], floor
-            )
+    if floor is not None:
+        again = np.zeros(len(frame), dtype=bool)
+        again[scored] = repeated(frame.filter(pl.Series(scored)))
+        _add_skill(scores, forecasts, points, again, floor)
     return Evaluation(
         name=name,
         mode="online" if online else "frozen",
@@ -112,6 +111,23 @@ def evaluate(
         scores=scores,
         floor=floor,
     )
+
+
+def _add_skill(
+    scores: dict[str, dict[str, Score]],
+    forecasts: dict[str, Forecast],
+    points: Points,
+    again: np.ndarray,
+    floor: Score,
+) -> None:
+    """How near the floor everybody is, at admission and over the rows that it is known of."""
+    admission = points.groups()["admission"]
+    index = admission[again[points.row[admission]]]
+    maes = {name: score(points, forecast, index)["mae"] for name, forecast in forecasts.items()}
+    for name, groups in scores.items():
+        groups["admission"]["mae_repeated"] = maes[name]
+        if "constant_median" in maes:
+            groups["admission"]["skill"] = skill(maes[name], maes["constant_median"], floor)
 
 
 def _subsample(rows: int, limit: int | None, seed: int) -> np.ndarray:

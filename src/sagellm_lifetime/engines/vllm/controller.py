@@ -108,7 +108,7 @@ class LifetimeController:
         cached: Callable[[Any], int] = lambda request: 0,
     ) -> None:
         self.plan = plan
-        self.decides = True
+        self.decides = True  # a live engine's has modes in which nobody need ask about the queue
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks

@@ -19,6 +19,7 @@ from sagellm_lifetime.core.errors import (
 from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
 from sagellm_lifetime.engines.vllm.state import check_free
+from sagellm_lifetime.predictors.registry import has_network, predictor_class
 
 SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
@@ -56,7 +57,11 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     if settings.signals:
         check_one_process(options)
     if settings.predict:
-        check_predictor(settings)
+        made = check_predictor(settings)
+        if settings.signals and not settings.record and not has_network(made):
+            raise LaunchError(
+                f"--watch-eos: {made} does not look at it; use lstm or transformer, or --record DIR"
+            )
     if settings.state:
         check_free(Path(settings.state))
 
@@ -80,14 +85,12 @@ def check_one_process(options: Sequence[str]) -> None:
         raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
 
 
-def check_predictor(settings: LiveSettings) -> None:
-    """Refuse a predictor or a checkpoint that cannot be made.
+def check_predictor(settings: LiveSettings) -> str:
+    """The predictor's name; refuse one, or a checkpoint, that cannot be made.
 
     Raises:
         LifetimeError: it is unknown, another than was asked for, or cannot be loaded.
     """
-    from sagellm_lifetime.predictors.registry import predictor_class
-
     if settings.predictor:
         predictor_class(settings.predictor)
         if settings.width and not has_width(settings.predictor):
@@ -97,6 +100,7 @@ def check_predictor(settings: LiveSettings) -> None:
         raise CheckpointError(
             f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
         )
+    return made.name
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ class LiveMixin(LifetimeMixin):
         if lifetime is None:
             return super().schedule(*args, **options)
         lifetime.begin(busy=bool(self.running))
-        if lifetime.idle:
+        if lifetime.idle:  # past the mixin that asks: the step is vLLM's alone
             return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
