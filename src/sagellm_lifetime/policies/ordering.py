@@ -2,7 +2,7 @@
 
 Each waiting sequence has a place on one line, settled when it arrives; the lowest goes first:
 
-    place = arrival + min(patience * service, slack * backlog + 2 * typical)
+    place = arrival + min(patience * service, slack * (backlog + 2 * typical))
 
 ``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
 for all that waits already: when the sequence would start if all came first, went first; ``typical``

@@ -21,7 +21,7 @@ class Plan:
         patience: seconds a sequence may be overtaken for, per second of its expected service;
             service in other units than memory-time counts as many seconds on average.
         slack: a sequence is overtaken by none that comes later than ``slack`` times the wait it
-            would have in the order of arrival, and twice the time a typical answer takes.
+            would have in the order of arrival plus the time of two typical answers.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
         fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
             engine does.

@@ -35,7 +35,7 @@ _PACE: Final = 0.002
 """Weight of the newest step in the moving average of its duration, at least: a step with a prefill
 takes ten times as long as one without, and places in the line are settled by this figure."""
 _GRACE: Final = 2.0
-"""Typical answers that a sequence may be overtaken for beyond its share of the backlog."""
+"""Typical answers that a sequence may be overtaken for on top of the backlog."""
 _TYPICAL: Final = 0.02
 """Weight of the newest arrivals in the averages of what a sequence is expected to take."""
 _NONE: Final = np.zeros(0)
@@ -236,8 +236,8 @@ class LifetimeController:
             service=service,
             patience=self.plan.patience * per_area * typical.area / typical.service,
             # Without the second term nobody could be overtaken where the queue is short.
-            backlog=self.plan.slack * ahead * per_area
-            + _GRACE * typical.tokens * self._seconds_per_step,
+            backlog=self.plan.slack
+            * (ahead * per_area + _GRACE * typical.tokens * self._seconds_per_step),
             typical=typical.service,
             min_confidence=self.plan.min_confidence,
         )
