@@ -15,15 +15,15 @@ from sagellm_lifetime.replay.trace import at_rate
 
 # Preemptions and steps of each policy on the small trace, so that no change goes unseen.
 GOLDEN = {
-    "lifetime": (39, 3534),
-    "lifetime-oracle": (35, 3621),
+    "lifetime": (45, 3495),
+    "lifetime-oracle": (36, 3630),
     "sjf": (32, 3599),
     "sjf-oracle": (35, 3745),
-    "fair-input": (35, 3625),
-    "gittins": (38, 3574),
-    "evict-shortest": (29, 3792),
-    "evict-longest": (34, 3541),
-    "evict-engine": (37, 3607),
+    "fair-input": (39, 3761),
+    "gittins": (45, 3495),
+    "evict-shortest": (35, 3381),
+    "evict-longest": (36, 3594),
+    "evict-engine": (34, 3707),
     "longest-first": (44, 3667),
     "longest-first-oracle": (41, 3428),
     "reserve": (0, 4209),
