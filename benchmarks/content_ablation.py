@@ -3,7 +3,8 @@
     PYTHONPATH=src python benchmarks/content_ablation.py [--seeds 3] [--json FILE]
 
 The answers of a small chat model that ship with the package, split by conversation and prompt (no
-prompt is in both parts, and no other holding of a conversation), frozen. Every variant is trained and tested on what it is left with:
+prompt is in both parts, and no other holding of a conversation), frozen. Every variant is trained
+and tested on what it is left with:
 
     admission        prompt length, cap, temperature
     + kind           the kind of task, as a client would be known by

@@ -200,7 +200,8 @@ def section(found: list[dict[str, Any]], name: str) -> str:
     head, columns = list(_HEAD), list(_TRACE_COLUMNS)
     floor = first["noise_floor"]
     best = {column: _best(rows, column) for column in columns}
-    constant = next((r["admission"].get("mae_repeated") for r in rows if r["who"] == CONSTANT), None)
+    constants = [row["admission"] for row in rows if row["who"] == CONSTANT]
+    constant = constants[0].get("mae_repeated") if constants else None
     cells = []
     for row in rows:
         line = [row["who"], row["mode"], *(_cell(row, c, best[c]) for c in columns)]

@@ -45,7 +45,7 @@ def test_samples_of_one_prompt_stay_together_beside_sessions():
 
 
 def test_sessions_that_ask_the_same_prompt_stay_together():
-    """The first turn of two holdings is one prompt: over it, and over chains of it, they are one."""
+    """The first turn of two holdings is one prompt, which makes them one; so do chains of it."""
     first = [(f"{k}/{holding}", f"{k}-1") for k in range(100) for holding in range(2)]
     later = [(f"{k}/{holding}", f"{k}-2/{holding}") for k in range(100) for holding in range(2)]
     chain = [(f"chain {k}", f"chained {k + more}") for k in range(9) for more in range(2)]
