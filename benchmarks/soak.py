@@ -5,8 +5,9 @@
 Clients ask, stream, hang up midway, ask for two answers, stop at strings, send prompts that are
 too long and requests that are none (``live/mixture.py``); in the middle the server is killed (−9,
 all of its processes) and started again. It predicts, acts, learns and records. Every ten seconds
-its memory, its open files and its counts are written to ``OUT/samples.jsonl``. Exit code 1 where a
-check failed (``live/verdict.py``).
+its memory (of each process), its open files and its counts are written to ``OUT/samples.jsonl``.
+Exit code 1 where a check failed (``live/verdict.py``). ``--control`` runs vLLM's server alone under
+the same load: what it grows by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from common import say, table
 from live import mixture, vitals
 from live.server import Server
-from live.verdict import Life, checks
+from live.verdict import Life, checks, of_any_server
 
 START = (sys.executable, "-c", "from sagellm_lifetime.cli.main import main; main()")
 OURS = (
@@ -110,8 +111,10 @@ class Soak:
 
     async def _sample(self, life: Life) -> dict[str, Any] | None:
         assert self.server.process is not None
+        stats, page = {"running": 0}, ""
         try:
-            stats = await asyncio.to_thread(self.server.stats)
+            if not self.options.control:
+                stats = await asyncio.to_thread(self.server.stats)
             page = await asyncio.to_thread(self.server.get, "/metrics")
         except (OSError, ValueError) as error:  # it has just been killed, or does not answer
             life.silent.append((time.time(), str(error)))
@@ -145,8 +148,8 @@ def show(soak: Soak) -> str:
     for i, life in enumerate(soak.lives, 1):
         rows = [
             [f"{(s['time'] - life.began) / 60:.1f}", f"{s['resident'] / 2**20:,.0f}", s["files"],
-             s["processes"], s["stats"]["total_predictions"], s["stats"]["lessons"],
-             s["stats"]["breaker"]]
+             s["processes"], s["stats"].get("total_predictions"), s["stats"].get("lessons"),
+             s["stats"].get("breaker")]
             for s in life.samples[:: max(len(life.samples) // 8, 1)]
         ]  # fmt: skip
         head = ["minute", "MiB", "files", "processes", "predictions", "lessons", "breaker"]
@@ -160,7 +163,10 @@ async def run(options: argparse.Namespace) -> int:
     for folder in ("rec", "state"):
         shutil.rmtree(options.out / folder, ignore_errors=True)
     server = Server(
-        [*START, "engine", "start", str(options.model.resolve()), *OURS],
+        [
+            *(*START, "engine", "start", str(options.model.resolve())),
+            *(() if options.control else OURS),
+        ],
         [
             *("--served-model-name", "model"),
             *("--block-size", "32"),
@@ -184,9 +190,12 @@ async def run(options: argparse.Namespace) -> int:
         server.stop()
     print(show(soak))
     bad = 0
-    for name, good, says in checks(
-        soak.lives, soak.asked, recorded(options.out / "rec"), leak=options.leak
-    ):
+    if options.control:
+        found = of_any_server(soak.lives, soak.asked, leak=options.leak)
+    else:
+        names = recorded(options.out / "rec")
+        found = checks(soak.lives, soak.asked, names, leak=options.leak)
+    for name, good, says in found:
         bad += good is False
         print(f"{'ok    ' if good else '-     ' if good is None else 'FAILED'}  {name}: {says}")
     return int(bad > 0)
@@ -205,6 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=128, help="of 32 tokens")
     parser.add_argument("--model-len", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--control", action="store_true", help="vLLM's server alone")
     parser.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="further options")
     raise SystemExit(asyncio.run(run(parser.parse_args(argv))))
 

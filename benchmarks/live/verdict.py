@@ -51,11 +51,9 @@ def checks(
         recorded: the names in the record.
         leak: most growth of the resident memory, MiB a minute.
     """
-    for i, life in enumerate(lives, 1):
-        yield from _steady(f"life {i}", life, leak)
+    yield from of_any_server(lives, asked, leak=leak)
     yield _sums(lives)
     yield _settled(lives[-1])
-    yield _answered(asked, [life.killed for life in lives if life.killed])
     yield _nothing_lost(asked, recorded, [life.killed for life in lives if life.killed])
     twice = [name for name, count in Counter(recorded).items() if count > 1]
     yield "nothing recorded twice", not twice, f"{len(recorded):,} rows, {len(twice)} names twice"
@@ -65,6 +63,13 @@ def checks(
     for life in lives:
         faults.update(life.samples[-1]["stats"]["faults"] if life.samples else {})
     yield "no fault in predictor or policy", not any(faults.values()), str(dict(faults))
+
+
+def of_any_server(lives: Sequence[Life], asked: Sequence[Asked], *, leak: float) -> Iterator[Check]:
+    """Those that do not ask what a server predicts."""
+    for i, life in enumerate(lives, 1):
+        yield from _steady(f"life {i}", life, leak)
+    yield _answered(asked, [life.killed for life in lives if life.killed])
     silent = [s for life in lives for s in life.silent if not life.killed or s[0] < life.killed]
     yield "the watch was always answered", not silent, f"{len(silent)} times not"
 
@@ -78,11 +83,16 @@ def _steady(name: str, life: Life, leak: float) -> Iterator[Check]:
     times = [s["time"] for s in late]
     grown = slope(times, [s["resident"] for s in late]) * 60 / 2**20
     minutes = (times[-1] - times[0]) / 60
+    parts = [
+        f"{who} {slope(times, [s['each'].get(who, 0) for s in late]) * 60 / 2**20:+.2f}"
+        for who in late[0]["each"]
+    ]
     yield (
         f"{name}: memory",
         grown <= leak,
         f"{grown:+.2f} MiB a minute over {minutes:.1f} minutes (bound {leak:g}), "
-        f"{late[0]['resident'] / 2**20:,.0f} -> {late[-1]['resident'] / 2**20:,.0f} MiB",
+        f"{late[0]['resident'] / 2**20:,.0f} -> {late[-1]['resident'] / 2**20:,.0f} MiB; "
+        f"by process {', '.join(parts)}",
     )
     files = [s["files"] for s in late]
     yield (

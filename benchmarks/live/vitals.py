@@ -28,14 +28,25 @@ def processes(session: int) -> list[int]:
 
 
 def vitals(session: int) -> dict[str, Any]:
-    """Resident bytes and open files of a server's processes, together."""
-    resident = files = 0
+    """Resident bytes and open files of a server's processes: together, and the bytes of each.
+
+    Each is called by its name and, in the order in which they were started, its number.
+    """
+    files = 0
+    each: dict[str, int] = {}
     pids = processes(session)
-    for pid in pids:
+    for number, pid in enumerate(pids, 1):
+        folder = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):
-            resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-            files += len(os.listdir(f"/proc/{pid}/fd"))
-    return {"resident": resident, "files": files, "processes": len(pids)}
+            name = (folder / "comm").read_text().strip()
+            each[f"{number} {name}"] = int((folder / "statm").read_text().split()[1]) * _PAGE
+            files += len(os.listdir(folder / "fd"))
+    return {
+        "resident": sum(each.values()),
+        "each": each,
+        "files": files,
+        "processes": len(pids),
+    }
 
 
 def parse_metrics(text: str) -> dict[str, float]:

@@ -45,6 +45,7 @@ def sample(time, *, mib=1500.0, files=100, running=0, predictions=10, faults=0, 
     return {
         "time": time,
         "resident": mib * 2**20,
+        "each": {"1 server": 500 * 2**20, "2 core": (mib - 500) * 2**20},
         "files": files,
         "processes": 2,
         "stats": stats,
@@ -79,6 +80,12 @@ def test_a_good_life_passes(verdict, mixture):
     ]
     names = ["cmpl-soak-0000001-0-ab", "0_cmpl-soak-0000002-0-cd", "1_cmpl-soak-0000002-0-cd"]
     assert failed(verdict, [life(verdict)], asked, [*names, "cmpl-soak-0000004-0-ef"]) == []
+
+
+def test_growth_is_told_by_process(verdict):
+    found = verdict.of_any_server([life(verdict, grows=1.5)], [], leak=LEAK)
+    (says,) = [says for name, _, says in found if name == "life 1: memory"]
+    assert "by process 1 server +0.00, 2 core +1.50" in says
 
 
 def test_each_fault_is_found(verdict):
@@ -157,7 +164,7 @@ def test_own_vitals_are_seen():
 
     seen = import_module("live.vitals").vitals(os.getsid(0))
     assert seen["processes"] >= 1
-    assert seen["resident"] > 2**20
+    assert seen["resident"] == sum(seen["each"].values()) > 2**20
     assert seen["files"] > 2
 
 
