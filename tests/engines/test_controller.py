@@ -164,6 +164,26 @@ def test_patience_means_the_same_in_every_unit_of_service(clock, scale, monkeypa
     assert places == pytest.approx([plain._known[name].place for name in ("big", "small", "tiny")])
 
 
+def test_places_keep_pace_with_the_engine(clock):
+    """Who came in the first, slow steps may not be overtaken for as long as they foretold."""
+    lengths = {**LENGTHS, "later": 20}
+    made = controller(clock, lengths)
+    waiting = Queue(three())
+    for each in waiting:
+        made.arrived(each)
+    made._seconds_per_step = 0.5
+    made.line_up(waiting)
+    slow = {name: made._known[name].place for name in LENGTHS}
+    made._seconds_per_step = 0.02
+    later = request("later", 160)
+    made.arrived(later)
+    waiting.append(later)
+    made.line_up(waiting)
+    assert min(slow.values()) > 0
+    for name, place in slow.items():
+        assert made._known[name].place == pytest.approx(place * 0.02 / 0.5)
+
+
 def test_seconds_per_step_are_a_mean_at_first(clock):
     made = controller(clock, {})
     durations = np.random.default_rng(0).uniform(0.01, 0.5, 100)

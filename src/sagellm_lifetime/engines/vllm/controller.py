@@ -45,9 +45,11 @@ class _Known:
     """One sequence: its request, its place in the line, and its share of the memory ahead."""
 
     __slots__ = (
+        "allowed",
         "area",
         "cached",
         "confidence",
+        "joined",
         "looked",
         "mean",
         "place",
@@ -60,6 +62,9 @@ class _Known:
     def __init__(self, request: Any) -> None:
         self.request = request
         self.place = np.inf
+        self.joined = 0.0
+        self.allowed = 0.0
+        """Steps it may be overtaken for."""
         self.area = 0.0
         self.cached = 0
         """Tokens that needed no computing at the last look."""
@@ -206,6 +211,7 @@ class LifetimeController:
         self._unplaced = []
         if new:
             self._place(new)
+        self._settle(waiting)
         if self.plan.order != "fcfs":
             known = self._known
             order = sorted(
@@ -217,12 +223,8 @@ class LifetimeController:
 
     def _place(self, new: list[_Known]) -> None:
         sequences, outlook = self._look(new)
-        # A preempted sequence joins the line anew, with what is left of it: at the place of its
-        # arrival the longest, preempted for the sake of the others, would go before them all.
-        again = sequences.preemptions > 0
-        sequences = replace(sequences, arrival=np.where(again, self._clock(), sequences.arrival))
         self._blocked_until = 0
-        per_area = self._seconds_per_step / (self._total * self._block_size)
+        pool = self._total * self._block_size
         areas = outlook.area(sequences.tokens)
         # What waits already, and what came with it but before it.
         ahead = self._backlog + np.cumsum(areas) - areas
@@ -230,19 +232,31 @@ class LifetimeController:
         service = SERVICES[self.plan.order]
         typical = self._typical
         typical.learn(outlook.expected(), areas, service(sequences, outlook))
-        spots = places(
-            sequences,
+        allowed = places(
+            replace(sequences, arrival=np.zeros(len(new))),
             outlook,
             service=service,
-            patience=self.plan.patience * per_area * typical.area / typical.service,
+            patience=self.plan.patience * typical.area / (typical.service * pool),
             # Without the second term nobody could be overtaken where the queue is short.
-            backlog=self.plan.slack
-            * (ahead * per_area + _GRACE * typical.tokens * self._seconds_per_step),
+            backlog=self.plan.slack * (ahead / pool + _GRACE * typical.tokens),
             typical=typical.service,
             min_confidence=self.plan.min_confidence,
         )
-        for each, place, area in zip(new, spots.tolist(), areas.tolist(), strict=True):
-            each.place, each.area = place, area
+        now = self._clock()
+        for each, steps, area in zip(new, allowed.tolist(), areas.tolist(), strict=True):
+            # A preempted sequence joins the line anew, with what is left of it: at the place of its
+            # arrival the longest, preempted for the sake of the others, would go before them all.
+            again = each.request.num_preemptions > 0
+            each.joined = now if again else each.request.arrival_time
+            each.allowed, each.area = steps, area
+
+    def _settle(self, waiting: Any) -> None:
+        """Places on the clock, at the present pace: the first steps of an engine, which only
+        prefill, take many times as long as those that the sequences will wait for."""
+        pace = self._seconds_per_step
+        for request in waiting:
+            each = self._known[request.request_id]
+            each.place = each.joined + each.allowed * pace
 
     def head_fits(self, waiting: Any, free: int) -> bool:
         """Whether the first of the queue finds room."""

@@ -105,6 +105,7 @@ class Planner(LifetimeController):
         if self.plan.order == "fcfs":
             return list(waiting[:count])
         known = self._known
+        self._settle(waiting)
         return nsmallest(
             count,
             waiting,
