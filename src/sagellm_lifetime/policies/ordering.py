@@ -6,10 +6,11 @@ Each waiting sequence has a place on one line, settled when it arrives; the lowe
 
 ``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
 for all that waits already: when the sequence would start if all came first, went first; ``typical``
-the time a typical answer takes, or nobody could be overtaken where the queue is short. A sequence
-is overtaken only by those that arrive before its place, so nobody waits much longer than in the
-order of arrival, whatever else arrives; the short go first as long as that holds. With patience 0
-it is first come, first served; with patience and slack without bound, shortest first.
+the time a typical answer takes, or nobody could be overtaken where the queue is short. The caller
+gives both in its own unit of time. A sequence is overtaken only by those that arrive before its
+place, so nobody waits much longer than in the order of arrival, whatever else arrives; the short go
+first as long as that holds. With patience 0 it is first come, first served; with patience and slack
+without bound, shortest first.
 """
 
 from __future__ import annotations
