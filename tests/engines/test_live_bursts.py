@@ -50,7 +50,7 @@ def test_switched_off_it_leaves_nobody_behind(bursts):
     predictor = fitted()
     engine = Engine().predict_with(predictor, mode="shadow", learn=True, limit_s=60.0)
     mixed_load(engine, n=22, steps=3)
-    assert engine.lifetime._planner.untold
+    assert engine.lifetime._events
     engine.lifetime.want("off")
     engine.step()
     assert predictor.get_metrics()["running"] == 0

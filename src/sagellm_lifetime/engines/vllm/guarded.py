@@ -13,6 +13,7 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 _HEAD: Final = 64
 """Of the queue, as far as anybody is let go first."""
 _MANY: Final = 32
-"""Running sequences from which on the predictor is told of several arrivals and ends at a time."""
-_BURST: Final = 32
-"""Of them, as many as are told at a time."""
+"""Running sequences from which on events are dealt with several at a time: what runs once in a
+while runs cold, at two to three times its cost."""
+_BURST: Final = 96
+"""Of them, as many at a time."""
 _LATEST: Final = 64
-"""Steps after which it is told of fewer."""
+"""Steps after which fewer are dealt with."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
 """What is done while nobody acts."""
 
@@ -103,8 +105,12 @@ class LiveLifetime:
         """Sessions whose turn is over, and whose next input has not come."""
         self._fitting = sys.maxsize
         self._disordered = False
-        self._tell_at = 0
-        """Step at which the predictor is told even of little."""
+        self._events: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        """What has happened and is not dealt with, in its order."""
+        self._latest = 0
+        """Step at which even few events are dealt with."""
+        self._matters = False
+        """Whether the order of the queue does, in this step."""
         self._began: float | None = None
 
     def want(self, mode: Mode) -> None:
@@ -165,20 +171,21 @@ class LiveLifetime:
         if planner is None:
             return
         self._note(planner.tick, busy=busy)
-        untold = planner.untold
-        if untold >= _BURST or (untold and self.steps >= self._tell_at):
-            self._tell()
+        waiting = len(self._events)
+        if waiting >= _BURST or (waiting and self.steps >= self._latest):
+            self.catch_up()
         if self._reads_tokens:
             grown = self._feed.advance(self._scheduler.requests)
             if grown:
-                self._tell()
+                self.catch_up()
                 self._call(None, self._hand_over, grown)
 
-    def _tell(self) -> None:
-        """Let the predictor know of all that it has not been told."""
-        self._tell_at = self.steps + _LATEST
-        if self._planner is not None and self._planner.untold:
-            self._call(None, self._planner.tell)
+    def catch_up(self) -> None:
+        """Deal with all that has happened."""
+        self._latest = self.steps + _LATEST
+        events, self._events = self._events, []
+        for deal, args in events:
+            deal(*args)
 
     def _hand_over(self, grown: Sequence[Any]) -> None:
         if self._forecaster is not None:
@@ -186,13 +193,12 @@ class LiveLifetime:
 
     def line_up(self, waiting: Any) -> None:
         """Put the queue in order, in ``act``."""
-        planner = self._planner
-        # One alone has no place in a line; it gets one when another joins.
-        if planner is not None and self.acting and len(waiting) > 1 and planner.joined:
-            # Nor have they while all are let in, or nobody: they are placed when it counts.
-            if not self._scheduler.order_matters():
-                return
-            order = self._call(None, planner.ordered, waiting)
+        # One alone has no place in a line, nor have they while all are let in, or nobody.
+        self._matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
+        if self._matters:
+            self.catch_up()
+        if self._matters and self._planner is not None and self._planner.joined:
+            order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
@@ -202,7 +208,7 @@ class LiveLifetime:
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
         planner = self._planner
-        if planner is None or not self.acting or not waiting or planner.head_fits(waiting, free):
+        if planner is None or not self._matters or planner.head_fits(waiting, free):
             return
         head = list(islice(waiting, _HEAD))
         order = self._call(head, planner.filled, head, free)
@@ -216,6 +222,7 @@ class LiveLifetime:
         self._fitting = sys.maxsize
         if self._planner is None or not self._plan.fit:
             return sys.maxsize
+        self.catch_up()
         count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
         if count is not None:
             self._fitting = count
@@ -227,6 +234,7 @@ class LiveLifetime:
 
     def victims_last(self, running: list[Any]) -> list[Any]:
         """The running sequences, the first victim last."""
+        self.catch_up()
         if not self.acting or self._planner is None:
             return running
         order: list[Any] = self._call([], self._planner.victims, running)
@@ -247,6 +255,7 @@ class LiveLifetime:
         if not scheduler.waiting and fitting == sys.maxsize:
             self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
             return
+        self.catch_up()
         queue = [scheduler.requests[name] for name in admitted]
         queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
         self.shadow.admitted(self.breaker, self._planner, admitted, queue)
@@ -260,36 +269,28 @@ class LiveLifetime:
         if self._signals is not None:
             self._signals.ask(request)
         self._between.discard(request.request_id)
-        planner = self._planner
-        if planner is None:
-            return
-        if len(self._scheduler.running) >= _MANY and not request.num_output_tokens:
-            self._note(planner.note_arrival, request)
-        else:
-            self._tell()
-            self._call(None, planner.arrived, request)
+        # Asked about later, it is asked about as it came.
+        describe = self._describe if request.num_output_tokens else self._describe.came
+        self._happened(self._came, request, describe)
+        if request.num_output_tokens:
+            self.catch_up()
 
     def admitted(self, request_id: str) -> None:
         """It runs (again)."""
-        if self._planner is None:
-            return
-        if self._plan.fit:
-            self._call(None, self._planner.admitted, request_id)
-        else:
-            self._note(self._planner.admitted, request_id)
-        if self._reads_tokens:
+        if self._reads_tokens and self._planner is not None:
             self._feed.start(self._scheduler.requests[request_id])
+        self._happened(self._runs, request_id)
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
+        self.catch_up()
         if self.mode == "shadow" and self._planner is not None:
             self.shadow.preempting(self.breaker, self._planner, request, self._scheduler.running)
             self._mind()
 
     def preempted(self, request: Any) -> None:
         """It waits again."""
-        if self._planner is not None:
-            self._note(self._planner.preempted, request)
+        self._happened(self._waits, request)
 
     def finished(self, request: Any, _reason: str = "") -> None:
         """It is over; the mixin's reason is as much as vLLM's scheduler knows."""
@@ -297,21 +298,48 @@ class LiveLifetime:
         if name in self._between:
             self._between.discard(name)
             return
-        many = len(self._scheduler.running) >= _MANY
-        if self._planner is not None and (not many or self._planner.awaits(name)):
-            self._tell()
-        reason = self.endings.reason(request)
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
-        predicted = self.tally.ended(name, request.num_output_tokens, seconds, reason)
+        self._happened(self._over, request, seconds)
+        if request.resumable:  # it may go on, and is another one by then
+            self.catch_up()
+
+    def _happened(self, deal: Callable[..., None], *args: Any) -> None:
+        self._events.append((deal, args))
+        if self._planner is None or len(self._scheduler.running) < _MANY:
+            self.catch_up()
+
+    def _came(self, request: Any, describe: Callable[[Any], PredictionRequest]) -> None:
+        if self._planner is not None:
+            self._call(None, self._planner.came, request, describe)
+
+    def _runs(self, request_id: str) -> None:
+        if self._planner is None:
+            return
+        if self._plan.fit:
+            self._call(None, self._planner.admitted, request_id)
+        else:
+            self._note(self._planner.admitted, request_id)
+
+    def _waits(self, request: Any) -> None:
+        if self._planner is not None:
+            self._note(self._planner.preempted, request)
+
+    def _over(self, request: Any, seconds: float) -> None:
+        name = request.request_id
+        reason = self.endings.reason(request)
+        length = request.num_output_tokens
+        predicted = self.tally.ended(name, length, seconds, reason)
         signals = self._signals.taken(name) if self._signals is not None else {}
         if self.recorder is not None:
             self.recorder.take(lambda: self._row(request, seconds, reason) | signals)
         self._feed.stop(name)
-        if self._planner is not None and many:
-            self._note(self._planner.note_end, request, seconds, reason)
-        elif self._planner is not None:
-            self._call(None, self._planner.finished, request, reason)
-        elif predicted and self.breaker.state != "stuck":
+        if self._forecaster is None or not predicted:
+            return
+        if self._planner is not None:
+            self._note(self._planner.left, request)
+        if self._planner is not None:
+            self._call(None, self._forecaster.finished, name, length, seconds, reason)
+        if self._planner is None and self.breaker.state != "stuck":
             self._gone.append(name)
 
     def turn_over(self, request: Any) -> None:
@@ -367,7 +395,7 @@ class LiveLifetime:
 
     def _switch(self, mode: Mode) -> None:
         LOG.info("lifetime prediction: %s -> %s", self.mode, mode)
-        self._tell()
+        self.catch_up()
         self.mode = mode
         if mode == "off":
             if self._forecaster is not None and self.breaker.allows:
@@ -385,6 +413,7 @@ class LiveLifetime:
         if forecaster is None:
             return
         self._stop()
+        self.catch_up()
         queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in self._between]
         self._planner = self.breaker.call(None, self._made, forecaster, held, scheduler.running)
@@ -406,7 +435,6 @@ class LiveLifetime:
             self._plan,
             forecaster,
             describe=self._describe,
-            came=self._describe.came,
             total_blocks=pool.num_gpu_blocks - 1,
             block_size=scheduler.block_size,
             clock=scheduler.clock,
@@ -426,8 +454,6 @@ class LiveLifetime:
             manager.watermark_blocks = max(manager.watermark_blocks, share)
 
     def _stop(self) -> None:
-        if self._planner is not None:
-            self._gone += [name for name, *_ in self._planner.ended]
         self._planner = None
         if self._stock_watermark is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = self._stock_watermark

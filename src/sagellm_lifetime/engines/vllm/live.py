@@ -96,6 +96,8 @@ class LiveMixin(LifetimeMixin):
 
     def shutdown(self) -> None:
         """Write what is left to be written."""
+        if self.lifetime is not None:
+            self.lifetime.catch_up()
         if self._service is not None:
             self._service.close()
         super().shutdown()  # type: ignore[misc]  # mixin

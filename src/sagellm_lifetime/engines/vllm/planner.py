@@ -1,9 +1,4 @@
-"""A controller that is asked and never acts: its answers are carried out by who asked.
-
-Nor need the predictor hear of everything at once: code that runs once in a while runs cold, at two
-to three times its cost. So it may be told of many arrivals and ends together, at the latest when it
-is asked.
-"""
+"""A controller that is asked and never acts: its answers are carried out by who asked."""
 
 from __future__ import annotations
 
@@ -14,53 +9,19 @@ from typing import Any
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
 from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController, _Known
-from sagellm_lifetime.policies.state import Outlook, Sequences
 
 
 class Planner(LifetimeController):
     """Takes copies, and checks that what comes back is the same in another order."""
 
-    def __init__(
-        self, *args: Any, came: Callable[[Any], PredictionRequest], **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._as_it_came = came
-        self._came: dict[str, Any] = {}
-        self.ended: list[tuple[str, int, float, str]] = []
-        """Names, tokens, seconds and reasons that the predictor has not been told."""
-
-    @property
-    def untold(self) -> int:
-        """How much the predictor has not been told."""
-        return len(self._came) + len(self.ended)
-
-    def awaits(self, name: str) -> bool:
-        """Whether the predictor has not heard of it at all."""
-        return name in self._came
-
-    def note_arrival(self, request: Any) -> None:
-        """A request was queued; the predictor is told later."""
+    def came(self, request: Any, describe: Callable[[Any], PredictionRequest]) -> None:
+        """A request was queued."""
         self._meet(request)
-        self._came[request.request_id] = request
+        self._forecaster.arrived(describe(request))
 
-    def note_end(self, request: Any, seconds: float, reason: str) -> None:
-        """It is over; the predictor is told later."""
-        if self._part(request):
-            self.ended.append((request.request_id, request.num_output_tokens, seconds, reason))
-
-    def tell(self) -> None:
-        """Tell the predictor everything. Ends first: a name may be used again."""
-        for each in self.ended:
-            self._forecaster.finished(*each)
-        self.ended.clear()
-        for request in self._came.values():
-            self._forecaster.arrived(self._as_it_came(request))
-        self._came.clear()
-
-    def _look(self, known: Sequence[_Known]) -> tuple[Sequences, Outlook]:
-        if self._came:
-            self.tell()
-        return super()._look(known)
+    def left(self, request: Any) -> None:
+        """It is over."""
+        self._part(request)
 
     def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
         """Get to know sequences that came before; they have been predicted already."""
