@@ -7,7 +7,8 @@ too long and requests that are none (``live/mixture.py``); in the middle the ser
 all of its processes) and started again. It predicts, acts, learns and records. Every ten seconds
 its memory (of each process), its open files and its counts are written to ``OUT/samples.jsonl``.
 Exit code 1 where a check failed (``live/verdict.py``). ``--control`` runs vLLM's server alone under
-the same load: what it grows by itself.
+the same load: what it grows by itself. What is learned takes memory, too, up to a bound that a
+server reaches after hours (``learned_memory.py``); here it is ``--nodes``, reached in a minute.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from common import say, table
 from live import mixture, vitals
 from live.server import Server
 from live.verdict import Life, checks, of_any_server
+
+from sagellm_lifetime import create_predictor
 
 START = (sys.executable, "-c", "from sagellm_lifetime.cli.main import main; main()")
 OURS = (
@@ -162,10 +165,11 @@ async def run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for folder in ("rec", "state"):
         shutil.rmtree(options.out / folder, ignore_errors=True)
+    create_predictor("survival", max_nodes=options.nodes).save(options.out / "start")
     server = Server(
         [
             *(*START, "engine", "start", str(options.model.resolve())),
-            *(() if options.control else OURS),
+            *(() if options.control else (*OURS, "--predictor-checkpoint", "start")),
         ],
         [
             *("--served-model-name", "model"),
@@ -211,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pause", type=float, default=0.5, help="of a client, s on average")
     parser.add_argument("--patience", type=float, default=300.0, help="of a client, s")
     parser.add_argument("--leak", type=float, default=1.0, help="most growth, MiB a minute")
+    parser.add_argument("--nodes", type=int, default=256, help="of what is learned, at most")
     parser.add_argument("--blocks", type=int, default=128, help="of 32 tokens")
     parser.add_argument("--model-len", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)

@@ -166,22 +166,65 @@ def test_patience_means_the_same_in_every_unit_of_service(clock, scale, monkeypa
 
 def test_places_keep_pace_with_the_engine(clock):
     """Who came in the first, slow steps may not be overtaken for as long as they foretold."""
-    lengths = {**LENGTHS, "later": 20}
-    made = controller(clock, lengths)
-    waiting = Queue(three())
+    made, waiting = lined_up(clock, three(), LENGTHS)
+    found = []
+    for pace in (0.5, 0.02):
+        made._seconds_per_step = pace
+        made._settle(waiting)
+        found.append([made._known[each.request_id].place for each in waiting])
+    assert min(found[1]) > 0
+    assert found[0] == pytest.approx([place * 0.5 / 0.02 for place in found[1]])
+
+
+LONG = {"first": 400, "second": 300, "third": 300, "short": 5}
+HARDLY = Plan(order="length", patience=1e6, slack=1.0)
+"""All have patience for more than is allowed."""
+
+
+def place_of(made, name):
+    return made._known[name].place
+
+
+def test_the_horizon_moves_with_the_queue(clock):
+    """Who came early waits no longer than a newcomer would: longer while the queue grows."""
+    made, waiting = lined_up(clock, [request("first", 160), request("second", 160)], LONG, HARDLY)
+    early = place_of(made, "first")
+    clock.now = 1.0
+    late = request("third", 160, arrival=1.0)
+    made.arrived(late)
+    waiting.append(late)
+    made.line_up(waiting)
+    grown = place_of(made, "first")
+    assert grown > early
+    # All have the same horizon, so they keep the order of their arrival, whoever is shorter.
+    assert names(waiting) == ["first", "second", "third"]
+    assert place_of(made, "third") - grown == pytest.approx(1.0)
+    made.admitted("second")
+    waiting.remove(next(each for each in waiting if each.request_id == "second"))
+    made.line_up(waiting)
+    assert place_of(made, "first") == grown, "nobody has joined"
+    for _ in range(32):
+        made.tick(busy=False)
+    made.line_up(waiting)
+    assert place_of(made, "first") < grown
+
+
+def test_what_a_preempted_sequence_has_waited_counts(clock):
+    made, waiting = lined_up(clock, [request("first", 160), request("second", 160)], LONG, HARDLY)
+    clock.now = 3.0
+    made.admitted("first")
+    made.admitted("second", 1.0)
+    clock.now = 5.0
     for each in waiting:
-        made.arrived(each)
-    made._seconds_per_step = 0.5
+        each.num_preemptions = 1
+        made.preempted(each)
     made.line_up(waiting)
-    slow = {name: made._known[name].place for name in LENGTHS}
-    made._seconds_per_step = 0.02
-    later = request("later", 160)
-    made.arrived(later)
-    waiting.append(later)
-    made.line_up(waiting)
-    assert min(slow.values()) > 0
-    for name, place in slow.items():
-        assert made._known[name].place == pytest.approx(place * 0.02 / 0.5)
+    assert place_of(made, "second") - place_of(made, "first") == pytest.approx(3.0 - 1.0)
+    clock.now = 6.0
+    made.admitted("first")
+    made.preempted(made._known["first"].request, 6.5)
+    assert made._known["first"].waited == pytest.approx(3.0 + 1.0)
+    assert made._known["first"].joined == 6.5
 
 
 def test_seconds_per_step_are_a_mean_at_first(clock):

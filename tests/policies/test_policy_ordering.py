@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +42,7 @@ class Server:
         work: seconds each really takes.
         services: tokens each is expected to take: right or wrong.
         patience: seconds per token.
-        slack: bound in terms of the expected wait in the order of arrival, none by default.
+        slack: bound in terms of the work that waits, none by default.
         urgency: priority classes.
     """
 
@@ -52,46 +51,47 @@ class Server:
         self.arrivals, self.work = np.array(arrivals, dtype=float), np.array(work, dtype=float)
         self.urgency = np.zeros(count, dtype=int) if urgency is None else np.array(urgency)
         self.starts = np.full(count, np.nan)
-        # What each expects to wait if all are served as they come.
-        self.backlogs = np.array([self.work_left(self.arrivals[i], i) for i in range(count)])
-        # Each place is settled alone, when its sequence arrives, as a scheduler does.
-        self.places = np.concatenate(
-            [
-                places(
-                    sequences(1, arrival=[self.arrivals[i]]),
-                    known([services[i]]),
-                    service=by_length,
-                    patience=patience,
-                    backlog=slack * self.backlogs[i] if slack < np.inf else np.inf,
-                )
-                for i in range(count)
-            ]
-        )
-        self.allowed = np.minimum(
-            patience * np.array(services, dtype=float),
-            slack * self.backlogs if slack < np.inf else np.inf,
-        )
+        self.services = np.array(services, dtype=float)
+        self.patience, self.slack = patience, slack
+        self.horizons: list[float] = []
+        """At every start."""
         self.order: list[int] = []
         self._run()
+
+    def places(self, horizon: float) -> np.ndarray:
+        """As a scheduler has them that lets ``horizon`` pass."""
+        return places(
+            sequences(len(self.arrivals), arrival=self.arrivals),
+            known(self.services),
+            service=by_length,
+            patience=self.patience,
+            horizon=horizon,
+        )
 
     def _run(self) -> None:
         count = len(self.arrivals)
         everyone = sequences(count, arrival=self.arrivals, urgency=self.urgency)
-        rank = np.empty(count, dtype=int)
-        rank[in_line(everyone, self.places)] = np.arange(count)
-        coming = sorted(range(count), key=lambda i: self.arrivals[i])
-        waiting: list[tuple[int, int]] = []
+        waiting = np.ones(count, dtype=bool)
         now = 0.0
-        while len(self.order) < count:
-            if not waiting:
-                now = max(now, self.arrivals[coming[0]])
-            while coming and self.arrivals[coming[0]] <= now:
-                i = coming.pop(0)
-                heapq.heappush(waiting, (int(rank[i]), i))
-            _, first = heapq.heappop(waiting)
+        while waiting.any():
+            now = max(now, self.arrivals[waiting].min())
+            here = waiting & (self.arrivals <= now)
+            # What waits now takes so long: the horizon moves with it.
+            backlog = float(self.work[here].sum())
+            self.horizons.append(self.slack * backlog if self.slack < np.inf else np.inf)
+            order = in_line(everyone, self.places(self.horizons[-1]))
+            first = int(order[here[order]][0])
+            waiting[first] = False
             self.starts[first] = now
             self.order.append(first)
             now += self.work[first]
+
+    def allowed(self, i: int) -> float:
+        """Seconds that ``i`` could be overtaken for, at the most, while it waited."""
+        until = self.order.index(i) + 1
+        since = int((self.starts[self.order] < self.arrivals[i]).sum())
+        horizon = max(self.horizons[since:until])
+        return float(min(self.patience * self.services[i], horizon))
 
     def overtakings(self):
         """Pairs ``(i, j)``: ``j`` started before ``i``, and arrived after it."""
@@ -139,21 +139,23 @@ def besieged(*, patience: float, shorts: int = 400) -> Server:
 def test_nobody_is_overtaken_by_one_that_arrives_later_than_it_allows(crowd, patience, slack):
     """If ``j`` arrives after ``i`` and starts before it, it arrives within ``allowed`` of ``i``.
 
-    ``allowed = min(patience · service, slack · backlog)`` of ``i``, and the less the more ``j``
-    itself allows.
+    ``allowed = min(patience · service, slack · backlog)`` of ``i`` at the time ``j`` starts, and
+    the less the more ``j`` itself allows.
     """
     served = Server(*crowd, patience, slack=slack)
     for i, j in served.overtakings():
         late = served.arrivals[j] - served.arrivals[i]
-        assert late <= served.allowed[i] - served.allowed[j] + 1e-6
+        horizon = served.horizons[served.order.index(j)]
+        allowed = np.minimum(patience * served.services, horizon)
+        assert late <= allowed[i] - allowed[j] + 1e-6
 
 
 @PROPERTY
 @given(crowds(), st.sampled_from([0.0, 0.02, 0.5, 5.0, 1e6]), SLACKS)
 def test_the_bound_on_waiting(crowd, patience, slack):
     """A sequence waits at most ``allowed + V``, where ``allowed = min(patience · s, slack · B)``,
-    ``s`` is its own expected service, ``B`` the backlog it found, and ``V`` the work that is left,
-    ``allowed`` after it arrived, of all that arrived until then.
+    ``s`` is its own expected service, ``B`` the longest backlog while it waits, and ``V`` the work
+    that is left, ``allowed`` after it arrived, of all that arrived until then.
 
     ``V`` is what a newcomer of that moment would wait for if all were served as they come. So a
     sequence starts no later than if it had come ``allowed`` later to a queue without predictions,
@@ -163,8 +165,9 @@ def test_the_bound_on_waiting(crowd, patience, slack):
     served = Server(*crowd, patience, slack=slack)
     for i in range(len(served.arrivals)):
         wait = served.starts[i] - served.arrivals[i]
-        until = served.arrivals[i] + served.allowed[i]
-        assert wait <= served.allowed[i] + served.work_left(until, i) + 1e-6
+        allowed = served.allowed(i)
+        until = served.arrivals[i] + allowed
+        assert wait <= allowed + served.work_left(until, i) + 1e-6
 
 
 @PROPERTY

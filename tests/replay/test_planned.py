@@ -15,15 +15,15 @@ from sagellm_lifetime.replay.trace import at_rate
 
 # Preemptions and steps of each policy on the small trace, so that no change goes unseen.
 GOLDEN = {
-    "lifetime": (40, 3447),
-    "lifetime-oracle": (37, 3494),
+    "lifetime": (41, 3524),
+    "lifetime-oracle": (37, 3664),
     "sjf": (35, 3557),
     "sjf-oracle": (29, 3703),
-    "fair-input": (39, 3761),
-    "gittins": (40, 3447),
-    "evict-shortest": (32, 3582),
-    "evict-longest": (37, 3619),
-    "evict-engine": (37, 3630),
+    "fair-input": (30, 3515),
+    "gittins": (41, 3524),
+    "evict-shortest": (31, 3479),
+    "evict-longest": (34, 3649),
+    "evict-engine": (39, 3536),
     "longest-first": (42, 3692),
     "longest-first-oracle": (41, 3337),
     "reserve": (0, 4209),

@@ -1,16 +1,19 @@
-"""Ordering: whom to admit next. Shortest first, and nobody later than in the order of arrival.
+"""Ordering: whom to admit next. Shortest first, and nobody much later than in the order of arrival.
 
-Each waiting sequence has a place on one line, settled when it arrives; the lowest goes first:
+Each waiting sequence has a place on one line; the lowest goes first:
 
-    place = arrival + min(patience * service, slack * (backlog + 2 * typical))
+    place = arrival + min(patience * service, horizon)
+    horizon = slack * (backlog + typical)
 
 ``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
-for all that waits already: when the sequence would start if all came first, went first; ``typical``
+for all that waits now: how long a newcomer would wait if all were served as they came; ``typical``
 the time a typical answer takes, or nobody could be overtaken where the queue is short. The caller
-gives both in its own unit of time. A sequence is overtaken only by those that arrive before its
-place, so nobody waits much longer than in the order of arrival, whatever else arrives; the short go
-first as long as that holds. With patience 0 it is first come, first served; with patience and slack
-without bound, shortest first.
+gives them in its own unit of time. The horizon is one for all, and moves with the queue: those that
+have patience for it keep the order of their arrival, so while it grows they wait longer than they
+would have in that order, but not longer than those that come now would. A sequence is overtaken
+only by those that arrive before its place, whatever else arrives; the short go first as long as
+that holds. With patience 0 it is first come, first served; with patience and slack without bound,
+shortest first.
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ def places(
     *,
     service: Service,
     patience: float,
-    backlog: float | np.ndarray = np.inf,
+    horizon: float | np.ndarray = np.inf,
     typical: float | None = None,
     min_confidence: float = 0.0,
 ) -> np.ndarray:
@@ -83,8 +86,8 @@ def places(
         outlook: of their remaining lengths.
         service: how long a sequence is expected to occupy the engine.
         patience: seconds of waiting per unit of service.
-        backlog: seconds after its arrival at which nobody who comes later goes before it, the
-            second term of the minimum; one for all or of shape ``(N,)``.
+        horizon: seconds after its arrival at which nobody who comes later goes before it, however
+            much patience it has; one for all or of shape ``(N,)``.
         typical: service of an average sequence; by default the mean of those that are believed.
         min_confidence: below it the prediction is not believed: the sequence keeps the place of an
             average one, so that among such sequences the engine's own rule (arrival) decides.
@@ -94,7 +97,7 @@ def places(
     if typical is None:
         typical = 0.0 if doubtful.all() else float(expected[~doubtful].mean())
     expected = np.where(doubtful, typical, expected)
-    return sequences.arrival + np.minimum(patience * expected, backlog)
+    return sequences.arrival + np.minimum(patience * expected, horizon)
 
 
 def in_line(sequences: Sequences, places: np.ndarray) -> np.ndarray:

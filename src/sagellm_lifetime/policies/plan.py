@@ -20,8 +20,8 @@ class Plan:
         order: a key of ``ordering.SERVICES``.
         patience: seconds a sequence may be overtaken for, per second of its expected service;
             service in other units than memory-time counts as many seconds on average.
-        slack: a sequence is overtaken by none that comes later than ``slack`` times the wait it
-            would have in the order of arrival plus the time of two typical answers.
+        slack: a sequence is overtaken by none that comes later than ``slack`` times what a newcomer
+            would wait in the order of arrival, and the time of a typical answer on top.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
         fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
             engine does.
@@ -32,7 +32,7 @@ class Plan:
 
     order: str = "area"
     patience: float = 200.0
-    slack: float = 1.0
+    slack: float = 0.9
     evict: str = "cost-aware"
     fit: float = 0.0
     near_completion: int = 32

@@ -4,6 +4,7 @@ Knows nothing of vLLM's classes beyond the attributes of a request. So that a st
 outlooks are asked for when a sequence joins the queue, and of the running ones only where a
 decision needs them, at their present ages: every ``_REFRESH`` steps for the peak of memory (kept up
 to date in between by adding and removing single sequences), every ``_RECENT`` steps for a victim.
+The queue is put in order when somebody joins it, or ``_REORDER`` steps later.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _REFRESH: Final = 32
 """Steps between two looks at all running sequences for the peak of memory."""
 _RECENT: Final = 8
 """Steps for which an outlook is good enough to choose a victim by."""
+_REORDER: Final = 32
+"""Steps after which the queue is put in order though nobody has joined it: it is shorter now."""
 _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _LOOK: Final = 64
@@ -34,8 +37,6 @@ _LOOK: Final = 64
 _PACE: Final = 0.002
 """Weight of the newest step in the moving average of its duration, at least: a step with a prefill
 takes ten times as long as one without, and places in the line are settled by this figure."""
-_GRACE: Final = 2.0
-"""Typical answers that a sequence may be overtaken for on top of the backlog."""
 _TYPICAL: Final = 0.02
 """Weight of the newest arrivals in the averages of what a sequence is expected to take."""
 _NONE: Final = np.zeros(0)
@@ -57,14 +58,17 @@ class _Known:
         "running",
         "survival",
         "variance",
+        "waited",
     )
 
     def __init__(self, request: Any) -> None:
         self.request = request
         self.place = np.inf
-        self.joined = 0.0
+        self.joined = request.arrival_time
+        self.waited = 0.0
+        """Seconds, before it joined the queue last."""
         self.allowed = 0.0
-        """Steps it may be overtaken for."""
+        """Steps it may be overtaken for, by its own service."""
         self.area = 0.0
         self.cached = 0
         """Tokens that needed no computing at the last look."""
@@ -119,6 +123,8 @@ class LifetimeController:
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks
+        self._pool = total_blocks * block_size
+        """Tokens."""
         self._block_size = block_size
         self._clock = clock
         self._cached = cached
@@ -127,7 +133,7 @@ class LifetimeController:
         self._unplaced: list[_Known] = []
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
-        self._step = 0
+        self._step = self._ordered = 0
         self._refreshed = -_REFRESH
         self._blocked_until = 0
         self._typical = _Typical()
@@ -148,18 +154,20 @@ class LifetimeController:
         known = self._known[request.request_id] = _Known(request)
         self._unplaced.append(known)
 
-    def admitted(self, request_id: str) -> None:
-        """It runs (again)."""
+    def admitted(self, request_id: str, at: float | None = None) -> None:
+        """It runs (again), since a moment that is now if nothing is said."""
         known = self._known[request_id]
         if not known.running:
             known.running = True
+            known.waited += (self._clock() if at is None else at) - known.joined
             self._backlog -= known.area
             if self.plan.fit:
                 self._peak.add(known.mean, known.variance)
 
-    def preempted(self, request: Any) -> None:
-        """It lost its memory and waits again."""
+    def preempted(self, request: Any, at: float | None = None) -> None:
+        """It lost its memory and waits again, since a moment that is now if nothing is said."""
         known = self._known[request.request_id]
+        known.joined = self._clock() if at is None else at
         self._leave(known)
         self._unplaced.append(known)
 
@@ -203,10 +211,16 @@ class LifetimeController:
             self._seconds_per_step += share * (now - self._last_step_at - self._seconds_per_step)
         self._last_step_at = now
 
+    @property
+    def stale(self) -> bool:
+        """Whether the queue is to be put in order."""
+        return bool(self._unplaced) or self._step - self._ordered >= _REORDER
+
     def line_up(self, waiting: Any) -> None:
-        """Put the queue in order; it stays so until somebody joins it."""
-        if not self._unplaced:
+        """Put the queue in order, where that may be another by now."""
+        if not self.stale:
             return
+        self._ordered = self._step
         new = [each for each in self._unplaced if each.request.request_id in self._known]
         self._unplaced = []
         if new:
@@ -224,10 +238,7 @@ class LifetimeController:
     def _place(self, new: list[_Known]) -> None:
         sequences, outlook = self._look(new)
         self._blocked_until = 0
-        pool = self._total * self._block_size
         areas = outlook.area(sequences.tokens)
-        # What waits already, and what came with it but before it.
-        ahead = self._backlog + np.cumsum(areas) - areas
         self._backlog += float(areas.sum())
         service = SERVICES[self.plan.order]
         typical = self._typical
@@ -236,27 +247,25 @@ class LifetimeController:
             replace(sequences, arrival=np.zeros(len(new))),
             outlook,
             service=service,
-            patience=self.plan.patience * typical.area / (typical.service * pool),
-            # Without the second term nobody could be overtaken where the queue is short.
-            backlog=self.plan.slack * (ahead / pool + _GRACE * typical.tokens),
+            patience=self.plan.patience * typical.area / (typical.service * self._pool),
             typical=typical.service,
             min_confidence=self.plan.min_confidence,
         )
-        now = self._clock()
         for each, steps, area in zip(new, allowed.tolist(), areas.tolist(), strict=True):
-            # A preempted sequence joins the line anew, with what is left of it: at the place of its
-            # arrival the longest, preempted for the sake of the others, would go before them all.
-            again = each.request.num_preemptions > 0
-            each.joined = now if again else each.request.arrival_time
             each.allowed, each.area = steps, area
 
     def _settle(self, waiting: Any) -> None:
         """Places on the clock, at the present pace: the first steps of an engine, which only
         prefill, take many times as long as those that the sequences will wait for."""
         pace = self._seconds_per_step
+        # Without the second term nobody could be overtaken where the queue is short.
+        horizon = self.plan.slack * (self._backlog / self._pool + self._typical.tokens)
         for request in waiting:
             each = self._known[request.request_id]
-            each.place = each.joined + each.allowed * pace
+            # A preempted sequence joins the line anew, with what is left of it: at the place of its
+            # arrival the longest, preempted for the sake of the others, would go before them all.
+            # But what it has waited counts, or it would wait twice as long as others.
+            each.place = each.joined + min(each.allowed * pace, horizon * pace - each.waited)
 
     def head_fits(self, waiting: Any, free: int) -> bool:
         """Whether the first of the queue finds room."""

@@ -197,7 +197,7 @@ class LiveLifetime:
         self._matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
         if self._matters:
             self.catch_up()
-        if self._matters and self._planner is not None and self._planner.joined:
+        if self._matters and self._planner is not None and self._planner.stale:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
@@ -279,7 +279,7 @@ class LiveLifetime:
         """It runs (again)."""
         if self._reads_tokens and self._planner is not None:
             self._feed.start(self._scheduler.requests[request_id])
-        self._happened(self._runs, request_id)
+        self._happened(self._runs, request_id, self._scheduler.clock())
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
@@ -290,7 +290,7 @@ class LiveLifetime:
 
     def preempted(self, request: Any) -> None:
         """It waits again."""
-        self._happened(self._waits, request)
+        self._happened(self._waits, request, self._scheduler.clock())
 
     def finished(self, request: Any, _reason: str = "") -> None:
         """It is over; the mixin's reason is as much as vLLM's scheduler knows."""
@@ -312,17 +312,17 @@ class LiveLifetime:
         if self._planner is not None:
             self._call(None, self._planner.came, request, describe)
 
-    def _runs(self, request_id: str) -> None:
+    def _runs(self, request_id: str, at: float) -> None:
         if self._planner is None:
             return
         if self._plan.fit:
-            self._call(None, self._planner.admitted, request_id)
+            self._call(None, self._planner.admitted, request_id, at)
         else:
-            self._note(self._planner.admitted, request_id)
+            self._note(self._planner.admitted, request_id, at)
 
-    def _waits(self, request: Any) -> None:
+    def _waits(self, request: Any, at: float) -> None:
         if self._planner is not None:
-            self._note(self._planner.preempted, request)
+            self._note(self._planner.preempted, request, at)
 
     def _over(self, request: Any, seconds: float) -> None:
         name = request.request_id

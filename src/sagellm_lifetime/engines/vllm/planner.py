@@ -29,9 +29,9 @@ class Planner(LifetimeController):
             self._known[request.request_id] = _Known(request)
         self._unplaced = [self._known[request.request_id] for request in waiting]
         for request in running:
-            self.admitted(request.request_id)
+            self.admitted(request.request_id, request.arrival_time)  # since when, nobody knows
 
-    def admitted(self, request_id: str) -> None:
+    def admitted(self, request_id: str, at: float | None = None) -> None:
         """It runs, and perhaps it never had a place: nobody else was waiting."""
         known = self._known[request_id]
         if not known.survival.size:
@@ -41,12 +41,7 @@ class Planner(LifetimeController):
                 self._look([known])
             else:
                 known.looked = -_RECENT  # when somebody must be preempted
-        super().admitted(request_id)
-
-    @property
-    def joined(self) -> bool:
-        """Whether anybody has joined the queue since it was put in order."""
-        return bool(self._unplaced)
+        super().admitted(request_id, at)
 
     def ordered(self, waiting: Sequence[Any]) -> list[Any]:
         """The queue in our order."""
