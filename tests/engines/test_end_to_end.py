@@ -29,7 +29,7 @@ PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
 class Server:
     """One server process, and how to talk to it."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, vllm=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -39,7 +39,7 @@ class Server:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", START, "engine", "start", "model", *options, "--"),
-                    *(*OPTIONS, "--host", "127.0.0.1", "--port", str(self.port)),
+                    *(*OPTIONS, *vllm, "--host", "127.0.0.1", "--port", str(self.port)),
                 ],
                 cwd=folder,
                 env={**os.environ, **ENVIRONMENT},
@@ -221,3 +221,43 @@ def round_again(folder, capsys):
     rows = read_history(folder / "again").frame
     assert rows["eos_logprob"].list.len().to_list() == [2] * 20
     assert (rows["entropy"].list.min() > 0).all()
+
+
+def test_several_engine_cores(vllm, tmp_path, capsys):
+    """Each predicts, learns, records and is switched by itself; together they add up."""
+    make_model(tmp_path / "model")
+    fitted().save(tmp_path / "trained")
+    options = ("--enable-lifetime-prediction", "--enable-online-learning", "--record", "rec")
+    started = ("--predictor-checkpoint", "trained")
+    server = Server(tmp_path, *options, *started, vllm=("--data-parallel-size", "2"))
+    try:
+        server.wait()
+        assert server.post("/lifetime/mode", {"mode": "act"}) == {"mode": "act", "engines": 2}
+        server.until(lambda s: s["mode"] == "act")
+        server.complete(n=30, max_tokens=40, ignore_eos=True)
+        threads = [threading.Thread(target=server.complete) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = server.until(
+            lambda s: s["lessons_taken"] == 60 and not s["lessons_on_the_way"], PATIENCE_S
+        )
+        assert adds_up(found)
+        assert found["total_predictions"] == 60
+        assert not any(found["faults"].values())
+        metrics = server.get("/metrics")
+        counted = [
+            float(line.split()[-1])
+            for line in metrics.splitlines()
+            if line.startswith("lifetime_predictor_predictions_total{")
+        ]
+        assert sum(counted) == 60
+        assert min(counted) > 0, "both were asked"
+        assert run(["stats", "--engine", server.url], "sagellm-lifetime") == 0
+        assert "Total Predictions: 60" in capsys.readouterr().out
+    finally:
+        server.stop()
+    assert len(read_history(tmp_path / "rec").frame) == 60
+    learned = [lessons_in(tmp_path / f"runs/engine/engine-{rank}/predictor") for rank in (0, 1)]
+    assert [each - 200 for each in learned] == counted
