@@ -78,3 +78,25 @@ def test_after_a_fault_in_a_burst_nobody_is_left_behind(bursts):
     assert breaker.state == "closed"
     assert adds_up(engine.stats())
     assert predictor.get_metrics()["running"] == 0
+
+
+def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
+    engine = Engine().predict_with(fitted(), mode="shadow", limit_s=60.0)
+    engine.lifetime._reads_tokens = True
+    for _ in range(8):
+        engine.add(300)
+    engine.step()
+    engine.lifetime.catch_up()
+    monkeypatch.setattr(guarded, "_BURST", 1000)
+    for _ in range(2):
+        engine.add(200, name="again")
+        engine.step()
+        engine.step()
+        assert "again" in engine.lifetime._feed._due
+        engine.abort("again")
+        assert "again" not in engine.lifetime._feed._due
+    assert len(engine.lifetime._events) == 6, "it came, ran and ended, twice"
+    stats = engine.run().stats()
+    assert adds_up(stats)
+    assert stats["total_predictions"] == 10
+    assert stats["finish_reasons"]["abort"] == 2

@@ -173,7 +173,7 @@ class LifetimeController:
 
     def finished(self, request: Any, reason: str) -> None:
         """It is over."""
-        if self._part(request):
+        if self.part(request):
             self._forecaster.finished(
                 request.request_id,
                 request.num_output_tokens,
@@ -181,7 +181,7 @@ class LifetimeController:
                 reason,
             )
 
-    def _part(self, request: Any) -> bool:
+    def part(self, request: Any) -> bool:
         """Forget it; whether it was known."""
         known = self._known.pop(request.request_id, None)
         if known is None:

@@ -122,3 +122,22 @@ class Describer:
         if request.structured_output_request is not None:
             found["response_format"] = "json"
         return found
+
+    def row(self, request: Any, seconds: float, reason: str, content: bool) -> dict[str, Any]:
+        """A completion in the history format; token ids only with ``content``."""
+        row = self.who(request)
+        sample, mark, parent = request.request_id.partition("_")
+        if mark and sample.isdecimal():  # vLLM's name for one of n samples
+            row["prompt_id"], row["sample"] = parent, int(sample)
+        row["request_id"] = request.request_id
+        row["arrival_time"] = request.arrival_time
+        row["prompt_length"] = request.num_prompt_tokens
+        row["max_length"] = self.cap(request)
+        row["actual_length"] = request.num_output_tokens
+        row["actual_time"] = seconds
+        row["finish_reason"] = reason
+        row["temperature"] = self.temperature(request)
+        if content:
+            row["prompt_token_ids"] = list(request.prompt_token_ids or ())
+            row["output_token_ids"] = list(request._output_token_ids)
+        return row

@@ -299,7 +299,10 @@ class LiveLifetime:
             self._between.discard(name)
             return
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
-        self._happened(self._over, request, seconds)
+        # At once, for a name may be used again.
+        self._feed.stop(name)
+        signals = self._signals.taken(name) if self._signals is not None else {}
+        self._happened(self._over, request, seconds, signals)
         if request.resumable:  # it may go on, and is another one by then
             self.catch_up()
 
@@ -324,19 +327,18 @@ class LiveLifetime:
         if self._planner is not None:
             self._note(self._planner.preempted, request, at)
 
-    def _over(self, request: Any, seconds: float) -> None:
+    def _over(self, request: Any, seconds: float, signals: dict[str, Any]) -> None:
         name = request.request_id
         reason = self.endings.reason(request)
         length = request.num_output_tokens
         predicted = self.tally.ended(name, length, seconds, reason)
-        signals = self._signals.taken(name) if self._signals is not None else {}
-        if self.recorder is not None:
-            self.recorder.take(lambda: self._row(request, seconds, reason) | signals)
-        self._feed.stop(name)
+        if (to := self.recorder) is not None:
+            row = self._describe.row
+            to.take(lambda: row(request, seconds, reason, to.content) | signals)
+        if self._planner is not None:
+            self._note(self._planner.part, request)
         if self._forecaster is None or not predicted:
             return
-        if self._planner is not None:
-            self._note(self._planner.left, request)
         if self._planner is not None:
             self._call(None, self._forecaster.finished, name, length, seconds, reason)
         if self._planner is None and self.breaker.state != "stuck":
@@ -346,24 +348,6 @@ class LiveLifetime:
         """A session's turn has ended like a sequence; it may go on with more input."""
         self.finished(request)
         self._between.add(request.request_id)
-
-    def _row(self, request: Any, seconds: float, reason: str) -> dict[str, Any]:
-        row = self._describe.who(request)
-        sample, mark, parent = request.request_id.partition("_")
-        if mark and sample.isdecimal():  # vLLM's name for one of n samples
-            row["prompt_id"], row["sample"] = parent, int(sample)
-        row["request_id"] = request.request_id
-        row["arrival_time"] = request.arrival_time
-        row["prompt_length"] = request.num_prompt_tokens
-        row["max_length"] = self._describe.cap(request)
-        row["actual_length"] = request.num_output_tokens
-        row["actual_time"] = seconds
-        row["finish_reason"] = reason
-        row["temperature"] = self._describe.temperature(request)
-        if self.recorder is not None and self.recorder.content:
-            row["prompt_token_ids"] = list(request.prompt_token_ids or ())
-            row["output_token_ids"] = list(request._output_token_ids)
-        return row
 
     # -- what is known, for other threads ----------------------------------------------------
 

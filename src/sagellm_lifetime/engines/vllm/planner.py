@@ -19,10 +19,6 @@ class Planner(LifetimeController):
         self._meet(request)
         self._forecaster.arrived(describe(request))
 
-    def left(self, request: Any) -> None:
-        """It is over."""
-        self._part(request)
-
     def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
         """Get to know sequences that came before; they have been predicted already."""
         for request in (*waiting, *running):
