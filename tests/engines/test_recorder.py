@@ -29,6 +29,17 @@ def names(folder):
     return sorted(path.suffix for path in folder.iterdir())
 
 
+def until(holds, recorder):
+    """Flush, as the writer thread does, until another process has done its work."""
+    ends = time.monotonic() + 60.0
+    while time.monotonic() < ends:
+        recorder.flush()
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("nobody did")
+
+
 def test_what_was_recorded_is_a_history(tmp_path):
     engine = Engine().predict_with(fitted(), mode="act", record=str(tmp_path / "rec"))
     mixed_load(engine, n=30, steps=2)
@@ -69,9 +80,11 @@ def test_rotated_by_rows_and_by_time(tmp_path):
     for i in range(8):
         recorder.add(row(i))
         recorder.flush()
+        until(lambda: names(tmp_path).count(".journal") < 2, recorder)
     assert names(tmp_path) == [".journal", ".parquet", ".parquet"]
     recorder._rotate_s = 0.0
-    recorder.flush()
+    until(lambda: ".journal" not in names(tmp_path), recorder)
+    recorder.close()
     assert names(tmp_path) == [".parquet"] * 3
     assert sorted(read_history(tmp_path)["request_id"]) == [f"r{i}" for i in range(8)]
     assert recorder.recorded == 8
@@ -100,8 +113,8 @@ def test_a_killed_process_loses_the_last_second_at_most(tmp_path):
         killed = time.time()
     assert names(tmp_path) == [".journal"]
     recorder = Recorder(tmp_path, "next")
-    recorder.flush()
-    assert names(tmp_path) == [".parquet"]
+    until(lambda: names(tmp_path) == [".parquet"], recorder)
+    recorder.close()
     frame = read_history(tmp_path)
     assert frame["request_id"].to_list() == [f"r{i}" for i in range(len(frame))]
     assert killed - frame["actual_time"].max() < 1.0
@@ -136,6 +149,21 @@ def test_a_journal_taken_up_twice_counts_once(tmp_path):
     journal.path.write_bytes(text)  # a crash between the Parquet and the end of its journal
     list(take_up(tmp_path))
     assert len(read_history(tmp_path)) == 2
+
+
+def test_what_cannot_be_turned_into_parquet_is_said_and_stays(tmp_path, caplog):
+    left = tmp_path / "completions-x.journal"
+    left.write_text(json.dumps(row(1)) + "\n")
+    left.with_suffix(".parquet").mkdir()  # in the way
+    recorder = Recorder(tmp_path, "w")
+    until(lambda: caplog.records, recorder)
+    assert "cannot be recorded" in caplog.records[0].message
+    assert left.exists()
+    left.with_suffix(".parquet").rmdir()
+    recorder.add(row(2))
+    recorder.close()
+    assert sorted(read_history(tmp_path)["request_id"]) == ["r1", "r2"]
+    assert (recorder.recorded, recorder.lost) == (1, 0)
 
 
 class Full:

@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,9 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, Final
 
+from sagellm_lifetime.core.child import command
 from sagellm_lifetime.learning.frames import Frame, packed, ready
+from sagellm_lifetime.predictors import pupil
 from sagellm_lifetime.predictors.pupil import END, LEARNED, LESSON, SAVE, TROUBLE, Task
 from sagellm_lifetime.predictors.records import Lesson
 
@@ -32,10 +33,6 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
 """A process that lived so long died of something new: the pauses start from the shortest again."""
-_CODE: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from sagellm_lifetime.predictors.pupil import main; main()"
-)
 
 Waiting = deque[tuple[int, Lesson | None]]
 """Numbered lessons; a number without one asks for a checkpoint."""
@@ -111,16 +108,8 @@ class Courier(Thread):
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # Not multiprocessing: its children import the main module of the program anew, and the
-        # processes of an engine, being daemons, may have none.
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _CODE,
-                json.dumps([str(each) for each in sys.path]),
-                self._task.text(),
-            ],
+            command(pupil.__name__, self._task.text()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._claim],

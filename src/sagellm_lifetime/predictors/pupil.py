@@ -143,7 +143,7 @@ class Pupil:
 
 
 def main() -> None:
-    """``python -c 'from sagellm_lifetime.predictors.pupil import main; main()' TASK``."""
+    """Of a process of its own; the task is its last argument."""
     # Engines stop with Ctrl-C, which reaches the whole group: the pupil ends when its pipe does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)

@@ -10,15 +10,20 @@ import fcntl
 import json
 import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from sagellm_lifetime.core.child import command
+from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
 
 SUFFIX: Final = ".journal"
 """Not one of a history: a folder with a journal can be read as one."""
+_NICENESS: Final = 10
 
 
 class Journal:
@@ -77,6 +82,32 @@ def take_up(folder: Path) -> Iterator[Path]:
             path.unlink()
         if target is not None:
             yield target
+
+
+def take_up_elsewhere(folder: Path) -> subprocess.Popen[str]:
+    """:func:`take_up` in a process of its own.
+
+    Polars starts a thread for every core and keeps some twenty megabytes, and what it computes
+    it takes from the engine. The process says on its standard error what went wrong.
+    """
+    return subprocess.Popen(
+        command(__name__, str(folder)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+    )
+
+
+def main() -> None:
+    """Of a process of its own; the folder is its last argument."""
+    os.nice(_NICENESS)
+    try:
+        for _ in take_up(Path(sys.argv[-1])):
+            pass
+    except (OSError, HistoryError) as error:
+        sys.exit(str(error))
 
 
 def to_parquet(path: Path, file: BinaryIO) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.engines.vllm.breaker import LOG
-from sagellm_lifetime.engines.vllm.journal import Journal, take_up
+from sagellm_lifetime.engines.vllm.journal import SUFFIX, Journal, take_up, take_up_elsewhere
 
 _MOST_WAITING: Final = 100_000
 """Rows kept while nothing can be written."""
@@ -49,6 +50,9 @@ class Recorder:
         self._journal: Journal | None = None
         self._left_over = True
         """Whether there may be journals that nobody writes any more."""
+        self._helper: subprocess.Popen[str] | None = None
+        """Takes them up."""
+        self._closing = False
         self._complained = False
 
     def take(self, make: Callable[[], dict[str, Any]]) -> None:
@@ -84,7 +88,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write everything, and leave Parquet only."""
-        self._rotate_rows = 1
+        self._rotate_rows, self._closing = 1, True
         self.flush()
 
     def _rotate(self) -> None:
@@ -94,10 +98,24 @@ class Recorder:
         ):
             journal.close()
             self._journal, self._left_over = None, True
-        if self._left_over:
+        self._mind_helper()
+        if self._closing:
             for _ in take_up(self._folder):
                 pass
+        elif self._left_over and self._helper is None:
             self._left_over = False
+            mine = self._journal.path if self._journal is not None else None
+            if any(path != mine for path in self._folder.glob(f"*{SUFFIX}")):
+                self._helper = take_up_elsewhere(self._folder)
+
+    def _mind_helper(self) -> None:
+        """See to it when it has ended; what it could not do is tried at the next rotation."""
+        helper = self._helper
+        if helper is not None and (self._closing or helper.poll() is not None):
+            self._helper = None
+            _, said = helper.communicate()
+            if helper.returncode:
+                raise HistoryError(said.strip() or f"the process ended with {helper.returncode}")
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
