@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from live import END_AT, KEY
+from live.clocks import Clock, WallClock
 from sagellm_lifetime.replay.trace import TraceRequest
 
 
@@ -62,21 +63,28 @@ async def ask(session: Any, url: str, body: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
-async def play(trace: Sequence[TraceRequest], url: str, model: str) -> dict[str, dict[str, Any]]:
-    """Send every request at its time, whatever becomes of the others; what was seen of each."""
+async def play(
+    trace: Sequence[TraceRequest], url: str, model: str, clock: Clock | None = None
+) -> dict[str, dict[str, Any]]:
+    """Send every request at its time, whatever becomes of the others; what was seen of each.
+
+    Args:
+        trace: by arrival.
+        url: of the server.
+        model: as it is served.
+        clock: when it is time; by default the wall's.
+    """
     import aiohttp
 
-    started = time.monotonic() + 0.2
-
-    async def one(request: TraceRequest) -> dict[str, Any]:
-        body = body_of(request, model)
-        await asyncio.sleep(max(started + request.arrival - time.monotonic(), 0.0))
-        return await ask(session, url, body)
-
+    clock = clock or WallClock()
     connector = aiohttp.TCPConnector(limit=0)
     endless = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=endless) as session:
-        seen = await asyncio.gather(*(one(request) for request in trace))
+        asked: list[asyncio.Task[dict[str, Any]]] = []
+        for request in trace:
+            await clock.reach(request.arrival, lambda: all(task.done() for task in asked))
+            asked.append(asyncio.create_task(ask(session, url, body_of(request, model))))
+        seen = await asyncio.gather(*asked)
     return {request.id: each for request, each in zip(trace, seen, strict=True)}
 
 

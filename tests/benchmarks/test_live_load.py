@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from importlib import import_module
@@ -396,3 +397,40 @@ def test_two_logs_that_differ_are_told_apart():
     lines, differing = compare(log, [*log[:2], {**log[2], "tokens": [7, 3]}])
     assert differing
     assert "1 differ, a among them" in lines[2]
+
+
+def test_engine_clock_advances_with_the_engine_and_skips_what_is_idle(tmp_path):
+    clocks = part("clocks")
+    cost = import_module("sagellm_lifetime.replay.cost").StepCost("c", 1.0, 0.5, 0.01)
+    step = {"decodes": 2, "prefill": 100, "context": 0, "left": 1}  # three seconds of it
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"step": 0, **step}) + "\n")  # of the warming up
+    clock = clocks.EngineClock(path, cost)
+
+    async def reached(arrival, *, idle=False):
+        try:
+            await asyncio.wait_for(clock.reach(arrival, lambda: idle), 0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    def told(text):
+        with path.open("a") as file:
+            file.write(text)
+
+    async def all_of_it():
+        assert not await reached(2.0)
+        assert await reached(2.0, idle=True)  # nothing to do: it is two o'clock at once
+        assert clock.now == 2.0
+        line = json.dumps({"step": 1, **step}) + "\n"
+        told(line[:20])
+        assert not await reached(7.0)
+        told(line[20:] + json.dumps({"request": "r0", "output": 1}) + "\n")
+        assert await reached(7.9)  # in the step after this one, which began at five
+        assert clock.now == 5.0
+        assert not await reached(8.1)
+        told(json.dumps({"step": 2, **step}) + "\n")
+        assert await reached(8.1)
+
+    asyncio.run(all_of_it())
+    clock.close()

@@ -7,7 +7,7 @@ cannot underflow: ``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def inverse(row: np.ndarray, hazard: float) -> float:
     top = row.item(BINS)
     if hazard > top:
         return MAX_LENGTH + (hazard - top) / TAIL_HAZARD
-    k = int(row.searchsorted(hazard))
+    # Not searchsorted: it makes a float64 copy of the row, and lets go of the GIL for that.
+    k = bisect_left(row.data, hazard)
     if k == 0:
         return 0.0
     low = row.item(k - 1)
