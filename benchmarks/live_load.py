@@ -11,9 +11,9 @@ Needs the ``[vllm]`` extra. The last ``--requests`` rows of the recording are se
 Poisson process on the engine's own clock (``live/clocks.py``); what came before, without other
 answers to the same prompts, has taught the predictor. Every request generates as many tokens as
 were recorded: a logits processor forbids the end before and forces it there (``live/end_at.py``),
-and no scheduler but the oracle's knows. The capacity is measured first, on vLLM's own scheduler; loads are shares of it. Each run is one line
-of ``--runs``, so that what was interrupted goes on where it stopped; the engine's logs lie beside.
-About four minutes an arm on two cores.
+and no scheduler but the oracle's knows. The capacity is measured first, on vLLM's own scheduler;
+loads are shares of it. Each run is one line of ``--runs``, so that what was interrupted goes on
+where it stopped; the engine's logs lie beside. About four minutes an arm on two cores.
 """
 
 from __future__ import annotations
