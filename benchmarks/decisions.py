@@ -6,7 +6,7 @@ Needs the ``[vllm]`` extra and the data folder. Every setting (trace, memory, lo
 line of ``--runs``, written when it is done, so that an interrupted run goes on where it stopped;
 the tables are made of all lines and go to ``docs/replay.md``. Predictors are trained on the earlier
 70 % of a trace, requests are drawn from the later 30 %, and predictors learn online in simulated
-time. About a minute and a half a setting and core with 300 requests.
+time. About a minute and a half a setting and core with 300 requests. Batches: ``batches.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,14 +49,6 @@ OPEN = (
     "lifetime",
     "lifetime-oracle",
 )
-OFFLINE = (
-    "fcfs",
-    "fcfs-watermark",
-    "lifetime",
-    "lifetime-oracle",
-    "longest-first",
-    "longest-first-oracle",
-)
 EVICTING = ("evict-engine", "evict-shortest", "evict-longest")
 SHOWN = (
     ("mean_latency_s", "mean s", 1.0),
@@ -75,27 +67,7 @@ SHOWN = (
 
 def policies_of(load_name: str, *, more: bool) -> tuple[str, ...]:
     """Which policies a load is replayed with."""
-    if load_name == "offline":
-        return OFFLINE
     return OPEN + (EVICTING if more and load_name == "overload" else ())
-
-
-def bound_s(trace: Sequence[Any], pool_tokens: int, cost: Any) -> float:
-    """Seconds below which no schedule gets a batch done whose prompts share nothing.
-
-    Every prompt is computed once, every token decoded and its context read once; and there are at
-    least as many steps as the longest answer has tokens, and as the memory-time of all takes with
-    a pool that is always full.
-    """
-    prompt = np.array([request.prompt_length for request in trace], dtype=np.float64)
-    output = np.array([request.output_length for request in trace], dtype=np.float64)
-    area = float((prompt * output + output * (output - 1) / 2).sum())
-    fixed = (
-        cost.per_prefill_token * prompt.sum()
-        + cost.per_decode * output.sum()
-        + cost.per_context_token * area
-    )
-    return float(fixed + cost.base * max(area / pool_tokens, output.max()))
 
 
 def setting(
@@ -109,7 +81,7 @@ def setting(
     from sagellm_lifetime.replay.load import at_load
     from sagellm_lifetime.replay.planned import planned_policies
     from sagellm_lifetime.replay.policies import POLICIES
-    from sagellm_lifetime.replay.trace import at_once, make_trace, sample
+    from sagellm_lifetime.replay.trace import make_trace, sample
 
     frame = load(options.data, name)
     assert frame is not None  # main() has looked
@@ -117,18 +89,13 @@ def setting(
     trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
     cost = cost_model(options.cost)
     engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
-    if load_name == "offline":
-        rate, trace = 0.0, at_once(trace)
-    else:
-        calibrated = at_load(load_name, trace, engine, cost)
-        rate, trace = calibrated.rate, calibrated.trace
+    calibrated = at_load(load_name, trace, engine, cost)
     known = POLICIES | planned_policies(
         create_predictor(options.predictor, seed=seed).fit(cut.train)
     )
-    aim = "makespan_s" if load_name == "offline" else "mean_latency_s"
     found: dict[str, Any] = {}
     for policy in policies_of(load_name, more=options.more):
-        done = replay(trace, engine, cost, known[policy], tuned_for=aim)
+        done = replay(calibrated.trace, engine, cost, known[policy])
         found[policy] = done.metrics | {"overrides": dict(done.overrides)}
     return {
         "trace": name,
@@ -136,12 +103,10 @@ def setting(
         "load": load_name,
         "seed": seed,
         "requests": len(trace),
-        "rate": rate,
+        "rate": calibrated.rate,
         "cost": cost.name,
         "predictor": options.predictor,
         "policies": found,
-        # Shared prefixes are computed and read less than once: no bound there.
-        "bound_s": None if engine.prefix_caching else bound_s(trace, 16 * (blocks - 1), cost),
     }
 
 
@@ -152,12 +117,6 @@ def report(runs: list[dict[str, Any]]) -> str:
         name, blocks, load_name = key
         rates = ", ".join(f"{line['rate']:.2f}" for line in lines)
         seeds = f"{len(lines)} seed" + ("s" if len(lines) > 1 else "")
-        asked = f"{rates} requests/s"
-        if load_name == "offline":
-            bounds = [f"{line['bound_s']:.0f}" for line in lines if line["bound_s"]]
-            asked = "all requests at once" + (
-                f"; no schedule takes less than {', '.join(bounds)} s" if bounds else ""
-            )
         rows = []
         for policy in lines[0]["policies"]:
             row = [policy]
@@ -167,7 +126,8 @@ def report(runs: list[dict[str, Any]]) -> str:
             rows.append(row)
         parts.append(
             f"### {name}, {blocks:,} blocks, {load_name}\n\n{lines[0]['requests']} requests, "
-            f"{asked}; {seeds}.\n\n" + table(["policy", *(head for _, head, _ in SHOWN)], rows)
+            f"{rates} requests/s; {seeds}.\n\n"
+            + table(["policy", *(head for _, head, _ in SHOWN)], rows)
         )
     return summary(runs) + "\n\n" + "\n\n".join(parts) + "\n"
 
@@ -212,9 +172,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 
 def _settings(runs: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dict[str, Any]]]:
-    order = [*LOADS, "offline"]
     keys = {(run["trace"], run["blocks"], run["load"]) for run in runs}
-    ordered = sorted(keys, key=lambda k: (list(MEMORY).index(k[0]), order.index(k[2]), k[1]))
+    ordered = sorted(keys, key=lambda k: (list(MEMORY).index(k[0]), LOADS.index(k[2]), k[1]))
     return {
         key: [run for run in runs if (run["trace"], run["blocks"], run["load"]) == key]
         for key in ordered
@@ -238,7 +197,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Change against the tuned watermark, setting by setting: where prediction stops paying."""
     from matplotlib.figure import Figure
 
-    settings = {key: lines for key, lines in _settings(runs).items() if key[2] != "offline"}
+    settings = _settings(runs)
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     places = np.arange(len(settings))
     for axes, (metric, title) in zip(
@@ -293,7 +252,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
-    parser.add_argument("--loads", nargs="+", default=[*LOADS, "offline"])
+    parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
     parser.add_argument("--more", action="store_true", help="other victims, too (overload)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=300)

@@ -187,12 +187,13 @@ def test_a_failed_trial_doubles_the_pause():
         now[0] += 0.2
     assert breaker.ready()
     for _ in range(40):
-        breaker.step(0.01)
+        breaker.steps(1, 0.01)
     assert breaker.state == "closed"
     assert breaker.call("fallback", lambda: "asked") == "asked"
 
 
-def test_rare_but_costly_is_slow_and_rarely_interrupted_is_not():
+@pytest.mark.parametrize("told", [1, 8])
+def test_rare_but_costly_is_slow_and_rarely_interrupted_is_not(told):
     def work(seconds):
         ends = time.thread_time() + seconds
         while time.thread_time() < ends:
@@ -203,8 +204,9 @@ def test_rare_but_costly_is_slow_and_rarely_interrupted_is_not():
         if i % 8 == 0:
             costly.call(None, work, 0.04)
             interrupted.call(None, time.sleep, 0.04)
-        costly.step(0.01)
-        interrupted.step(0.01)
+        if i % told == 0:
+            costly.steps(told, told * 0.01)
+            interrupted.steps(told, told * 0.01)
         if not costly.allows:
             break
     assert costly.faults["slow"] == 1

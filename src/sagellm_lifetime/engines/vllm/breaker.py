@@ -116,36 +116,38 @@ class Breaker:
             except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
                 self._open("exception", f"{type(error).__name__}: {error}")
 
-    def step(self, seconds: float) -> None:
-        """A step of the engine is over, which took so long."""
+    def steps(self, count: int, seconds: float) -> None:
+        """So many steps of the engine are over, which took so long together; calls were made in
+        the last of them, if at all."""
         spent, worked = self.spent, self._worked
         self.excuse()
         if not self.allows:
             return
-        self._steps += 1
-        weight = max(_WEIGHT, 1.0 / self._steps)
-        self._pace += weight * (seconds - self._pace)
-        self._cost += weight * (spent - self._cost)
+        self._steps += count
+        weight = max(_weight(count), count / self._steps)
+        self._pace += weight * (seconds / count - self._pace)
+        self._cost += weight * (spent / count - self._cost)
         budget = max(self._floor, self._share * self._pace)
         if self._steps < _WARM:
             return
         if self._cost > budget:
-            self._suspect(spent, worked, budget)
+            self._suspect(count, spent, worked, budget)
         else:
             self._suspected = 0
             if self.state == "trial":
                 self.state, self._pause = "closed", self._first_pause
                 LOG.warning("lifetime prediction is back")
 
-    def _suspect(self, spent: float, worked: float, budget: float) -> None:
+    def _suspect(self, count: int, spent: float, worked: float, budget: float) -> None:
         """Over the budget by the clock: is it so in most steps, or by the processor's time?"""
-        self._suspected += 1
-        if self._suspected == 1:  # nothing of it has been measured yet
+        if not self._suspected:  # nothing of it has been measured yet
+            self._suspected = 1
             self._busy = self._over = 0.0
             return
-        weight = max(_WEIGHT, 1.0 / (self._suspected - 1))
-        self._busy += weight * (worked - self._busy)
-        self._over += weight * ((spent > budget) - self._over)
+        self._suspected += count
+        weight = max(_weight(count), count / (self._suspected - 1))
+        self._busy += weight * (worked / count - self._busy)
+        self._over += weight * ((spent > budget) / count - self._over)  # all in one of them
         if self._suspected > _WARM:
             if self._busy > budget:
                 self._open("slow", f"{_ms(self._busy)} a step on average, of {_ms(budget)}")
@@ -184,6 +186,11 @@ class Breaker:
         self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_S) if again else self._first_pause
         self._until = self._clock() + self._pause
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
+
+
+def _weight(steps: int) -> float:
+    """Of the newest steps in the averages."""
+    return 1.0 - (1.0 - _WEIGHT) ** steps
 
 
 def _ms(seconds: float) -> str:

@@ -112,6 +112,8 @@ class LiveLifetime:
         self._matters = False
         """Whether the order of the queue does, in this step."""
         self._began: float | None = None
+        self._told = (0, 0.0)
+        """Steps and their seconds that the breaker has heard of."""
 
     def want(self, mode: Mode) -> None:
         """Be in a mode from the next step on; any thread may ask."""
@@ -146,31 +148,47 @@ class LiveLifetime:
 
     def begin(self, *, busy: bool) -> None:
         """Before each step: account for the last one, change the mode, come back from a fault."""
-        now = perf_counter()
-        if busy and self._began is not None:
-            self.steps += 1
-            self.seconds += now - self._began
-            if not self.idle:
-                self.breaker.step(now - self._began)
+        now, breaker = perf_counter(), self.breaker
+        began, self._began = self._began, now
+        if began is None or not busy:
+            breaker.excuse()
+            self._told = (self.steps, self.seconds)
         else:
-            self.breaker.excuse()
-        self._began = now
+            self.steps += 1
+            self.seconds += now - began
+            if breaker.spent or self.steps - self._told[0] >= _LATEST:
+                self._tell()
+        # What runs once a step runs cold, at several times its cost: in nearly all, this is all.
+        if (
+            self._planner is not None
+            and breaker.allows
+            and self.mode == self.wanted
+            and (self.mode == "act" or not self._disordered)
+        ):
+            return
         if self.idle:
             return
         self._mind()
         if self.wanted != self.mode:
             self._switch(self.wanted)
-        if self._planner is None and self.mode != "off" and self.breaker.ready():
+        if self._planner is None and self.mode != "off" and breaker.ready():
             self._start()
         if self._disordered and not self.acting:
             self._restore()
+
+    def _tell(self) -> None:
+        """The breaker hears of all steps since it was called last."""
+        steps, seconds = self._told
+        self._told = (self.steps, self.seconds)
+        if not self.idle:
+            self.breaker.steps(self.steps - steps, self.seconds - seconds)
 
     def tick(self, *, busy: bool) -> None:
         """The mixin's step begins."""
         planner = self._planner
         if planner is None:
             return
-        self._note(planner.tick, busy=busy)
+        planner.tick(busy=busy)
         waiting = len(self._events)
         if waiting >= _BURST or (waiting and self.steps >= self._latest):
             self.catch_up()
@@ -247,9 +265,9 @@ class LiveLifetime:
         return self._call(0, self._planner.set_aside, used_blocks)
 
     def end(self, admitted: set[str]) -> None:
-        """After the engine's step: compare, in shadow."""
+        """After the engine's step, in shadow: compare."""
         fitting, self._fitting = self._fitting, sys.maxsize
-        if self.mode != "shadow" or self._planner is None or not admitted:
+        if self._planner is None or not admitted:
             return
         scheduler = self._scheduler
         if not scheduler.waiting and fitting == sys.maxsize:
@@ -299,8 +317,8 @@ class LiveLifetime:
             self._between.discard(name)
             return
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
-        # At once, for a name may be used again.
-        self._feed.stop(name)
+        if self._reads_tokens:  # at once, for a name may be used again
+            self._feed.stop(name)
         signals = self._signals.taken(name) if self._signals is not None else {}
         self._happened(self._over, request, seconds, signals)
         if request.resumable:  # it may go on, and is another one by then

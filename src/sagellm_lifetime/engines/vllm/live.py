@@ -69,7 +69,7 @@ class LiveMixin(LifetimeMixin):
         if lifetime.idle:  # past the mixin that asks: the step is vLLM's alone
             return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
-        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+        if lifetime.mode == "shadow":
             admitted = {new.req_id for new in output.scheduled_new_reqs}
             lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
         return output

@@ -141,6 +141,8 @@ class LifetimeMixin:
 
     def _prefill_left(self) -> int:
         """Tokens of prompts begun, as many as a step may take."""
+        if not self._inflight_prefills:
+            return 0
         return sum(
             min(r.num_tokens - r.num_computed_tokens, self.max_num_scheduled_tokens)
             for r in self._inflight_prefills
