@@ -1,5 +1,7 @@
 """Where many sequences run, the predictor is told of several arrivals and ends at a time."""
 
+import json
+
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
@@ -100,3 +102,22 @@ def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
     assert adds_up(stats)
     assert stats["total_predictions"] == 10
     assert stats["finish_reasons"]["abort"] == 2
+
+
+def test_the_record_waits_for_no_burst(tmp_path, monkeypatch, bursts):
+    """What a kill -9 may lose is a matter of the last second, not of the last burst."""
+    engine = Engine().predict_with(fitted(), mode="shadow", record=str(tmp_path), limit_s=60.0)
+    monkeypatch.setattr(guarded, "_BURST", 1000)
+    ended = [engine.add(2).request_id for _ in range(3)]
+    for _ in range(8):
+        engine.add(40)
+    for _ in range(4):
+        engine.step()
+    over = [
+        args[0].request_id for deal, args in engine.lifetime._events if deal.__name__ == "_over"
+    ]
+    assert sorted(over) == sorted(ended), "all are still to be dealt with"
+    engine.lifetime.recorder.flush()
+    lines = [text for path in tmp_path.glob("*.journal") for text in path.read_text().splitlines()]
+    assert sorted(json.loads(line)["request_id"] for line in lines) == sorted(ended)
+    engine.run().scheduler.shutdown()

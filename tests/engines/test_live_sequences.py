@@ -21,6 +21,8 @@ class Recording:
     def take(self, make):
         self.rows.append(make())
 
+    take_now = take
+
     def flush(self):
         """Nothing to write."""
 

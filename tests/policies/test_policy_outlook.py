@@ -54,6 +54,22 @@ def test_expected_is_the_mean_of_the_distribution(make, median, log_sd, age):
     assert predicted([row], [age * median]).expected()[0] == pytest.approx(mean, rel=0.05)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("log_sd", [0.1, 0.3, 0.8])
+def test_at_worst_is_the_mean_of_the_longest(share, log_sd):
+    row = log_normal(300, log_sd)
+    levels = 1.0 - share * (np.arange(2000) + 0.5) / 2000
+    longest = [LengthDistribution(row, 100).quantile(level) for level in levels]
+    outlook = predicted([row], [100])
+    # A distribution that lies within one gap of the horizon, a third of the length, is that gap.
+    assert outlook.at_worst(share)[0] == pytest.approx(np.mean(longest), rel=0.2)
+
+
+def test_at_worst_of_known_lengths_is_the_length():
+    outlook = Outlook.exact(np.array([3, 700, 701]))
+    assert outlook.at_worst(0.1) == pytest.approx([3, 700, 701])
+
+
 @pytest.mark.parametrize("cap", [1, 3, 31, 39, 40, 41, 250, 1000])
 @pytest.mark.parametrize("median", [20, 400])
 def test_expected_of_a_capped_length(median, cap):

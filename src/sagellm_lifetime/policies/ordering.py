@@ -3,17 +3,17 @@
 Each waiting sequence has a place on one line; the lowest goes first:
 
     place = arrival + min(patience * service, horizon)
-    horizon = slack * (backlog + typical)
+    horizon = slack * backlog + leeway
 
 ``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
-for all that waits now: how long a newcomer would wait if all were served as they came; ``typical``
-the time a typical answer takes, or nobody could be overtaken where the queue is short. The caller
-gives them in its own unit of time. The horizon is one for all, and moves with the queue: those that
-have patience for it keep the order of their arrival, so while it grows they wait longer than they
-would have in that order, but not longer than those that come now would. A sequence is overtaken
-only by those that arrive before its place, whatever else arrives; the short go first as long as
-that holds. With patience 0 it is first come, first served; with patience and slack without bound,
-shortest first.
+for all that waits now: how long a newcomer would wait if all were served as they came; ``leeway``
+the time some typical answers take, or nobody could be overtaken where the queue is short. The
+caller gives them in its own unit of time. The horizon is one for all, and moves with the queue:
+those that have patience for it keep the order of their arrival, so while it grows they wait longer
+than they would have in that order, but not longer than those that come now would. A sequence is
+overtaken only by those that arrive before its place, whatever else arrives; the short go first as
+long as that holds. With patience 0 it is first come, first served; with patience and slack without
+bound, shortest first.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from typing import Final
 import numpy as np
 
 from sagellm_lifetime.policies.state import Outlook, Sequences
+
+_UNLUCKY: Final = 0.1
+"""Share of the cases in which an answer is long, for its kind."""
 
 Service = Callable[[Sequences, Outlook], np.ndarray]
 """Expected service of each sequence in token-steps, shape ``(N,)``."""
@@ -55,8 +58,12 @@ def by_nothing(sequences: Sequences, outlook: Outlook) -> np.ndarray:
 
 
 def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
-    """For offline batches: what takes longest starts first (Graham 1969, LPT)."""
-    return 1.0 / np.maximum(outlook.expected(), 1.0)
+    """For offline batches: what may take longest starts first (Graham 1969, LPT).
+
+    One long answer that starts late keeps the whole batch waiting, so what counts is not how long
+    an answer is expected to be, but how long it is if it is long.
+    """
+    return 1.0 / np.maximum(outlook.at_worst(_UNLUCKY), 1.0)
 
 
 SERVICES: Final[dict[str, Service]] = {

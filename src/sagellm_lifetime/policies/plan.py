@@ -21,7 +21,7 @@ class Plan:
         patience: seconds a sequence may be overtaken for, per second of its expected service;
             service in other units than memory-time counts as many seconds on average.
         slack: a sequence is overtaken by none that comes later than ``slack`` times what a newcomer
-            would wait in the order of arrival, and the time of a typical answer on top.
+            would wait in the order of arrival, and the time of some typical answers on top.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
         fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
             engine does.
@@ -32,7 +32,7 @@ class Plan:
 
     order: str = "area"
     patience: float = 200.0
-    slack: float = 0.9
+    slack: float = 0.6
     evict: str = "cost-aware"
     fit: float = 0.0
     near_completion: int = 32
@@ -59,7 +59,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "evict-shortest": Plan(evict="shortest"),
         "evict-longest": Plan(evict="longest"),
         "evict-engine": Plan(evict=""),
-        "longest-first": Plan(order="longest", patience=1e9, slack=1e9),
+        "longest-first": Plan(order="longest", patience=1e9, slack=1e9, evict=""),
         "reserve": Plan(order="fcfs", evict="", fit=0.9),
     }
 )

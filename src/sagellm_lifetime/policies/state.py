@@ -108,6 +108,15 @@ class Outlook:
         """``E[R]`` in tokens, shape ``(N,)``."""
         return self.survival @ _STEPS
 
+    def at_worst(self, share: float) -> np.ndarray:
+        """Mean ``R`` in the ``share`` of cases in which it is longest, in tokens, shape ``(N,)``.
+
+        The conditional value at risk (Rockafellar & Uryasev 2000), ``∫ min(1, S(t) / share) dt``.
+        """
+        if self.certain:
+            return self.expected()
+        return np.minimum(self.survival / share, 1.0) @ _STEPS
+
     def area(self, tokens: np.ndarray) -> np.ndarray:
         """Expected memory-time in token-steps: ``E[tokens · R + R² / 2]``, shape ``(N,)``."""
         return tokens * self.expected() + self.survival @ (_STEPS * (HORIZON - _STEPS / 2.0))

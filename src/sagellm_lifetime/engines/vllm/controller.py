@@ -39,6 +39,9 @@ _PACE: Final = 0.002
 takes ten times as long as one without, and places in the line are settled by this figure."""
 _TYPICAL: Final = 0.02
 """Weight of the newest arrivals in the averages of what a sequence is expected to take."""
+_LEEWAY: Final = 1.5
+"""Typical answers for whose time a sequence may be overtaken however short the queue is: without
+it the first of a short queue would go first, whatever came with it."""
 _NONE: Final = np.zeros(0)
 
 
@@ -258,8 +261,7 @@ class LifetimeController:
         """Places on the clock, at the present pace: the first steps of an engine, which only
         prefill, take many times as long as those that the sequences will wait for."""
         pace = self._seconds_per_step
-        # Without the second term nobody could be overtaken where the queue is short.
-        horizon = self.plan.slack * (self._backlog / self._pool + self._typical.tokens)
+        horizon = self.plan.slack * self._backlog / self._pool + _LEEWAY * self._typical.tokens
         for request in waiting:
             each = self._known[request.request_id]
             # A preempted sequence joins the line anew, with what is left of it: at the place of its

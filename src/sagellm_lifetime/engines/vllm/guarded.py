@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -36,9 +37,9 @@ _HEAD: Final = 64
 _MANY: Final = 32
 """Running sequences from which on events are dealt with several at a time: what runs once in a
 while runs cold, at two to three times its cost."""
-_BURST: Final = 96
+_BURST: Final = 192
 """Of them, as many at a time."""
-_LATEST: Final = 64
+_LATEST: Final = 128
 """Steps after which fewer are dealt with."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
 """What is done while nobody acts."""
@@ -320,9 +321,19 @@ class LiveLifetime:
         if self._reads_tokens:  # at once, for a name may be used again
             self._feed.stop(name)
         signals = self._signals.taken(name) if self._signals is not None else {}
-        self._happened(self._over, request, seconds, signals)
+        reason = self.endings.reason(request)
+        if (to := self.recorder) is not None:  # at once, too: a kill -9 loses a second at most
+            make = partial(self._row, request, seconds, reason, signals)
+            (to.take_now if request.resumable else to.take)(make)
+        self._happened(self._over, request, seconds, reason)
         if request.resumable:  # it may go on, and is another one by then
             self.catch_up()
+
+    def _row(
+        self, request: Any, seconds: float, reason: str, signals: dict[str, Any]
+    ) -> dict[str, Any]:
+        content = self.recorder is not None and self.recorder.content
+        return self._describe.row(request, seconds, reason, content) | signals
 
     def _happened(self, deal: Callable[..., None], *args: Any) -> None:
         self._events.append((deal, args))
@@ -345,14 +356,9 @@ class LiveLifetime:
         if self._planner is not None:
             self._note(self._planner.preempted, request, at)
 
-    def _over(self, request: Any, seconds: float, signals: dict[str, Any]) -> None:
-        name = request.request_id
-        reason = self.endings.reason(request)
-        length = request.num_output_tokens
+    def _over(self, request: Any, seconds: float, reason: str) -> None:
+        name, length = request.request_id, request.num_output_tokens
         predicted = self.tally.ended(name, length, seconds, reason)
-        if (to := self.recorder) is not None:
-            row = self._describe.row
-            to.take(lambda: row(request, seconds, reason, to.content) | signals)
         if self._planner is not None:
             self._note(self._planner.part, request)
         if self._forecaster is None or not predicted:

@@ -15,6 +15,7 @@ from sagellm_lifetime.engines.vllm.journal import SUFFIX, Journal, take_up, take
 
 _MOST_WAITING: Final = 100_000
 """Rows kept while nothing can be written."""
+Row = dict[str, Any] | Callable[[], dict[str, Any]]
 
 
 class Recorder:
@@ -46,7 +47,7 @@ class Recorder:
         self._writer = writer
         self._rotate_rows = rotate_rows
         self._rotate_s = rotate_s
-        self._rows: deque[dict[str, Any]] = deque()
+        self._rows: deque[Row] = deque()
         self._journal: Journal | None = None
         self._left_over = True
         """Whether there may be journals that nobody writes any more."""
@@ -56,23 +57,35 @@ class Recorder:
         self._complained = False
 
     def take(self, make: Callable[[], dict[str, Any]]) -> None:
-        """One completion, which may be something that no row can be made of."""
-        try:
-            self.add(make())
-        except Exception as error:  # noqa: BLE001  # whatever a client has sent
-            self.lost += 1
-            self._complain(error)
+        """One completion; on the engine's thread, which leaves making a row of it to the writer."""
+        self.add(make)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """One completion; on the engine's thread."""
+    def take_now(self, make: Callable[[], dict[str, Any]]) -> None:
+        """The same, where what the row is made of is about to change."""
+        row = self._made(make)
+        if row is not None:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """One completion, or what makes it."""
         if len(self._rows) >= _MOST_WAITING:
             self.lost += 1
         else:
             self._rows.append(row)
 
+    def _made(self, row: Row) -> dict[str, Any] | None:
+        """The row, unless it is one of something that no row can be made of."""
+        try:
+            return row() if callable(row) else row
+        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+            self.lost += 1
+            self._complain(error)
+            return None
+
     def flush(self) -> None:
         """Write what has come since the last time; on the writer's thread."""
-        rows = [self._rows.popleft() for _ in range(len(self._rows))]
+        taken = (self._made(self._rows.popleft()) for _ in range(len(self._rows)))
+        rows = [row for row in taken if row is not None]
         try:
             if rows:
                 if self._journal is None:
