@@ -6,6 +6,7 @@ has the right form and left out where it has not: a client must not be able to b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,9 +124,16 @@ class Describer:
             found["response_format"] = "json"
         return found
 
-    def row(self, request: Any, seconds: float, reason: str, content: bool) -> dict[str, Any]:
+    def row(
+        self,
+        request: Any,
+        seconds: float,
+        reason: str,
+        content: bool,
+        signals: Mapping[str, Any],
+    ) -> dict[str, Any]:
         """A completion in the history format; token ids only with ``content``."""
-        row = self.who(request)
+        row = self.who(request) | signals
         sample, mark, parent = request.request_id.partition("_")
         if mark and sample.isdecimal():  # vLLM's name for one of n samples
             row["prompt_id"], row["sample"] = parent, int(sample)

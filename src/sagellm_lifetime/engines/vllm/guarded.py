@@ -20,11 +20,11 @@ from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.feed import TokenFeed
 from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
-from sagellm_lifetime.engines.vllm.order import as_vllm
 from sagellm_lifetime.engines.vllm.planner import Planner
 from sagellm_lifetime.engines.vllm.recorder import Recorder
 from sagellm_lifetime.engines.vllm.settings import Mode
 from sagellm_lifetime.engines.vllm.shadow import Shadow
+from sagellm_lifetime.engines.vllm.takeover import Takeover, as_vllm
 from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.predictors.base import Predictor
@@ -96,8 +96,8 @@ class LiveLifetime:
         self._forecaster = forecaster
         self._reads_tokens = reads_tokens
         self._describe = describe
-        self._watermark = watermark
-        self._stock_watermark: int | None = None
+        # A plan that makes room by itself needs no watermark.
+        self._takeover = Takeover(scheduler, 0.0 if plan.fit else watermark)
         self._planner: Planner | None = None
         self._feed = TokenFeed()
         self._gone: list[str] = []
@@ -105,7 +105,6 @@ class LiveLifetime:
         self._between: set[str] = set()
         """Sessions whose turn is over, and whose next input has not come."""
         self._fitting = sys.maxsize
-        self._disordered = False
         self._events: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         """What has happened and is not dealt with, in its order."""
         self._latest = 0
@@ -135,12 +134,12 @@ class LiveLifetime:
     @property
     def idle(self) -> bool:
         """Whether it is off, and stays so: then a step is vLLM's alone."""
-        return self.mode == self.wanted == "off" and not self._disordered
+        return self.mode == self.wanted == "off" and not self._takeover.disordered
 
     @property
     def decides(self) -> bool:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
-        return self.acting or self._disordered or self._plan.fit > 0.0
+        return self.acting or self._takeover.disordered or self._plan.fit > 0.0
 
     @property
     def plan(self) -> Plan:
@@ -164,7 +163,7 @@ class LiveLifetime:
             self._planner is not None
             and breaker.allows
             and self.mode == self.wanted
-            and (self.mode == "act" or not self._disordered)
+            and (self.mode == "act" or not self._takeover.disordered)
         ):
             return
         if self.idle:
@@ -174,8 +173,8 @@ class LiveLifetime:
             self._switch(self.wanted)
         if self._planner is None and self.mode != "off" and breaker.ready():
             self._start()
-        if self._disordered and not self.acting:
-            self._restore()
+        if self._takeover.disordered and not self.acting:
+            self._takeover.restore()
 
     def _tell(self) -> None:
         """The breaker hears of all steps since it was called last."""
@@ -221,8 +220,8 @@ class LiveLifetime:
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
-        if self._disordered and not self.acting:
-            self._restore()
+        if self._takeover.disordered and not self.acting:
+            self._takeover.restore()
 
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
@@ -323,17 +322,11 @@ class LiveLifetime:
         signals = self._signals.taken(name) if self._signals is not None else {}
         reason = self.endings.reason(request)
         if (to := self.recorder) is not None:  # at once, too: a kill -9 loses a second at most
-            make = partial(self._row, request, seconds, reason, signals)
+            make = partial(self._describe.row, request, seconds, reason, to.content, signals)
             (to.take_now if request.resumable else to.take)(make)
         self._happened(self._over, request, seconds, reason)
         if request.resumable:  # it may go on, and is another one by then
             self.catch_up()
-
-    def _row(
-        self, request: Any, seconds: float, reason: str, signals: dict[str, Any]
-    ) -> dict[str, Any]:
-        content = self.recorder is not None and self.recorder.content
-        return self._describe.row(request, seconds, reason, content) | signals
 
     def _happened(self, deal: Callable[..., None], *args: Any) -> None:
         self._events.append((deal, args))
@@ -431,7 +424,7 @@ class LiveLifetime:
             for request in scheduler.running if self._reads_tokens else ():
                 self._feed.start(request)
             if self.mode == "act":
-                self._keep_free()
+                self._takeover.begin()
         self.breaker.excuse()
 
     def _made(
@@ -453,25 +446,6 @@ class LiveLifetime:
         planner.adopt(waiting, running)
         return planner
 
-    def _keep_free(self) -> None:
-        manager = self._scheduler.kv_cache_manager
-        self._disordered = True
-        if self._stock_watermark is None and not self._plan.fit:
-            self._stock_watermark = manager.watermark_blocks
-            share = int(self._watermark * manager.block_pool.num_gpu_blocks)
-            manager.watermark_blocks = max(manager.watermark_blocks, share)
-
     def _stop(self) -> None:
         self._planner = None
-        if self._stock_watermark is not None:
-            self._scheduler.kv_cache_manager.watermark_blocks = self._stock_watermark
-            self._stock_watermark = None
-
-    def _restore(self) -> None:
-        """Queue and victims as vLLM would have them."""
-        scheduler = self._scheduler
-        order = as_vllm(scheduler.waiting)
-        scheduler.waiting.clear()
-        scheduler.waiting.extend(order)
-        scheduler.running = as_vllm(scheduler.running)
-        self._disordered = False
+        self._takeover.give_back()

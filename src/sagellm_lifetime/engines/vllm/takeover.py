@@ -1,0 +1,64 @@
+"""What is changed in vLLM's scheduler while somebody else decides, and how it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def as_vllm(requests: Iterable[Any]) -> list[Any]:
+    """A queue or the running sequences, first come first.
+
+    vLLM puts a preempted sequence at the head of its queue, and those still in prefill behind the
+    others that run, since they came last.
+    """
+    return sorted(
+        requests,
+        key=lambda r: (
+            r.is_prefill_chunk and r.num_computed_tokens > 0,
+            not (r.num_preemptions and r.num_computed_tokens == 0),
+            r.arrival_time,
+        ),
+    )
+
+
+class Takeover:
+    """Of one scheduler.
+
+    Args:
+        scheduler: vLLM's.
+        watermark: share of the pool left free at admission meanwhile; 0 for vLLM's own.
+
+    Attributes:
+        disordered: whether queue and running sequences may be in another order than vLLM's.
+    """
+
+    def __init__(self, scheduler: Any, watermark: float) -> None:
+        self.disordered = False
+        self._scheduler = scheduler
+        self._watermark = watermark
+        self._stock: int | None = None
+
+    def begin(self) -> None:
+        """From now on the order is not vLLM's, nor what is left free."""
+        self.disordered = True
+        manager = self._scheduler.kv_cache_manager
+        if self._stock is None:
+            self._stock = manager.watermark_blocks
+            share = int(self._watermark * manager.block_pool.num_gpu_blocks)
+            manager.watermark_blocks = max(manager.watermark_blocks, share)
+
+    def give_back(self) -> None:
+        """What is left free is vLLM's own again."""
+        if self._stock is not None:
+            self._scheduler.kv_cache_manager.watermark_blocks = self._stock
+            self._stock = None
+
+    def restore(self) -> None:
+        """Queue and running sequences are as vLLM would have them."""
+        scheduler = self._scheduler
+        order = as_vllm(scheduler.waiting)
+        scheduler.waiting.clear()
+        scheduler.waiting.extend(order)
+        scheduler.running = as_vllm(scheduler.running)
+        self.disordered = False
