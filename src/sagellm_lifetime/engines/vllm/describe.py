@@ -6,7 +6,6 @@ has the right form and left out where it has not: a client must not be able to b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -130,7 +129,7 @@ class Describer:
         seconds: float,
         reason: str,
         content: bool,
-        signals: Mapping[str, Any],
+        signals: dict[str, Any],
     ) -> dict[str, Any]:
         """A completion in the history format; token ids only with ``content``."""
         row = self.who(request) | signals

@@ -37,8 +37,7 @@ _HEAD: Final = 64
 _MANY: Final = 32
 """Running sequences from which on events are dealt with several at a time: what runs once in a
 while runs cold, at two to three times its cost."""
-_BURST: Final = 192
-"""Of them, as many at a time."""
+_BURST: Final = 192  # of them, at a time
 _LATEST: Final = 128
 """Steps after which fewer are dealt with."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
