@@ -57,8 +57,6 @@ COSTS = ("a100-7b", "h100-70b")
 POLICIES = (
     "fcfs",
     "fcfs-watermark",
-    "lifetime",
-    "lifetime-oracle",
     "longest-first",
     "longest-first-oracle",
 )
@@ -156,7 +154,7 @@ def report(runs: list[dict[str, Any]]) -> str:
     head = ["batch, blocks, step cost", "fcfs", *(f"{name}" for name in POLICIES[1:])]
     head += ["longest-first over fcfs-watermark", "no schedule over", "recomputed"]
     seeds = len({run["seed"] for run in runs})
-    return table(head, rows) + f"\n\n{seeds} seeds.\n"
+    return table(head, rows) + f"\n\n{seeds} seed" + ("s.\n" if seeds > 1 else ".\n")
 
 
 COMMAND = "PYTHONPATH=src python benchmarks/batches.py " + shlex.join(sys.argv[1:])
