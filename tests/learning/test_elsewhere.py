@@ -267,7 +267,8 @@ def test_a_process_that_dies_is_started_anew_from_the_checkpoint():
 def test_pauses_grow_where_it_dies_at_once(monkeypatch, capfd):
     from sagellm_lifetime.predictors import courier
 
-    monkeypatch.setattr(courier, "_CODE", "import sys; sys.exit('broken')")
+    broken = [sys.executable, "-c", "import sys; sys.exit('broken')"]
+    monkeypatch.setattr(courier, "command", lambda *_: broken)
     monkeypatch.setattr(courier, "_FIRST_PAUSE_S", 0.05)
     predictor = made("baseline")
     with learning(predictor) as learner:
