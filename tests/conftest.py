@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 
@@ -14,5 +14,5 @@ def vllm():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own, and those of what it imports
         pytest.importorskip("vllm", reason=REASON)
-        hide_broken_builds()
+        ready_for_vllm()
         return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import importlib.util
+import os
+import subprocess
 import sys
 
 import pytest
@@ -64,3 +66,22 @@ def test_builds_that_agree_are_not_even_tried(installed, torch, vision):
     installed(torch=(torch, ""), torchvision=(vision, BROKEN))
     assert builds.hide_broken_builds() == []
     assert "torchvision" not in sys.modules
+
+
+BUILD = """
+from sagellm_lifetime.replay.engine import EngineSettings, build_scheduler
+build_scheduler(EngineSettings(blocks=10), 128)
+"""
+
+
+def test_on_a_fresh_machine_vllm_looks_at_a_model_without_what_is_hidden(vllm, tmp_path):
+    # vLLM does so in a process of its own, once a machine: what it found is in its cache.
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD],
+        env=os.environ | {"VLLM_CACHE_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.glob("modelinfos/*"))

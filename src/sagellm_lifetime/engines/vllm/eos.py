@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
-hide_broken_builds()  # before anything of vLLM is imported
+ready_for_vllm()  # before anything of vLLM is imported
 
 import torch  # noqa: E402
 from vllm.v1.sample.logits_processor import (  # noqa: E402

@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 
 from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
 KNOWN_GOOD = "0.32.0"
 
@@ -97,7 +97,7 @@ def version() -> str:
 
 def changes() -> list[str]:
     """What is not as it was in :data:`KNOWN_GOOD`, one phrase each."""
-    hide_broken_builds()
+    ready_for_vllm()
     try:
         from vllm.v1.core.block_pool import BlockPool
         from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator

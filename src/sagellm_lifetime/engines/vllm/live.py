@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
-hide_broken_builds()  # before anything of vLLM is imported
+ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: E402
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402

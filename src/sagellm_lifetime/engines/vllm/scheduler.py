@@ -10,9 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
-hide_broken_builds()  # before anything of vLLM is imported
+ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.request import RequestStatus  # noqa: E402

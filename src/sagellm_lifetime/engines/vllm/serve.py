@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from sagellm_lifetime.engines.vllm.builds import hide_broken_builds
+from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
-hide_broken_builds()
+ready_for_vllm()
 
 
 def main(model: str, options: list[str]) -> None:
