@@ -19,6 +19,7 @@ import numpy as np
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.policies.eviction import VALUES, eviction_order
 from sagellm_lifetime.policies.forecast import Forecaster
+from sagellm_lifetime.policies.headroom import headroom
 from sagellm_lifetime.policies.ordering import SERVICES, places
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.policies.reservation import Peak
@@ -96,6 +97,21 @@ class _Typical:
         self.service += share * (max(float(services.mean()), 1e-9) - self.service)
 
 
+class _Sizes:
+    """Mean prompt and answer of those that come, tokens: of all at first, so that the very first
+    does not set room aside for all, of the last ones later."""
+
+    def __init__(self) -> None:
+        self.prompt = self.answer = 0.0
+        self._seen = 0
+
+    def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
+        self._seen += len(prompts)
+        share = max(_TYPICAL, len(prompts) / self._seen)
+        self.prompt += share * (float(prompts.mean()) - self.prompt)
+        self.answer += share * (float(answers.mean()) - self.answer)
+
+
 class LifetimeController:
     """Carries out a plan.
 
@@ -123,6 +139,9 @@ class LifetimeController:
     ) -> None:
         self.plan = plan
         self.decides = True  # a live engine's has modes in which nobody need ask about the queue
+        self.headroom = 0
+        """Blocks to leave free at admission; none in the order of arrival, where that is the
+        engine's own choice, and none where the plan makes room by itself."""
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks
@@ -140,6 +159,7 @@ class LifetimeController:
         self._refreshed = -_REFRESH
         self._blocked_until = 0
         self._typical = _Typical()
+        self._sizes = _Sizes()
         self._shared = 0
         """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
@@ -245,7 +265,12 @@ class LifetimeController:
         self._backlog += float(areas.sum())
         service = SERVICES[self.plan.order]
         typical = self._typical
-        typical.learn(outlook.expected(), areas, service(sequences, outlook))
+        expected = outlook.expected()
+        typical.learn(expected, areas, service(sequences, outlook))
+        if self.plan.order != "fcfs" and not self.plan.fit:
+            self._sizes.learn(sequences.recompute, expected)
+            prompt, answer = self._sizes.prompt, self._sizes.answer
+            self.headroom = headroom(prompt, answer, self._total, self._block_size)
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
             outlook,

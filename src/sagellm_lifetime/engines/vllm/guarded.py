@@ -141,6 +141,11 @@ class LiveLifetime:
         return self.acting or self._takeover.disordered or self._plan.fit > 0.0
 
     @property
+    def headroom(self) -> int:
+        """Blocks that admission is to leave free beyond the watermark, in ``act``."""
+        return self._planner.headroom if self.acting and self._planner is not None else 0
+
+    @property
     def plan(self) -> Plan:
         """What the mixin is to do."""
         return self._plan if self.acting else _NOTHING

@@ -33,6 +33,7 @@ class LifetimeMixin:
     """Goes before a scheduler class of vLLM; without a controller it changes nothing."""
 
     lifetime: LifetimeController | None = None
+    _least_free: int | None = None
     # Of vLLM's scheduler:
     running: Any
     waiting: Any
@@ -55,10 +56,13 @@ class LifetimeMixin:
         limit = self.max_num_active_reqs
         if self.waiting and lifetime.decides:
             lifetime.line_up(self.waiting)
+            if lifetime.headroom:
+                self._leave_free(lifetime.headroom)
             lifetime.fill(self.waiting, self._free_to_admit())
             room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
             self.max_num_active_reqs = min(limit, len(self.running) + room)
-        if lifetime.plan.evict and self._is_tight():
+        # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
+        if lifetime.plan.evict and self.waiting and self._is_tight():
             self.running = lifetime.victims_last(self.running)
         try:
             output = super().schedule(*args, **options)  # type: ignore[misc]  # mixin
@@ -112,6 +116,13 @@ class LifetimeMixin:
         if self.lifetime is None:
             return aside
         return max(aside, self.lifetime.set_aside(self._used_blocks()))
+
+    def _leave_free(self, blocks: int) -> None:
+        """Admission leaves so many blocks free, or what it left without us if that is more."""
+        manager = self.kv_cache_manager
+        if self._least_free is None:
+            self._least_free = manager.watermark_blocks
+        manager.watermark_blocks = max(self._least_free, blocks)
 
     def _free_to_admit(self) -> int:
         """Blocks that a newcomer may take: not those that running sequences are about to."""
