@@ -52,7 +52,7 @@ def test_switched_off_it_leaves_nobody_behind(bursts):
     predictor = fitted()
     engine = Engine().predict_with(predictor, mode="shadow", learn=True, limit_s=60.0)
     mixed_load(engine, n=22, steps=3)
-    assert engine.lifetime._events
+    assert engine.lifetime._burst.events
     engine.lifetime.want("off")
     engine.step()
     assert predictor.get_metrics()["running"] == 0
@@ -97,7 +97,7 @@ def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
         assert "again" in engine.lifetime._feed._due
         engine.abort("again")
         assert "again" not in engine.lifetime._feed._due
-    assert len(engine.lifetime._events) == 6, "it came, ran and ended, twice"
+    assert len(engine.lifetime._burst.events) == 6, "it came, ran and ended, twice"
     stats = engine.run().stats()
     assert adds_up(stats)
     assert stats["total_predictions"] == 10
@@ -113,9 +113,7 @@ def test_the_record_waits_for_no_burst(tmp_path, monkeypatch, bursts):
         engine.add(40)
     for _ in range(4):
         engine.step()
-    over = [
-        args[0].request_id for deal, args in engine.lifetime._events if deal.__name__ == "_over"
-    ]
+    over = [r.request_id for kind, r, *_ in engine.lifetime._burst.events if kind == "over"]
     assert sorted(over) == sorted(ended), "all are still to be dealt with"
     engine.lifetime.recorder.flush()
     lines = [text for path in tmp_path.glob("*.journal") for text in path.read_text().splitlines()]

@@ -204,10 +204,10 @@ class LifetimeController:
 
     # -- what to do --------------------------------------------------------------------------
 
-    def tick(self, *, busy: bool) -> None:
-        """A step begins."""
+    def tick(self, *, busy: bool, now: float | None = None) -> None:
+        """A step begins, or has begun at a moment."""
         self._step += 1
-        now = self._clock()
+        now = self._clock() if now is None else now
         if busy and self._last_step_at is not None:
             self._busy_steps += 1
             share = max(_PACE, 1.0 / self._busy_steps)
