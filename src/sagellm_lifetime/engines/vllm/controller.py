@@ -123,6 +123,8 @@ class LifetimeController:
     ) -> None:
         self.plan = plan
         self.decides = True  # a live engine's has modes in which nobody need ask about the queue
+        self.fits = plan.fit > 0.0
+        """Whether it limits how many are admitted."""
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks
@@ -219,10 +221,13 @@ class LifetimeController:
         """Whether the queue is to be put in order."""
         return bool(self._unplaced) or self._step - self._ordered >= _REORDER
 
-    def line_up(self, waiting: Any) -> None:
-        """Put the queue in order, where that may be another by now."""
-        if not self.stale:
-            return
+    def line_up(self, waiting: Any) -> bool:
+        """Put the queue in order, where that may be another by now; whether it matters at all."""
+        if self.stale:
+            self._line_up(waiting)
+        return True
+
+    def _line_up(self, waiting: Any) -> None:
         self._ordered = self._step
         new = [each for each in self._unplaced if each.request.request_id in self._known]
         self._unplaced = []

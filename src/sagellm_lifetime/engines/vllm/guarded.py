@@ -91,12 +91,18 @@ class LiveLifetime:
         self.seconds = 0.0
         self._scheduler = scheduler
         self._plan = plan
+        self.fits = plan.fit > 0.0
+        """Whether it is asked how many may be admitted: to act, or to compare."""
         self._forecaster = forecaster
         self._reads_tokens = reads_tokens
         self._describe = describe
         # A plan that makes room by itself needs no watermark.
         self._takeover = Takeover(scheduler, 0.0 if plan.fit else watermark)
         self._planner: Planner | None = None
+        self.acting = False
+        """Whether decisions are ours."""
+        self.plan = _NOTHING
+        """What the mixin is to do."""
         self._feed = TokenFeed()
         self._between: set[str] = set()
         """Sessions whose turn is over, and whose next input has not come."""
@@ -104,8 +110,6 @@ class LiveLifetime:
         self._burst = Burst(breaker, tally, forecaster)
         self._ticks: list[tuple[float, bool]] = []
         """Steps that the planner has not heard of."""
-        self._matters = False
-        """Whether the order of the queue does, in this step."""
         self._began: float | None = None
         self._told = (0, 0.0)
         """Steps and their seconds that the breaker has heard of."""
@@ -122,11 +126,6 @@ class LiveLifetime:
     # -- a step ------------------------------------------------------------------------------
 
     @property
-    def acting(self) -> bool:
-        """Whether decisions are ours."""
-        return self.mode == "act" and self._planner is not None
-
-    @property
     def idle(self) -> bool:
         """Whether it is off, and stays so: then a step is vLLM's alone."""
         return self.mode == self.wanted == "off" and not self._takeover.disordered
@@ -134,12 +133,7 @@ class LiveLifetime:
     @property
     def decides(self) -> bool:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
-        return self.acting or self._takeover.disordered or self._plan.fit > 0.0
-
-    @property
-    def plan(self) -> Plan:
-        """What the mixin is to do."""
-        return self._plan if self.acting else _NOTHING
+        return self.acting or self._takeover.disordered or self.fits
 
     def tick(self, *, busy: bool) -> None:
         """A step begins: account for the last one, change the mode, come back from a fault."""
@@ -208,24 +202,25 @@ class LiveLifetime:
         if self._forecaster is not None:
             self._forecaster.grown([self._describe.grown(request) for request in grown])
 
-    def line_up(self, waiting: Any) -> None:
-        """Put the queue in order, in ``act``."""
+    def line_up(self, waiting: Any) -> bool:
+        """Put the queue in order, in ``act``; whether it matters in this step."""
         # One alone has no place in a line, nor have they while all are let in, or nobody.
-        self._matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
-        if self._matters:
+        matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
+        if matters:
             self.catch_up()
-        if self._matters and self._planner is not None and self._planner.stale:
+        if matters and self._planner is not None and self._planner.stale:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
         if self._takeover.disordered and not self.acting:
             self._takeover.restore()
+        return matters
 
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
         planner = self._planner
-        if planner is None or not self._matters or planner.head_fits(waiting, free):
+        if planner is None or planner.head_fits(waiting, free):
             return
         head = list(islice(waiting, _HEAD))
         order = self._call(head, planner.filled, head, free)
@@ -236,7 +231,7 @@ class LiveLifetime:
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue may be admitted."""
-        if self._planner is None or not self._plan.fit:
+        if self._planner is None:
             return sys.maxsize
         self.catch_up()
         count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
@@ -382,7 +377,7 @@ class LiveLifetime:
         self.catch_up()
         queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in self._between]
-        self._planner = self.breaker.call(None, self._made, forecaster, held, scheduler.running)
+        self._use(self.breaker.call(None, self._made, forecaster, held, scheduler.running))
         self._burst.gone.clear()
         self._feed = TokenFeed()
         if self._planner is not None:
@@ -411,6 +406,11 @@ class LiveLifetime:
         planner.adopt(waiting, running)
         return planner
 
+    def _use(self, planner: Planner | None) -> None:
+        self._planner = planner
+        self.acting = self.mode == "act" and planner is not None
+        self.plan = self._plan if self.acting else _NOTHING
+
     def _stop(self) -> None:
-        self._planner = None
+        self._use(None)
         self._takeover.give_back()
