@@ -17,7 +17,7 @@ from sagellm_lifetime.core.calibration import (
     band_of,
     bands_of,
 )
-from sagellm_lifetime.core.distribution import LengthDistribution
+from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
 from sagellm_lifetime.core.grid import EDGES, bin_of
 
 NARROW = hazard.log_logistic(180.0, 0.6)[None]
@@ -369,3 +369,17 @@ def test_state_round_trip_and_wrong_shapes():
         ):
             with pytest.raises(ValueError, match="calibration"):
                 twin.restore({**calibration.state(), key: damage})
+
+
+@pytest.mark.parametrize("cap", [None, 0, 1, 100, 180, 200, 220, 10_000])
+def test_what_is_kept_of_a_shared_row_is_its_answer(cap):
+    rng = np.random.default_rng(3)
+    calibration = taught(rng, 0, rounds=1)
+    for _ in range(2):
+        for row in (NARROW[0], WIDE[0]):
+            n, raw = point_and_confidence(row, 0, cap, calibration.curves[0])
+            for _ in range(2):
+                assert calibration.at_start(row, cap) == (n, calibration.confidence(0, raw))
+        lengths = truth(rng, 300)
+        outcomes = Outcomes(lengths, np.zeros(300, dtype=bool))
+        calibration.learn(predicted(np.zeros(300, dtype=np.int64)), outcomes)

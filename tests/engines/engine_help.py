@@ -8,6 +8,8 @@ from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 
 MODEL_LENGTH = 512
+MODEL = "toy"
+"""What the predictors of the tests have learned of, and the engine serves."""
 PATIENCE_S = 120.0
 """For a process to start and to learn, on a busy machine."""
 SMALL = EngineSettings(blocks=60, max_num_seqs=16, max_num_batched_tokens=256)
@@ -63,6 +65,7 @@ class Engine:
         """The same, with a predictor of the test's."""
         from sagellm_lifetime.engines.vllm import build
 
+        self.scheduler.vllm_config.model_config.served_model_name = MODEL
         made, build.make_predictor = build.make_predictor, lambda *_: predictor
         try:
             return self.on(**said)
@@ -134,14 +137,16 @@ class Engine:
 
 
 def fitted(seed=0):
-    """A predictor that tells long from short by the prompt length."""
+    """A predictor that tells long from short by the client."""
     predictor = create_predictor("survival", seed=seed)
     from sagellm_lifetime.core.protocol import PredictionRequest
 
     for i in range(200):
         long = i % 2
         predictor.predict(
-            PredictionRequest(i, [], 0, 400, {"client_id": "long" if long else "short"})
+            PredictionRequest(
+                i, [], 0, 400, {"model": MODEL, "client_id": "long" if long else "short"}
+            )
         )
         predictor.update(i, 200 if long else 10, 1.0)
     return predictor

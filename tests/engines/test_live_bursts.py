@@ -48,11 +48,42 @@ def test_the_predictor_hears_of_all_in_the_end(bursts):
     assert [each for each in told if each != "end"] == [0] * 36
 
 
+def test_a_burst_is_one_call(monkeypatch, bursts):
+    engine = Engine().predict_with(fitted(), mode="shadow", limit_s=60.0)
+    for _ in range(8):
+        engine.add(300)
+    engine.step()
+    calls, call = [], engine.lifetime.breaker.call
+    monkeypatch.setattr(engine.lifetime.breaker, "call", lambda *a: calls.append(a) or call(*a))
+    monkeypatch.setattr(guarded, "_BURST", 1000)
+    for _ in range(4):
+        engine.add(2)
+    engine.run(5)
+    assert not calls
+    engine.lifetime.catch_up()
+    assert len(calls) == 1
+    assert engine.stats()["completions"] == 4
+
+
+def test_the_planner_hears_of_every_step_and_not_too_late(monkeypatch, bursts):
+    engine = Engine().predict_with(fitted(), mode="shadow", limit_s=60.0)
+    monkeypatch.setattr(guarded, "_LATEST", 10)
+    for _ in range(8):
+        engine.add(300)
+    for _ in range(25):
+        engine.step()
+        assert len(engine.lifetime._ticks) < 10
+    engine.lifetime.catch_up()
+    planner = engine.lifetime._planner
+    assert planner._step == 25
+    assert planner._seconds_per_step == pytest.approx(0.01)
+
+
 def test_switched_off_it_leaves_nobody_behind(bursts):
     predictor = fitted()
     engine = Engine().predict_with(predictor, mode="shadow", learn=True, limit_s=60.0)
     mixed_load(engine, n=22, steps=3)
-    assert engine.lifetime._events
+    assert engine.lifetime._burst.events
     engine.lifetime.want("off")
     engine.step()
     assert predictor.get_metrics()["running"] == 0
@@ -97,7 +128,7 @@ def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
         assert "again" in engine.lifetime._feed._due
         engine.abort("again")
         assert "again" not in engine.lifetime._feed._due
-    assert len(engine.lifetime._events) == 6, "it came, ran and ended, twice"
+    assert len(engine.lifetime._burst.events) == 6, "it came, ran and ended, twice"
     stats = engine.run().stats()
     assert adds_up(stats)
     assert stats["total_predictions"] == 10
@@ -113,9 +144,7 @@ def test_the_record_waits_for_no_burst(tmp_path, monkeypatch, bursts):
         engine.add(40)
     for _ in range(4):
         engine.step()
-    over = [
-        args[0].request_id for deal, args in engine.lifetime._events if deal.__name__ == "_over"
-    ]
+    over = [r.request_id for kind, r, *_ in engine.lifetime._burst.events if kind == "over"]
     assert sorted(over) == sorted(ended), "all are still to be dealt with"
     engine.lifetime.recorder.flush()
     lines = [text for path in tmp_path.glob("*.journal") for text in path.read_text().splitlines()]

@@ -18,6 +18,7 @@ import numpy as np
 
 from sagellm_lifetime.core import hazard, link
 from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.distribution import point_and_confidence, tolerance_band
 from sagellm_lifetime.core.grid import EDGES, MAX_LENGTH, bins_of
 
 AGE_EDGES: Final[np.ndarray] = np.array([1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
@@ -32,6 +33,8 @@ _MEMORY: Final = 6000.0
 _MOST: Final = 1e15
 """More than can ever be counted."""
 _STEPS: Final = 10
+_SHARED: Final = 4096
+"""Rows whose first answers are kept, at most."""
 _WIDTHS: Final = {
     "counts": 1,
     "pit": link.SEGMENTS,
@@ -84,6 +87,21 @@ class Calibration:
         k = min(int(position), _STEPS - 1)
         low = self.maps.item(band, k)
         return low + (self.maps.item(band, k + 1) - low) * (position - k)
+
+    def at_start(self, row: np.ndarray, cap: int | None) -> tuple[int, float]:
+        """Point and calibrated confidence at age 0; kept, for rows that many sequences share."""
+        known = self._starts.get(id(row))
+        if known is None or known[0] is not row:
+            n, raw = point_and_confidence(row, 0, None, self.views[0])
+            known = row, n, tolerance_band(n)[1], self.confidence(0, raw)
+            if len(self._starts) >= _SHARED:
+                self._starts.clear()
+            self._starts[id(row)] = known
+        _, n, high, confidence = known
+        if cap is None or cap > high:
+            return n, confidence
+        n, raw = point_and_confidence(row, 0, cap, self.views[0])
+        return n, self.confidence(0, raw)
 
     def confidences(self, bands: np.ndarray, raw: np.ndarray) -> np.ndarray:
         """Calibrated confidences, shape ``(N,)``."""
@@ -171,6 +189,8 @@ class Calibration:
             before = min(pooled[k], 1.0)
         # The prior keeps every factor above zero, so the links stay strictly increasing.
         self.curves = link.from_factors(factors)
+        self.views = list(self.curves)
+        self._starts: dict[int, tuple[np.ndarray, int, int, float]] = {}
 
     def _refresh(self) -> None:
         self._refresh_curves()

@@ -140,9 +140,9 @@ def point_and_confidence(
 
     Equal to ``quantile(0.5)`` and ``within(median)`` of the distribution with these fields.
     """
-    base = hazard.cumulative(row, age)
     if max_length is not None and age >= max_length:
         return 0, 1.0
+    base = hazard.cumulative(row, age) if age else 0.0
     total = hazard.inverse(row, base + link.backward(curve, _HALF))
     n = max(1, ceil(total - age - _ROUNDING))
     if max_length is not None:

@@ -37,6 +37,8 @@ class Conversations:
     def learn(self, features: RequestFeatures) -> None:
         """Note which blocks follow which."""
         head = features.prefix_head
+        if len(head) < 2:
+            return
         for block, after in pairwise(head):
             followers = self._next.setdefault(block, set())
             if len(followers) > _BRANCHES:

@@ -11,6 +11,7 @@ numbers (as of now), or lists with an entry for the generated tokens 1â€“16, 17â
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isfinite
 from operator import index
 from typing import Any, Final
@@ -56,6 +57,12 @@ def key_of(kind: str, value: Any) -> int:
     return crc32(f"{kind}={value}".encode("utf-8", "surrogatepass")) or 1
 
 
+@lru_cache(maxsize=256)
+def _model_key(model: str) -> int:
+    """Of few models there are many requests."""
+    return key_of("model", model)
+
+
 def read_request(request: PredictionRequest) -> RequestFeatures:
     """Features of one request.
 
@@ -68,24 +75,26 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
         return RequestFeatures(tokens if tokens > 0 else None, request.max_length)
     get = said.get
     model, client, session = get("model"), get("client_id"), get("session_id")
+    format_, blocks = get("response_format"), get("prefix_hashes")
     try:
+        model = None if model is None else str(model)
         length = get("prompt_length")
         turn, arrival, temperature = get("turn"), get("arrival_time"), get("temperature")
         features = RequestFeatures(
             _count(length) if length is not None else (tokens if tokens > 0 else None),
             request.max_length,
-            None if model is None else str(model),
-            0 if model is None else key_of("model", model),
+            model,
+            0 if model is None else _model_key(model),
             0 if client is None else key_of("client", client),
             0 if session is None else key_of("session", session),
             None if turn is None else _count(turn),
             None if arrival is None else _finite(float(arrival)),
             None if temperature is None else _temperature(float(temperature)),
             _flag(get("has_tools")),
-            None if get("response_format") is None else get("response_format") != "text",
+            None if format_ is None else format_ != "text",
             _flag(get("enable_thinking")),
             # Hashes may be negative or have more than 64 bits; what is kept is an int64 >= 0.
-            tuple(int(h) & _BLOCK_BITS for h in (get("prefix_hashes") or ())[:PREFIX_HEAD]),
+            tuple([int(h) & _BLOCK_BITS for h in blocks[:PREFIX_HEAD]]) if blocks else (),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"prompt_features of {request.sequence_id!r}: {error}") from error

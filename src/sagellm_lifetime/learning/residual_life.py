@@ -142,15 +142,11 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Discrete hazards of the finest node known, shape ``(BINS,)``."""
-        return self._hazards(self._known(node_keys(features, session))).padded[INSIDE]
+        return self._finest(node_keys(features, session)).padded[INSIDE]
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """The same as cumulative hazards, shape ``(BINS + 1,)``, not to be written to."""
-        return self._hazards(self._known(node_keys(features, session))).row
-
-    def _known(self, keys: Sequence[NodeKey]) -> list[tuple[int, _Node]]:
-        """Levels and nodes of those keys of a path that have one."""
-        return [(key & _LEVEL, self._found(key)) for key in keys if key in self._nodes]
+        return self._finest(node_keys(features, session)).row
 
     def _found(self, key: NodeKey) -> _Node:
         """A node that is there; its place among the least recently used stays."""
@@ -159,19 +155,23 @@ class ResidualLife:
             node = self._nodes[key] = _restored(self._stored, node)
         return node
 
-    def _hazards(self, known: Sequence[tuple[int, _Node]]) -> Hazards:
-        """Hazards of the last of these nodes, from the cache while its counts have hardly changed.
+    def _finest(self, keys: Sequence[NodeKey]) -> Hazards:
+        """Hazards of a path's finest node, from the cache while its counts have hardly changed.
 
         The cache belongs to what is learned, so only a lesson fills it: were it filled here, later
         answers would depend on what was asked before.
         """
-        hazards, stale = self._prior, 0
-        for i in range(len(known) - 1, -1, -1):
-            node = known[i][1]
-            if self._is_fresh(node):
-                hazards, stale = node.hazards, i + 1
-                break
-        for level, node in known[stale:]:
+        nodes = self._nodes
+        stale = []
+        hazards = self._prior
+        for key in reversed(keys):
+            if key in nodes:
+                node = self._found(key)
+                if self._is_fresh(node):
+                    hazards = node.hazards
+                    break
+                stale.append((key & _LEVEL, node))
+        for level, node in reversed(stale):
             hazards = self._corrected(level, node, hazards)
         return hazards
 
@@ -224,7 +224,7 @@ class ResidualLife:
 
     def _choose(self, keys: Sequence[NodeKey], length: int, *, censored: bool) -> None:
         """Score every ``(k1, k2)`` of one level, in turn, on a completion not yet counted."""
-        known = self._known(keys)
+        known = [key for key in keys if key in self._nodes]
         if not known:
             return
         # Completions of one session are alike, and so are their prompts: what the levels above seem
@@ -233,11 +233,11 @@ class ResidualLife:
         turn = self._scored % len(known)
         if keys[-1] & _LEVEL == _SESSION:
             turn = len(known) - 1
-            if known[-1][0] != _SESSION:
+            if known[-1] & _LEVEL != _SESSION:
                 return
         self._scored += 1
-        level, node = known[turn]
-        above = self._hazards(known[:turn])
+        level, node = known[turn] & _LEVEL, self._found(known[turn])
+        above = self._finest(known[:turn])
         found = losses(above, node.ended, node.left, bin_of(length), censored=censored)
         self._losses[level] = self._losses[level] * _FORGET + found
         self._choice[level] = int(self._losses[level].argmin())

@@ -239,21 +239,21 @@ class Predictor(LifetimePredictorProtocol):
         return item, item.version != self._version
 
     def _refresh(self, items: Sequence[Tracked]) -> None:
-        rows = self._rows([item.evidence for item in items])
-        prior = self._lessons == 0
+        rows, prior = self._rows([item.evidence for item in items]), self._lessons == 0
         for item, row in zip(items, rows, strict=True):
             self._tracker.rows[item.slot] = row
             # One answer for each piece of evidence; a newer version of it takes its place.
             item.answers[len(item.asked) - 1 :] = [row]
-            item.version = self._version
-            item.prior = prior
+            item.version, item.prior = self._version, prior
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
         band = band_of(age)
-        curve = self._calibration.curves[band]
-        row = item.answers[-1]
-        remaining, raw = point_and_confidence(row, age, cap, curve)
-        confidence = self._calibration.confidence(band, raw)
+        curve, row = self._calibration.views[band], item.answers[-1]
+        if age or row.flags.writeable:
+            remaining, raw = point_and_confidence(row, age, cap, curve)
+            confidence = self._calibration.confidence(band, raw)
+        else:  # nobody writes to it because many hold it
+            remaining, confidence = self._calibration.at_start(row, cap)
         if item.estimate < 0:
             item.estimate, item.confidence = age + remaining, confidence
         return PredictionResult(
@@ -276,7 +276,7 @@ class Predictor(LifetimePredictorProtocol):
         curves = self._calibration.curves
         batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
         points, confidences = self._believed(batch, bands)
-        views = list(curves)
+        views = self._calibration.views
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
             items,

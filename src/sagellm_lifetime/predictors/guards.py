@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, SequenceId
@@ -35,6 +36,14 @@ def waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
 def check_completion(
     sequence_id: SequenceId, length: int, seconds: float, finish_reason: str
 ) -> None:
+    if (
+        type(length) is int
+        and type(seconds) is float
+        and 0 <= length <= _LONGEST
+        and 0.0 <= seconds < inf
+        and finish_reason in FINISH_REASONS
+    ):
+        return
     if finish_reason not in FINISH_REASONS:
         raise RequestError(
             f"finish_reason {finish_reason!r} is unknown: one of {', '.join(FINISH_REASONS)}"

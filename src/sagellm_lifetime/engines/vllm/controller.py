@@ -142,6 +142,8 @@ class LifetimeController:
         self.headroom = 0
         """Blocks to leave free at admission; none in the order of arrival, where that is the
         engine's own choice, and none where the plan makes room by itself."""
+        self.fits = plan.fit > 0.0
+        """Whether it limits how many are admitted."""
         self._forecaster = forecaster
         self._describe = describe
         self._total = total_blocks
@@ -224,10 +226,10 @@ class LifetimeController:
 
     # -- what to do --------------------------------------------------------------------------
 
-    def tick(self, *, busy: bool) -> None:
-        """A step begins."""
+    def tick(self, *, busy: bool, now: float | None = None) -> None:
+        """A step begins, or has begun at a moment."""
         self._step += 1
-        now = self._clock()
+        now = self._clock() if now is None else now
         if busy and self._last_step_at is not None:
             self._busy_steps += 1
             share = max(_PACE, 1.0 / self._busy_steps)
@@ -239,10 +241,13 @@ class LifetimeController:
         """Whether the queue is to be put in order."""
         return bool(self._unplaced) or self._step - self._ordered >= _REORDER
 
-    def line_up(self, waiting: Any) -> None:
-        """Put the queue in order, where that may be another by now."""
-        if not self.stale:
-            return
+    def line_up(self, waiting: Any) -> bool:
+        """Put the queue in order, where that may be another by now; whether it matters at all."""
+        if self.stale:
+            self._line_up(waiting)
+        return True
+
+    def _line_up(self, waiting: Any) -> None:
         self._ordered = self._step
         new = [each for each in self._unplaced if each.request.request_id in self._known]
         self._unplaced = []

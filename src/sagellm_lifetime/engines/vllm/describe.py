@@ -15,7 +15,7 @@ from sagellm_lifetime.features.request import PREFIX_HEAD
 if TYPE_CHECKING:
     from sagellm_lifetime.engines.vllm.signals import Signals
 
-_NAMES: Final = ("client_id", "session_id")
+_NUMBER: Final = (int, float)
 _LONGEST_NAME: Final = 256
 _MOST_TURNS: Final = 1_000_000
 _PREFIX_TOKENS: Final = 512
@@ -82,28 +82,21 @@ class Describer:
 
     def who(self, request: Any) -> dict[str, Any]:
         """Who asks, as far as it was said."""
-        said = request.sampling_params.extra_args or {}
-        found: dict[str, Any] = {"model": self._model}
-        if request.lora_request is not None:
-            found["model"] = request.lora_request.lora_name
-        for name in _NAMES:
-            value = said.get(name)
-            if name == "session_id" and value is None:
-                value = request.session_id
-            if isinstance(value, str | int) and not isinstance(value, bool):
-                found[name] = str(value)[:_LONGEST_NAME]
-        turn = said.get("turn")
-        if type(turn) is int and 0 <= turn <= _MOST_TURNS:
-            found["turn"] = turn
-        prefix = self.prefix(request)
-        if prefix:
-            found["prefix_hashes"] = prefix
+        said = request.sampling_params.extra_args
+        lora, session = request.lora_request, request.session_id
+        found: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
+        if said or session is not None:
+            found |= _said(said or {}, session)
+        if request.block_hashes:
+            prefix = self.prefix(request)
+            if prefix:
+                found["prefix_hashes"] = prefix
         return found
 
     def temperature(self, request: Any) -> float | None:
         """Of the sampling."""
         said = request.sampling_params.temperature
-        return float(said) if isinstance(said, int | float) and isfinite(said) else None
+        return float(said) if isinstance(said, _NUMBER) and isfinite(said) else None
 
     def prefix(self, request: Any) -> list[int]:
         """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
@@ -148,3 +141,19 @@ class Describer:
             row["prompt_token_ids"] = list(request.prompt_token_ids or ())
             row["output_token_ids"] = list(request._output_token_ids)
         return row
+
+
+def _said(said: dict[str, Any], session: Any) -> dict[str, Any]:
+    """What a client says of itself, and the session that the engine knows it by."""
+    names = {"client_id": said.get("client_id"), "session_id": said.get("session_id")}
+    if names["session_id"] is None:
+        names["session_id"] = session
+    found: dict[str, Any] = {
+        name: str(value)[:_LONGEST_NAME]
+        for name, value in names.items()
+        if isinstance(value, str | int) and not isinstance(value, bool)
+    }
+    turn = said.get("turn")
+    if type(turn) is int and 0 <= turn <= _MOST_TURNS:
+        found["turn"] = turn
+    return found

@@ -43,7 +43,8 @@ class Endings:
 
     def reason(self, request: Any) -> str:
         """``stop``, ``length``, ``abort`` or ``error``."""
-        said = _REASONS.get(request.status.name, "error")
+        # Not .name: that is Python code, and this is called in the middle of a step.
+        said = _REASONS.get(request.status._name_, "error")
         if said == "abort" and self.tokenizer is not None and self._stopped(request):
             return "stop"
         return said

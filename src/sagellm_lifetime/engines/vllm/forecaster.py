@@ -9,6 +9,7 @@ import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
+from sagellm_lifetime.engines.vllm.burst import CAME, OVER, Event, Heard
 from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.state import HORIZON, Outlook
@@ -40,9 +41,17 @@ class LiveForecaster(PredictedLengths):
         # Not by get_metrics(), whose lock a call that hangs may hold: any thread may ask this.
         return self.predictor._lessons
 
-    def arrived(self, request: PredictionRequest) -> None:
-        """Ask for the first time."""
-        self._note(request, self.predictor.predict(request))
+    def hear(self, events: Sequence[Event], heard: Heard) -> None:
+        """Ask about those that come, and tell of those that end; ``heard`` grows with each."""
+        predict, finished = self.predictor.predict, self.finished
+        for kind, of, more, why in events:
+            if kind is CAME:
+                request = more(of)
+                heard.append(_total(request, predict(request)))
+            else:
+                if kind is OVER:
+                    finished(of.request_id, of.num_output_tokens, more, why)
+                heard.append(None)
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """They have generated more, or are new to the predictor."""
@@ -50,7 +59,7 @@ class LiveForecaster(PredictedLengths):
         if len(answers) != len(requests):
             raise NonsenseError(f"{len(answers)} answers to {len(requests)} questions")
         for request, answer in zip(requests, answers, strict=True):
-            self._note(request, answer)
+            self._tally.predicted(str(request.sequence_id), *_total(request, answer))
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """As of any predictor, checked."""
@@ -83,13 +92,14 @@ class LiveForecaster(PredictedLengths):
         for each in ids:
             self.predictor.discard(each)
 
-    def _note(self, request: PredictionRequest, answer: PredictionResult) -> None:
-        remaining, confidence = answer.estimated_remaining_tokens, answer.confidence
-        if isinstance(remaining, bool) or not isinstance(remaining, int) or remaining < 0:
-            raise NonsenseError(f"{remaining!r} tokens remaining")
-        if not 0.0 <= confidence <= 1.0 + _ROUNDING:
-            raise NonsenseError(f"a confidence of {confidence!r}")
-        if not (isfinite(answer.estimated_time) and answer.estimated_time >= 0.0):
-            raise NonsenseError(f"{answer.estimated_time!r} seconds remaining")
-        name = str(request.sequence_id)
-        self._tally.predicted(name, request.current_length + remaining, confidence)
+
+def _total(request: PredictionRequest, answer: PredictionResult) -> tuple[int, float]:
+    """Total length and confidence of an answer, if it is one."""
+    remaining, confidence = answer.estimated_remaining_tokens, answer.confidence
+    if isinstance(remaining, bool) or not isinstance(remaining, int) or remaining < 0:
+        raise NonsenseError(f"{remaining!r} tokens remaining")
+    if not 0.0 <= confidence <= 1.0 + _ROUNDING:
+        raise NonsenseError(f"a confidence of {confidence!r}")
+    if not (isfinite(answer.estimated_time) and answer.estimated_time >= 0.0):
+        raise NonsenseError(f"{answer.estimated_time!r} seconds remaining")
+    return request.current_length + remaining, confidence

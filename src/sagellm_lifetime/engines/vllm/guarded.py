@@ -14,8 +14,8 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
+from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, WAITS, Burst, Event
 from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.feed import TokenFeed
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 _HEAD: Final = 64
 """Of the queue, as far as anybody is let go first."""
 _MANY: Final = 32
-"""Running sequences from which on events are dealt with several at a time: what runs once in a
-while runs cold, at two to three times its cost."""
+"""Running sequences from which on events are dealt with several at a time."""
 _BURST: Final = 192  # of them, at a time
 _LATEST: Final = 128
-"""Steps after which fewer are dealt with."""
+"""Steps after which fewer are dealt with, and after which the breaker hears of them."""
 _NOTHING: Final = Plan(order="fcfs", evict="")
 """What is done while nobody acts."""
 
@@ -92,24 +91,25 @@ class LiveLifetime:
         self.seconds = 0.0
         self._scheduler = scheduler
         self._plan = plan
+        self.fits = plan.fit > 0.0
+        """Whether it is asked how many may be admitted: to act, or to compare."""
         self._forecaster = forecaster
         self._reads_tokens = reads_tokens
         self._describe = describe
         # A plan that makes room by itself needs no watermark.
         self._takeover = Takeover(scheduler, 0.0 if plan.fit else watermark)
         self._planner: Planner | None = None
+        self.acting = False
+        """Whether decisions are ours."""
+        self.plan = _NOTHING
+        """What the mixin is to do."""
         self._feed = TokenFeed()
-        self._gone: list[str] = []
-        """Ended while nobody told the predictor."""
         self._between: set[str] = set()
         """Sessions whose turn is over, and whose next input has not come."""
         self._fitting = sys.maxsize
-        self._events: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        """What has happened and is not dealt with, in its order."""
-        self._latest = 0
-        """Step at which even few events are dealt with."""
-        self._matters = False
-        """Whether the order of the queue does, in this step."""
+        self._burst = Burst(breaker, tally, forecaster)
+        self._ticks: list[tuple[float, bool]] = []
+        """Steps that the planner has not heard of."""
         self._began: float | None = None
         self._told = (0, 0.0)
         """Steps and their seconds that the breaker has heard of."""
@@ -126,11 +126,6 @@ class LiveLifetime:
     # -- a step ------------------------------------------------------------------------------
 
     @property
-    def acting(self) -> bool:
-        """Whether decisions are ours."""
-        return self.mode == "act" and self._planner is not None
-
-    @property
     def idle(self) -> bool:
         """Whether it is off, and stays so: then a step is vLLM's alone."""
         return self.mode == self.wanted == "off" and not self._takeover.disordered
@@ -138,20 +133,15 @@ class LiveLifetime:
     @property
     def decides(self) -> bool:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
-        return self.acting or self._takeover.disordered or self._plan.fit > 0.0
+        return self.acting or self._takeover.disordered or self.fits
 
     @property
     def headroom(self) -> int:
-        """Blocks that admission is to leave free beyond the watermark, in ``act``."""
-        return self._planner.headroom if self.acting and self._planner is not None else 0
+        """Blocks that admission is to leave free beyond the watermark, where it is ours."""
+        return self._planner.headroom if self._planner is not None else 0
 
-    @property
-    def plan(self) -> Plan:
-        """What the mixin is to do."""
-        return self._plan if self.acting else _NOTHING
-
-    def begin(self, *, busy: bool) -> None:
-        """Before each step: account for the last one, change the mode, come back from a fault."""
+    def tick(self, *, busy: bool) -> None:
+        """A step begins: account for the last one, change the mode, come back from a fault."""
         now, breaker = perf_counter(), self.breaker
         began, self._began = self._began, now
         if began is None or not busy:
@@ -162,20 +152,30 @@ class LiveLifetime:
             self.seconds += now - began
             if breaker.spent or self.steps - self._told[0] >= _LATEST:
                 self._tell()
-        # What runs once a step runs cold, at several times its cost: in nearly all, this is all.
+        self._fitting = sys.maxsize
+        # What runs once a step runs cold, at several times its cost: so in nearly all, nothing of
+        # this is called.
         if (
-            self._planner is not None
-            and breaker.allows
-            and self.mode == self.wanted
-            and (self.mode == "act" or not self._takeover.disordered)
+            self._planner is None
+            or breaker.state != "closed"
+            or self.mode != self.wanted
+            or (self._takeover.disordered and self.mode != "act")
         ):
-            return
+            self._change()
+        if self._planner is not None:
+            self._ticks.append((self._scheduler.clock(), busy))
+            if len(self._ticks) >= _LATEST or len(self._burst.events) >= _BURST:
+                self.catch_up()
+            if self._reads_tokens:
+                self._feed_tokens()
+
+    def _change(self) -> None:
         if self.idle:
             return
         self._mind()
         if self.wanted != self.mode:
             self._switch(self.wanted)
-        if self._planner is None and self.mode != "off" and breaker.ready():
+        if self._planner is None and self.mode != "off" and self.breaker.ready():
             self._start()
         if self._takeover.disordered and not self.acting:
             self._takeover.restore()
@@ -187,50 +187,45 @@ class LiveLifetime:
         if not self.idle:
             self.breaker.steps(self.steps - steps, self.seconds - seconds)
 
-    def tick(self, *, busy: bool) -> None:
-        """The mixin's step begins."""
-        planner = self._planner
-        if planner is None:
-            return
-        planner.tick(busy=busy)
-        waiting = len(self._events)
-        if waiting >= _BURST or (waiting and self.steps >= self._latest):
+    def _feed_tokens(self) -> None:
+        grown = self._feed.advance(self._scheduler.requests)
+        if grown:
             self.catch_up()
-        if self._reads_tokens:
-            grown = self._feed.advance(self._scheduler.requests)
-            if grown:
-                self.catch_up()
-                self._call(None, self._hand_over, grown)
+            self._call(None, self._hand_over, grown)
 
     def catch_up(self) -> None:
-        """Deal with all that has happened."""
-        self._latest = self.steps + _LATEST
-        events, self._events = self._events, []
-        for deal, args in events:
-            deal(*args)
+        """Deal with all that has happened; before any decision."""
+        ticks, self._ticks = self._ticks, []
+        if self._planner is not None:
+            for now, busy in ticks:
+                self._planner.tick(busy=busy, now=now)
+        if self._burst.events:
+            self._burst.deal(self._planner)
+            self._mind()
 
     def _hand_over(self, grown: Sequence[Any]) -> None:
         if self._forecaster is not None:
             self._forecaster.grown([self._describe.grown(request) for request in grown])
 
-    def line_up(self, waiting: Any) -> None:
-        """Put the queue in order, in ``act``."""
+    def line_up(self, waiting: Any) -> bool:
+        """Put the queue in order, in ``act``; whether it matters in this step."""
         # One alone has no place in a line, nor have they while all are let in, or nobody.
-        self._matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
-        if self._matters:
+        matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
+        if matters:
             self.catch_up()
-        if self._matters and self._planner is not None and self._planner.stale:
+        if matters and self._planner is not None and self._planner.stale:
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
         if self._takeover.disordered and not self.acting:
             self._takeover.restore()
+        return matters
 
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
         planner = self._planner
-        if planner is None or not self._matters or planner.head_fits(waiting, free):
+        if planner is None or planner.head_fits(waiting, free):
             return
         head = list(islice(waiting, _HEAD))
         order = self._call(head, planner.filled, head, free)
@@ -241,8 +236,7 @@ class LiveLifetime:
 
     def room(self, running: int, waiting: Any, used_blocks: int) -> int:
         """How many of the queue may be admitted."""
-        self._fitting = sys.maxsize
-        if self._planner is None or not self._plan.fit:
+        if self._planner is None:
             return sys.maxsize
         self.catch_up()
         count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
@@ -269,11 +263,10 @@ class LiveLifetime:
         return self._call(0, self._planner.set_aside, used_blocks)
 
     def end(self, admitted: set[str]) -> None:
-        """After the engine's step, in shadow: compare."""
-        fitting, self._fitting = self._fitting, sys.maxsize
-        if self._planner is None or not admitted:
+        """After a step of the engine that has admitted somebody, in shadow: compare."""
+        if self._planner is None:
             return
-        scheduler = self._scheduler
+        scheduler, fitting = self._scheduler, self._fitting
         if not scheduler.waiting and fitting == sys.maxsize:
             self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
             return
@@ -293,7 +286,7 @@ class LiveLifetime:
         self._between.discard(request.request_id)
         # Asked about later, it is asked about as it came.
         describe = self._describe if request.num_output_tokens else self._describe.came
-        self._happened(self._came, request, describe)
+        self._happened((CAME, request, describe, None))
         if request.num_output_tokens:
             self.catch_up()
 
@@ -301,7 +294,7 @@ class LiveLifetime:
         """It runs (again)."""
         if self._reads_tokens and self._planner is not None:
             self._feed.start(self._scheduler.requests[request_id])
-        self._happened(self._runs, request_id, self._scheduler.clock())
+        self._happened((RUNS, request_id, self._scheduler.clock(), None))
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
@@ -312,7 +305,7 @@ class LiveLifetime:
 
     def preempted(self, request: Any) -> None:
         """It waits again."""
-        self._happened(self._waits, request, self._scheduler.clock())
+        self._happened((WAITS, request, self._scheduler.clock(), None))
 
     def finished(self, request: Any, _reason: str = "") -> None:
         """It is over; the mixin's reason is as much as vLLM's scheduler knows."""
@@ -328,42 +321,14 @@ class LiveLifetime:
         if (to := self.recorder) is not None:  # at once, too: a kill -9 loses a second at most
             make = partial(self._describe.row, request, seconds, reason, to.content, signals)
             (to.take_now if request.resumable else to.take)(make)
-        self._happened(self._over, request, seconds, reason)
+        self._happened((OVER, request, seconds, reason))
         if request.resumable:  # it may go on, and is another one by then
             self.catch_up()
 
-    def _happened(self, deal: Callable[..., None], *args: Any) -> None:
-        self._events.append((deal, args))
+    def _happened(self, event: Event) -> None:
+        self._burst.events.append(event)
         if self._planner is None or len(self._scheduler.running) < _MANY:
             self.catch_up()
-
-    def _came(self, request: Any, describe: Callable[[Any], PredictionRequest]) -> None:
-        if self._planner is not None:
-            self._call(None, self._planner.came, request, describe)
-
-    def _runs(self, request_id: str, at: float) -> None:
-        if self._planner is None:
-            return
-        if self._plan.fit:
-            self._call(None, self._planner.admitted, request_id, at)
-        else:
-            self._note(self._planner.admitted, request_id, at)
-
-    def _waits(self, request: Any, at: float) -> None:
-        if self._planner is not None:
-            self._note(self._planner.preempted, request, at)
-
-    def _over(self, request: Any, seconds: float, reason: str) -> None:
-        name, length = request.request_id, request.num_output_tokens
-        predicted = self.tally.ended(name, length, seconds, reason)
-        if self._planner is not None:
-            self._note(self._planner.part, request)
-        if self._forecaster is None or not predicted:
-            return
-        if self._planner is not None:
-            self._call(None, self._forecaster.finished, name, length, seconds, reason)
-        if self._planner is None and self.breaker.state != "stuck":
-            self._gone.append(name)
 
     def turn_over(self, request: Any) -> None:
         """A session's turn has ended like a sequence; it may go on with more input."""
@@ -389,10 +354,6 @@ class LiveLifetime:
         self._mind()
         return answer
 
-    def _note(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
-        self.breaker.quick(function, *args, **options)
-        self._mind()
-
     def _mind(self) -> None:
         """After a fault nothing of the planner is trusted any more."""
         if self._planner is not None and not self.breaker.allows:
@@ -404,9 +365,9 @@ class LiveLifetime:
         self.mode = mode
         if mode == "off":
             if self._forecaster is not None and self.breaker.allows:
-                names = [*self._gone, *self.tally.running()]
+                names = [*self._burst.gone, *self.tally.running()]
                 self.breaker.call(None, self._forecaster.forget, names)
-            self._gone.clear()
+            self._burst.gone.clear()
             self._stop()
         elif self._planner is not None:
             # The order of the queue may be anything by now: line it up once more.
@@ -421,8 +382,8 @@ class LiveLifetime:
         self.catch_up()
         queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in self._between]
-        self._planner = self.breaker.call(None, self._made, forecaster, held, scheduler.running)
-        self._gone.clear()
+        self._use(self.breaker.call(None, self._made, forecaster, held, scheduler.running))
+        self._burst.gone.clear()
         self._feed = TokenFeed()
         if self._planner is not None:
             for request in scheduler.running if self._reads_tokens else ():
@@ -445,11 +406,16 @@ class LiveLifetime:
             clock=scheduler.clock,
             cached=scheduler.cached_tokens,
         )
-        forecaster.forget(self._gone)
+        forecaster.forget(self._burst.gone)
         forecaster.grown([self._describe(request) for request in (*waiting, *running)])
         planner.adopt(waiting, running)
         return planner
 
+    def _use(self, planner: Planner | None) -> None:
+        self._planner = planner
+        self.acting = self.mode == "act" and planner is not None
+        self.plan = self._plan if self.acting else _NOTHING
+
     def _stop(self) -> None:
-        self._planner = None
+        self._use(None)
         self._takeover.give_back()

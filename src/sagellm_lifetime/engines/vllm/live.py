@@ -65,13 +65,14 @@ class LiveMixin(LifetimeMixin):
         lifetime = self.lifetime
         if lifetime is None:
             return super().schedule(*args, **options)
-        lifetime.begin(busy=bool(self.running))
         if lifetime.idle:  # past the mixin that asks: the step is vLLM's alone
+            lifetime.tick(busy=bool(self.running))
             return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
         if lifetime.mode == "shadow":
-            admitted = {new.req_id for new in output.scheduled_new_reqs}
-            lifetime.end(admitted | output.scheduled_cached_reqs.resumed_req_ids)
+            new, resumed = output.scheduled_new_reqs, output.scheduled_cached_reqs.resumed_req_ids
+            if new or resumed:
+                lifetime.end({each.req_id for each in new} | resumed)
         return output
 
     def _is_tight(self) -> bool:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from heapq import nsmallest
 from typing import Any
 
-from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
+from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, Event
 from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController, _Known
 
 
 class Planner(LifetimeController):
     """Takes copies, and checks that what comes back is the same in another order."""
 
-    def came(self, request: Any, describe: Callable[[Any], PredictionRequest]) -> None:
-        """A request was queued."""
-        self._meet(request)
-        self._forecaster.arrived(describe(request))
+    def note(self, events: Sequence[Event]) -> None:
+        """All of this has happened; the predictor hears of it from somebody else."""
+        for kind, of, at, _ in events:
+            if kind is CAME:
+                self._meet(of)
+            elif kind is OVER:
+                self.part(of)
+            elif kind is RUNS:
+                self.admitted(of, at)
+            else:
+                self.preempted(of, at)
 
     def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
         """Get to know sequences that came before; they have been predicted already."""

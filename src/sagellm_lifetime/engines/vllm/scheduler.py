@@ -55,12 +55,12 @@ class LifetimeMixin:
         lifetime.tick(busy=bool(self.running))
         limit = self.max_num_active_reqs
         if self.waiting and lifetime.decides:
-            lifetime.line_up(self.waiting)
-            if lifetime.headroom:
+            if lifetime.line_up(self.waiting):
                 self._leave_free(lifetime.headroom)
-            lifetime.fill(self.waiting, self._free_to_admit())
-            room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
-            self.max_num_active_reqs = min(limit, len(self.running) + room)
+                lifetime.fill(self.waiting, self._free_to_admit())
+            if lifetime.fits:
+                room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
+                self.max_num_active_reqs = min(limit, len(self.running) + room)
         # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
         if lifetime.plan.evict and self.waiting and self._is_tight():
             self.running = lifetime.victims_last(self.running)
@@ -161,8 +161,10 @@ class LifetimeMixin:
 
     def _is_tight(self) -> bool:
         """Whether this step may run out of blocks."""
-        need = len(self.running) + self._prefill_left() // self.block_size
-        return self.kv_cache_manager.block_pool.get_num_free_blocks() < need
+        need = len(self.running)
+        if self._inflight_prefills:
+            need += self._prefill_left() // self.block_size
+        return bool(self.kv_cache_manager.block_pool.get_num_free_blocks() < need)
 
     def _runs_out(self) -> bool:
         """The same, told more closely: every sequence is looked at."""
