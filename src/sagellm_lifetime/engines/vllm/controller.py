@@ -34,6 +34,9 @@ _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _LOOK: Final = 64
 """Waiting sequences looked at in one step, at most."""
+_LOOKUPS: Final = 1024
+"""Waiting sequences that the prefix cache is asked about when the queue is put in order, at most:
+each costs some microseconds."""
 _PACE: Final = 0.002
 """Weight of the newest step in the moving average of its duration, at least: a step with a prefill
 takes ten times as long as one without, and places in the line are settled by this figure."""
@@ -230,13 +233,34 @@ class LifetimeController:
             self._place(new)
         self._settle(waiting)
         if self.plan.order != "fcfs":
-            known = self._known
-            order = sorted(
-                waiting,
-                key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
-            )
+            order = sorted(waiting, key=self._key(waiting))
             waiting.clear()
             waiting.extend(order)
+
+    def _key(self, waiting: Any) -> Callable[[Any], tuple[float, ...]]:
+        """What the queue is sorted by."""
+        known, cached = self._known, self._in_cache(waiting)
+
+        def key(request: Any) -> tuple[float, ...]:
+            name = request.request_id
+            return request.priority, name not in cached, known[name].place, request.arrival_time
+
+        return key
+
+    def _in_cache(self, waiting: Any) -> set[str]:
+        """Of the first of the queue those whose prompts are there, by and large.
+
+        They cost little, and only now: a full pool forgets a prefix soon after the last that runs
+        with it.
+        """
+        found: set[str] = set()
+        if self.plan.cached:
+            for request in islice(waiting, _LOOKUPS):
+                name = request.request_id
+                there = self._known[name].cached = self._cached(request)
+                if there >= self.plan.cached * request.num_tokens:
+                    found.add(name)
+        return found
 
     def _place(self, new: list[_Known]) -> None:
         sequences, outlook = self._look(new)

@@ -56,13 +56,8 @@ class Planner(LifetimeController):
         self.line_up([])
         if self.plan.order == "fcfs":
             return list(waiting[:count])
-        known = self._known
         self._settle(waiting)
-        return nsmallest(
-            count,
-            waiting,
-            key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
-        )
+        return nsmallest(count, waiting, key=self._key(waiting))
 
     def victims(self, running: Sequence[Any]) -> list[Any]:
         """The running sequences, the first victim last."""
