@@ -132,6 +132,67 @@ def test_what_the_cache_has_needs_no_room(clock):
     assert names(waiting) == ["big", "small", "tiny"]
 
 
+CACHED_FIRST = Plan(order="length", patience=1e6, slack=1e6, cached=0.5)
+
+
+@pytest.mark.parametrize(
+    ("there", "order"),
+    [
+        ({}, ["big", "small", "tiny"]),
+        ({"tiny": 8}, ["tiny", "big", "small"]),
+        ({"tiny": 7}, ["big", "small", "tiny"]),  # less than half of it
+        ({"tiny": 16, "small": 160}, ["small", "tiny", "big"]),  # as they would go otherwise
+    ],
+)
+def test_those_whose_prompt_is_in_the_cache_go_first(clock, there, order):
+    _, waiting = lined_up(
+        clock, three(), LENGTHS, CACHED_FIRST, cached=lambda r: there.get(r.request_id, 0)
+    )
+    assert names(waiting) == order
+    _, waiting = lined_up(
+        clock, three(), LENGTHS, PATIENT, cached=lambda r: there.get(r.request_id, 0)
+    )
+    assert names(waiting) == ["big", "small", "tiny"]
+
+
+def test_the_cache_is_asked_anew_whenever_the_queue_is_put_in_order(clock):
+    there, asked = {}, []
+
+    def cached(request):
+        asked.append(request.request_id)
+        return there.get(request.request_id, 0)
+
+    made, waiting = lined_up(clock, three(), LENGTHS, CACHED_FIRST, cached=cached)
+    there["tiny"] = 16
+    made.line_up(waiting)
+    assert names(waiting) == ["big", "small", "tiny"], "it is put in order once in a while"
+    asked.clear()
+    for _ in range(32):
+        made.tick(busy=True)
+    made.line_up(waiting)
+    assert names(waiting) == ["tiny", "big", "small"]
+    assert sorted(asked) == sorted(LENGTHS)
+
+
+def test_the_cache_lets_nobody_before_a_more_urgent_class(clock):
+    requests = [request("big", 800), request("tiny", 16, priority=1)]
+    _, waiting = lined_up(
+        clock, requests, LENGTHS, CACHED_FIRST, cached=lambda r: 16 * (r.request_id == "tiny")
+    )
+    assert names(waiting) == ["big", "tiny"]
+
+
+def test_a_long_queue_asks_the_cache_about_its_beginning(clock, monkeypatch):
+    from sagellm_lifetime.engines.vllm import controller as module
+
+    made, waiting = lined_up(clock, three(), LENGTHS, CACHED_FIRST)
+    asked = []
+    made._cached = lambda r: asked.append(r.request_id) or 0
+    monkeypatch.setattr(module, "_LOOKUPS", 2)
+    made._in_cache(waiting)
+    assert asked == ["big", "small"]
+
+
 def test_first_come_first_served_is_never_filled(clock):
     made, waiting = lined_up(clock, three(), LENGTHS, Plan(order="fcfs"))
     made.fill(waiting, 20)
@@ -243,6 +304,7 @@ def test_seconds_per_step_are_a_mean_at_first(clock):
         ({"order": "random"}, "area"),
         ({"evict": "random"}, "cost-aware"),
         ({"fit": 1.0}, "fit"),
+        ({"cached": 1.5}, "cached"),
         ({"patience": -1.0}, "patience"),
         ({"slack": float("nan")}, "slack"),
         ({"max_preemptions": -1}, "max_preemptions"),

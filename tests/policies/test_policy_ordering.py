@@ -238,14 +238,22 @@ def test_no_outlook_gives_an_infinite_service(name):
     assert np.isfinite(service).all()
 
 
-def test_longest_first_for_batches():
+@pytest.mark.parametrize(
+    ("tokens", "order"),
+    [
+        ([16, 16, 16], [1, 2, 0]),
+        ([2000, 16, 500], [0, 1, 2]),  # prompt and answer together
+        ([2000, 16, 1500], [0, 2, 1]),
+    ],
+)
+def test_longest_first_for_batches(tokens, order):
     spots = places(
-        sequences(3, arrival=[0.0, 0.0, 0.0]),
+        sequences(3, tokens=tokens, arrival=[0.0, 0.0, 0.0]),
         known([10, 1000, 100]),
         service=SERVICES["longest"],
         patience=1.0,
     )
-    assert np.argsort(spots).tolist() == [1, 2, 0]
+    assert np.argsort(spots).tolist() == order
 
 
 def test_a_long_prompt_counts_in_memory_time_and_not_in_length():

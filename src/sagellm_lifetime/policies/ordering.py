@@ -58,12 +58,14 @@ def by_nothing(sequences: Sequences, outlook: Outlook) -> np.ndarray:
 
 
 def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
-    """For offline batches: what may take longest starts first (Graham 1969, LPT).
+    """For offline batches: what may become longest, prompt and answer together, starts first.
 
-    One long answer that starts late keeps the whole batch waiting, so what counts is not how long
-    an answer is expected to be, but how long it is if it is long.
+    One long answer that starts late keeps the whole batch waiting (Graham 1969, LPT), so what
+    counts is not how long an answer is expected to be, but how long it is if it is long. And a long
+    prompt that comes late finds no room beside others, while short ones fill what is left between
+    long ones (first fit decreasing).
     """
-    return 1.0 / np.maximum(outlook.at_worst(_UNLUCKY), 1.0)
+    return 1.0 / np.maximum(sequences.tokens + outlook.at_worst(_UNLUCKY), 1.0)
 
 
 SERVICES: Final[dict[str, Service]] = {

@@ -28,6 +28,8 @@ class Plan:
         near_completion: tokens from its end at which a sequence is no longer preempted.
         max_preemptions: of one sequence, before it is spared.
         min_confidence: below it the engine's own rule decides.
+        cached: share of a waiting prompt that the prefix cache must hold for it to go before all
+            others of its class, however long they have waited; 0 for never.
     """
 
     order: str = "area"
@@ -38,6 +40,7 @@ class Plan:
     near_completion: int = 32
     max_preemptions: int = 3
     min_confidence: float = 0.0
+    cached: float = 0.0
 
     def __post_init__(self) -> None:
         if self.order not in SERVICES:
@@ -46,6 +49,8 @@ class Plan:
             raise UnknownNameError("evict", self.evict, list(VALUES))
         if not 0.0 <= self.fit < 1.0:
             raise RequestError(f"fit must be a probability below 1, got {self.fit}")
+        if not 0.0 <= self.cached <= 1.0:
+            raise RequestError(f"cached must be a share, got {self.cached}")
         for name in ("patience", "slack", "near_completion", "max_preemptions"):
             if not getattr(self, name) >= 0:
                 raise RequestError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -59,7 +64,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "evict-shortest": Plan(evict="shortest"),
         "evict-longest": Plan(evict="longest"),
         "evict-engine": Plan(evict=""),
-        "longest-first": Plan(order="longest", patience=1e9, slack=1e9, evict=""),
+        "longest-first": Plan(order="longest", patience=1e9, slack=1e9, evict="", cached=0.5),
         "reserve": Plan(order="fcfs", evict="", fit=0.9),
     }
 )

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.engines.vllm.known import Known, Sizes, Typical
 from sagellm_lifetime.policies.eviction import VALUES, eviction_order
 from sagellm_lifetime.policies.forecast import Forecaster
 from sagellm_lifetime.policies.headroom import headroom
@@ -35,81 +36,15 @@ _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _LOOK: Final = 64
 """Waiting sequences looked at in one step, at most."""
+_LOOKUPS: Final = 1024
+"""Waiting sequences that the prefix cache is asked about when the queue is put in order, at most:
+each costs some microseconds."""
 _PACE: Final = 0.002
 """Weight of the newest step in the moving average of its duration, at least: a step with a prefill
 takes ten times as long as one without, and places in the line are settled by this figure."""
-_TYPICAL: Final = 0.02
-"""Weight of the newest arrivals in the averages of what a sequence is expected to take."""
 _LEEWAY: Final = 1.5
 """Typical answers for whose time a sequence may be overtaken however short the queue is: without
 it the first of a short queue would go first, whatever came with it."""
-_NONE: Final = np.zeros(0)
-
-
-class _Known:
-    """One sequence: its request, its place in the line, and its share of the memory ahead."""
-
-    __slots__ = (
-        "allowed",
-        "area",
-        "cached",
-        "confidence",
-        "joined",
-        "looked",
-        "mean",
-        "place",
-        "request",
-        "running",
-        "survival",
-        "variance",
-        "waited",
-    )
-
-    def __init__(self, request: Any) -> None:
-        self.request = request
-        self.place = np.inf
-        self.joined = request.arrival_time
-        self.waited = 0.0
-        """Seconds, before it joined the queue last."""
-        self.allowed = 0.0
-        """Steps it may be overtaken for, by its own service."""
-        self.area = 0.0
-        self.cached = 0
-        """Tokens that needed no computing at the last look."""
-        self.running = False
-        self.survival = self.mean = self.variance = _NONE
-        self.confidence = 1.0
-        self.looked = 0
-        """Step of the last look."""
-
-
-class _Typical:
-    """Moving averages over those that come: tokens to generate, memory-time, and service in the
-    unit of the order. The ratio of the last two makes patience mean the same for every order."""
-
-    def __init__(self) -> None:
-        self.tokens = self.area = self.service = 0.0
-
-    def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
-        share = _TYPICAL if self.service else 1.0
-        self.tokens += share * (float(tokens.mean()) - self.tokens)
-        self.area += share * (float(areas.mean()) - self.area)
-        self.service += share * (max(float(services.mean()), 1e-9) - self.service)
-
-
-class _Sizes:
-    """Mean prompt and answer of those that come, tokens: of all at first, so that the very first
-    does not set room aside for all, of the last ones later."""
-
-    def __init__(self) -> None:
-        self.prompt = self.answer = 0.0
-        self._seen = 0
-
-    def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
-        self._seen += len(prompts)
-        share = max(_TYPICAL, len(prompts) / self._seen)
-        self.prompt += share * (float(prompts.mean()) - self.prompt)
-        self.answer += share * (float(answers.mean()) - self.answer)
 
 
 class LifetimeController:
@@ -152,16 +87,16 @@ class LifetimeController:
         self._block_size = block_size
         self._clock = clock
         self._cached = cached
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._peak = Peak(total_blocks, block_size, plan.fit or 0.5)
-        self._unplaced: list[_Known] = []
+        self._unplaced: list[Known] = []
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
         self._step = self._ordered = 0
         self._refreshed = -_REFRESH
         self._blocked_until = 0
-        self._typical = _Typical()
-        self._sizes = _Sizes()
+        self._typical = Typical()
+        self._sizes = Sizes()
         self._shared = 0
         """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
@@ -176,7 +111,7 @@ class LifetimeController:
         self._forecaster.arrived(self._describe(request))
 
     def _meet(self, request: Any) -> None:
-        known = self._known[request.request_id] = _Known(request)
+        known = self._known[request.request_id] = Known(request)
         self._unplaced.append(known)
 
     def admitted(self, request_id: str, at: float | None = None) -> None:
@@ -217,7 +152,7 @@ class LifetimeController:
             self._backlog -= known.area
         return True
 
-    def _leave(self, known: _Known) -> None:
+    def _leave(self, known: Known) -> None:
         known.running = False
         known.area = 0.0
         self._blocked_until = 0
@@ -255,15 +190,36 @@ class LifetimeController:
             self._place(new)
         self._settle(waiting)
         if self.plan.order != "fcfs":
-            known = self._known
-            order = sorted(
-                waiting,
-                key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
-            )
+            order = sorted(waiting, key=self._key(waiting))
             waiting.clear()
             waiting.extend(order)
 
-    def _place(self, new: list[_Known]) -> None:
+    def _key(self, waiting: Any) -> Callable[[Any], tuple[float, ...]]:
+        """What the queue is sorted by."""
+        known, cached = self._known, self._in_cache(waiting)
+
+        def key(request: Any) -> tuple[float, ...]:
+            name = request.request_id
+            return request.priority, name not in cached, known[name].place, request.arrival_time
+
+        return key
+
+    def _in_cache(self, waiting: Any) -> set[str]:
+        """Of the first of the queue those whose prompts are there, by and large.
+
+        They cost little, and only now: a full pool forgets a prefix soon after the last that runs
+        with it.
+        """
+        found: set[str] = set()
+        if self.plan.cached:
+            for request in islice(waiting, _LOOKUPS):
+                name = request.request_id
+                there = self._known[name].cached = self._cached(request)
+                if there >= self.plan.cached * request.num_tokens:
+                    found.add(name)
+        return found
+
+    def _place(self, new: list[Known]) -> None:
         sequences, outlook = self._look(new)
         self._blocked_until = 0
         areas = outlook.area(sequences.tokens)
@@ -363,7 +319,7 @@ class LifetimeController:
         computed = np.array([each.request.num_computed_tokens for each in running], dtype=np.int64)
         self._shared = max(0, int((-(-computed // self._block_size)).sum()) - used_blocks)
 
-    def _look(self, known: Sequence[_Known]) -> tuple[Sequences, Outlook]:
+    def _look(self, known: Sequence[Known]) -> tuple[Sequences, Outlook]:
         """Ask about sequences at their present ages, and keep the answers."""
         sequences = self._sequences(known)
         ids = [each.request.request_id for each in known]
@@ -375,7 +331,7 @@ class LifetimeController:
             self._weigh(known, sequences, outlook)
         return sequences, outlook
 
-    def _weigh(self, known: Sequence[_Known], sequences: Sequences, outlook: Outlook) -> None:
+    def _weigh(self, known: Sequence[Known], sequences: Sequences, outlook: Outlook) -> None:
         """Their shares of the memory ahead; of those that run, in the peak too."""
         mean, variance = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
         for i, each in enumerate(known):
@@ -413,7 +369,7 @@ class LifetimeController:
             r for r in ordered if r.is_prefill_chunk
         ]
 
-    def _sequences(self, known: Sequence[_Known]) -> Sequences:
+    def _sequences(self, known: Sequence[Known]) -> Sequences:
         requests = [each.request for each in known]
         tokens = np.array([r.num_tokens for r in requests])
         for each in known:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
 from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, Event
-from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController, _Known
+from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController
+from sagellm_lifetime.engines.vllm.known import Known
 
 
 class Planner(LifetimeController):
@@ -29,7 +30,7 @@ class Planner(LifetimeController):
     def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
         """Get to know sequences that came before; they have been predicted already."""
         for request in (*waiting, *running):
-            self._known[request.request_id] = _Known(request)
+            self._known[request.request_id] = Known(request)
         self._unplaced = [self._known[request.request_id] for request in waiting]
         for request in running:
             self.admitted(request.request_id, request.arrival_time)  # since when, nobody knows
@@ -63,13 +64,8 @@ class Planner(LifetimeController):
         self.line_up([])
         if self.plan.order == "fcfs":
             return list(waiting[:count])
-        known = self._known
         self._settle(waiting)
-        return nsmallest(
-            count,
-            waiting,
-            key=lambda r: (r.priority, known[r.request_id].place, r.arrival_time),
-        )
+        return nsmallest(count, waiting, key=self._key(waiting))
 
     def victims(self, running: Sequence[Any]) -> list[Any]:
         """The running sequences, the first victim last."""

@@ -1,0 +1,77 @@
+"""What a controller keeps: of each sequence, and on average of those that come."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+_TYPICAL: Final = 0.02
+"""Weight of the newest arrivals in the averages of what a sequence is expected to take."""
+_NONE: Final = np.zeros(0)
+
+
+class Known:
+    """One sequence: its request, its place in the line, and its share of the memory ahead."""
+
+    __slots__ = (
+        "allowed",
+        "area",
+        "cached",
+        "confidence",
+        "joined",
+        "looked",
+        "mean",
+        "place",
+        "request",
+        "running",
+        "survival",
+        "variance",
+        "waited",
+    )
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.place = np.inf
+        self.joined = request.arrival_time
+        self.waited = 0.0
+        """Seconds, before it joined the queue last."""
+        self.allowed = 0.0
+        """Steps it may be overtaken for, by its own service."""
+        self.area = 0.0
+        self.cached = 0
+        """Tokens that needed no computing at the last look."""
+        self.running = False
+        self.survival = self.mean = self.variance = _NONE
+        self.confidence = 1.0
+        self.looked = 0
+        """Step of the last look."""
+
+
+class Typical:
+    """Moving averages over those that come: tokens to generate, memory-time, and service in the
+    unit of the order. The ratio of the last two makes patience mean the same for every order."""
+
+    def __init__(self) -> None:
+        self.tokens = self.area = self.service = 0.0
+
+    def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
+        share = _TYPICAL if self.service else 1.0
+        self.tokens += share * (float(tokens.mean()) - self.tokens)
+        self.area += share * (float(areas.mean()) - self.area)
+        self.service += share * (max(float(services.mean()), 1e-9) - self.service)
+
+
+class Sizes:
+    """Mean prompt and answer of those that come, tokens: of all at first, so that the very first
+    does not set room aside for all, of the last ones later."""
+
+    def __init__(self) -> None:
+        self.prompt = self.answer = 0.0
+        self._seen = 0
+
+    def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
+        self._seen += len(prompts)
+        share = max(_TYPICAL, len(prompts) / self._seen)
+        self.prompt += share * (float(prompts.mean()) - self.prompt)
+        self.answer += share * (float(answers.mean()) - self.answer)
