@@ -56,7 +56,7 @@ class LifetimeMixin:
         if self.waiting and lifetime.decides:
             lifetime.line_up(self.waiting)
             lifetime.fill(self.waiting, self._free_to_admit())
-            room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
+            room = lifetime.room(len(self.running), self.waiting, self._free_to_admit())
             self.max_num_active_reqs = min(limit, len(self.running) + room)
         if lifetime.plan.evict and self._is_tight():
             self.running = lifetime.victims_last(self.running)
@@ -111,7 +111,7 @@ class LifetimeMixin:
         aside = self.kv_cache_manager.watermark_blocks if self.running else 0
         if self.lifetime is None:
             return aside
-        return max(aside, self.lifetime.set_aside(self._used_blocks()))
+        return max(aside, self.lifetime.set_aside())
 
     def _free_to_admit(self) -> int:
         """Blocks that a newcomer may take: not those that running sequences are about to."""
@@ -120,10 +120,6 @@ class LifetimeMixin:
             return int(free)
         aside = self.kv_cache_manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
         return int(free) - aside - len(self.running) // self.block_size
-
-    def _used_blocks(self) -> int:
-        pool = self.kv_cache_manager.block_pool
-        return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
 
     def order_matters(self) -> bool:
         """Whether some of the queue may be admitted in this step and others not."""
