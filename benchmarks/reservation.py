@@ -23,13 +23,25 @@ single_thread()
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "reservation.md"
 MEMORY = {"servegen_reasoning": 3000, "mooncake_conversation": 8000, "azure_conv": 1000}
 # Surer and farther together, as on the training parts: neither alone does on both ends.
-FIT = ((0.5, 32), (0.7, 64), (0.84, 128), (0.92, 256), (0.96, 512), (0.98, 1024), (0.99, 2048))
+FIT = (
+    (0.5, 32),
+    (0.7, 64),
+    (0.84, 128),
+    (0.92, 256),
+    (0.96, 512),
+    (0.98, 1024),
+    (0.99, 2048),
+    (0.995, 4096),
+    (0.999, 65536),
+)
 # What is known, times a factor, and how far ahead it is looked at; 0: to the end.
-KNOWN = ((1.0, 8), (1.0, 16), (1.0, 32), (1.0, 128), (1.0, 1024), (1.0, 0), (0.8, 0), (0.6, 0))
-SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
-FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
-WATERMARKS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2)
-RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
+KNOWN = ((1.0, 8), (1.0, 32), (1.0, 128), (1.0, 1024), (1.0, 0), (0.8, 0))
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+FACTORS = (1.0, 4.0, 8.0)
+WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+LITTLE = 0.2
+"""Per cent of the pool; parts of less are not worth a comparison."""
 RULES = ("ours", "lengths known", "one share of max_tokens", "one average", "watermark")
 ONE_NUMBER = ("one share of max_tokens", "one average")
 
@@ -155,10 +167,10 @@ def _right_turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, 
 
 
 def change(found: Mapping[str, Curve], rate: float, rule: str, rivals: Sequence[str]) -> float:
-    """Waste of a rule against the best of its rivals, in per cent."""
+    """Waste of a rule against the best of its rivals, in per cent; NaN where it is hardly any."""
     against = [least(found[rival], rate) for rival in rivals]
     best = min((each for each in against if not np.isnan(each)), default=float("nan"))
-    return 100.0 * (least(found[rule], rate) / best - 1.0) if best else float("nan")
+    return 100.0 * (least(found[rule], rate) / best - 1.0) if best >= LITTLE else float("nan")
 
 
 def report(name: str, seeds: Sequence[Mapping[str, Curve]]) -> str:
@@ -212,9 +224,9 @@ figures are shares of the pool while somebody waits: *waste* is what a rule keep
 growth of what runs and what stays free, *idle* all that is free, set aside or not. What vLLM keeps
 for the rest of prompts begun counts for nobody. The knob of ours is `fit` with `horizon`; each
 rule is read off the lower hull of its settings, so that all are compared at the same rates of
-preemption; a dash where no setting preempts so seldom. Means over the seeds; in brackets each
-seed. *One number* is the better of one share of `max_tokens` and one average, *known* our rule
-with known lengths.
+preemption; a dash where no setting preempts so seldom, or the rival wastes less than 0.2 %. Means
+over the seeds; in brackets each seed. *One number* is the better of one share of `max_tokens` and
+one average, *known* our rule with known lengths.
 
 """
 
