@@ -305,6 +305,7 @@ def test_seconds_per_step_are_a_mean_at_first(clock):
         ({"evict": "random"}, "cost-aware"),
         ({"fit": 1.0}, "fit"),
         ({"cached": 1.5}, "cached"),
+        ({"horizon": 0}, "horizon"),
         ({"patience": -1.0}, "patience"),
         ({"slack": float("nan")}, "slack"),
         ({"max_preemptions": -1}, "max_preemptions"),
@@ -315,3 +316,21 @@ def test_an_impossible_plan_says_so(options, says):
 
     with pytest.raises(LifetimeError, match=says):
         Plan(**options)
+
+
+def test_room_is_left_for_what_runs_and_comes(clock):
+    """With known lengths: the newcomer's blocks and all that grow before the first of them ends."""
+    lengths = {"runs": 160, "next": 320, "last": 16}
+    queue = [request(name, 160) for name in lengths]
+    plan = Plan(order="fcfs", evict="", fit=0.5)
+    made, waiting = lined_up(clock, queue, lengths, plan)
+    made.admitted("runs")
+    waiting.popleft()
+    grown = made.set_aside()
+    assert 10 <= grown <= 12  # 160 tokens, and what the end of a gap adds
+    assert [made.room(1, waiting, free) for free in (80, 45, 19)] == [2, 2, 0]
+    assert made.room(1, waiting, 80) == 0, "asked again after some steps, if nothing ends"
+    near = Plan(order="fcfs", evict="", fit=0.5, horizon=16)
+    made, _ = lined_up(clock, queue, lengths, near)
+    made.admitted("runs")
+    assert made.set_aside() == 1

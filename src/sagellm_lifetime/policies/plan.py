@@ -10,6 +10,7 @@ from typing import Final
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.policies.eviction import VALUES
 from sagellm_lifetime.policies.ordering import SERVICES
+from sagellm_lifetime.policies.reservation import FARTHEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Plan:
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
         fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
             engine does.
+        horizon: steps ahead in which that peak is looked for: more sets more aside.
         near_completion: tokens from its end at which a sequence is no longer preempted.
         max_preemptions: of one sequence, before it is spared.
         min_confidence: below it the engine's own rule decides.
@@ -37,6 +39,7 @@ class Plan:
     slack: float = 0.6
     evict: str = "cost-aware"
     fit: float = 0.0
+    horizon: int = FARTHEST
     near_completion: int = 32
     max_preemptions: int = 3
     min_confidence: float = 0.0
@@ -51,6 +54,8 @@ class Plan:
             raise RequestError(f"fit must be a probability below 1, got {self.fit}")
         if not 0.0 <= self.cached <= 1.0:
             raise RequestError(f"cached must be a share, got {self.cached}")
+        if not self.horizon >= 1:
+            raise RequestError(f"horizon must be 1 step or more, got {self.horizon}")
         for name in ("patience", "slack", "near_completion", "max_preemptions"):
             if not getattr(self, name) >= 0:
                 raise RequestError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -65,7 +70,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "evict-longest": Plan(evict="longest"),
         "evict-engine": Plan(evict=""),
         "longest-first": Plan(order="longest", patience=1e9, slack=1e9, evict="", cached=0.5),
-        "reserve": Plan(order="fcfs", evict="", fit=0.9),
+        "reserve": Plan(order="fcfs", evict="", fit=0.96, horizon=512),
     }
 )
 """The plans that ask a predictor, for a replay and for a running engine."""

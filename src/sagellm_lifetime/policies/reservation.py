@@ -1,85 +1,97 @@
-"""Reservation: how many more sequences fit, by the peak of memory that lies ahead.
+"""Reservation: how much memory to keep free for the growth of what runs.
 
 With ``S_i(t)`` the chance that sequence ``i`` still runs ``t`` steps from now and ``m_i(t)`` the
 blocks it then holds, the memory in use is a sum of independent terms with
 
     mean(t) = sum S_i(t) m_i(t)        variance(t) = sum S_i(t) (1 - S_i(t)) m_i(t)^2
 
-and what has to fit is its peak over ``t`` at a chosen probability, not the sum of all final sizes:
-sequences end at different times. (LightLLM's "past-future" scheduler, Gong et al. 2025, looks at
-the same peak with one length distribution for all requests.)
+and never more than ``most(t) = sum m_i(t)``, what it is if nobody ends. What is kept free is
+
+    max over t <= horizon of  min(mean(t) + z sd(t), most(t))  -  most(0)
+
+The bound is what makes the normal approximation fit a few large sequences: in the next steps hardly
+anybody ends, the variance is that of rare, huge releases, and mean + z sd is more than all of them
+can ever hold. The horizon is there because a preemption far ahead costs little now: nobody else is
+admitted until memory suffices, and by then more is known of those that run. (LightLLM's
+"past-future" scheduler, Gong et al. 2025, looks at the peak of the mean, over all time, with one
+length distribution for all requests.)
 """
 
 from __future__ import annotations
 
 from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 
 from sagellm_lifetime.policies.state import HORIZON, Outlook, gap_of
+
+FARTHEST: Final = int(HORIZON[-1])
+"""Steps ahead of which anything is expected."""
 
 
 class Peak:
     """Memory ahead of a set of sequences, kept up to date as they come and go.
 
     Args:
-        total: blocks in the pool.
         block_size: tokens per block.
         probability: with which the peak is to fit.
+        horizon: steps ahead that are looked at.
     """
 
-    def __init__(self, total: int, block_size: int, probability: float = 0.95) -> None:
-        self._total = total
+    def __init__(self, block_size: int, probability: float = 0.95, horizon: int = FARTHEST) -> None:
+        last = gap_of(horizon)
+        steps = np.concatenate([[0.0], HORIZON[:last], [min(horizon, FARTHEST)]])
         self._block_size = block_size
-        self._ahead = np.concatenate([[0.0], HORIZON]) / block_size
+        self._ahead = steps / block_size
         self._sds = NormalDist().inv_cdf(probability)
-        self.mean = np.zeros(len(self._ahead))
-        self.variance = np.zeros(len(self._ahead))
+        self.sums = np.zeros((3, len(steps)))
+        """Of all sequences: mean, variance, and what they hold if none ends."""
 
-    def terms(self, blocks: np.ndarray, outlook: Outlook) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of each sequence's memory, two arrays of shape ``(N, T + 1)``.
+    def terms(self, blocks: np.ndarray, outlook: Outlook) -> np.ndarray:
+        """What each sequence adds to the sums, shape ``(N, 3, T)``.
 
         Args:
             blocks: that each needs now, shape ``(N,)``.
             outlook: of the remaining lengths.
         """
+        survival = outlook.survival[:, : len(self._ahead) - 1]
         alive = np.ones((len(outlook), len(self._ahead)))
+        most = blocks[:, None] + self._ahead
         if outlook.certain:
             # All of it until the end of the gap in which it ends, and no more than it comes to.
-            alive[:, 1:] = outlook.survival > 0.0
-            most = outlook.expected()[:, None] / self._block_size
-            mean = alive * (blocks[:, None] + np.minimum(self._ahead, most))
-            return mean, np.zeros_like(mean)
-        alive[:, 1:] = outlook.survival
-        held = blocks[:, None] + self._ahead
-        mean = alive * held
-        return mean, mean * (1.0 - alive) * held
+            alive[:, 1:] = survival > 0.0
+            most = np.minimum(most, (blocks + outlook.expected() / self._block_size)[:, None])
+        else:
+            alive[:, 1:] = survival
+        mean = alive * most
+        return np.stack([mean, mean * (1.0 - alive) * most, most], axis=1)
 
-    def add(self, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Take in one sequence's terms, each of shape ``(T + 1,)``."""
-        self.mean += mean
-        self.variance += variance
+    def add(self, terms: np.ndarray) -> None:
+        """Take in one sequence's terms, shape ``(3, T)``."""
+        self.sums += terms
 
-    def remove(self, mean: np.ndarray, variance: np.ndarray) -> None:
+    def remove(self, terms: np.ndarray) -> None:
         """Take out one sequence's terms."""
-        self.mean -= mean
-        self.variance -= variance
+        self.sums -= terms
 
-    def fits(self, mean: np.ndarray, variance: np.ndarray, shared: float = 0.0) -> bool:
-        """Whether the peak fits with one more sequence.
+    def fits(self, terms: np.ndarray, free: float) -> bool:
+        """Whether the peak fits with newcomers.
 
         Args:
-            mean: terms of the newcomer, shape ``(T + 1,)``.
-            variance: likewise.
-            shared: blocks counted more than once, because sequences share a prefix.
+            terms: of the newcomers, summed, shape ``(3, T)``.
+            free: blocks that nobody holds, nor is about to for the rest of its prompt.
         """
-        spread = self._sds * np.sqrt(np.maximum(self.variance + variance, 0.0))
-        return bool((self.mean + mean + spread).max() - shared <= self._total)
+        return self._highest(self.sums + terms) - float(self.sums[2, 0]) <= free
 
-    def level(self) -> float:
-        """Blocks at the peak, at the chosen probability."""
-        spread = self._sds * np.sqrt(np.maximum(self.variance, 0.0))
-        return float((self.mean + spread).max())
+    def growth(self) -> float:
+        """Blocks to keep free: what the set comes to hold at its peak, beyond what it holds now."""
+        return self._highest(self.sums) - float(self.sums[2, 0])
+
+    def _highest(self, sums: np.ndarray) -> float:
+        mean, variance, most = sums
+        likely = mean + self._sds * np.sqrt(np.maximum(variance, 0.0))
+        return float(np.minimum(likely, most).max())
 
 
 def reserved_blocks(remaining: np.ndarray, tokens: np.ndarray, block_size: int) -> np.ndarray:

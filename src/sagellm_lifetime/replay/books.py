@@ -125,6 +125,7 @@ class Books:
             aside = self._manager.watermark_blocks if running else 0
         result.reserved_unused_block_s += min(free, aside) * seconds
         if waiting:
+            result.withheld_block_s += min(free, aside) * seconds
             result.idle_block_s += free * seconds
             result.backlog_s += seconds
             result.backlog_tokens += tokens

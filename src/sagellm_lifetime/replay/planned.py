@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sagellm_lifetime.core.protocol import PredictionRequest
@@ -15,6 +16,7 @@ from sagellm_lifetime.policies.forecast import (
     PredictedLengths,
 )
 from sagellm_lifetime.policies.plan import PLANS, Plan
+from sagellm_lifetime.policies.reservation import FARTHEST
 from sagellm_lifetime.predictors.base import Predictor
 from sagellm_lifetime.replay.policies import ReplayPolicy
 from sagellm_lifetime.replay.trace import TraceRequest
@@ -40,6 +42,8 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
 
     best, shortest = PLANS["lifetime"], PLANS["sjf"]
     arrival, longest = PLANS["reserve"], PLANS["longest-first"]
+    # Rivals that set all of it aside, however far ahead.
+    whole = replace(arrival, horizon=FARTHEST)
     policies = (
         _planned("lifetime", "our default", best, predicted),
         _planned("lifetime-oracle", "our default, lengths known", best, known),
@@ -61,11 +65,9 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
         _planned("longest-first-oracle", "the same, lengths known", longest, known),
         _planned("reserve", "arrival order; the predicted peak fits", arrival, predicted, {}),
         _planned("reserve-oracle", "the same, lengths known", arrival, known, {}),
-        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", arrival, capped, {}),
-        _planned(
-            "reserve-ratio", "one share of max_tokens for all (as SGLang)", arrival, ratio, {}
-        ),
-        _planned("reserve-average", "one average for all (as LightLLM)", arrival, average, {}),
+        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, {}),
+        _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, {}),
+        _planned("reserve-average", "one average for all (as LightLLM)", whole, average, {}),
     )
     return {policy.name: policy for policy in policies}
 

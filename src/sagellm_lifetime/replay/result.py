@@ -30,6 +30,7 @@ class RunResult:
         prefill_tokens: tokens computed as prefill, recomputed ones included.
         reserved_unused_block_s: blocks free, but set aside by the policy (its reserve, or the
             watermark while something runs), times seconds.
+        withheld_block_s: the same, while a request waited for them.
         idle_block_s: blocks free while a request waited, for whatever reason, times seconds.
         backlog_s: seconds during which a request waited.
         backlog_tokens: tokens generated during them.
@@ -54,6 +55,7 @@ class RunResult:
     cached_tokens: int = 0
     prefill_tokens: int = 0
     reserved_unused_block_s: float = 0.0
+    withheld_block_s: float = 0.0
     idle_block_s: float = 0.0
     backlog_s: float = 0.0
     backlog_tokens: int = 0

@@ -26,8 +26,9 @@ from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.policies.reservation import Peak
 from sagellm_lifetime.policies.state import Outlook, Sequences
 
-_REFRESH: Final = 32
-"""Steps between two looks at all running sequences for the peak of memory."""
+_REFRESH: Final = 8
+"""Steps between two looks at all running sequences for the peak of memory: what will end in the
+next dozens of steps decides, and older looks miss it."""
 _RECENT: Final = 8
 """Steps for which an outlook is good enough to choose a victim by."""
 _REORDER: Final = 32
@@ -88,7 +89,7 @@ class LifetimeController:
         self._clock = clock
         self._cached = cached
         self._known: dict[str, Known] = {}
-        self._peak = Peak(total_blocks, block_size, plan.fit or 0.5)
+        self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
         self._unplaced: list[Known] = []
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
@@ -97,8 +98,6 @@ class LifetimeController:
         self._blocked_until = 0
         self._typical = Typical()
         self._sizes = Sizes()
-        self._shared = 0
-        """Blocks that several sequences hold together, at the last look."""
         self._last_step_at: float | None = None
         self._seconds_per_step = 0.02
         self._busy_steps = 0
@@ -122,7 +121,7 @@ class LifetimeController:
             known.waited += (self._clock() if at is None else at) - known.joined
             self._backlog -= known.area
             if self.plan.fit:
-                self._peak.add(known.mean, known.variance)
+                self._peak.add(known.terms)
 
     def preempted(self, request: Any, at: float | None = None) -> None:
         """It lost its memory and waits again, since a moment that is now if nothing is said."""
@@ -157,7 +156,7 @@ class LifetimeController:
         known.area = 0.0
         self._blocked_until = 0
         if self.plan.fit:
-            self._peak.remove(known.mean, known.variance)
+            self._peak.remove(known.terms)
 
     # -- what to do --------------------------------------------------------------------------
 
@@ -285,20 +284,20 @@ class LifetimeController:
             waiting.remove(request)
             waiting.prepend_request(request)
 
-    def room(self, running: int, waiting: Any, used_blocks: int) -> int:
-        """How many of the queue, in its order, may be admitted now."""
+    def room(self, running: int, waiting: Any, free: int) -> int:
+        """How many of the queue, in its order, may be admitted now, with so many blocks free."""
         if not self.plan.fit:
             return len(waiting)
         if self._step < self._blocked_until:
             return 0
         if self._step - self._refreshed >= _REFRESH:
-            self._refresh(used_blocks)
-        mean, variance = np.zeros_like(self._peak.mean), np.zeros_like(self._peak.mean)
+            self._refresh()
+        terms = np.zeros_like(self._peak.sums)
         count = 0
         for request in waiting:
-            known = self._known[request.request_id]
-            mean, variance = mean + known.mean, variance + known.variance
-            if count >= _LOOK or not self._peak.fits(mean, variance, self._shared):
+            # Whole prompts: what the cache has of them is free, too, where nobody else holds it.
+            terms = terms + self._known[request.request_id].terms
+            if count >= _LOOK or not self._peak.fits(terms, free):
                 break
             count += 1
         if count == 0 and running == 0:
@@ -307,17 +306,15 @@ class LifetimeController:
             self._blocked_until = self._step + _RETRY
         return count
 
-    def set_aside(self, used_blocks: int) -> int:
-        """Blocks beyond those in use that are kept for what is running."""
-        return max(int(self._peak.level()) - self._shared - used_blocks, 0) if self.plan.fit else 0
+    def set_aside(self) -> int:
+        """Free blocks that are kept for the growth of what is running."""
+        return int(self._peak.growth()) if self.plan.fit else 0
 
-    def _refresh(self, used_blocks: int) -> None:
+    def _refresh(self) -> None:
         self._refreshed = self._step
         running = [each for each in self._known.values() if each.running]
         if running:
             self._look(running)
-        computed = np.array([each.request.num_computed_tokens for each in running], dtype=np.int64)
-        self._shared = max(0, int((-(-computed // self._block_size)).sum()) - used_blocks)
 
     def _look(self, known: Sequence[Known]) -> tuple[Sequences, Outlook]:
         """Ask about sequences at their present ages, and keep the answers."""
@@ -333,12 +330,12 @@ class LifetimeController:
 
     def _weigh(self, known: Sequence[Known], sequences: Sequences, outlook: Outlook) -> None:
         """Their shares of the memory ahead; of those that run, in the peak too."""
-        mean, variance = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
-        for i, each in enumerate(known):
+        found = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
+        for each, terms in zip(known, found, strict=True):
             if each.running:
-                self._peak.remove(each.mean, each.variance)
-                self._peak.add(mean[i], variance[i])
-            each.mean, each.variance = mean[i], variance[i]
+                self._peak.remove(each.terms)
+                self._peak.add(terms)
+            each.terms = terms
 
     def victims_last(self, running: list[Any]) -> list[Any]:
         """The running sequences so that the engine, which preempts from the end, takes the right

@@ -234,12 +234,12 @@ class LiveLifetime:
                 waiting.popleft()
             waiting.extendleft(reversed(order))
 
-    def room(self, running: int, waiting: Any, used_blocks: int) -> int:
+    def room(self, running: int, waiting: Any, free: int) -> int:
         """How many of the queue may be admitted."""
         if self._planner is None:
             return sys.maxsize
         self.catch_up()
-        count = self._call(None, self._planner.may_admit, running, waiting, used_blocks)
+        count = self._call(None, self._planner.may_admit, running, waiting, free)
         if count is not None:
             self._fitting = count
         if count is None or not self.acting:
@@ -256,11 +256,11 @@ class LiveLifetime:
         order: list[Any] = self._call([], self._planner.victims, running)
         return order or as_vllm(running)
 
-    def set_aside(self, used_blocks: int) -> int:
+    def set_aside(self) -> int:
         """Blocks kept for what is running."""
         if not self.acting or self._planner is None:
             return 0
-        return self._call(0, self._planner.set_aside, used_blocks)
+        return self._call(0, self._planner.set_aside)
 
     def end(self, admitted: set[str]) -> None:
         """After a step of the engine that has admitted somebody, in shadow: compare."""

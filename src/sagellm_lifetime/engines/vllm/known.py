@@ -21,12 +21,11 @@ class Known:
         "confidence",
         "joined",
         "looked",
-        "mean",
         "place",
         "request",
         "running",
         "survival",
-        "variance",
+        "terms",
         "waited",
     )
 
@@ -42,7 +41,7 @@ class Known:
         self.cached = 0
         """Tokens that needed no computing at the last look."""
         self.running = False
-        self.survival = self.mean = self.variance = _NONE
+        self.survival = self.terms = _NONE
         self.confidence = 1.0
         self.looked = 0
         """Step of the last look."""

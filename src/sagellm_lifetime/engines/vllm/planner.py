@@ -71,10 +71,10 @@ class Planner(LifetimeController):
         """The running sequences, the first victim last."""
         return _permuted(self.victims_last(list(running)), running)
 
-    def may_admit(self, running: int, waiting: Any, used_blocks: int) -> int:
+    def may_admit(self, running: int, waiting: Any, free: int) -> int:
         """How many of the queue may be admitted."""
         self.line_up([])
-        room = self.room(running, waiting, used_blocks)
+        room = self.room(running, waiting, free)
         if not 0 <= room <= len(waiting):
             raise NonsenseError(f"room for {room} of {len(waiting)}")
         return room

@@ -59,7 +59,7 @@ class LifetimeMixin:
                 self._leave_free(lifetime.headroom)
                 lifetime.fill(self.waiting, self._free_to_admit())
             if lifetime.fits:
-                room = lifetime.room(len(self.running), self.waiting, self._used_blocks())
+                room = lifetime.room(len(self.running), self.waiting, self._free_to_admit())
                 self.max_num_active_reqs = min(limit, len(self.running) + room)
         # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
         if lifetime.plan.evict and self.waiting and self._is_tight():
@@ -115,7 +115,7 @@ class LifetimeMixin:
         aside = self.kv_cache_manager.watermark_blocks if self.running else 0
         if self.lifetime is None:
             return aside
-        return max(aside, self.lifetime.set_aside(self._used_blocks()))
+        return max(aside, self.lifetime.set_aside())
 
     def _leave_free(self, blocks: int) -> None:
         """Admission leaves so many blocks free, or what it left without us if that is more."""
@@ -131,10 +131,6 @@ class LifetimeMixin:
             return int(free)
         aside = self.kv_cache_manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
         return int(free) - aside - len(self.running) // self.block_size
-
-    def _used_blocks(self) -> int:
-        pool = self.kv_cache_manager.block_pool
-        return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
 
     def order_matters(self) -> bool:
         """Whether some of the queue may be admitted in this step and others not."""

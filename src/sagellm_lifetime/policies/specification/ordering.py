@@ -161,18 +161,17 @@ class LifetimeAwarePass(OptimizationPass):
         pool: float,
     ) -> int:
         """How many of the line fit, in its order; the first, at least, where nothing runs."""
-        peak = Peak(int(pool), 1, self._fit)
+        peak = Peak(1, self._fit)
+        free = int(pool) - sum(_tokens(each) for each in running)
         if running:
             requests = [_request(each) for each in running]
             tokens = np.array([_tokens(each) for each in running])
             ahead = outlook_of(ask(self.lifetime_predictor, requests), requests)
-            for mean, variance in zip(*peak.terms(tokens, ahead), strict=True):
-                peak.add(mean, variance)
+            peak.add(peak.terms(tokens, ahead).sum(axis=0))
         count = 0
-        for mean, variance in zip(*peak.terms(sequences.tokens[order], outlook), strict=True):
-            if not peak.fits(mean, variance):
+        for terms in np.cumsum(peak.terms(sequences.tokens[order], outlook), axis=0):
+            if not peak.fits(terms, free):
                 break
-            peak.add(mean, variance)
             count += 1
         return max(count, 0 if running else 1)
 
