@@ -77,7 +77,8 @@ async def play(
     import aiohttp
 
     clock = clock or WallClock()
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection each: the server may close an idle one just when the next request goes out.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     endless = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=endless) as session:
         asked: list[asyncio.Task[dict[str, Any]]] = []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
+from sagellm_lifetime.engines.vllm import guarded
 from sagellm_lifetime.engines.vllm.breaker import Breaker
 from sagellm_lifetime.predictors import survival
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
@@ -76,7 +77,9 @@ def faulty(wrong):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, about the NaN
 @pytest.mark.parametrize("wrong", FAULTS)
 @pytest.mark.parametrize("mode", ["shadow", "act"])
-def test_the_engine_goes_on_as_vllms_own(wrong, mode, caplog, monkeypatch):
+@pytest.mark.parametrize("many", [0, guarded._MANY], ids=["bursts", "at once"])
+def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch):
+    monkeypatch.setattr(guarded, "_MANY", many)
     monkeypatch.setattr(survival, SurvivalLifetimePredictor.__name__, Faulty)  # it is registered
     predictor = faulty("")
     engine = Engine().predict_with(predictor, mode=mode, learn=wrong == "update", limit_s=0.2)
@@ -84,10 +87,12 @@ def test_the_engine_goes_on_as_vllms_own(wrong, mode, caplog, monkeypatch):
     predictor.wrong = wrong
     mixed_load(engine, n=24, steps=2)
     lifetime = engine.lifetime
+    lifetime.catch_up()
     assert lifetime.breaker.faults[FAULTS[wrong]] == 1
     assert sum(lifetime.breaker.faults.values()) == 1
     assert lifetime.breaker.state == ("stuck" if FAULTS[wrong] == "hang" else "open")
     assert not lifetime.acting
+    assert engine.scheduler.kv_cache_manager.watermark_blocks == 0
     arrivals = [request.arrival_time for request in engine.scheduler.waiting]
     assert arrivals == sorted(arrivals)
     engine.run()
@@ -233,3 +238,56 @@ def test_an_interruption_that_is_late_hits_nobody():
         calls += 1
     time.sleep(0.3)
     assert calls
+
+
+def test_switched_off_while_it_is_broken_it_forgets_them_later():
+    predictor = faulty("")
+    engine = Engine().predict_with(predictor, mode="act", pause_s=30.0)
+    breaker, now = engine.lifetime.breaker, [0.0]
+    breaker._clock = lambda: now[0]
+    mixed_load(engine, n=24, steps=1)
+    predictor.wrong = "rows"
+    mixed_load(engine, n=24, steps=2)
+    assert breaker.state == "open"
+    engine.lifetime.want("off")
+    engine.run()
+    assert predictor.get_metrics()["running"] > 0  # nobody could be told
+    predictor.wrong = ""
+    now[0] = 31.0
+    engine.lifetime.want("shadow")
+    engine.add(3)
+    engine.run()
+    assert breaker.allows
+    assert predictor.get_metrics()["running"] == 0
+
+
+def test_a_mode_wanted_during_a_step_of_vllms_alone_waits_for_the_next(monkeypatch):
+    engine = Engine().predict_with(fitted(), mode="off")
+    lifetime = engine.lifetime
+    passed = lifetime.passed
+
+    def meanwhile(**said):
+        lifetime.want("act")
+        passed(**said)
+
+    monkeypatch.setattr(lifetime, "passed", meanwhile)
+    mixed_load(engine, n=1, steps=0)
+    engine.step()
+    assert (lifetime.mode, lifetime.acting) == ("off", False)
+    monkeypatch.setattr(lifetime, "passed", passed)
+    engine.step()
+    assert lifetime.acting
+    engine.run()
+    assert adds_up(engine.stats())
+
+
+def test_what_is_published_is_dealt_with_in_the_next_step(monkeypatch):
+    monkeypatch.setattr(guarded, "_MANY", 0)
+    engine = Engine().predict_with(fitted(), mode="shadow")
+    engine.step()
+    engine.add(50)
+    engine.step()
+    assert engine.stats()["total_predictions"] == 0
+    engine.lifetime.hurry()
+    engine.step()
+    assert engine.stats()["total_predictions"] == 1

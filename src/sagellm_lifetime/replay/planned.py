@@ -101,7 +101,10 @@ def _planned(
 ) -> ReplayPolicy:
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
         from sagellm_lifetime.engines.vllm.controller import LifetimeController
+        from sagellm_lifetime.engines.vllm.takeover import Takeover
 
+        taken = Takeover(scheduler, 0.0)
+        taken.begin()
         requests = {request.id: request for request in trace}
         scheduler.lifetime = LifetimeController(
             plan,
@@ -111,6 +114,7 @@ def _planned(
             block_size=scheduler.block_size,
             clock=scheduler.clock,
             cached=scheduler.cached_tokens,
+            leave_free=taken.leave_free,
         )
 
     return ReplayPolicy(name, says, SCHEDULER, overrides, install=install)

@@ -60,6 +60,8 @@ class LifetimeController:
         clock: seconds.
         cached: tokens of a request that need no computing: of a waiting one those whose KV the
             prefix cache has, of a running one those whose KV others hold too.
+        leave_free: told how many blocks admission is to leave free at least; never in the order of
+            arrival, where that is the engine's own choice, nor where the plan makes room by itself.
     """
 
     def __init__(
@@ -72,12 +74,10 @@ class LifetimeController:
         block_size: int,
         clock: Callable[[], float],
         cached: Callable[[Any], int] = lambda request: 0,
+        leave_free: Callable[[int], None] = lambda blocks: None,
     ) -> None:
         self.plan = plan
         self.decides = True  # a live engine's has modes in which nobody need ask about the queue
-        self.headroom = 0
-        """Blocks to leave free at admission; none in the order of arrival, where that is the
-        engine's own choice, and none where the plan makes room by itself."""
         self.fits = plan.fit > 0.0
         """Whether it limits how many are admitted."""
         self._forecaster = forecaster
@@ -88,6 +88,7 @@ class LifetimeController:
         self._block_size = block_size
         self._clock = clock
         self._cached = cached
+        self._leave_free = leave_free
         self._known: dict[str, Known] = {}
         self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
         self._unplaced: list[Known] = []
@@ -230,7 +231,7 @@ class LifetimeController:
         if self.plan.order != "fcfs" and not self.plan.fit:
             self._sizes.learn(sequences.recompute, expected)
             prompt, answer = self._sizes.prompt, self._sizes.answer
-            self.headroom = headroom(prompt, answer, self._total, self._block_size)
+            self._leave_free(headroom(prompt, answer, self._total, self._block_size))
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
             outlook,

@@ -108,6 +108,7 @@ class LiveLifetime:
         """Sessions whose turn is over, and whose next input has not come."""
         self._fitting = sys.maxsize
         self._burst = Burst(breaker, tally, forecaster)
+        self._hurried = False
         self._ticks: list[tuple[float, bool]] = []
         """Steps that the planner has not heard of."""
         self._began: float | None = None
@@ -123,6 +124,10 @@ class LiveLifetime:
             return
         self.wanted = mode
 
+    def hurry(self) -> None:
+        """Let nothing lie about longer than the next step; any thread may ask."""
+        self._hurried = True
+
     # -- a step ------------------------------------------------------------------------------
 
     @property
@@ -135,13 +140,8 @@ class LiveLifetime:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
         return self.acting or self._takeover.disordered or self.fits
 
-    @property
-    def headroom(self) -> int:
-        """Blocks that admission is to leave free beyond the watermark, where it is ours."""
-        return self._planner.headroom if self._planner is not None else 0
-
-    def tick(self, *, busy: bool) -> None:
-        """A step begins: account for the last one, change the mode, come back from a fault."""
+    def passed(self, *, busy: bool) -> None:
+        """A step of vLLM's alone begins: whatever is wanted meanwhile, the mode stays."""
         now, breaker = perf_counter(), self.breaker
         began, self._began = self._began, now
         if began is None or not busy:
@@ -152,6 +152,11 @@ class LiveLifetime:
             self.seconds += now - began
             if breaker.spent or self.steps - self._told[0] >= _LATEST:
                 self._tell()
+
+    def tick(self, *, busy: bool) -> None:
+        """A step begins: account for the last one, change the mode, come back from a fault."""
+        self.passed(busy=busy)
+        breaker = self.breaker
         self._fitting = sys.maxsize
         # What runs once a step runs cold, at several times its cost: so in nearly all, nothing of
         # this is called.
@@ -164,7 +169,8 @@ class LiveLifetime:
             self._change()
         if self._planner is not None:
             self._ticks.append((self._scheduler.clock(), busy))
-            if len(self._ticks) >= _LATEST or len(self._burst.events) >= _BURST:
+            late = len(self._ticks) >= _LATEST or len(self._burst.events) >= _BURST
+            if late or self._hurried:
                 self.catch_up()
             if self._reads_tokens:
                 self._feed_tokens()
@@ -195,6 +201,7 @@ class LiveLifetime:
 
     def catch_up(self) -> None:
         """Deal with all that has happened; before any decision."""
+        self._hurried = False
         ticks, self._ticks = self._ticks, []
         if self._planner is not None:
             for now, busy in ticks:
@@ -220,7 +227,7 @@ class LiveLifetime:
                 waiting.extend(order)
         if self._takeover.disordered and not self.acting:
             self._takeover.restore()
-        return matters
+        return matters and self.acting
 
     def fill(self, waiting: Any, free: int) -> None:
         """Let those that fit go first, in ``act``."""
@@ -236,9 +243,9 @@ class LiveLifetime:
 
     def room(self, running: int, waiting: Any, free: int) -> int:
         """How many of the queue may be admitted."""
+        self.catch_up()  # which may end in a fault, and then there is no planner any more
         if self._planner is None:
             return sys.maxsize
-        self.catch_up()
         count = self._call(None, self._planner.may_admit, running, waiting, free)
         if count is not None:
             self._fitting = count
@@ -271,6 +278,8 @@ class LiveLifetime:
             self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
             return
         self.catch_up()
+        if self._planner is None:  # there was a fault
+            return
         queue = [scheduler.requests[name] for name in admitted]
         queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
         self.shadow.admitted(self.breaker, self._planner, admitted, queue)
@@ -364,10 +373,8 @@ class LiveLifetime:
         self.catch_up()
         self.mode = mode
         if mode == "off":
-            if self._forecaster is not None and self.breaker.allows:
-                names = [*self._burst.gone, *self.tally.running()]
-                self.breaker.call(None, self._forecaster.forget, names)
-            self._burst.gone.clear()
+            self._burst.gone += self.tally.running()
+            self.breaker.call(None, self._forget)  # while it is open, when it is closed again
             self._stop()
         elif self._planner is not None:
             # The order of the queue may be anything by now: line it up once more.
@@ -383,7 +390,6 @@ class LiveLifetime:
         queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in self._between]
         self._use(self.breaker.call(None, self._made, forecaster, held, scheduler.running))
-        self._burst.gone.clear()
         self._feed = TokenFeed()
         if self._planner is not None:
             for request in scheduler.running if self._reads_tokens else ():
@@ -405,11 +411,18 @@ class LiveLifetime:
             block_size=scheduler.block_size,
             clock=scheduler.clock,
             cached=scheduler.cached_tokens,
+            leave_free=self._takeover.leave_free,
         )
-        forecaster.forget(self._burst.gone)
+        self._forget()
         forecaster.grown([self._describe(request) for request in (*waiting, *running)])
         planner.adopt(waiting, running)
         return planner
+
+    def _forget(self) -> None:
+        """Those who ended while nobody told the predictor."""
+        if self._forecaster is not None:
+            self._forecaster.forget(self._burst.gone)
+        self._burst.gone.clear()
 
     def _use(self, planner: Planner | None) -> None:
         self._planner = planner

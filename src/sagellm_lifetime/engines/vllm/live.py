@@ -66,7 +66,7 @@ class LiveMixin(LifetimeMixin):
         if lifetime is None:
             return super().schedule(*args, **options)
         if lifetime.idle:  # past the mixin that asks: the step is vLLM's alone
-            lifetime.tick(busy=bool(self.running))
+            lifetime.passed(busy=bool(self.running))
             return super(LifetimeMixin, self).schedule(*args, **options)  # type: ignore[misc]  # mixin
         output = super().schedule(*args, **options)
         if lifetime.mode == "shadow":

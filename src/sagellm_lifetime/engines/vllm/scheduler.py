@@ -33,7 +33,6 @@ class LifetimeMixin:
     """Goes before a scheduler class of vLLM; without a controller it changes nothing."""
 
     lifetime: LifetimeController | None = None
-    _least_free: int | None = None
     # Of vLLM's scheduler:
     running: Any
     waiting: Any
@@ -56,7 +55,6 @@ class LifetimeMixin:
         limit = self.max_num_active_reqs
         if self.waiting and lifetime.decides:
             if lifetime.line_up(self.waiting):
-                self._leave_free(lifetime.headroom)
                 lifetime.fill(self.waiting, self._free_to_admit())
             if lifetime.fits:
                 room = lifetime.room(len(self.running), self.waiting, self._free_to_admit())
@@ -116,13 +114,6 @@ class LifetimeMixin:
         if self.lifetime is None:
             return aside
         return max(aside, self.lifetime.set_aside())
-
-    def _leave_free(self, blocks: int) -> None:
-        """Admission leaves so many blocks free, or what it left without us if that is more."""
-        manager = self.kv_cache_manager
-        if self._least_free is None:
-            self._least_free = manager.watermark_blocks
-        manager.watermark_blocks = max(self._least_free, blocks)
 
     def _free_to_admit(self) -> int:
         """Blocks that a newcomer may take: not those that running sequences are about to."""

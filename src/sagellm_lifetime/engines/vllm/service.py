@@ -48,6 +48,8 @@ class Service:
             jobs.append(learner.watch)
         if state is not None:
             jobs += [self._obey, self._publish]
+        if jobs:
+            jobs.append(lifetime.hurry)  # what is published and learned is no older than these
         self._keeper = Keeper("lifetime-writer", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:

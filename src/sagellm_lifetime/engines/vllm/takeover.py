@@ -27,7 +27,7 @@ class Takeover:
 
     Args:
         scheduler: vLLM's.
-        watermark: share of the pool left free at admission meanwhile; 0 for vLLM's own.
+        watermark: share of the pool left free at admission meanwhile, at least; 0 for vLLM's own.
 
     Attributes:
         disordered: whether queue and running sequences may be in another order than vLLM's.
@@ -38,15 +38,22 @@ class Takeover:
         self._scheduler = scheduler
         self._watermark = watermark
         self._stock: int | None = None
+        """Blocks that vLLM itself leaves free; ``None`` while nothing is changed."""
 
     def begin(self) -> None:
         """From now on the order is not vLLM's, nor what is left free."""
         self.disordered = True
-        manager = self._scheduler.kv_cache_manager
         if self._stock is None:
-            self._stock = manager.watermark_blocks
-            share = int(self._watermark * manager.block_pool.num_gpu_blocks)
-            manager.watermark_blocks = max(manager.watermark_blocks, share)
+            self._stock = self._scheduler.kv_cache_manager.watermark_blocks
+            self.leave_free(0)
+
+    def leave_free(self, blocks: int) -> None:
+        """So many blocks, if that is more than the watermark; nothing changes before it began."""
+        if self._stock is None:
+            return
+        manager = self._scheduler.kv_cache_manager
+        share = int(self._watermark * manager.block_pool.num_gpu_blocks)
+        manager.watermark_blocks = max(self._stock, share, blocks)
 
     def give_back(self) -> None:
         """What is left free is vLLM's own again."""
