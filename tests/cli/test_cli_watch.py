@@ -1,6 +1,7 @@
 """``stats --watch``: again and again, until interrupted."""
 
 from sagellm_lifetime.cli import stats
+from sagellm_lifetime.cli.guard import CommandError
 
 
 def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
@@ -35,3 +36,34 @@ def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
 
 def test_it_needs_an_engine(refused):
     assert "--watch needs --engine" in refused("stats", "--watch")
+
+
+def test_a_server_that_restarts_is_asked_on(cli, monkeypatch):
+    def gone():
+        raise CommandError("http://h:1: no engine answers there\n(refused)")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    up = {"predictor": "lstm", "total_predictions": 7}
+    again = {"predictor": "lstm", "total_predictions": 8}
+    answers = iter([up, gone, gone, again, gone, interrupted])
+
+    def ask(url):
+        answer = next(answers)
+        return answer() if callable(answer) else answer
+
+    monkeypatch.setattr(stats, "ask_engine", ask)
+    monkeypatch.setattr(stats, "_EVERY_S", 0.0)
+    done = cli("stats", "--engine", "http://h:1", "--watch")
+    assert done.code == 130
+    assert [done.out.count(f"Total Predictions: {n}\n") for n in (7, 8)] == [1, 1]
+    *told, last = done.err.splitlines()
+    assert len(told) == 2  # once each time that it went
+    assert all("no engine answers" in line and "asking again" in line for line in told)
+    assert last == "interrupted"
+
+
+def test_a_server_that_never_answered_is_not_waited_for(refused):
+    said = refused("stats", "--engine", "http://127.0.0.1:9", "--watch")
+    assert "no engine answers there" in said

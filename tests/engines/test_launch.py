@@ -10,7 +10,7 @@ from engine_help import fitted
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.engines.vllm import launch
+from sagellm_lifetime.engines.vllm import interface, launch
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.engines.vllm.state import EngineState
 
@@ -113,6 +113,91 @@ def test_names_of_the_hub_are_taken_as_they_are(start):
         assert start(name)[0] == name
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("./nope", "./nope: no such folder\n"),
+        ("../smollm2", "no such folder; `sage llm engine fetch smollm2 ../smollm2` fetches one"),
+        ("~/nope", "no such folder"),
+        ("/nowhere", "no such folder"),
+        ("models/nope", "models/nope: no such folder in models\n"),
+        (
+            "models/smollm2x",
+            "no such folder in models; `sage llm engine fetch smollm2 models/smollm2x` fetches one",
+        ),
+        ("models/a/b", "no such folder in models"),
+        ("nowhere/a/b", "not a name of the hub"),
+        ("README.md", "README.md: a file, but not a .gguf"),
+        ("models/config.json", "a file, but not a .gguf"),
+    ],
+)
+def test_no_model_there(start, tmp_path, name, told):
+    (tmp_path / "models").mkdir()
+    for file in ("README.md", "models/config.json"):
+        (tmp_path / file).write_text("{}")
+    assert told in start(name, ON)
+
+
+def test_what_may_be_a_model_is_not_refused(start, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "small.gguf").write_bytes(b"GGUF")
+    for name in ("Qwen/Qwen2.5-7B-Instruct", "models/small.gguf", "HuggingFaceTB/SmolLM2-135M"):
+        assert start(name, ON)[0] == name
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--logits-processors", "--logits-processors"),
+        ("--logits_processors=a.B", "--logits-processors"),
+        ("--speculative-config", "--speculative-config"),
+        ("--speculative_config.method=ngram", "--speculative-config"),
+        ("-sc", "-sc"),
+        ("--spec-method", "--spec-method"),
+    ],
+)
+def test_no_signals_beside_it(start, model, option, named):
+    line = [model, ON, "--predictor-type", "lstm"]
+    options = ["--", option, *(() if "=" in option else ["x"])]
+    assert f"--watch-eos: not with {named}: " in start(*line, "--watch-eos", *options)
+    assert option in start(*line, *options)  # vLLM's own business
+
+
+@pytest.mark.parametrize("found", ["0.31.1", "0.32.1", "0.33.0+cpu"])
+def test_another_vllm_is_refused_by_its_version(start, model, monkeypatch, found):
+    monkeypatch.setattr(interface, "version", lambda: found)
+    for asked in ([ON], ["--record", "rec"]):
+        said = start(model, *asked)
+        assert f"vLLM {found}: " in said
+        assert f"vllm=={interface.KNOWN_GOOD}" in said
+    assert start(model)  # nothing of ours runs in it
+
+
+def test_builds_of_the_known_version_pass(start, model, monkeypatch):
+    for found in (interface.KNOWN_GOOD, f"{interface.KNOWN_GOOD}+cpu", interface.UNKNOWN):
+        monkeypatch.setattr(interface, "version", lambda found=found: found)
+        assert start(model, ON)
+
+
+def test_keys_are_passed_on_and_not_printed(monkeypatch, model, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(engine.os, "execv", lambda path, line: started.append(line))
+    options = [
+        *("--api-key", "hush1", "hush2", "--port", "81", "--api_key=hush3", "--api-k", "hush4"),
+        *("--hf-token", "hush5", "--hf_token=hush6", "--served-model-name", "seen"),
+        *("--model-loader-extra-config", '{"s3_secret_access_key": "hush7"}'),
+        *("--model-loader-extra-config.s3_secret_access_key", "hush8", "--host", "::"),
+    ]
+    assert run(["engine", "start", str(model), ON, "--", *options], "sage llm") == 0
+    err = capfd.readouterr().err
+    assert "hush" not in err
+    assert "--api-key '***' '***' --port 81 '--api_key=***'" in err
+    assert "--served-model-name seen" in err
+    assert "--host ::" in err
+    assert started[0][-len(options) - 2 : -2] == options
+
+
 def test_the_users_additional_config_stays(start, model):
     given = json.dumps({"other": [1]})
     for form in (["--additional-config", given], [f"--additional_config={given}"]):
@@ -139,6 +224,10 @@ def test_time_to_write_the_rest(start, model):
         (["{model}", "--engine-kind", "embedding"], "engine-kind"),
         (["{model}", ON, "--predictor-type", "oracle"], "unknown predictor 'oracle'"),
         (["{model}", ON, "--predictor-type", "orca", "--predictor-hidden-size", "8"], "no hidden"),
+        (
+            ["{model}", ON, "--predictor-type", "lstm", "--predictor-hidden-size", "100000000"],
+            "less than or equal to 2048",
+        ),
         (["{model}", ON, "--predictor-checkpoint", "nowhere"], "no such checkpoint"),
         (["{model}", ON, "--predictor-checkpoint", "broken.pt"], "broken.pt"),
         (["{model}", ON, "--predictor-checkpoint", "empty"], "not a checkpoint"),
@@ -186,10 +275,13 @@ def test_shadow_goes_with_vllms_priorities(start, model):
     assert "priority" in start(model, ON, "--", "--scheduling-policy", "priority")
 
 
-def test_refusing_imports_nothing_heavy(tmp_path):
+@pytest.mark.parametrize("version", [interface.KNOWN_GOOD, "0.1.0"])
+def test_refusing_imports_nothing_heavy(version):
     code = (
         "import sys\n"
         "from sagellm_lifetime.cli.main import run\n"
+        "from sagellm_lifetime.engines.vllm import interface\n"
+        f"interface.version = lambda: {version!r}\n"
         "assert run(['engine', 'start', '/nowhere/x', '--enable-lifetime-prediction'], 's') == 2\n"
         "print([m for m in ('vllm', 'torch', 'polars', 'onnxruntime') if m in sys.modules])"
     )

@@ -1,15 +1,17 @@
 """Every fault a predictor can have: the engine goes on, as vLLM's own, and says why once."""
 
+import logging
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime.engines.vllm import guarded
-from sagellm_lifetime.engines.vllm.breaker import Breaker
+from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.predictors import survival
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
@@ -104,6 +106,23 @@ def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch)
     (said,) = [r.message for r in caplog.records if "prediction is off" in r.message]
     assert FAULTS[wrong] in said
     assert "\n" not in said
+
+
+def test_what_was_raised_is_named_and_not_quoted(caplog):
+    def quoting(prompt):
+        raise ValueError(f"cannot read {prompt!r}")
+
+    for quick in (False, True):
+        caplog.clear()
+        breaker = Breaker()
+        call = breaker.quick if quick else partial(breaker.call, None)
+        with caplog.at_level("DEBUG", LOG.name):
+            call(quoting, "a secret")
+        breaker.close()
+        assert breaker.reason == "exception: ValueError"
+        said = {r.levelname: logging.Formatter().format(r) for r in caplog.records}
+        assert [level for level, text in said.items() if "a secret" in text] == ["DEBUG"]
+        assert "(exception: ValueError)" in said["ERROR"]
 
 
 def test_on_another_thread_a_worker_is_left_behind():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from sagellm_lifetime.cli.fetch import fetch
 from sagellm_lifetime.cli.guard import CommandError, guarded
-from sagellm_lifetime.cli.options import PREDICTOR_HELP
+from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.places import check_folder
 
@@ -70,7 +69,8 @@ def start(
         typer.Option(metavar="NAME", help=PREDICTOR_HELP, show_default=PREDICTOR),
     ] = None,
     predictor_hidden_size: Annotated[
-        int | None, typer.Option(min=1, help="Width of a network.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=WIDEST, help="Width of a network.", show_default=False),
     ] = None,
     predictor_checkpoint: Annotated[
         Path | None,
@@ -121,7 +121,7 @@ def start(
     ] = STATE,
 ) -> None:
     """Start vLLM's OpenAI server."""
-    from sagellm_lifetime.engines.vllm.launch import check, command, environment
+    from sagellm_lifetime.engines.vllm.launch import check, command, environment, shown
 
     if record_content and record is None:
         raise CommandError("--record-content needs --record DIR")
@@ -158,7 +158,7 @@ def start(
     check(model, settings, options or [])
     line = command(model, settings if asked else None, options or [])
     os.environ.update(environment(settings))
-    note(f"starting {shlex.join(line[1:])}")
+    note(f"starting {shown(line[1:])}")
     sys.stdout.flush()
     # In the place of this process, so that signals reach the server.
     os.execv(line[0], line)

@@ -13,6 +13,8 @@ from sagellm_lifetime.cli.output import listed
 from sagellm_lifetime.predictors.registry import PREDICTORS
 
 PREDICTOR_HELP = listed(PREDICTORS, "or")
+WIDEST = 2048
+"""A wider network is larger than a checkpoint may be."""
 
 
 class OnBadRows(StrEnum):

@@ -6,13 +6,13 @@ import json as jsonlib
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import Checkpoint, Json
-from sagellm_lifetime.cli.output import number, say, write_json
+from sagellm_lifetime.cli.output import note, number, say, write_json
 from sagellm_lifetime.cli.places import check_json, find_checkpoint
 
 PATH: Final = "/lifetime/stats"
@@ -44,11 +44,26 @@ def stats(
     if watch and engine is None:
         raise CommandError("--watch needs --engine URL")
     check_json(json, checkpoint)
-    while watch:
-        show(ask_engine(str(engine)), json, clear=sys.stdout.isatty())
-        sys.stdout.flush()
-        time.sleep(_EVERY_S)
+    if watch:
+        _watch(str(engine), json)
     show(ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint), json)
+
+
+def _watch(url: str, json: str | None) -> NoReturn:
+    """Every second, also while a server that has answered once does not: it may be restarting."""
+    found: dict[str, Any] | None = ask_engine(url)
+    while True:
+        if found is not None:
+            show(found, json, clear=sys.stdout.isatty())
+            sys.stdout.flush()
+        time.sleep(_EVERY_S)
+        answered = found is not None
+        try:
+            found = ask_engine(url)
+        except CommandError as error:
+            found = None
+            if answered:  # once, not every second
+                note(f"{_plain(error)}: asking again until it answers")
 
 
 def show(found: dict[str, Any], json: str | None, *, clear: bool = False) -> None:

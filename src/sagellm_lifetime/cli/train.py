@@ -16,6 +16,7 @@ from sagellm_lifetime.cli.fitting import check_names, fit, read_training_rows
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
+    WIDEST,
     BadRows,
     DataPath,
     Json,
@@ -30,8 +31,6 @@ from sagellm_lifetime.cli.places import (
     default_output,
 )
 
-WIDEST: Final = 2048
-"""A wider network is larger than a checkpoint may be."""
 WIDTHS: Final = ("hidden_size", "d_model")
 """What a network may call its width; the specification has one name for each of its two."""
 

@@ -101,7 +101,7 @@ class Breaker:
         except NonsenseError as error:
             self._open("nonsense", str(error))
         except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
-            self._open("exception", f"{type(error).__name__}: {error}")
+            self._raised(error)
         finally:
             self.spent += time.perf_counter() - started
             if self._suspected:
@@ -114,7 +114,7 @@ class Breaker:
             try:
                 function(*args, **options)
             except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
-                self._open("exception", f"{type(error).__name__}: {error}")
+                self._raised(error)
 
     def steps(self, count: int, seconds: float) -> None:
         """So many steps of the engine are over, which took so long together; calls were made in
@@ -173,6 +173,12 @@ class Breaker:
     def _forget(self) -> None:
         self._steps = self._suspected = 0
         self._cost = self._busy = self._pace = self._over = 0.0
+
+    def _raised(self, error: Exception) -> None:
+        # Its text may quote what the predictor was given, a prompt; the reason is in the log, and
+        # in statistics that need no API key.
+        self._open("exception", type(error).__name__)
+        LOG.debug("what was raised", exc_info=error)
 
     def _open(self, kind: str, reason: str) -> None:
         again = self.state == "trial"

