@@ -42,6 +42,8 @@ def short(tmp_path_factory):
     [
         (["--policy", "sjff"], "unknown policy 'sjff': choose one of fcfs, fcfs-watermark, prior"),
         (["--policy", "fcfs,oracle"], "unknown policy 'oracle'"),
+        (["--policy", "fcfs", "oracle"], "unknown policy 'oracle'"),
+        (["--policy", "fcfs", "--blocks", "9", "lifetime"], "unexpected extra argument"),
         (["--policy", ","], "no policy is named"),
         (["--load", "heavy"], "unknown load 'heavy': choose one of relaxed, knee, overload, a n"),
         (["--load", "0"], "--load"),
@@ -138,7 +140,8 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     assert (tmp_path / "out" / "latency.png").stat().st_size > 5000
     assert (tmp_path / "out" / "memory.png").stat().st_size > 5000
 
-    again = cli(*replay, "--load", 4, "--seeds", 2, "--json")
+    names = ("--policy", "fcfs", "fcfs-watermark", "lifetime,lifetime-oracle")
+    again = cli(*replay, *names, "--load", 4, "--seeds", 2, "--json")
     found = again.json()
     assert (tmp_path / "out.json").read_text() == again.out
     assert list(found) == ["settings", "policies"]

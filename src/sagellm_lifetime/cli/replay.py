@@ -76,7 +76,7 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A policy; repeat it, or put commas between. A wrong name lists them all.",
+            help="Policies, with spaces or commas between. A wrong name lists them all.",
             show_default=", ".join(POLICIES),
         ),
     ] = None,
