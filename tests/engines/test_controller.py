@@ -9,7 +9,7 @@ import pytest
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.controller import LifetimeController
 from sagellm_lifetime.policies.forecast import KnownLengths
-from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.plan import PLANS, Plan
 
 
 class Queue(deque):
@@ -307,15 +307,37 @@ def test_seconds_per_step_are_a_mean_at_first(clock):
         ({"cached": 1.5}, "cached"),
         ({"horizon": 0}, "horizon"),
         ({"patience": -1.0}, "patience"),
+        ({"patience": float("inf")}, "patience"),
+        ({"slack": -1.0}, "slack"),
         ({"slack": float("nan")}, "slack"),
+        ({"slack": float("inf")}, "slack"),
+        ({"min_confidence": -0.1}, "min_confidence"),
+        ({"min_confidence": 1.1}, "min_confidence"),
+        ({"min_confidence": float("nan")}, "min_confidence"),
         ({"max_preemptions": -1}, "max_preemptions"),
     ],
 )
 def test_an_impossible_plan_says_so(options, says):
     from sagellm_lifetime.core.errors import LifetimeError
 
-    with pytest.raises(LifetimeError, match=says):
+    with pytest.raises(LifetimeError, match=says) as error:
         Plan(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("sjf", 1), ("longest-first", -1)])
+def test_without_ageing_no_queue_is_too_short_for_the_order(clock, name, sign):
+    """After a hundred long ones a few short ones wait alone: by length, whatever came before."""
+    lengths = {f"long{i}": 4000 for i in range(100)} | {"b": 40, "c": 30, "d": 20, "a": 50}
+    requests = [request(each, 16, arrival=float(i)) for i, each in enumerate(lengths)]
+    made, waiting = lined_up(clock, requests, lengths, PLANS[name])
+    for each in requests[:100]:
+        made.admitted(each.request_id)
+        waiting.remove(each)
+    for _ in range(32):
+        made.tick(busy=False)
+    made.line_up(waiting)
+    assert names(waiting) == ["d", "c", "b", "a"][::sign]
 
 
 def test_room_is_left_for_what_runs_and_comes(clock):
