@@ -356,3 +356,14 @@ def test_room_is_left_for_what_runs_and_comes(clock):
     made, _ = lined_up(clock, queue, lengths, near)
     made.admitted("runs")
     assert made.set_aside() == 1
+
+
+def test_what_is_set_aside_is_of_now_though_nobody_waits(clock):
+    made, _ = lined_up(clock, [request("runs", 160)], {"runs": 160}, Plan(order="fcfs", fit=0.5))
+    made.admitted("runs")
+    whole = made.set_aside()
+    running = made._known["runs"].request
+    running.num_output_tokens, running.num_tokens = 144, 304
+    for _ in range(8):
+        made.tick(busy=True)
+    assert 1 <= made.set_aside() <= 2 < whole

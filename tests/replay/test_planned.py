@@ -26,10 +26,10 @@ GOLDEN = {
     "evict-engine": (5, 3711),
     "longest-first": (11, 3722),
     "longest-first-oracle": (8, 3549),
-    "reserve": (0, 4246),
-    "reserve-oracle": (1, 3779),
+    "reserve": (0, 4214),
+    "reserve-oracle": (0, 3805),
     "reserve-max-tokens": (0, 21508),
-    "reserve-ratio": (0, 14515),
+    "reserve-ratio": (0, 14523),
     "reserve-average": (55, 3430),
 }
 
