@@ -367,3 +367,22 @@ def test_what_is_set_aside_is_of_now_though_nobody_waits(clock):
     for _ in range(8):
         made.tick(busy=True)
     assert 1 <= made.set_aside() <= 2 < whole
+
+
+def test_headroom_learns_from_those_that_come_not_from_those_preempted(clock):
+    made, waiting = lined_up(clock, [request("first", 160)], {"first": 400, "second": 400})
+    learned = (made._sizes.prompt, made._sizes.answer)
+    assert learned[0] == 160
+    made.admitted("first")
+    first = waiting[0]
+    first.num_preemptions, first.num_output_tokens, first.num_tokens = 1, 390, 550
+    made.preempted(first)
+    made.line_up(waiting)
+    assert (made._sizes.prompt, made._sizes.answer) == learned
+    second = request("second", 80)
+    made.preempted(first)
+    made.arrived(second)
+    waiting.append(second)
+    made.line_up(waiting)
+    assert made._sizes.prompt == pytest.approx(120)
+    assert made._sizes.answer == pytest.approx(learned[1])

@@ -228,7 +228,8 @@ class LifetimeController:
         expected = outlook.expected()
         typical.learn(expected, areas, service(sequences, outlook))
         if self.plan.order != "fcfs" and not self.plan.fit:
-            self._sizes.learn(sequences.recompute, expected)
+            came = sequences.preemptions == 0  # of others the prompt is an answer begun
+            self._sizes.learn(sequences.recompute[came], expected[came])
             prompt, answer = self._sizes.prompt, self._sizes.answer
             self.headroom = headroom(prompt, answer, self._total, self._block_size)
         allowed = places(
