@@ -115,6 +115,24 @@ def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
     assert metrics["completions"] + metrics["censored"] == len(trace)
 
 
+def test_confidence_is_asked_for_where_a_plan_has_a_threshold(
+    vllm, frame, trace, tight, cost, monkeypatch
+):
+    from types import MappingProxyType
+
+    from sagellm_lifetime.replay import planned
+
+    predictor = create_predictor("survival").fit(frame)
+    found = []
+    for doubt in (0.0, 1.0):
+        plans = MappingProxyType(planned.PLANS | {"lifetime": Plan(min_confidence=doubt)})
+        monkeypatch.setattr(planned, "PLANS", plans)
+        policy = planned.planned_policies(predictor)["lifetime"]
+        found.append(replay(trace, tight, cost, policy).result.finish)
+    believed, doubted = found
+    assert not np.array_equal(believed, doubted)
+
+
 def test_known_lengths_are_the_oracles(trace):
     outlook = KnownLengths({r.id: r.output_length for r in trace}).outlook(
         [r.id for r in trace], np.zeros(len(trace), dtype=np.int64)

@@ -37,17 +37,18 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
         predictor: fitted; each run gets a clone, which learns online in simulated time.
     """
 
-    def predicted(trace: Sequence[TraceRequest]) -> Forecaster:
-        return PredictedLengths(predictor.clone())
+    def predicted(plan: Plan) -> Asked:
+        doubting = plan.min_confidence > 0
+        return lambda trace: PredictedLengths(predictor.clone(), doubting=doubting)
 
     best, shortest = PLANS["lifetime"], PLANS["sjf"]
     arrival, longest = PLANS["reserve"], PLANS["longest-first"]
     # Rivals that set all of it aside, however far ahead.
     whole = replace(arrival, horizon=FARTHEST)
     policies = (
-        _planned("lifetime", "our default", best, predicted),
+        _planned("lifetime", "our default", best, predicted(best)),
         _planned("lifetime-oracle", "our default, lengths known", best, known),
-        _planned("sjf", "shortest expected first, no ageing", shortest, predicted),
+        _planned("sjf", "shortest expected first, no ageing", shortest, predicted(shortest)),
         _planned("sjf-oracle", "shortest first, lengths known", shortest, known),
         _planned(
             "fair-input",
@@ -55,15 +56,32 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
             Plan(order="input", evict=""),
             average,  # how long the queue is, in arrival order; nothing else
         ),
-        _planned("gittins", "Gittins index", PLANS["gittins"], predicted),
+        _planned("gittins", "Gittins index", PLANS["gittins"], predicted(PLANS["gittins"])),
         _planned(
-            "evict-shortest", "the specification's victims", PLANS["evict-shortest"], predicted
+            "evict-shortest",
+            "the specification's victims",
+            PLANS["evict-shortest"],
+            predicted(PLANS["evict-shortest"]),
         ),
-        _planned("evict-longest", "longest remaining preempted", PLANS["evict-longest"], predicted),
-        _planned("evict-engine", "vLLM's victims", PLANS["evict-engine"], predicted),
-        _planned("longest-first", "longest first, for offline batches", longest, predicted),
+        _planned(
+            "evict-longest",
+            "longest remaining preempted",
+            PLANS["evict-longest"],
+            predicted(PLANS["evict-longest"]),
+        ),
+        _planned(
+            "evict-engine",
+            "vLLM's victims",
+            PLANS["evict-engine"],
+            predicted(PLANS["evict-engine"]),
+        ),
+        _planned(
+            "longest-first", "longest first, for offline batches", longest, predicted(longest)
+        ),
         _planned("longest-first-oracle", "the same, lengths known", longest, known),
-        _planned("reserve", "arrival order; the predicted peak fits", arrival, predicted, {}),
+        _planned(
+            "reserve", "arrival order; the predicted peak fits", arrival, predicted(arrival), {}
+        ),
         _planned("reserve-oracle", "the same, lengths known", arrival, known, {}),
         _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, {}),
         _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, {}),
