@@ -10,6 +10,7 @@ import pytest
 
 from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.evaluation.profiles import generate
+from sagellm_lifetime.replay.metrics import MEASURED
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 DESIGN = (
@@ -133,9 +134,17 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     assert done.code == 0, done
     for told in ("fcfs-watermark", "lifetime-oracle", "TTFT", "makespan", "Source:", "Fit: R²"):
         assert told in done.out
+    assert re.search(r"^Replay: [\d,]+ steps, [\d,]+ a CPU second\.$", done.out, re.MULTILINE)
     assert done.err.startswith("split by time: trained on 84 rows, requests from the other 36\n")
     page = (tmp_path / "out" / "report.md").read_text()
-    for told in ("| lifetime |", "Llama-2-7B", "R² 0.994", "(latency.png)", "(memory.png)"):
+    for told in (
+        "| lifetime |",
+        "Llama-2-7B",
+        "R² 0.994",
+        "(latency.png)",
+        "(memory.png)",
+        "a CPU second",
+    ):
         assert told in page
     assert (tmp_path / "out" / "latency.png").stat().st_size > 5000
     assert (tmp_path / "out" / "memory.png").stat().st_size > 5000
@@ -148,6 +157,7 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     assert list(found["policies"]) == ["fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle"]
     for values in found["policies"].values():
         assert set(DESIGN) <= set(values)
+        assert not set(MEASURED) & set(values), "the same in every run"
         each = [seed["mean_latency_s"] for seed in values["seeds"]]
         assert len(set(each)) == 2
         assert values["mean_latency_s"] == pytest.approx(sum(each) / 2)

@@ -52,6 +52,10 @@ def test_golden_counts(name, trace, tight, cost):
     assert found.keys() >= DESIGN
 
 
+def test_a_replay_takes_hundreds_of_steps_a_second(fcfs):
+    assert metrics(fcfs[1])["steps_per_cpu_s"] > 500
+
+
 def test_the_same_run_twice(fcfs, trace, tight, cost):
     again = metrics(Run(trace, tight, cost, POLICIES["fcfs"]).execute())
     first = metrics(fcfs[1])
