@@ -188,6 +188,27 @@ def test_offline_and_prefixes_and_no_predictor(cli, vllm, tmp_path):
     assert named["settings"]["capacity"] > named["settings"]["rate"] > 0
 
 
+def test_a_load_that_is_not_reached_is_told(cli, vllm, tmp_path):
+    rows = pl.DataFrame(
+        {
+            "prompt_length": [64] * 40,
+            "actual_length": [50] * 40,
+            "arrival_time": [100.0 * (i // 4) for i in range(40)],  # four at a time, room for one
+        }
+    )
+    rows.write_parquet(tmp_path / "h.parquet")
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--blocks", 10)
+    done = cli(*replay, "--load", "relaxed", "--report", "out")
+    told = "NOT relaxed: no rate that was tried"
+    assert [line for line in done.err.splitlines() if line.startswith(told)]
+    assert told in done.out
+    assert told in (tmp_path / "out" / "report.md").read_text()
+    assert cli(*replay, "--load", "relaxed", "--json").json()["settings"]["load_reached"] is False
+    reached = cli(*replay, "--load", "overload", "--json")
+    assert reached.json()["settings"]["load_reached"]
+    assert "NOT" not in reached.err
+
+
 def test_checkpoint_and_training_history(cli, vllm, short, survival, history):
     replay = ("replay", "--data-path", short, "--blocks", 200, "--max-requests", 10)
     common = ("--policy", "lifetime", "--load", 2, "--json")

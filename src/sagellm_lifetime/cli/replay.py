@@ -17,7 +17,7 @@ from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows
 from sagellm_lifetime.cli.output import note, progress, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
-from sagellm_lifetime.cli.replayed import settings, show, told
+from sagellm_lifetime.cli.replayed import settings, show, told, unreached
 
 if TYPE_CHECKING:
     import polars as pl
@@ -186,6 +186,8 @@ def replay(
         cost=cost,
     )
     how = told(found.settings)
+    if not found.settings["load_reached"]:
+        note(unreached(load))
     if report is not None:
         from sagellm_lifetime.replay.report import write_report
 

@@ -51,6 +51,7 @@ def settings(
         "requests": median(requests),
         "seeds": len(rates),
         "load": load,
+        "load_reached": all(at.reached for at in rates),
         "rate": median(at.rate for at in rates) or None,
         "rates": [at.rate or None for at in rates],
         "capacity": median(at.capacity for at in rates) or None,
@@ -73,9 +74,16 @@ def told(found: dict[str, Any]) -> str:
         if found["capacity"] is not None:
             asked += f" ({found['load']}; {found['capacity']:.3g} is what fcfs gets done)"
     several = f", medians over {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    if not found["load_reached"]:
+        several += f"; {unreached(found['load'])}"
     caching = "on" if found["prefix_caching"] else "off"
     return (
         f"{found['requests']:,.0f} requests of {found['data']}, {asked}{several}; "
         f"{found['engine']}, {found['blocks']:,} blocks of {found['block_size']} tokens, "
         f"prefix caching {caching}"
     )
+
+
+def unreached(load: str) -> str:
+    """That no rate which was tried made it the load that was asked for."""
+    return f"NOT {load}: no rate that was tried lets vLLM's default queue as that load wants it"
