@@ -54,6 +54,7 @@ def short(tmp_path_factory):
         (["--load", "knee", "--offline"], "leave --load out"),
         (["--cost-model", "tpu"], "choose one of cpu-small, a100-7b, h100-70b"),
         (["--blocks", "1"], "--blocks"),
+        (["--max-model-len", "0"], "--max-model-len"),
         (["--seeds", "0"], "--seeds"),
         (["--max-requests", "0"], "--max-requests"),
         (["--predictor-type", "nobody"], "choose one of baseline"),
@@ -91,6 +92,23 @@ def test_histories_that_cannot_be_replayed(refused, tmp_path):
 def test_request_that_does_not_fit(refused, history):
     told = refused("replay", "--data-path", history, "--blocks", 3)
     assert re.search(r"needs \d+ blocks of 16 tokens, the pool has 2: give --blocks \d+", told)
+    told = refused("replay", "--data-path", history, "--max-model-len", 100)
+    assert re.search(
+        r"request r\d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
+        r"give --max-model-len \1 or more",
+        told,
+    )
+
+
+def test_model_length_that_just_fits(cli, vllm, tmp_path):
+    rows = pl.DataFrame({"prompt_length": [64] * 20, "actual_length": [50] * 20})
+    rows.write_parquet(tmp_path / "h.parquet")
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline", "--json")
+    found = cli(*replay, "--max-model-len", 114).json()
+    assert found["settings"]["max_model_len"] == 114
+    default = cli(*replay).json()
+    assert default["settings"]["max_model_len"] is None
+    assert found["policies"] == default["policies"]
 
 
 def test_outputs_are_refused_before_the_work(refused, tmp_path, history):

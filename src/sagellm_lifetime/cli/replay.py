@@ -92,6 +92,15 @@ def replay(
     blocks: Annotated[
         int, typer.Option(min=2, max=10**8, help="KV blocks of 16 tokens in the pool.")
     ] = BLOCKS,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**8,
+            help="Tokens of prompt and output together that the engine takes.",
+            show_default="what the longest request may come to",
+        ),
+    ] = None,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Replay so many neighbouring requests of the history.")
     ] = REQUESTS,
@@ -168,7 +177,9 @@ def replay(
 
     cost = find_cost(cost_model)
     job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
-    engine = EngineSettings(blocks=blocks, prefix_caching=_shares_prompts(job.rows))
+    engine = EngineSettings(
+        blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
+    )
     traces = _traces(job.rows, max_requests, seeds, engine)
     _need_vllm()
     note(job.how)

@@ -58,6 +58,7 @@ def settings(
         "engine": f"vLLM {version()}",
         "blocks": engine.blocks,
         "block_size": engine.block_size,
+        "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "prefix_caching": engine.prefix_caching,
