@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
+from sagellm_lifetime.cli.options import repeated
 from sagellm_lifetime.core.history import read_history
 
 METRICS = {
@@ -131,7 +132,7 @@ def test_evaluate_splits_the_history(cli, tmp_path, history):
 def test_evaluate_several_online(cli, history, later):
     done = cli(
         *("evaluate", "--data-path", later, "--train-path", history, "--online"),
-        *("--predictor-type", "orca,survival", "--predictor-type", "baseline", "--json"),
+        *("--predictor-type", "orca,survival", "baseline", "--json"),
     )
     assert done.code == 0
     found = done.json()
@@ -143,6 +144,18 @@ def test_evaluate_several_online(cli, history, later):
     for each in found["predictors"].values():
         check_contract(each)
         assert each["baselines"] == found["baselines"]
+
+
+def test_an_option_that_may_be_repeated_takes_what_follows_it():
+    several = {"--policy"}
+    for given, read in (
+        ("--policy a b --blocks 9", "--policy a --policy b --blocks 9"),
+        ("--policy a --policy b c", "--policy a --policy b --policy c"),
+        ("--policy a --blocks 9 b", "--policy a --blocks 9 b"),
+        ("--policy a -- b", "--policy a -- b"),
+        ("--policy", "--policy"),
+    ):
+        assert repeated(given.split(), several) == read.split()
 
 
 def test_evaluate_a_checkpoint(cli, later, survival, history):

@@ -10,6 +10,7 @@ import pytest
 
 from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.evaluation.profiles import generate
+from sagellm_lifetime.replay.metrics import MEASURED
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 DESIGN = (
@@ -42,6 +43,8 @@ def short(tmp_path_factory):
     [
         (["--policy", "sjff"], "unknown policy 'sjff': choose one of fcfs, fcfs-watermark, prior"),
         (["--policy", "fcfs,oracle"], "unknown policy 'oracle'"),
+        (["--policy", "fcfs", "oracle"], "unknown policy 'oracle'"),
+        (["--policy", "fcfs", "--blocks", "9", "lifetime"], "unexpected extra argument"),
         (["--policy", ","], "no policy is named"),
         (["--load", "heavy"], "unknown load 'heavy': choose one of relaxed, knee, overload, a n"),
         (["--load", "0"], "--load"),
@@ -51,6 +54,7 @@ def short(tmp_path_factory):
         (["--load", "knee", "--offline"], "leave --load out"),
         (["--cost-model", "tpu"], "choose one of cpu-small, a100-7b, h100-70b"),
         (["--blocks", "1"], "--blocks"),
+        (["--max-model-len", "0"], "--max-model-len"),
         (["--seeds", "0"], "--seeds"),
         (["--max-requests", "0"], "--max-requests"),
         (["--predictor-type", "nobody"], "choose one of baseline"),
@@ -88,6 +92,23 @@ def test_histories_that_cannot_be_replayed(refused, tmp_path):
 def test_request_that_does_not_fit(refused, history):
     told = refused("replay", "--data-path", history, "--blocks", 3)
     assert re.search(r"needs \d+ blocks of 16 tokens, the pool has 2: give --blocks \d+", told)
+    told = refused("replay", "--data-path", history, "--max-model-len", 100)
+    assert re.search(
+        r"request r\d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
+        r"give --max-model-len \1 or more",
+        told,
+    )
+
+
+def test_model_length_that_just_fits(cli, vllm, tmp_path):
+    rows = pl.DataFrame({"prompt_length": [64] * 20, "actual_length": [50] * 20})
+    rows.write_parquet(tmp_path / "h.parquet")
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline", "--json")
+    found = cli(*replay, "--max-model-len", 114).json()
+    assert found["settings"]["max_model_len"] == 114
+    default = cli(*replay).json()
+    assert default["settings"]["max_model_len"] is None
+    assert found["policies"] == default["policies"]
 
 
 def test_outputs_are_refused_before_the_work(refused, tmp_path, history):
@@ -131,20 +152,30 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     assert done.code == 0, done
     for told in ("fcfs-watermark", "lifetime-oracle", "TTFT", "makespan", "Source:", "Fit: R²"):
         assert told in done.out
+    assert re.search(r"^Replay: [\d,]+ steps, [\d,]+ a CPU second\.$", done.out, re.MULTILINE)
     assert done.err.startswith("split by time: trained on 84 rows, requests from the other 36\n")
     page = (tmp_path / "out" / "report.md").read_text()
-    for told in ("| lifetime |", "Llama-2-7B", "R² 0.994", "(latency.png)", "(memory.png)"):
+    for told in (
+        "| lifetime |",
+        "Llama-2-7B",
+        "R² 0.994",
+        "(latency.png)",
+        "(memory.png)",
+        "a CPU second",
+    ):
         assert told in page
     assert (tmp_path / "out" / "latency.png").stat().st_size > 5000
     assert (tmp_path / "out" / "memory.png").stat().st_size > 5000
 
-    again = cli(*replay, "--load", 4, "--seeds", 2, "--json")
+    names = ("--policy", "fcfs", "fcfs-watermark", "lifetime,lifetime-oracle")
+    again = cli(*replay, *names, "--load", 4, "--seeds", 2, "--json")
     found = again.json()
     assert (tmp_path / "out.json").read_text() == again.out
     assert list(found) == ["settings", "policies"]
     assert list(found["policies"]) == ["fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle"]
     for values in found["policies"].values():
         assert set(DESIGN) <= set(values)
+        assert not set(MEASURED) & set(values), "the same in every run"
         each = [seed["mean_latency_s"] for seed in values["seeds"]]
         assert len(set(each)) == 2
         assert values["mean_latency_s"] == pytest.approx(sum(each) / 2)
@@ -173,6 +204,27 @@ def test_offline_and_prefixes_and_no_predictor(cli, vllm, tmp_path):
     assert found["policies"]["fcfs"]["cached_tokens"] > 0
     named = cli(*replay, "--load", "relaxed").json()
     assert named["settings"]["capacity"] > named["settings"]["rate"] > 0
+
+
+def test_a_load_that_is_not_reached_is_told(cli, vllm, tmp_path):
+    rows = pl.DataFrame(
+        {
+            "prompt_length": [64] * 40,
+            "actual_length": [50] * 40,
+            "arrival_time": [100.0 * (i // 4) for i in range(40)],  # four at a time, room for one
+        }
+    )
+    rows.write_parquet(tmp_path / "h.parquet")
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--blocks", 10)
+    done = cli(*replay, "--load", "relaxed", "--report", "out")
+    told = "NOT relaxed: no rate that was tried"
+    assert [line for line in done.err.splitlines() if line.startswith(told)]
+    assert told in done.out
+    assert told in (tmp_path / "out" / "report.md").read_text()
+    assert cli(*replay, "--load", "relaxed", "--json").json()["settings"]["load_reached"] is False
+    reached = cli(*replay, "--load", "overload", "--json")
+    assert reached.json()["settings"]["load_reached"]
+    assert "NOT" not in reached.err
 
 
 def test_checkpoint_and_training_history(cli, vllm, short, survival, history):

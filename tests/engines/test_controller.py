@@ -9,7 +9,7 @@ import pytest
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.controller import LifetimeController
 from sagellm_lifetime.policies.forecast import KnownLengths
-from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.plan import PLANS, Plan
 
 
 class Queue(deque):
@@ -307,15 +307,37 @@ def test_seconds_per_step_are_a_mean_at_first(clock):
         ({"cached": 1.5}, "cached"),
         ({"horizon": 0}, "horizon"),
         ({"patience": -1.0}, "patience"),
+        ({"patience": float("inf")}, "patience"),
+        ({"slack": -1.0}, "slack"),
         ({"slack": float("nan")}, "slack"),
+        ({"slack": float("inf")}, "slack"),
+        ({"min_confidence": -0.1}, "min_confidence"),
+        ({"min_confidence": 1.1}, "min_confidence"),
+        ({"min_confidence": float("nan")}, "min_confidence"),
         ({"max_preemptions": -1}, "max_preemptions"),
     ],
 )
 def test_an_impossible_plan_says_so(options, says):
     from sagellm_lifetime.core.errors import LifetimeError
 
-    with pytest.raises(LifetimeError, match=says):
+    with pytest.raises(LifetimeError, match=says) as error:
         Plan(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("sjf", 1), ("longest-first", -1)])
+def test_without_ageing_no_queue_is_too_short_for_the_order(clock, name, sign):
+    """After a hundred long ones a few short ones wait alone: by length, whatever came before."""
+    lengths = {f"long{i}": 4000 for i in range(100)} | {"b": 40, "c": 30, "d": 20, "a": 50}
+    requests = [request(each, 16, arrival=float(i)) for i, each in enumerate(lengths)]
+    made, waiting = lined_up(clock, requests, lengths, PLANS[name])
+    for each in requests[:100]:
+        made.admitted(each.request_id)
+        waiting.remove(each)
+    for _ in range(32):
+        made.tick(busy=False)
+    made.line_up(waiting)
+    assert names(waiting) == ["d", "c", "b", "a"][::sign]
 
 
 def test_room_is_left_for_what_runs_and_comes(clock):
@@ -334,3 +356,33 @@ def test_room_is_left_for_what_runs_and_comes(clock):
     made, _ = lined_up(clock, queue, lengths, near)
     made.admitted("runs")
     assert made.set_aside() == 1
+
+
+def test_what_is_set_aside_is_of_now_though_nobody_waits(clock):
+    made, _ = lined_up(clock, [request("runs", 160)], {"runs": 160}, Plan(order="fcfs", fit=0.5))
+    made.admitted("runs")
+    whole = made.set_aside()
+    running = made._known["runs"].request
+    running.num_output_tokens, running.num_tokens = 144, 304
+    for _ in range(8):
+        made.tick(busy=True)
+    assert 1 <= made.set_aside() <= 2 < whole
+
+
+def test_headroom_learns_from_those_that_come_not_from_those_preempted(clock):
+    made, waiting = lined_up(clock, [request("first", 160)], {"first": 400, "second": 400})
+    learned = (made._sizes.prompt, made._sizes.answer)
+    assert learned[0] == 160
+    made.admitted("first")
+    first = waiting[0]
+    first.num_preemptions, first.num_output_tokens, first.num_tokens = 1, 390, 550
+    made.preempted(first)
+    made.line_up(waiting)
+    assert (made._sizes.prompt, made._sizes.answer) == learned
+    second = request("second", 80)
+    made.preempted(first)
+    made.arrived(second)
+    waiting.append(second)
+    made.line_up(waiting)
+    assert made._sizes.prompt == pytest.approx(120)
+    assert made._sizes.answer == pytest.approx(learned[1])

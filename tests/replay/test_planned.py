@@ -7,30 +7,35 @@ import pytest
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.policies.forecast import KnownLengths, MaxTokens
-from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.replay.compare import replay
 from sagellm_lifetime.replay.planned import described, planned_policies
 from sagellm_lifetime.replay.policies import POLICIES
 from sagellm_lifetime.replay.trace import at_rate
 
-# Preemptions and steps of each policy on the small trace, so that no change goes unseen.
+# Preemptions, steps and mean latency of each policy on the small trace, at a rate at which no two
+# policies do the same, so that no change goes unseen.
 GOLDEN = {
-    "lifetime": (6, 3785),
-    "lifetime-oracle": (4, 3769),
-    "sjf": (6, 4091),
-    "sjf-oracle": (9, 3852),
-    "fair-input": (26, 3479),
-    "gittins": (6, 3785),
-    "evict-shortest": (5, 3881),
-    "evict-longest": (4, 3718),
-    "evict-engine": (5, 3711),
-    "longest-first": (11, 3722),
-    "longest-first-oracle": (8, 3549),
-    "reserve": (0, 4246),
-    "reserve-oracle": (1, 3779),
-    "reserve-max-tokens": (0, 21508),
-    "reserve-ratio": (0, 14515),
-    "reserve-average": (55, 3430),
+    "lifetime": (6, 3779, 17.6305),
+    "lifetime-oracle": (8, 3776, 16.4289),
+    "sjf": (10, 3957, 16.2849),
+    "sjf-oracle": (8, 4083, 15.2841),
+    "gittins": (7, 3770, 17.5108),
+    "gittins-oracle": (9, 3755, 15.9161),
+    "evict-shortest": (5, 3940, 17.7899),
+    "evict-shortest-oracle": (9, 3615, 19.496),
+    "evict-longest": (5, 3916, 17.4279),
+    "evict-longest-oracle": (6, 3717, 16.8746),
+    "evict-engine": (11, 3719, 18.1856),
+    "evict-engine-oracle": (12, 3708, 18.3603),
+    "longest-first": (7, 3770, 20.8508),
+    "longest-first-oracle": (12, 3592, 22.6642),
+    "reserve": (0, 4233, 22.2504),
+    "reserve-oracle": (0, 3820, 20.4684),
+    "fair-input": (33, 3404, 19.3476),
+    "reserve-max-tokens": (0, 21508, 112.359),
+    "reserve-ratio": (0, 14535, 79.6497),
+    "reserve-average": (47, 3402, 19.5273),
 }
 
 
@@ -45,11 +50,23 @@ def test_every_policy_is_tested(policies):
 
 @pytest.mark.parametrize("name", list(GOLDEN))
 def test_golden_counts(name, policies, trace, tight, cost):
-    found = replay(trace, tight, cost, policies[name]).metrics
-    again = replay(trace, tight, cost, policies[name]).metrics
-    counts = (found["preemptions"], found["steps"])
-    assert counts == (again["preemptions"], again["steps"])
+    busy = at_rate(trace, 8.0)
+    found = replay(busy, tight, cost, policies[name]).metrics
+    again = replay(busy, tight, cost, policies[name]).metrics
+    counts, repeated = (
+        (each["preemptions"], each["steps"], float(f"{each['mean_latency_s']:.6g}"))
+        for each in (found, again)
+    )
+    assert counts == repeated
     assert counts == GOLDEN[name]
+
+
+def test_no_two_policies_do_the_same():
+    assert len(set(GOLDEN.values())) == len(GOLDEN)
+
+
+def test_every_plan_is_replayed_beside_an_oracle(policies):
+    assert {f"{name}-oracle" for name in PLANS} <= set(policies)
 
 
 def test_everything_finishes_and_nothing_leaks(policies, trace, tight, cost):
@@ -113,6 +130,24 @@ def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
     metrics = controller._forecaster.predictor.get_metrics()
     assert metrics["running"] == 0
     assert metrics["completions"] + metrics["censored"] == len(trace)
+
+
+def test_confidence_is_asked_for_where_a_plan_has_a_threshold(
+    vllm, frame, trace, tight, cost, monkeypatch
+):
+    from types import MappingProxyType
+
+    from sagellm_lifetime.replay import planned
+
+    predictor = create_predictor("survival").fit(frame)
+    found = []
+    for doubt in (0.0, 1.0):
+        plans = MappingProxyType(planned.PLANS | {"lifetime": Plan(min_confidence=doubt)})
+        monkeypatch.setattr(planned, "PLANS", plans)
+        policy = planned.planned_policies(predictor)["lifetime"]
+        found.append(replay(trace, tight, cost, policy).result.finish)
+    believed, doubted = found
+    assert not np.array_equal(believed, doubted)
 
 
 def test_known_lengths_are_the_oracles(trace):

@@ -52,6 +52,10 @@ def test_golden_counts(name, trace, tight, cost):
     assert found.keys() >= DESIGN
 
 
+def test_a_replay_takes_hundreds_of_steps_a_second(fcfs):
+    assert metrics(fcfs[1])["steps_per_cpu_s"] > 500
+
+
 def test_the_same_run_twice(fcfs, trace, tight, cost):
     again = metrics(Run(trace, tight, cost, POLICIES["fcfs"]).execute())
     first = metrics(fcfs[1])
@@ -154,6 +158,7 @@ def test_loads_queue_as_they_should(trace, tight, cost):
     most = wait_share(Run(at_once(trace), tight, cost, POLICIES["fcfs"]).execute())
     found = {name: at_load(name, trace, tight, cost) for name in LOADS}
     for name, one in found.items():
+        assert one.reached
         assert one.capacity == able
         assert rate_of(one.trace) == pytest.approx(one.rate)
         assert LOADS[name].least * most <= wait_share(one.default) <= LOADS[name].most
@@ -161,6 +166,17 @@ def test_loads_queue_as_they_should(trace, tight, cost):
         assert steps == pytest.approx(round(steps), abs=1e-6)
     rates = [one.rate for one in found.values()]
     assert rates == sorted(rates)
+
+
+def test_a_load_that_no_rate_reaches_says_so(trace, tight, cost, monkeypatch):
+    few = replace(tight, max_num_seqs=4)
+    together = [replace(one, arrival=100.0 * (k // 20)) for k, one in enumerate(trace[:40])]
+    monkeypatch.setattr("sagellm_lifetime.replay.load.TRIES", 2)
+    found = at_load("relaxed", together, few, cost)
+    assert not found.reached
+    assert wait_share(found.default) > LOADS["relaxed"].most
+    assert at_load("overload", together, few, cost).reached
+    assert at_load("2.5", together, few, cost).reached
 
 
 def test_a_load_in_requests_a_second(trace, tight, cost):

@@ -1,7 +1,10 @@
 """The private interface of vLLM we stand on: still there, and one line when it is not."""
 
+import importlib
+
 import pytest
 
+from sagellm_lifetime.engines.vllm import interface
 from sagellm_lifetime.engines.vllm.interface import (
     KNOWN_GOOD,
     EngineInterfaceError,
@@ -37,3 +40,49 @@ def test_a_renamed_attribute_is_named(vllm, monkeypatch):
 
     monkeypatch.setattr(vllm.Scheduler, "__init__", __init__)
     assert any("Scheduler.waiting is gone" in line for line in changes())
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("sched.output:SchedulerOutput", "num_scheduled_tokens"),
+        ("sched.output:SchedulerOutput", "scheduled_new_reqs"),
+        ("sched.output:SchedulerOutput", "scheduled_cached_reqs"),
+        ("sched.output:SchedulerOutput", "preempted_req_ids"),
+        ("sched.output:CachedRequestData", "resumed_req_ids"),
+        ("sched.output:NewRequestData", "req_id"),
+        ("kv_cache_utils:KVCacheBlock", "ref_cnt"),
+    ],
+)
+def test_a_renamed_field_is_named(vllm, monkeypatch, where, name):
+    module, _, owner = where.partition(":")
+    of = getattr(importlib.import_module(f"vllm.v1.core.{module}"), owner)
+    monkeypatch.delitem(of.__annotations__, name)
+    assert changes() == [f"{owner}.{name} is gone"]
+
+
+@pytest.mark.parametrize("name", ["block_size", "num_lookahead_tokens", "kv_cache_config"])
+def test_what_a_scheduler_has_set_is_looked_for(vllm, monkeypatch, name):
+    source = interface.inspect.getsource
+    monkeypatch.setattr(
+        interface.inspect, "getsource", lambda of: source(of).replace(f"self.{name} =", "_ =")
+    )
+    assert f"Scheduler.{name} is gone" in changes()
+
+
+def test_queue_and_pool_are_looked_at(vllm, monkeypatch):
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+
+    def prepend_request(self, request, place):
+        raise NotImplementedError
+
+    def __init__(self):  # noqa: N807  # stands for the engine's
+        raise NotImplementedError
+
+    monkeypatch.setattr(FCFSRequestQueue, "prepend_request", prepend_request)
+    monkeypatch.setattr(BlockPool, "__init__", __init__)
+    assert changes() == [
+        "BlockPool.num_gpu_blocks is gone",
+        "FCFSRequestQueue.prepend_request takes (request, place), not (request)",
+    ]

@@ -12,7 +12,7 @@ from sagellm_lifetime.cli.engine import app as engine
 from sagellm_lifetime.cli.evaluate import evaluate
 from sagellm_lifetime.cli.export import export
 from sagellm_lifetime.cli.guard import guarded
-from sagellm_lifetime.cli.options import JsonCommand
+from sagellm_lifetime.cli.options import LifetimeCommand
 from sagellm_lifetime.cli.predict import predict
 from sagellm_lifetime.cli.replay import replay
 from sagellm_lifetime.cli.stats import stats
@@ -47,5 +47,5 @@ def lifetime(
 
 
 for _command in (demo, train, evaluate, predict, stats, export, convert, replay):
-    app.command(cls=JsonCommand)(guarded(_command))
+    app.command(cls=LifetimeCommand)(guarded(_command))
 app.add_typer(engine)

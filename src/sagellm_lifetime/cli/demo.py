@@ -39,7 +39,7 @@ def demo(
             help="Workloads: real answers of a small chat model, smollm2-answers; from published "
             "statistics of public traces: azure-conversation, mooncake-conversation, reasoning, "
             "chat, coding-agent; or invented ones of known difficulty: regular, specification. "
-            "Repeat it for several.",
+            "Several with spaces between.",
             show_default=", ".join(PROFILES),
         ),
     ] = None,

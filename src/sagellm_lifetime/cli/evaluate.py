@@ -70,7 +70,7 @@ def evaluate(
         typer.Option(
             "--predictor-type",
             metavar="NAME",
-            help=f"{PREDICTOR_HELP}; repeat it, or put commas between, to compare.",
+            help=f"{PREDICTOR_HELP}; several, with spaces or commas between, are compared.",
             show_default=DEFAULT,
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +25,14 @@ class OnBadRows(StrEnum):
     skip = "skip"
 
 
-class JsonCommand(TyperCommand):
-    """A command whose ``--json`` may stand without a file: then it means stdout."""
+class LifetimeCommand(TyperCommand):
+    """A command whose ``--json`` may stand without a file: then it means stdout. And where an
+    option may be repeated, several values may follow it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the ``-`` in that was left out."""
+        """Put in what was left out: the ``-``, and the option before each of its values."""
+        several = {name for each in self.params if _repeats(each) for name in each.opts}
+        args = repeated(args, several)
         if any("--json" in option.opts for option in self.params):
             for i in reversed(range(len(args))):
                 if args[i] == "--json" and (
@@ -36,6 +40,23 @@ class JsonCommand(TyperCommand):
                 ):
                     args.insert(i + 1, "-")
         return super().parse_args(ctx, args)
+
+
+def _repeats(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "option" and parameter.multiple)
+
+
+def repeated(args: Sequence[str], several: Collection[str]) -> list[str]:
+    """``--policy a b`` as ``--policy a --policy b``: click gives an option one value at a time."""
+    found: list[str] = []
+    option = ""
+    for arg in args:
+        if arg.startswith("-"):
+            option = arg if arg in several else ""
+        elif option and found[-1] != option:
+            found.append(option)
+        found.append(arg)
+    return found
 
 
 DataPath = Annotated[

@@ -6,17 +6,18 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from sagellm_lifetime.cli.fitting import check_names, fit, read_rows
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows
-from sagellm_lifetime.cli.output import note, progress, say, table, write_json
+from sagellm_lifetime.cli.output import note, progress, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.replayed import settings, show, told, unreached
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,7 +77,7 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A policy; repeat it, or put commas between. A wrong name lists them all.",
+            help="Policies, with spaces or commas between. A wrong name lists them all.",
             show_default=", ".join(POLICIES),
         ),
     ] = None,
@@ -91,6 +92,15 @@ def replay(
     blocks: Annotated[
         int, typer.Option(min=2, max=10**8, help="KV blocks of 16 tokens in the pool.")
     ] = BLOCKS,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**8,
+            help="Tokens of prompt and output together that the engine takes.",
+            show_default="what the longest request may come to",
+        ),
+    ] = None,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Replay so many neighbouring requests of the history.")
     ] = REQUESTS,
@@ -167,7 +177,9 @@ def replay(
 
     cost = find_cost(cost_model)
     job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
-    engine = EngineSettings(blocks=blocks, prefix_caching=_shares_prompts(job.rows))
+    engine = EngineSettings(
+        blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
+    )
     traces = _traces(job.rows, max_requests, seeds, engine)
     _need_vllm()
     note(job.how)
@@ -175,7 +187,7 @@ def replay(
         note(f"all {len(job.rows):,} requests are in every seed: give a smaller --max-requests")
 
     found, rates = _compare(job, names, traces, engine, cost, "" if offline else load)
-    found.settings = _settings(
+    found.settings = settings(
         data=data_path,
         job=job,
         load="offline" if offline else load,
@@ -184,7 +196,9 @@ def replay(
         engine=engine,
         cost=cost,
     )
-    how = _told(found.settings)
+    how = told(found.settings)
+    if not found.settings["load_reached"]:
+        note(unreached(load))
     if report is not None:
         from sagellm_lifetime.replay.report import write_report
 
@@ -192,16 +206,7 @@ def replay(
     if json is not None:
         write_json(found.to_json(), json)
     if json != "-":
-        _show(found, how)
-
-
-def _show(found: Comparison, how: str) -> None:
-    from sagellm_lifetime.replay.report import COLUMNS, LEGEND, cost_lines
-
-    say(how)
-    table(COLUMNS, found.rows())
-    for line in (LEGEND, *found.says(), *cost_lines(found.cost)):
-        say(line)
+        show(found, how)
 
 
 def _predictor(given: str | None) -> str:
@@ -387,57 +392,3 @@ def _run(
 
     tell(0.0)
     return run_policy(at.trace, engine, cost, policy, progress=finished)
-
-
-def _settings(
-    *,
-    data: str,
-    job: Job,
-    load: str,
-    rates: Sequence[Calibrated],
-    requests: Sequence[int],
-    engine: EngineSettings,
-    cost: StepCost,
-) -> dict[str, Any]:
-    from statistics import median
-
-    from sagellm_lifetime.engines.vllm.interface import version
-
-    who = job.predictor if isinstance(job.predictor, str) else job.predictor.name
-    return {
-        "data": data,
-        "how": job.how,
-        "split": job.split,
-        "predictor": who if job.train is not None or job.predictor is not who else None,
-        "training_rows": None if job.train is None else len(job.train),
-        "requests": median(requests),
-        "seeds": len(rates),
-        "load": load,
-        "rate": median(at.rate for at in rates) or None,
-        "rates": [at.rate or None for at in rates],
-        "capacity": median(at.capacity for at in rates) or None,
-        "engine": f"vLLM {version()}",
-        "blocks": engine.blocks,
-        "block_size": engine.block_size,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": engine.max_num_batched_tokens,
-        "prefix_caching": engine.prefix_caching,
-        "cost_model": asdict(cost),
-    }
-
-
-def _told(settings: dict[str, Any]) -> str:
-    """The setting in a sentence."""
-    if settings["rate"] is None:
-        asked = "all at once"
-    else:
-        asked = f"{settings['rate']:.3g} a second"
-        if settings["capacity"] is not None:
-            asked += f" ({settings['load']}; {settings['capacity']:.3g} is what fcfs gets done)"
-    several = f", medians over {settings['seeds']} seeds" if settings["seeds"] > 1 else ""
-    caching = "on" if settings["prefix_caching"] else "off"
-    return (
-        f"{settings['requests']:,.0f} requests of {settings['data']}, {asked}{several}; "
-        f"{settings['engine']}, {settings['blocks']:,} blocks of {settings['block_size']} tokens, "
-        f"prefix caching {caching}"
-    )

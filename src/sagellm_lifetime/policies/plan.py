@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,20 +57,28 @@ class Plan:
             raise RequestError(f"cached must be a share, got {self.cached}")
         if not self.horizon >= 1:
             raise RequestError(f"horizon must be 1 step or more, got {self.horizon}")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise RequestError(f"min_confidence must be a probability, got {self.min_confidence}")
         for name in ("patience", "slack", "near_completion", "max_preemptions"):
-            if not getattr(self, name) >= 0:
-                raise RequestError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RequestError(
+                    f"{name} must be finite and not negative, got {getattr(self, name)}"
+                )
 
+
+NO_BOUND: Final = 1e15
+"""A slack that is never what holds a sequence back: with a patience of 1e9 a smaller one is, in a
+short queue, and those behind it would keep the order of their arrival."""
 
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
     {
         "lifetime": Plan(),
-        "sjf": Plan(order="length", patience=1e9, slack=1e9, evict=""),
+        "sjf": Plan(order="length", patience=1e9, slack=NO_BOUND, evict=""),
         "gittins": Plan(order="gittins"),
         "evict-shortest": Plan(evict="shortest"),
         "evict-longest": Plan(evict="longest"),
         "evict-engine": Plan(evict=""),
-        "longest-first": Plan(order="longest", patience=1e9, slack=1e9, evict="", cached=0.5),
+        "longest-first": Plan(order="longest", patience=1e9, slack=NO_BOUND, evict="", cached=0.5),
         "reserve": Plan(order="fcfs", evict="", fit=0.96, horizon=512),
     }
 )

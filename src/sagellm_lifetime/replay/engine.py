@@ -66,7 +66,7 @@ def check_fits(trace: Sequence[TraceRequest], settings: EngineSettings) -> None:
     if longest.total > limit:
         raise RequestError(
             f"request {longest.id} is {longest.total} tokens long (prompt and output), the model "
-            f"length is {limit}: raise it, or leave the request out"
+            f"length is {limit}: give --max-model-len {longest.total} or more, or leave it out"
         )
     need = -(-longest.total // settings.block_size)
     if need > settings.blocks - 1:

@@ -49,12 +49,14 @@ class Calibrated:
         trace: its requests, at ``rate`` of them a second.
         capacity: requests a second of vLLM's default; 0 where the load was a number.
         default: the run of vLLM's default at this load, where it was made on the way.
+        reached: whether it then queues as the load wants it; always where the load was a number.
     """
 
     trace: list[TraceRequest]
     rate: float
     capacity: float = 0.0
     default: RunResult | None = None
+    reached: bool = True
 
 
 def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> float:
@@ -81,7 +83,8 @@ def at_load(
     1 % of its mean latency (bursts); ``knee`` is 0.9 of it, more where it does not yet wait for
     5 % of what it does when all come at once; ``overload`` is 1.5 times the capacity, more until it
     waits for 80 % of that: a short sample of long answers takes a while to fill the pool, and may
-    be over before it does.
+    be over before it does. Not every trace gets there in :data:`TRIES` tries: requests that come at
+    the same moment wait for each other at any rate.
 
     Raises:
         UnknownNameError: neither a number nor a name.
@@ -102,9 +105,10 @@ def at_load(
             rate *= wanted.factor
         found = at_rate(trace, rate)
         result = _default(found, settings, cost)
-        if least <= wait_share(result) <= wanted.most:
+        reached = least <= wait_share(result) <= wanted.most
+        if reached:
             break
-    return Calibrated(found, rate, able, result)
+    return Calibrated(found, rate, able, result, reached)
 
 
 def _default(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> RunResult:

@@ -24,6 +24,17 @@ from sagellm_lifetime.replay.trace import TraceRequest
 SCHEDULER = "sagellm_lifetime.engines.vllm.scheduler:LifetimeScheduler"
 WATERMARK: Mapping[str, Any] = {"watermark": 0.05}
 """Share of the pool that admission leaves free for the growth of what runs."""
+OURS: Mapping[str, str] = {
+    "lifetime": "our default",
+    "sjf": "shortest expected first, no ageing",
+    "gittins": "Gittins index",
+    "evict-shortest": "the specification's victims",
+    "evict-longest": "longest remaining preempted",
+    "evict-engine": "vLLM's victims",
+    "longest-first": "longest first, for offline batches",
+    "reserve": "arrival order; the predicted peak fits",
+}
+"""Plans that are replayed with a predictor and, beside it, with an oracle."""
 UNCAPPED = 4096
 """What a request without a cap counts as where caps are all that is known."""
 
@@ -31,40 +42,32 @@ Asked = Callable[[Sequence[TraceRequest]], Forecaster]
 
 
 def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
-    """The policies of this package by name, and their predictor-free and all-knowing rivals.
+    """The policies of this package by name, and their all-knowing and predictor-free rivals.
 
     Args:
         predictor: fitted; each run gets a clone, which learns online in simulated time.
     """
 
-    def predicted(trace: Sequence[TraceRequest]) -> Forecaster:
-        return PredictedLengths(predictor.clone())
+    def predicted(plan: Plan) -> Asked:
+        doubting = plan.min_confidence > 0
+        return lambda trace: PredictedLengths(predictor.clone(), doubting=doubting)
 
-    best, shortest = PLANS["lifetime"], PLANS["sjf"]
-    arrival, longest = PLANS["reserve"], PLANS["longest-first"]
-    # Rivals that set all of it aside, however far ahead.
-    whole = replace(arrival, horizon=FARTHEST)
-    policies = (
-        _planned("lifetime", "our default", best, predicted),
-        _planned("lifetime-oracle", "our default, lengths known", best, known),
-        _planned("sjf", "shortest expected first, no ageing", shortest, predicted),
-        _planned("sjf-oracle", "shortest first, lengths known", shortest, known),
+    policies = []
+    for name, says in OURS.items():
+        plan = PLANS[name]
+        # Who makes room by the peak needs no watermark.
+        room = {} if plan.fit else WATERMARK
+        policies.append(_planned(name, says, plan, predicted(plan), room))
+        policies.append(_planned(f"{name}-oracle", f"{says}; lengths known", plan, known, room))
+    # Set all of it aside, however far ahead.
+    whole = replace(PLANS["reserve"], horizon=FARTHEST)
+    policies += (
         _planned(
             "fair-input",
             "no predictor: a bounded boost to short inputs (after UniBoost)",
             Plan(order="input", evict=""),
             average,  # how long the queue is, in arrival order; nothing else
         ),
-        _planned("gittins", "Gittins index", PLANS["gittins"], predicted),
-        _planned(
-            "evict-shortest", "the specification's victims", PLANS["evict-shortest"], predicted
-        ),
-        _planned("evict-longest", "longest remaining preempted", PLANS["evict-longest"], predicted),
-        _planned("evict-engine", "vLLM's victims", PLANS["evict-engine"], predicted),
-        _planned("longest-first", "longest first, for offline batches", longest, predicted),
-        _planned("longest-first-oracle", "the same, lengths known", longest, known),
-        _planned("reserve", "arrival order; the predicted peak fits", arrival, predicted, {}),
-        _planned("reserve-oracle", "the same, lengths known", arrival, known, {}),
         _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, {}),
         _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, {}),
         _planned("reserve-average", "one average for all (as LightLLM)", whole, average, {}),

@@ -110,6 +110,13 @@ class Comparison:
             lines.append(f"{name}: {policy.says}{chosen}")
         return lines
 
+    def pace(self) -> str:
+        """How fast the replay itself went; left out of the JSON, which is always the same."""
+        results = [run.result for runs in self.runs.values() for run in runs]
+        steps = sum(result.steps for result in results)
+        seconds = sum(result.cpu_s for result in results)
+        return f"Replay: {steps:,} steps, {steps / max(seconds, 1e-9):,.0f} a CPU second."
+
 
 def cost_lines(cost: StepCost) -> list[str]:
     """The step cost, where it comes from and how well it fits."""
@@ -161,6 +168,7 @@ def markdown(found: Comparison, *, how: str = "") -> str:
         _table(("part", "seconds"), [[what, f"{value:.3g}"] for what, value in parameters]),
         f"Source: {cost.source}.",
         f"Fit: {cost.fit}.",
+        found.pace(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

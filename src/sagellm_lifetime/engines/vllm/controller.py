@@ -229,7 +229,8 @@ class LifetimeController:
         expected = outlook.expected()
         typical.learn(expected, areas, service(sequences, outlook))
         if self.plan.order != "fcfs" and not self.plan.fit:
-            self._sizes.learn(sequences.recompute, expected)
+            came = sequences.preemptions == 0  # of others the prompt is an answer begun
+            self._sizes.learn(sequences.recompute[came], expected[came])
             prompt, answer = self._sizes.prompt, self._sizes.answer
             self._leave_free(headroom(prompt, answer, self._total, self._block_size))
         allowed = places(
@@ -291,8 +292,7 @@ class LifetimeController:
             return len(waiting)
         if self._step < self._blocked_until:
             return 0
-        if self._step - self._refreshed >= _REFRESH:
-            self._refresh()
+        self._refresh()
         terms = np.zeros_like(self._peak.sums)
         count = 0
         for request in waiting:
@@ -309,9 +309,15 @@ class LifetimeController:
 
     def set_aside(self) -> int:
         """Free blocks that are kept for the growth of what is running."""
-        return int(self._peak.growth()) if self.plan.fit else 0
+        if not self.plan.fit:
+            return 0
+        self._refresh()  # while nobody waits nobody else does
+        return int(self._peak.growth())
 
     def _refresh(self) -> None:
+        """Look at all that run, where the last look is old."""
+        if self._step - self._refreshed < _REFRESH:
+            return
         self._refreshed = self._step
         running = [each for each in self._known.values() if each.running]
         if running:

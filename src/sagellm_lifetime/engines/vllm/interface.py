@@ -42,6 +42,9 @@ ATTRIBUTES = (
     "deferred_waiting",
     "num_waiting_for_streaming_input",
     "hash_block_size",
+    "block_size",
+    "num_lookahead_tokens",
+    "kv_cache_config",
 )
 REQUEST = (
     "request_id",
@@ -64,6 +67,13 @@ REQUEST = (
     "session_id",
     "lora_request",
     "structured_output_request",
+)
+# What comes out of a step, and the blocks: plain data, whose fields are declared.
+OUTPUT = (
+    "num_scheduled_tokens",
+    "scheduled_new_reqs",
+    "scheduled_cached_reqs",
+    "preempted_req_ids",
 )
 
 
@@ -119,6 +129,9 @@ def changes() -> list[str]:
         from vllm.v1.core.block_pool import BlockPool
         from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
         from vllm.v1.core.kv_cache_manager import KVCacheManager
+        from vllm.v1.core.kv_cache_utils import KVCacheBlock
+        from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+        from vllm.v1.core.sched.request_queue import FCFSRequestQueue
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.request import Request
     except ModuleNotFoundError as error:
@@ -139,6 +152,12 @@ def changes() -> list[str]:
             KVCacheCoordinator, "find_longest_cache_hit", ("block_hashes", "max_cache_hit_length")
         ),
         _method(BlockPool, "get_num_free_blocks", ()),
+        *_attributes(BlockPool, ("num_gpu_blocks",)),
+        *_fields(KVCacheBlock, ("ref_cnt",)),
+        _method(FCFSRequestQueue, "prepend_request", ("request",)),
+        *_fields(SchedulerOutput, OUTPUT),
+        *_fields(NewRequestData, ("req_id",)),
+        *_fields(CachedRequestData, ("resumed_req_ids",)),
     ]
     return [line for line in found if line]
 
@@ -162,3 +181,8 @@ def _attributes(owner: type, names: tuple[str, ...]) -> list[str]:
         and f"self.{name}:" not in source
         and not hasattr(owner, name)
     ]
+
+
+def _fields(owner: type, names: tuple[str, ...]) -> list[str]:
+    declared = {name for each in owner.__mro__ for name in inspect.get_annotations(each)}
+    return [f"{owner.__name__}.{name} is gone" for name in names if name not in declared]

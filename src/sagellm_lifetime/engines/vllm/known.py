@@ -70,6 +70,8 @@ class Sizes:
         self._seen = 0
 
     def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
+        if not len(prompts):
+            return
         self._seen += len(prompts)
         share = max(_TYPICAL, len(prompts) / self._seen)
         self.prompt += share * (float(prompts.mean()) - self.prompt)
