@@ -4,7 +4,7 @@
 
 Needs the ``[vllm]`` extra and the data folder. Requests come in arrival order at overload; what
 differs is how much memory is set aside for the growth of what runs. A rule that sets more aside
-preempts less, so each is tried over its whole range, and all are read off their curves at the same
+preempts less, so each is tried over a range, and all are read off their curves at the same
 rates of preemption.
 """
 
@@ -227,23 +227,7 @@ rule is read off the lower hull of its settings, so that all are compared at the
 preemption; a dash where no setting preempts so seldom, or the rival wastes less than 0.2 %. Means
 over the seeds; in brackets each seed. *One number* is the better of one share of `max_tokens` and
 one average, *known* our rule with known lengths.
-
-**In short** (2026-11-28; Azure three seeds, the others two; the ends of the knobs, of ours and of
-the share, were added after a look at the first seeds). Against `max_tokens`, without any
-preemption, the line of 50 % holds on Azure (2.5 of 34 %) and Mooncake (0.8 of 8), and is just
-missed on reasoning (33 of 61, -46 %). Against the better of the single numbers the line of 15 %
-holds on reasoning up to 0.02 preemptions a request (-25 to -50 %, each seed -21 or more), not at
-0.05 and 0.1, where the seeds disagree (+34 and -9, +29 and -15); on Azure up to 0.005 (medians of
-the seeds -39 and -16 %), not from 0.01 to 0.05 (-9, -7, -6); on Mooncake it does not hold: +19 and
-+62 % of half a per cent, and from 0.01 on nobody need set anything aside. With known lengths it
-holds wherever there is something to save (-17 to -75 %), so it is not impossible: the predictions
-fall short.
-
-Prediction pays where answers are long and few may be preempted, above all on reasoning. A
-watermark wastes more than ours at equal preemptions (Azure -13 to -48 %, reasoning -5 to -40), but
-look at what lies idle: from 0.02 preemptions on all rules but the one average are within a point
-of each other on Azure and Mooncake. There, and wherever some preemptions are accepted, a watermark
-of 1-2 % does as well and needs no prediction.
+What follows from it: [decisions](decisions.md#reservation).
 
 """
 
