@@ -290,3 +290,14 @@ def test_a_reset_of_the_prefix_cache_preempts_all():
     engine.run()
     assert engine.stats()["completions"] == 5
     assert engine.lifetime.breaker.state == "closed"
+
+
+def test_blocks_for_drafts_count_when_memory_is_short():
+    engine = Engine().predict_with(fitted(), mode="act")
+    engine.scheduler.num_lookahead_tokens = 3  # as with a speculative configuration
+    mixed_load(engine, n=40, steps=2).run()
+    stats = engine.stats()
+    assert engine.preempted
+    assert adds_up(stats)
+    assert stats["completions"] == 40
+    assert not any(stats["breaker"]["faults"].values())
