@@ -72,7 +72,7 @@ class Server:
     def stats(self):
         return json.loads(self.get("/lifetime/stats"))
 
-    def until(self, what, seconds=20):
+    def until(self, what, seconds=60):
         ends = time.monotonic() + seconds
         while not what(found := self.stats()):
             assert time.monotonic() < ends, found
