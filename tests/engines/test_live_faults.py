@@ -143,12 +143,18 @@ def test_on_another_thread_a_worker_is_left_behind():
     assert not engine.scheduler.requests
 
 
-def test_after_a_pause_it_is_tried_again_and_knows_everybody():
-    predictor = faulty("")
+def at_work():
+    """A predictor that can be broken, an engine in which it acts, and the breaker's clock."""
+    predictor, now = faulty(""), [0.0]
     engine = Engine().predict_with(predictor, mode="act", pause_s=30.0)
-    breaker, now = engine.lifetime.breaker, [0.0]
-    breaker._clock = lambda: now[0]
+    engine.lifetime.breaker._clock = lambda: now[0]
     mixed_load(engine, n=24, steps=1)
+    return predictor, engine, now
+
+
+def test_after_a_pause_it_is_tried_again_and_knows_everybody():
+    predictor, engine, now = at_work()
+    breaker = engine.lifetime.breaker
     predictor.wrong = "raises"
     engine.add(3)
     assert breaker.state == "open"
@@ -260,11 +266,8 @@ def test_an_interruption_that_is_late_hits_nobody():
 
 
 def test_switched_off_while_it_is_broken_it_forgets_them_later():
-    predictor = faulty("")
-    engine = Engine().predict_with(predictor, mode="act", pause_s=30.0)
-    breaker, now = engine.lifetime.breaker, [0.0]
-    breaker._clock = lambda: now[0]
-    mixed_load(engine, n=24, steps=1)
+    predictor, engine, now = at_work()
+    breaker = engine.lifetime.breaker
     predictor.wrong = "rows"
     mixed_load(engine, n=24, steps=2)
     assert breaker.state == "open"
