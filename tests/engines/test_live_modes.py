@@ -121,6 +121,22 @@ def test_admission_leaves_more_free_where_running_sequences_would_outgrow_it():
     assert manager.watermark_blocks == 0
 
 
+def outgrown(engine):
+    """All run, and outgrow the memory while nobody waits."""
+    for i in range(8):
+        engine.add(190, prompt=30, extra_args={"client_id": "short" if i < 4 else "long"})
+    while not engine.preempted:
+        engine.step()
+    return engine.preempted[0]
+
+
+def test_while_nobody_waits_the_victim_is_vllms():
+    ours = Engine().predict_with(fitted(), mode="act")
+    assert outgrown(ours) == outgrown(stock())
+    ours.run()
+    assert ours.stats()["completions"] == 8
+
+
 def test_under_vllms_priorities_it_never_acts(caplog):
     from dataclasses import replace
 
