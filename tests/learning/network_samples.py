@@ -6,15 +6,16 @@ from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS, Step
 from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.graphs import lstm, transformer
 from sagellm_lifetime.learning.networks import LSTMNetwork, TransformerNetwork
 from sagellm_lifetime.learning.replay import Sample
-from sagellm_lifetime.learning.serving import lstm_runner, transformer_runner
 
 NETWORKS = {
-    "lstm-1": (lambda: LSTMNetwork(16, 1), lstm_runner),
-    "lstm-2": (lambda: LSTMNetwork(24, 2), lstm_runner),
-    "transformer-1": (lambda: TransformerNetwork(16, 2, 1), lambda w: transformer_runner(w, 2)),
-    "transformer-2": (lambda: TransformerNetwork(32, 4, 2), lambda w: transformer_runner(w, 4)),
+    "lstm-1": (lambda: LSTMNetwork(16, 1), lstm(16, 1)),
+    "lstm-2": (lambda: LSTMNetwork(24, 2), lstm(24, 2)),
+    "transformer-1": (lambda: TransformerNetwork(16, 2, 1), transformer(16, 2, 1)),
+    "transformer-2": (lambda: TransformerNetwork(32, 4, 2), transformer(32, 4, 2)),
+    "transformer-3": (lambda: TransformerNetwork(24, 1, 3), transformer(24, 1, 3)),
 }
 
 

@@ -21,6 +21,7 @@ from sagellm_lifetime import (
     load_predictor,
 )
 from sagellm_lifetime.evaluation.conformance.common import lessons, outlooks, questions, teach
+from sagellm_lifetime.learning.serving import Session
 from sagellm_lifetime.predictors.knowledge import knowledge
 from sagellm_lifetime.predictors.registry import has_network
 
@@ -135,6 +136,25 @@ def test_update_moves_only_the_instant_parts():
         assert metrics["lessons"] == 0
         assert learner.drain(SOON)
         assert predictor.get_metrics()["lessons"] == 40
+
+
+@pytest.mark.parametrize("name", [each for each in PREDICTORS if has_network(each)])
+def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
+    """For onnxruntime holds the GIL while it builds one; weights come and go without any."""
+    built = []
+    init = Session.__init__
+    monkeypatch.setattr(Session, "__init__", lambda self, graph: built.append(init(self, graph)))
+    predictor = made(name)
+    with learning(predictor, every=3600.0) as learner:
+        assert len(built) == 2
+        for swaps in range(1, 4):
+            teach(predictor, 20)
+            assert learner.drain(SOON)
+            assert learner.counts()["learner_swaps"] == swaps
+            assert predictor._runner is not None
+        assert len(built) == 2
+    with learning(predictor.clone()):
+        assert len(built) == 4
 
 
 def test_a_swap_leaves_running_sequences_as_they_are():

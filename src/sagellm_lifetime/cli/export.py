@@ -72,7 +72,7 @@ def _export_network(source: Path, contents: Contents, target: Path) -> None:
         raise CheckpointError(f"{source}: this {contents.predictor} was never trained: train it")
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(predictor._runner.model)  # a copy
+    model = onnx.shape_inference.infer_shapes(predictor._runner.model())
     model.producer_name = "sagellm-lifetime"
     model.doc_string = NOTE
     metadata = {"predictor": contents.predictor, "manifest": _manifest(contents)}

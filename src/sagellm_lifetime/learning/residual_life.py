@@ -24,6 +24,7 @@ from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.learning.arrays import Arrays
+from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.shrinkage import (
     INSIDE,
     OPTIONS,
@@ -66,6 +67,8 @@ _SHAPES: Final = {
     "fresh": (2,),
 }
 """What is stored of each node."""
+_PIECE: Final = 4096
+"""Nodes taken over between two breaths."""
 _NO_KEY: Final = -1
 _NEVER: Final = (-1, -1)
 _NOTHING: Final = Hazards(np.zeros(PADDED))
@@ -323,7 +326,11 @@ class ResidualLife:
             if state[name].shape != (len(keys), *shape):
                 raise ValueError(f"{name!r} of shape {state[name].shape} for {len(keys)} nodes")
         self._stored = {name: state[name] for name in _SHAPES}
-        self._nodes = OrderedDict(zip(keys, range(len(keys)), strict=True))
+        self._nodes = OrderedDict()
+        for start in range(0, len(keys), _PIECE):
+            some = keys[start : start + _PIECE]
+            self._nodes.update(zip(some, range(start, start + len(some)), strict=True))
+            breathe()
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         self._losses = np.array(state["losses"], dtype=np.float64)
         self._choice = [int(k) for k in state["choice"]]

@@ -1,7 +1,9 @@
-"""Networks in onnxruntime: a graph built by hand from the weights, one thread, no PyTorch.
+"""Networks in onnxruntime: one thread, no PyTorch, and new weights without a new session.
 
-The graph is a few nodes, so building it and its session takes milliseconds, and new weights are
-swapped in by building a new one.
+To build a session takes milliseconds, and onnxruntime holds the GIL for them. So a session reads
+its parameters from arrays of ours whenever it runs, and taking in new weights is copying them
+there, which holds up nobody. What is being run is never written to: a runner keeps its session for
+itself as long as it lives, and the next one gets a session that is free.
 """
 
 from __future__ import annotations
@@ -13,79 +15,75 @@ import numpy as np
 
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import Step
-from sagellm_lifetime.learning.head import ABSOLUTE, BASIS, NAME_DIM, TOKEN_DIM
+from sagellm_lifetime.learning.graphs import IN, OUTPUT, Network, Weights
+from sagellm_lifetime.learning.head import TOKEN_DIM
+from sagellm_lifetime.learning.onnx_graph import Graph
 
-Weights = dict[str, np.ndarray]
-_OPSET: Final = 17
-_IR: Final = 9
-_DIM: Final = WIDTH + TOKEN_DIM + NAME_DIM
+_LINE: Final = 64
+"""Bytes of a cache line, at which parameters start."""
 
 
-class Graph:
-    """Collects nodes and constants of one ONNX graph."""
+class Session:
+    """An onnxruntime session over parameters that may be written to while it does not run."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+    def __init__(self, graph: Graph) -> None:
+        import onnxruntime
 
-    def constant(self, name: str, value: np.ndarray) -> str:
-        """Add a constant; returns its name."""
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add a node with one output; returns its name."""
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
-
-    def linear(self, x: str, weights: Weights, name: str, *, weight: str = "weight") -> str:
-        """``x @ W.T + b`` of a ``torch.nn.Linear`` with that name."""
-        bias = weight.replace("weight", "bias")
-        w = self.constant(f"{name}.{weight}.T", weights[f"{name}.{weight}"].T)
-        b = self.constant(f"{name}.{bias}", weights[f"{name}.{bias}"])
-        return self.node(
-            "Add", [self.node("MatMul", [x, w], f"{name}.product"), b], f"{name}.output"
-        )
-
-    def model(self, output: str) -> Any:
-        """The ONNX model: ``x`` of shape ``(B, T, width)`` and ``lengths`` ``(B,)`` in."""
-        from onnx import TensorProto, helper
-
-        inputs: dict[str, tuple[int, list[str | int | None]]] = {
-            "x": (TensorProto.FLOAT, ["B", "T", _DIM]),
-            "lengths": (TensorProto.INT32, ["B"]),
+        self._graph = graph
+        self._arrays = {name: _zeros(shape) for name, shape in graph.parameters.items()}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Nothing may keep what it made of the parameters when it was built: no folded constants,
+        # no fused nodes, no packed matrices. The graph leaves them little to do.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        # Views of the arrays, which have to live as long as the session.
+        self._views = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            for name, array in self._arrays.items()
         }
+        for name, view in self._views.items():
+            options.add_initializer(name, view)
+        self.run = onnxruntime.InferenceSession(
+            self.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ).run
 
-        graph = helper.make_graph(
-            self.nodes,
-            "lifetime",
-            [helper.make_tensor_value_info(n, t, shape) for n, (t, shape) in inputs.items()],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-            self.constants,
-        )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR
-        )
+    def load(self, arrays: Weights) -> None:
+        """Copy new parameters in; NumPy needs no GIL for that.
+
+        Raises:
+            ValueError: they are not those of the graph, float32 and of its shapes.
+        """
+        found = {k: v.shape for k, v in arrays.items() if v.dtype == np.float32}
+        if found != self._graph.parameters:
+            odd = dict(found.items() ^ self._graph.parameters.items())
+            raise ValueError(f"weights of another network: {', '.join(sorted(odd))}")
+        for name, array in arrays.items():
+            np.copyto(self._arrays[name], array)
+
+    def model(self) -> Any:
+        """The ONNX model with the parameters as they are."""
+        return self._graph.model(IN, OUTPUT, self._arrays)
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    size = 4 * int(np.prod(shape))
+    room = np.zeros(size + _LINE, dtype=np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(np.float32).reshape(shape)
 
 
 class Runner:
     """A network with its weights, callable on sequences of steps."""
 
-    def __init__(self, model: Any, weights: Weights) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.model = model
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+    def __init__(
+        self, session: Session, free: list[Session], arrays: Weights, weights: Weights
+    ) -> None:
+        self._session, self._free = session, free
+        session.load(arrays)
+        self._run = session.run
         self._tokens = weights["evidence.tokens.weight"]
         self._names = weights["evidence.names.weight"]
 
@@ -96,7 +94,7 @@ class Runner:
         onnxruntime is called once per sequence in 50 µs), and its last bits would depend on the
         company it is in.
         """
-        x = np.zeros((1, len(steps), _DIM), dtype=np.float32)
+        x = np.zeros((1, len(steps), IN), dtype=np.float32)
         for j, step in enumerate(steps):
             row = x[0, j]
             row[:WIDTH] = step.numbers
@@ -106,142 +104,34 @@ class Runner:
             if len(step.names):
                 np.add.reduce(self._names[step.names], axis=0, out=row[WIDTH + TOKEN_DIM :])
         feeds = {"x": x, "lengths": np.array([len(steps)], dtype=np.int32)}
-        return np.asarray(self._session.run(None, feeds)[0])[0]
+        return np.asarray(self._run([OUTPUT], feeds)[0])[0]
+
+    def model(self) -> Any:
+        """The network as an ONNX model, which takes padded batches too."""
+        return self._session.model()
+
+    def __del__(self) -> None:
+        # Nobody can call it any more.
+        self._free.append(self._session)
 
 
-def _folded_head(weights: Weights) -> Weights:
-    """The head with the piecewise linear basis multiplied in: corrections per bin come out."""
-    w, b = weights["head.weight"], weights["head.bias"]
-    return {
-        "head.weight": np.concatenate([BASIS.T @ w[:ABSOLUTE], w[ABSOLUTE:]]),
-        "head.bias": np.concatenate([b[:ABSOLUTE] @ BASIS, b[ABSOLUTE:]]),
-    }
+class Runners:
+    """Makes the runners of one network, one after the other, of few sessions."""
 
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._free: list[Session] = []
 
-def lstm_runner(weights: Weights) -> Runner:
-    """Runner of an ``LSTMNetwork`` from its state dict."""
-    from onnx import helper
+    def prepare(self, count: int) -> None:
+        """Build sessions now, so that the next ``count`` runners living at a time need none."""
+        while len(self._free) < count:
+            self._free.append(Session(self._network.graph()))
 
-    g = Graph()
-    x = g.node("Transpose", ["x"], "time_major", perm=[1, 0, 2])
-    layers = sum(key.startswith("lstm.weight_ih_l") for key in weights)
-    hidden = weights["lstm.weight_hh_l0"].shape[1]
-    last = ""
-    for layer in range(layers):
-        w, r, b = (
-            g.constant(f"{part}{layer}", value)
-            for part, value in (
-                ("W", _gates(weights[f"lstm.weight_ih_l{layer}"])[None]),
-                ("R", _gates(weights[f"lstm.weight_hh_l{layer}"])[None]),
-                (
-                    "B",
-                    np.concatenate(
-                        [
-                            _gates(weights[f"lstm.bias_ih_l{layer}"]),
-                            _gates(weights[f"lstm.bias_hh_l{layer}"]),
-                        ]
-                    )[None],
-                ),
-            )
-        )
-        outputs = [f"Y{layer}", f"H{layer}"]
-        g.nodes.append(
-            helper.make_node("LSTM", [x, w, r, b, "lengths"], outputs, hidden_size=hidden)
-        )
-        axis = "axis1" if layer == 0 else f"axis1_{layer}"
-        g.constant(axis, np.array([1], dtype=np.int64))
-        x = g.node("Squeeze", [f"Y{layer}", axis], f"states{layer}")
-        last = f"H{layer}"
-    g.constant("axis0", np.array([0], dtype=np.int64))
-    state = g.node("Squeeze", [last, "axis0"], "state")
-    return Runner(g.model(g.linear(state, _folded_head(weights), "head")), weights)
-
-
-def transformer_runner(weights: Weights, nhead: int) -> Runner:
-    """Runner of a ``TransformerNetwork`` from its state dict; the padding is masked."""
-    g = Graph()
-    x = g.linear("x", weights, "project")
-    mask = _mask(g)
-    blocks = sum(key.endswith(".attention.in_proj_weight") for key in weights)
-    for i in range(blocks):
-        x = _block(g, x, weights, f"blocks.{i}", nhead, mask, last=i == blocks - 1)
-    output = g.linear(_norm(g, x, weights, "norm"), _folded_head(weights), "head")
-    g.constant("squeeze_axis", np.array([1], dtype=np.int64))
-    flat = g.node("Squeeze", [output, "squeeze_axis"], "flat")
-    return Runner(g.model(flat), weights)
-
-
-def _gates(value: np.ndarray) -> np.ndarray:
-    """PyTorch orders the gates i, f, g, o; ONNX i, o, f, c."""
-    i, f, c, o = np.split(value, 4)
-    return np.concatenate([i, o, f, c])
-
-
-def _mask(g: Graph) -> str:
-    """``(B, 1, 1, T)``: 0 where a step is, -1e9 where there is none; also the last index."""
-    g.constant("one", np.array(1, dtype=np.int64))
-    g.constant("zero", np.array(0, dtype=np.int64))
-    g.constant("axes", np.array([1, 2, 3], dtype=np.int64))
-    g.constant("never", np.array(-1e9, dtype=np.float32))
-    g.constant("always", np.array(0.0, dtype=np.float32))
-    shape = g.node("Shape", ["x"], "shape")
-    length = g.node("Gather", [shape, "one"], "T", axis=0)
-    steps = g.node("Range", ["zero", length, "one"], "steps")
-    lengths = g.node("Cast", ["lengths"], "lengths64", to=7)
-    wide = g.node("Unsqueeze", [lengths, "axes"], "wide")
-    there = g.node("Less", [steps, wide], "there")
-    g.node("Sub", [lengths, "one"], "newest")
-    g.constant("newest_axes", np.array([1], dtype=np.int64))
-    g.node("Unsqueeze", ["newest", "newest_axes"], "newest_index")
-    return g.node("Where", [there, "always", "never"], "mask")
-
-
-def _norm(g: Graph, x: str, weights: Weights, name: str) -> str:
-    scale = g.constant(f"{name}.scale", weights[f"{name}.weight"])
-    bias = g.constant(f"{name}.shift", weights[f"{name}.bias"])
-    return g.node("LayerNormalization", [x, scale, bias], f"{name}.normed", axis=-1, epsilon=1e-5)
-
-
-def _block(
-    g: Graph, x: str, weights: Weights, name: str, nhead: int, mask: str, *, last: bool
-) -> str:
-    y = _norm(g, x, weights, f"{name}.norm1")
-    if last:
-        # Only the newest step is read out, so the last block asks for nothing else.
-        x = g.node("GatherND", [x, "newest_index"], f"{name}.x_newest", batch_dims=1)
-        g.constant(f"{name}.axis", np.array([1], dtype=np.int64))
-        x = g.node("Unsqueeze", [x, f"{name}.axis"], f"{name}.x1")
-        asking = g.node("GatherND", [y, "newest_index"], f"{name}.y_newest", batch_dims=1)
-        asking = g.node("Unsqueeze", [asking, f"{name}.axis"], f"{name}.y1")
-    else:
-        asking = y
-    width = weights[f"{name}.norm1.weight"].shape[0]
-    q, k, v = (
-        _heads(g, source, weights, name, part, nhead) for part, source in enumerate((asking, y, y))
-    )
-    k_t = g.node("Transpose", [k], f"{name}.k_t", perm=[0, 1, 3, 2])
-    scale = g.constant(f"{name}.scale", np.array((width // nhead) ** -0.5, dtype=np.float32))
-    scores = g.node("Mul", [g.node("MatMul", [q, k_t], f"{name}.qk"), scale], f"{name}.scores")
-    scores = g.node("Add", [scores, mask], f"{name}.masked")
-    shares = g.node("Softmax", [scores], f"{name}.shares", axis=-1)
-    mixed = g.node("MatMul", [shares, v], f"{name}.mixed")
-    mixed = g.node("Transpose", [mixed], f"{name}.mixed_t", perm=[0, 2, 1, 3])
-    shape = g.constant(f"{name}.flat", np.array([0, 0, width], dtype=np.int64))
-    mixed = g.node("Reshape", [mixed, shape], f"{name}.joined")
-    x = g.node("Add", [x, g.linear(mixed, weights, f"{name}.attention.out_proj")], f"{name}.x2")
-    up = g.linear(_norm(g, x, weights, f"{name}.norm2"), weights, f"{name}.up")
-    down = g.linear(g.node("Relu", [up], f"{name}.relu"), weights, f"{name}.down")
-    return g.node("Add", [x, down], f"{name}.x3")
-
-
-def _heads(g: Graph, x: str, weights: Weights, name: str, part: int, nhead: int) -> str:
-    """One of query, key, value of all heads, ``(B, nhead, T, width / nhead)``."""
-    matrix = np.split(weights[f"{name}.attention.in_proj_weight"], 3)[part]
-    bias = np.split(weights[f"{name}.attention.in_proj_bias"], 3)[part]
-    label = f"{name}.{'qkv'[part]}"
-    y = g.linear(x, {f"{label}.weight": matrix, f"{label}.bias": bias}, label)
-    shape = g.constant(
-        f"{label}.shape", np.array([0, 0, nhead, matrix.shape[0] // nhead], dtype=np.int64)
-    )
-    y = g.node("Reshape", [y, shape], f"{label}.split")
-    return g.node("Transpose", [y], f"{label}.heads", perm=[0, 2, 1, 3])
+    def __call__(self, weights: Weights) -> Runner:
+        """A runner of a state dict. Raises :class:`ValueError` where that is of another network."""
+        arrays = self._network.arrays(weights)
+        try:
+            session = self._free.pop()
+        except IndexError:
+            session = Session(self._network.graph())
+        return Runner(session, self._free, arrays, weights)

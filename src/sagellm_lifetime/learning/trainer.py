@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core.errors import MissingExtraError
+from sagellm_lifetime.learning.graphs import Weights
 from sagellm_lifetime.learning.head import OUTPUTS
 from sagellm_lifetime.learning.replay import Sample
-from sagellm_lifetime.learning.serving import Weights
 
 if TYPE_CHECKING:
     import torch

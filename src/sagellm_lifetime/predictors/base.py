@@ -118,6 +118,13 @@ class Predictor(LifetimePredictorProtocol):
     def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
         """Replace the parts that :meth:`_note` moves with those of a :meth:`_state`."""
 
+    def _expect_swaps(self) -> None:
+        """Make beforehand what takes time, for soon :func:`take_over` will be called often."""
+
+    def _twin(self) -> Self:
+        """One that knows nothing, to be restored and to take the place of this one."""
+        return type(self)(**self._options)
+
     def _read(self, request: PredictionRequest) -> Any:
         """What to keep of a request seen for the first time."""
         features = read_request(request)

@@ -2,8 +2,7 @@
 
 It sends lessons, hears what was learned, and starts the process anew when it dies. It shares the
 GIL with an engine, so it never keeps it for long: one lesson is a tenth of a millisecond, and after
-each it sleeps, for a thread that waits for the GIL does not get it from one that takes it back at
-once.
+each it takes a breath.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from threading import Event, Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.child import command
+from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.frames import Frame, packed, ready
 from sagellm_lifetime.predictors import pupil
 from sagellm_lifetime.predictors.pupil import END, LEARNED, LESSON, SAVE, TROUBLE, Task
@@ -27,7 +27,6 @@ from sagellm_lifetime.predictors.records import Lesson
 
 _TICK_S: Final = 0.05
 """How often an idle courier looks for lessons: to wake it would cost the engine's thread more."""
-_BREATH_S: Final = 0.0002
 _PIECE: Final = 1 << 16
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
@@ -160,7 +159,7 @@ class Courier(Thread):
         # One that has died takes nothing; that it has is heard on the other pipe.
         with suppress(BrokenPipeError, BlockingIOError):
             data = data[os.write(pipe, data) :]
-        time.sleep(_BREATH_S)
+        breathe()
         return data
 
     def _dismiss(self, process: subprocess.Popen[bytes]) -> bool:

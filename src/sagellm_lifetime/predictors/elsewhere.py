@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from sagellm_lifetime.core.errors import CheckpointError, RequestError
 from sagellm_lifetime.learning.arrays import read_arrays
+from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.checkpoint import MODEL, is_checkpoint
 from sagellm_lifetime.learning.claim import claim
 from sagellm_lifetime.predictors.base import Predictor
@@ -97,6 +98,7 @@ class LearningElsewhere:
             if is_checkpoint(self.path):
                 self._go_on()
             predictor.save(self.path)  # with the options of this run
+            predictor._expect_swaps()
         except BaseException:
             self._let_go()
             raise
@@ -160,7 +162,9 @@ class LearningElsewhere:
         if LEARNED not in said:
             return
         try:
-            replaced = take_over(self.predictor, read_arrays(self.path / MODEL))
+            learned = read_arrays(self.path / MODEL)
+            breathe()
+            replaced = take_over(self.predictor, learned)
         except (OSError, ValueError) as error:
             self._trouble = f"{self.path}: cannot be read ({error})"
             return

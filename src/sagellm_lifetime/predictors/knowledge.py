@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sagellm_lifetime.learning.arrays import Arrays, part
+from sagellm_lifetime.learning.breath import breathe
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
@@ -40,14 +41,17 @@ def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True
 def take_over(predictor: Predictor, learned: Arrays) -> object:
     """Swap in what an equal predictor learned; running sequences and the instant parts stay.
 
-    All that takes time is done on a twin, off the lock; then the predictor becomes the twin in one
-    step. As everywhere, rows of running sequences stay until what is known has doubled.
+    All that takes time is done on a twin, off the lock and with a breath after each piece; then the
+    predictor becomes the twin in one step. As everywhere, rows of running sequences stay until what
+    is known has doubled.
 
     Returns:
         What was replaced: it is freed when the caller drops it, and nobody waits for that.
     """
-    twin = type(predictor)(**predictor._options)
+    twin = predictor._twin()
+    breathe()
     set_knowledge(twin, learned, instant=False)
+    breathe()
     fresh = {k: v for k, v in vars(twin).items() if k not in predictor._STAYS}
     with predictor._lock:
         replaced = dict(vars(predictor))

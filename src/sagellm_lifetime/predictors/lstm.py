@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sagellm_lifetime.learning.serving import Runner, Weights, lstm_runner
+from sagellm_lifetime.learning.graphs import lstm
+from sagellm_lifetime.learning.serving import Runners
 from sagellm_lifetime.predictors.neural import NeuralPredictor
 
 
@@ -24,11 +25,9 @@ class LSTMLifetimePredictor(NeuralPredictor):
     def __init__(self, hidden_size: int = 128, num_layers: int = 2, **options: Any) -> None:
         super().__init__(**options)
         self._options.update(hidden_size=hidden_size, num_layers=num_layers)
+        self._runners = Runners(lstm(hidden_size, num_layers))
 
     def _build(self) -> Callable[[], Any]:
         from sagellm_lifetime.learning.networks import LSTMNetwork
 
         return lambda: LSTMNetwork(self._options["hidden_size"], self._options["num_layers"])
-
-    def _make_runner(self, weights: Weights) -> Runner:
-        return lstm_runner(weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.evidence import SequenceEvidence, read_chunks, read_evidence
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.learning.arrays import part
+from sagellm_lifetime.learning.graphs import Weights
 from sagellm_lifetime.learning.head import base_logits, corrected_row
 from sagellm_lifetime.learning.replay import ReplayStore, Sample
 from sagellm_lifetime.learning.residual_life import ResidualLife
-from sagellm_lifetime.learning.serving import Runner, Weights
+from sagellm_lifetime.learning.serving import Runner, Runners
 from sagellm_lifetime.learning.trainer import Log, Trainer
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.records import Completion, Lesson
@@ -73,15 +74,14 @@ class NeuralPredictor(Predictor):
         self.training: dict[str, float] = {}
         self.log: Log | None = None
 
-    _STAYS = Predictor._STAYS | {"_conversations", "_recent", "training", "log"}
+    _runners: Runners
+    """Makes what serves the network; a subclass sets it."""
+
+    _STAYS = Predictor._STAYS | {"_conversations", "_recent", "_runners", "training", "log"}
 
     @abstractmethod
     def _build(self) -> Callable[[], Any]:
         """A maker of the PyTorch network."""
-
-    @abstractmethod
-    def _make_runner(self, weights: Weights) -> Runner:
-        """The network for serving."""
 
     # -- predicting --------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class NeuralPredictor(Predictor):
 
     def _use(self, weights: Weights | None) -> None:
         self._weights = weights
-        self._runner = None if weights is None else self._make_runner(weights)
+        self._runner = None if weights is None else self._runners(weights)
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._tables = ResidualLife()
@@ -196,6 +196,17 @@ class NeuralPredictor(Predictor):
         )
         self._edge, self._training_steps = 0.0, 0
         self._use(trainer.weights())
+
+    # -- learning elsewhere ------------------------------------------------------------------
+
+    def _expect_swaps(self) -> None:
+        # The one in use, and the one that takes its place.
+        self._runners.prepare(2 if self._runner is None else 1)
+
+    def _twin(self) -> Self:
+        twin = super()._twin()
+        twin._runners = self._runners
+        return twin
 
     # -- state -------------------------------------------------------------------------------
 

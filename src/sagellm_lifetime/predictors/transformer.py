@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sagellm_lifetime.core.errors import RequestError
-from sagellm_lifetime.learning.serving import Runner, Weights, transformer_runner
+from sagellm_lifetime.learning.graphs import transformer
+from sagellm_lifetime.learning.serving import Runners
 from sagellm_lifetime.predictors.neural import NeuralPredictor
 
 
@@ -30,12 +31,10 @@ class TransformerLifetimePredictor(NeuralPredictor):
         if d_model % nhead:
             raise RequestError(f"d_model {d_model} must be a multiple of nhead {nhead}")
         self._options.update(d_model=d_model, nhead=nhead, num_layers=num_layers)
+        self._runners = Runners(transformer(d_model, nhead, num_layers))
 
     def _build(self) -> Callable[[], Any]:
         from sagellm_lifetime.learning.networks import TransformerNetwork
 
         o = self._options
         return lambda: TransformerNetwork(o["d_model"], o["nhead"], o["num_layers"])
-
-    def _make_runner(self, weights: Weights) -> Runner:
-        return transformer_runner(weights, self._options["nhead"])
