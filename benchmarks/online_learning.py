@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python benchmarks/online_learning.py [--json FILE] [--quick]
 
-Two tables, one run:
+Three tables, one run:
 
 * CPU time of the calling thread per ``update``, the same stream of completions for both, taking
   turns, at 500 a second or fewer, so that lessons are sent and not dropped. Every predictor is
@@ -13,6 +13,8 @@ Two tables, one run:
   thread is late when the machine is busy: the time it was ready to run and waited for a core
   (Linux, ``/proc/thread-self/schedstat``) is taken off, and the same thread without any learning
   stands beside it. What is left is waiting for the GIL and the lock, and work.
+* How long a swap keeps a thread that computes all the time from doing so at a stretch, at worst.
+  That is the GIL and, where other work keeps the cores busy, the wait for one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,8 +33,10 @@ from latency import Calls, history
 from sagellm_lifetime import PREDICTORS, create_predictor
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
+from sagellm_lifetime.predictors.pupil import LEARNED
 from sagellm_lifetime.predictors.registry import has_network
 
+SWAPS = 60
 EVERY_S = 0.5
 """Between two swaps: ten times as often as by default."""
 TICK_S = 0.001
@@ -67,6 +72,18 @@ class Lateness:
     ticks: int
     swaps: int
     training_steps: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The longest time for which a swap kept a thread from computing, ms; and its own CPU time."""
+
+    predictor: str
+    median: float
+    p90: float
+    longest: float
+    cpu: float
+    swaps: int
 
 
 def fitted(name: str) -> Any:
@@ -178,6 +195,38 @@ def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
     ]
 
 
+def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
+    """Of the checkpoint of one predictor, swapped in again and again while this thread computes."""
+    taken: list[tuple[float, float, float]] = []
+
+    def swap() -> None:
+        for _ in range(swaps):
+            time.sleep(0.02)
+            start, used = time.perf_counter(), time.thread_time()
+            learner._hear({LEARNED: 0})
+            taken.append((start, time.perf_counter(), time.thread_time() - used))
+
+    gaps: list[tuple[float, float]] = []
+    with LearningElsewhere(predictor, every=3600.0) as learner:
+        learner.drain(_DRAIN_S)
+        thread = Thread(target=swap)
+        thread.start()
+        last = time.perf_counter()
+        while thread.is_alive():
+            now = time.perf_counter()
+            if now - last > 2e-5:
+                gaps.append((last, now))
+            last = now
+    longest = [
+        max((end - start for start, end in gaps if start < ended and end > began), default=0.0)
+        for began, ended, _ in taken
+    ]
+    ms = np.array(longest[1:]) * 1e3  # the first frees what was never swapped in
+    cpu = float(np.median([used for *_, used in taken])) * 1e3
+    median, p90 = (float(np.quantile(ms, q)) for q in (0.5, 0.9))
+    return Stretch(name, median, p90, float(ms.max()), cpu, len(ms))
+
+
 class _Nobody:
     """Learns nothing."""
 
@@ -189,8 +238,8 @@ class _Nobody:
         return {}
 
 
-def report(spent: list[Cost], waited: list[Lateness]) -> str:
-    """Both tables."""
+def report(spent: list[Cost], waited: list[Lateness], kept: list[Stretch]) -> str:
+    """All three tables."""
     by = {(cost.predictor, cost.learns): cost for cost in spent}
     rows = []
     for name in dict.fromkeys(cost.predictor for cost in spent):
@@ -209,6 +258,12 @@ def report(spent: list[Cost], waited: list[Lateness]) -> str:
         for each in waited
     ]
     head = ["ms late per tick of 1 ms", "median", "p99.9", "longest", "swaps", "steps"]
+    parts.append(table(head, rows))
+    rows = [
+        [each.predictor, *(f"{n:.2f}" for n in (each.median, each.p90, each.longest, each.cpu))]
+        for each in kept
+    ]
+    head = ["ms kept from computing by a swap, at a stretch", "median", "p90", "longest", "CPU"]
     return "\n\n".join([*parts, table(head, rows)])
 
 
@@ -225,18 +280,19 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.predictors:
         say(f"update, {name}")
         spent += costs(name, count)
-    waited = []
+    waited, kept = [], []
     for name in options.predictors:
         if name == "survival" or has_network(name):
             say(f"lateness, {name}")
             waited += lateness(name, fitted(name), seconds)
+            kept.append(stretch(name, fitted(name), 4 if options.quick else SWAPS))
     if not options.quick:
         say("lateness, survival with 20,000 nodes")
         waited += lateness("survival, 20,000 nodes", crowded(), seconds)
-    print(report(spent, waited))
-    write_json(
-        options.json, {"update": list(map(asdict, spent)), "late": list(map(asdict, waited))}
-    )
+        kept.append(stretch("survival, 20,000 nodes", crowded(), SWAPS))
+    print(report(spent, waited, kept))
+    found = {"update": spent, "late": waited, "kept": kept}
+    write_json(options.json, {part: list(map(asdict, each)) for part, each in found.items()})
 
 
 if __name__ == "__main__":

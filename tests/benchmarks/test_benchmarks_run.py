@@ -104,6 +104,10 @@ def test_online_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert late["elsewhere"]["swaps"] > 0, "nothing was swapped in while it was measured"
     assert late["elsewhere"]["training_steps"] > 0
     assert late["nothing"]["training_steps"] == 0
+    (kept,) = found["kept"]
+    assert kept["predictor"] == "lstm"
+    assert kept["swaps"] == 3
+    assert kept["cpu"] > 0.0
     assert "| lstm, learns elsewhere" in capsys.readouterr().out
 
 

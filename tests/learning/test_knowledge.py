@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.evaluation.conformance.common import outlook, outlooks, questions, teach
-from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge, take_over
+from sagellm_lifetime.predictors.knowledge import knowledge, let_go, set_knowledge, take_over
 
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
 
@@ -40,7 +40,7 @@ def test_an_answer_comes_from_one_state_or_the_other(name):
     def swap():
         at = 0
         while not done.is_set():
-            take_over(predictor, states[at % 2])
+            let_go(take_over(predictor, states[at % 2]))
             at += 1
 
     thread = Thread(target=swap)

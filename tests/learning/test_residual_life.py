@@ -243,6 +243,22 @@ def test_a_restored_tree_goes_on_like_the_one_it_came_from():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_a_large_tree_comes_and_goes_in_pieces(monkeypatch):
+    """Restored whole and in order, whatever the pieces are; dissolved, nothing is left."""
+    monkeypatch.setattr(residual_life, "_PIECE", 7)
+    monkeypatch.setattr(residual_life, "_FREED", 5)
+    tables, twin = ResidualLife(), ResidualLife()
+    for i in range(30):
+        tables.learn(RequestFeatures(client_key=1 + i), 0, 10 * i, censored=False)
+    state = tables.state()
+    twin.restore(state)
+    assert len(state["keys"]) % 7, "the last piece is not a full one"
+    for name, value in twin.state().items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
+    twin.dissolve()
+    assert twin.state()["keys"].size == 0
+
+
 def test_a_damaged_state_is_refused():
     tables = ResidualLife()
     learn(tables, [5, 50, 500])

@@ -69,6 +69,8 @@ _SHAPES: Final = {
 """What is stored of each node."""
 _PIECE: Final = 4096
 """Nodes taken over between two breaths."""
+_FREED: Final = 512
+"""Nodes freed between two breaths: those that were made are large."""
 _NO_KEY: Final = -1
 _NEVER: Final = (-1, -1)
 _NOTHING: Final = Hazards(np.zeros(PADDED))
@@ -340,6 +342,13 @@ class ResidualLife:
             raise ValueError(f"there are {len(OPTIONS)} weights to choose from: {self._choice}")
         self._scored = int(state["scored"][0])
         self.count = int(state["count"][0])
+
+    def dissolve(self) -> None:
+        """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""
+        while self._nodes:
+            for _ in range(min(_FREED, len(self._nodes))):
+                self._nodes.popitem()
+            breathe()
 
 
 def _restored(stored: Arrays, row: int) -> _Node:

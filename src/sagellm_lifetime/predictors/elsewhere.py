@@ -27,7 +27,7 @@ from sagellm_lifetime.learning.claim import claim
 from sagellm_lifetime.predictors.base import Predictor
 from sagellm_lifetime.predictors.checkpoint import load_predictor
 from sagellm_lifetime.predictors.courier import Courier, Waiting
-from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge, take_over
+from sagellm_lifetime.predictors.knowledge import knowledge, let_go, set_knowledge, take_over
 from sagellm_lifetime.predictors.pupil import LEARNED, TROUBLE, Task
 from sagellm_lifetime.predictors.records import Lesson
 from sagellm_lifetime.predictors.registry import predictor_class
@@ -168,7 +168,7 @@ class LearningElsewhere:
         except (OSError, ValueError) as error:
             self._trouble = f"{self.path}: cannot be read ({error})"
             return
-        del replaced  # here, not under the lock: freeing a large table takes a while
+        let_go(replaced)
         with self._news:
             self._swaps += 1
             self._learned = said[LEARNED]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sagellm_lifetime.learning.arrays import Arrays, part
 from sagellm_lifetime.learning.breath import breathe
+from sagellm_lifetime.learning.residual_life import ResidualLife
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
@@ -29,8 +30,8 @@ def knowledge(predictor: Predictor) -> Arrays:
 def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True) -> None:
     """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not."""
     state = part(learned, "predictor.")
-    predictor._restore(state)
     predictor._calibration.restore(part(learned, "calibration."))
+    predictor._restore(state)
     predictor._lessons = int(learned["lessons"][0])
     if instant:
         predictor._restore_instant(state)
@@ -38,7 +39,7 @@ def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True
     predictor._version += 1
 
 
-def take_over(predictor: Predictor, learned: Arrays) -> object:
+def take_over(predictor: Predictor, learned: Arrays) -> dict[str, Any]:
     """Swap in what an equal predictor learned; running sequences and the instant parts stay.
 
     All that takes time is done on a twin, off the lock and with a breath after each piece; then the
@@ -46,7 +47,7 @@ def take_over(predictor: Predictor, learned: Arrays) -> object:
     is known has doubled.
 
     Returns:
-        What was replaced: it is freed when the caller drops it, and nobody waits for that.
+        What was replaced, for :func:`let_go`.
     """
     twin = predictor._twin()
     breathe()
@@ -58,3 +59,11 @@ def take_over(predictor: Predictor, learned: Arrays) -> object:
         doubled = twin._lessons.bit_length() != predictor._lessons.bit_length()
         vars(predictor).update(fresh, _version=predictor._version + doubled)
     return replaced
+
+
+def let_go(replaced: dict[str, Any]) -> None:
+    """Free what nobody uses any more, off the lock and in pieces where it is large."""
+    tables = replaced.get("_tables")
+    if isinstance(tables, ResidualLife):
+        tables.dissolve()
+    replaced.clear()
