@@ -14,5 +14,5 @@ _BREATH_S: Final = 0.0002
 
 
 def breathe() -> None:
-    """Let the other threads have the GIL. A piece between two breaths is below half a ms."""
+    """Let the other threads have the GIL. Between two breaths: half a ms."""
     time.sleep(_BREATH_S)
