@@ -97,7 +97,7 @@ def curves(name: str, options: argparse.Namespace, seed: int) -> dict[str, dict[
         watermark: float = 0.0,
     ) -> Point:
         plan = Plan(order="fcfs", evict="", fit=fit, horizon=horizon)
-        policy = _planned("", "", plan, asked, {"watermark": watermark})
+        policy = _planned("", "", plan, asked, watermark)
         done = replay(trace, engine, cost, policy)
         share = 100.0 / (engine.blocks * done.result.backlog_s)
         return (

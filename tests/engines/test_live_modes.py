@@ -97,12 +97,18 @@ def test_switched_while_running_it_knows_who_came_before():
     assert not engine.scheduler.requests
 
 
+def crowd(engine):
+    """More than can run, and time enough to see that they wait."""
+    mixed_load(engine, n=40, steps=1)
+    for _ in range(10):
+        engine.step()
+
+
 def test_the_watermark_is_kept_while_it_acts_and_given_back():
     engine = Engine().predict_with(fitted(), mode="act", watermark=0.1)
     manager = engine.scheduler.kv_cache_manager
-    engine.add(3)
-    engine.step()
-    assert manager.watermark_blocks == 6
+    crowd(engine)
+    assert manager.watermark_blocks >= 6
     engine.lifetime.want("off")
     engine.run()
     assert manager.watermark_blocks == 0
@@ -119,6 +125,19 @@ def test_admission_leaves_more_free_where_running_sequences_would_outgrow_it():
     assert manager.watermark_blocks == 0
     engine.run()
     assert manager.watermark_blocks == 0
+
+
+def test_while_hardly_anybody_waits_nothing_is_left_free():
+    engine = Engine().predict_with(fitted(), mode="act", watermark=0.1)
+    manager = engine.scheduler.kv_cache_manager
+    for _ in range(40):
+        engine.add(30)
+        for _ in range(20):
+            engine.step()
+    assert manager.watermark_blocks <= 1
+    crowd(engine)
+    assert manager.watermark_blocks >= 6
+    engine.run()
 
 
 def outgrown(engine):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagellm_lifetime.policies.headroom import MOST, headroom
+from sagellm_lifetime.policies.headroom import MOST, headroom, worth
 
 BLOCK = 16
 
@@ -51,3 +51,10 @@ def test_longer_answers_need_more_and_longer_prompts_less(prompt, answer, factor
     room = headroom(prompt, answer, 100_000, BLOCK)
     assert headroom(prompt, factor * answer, 100_000, BLOCK) >= room
     assert headroom(factor * prompt, answer, 100_000, BLOCK) <= room
+
+
+@given(st.floats(0, 10), st.floats(1.0, 3.0))
+def test_the_longer_others_wait_the_more_of_it_is_left_free(wait, factor):
+    assert 0.0 <= worth(wait) <= worth(factor * wait) <= 1.0
+    assert worth(0.0) == 0.0
+    assert worth(0.02) == 1.0

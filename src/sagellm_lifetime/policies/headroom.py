@@ -20,6 +20,22 @@ from typing import Final
 
 MOST: Final = 0.2
 """Share of the pool beyond which room costs more than the preemptions it saves."""
+_PAYS: Final = 0.02
+"""Wait of a newcomer, in typical answers, from which on all of it is left free."""
+
+
+def worth(wait: float) -> float:
+    """Share of the headroom that is left free.
+
+    What is kept for those that run keeps others waiting. Where hardly anybody waits there is no
+    pressure that could grow, and a sequence that finds the last blocks may as well have them: all
+    that could come of it is one preemption, and the wait would be certain.
+
+    Args:
+        wait: of a newcomer in the order of arrival, on average lately, in the time that a typical
+            answer takes.
+    """
+    return min(wait / _PAYS, 1.0)
 
 
 def headroom(prompt: float, answer: float, total_blocks: int, block_size: int) -> int:

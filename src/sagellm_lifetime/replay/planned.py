@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.policies.forecast import (
@@ -22,7 +22,7 @@ from sagellm_lifetime.replay.policies import ReplayPolicy
 from sagellm_lifetime.replay.trace import TraceRequest
 
 SCHEDULER = "sagellm_lifetime.engines.vllm.scheduler:LifetimeScheduler"
-WATERMARK: Mapping[str, Any] = {"watermark": 0.05}
+WATERMARK: Final = 0.05
 """Share of the pool that admission leaves free for the growth of what runs."""
 OURS: Mapping[str, str] = {
     "lifetime": "our default",
@@ -56,7 +56,7 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
     for name, says in OURS.items():
         plan = PLANS[name]
         # Who makes room by the peak needs no watermark.
-        room = {} if plan.fit else WATERMARK
+        room = 0.0 if plan.fit else WATERMARK
         policies.append(_planned(name, says, plan, predicted(plan), room))
         policies.append(_planned(f"{name}-oracle", f"{says}; lengths known", plan, known, room))
     # Set all of it aside, however far ahead.
@@ -68,9 +68,9 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
             Plan(order="input", evict=""),
             average,  # how long the queue is, in arrival order; nothing else
         ),
-        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, {}),
-        _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, {}),
-        _planned("reserve-average", "one average for all (as LightLLM)", whole, average, {}),
+        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, 0.0),
+        _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, 0.0),
+        _planned("reserve-average", "one average for all (as LightLLM)", whole, average, 0.0),
     )
     return {policy.name: policy for policy in policies}
 
@@ -100,13 +100,13 @@ def _planned(
     says: str,
     plan: Plan,
     asked: Asked,
-    overrides: Mapping[str, Any] = WATERMARK,
+    watermark: float = WATERMARK,
 ) -> ReplayPolicy:
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
         from sagellm_lifetime.engines.vllm.controller import LifetimeController
         from sagellm_lifetime.engines.vllm.takeover import Takeover
 
-        taken = Takeover(scheduler, 0.0)
+        taken = Takeover(scheduler)
         taken.begin()
         requests = {request.id: request for request in trace}
         scheduler.lifetime = LifetimeController(
@@ -118,9 +118,10 @@ def _planned(
             clock=scheduler.clock,
             cached=scheduler.cached_tokens,
             leave_free=taken.leave_free,
+            watermark=watermark,
         )
 
-    return ReplayPolicy(name, says, SCHEDULER, overrides, install=install)
+    return ReplayPolicy(name, says, SCHEDULER, install=install)
 
 
 def described(request: TraceRequest) -> PredictionRequest:

@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.engines.vllm.known import Known, Sizes, Typical
+from sagellm_lifetime.engines.vllm.known import Known, Queue, Sizes, Typical
 from sagellm_lifetime.policies.eviction import VALUES, eviction_order
 from sagellm_lifetime.policies.forecast import Forecaster
-from sagellm_lifetime.policies.headroom import headroom
+from sagellm_lifetime.policies.headroom import headroom, worth
 from sagellm_lifetime.policies.ordering import SERVICES, places
 from sagellm_lifetime.policies.plan import Plan
 from sagellm_lifetime.policies.reservation import Peak
@@ -38,6 +38,8 @@ _RETRY: Final = 8
 _ENGINES_ROOM: Final = ("fcfs", "longest")
 """Orders in which the headroom is not ours: that of arrival is the engine's altogether, and a batch
 is done sooner with a full pool and some preemptions (reasoning, 3,000 blocks: 3-7 %)."""
+LOOK_ROUND: Final = 8
+"""Steps between two looks at how many wait, for the headroom."""
 _LOOK: Final = 64
 """Waiting sequences looked at in one step, at most."""
 _LOOKUPS: Final = 1024
@@ -63,8 +65,9 @@ class LifetimeController:
         clock: seconds.
         cached: tokens of a request that need no computing: of a waiting one those whose KV the
             prefix cache has, of a running one those whose KV others hold too.
-        leave_free: told how many blocks admission is to leave free at least; not where the plan
-            makes room by itself, nor in the orders that leave it to the engine.
+        leave_free: told how many blocks admission is to leave free; not where the plan
+            makes room by itself.
+        watermark: share of the pool that is to be, at least.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class LifetimeController:
         clock: Callable[[], float],
         cached: Callable[[Any], int] = lambda request: 0,
         leave_free: Callable[[int], None] = lambda blocks: None,
+        watermark: float = 0.0,
     ) -> None:
         self.plan = plan
         self.decides = True  # a live engine's has modes in which nobody need ask about the queue
@@ -92,6 +96,14 @@ class LifetimeController:
         self._clock = clock
         self._cached = cached
         self._leave_free = leave_free
+        self._least = round(watermark * total_blocks)
+        self._rooms = not (plan.fit or plan.order in _ENGINES_ROOM)
+        """Whether the headroom is ours."""
+        self._queue = Queue()
+        self._room = 0
+        """Blocks that are left free."""
+        if not plan.fit and not self._rooms:
+            self._leave_free(self._least)
         self._known: dict[str, Known] = {}
         self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
         self._unplaced: list[Known] = []
@@ -175,6 +187,23 @@ class LifetimeController:
         self._last_step_at = now
 
     @property
+    def looks_round(self) -> bool:
+        """Whether it is time to :meth:`make_room`."""
+        return self._step % LOOK_ROUND == 0
+
+    def make_room(self, waiting: int) -> None:
+        """Leave blocks free for what runs, as many as the wait is worth; every few steps."""
+        typical, sizes = self._typical, self._sizes
+        if not self._rooms or not typical.tokens:
+            return
+        self._queue.seen(LOOK_ROUND, waiting * typical.area / self._pool, typical.tokens)
+        full = headroom(sizes.prompt, sizes.answer, self._total, self._block_size)
+        room = round(max(self._least, full) * worth(self._queue.wait))
+        if room != self._room:
+            self._room = room
+            self._leave_free(room)
+
+    @property
     def stale(self) -> bool:
         """Whether the queue is to be put in order."""
         return bool(self._unplaced) or self._step - self._ordered >= _REORDER
@@ -231,11 +260,9 @@ class LifetimeController:
         typical = self._typical
         expected = outlook.expected()
         typical.learn(expected, areas, service(sequences, outlook))
-        if self.plan.order not in _ENGINES_ROOM and not self.plan.fit:
+        if self._rooms:
             came = sequences.preemptions == 0  # of others the prompt is an answer begun
             self._sizes.learn(sequences.recompute[came], expected[came])
-            prompt, answer = self._sizes.prompt, self._sizes.answer
-            self._leave_free(headroom(prompt, answer, self._total, self._block_size))
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
             outlook,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, WAITS, Burst, Event
+from sagellm_lifetime.engines.vllm.controller import LOOK_ROUND
 from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.feed import TokenFeed
@@ -57,7 +58,7 @@ class LiveLifetime:
         tally: counts.
         recorder: of completions; ``None`` for none.
         signals: of the model, of every request; ``None`` where they are not watched.
-        watermark: share of the pool left free at admission, in ``act``.
+        watermark: share of the pool left free at admission, in ``act`` and where others wait.
         cannot_act: why ``act`` is impossible here, or nothing.
     """
 
@@ -96,8 +97,8 @@ class LiveLifetime:
         self._forecaster = forecaster
         self._reads_tokens = reads_tokens
         self._describe = describe
-        # A plan that makes room by itself needs no watermark.
-        self._takeover = Takeover(scheduler, 0.0 if plan.fit else watermark)
+        self._watermark = watermark
+        self._takeover = Takeover(scheduler)
         self._planner: Planner | None = None
         self.acting = False
         """Whether decisions are ours."""
@@ -213,6 +214,16 @@ class LiveLifetime:
     def _hand_over(self, grown: Sequence[Any]) -> None:
         if self._forecaster is not None:
             self._forecaster.grown([self._describe.grown(request) for request in grown])
+
+    @property
+    def looks_round(self) -> bool:
+        """Whether it is time to :meth:`make_room`."""
+        return self.acting and self.steps % LOOK_ROUND == 0
+
+    def make_room(self, waiting: int) -> None:
+        """Leave blocks free for what runs, in ``act``."""
+        if self._planner is not None:
+            self._call(None, self._planner.make_room, waiting)
 
     def line_up(self, waiting: Any) -> bool:
         """Put the queue in order, in ``act``; whether it matters in this step."""
@@ -412,6 +423,7 @@ class LiveLifetime:
             clock=scheduler.clock,
             cached=scheduler.cached_tokens,
             leave_free=self._takeover.leave_free,
+            watermark=self._watermark,
         )
         self._forget()
         forecaster.grown([self._describe(request) for request in (*waiting, *running)])

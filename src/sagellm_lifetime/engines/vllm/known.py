@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
 
+_REMEMBERED: Final = 2.0
+"""Typical answers for whose time a queue is remembered."""
 _TYPICAL: Final = 0.02
 """Weight of the newest arrivals in the averages of what a sequence is expected to take."""
 _NONE: Final = np.zeros(0)
@@ -59,6 +62,27 @@ class Typical:
         self.tokens += share * (float(tokens.mean()) - self.tokens)
         self.area += share * (float(areas.mean()) - self.area)
         self.service += share * (max(float(services.mean()), 1e-9) - self.service)
+
+
+class Queue:
+    """How long a newcomer would have waited in the order of arrival, on average of the last steps.
+
+    In the time that a typical answer takes, which is about a step a token.
+    """
+
+    def __init__(self) -> None:
+        self.wait = 0.0
+
+    def seen(self, steps: int, wait: float, answer: float) -> None:
+        """So many steps have passed since it was seen last.
+
+        Args:
+            steps: weigh ``1 - exp(-steps / (2 answer))``.
+            wait: of a newcomer now, in steps.
+            answer: typical one, tokens.
+        """
+        share = 1.0 - math.exp(-steps / (_REMEMBERED * answer))
+        self.wait += share * (wait / answer - self.wait)
 
 
 class Sizes:

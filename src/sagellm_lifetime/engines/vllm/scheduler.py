@@ -52,6 +52,8 @@ class LifetimeMixin:
         if lifetime is None:
             return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         lifetime.tick(busy=bool(self.running))
+        if lifetime.looks_round:
+            lifetime.make_room(len(self.waiting))
         limit = self.max_num_active_reqs
         if self.waiting and lifetime.decides:
             if lifetime.line_up(self.waiting):

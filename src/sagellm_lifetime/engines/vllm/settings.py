@@ -29,8 +29,8 @@ class LiveSettings:
         learn: whether the predictor learns from completions, in a process of its own.
         learn_every_s: seconds after which what was learned is saved and served, at least.
         signals: whether the predictor is told the model's EOS log-probability and entropy.
-        watermark: share of the KV pool that ``act`` leaves free at admission, unless the plan keeps
-            room itself or the engine was started with more.
+        watermark: share of the KV pool that ``act`` leaves free at admission where others wait,
+            at least, unless the plan keeps room itself or the engine was started with more.
         state: folder for statistics, the switch, and what was learned; empty for none.
         record: folder for completions; empty for none.
         content: whether token ids are recorded.

@@ -27,16 +27,16 @@ class Takeover:
 
     Args:
         scheduler: vLLM's.
-        watermark: share of the pool left free at admission meanwhile, at least; 0 for vLLM's own.
 
     Attributes:
         disordered: whether queue and running sequences may be in another order than vLLM's.
     """
 
-    def __init__(self, scheduler: Any, watermark: float) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self.disordered = False
         self._scheduler = scheduler
-        self._watermark = watermark
+        self._asked = 0
+        """Blocks that are to be left free."""
         self._stock: int | None = None
         """Blocks that vLLM itself leaves free; ``None`` while nothing is changed."""
 
@@ -45,18 +45,17 @@ class Takeover:
         self.disordered = True
         if self._stock is None:
             self._stock = self._scheduler.kv_cache_manager.watermark_blocks
-            self.leave_free(0)
+            self.leave_free(self._asked)
 
     def leave_free(self, blocks: int) -> None:
-        """So many blocks, if that is more than the watermark; nothing changes before it began."""
-        if self._stock is None:
-            return
-        manager = self._scheduler.kv_cache_manager
-        share = int(self._watermark * manager.block_pool.num_gpu_blocks)
-        manager.watermark_blocks = max(self._stock, share, blocks)
+        """So many blocks, if that is more than vLLM leaves; nothing changes before it began."""
+        self._asked = blocks
+        if self._stock is not None:
+            self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)
 
     def give_back(self) -> None:
         """What is left free is vLLM's own again."""
+        self._asked = 0
         if self._stock is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = self._stock
             self._stock = None
