@@ -209,6 +209,18 @@ def test_the_users_additional_config_stays(start, model):
         assert not any(part.startswith("--additional_config") for part in line)
 
 
+def test_a_config_file_is_passed_on_and_its_additional_config_kept(start, model, tmp_path):
+    (tmp_path / "vllm.yaml").write_text(
+        "port: 1\nenforce-eager: true\nadditional-config:\n  other: [1]\nshutdown-timeout: 3\n"
+    )
+    line = start(model, ON, "--record", "rec", "--", "--config", "vllm.yaml")
+    assert line[line.index("--config") + 1] == "vllm.yaml"
+    both = json.loads(line[line.index("--additional-config") + 1])
+    assert both.keys() == {"other", "lifetime"}
+    assert "--shutdown-timeout" not in line
+    assert "--port" not in line
+
+
 def test_time_to_write_the_rest(start, model):
     line = start(model, ON, "--record", "rec")
     assert "--shutdown-timeout" in line
@@ -244,6 +256,10 @@ def test_time_to_write_the_rest(start, model):
         (["{model}", ON, "--state", "used"], "another engine runs"),
         (["{model}", ON, "--port", "1"], "No such option"),
         (["{model}", ON, "--", "--scheduler-cls", "x.Y"], "--scheduler-cls"),
+        (["{model}", ON, "--", "--scheduler-c=x.Y"], "--scheduler-cls"),
+        (["{model}", ON, "--", "--config", "scheduler.yaml"], "--scheduler-cls"),
+        (["{model}", ON, "--", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["{model}", ON, "--", "--config", "broken.pt"], "broken.pt: not a YAML file"),
         (["{model}", ON, "--", "--additional-config", "{{"], "not a JSON object"),
         (["{model}", ON, "--", "--additional-config.a", "1"], "one JSON object"),
         (
@@ -254,12 +270,22 @@ def test_time_to_write_the_rest(start, model):
             ["{model}", ON, "--lifetime-mode", "act", "--", "--scheduling_policy=priority"],
             "keeps an order of its own",
         ),
+        (
+            ["{model}", ON, "--lifetime-mode", "act", "--", "--scheduling", "priority"],
+            "keeps an order of its own",
+        ),
+        (
+            ["{model}", ON, "--lifetime-mode", "act", "--", "--config", "priority.yaml"],
+            "keeps an order of its own",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_refused_in_one_line(start, model, tmp_path, args, told):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "scheduler.yaml").write_text("port: 8001\nscheduler-cls: x.Y\n")
+    (tmp_path / "priority.yaml").write_text("scheduling_policy: priority\n")
     fitted().save(tmp_path / "trained")
     used = EngineState(tmp_path / "used", 0)
     assert told in start(*(each.format(model=model) for each in args))

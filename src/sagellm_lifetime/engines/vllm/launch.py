@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.errors import (
     CheckpointError,
-    LifetimeError,
     MissingExtraError,
     RequestError,
 )
@@ -22,6 +21,14 @@ from sagellm_lifetime.engines.vllm.interface import check_version
 from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
 from sagellm_lifetime.engines.vllm.state import check_free
+from sagellm_lifetime.engines.vllm.words import (
+    LaunchError,
+    first_of,
+    is_option,
+    option_of,
+    plain,
+    unfolded,
+)
 from sagellm_lifetime.predictors.registry import has_network, predictor_class
 
 SCHEDULER: Final = "sagellm_lifetime.engines.vllm.live.scheduler"
@@ -42,10 +49,6 @@ _SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
 begin, since vLLM takes abbreviations, too; no other option of vLLM begins like that."""
 
 
-class LaunchError(LifetimeError):
-    """An engine that cannot be started as it was asked for."""
-
-
 def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     """Refuse in one line what would fail later, or not do what it says.
 
@@ -62,6 +65,7 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     if settings.predict or settings.record:
         check_version()
     check_model(model)
+    options = unfolded(options)
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: prediction is a scheduler of its own; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
@@ -113,11 +117,11 @@ def _fetched(model: str) -> str:
 
 def check_processors(options: Sequence[str]) -> None:
     """Refuse what would take the place of our logits processor, or what vLLM refuses beside it."""
-    if _first(options, (_PROCESSORS,)):
+    if first_of(options, (_PROCESSORS,)):
         raise LaunchError(
             f"--watch-eos: not with {_PROCESSORS}: it is one itself, and vLLM keeps the last list"
         )
-    speculative = _first(options, _SPECULATIVE)
+    speculative = first_of(options, _SPECULATIVE)
     if speculative:
         raise LaunchError(
             f"--watch-eos: not with {speculative}: speculative decoding takes no logits processor"
@@ -165,16 +169,17 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     line = [sys.executable, "-m", RUNNER, model]
     if settings is None:
         return [*line, *options]
-    rest, additional = _additional_config(options)
+    said = unfolded(options)
+    rest, additional = _additional_config(options, said)
     additional[KEY] = settings.json()
     line += ["--scheduler-cls", SCHEDULER]
     if settings.signals:
         line += [_PROCESSORS, PROCESSOR]
-        if option_of(options, BACKEND) is None:
+        if option_of(said, BACKEND) is None:
             line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
     if settings.state:
         line += ["--middleware", MIDDLEWARE]
-    if (settings.record or settings.learn) and option_of(options, "--shutdown-timeout") is None:
+    if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
         # vLLM kills an engine core at once, and with it what was not written or saved yet.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
     return [*line, *rest, "--additional-config", json.dumps(additional)]
@@ -187,7 +192,7 @@ def shown(line: Sequence[str]) -> str:
     for word in line:
         if word.startswith("-"):
             key, mark, _ = word.partition("=")
-            secret = _SECRET.match(_plain(key)) is not None
+            secret = _SECRET.match(plain(key)) is not None
             words.append(f"{key}=***" if secret and mark else word)
         else:  # there may be several keys
             words.append("***" if secret else word)
@@ -202,48 +207,31 @@ def environment(settings: LiveSettings | None) -> dict[str, str]:
     return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if watched else {}
 
 
-def _additional_config(options: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The user's, taken out of the options, so that ours goes into the same one."""
+def _additional_config(
+    options: Sequence[str], said: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """The user's, taken out of the options, so that ours goes into the same one.
+
+    Args:
+        options: of the command line.
+        said: these and those of a file.
+    """
     name = "--additional-config"
-    if any(option.startswith(name + ".") for option in options):
+    if any(option.startswith(name + ".") for option in said):
         raise LaunchError(f"{name}.KEY: give {name} as one JSON object")
-    said = option_of(options, name)
-    if said is None:
+    text = option_of(said, name)
+    if text is None:
         return list(options), {}
     try:
-        additional = json.loads(said)
+        additional = json.loads(text)
     except ValueError:
         additional = None
     if not isinstance(additional, dict):
-        raise LaunchError(f"{name}: not a JSON object: {said}")
+        raise LaunchError(f"{name}: not a JSON object: {text}")
     rest = list(options)
     for i, option in enumerate(rest):
-        if _plain(option) == name:
-            del rest[i : i + 2]
-            break
-        if _plain(option).startswith(name + "="):
-            del rest[i]
+        key, mark, _ = option.partition("=")
+        if is_option(key, name):
+            del rest[i : i + (1 if mark else 2)]
             break
     return rest, additional
-
-
-def option_of(options: Sequence[str], name: str) -> str | None:
-    """What an option of vLLM is given, the last time it comes; ``None`` where it does not."""
-    found = None
-    for i, option in enumerate(options):
-        key, mark, value = option.partition("=")
-        if _plain(key) == name:
-            found = value if mark else (options[i + 1] if i + 1 < len(options) else "")
-    return found
-
-
-def _first(options: Sequence[str], names: Sequence[str]) -> str | None:
-    """Which of the names comes first, whole or as one key of its JSON (``NAME.KEY``)."""
-    given = (_plain(option.partition("=")[0]).partition(".")[0] for option in options)
-    return next((name for name in given if name in names), None)
-
-
-def _plain(option: str) -> str:
-    """vLLM takes underscores for dashes."""
-    key, mark, value = option.partition("=")
-    return key.replace("_", "-") + mark + value
