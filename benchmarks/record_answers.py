@@ -4,9 +4,10 @@
     PYTHONPATH=src python benchmarks/record_answers.py models/smollm2 --output answers.parquet
 
 Needs the ``[vllm]`` extra. Sampling is on (temperatures and seeds of the plan, min-p, a penalty on
-frequent tokens), at most 1,024 tokens an answer. Answers are written beside the output (``.jsonl``)
-as they come, so that an interrupted recording goes on where it stopped; the Parquet is made of all
-of them at the end, with ``--limit`` of the first so many. About an hour on two cores.
+frequent tokens), at most 1,024 tokens an answer. The rows are those of the live engine's recorder,
+in a folder beside the output (``.recording``); an interrupted recording, killed or not, goes on
+where that stopped. At the end they are joined with what only the plan knows, and made one Parquet;
+with ``--limit`` only the first so many are asked. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from answers import journal
+import polars as pl
 from answers.plan import Ask, Message, check, plan
+from answers.recording import answered, joined, write_parquet
 from common import say
+
+from sagellm_lifetime.core.errors import HistoryError
 
 CAP = 1024
 """Most tokens of an answer."""
@@ -31,8 +34,8 @@ FREQUENCY_PENALTY = 0.3
 prompt too, where every message ends in the token that would end the answer."""
 RUNNING = 64
 """Sequences at a time."""
-FLUSH = 16
-"""Answers between two writes to the disk."""
+SAID_EVERY = 16
+"""Answers between two lines of progress."""
 MODEL = "SmolLM2-135M-Instruct"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -43,41 +46,40 @@ ENVIRONMENT = {
 }
 
 
-class Answer(NamedTuple):
-    """What the engine gave."""
-
-    ask: Ask
-    prompt: list[int]
-    output: list[int]
-    reason: str
-    arrival: float
-    seconds: float
-    eos_logprob: list[float]
-    entropy: list[float]
-
-
 class Recording:
-    """The engine at work on a plan."""
+    """The engine at work on a plan, with the live scheduler, which predicts nothing but records.
 
-    def __init__(self, model: Path) -> None:
+    Args:
+        model: folder of the model.
+        folder: where the recorder writes.
+    """
+
+    def __init__(self, model: Path, folder: Path) -> None:
         os.environ.update(ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
-        from sagellm_lifetime.engines.vllm.eos import EosWatch, taken  # first: it mends imports
+        from sagellm_lifetime.engines.vllm.eos import EosWatch  # first: it mends imports
+        from sagellm_lifetime.engines.vllm.launch import SCHEDULER
+        from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings
 
         from vllm import LLM, SamplingParams  # isort: skip
         from vllm.sampling_params import RequestOutputKind
 
-        self._taken = taken
+        settings = LiveSettings(
+            predict=False, mode="off", signals=True, record=str(folder), content=True
+        )
         self._params = SamplingParams
         self._final = RequestOutputKind.FINAL_ONLY
         self._llm = LLM(
             str(model),
+            additional_config={KEY: settings.json()},
             block_size=32,
             distributed_executor_backend="uni",
             dtype="float32",
             enforce_eager=True,
             logits_processors=[EosWatch],
             max_num_seqs=RUNNING,
+            scheduler_cls=SCHEDULER,
+            served_model_name=MODEL,
         )
         self._engine = self._llm.llm_engine
         self._tokenizer = self._llm.get_tokenizer()
@@ -89,34 +91,27 @@ class Recording:
         answer = {"role": "assistant", "content": text}
         self._said[ask.key] = [*self._before(ask), *ask.messages, answer]
 
-    def run(self, asks: Sequence[Ask], start: float) -> Iterator[Answer]:
-        """Answer all of them, as many at a time as the engine runs.
+    def run(self, asks: Sequence[Ask]) -> Iterator[int]:
+        """Have all of them answered, as many at a time as the engine runs; yields their lengths.
 
         Args:
             asks: what is still to be asked; what it follows was answered, or stands before it.
-            start: seconds on the clock of the recording.
         """
-        began = time.perf_counter() - start
         waiting, running = list(asks), {}
         while waiting or running:
             ready = [ask for ask in waiting if ask.after is None or ask.after in self._said]
             for ask in ready[: RUNNING - len(running)]:
                 waiting.remove(ask)
-                running[ask.key] = (ask, time.perf_counter())
+                running[ask.key] = ask
                 self._submit(ask)
             for output in self._engine.step():
-                ask, arrival = running.pop(output.request_id)
-                tokens = list(output.outputs[0].token_ids)
-                self.recall(ask, tokens)
-                yield Answer(
-                    ask,
-                    output.prompt_token_ids,
-                    tokens,
-                    output.outputs[0].finish_reason,
-                    arrival - began,
-                    time.perf_counter() - arrival,
-                    *self._taken(ask.key),
-                )
+                tokens = output.outputs[0].token_ids
+                self.recall(running.pop(output.request_id), tokens)
+                yield len(tokens)
+
+    def close(self) -> None:
+        """Have the recorder write the rest."""
+        self._engine.engine_core.shutdown()
 
     def _before(self, ask: Ask) -> list[Message]:
         return [] if ask.after is None else self._said[ask.after]
@@ -125,9 +120,10 @@ class Recording:
         prompt = self._tokenizer.apply_chat_template(
             [*self._before(ask), *ask.messages], add_generation_prompt=True, return_dict=False
         )
+        who = {"client_id": ask.kind, "session_id": ask.session, "turn": ask.turn}
         params = self._params(
             detokenize=False,
-            extra_args={"watch_eos": ask.key},
+            extra_args=who,
             frequency_penalty=FREQUENCY_PENALTY,
             max_tokens=CAP,
             min_p=MIN_P,
@@ -138,60 +134,43 @@ class Recording:
         self._engine.add_request(ask.key, {"prompt_token_ids": prompt}, params)
 
 
-def row_of(answer: Answer) -> journal.Row:
-    """An answer as a row of a history."""
-    ask = answer.ask
-    return {
-        "request_id": ask.key,
-        "model": MODEL,
-        "client_id": ask.kind,
-        "session_id": ask.session,
-        "prompt_id": ask.prompt_id,
-        "arrival_time": round(answer.arrival, 3),
-        "turn": ask.turn,
-        "sample": ask.sample,
-        "prompt_length": len(answer.prompt),
-        "max_length": CAP,
-        "actual_length": len(answer.output),
-        "actual_time": round(answer.seconds, 3),
-        "finish_reason": answer.reason,
-        "temperature": ask.temperature,
-        "prompt_text": ask.prompt_text,
-        "prompt_token_ids": answer.prompt,
-        "output_token_ids": answer.output,
-        "eos_logprob": [round(value, 3) for value in answer.eos_logprob],
-        "entropy": [round(value, 3) for value in answer.entropy],
-    }
+def record(model: Path, folder: Path, limit: int | None) -> pl.DataFrame:
+    """Run what is left of the plan; returns all rows, those of earlier runs too.
 
-
-def record(model: Path, output: Path, limit: int | None) -> list[journal.Row]:
-    """Run what is left of the plan; returns all rows, those of earlier runs too."""
-    growing = output.with_suffix(".jsonl")
-    asks = plan()[:limit]
-    rows = journal.read(growing)
-    done = {row["request_id"]: row["output_token_ids"] for row in rows}
-    check(plan(), set(done))
-    left = [ask for ask in asks if ask.key not in done]
+    Raises:
+        SystemExit: the folder is not of this plan, is in use, or lacks what was to be recorded.
+    """
+    asks, rows = plan(), answered(folder)
+    done = dict(rows.select("request_id", "output_token_ids").iter_rows())
+    check(asks, set(done))
+    asked = asks[:limit]
+    left = [ask for ask in asked if ask.key not in done]
     say(f"{len(done):,} answers are there, {len(left):,} to record")
-    if not left:
-        return rows
-    recording = Recording(model)
-    for ask in asks:
-        if ask.key in done:
-            recording.recall(ask, done[ask.key])
-    started, tokens, fresh = time.perf_counter(), 0, []
-    end = max((row["arrival_time"] + row["actual_time"] for row in rows), default=0.0)
-    for count, answer in enumerate(recording.run(left, end), 1):
-        fresh.append(row_of(answer))
-        tokens += len(answer.output)
-        if count % FLUSH == 0 or count == len(left):
-            journal.append(growing, fresh)
-            rows += fresh
-            fresh = []
+    if left:
+        recording = Recording(model, folder)
+        for ask in asked:
+            if ask.key in done:
+                recording.recall(ask, done[ask.key])
+        try:
+            _follow(recording.run(left), len(left))
+        finally:
+            recording.close()
+        rows = answered(folder)
+        lost = {ask.key for ask in left} - set(rows["request_id"])
+        if lost:
+            raise SystemExit(f"error: {folder}: {len(lost)} answers were not written: run it again")
+    return joined(rows, asks)
+
+
+def _follow(lengths: Iterator[int], planned: int) -> None:
+    """Say how far it is."""
+    started, tokens = time.perf_counter(), 0
+    for count, length in enumerate(lengths, 1):
+        tokens += length
+        if count % SAID_EVERY == 0 or count == planned:
             speed = tokens / (time.perf_counter() - started)
-            minutes = (len(left) - count) * tokens / count / speed / 60
-            say(f"{count:,} of {len(left):,}; {speed:.0f} tokens/s; {minutes:.0f} min left")
-    return rows
+            minutes = (planned - count) * tokens / count / speed / 60
+            say(f"{count:,} of {planned:,}; {speed:.0f} tokens/s; {minutes:.0f} min left")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -201,8 +180,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("answers.parquet"))
     parser.add_argument("--limit", type=int, help="only the first so many answers of the plan")
     args = parser.parse_args(argv)
-    rows = record(args.model, args.output, args.limit)
-    journal.write_parquet(rows, args.output)
+    try:
+        rows = record(args.model, args.output.with_suffix(".recording"), args.limit)
+    except HistoryError as error:
+        raise SystemExit(f"error: {error}") from error
+    write_parquet(rows, args.output)
     say(f"{len(rows):,} answers in {args.output} ({args.output.stat().st_size / 1e6:.2f} MB)")
 
 

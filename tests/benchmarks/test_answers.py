@@ -1,4 +1,4 @@
-"""The prompts, the plan, the journal, and the recording on a model of a few hundred numbers."""
+"""The prompts, the plan, what the recorder wrote, and all of it on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime import read_history
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.engines.vllm.journal import Journal
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SOURCE = BENCHMARKS.parent / "src"
@@ -31,8 +33,8 @@ def asks():
 
 
 @pytest.fixture
-def journal():
-    return import_module("answers.journal")
+def recording():
+    return import_module("answers.recording")
 
 
 def test_the_prompts_are_those_of_the_material():
@@ -73,53 +75,141 @@ def test_turns_follow_each_other(asks):
 
 
 def row(key, **changes):
+    """An answer as the recorder writes it, under vLLM's name for the ask."""
     return {
-        "request_id": key,
+        "request_id": f"{key}-0a1b2c3d",
         "model": "m",
         "client_id": "story",
-        "session_id": None,
-        "prompt_id": key,
-        "arrival_time": 1.0,
-        "turn": None,
-        "sample": 0,
+        "prompt_id": "what an engine takes for it",
+        "arrival_time": 1e9,
         "prompt_length": 2,
         "max_length": 1024,
         "actual_length": 3,
         "actual_time": 0.5,
         "finish_reason": "stop",
-        "temperature": 0.7,
-        "prompt_text": "Schönes über “quotes”",
+        "temperature": 0.8,
         "prompt_token_ids": [1, 49151],
         "output_token_ids": [7, 8, 2],
-        "eos_logprob": [-3.25] * 3,
-        "entropy": [1.5] * 3,
+        "eos_logprob": [],
+        "entropy": [],
         **changes,
     }
 
 
-def test_a_journal_grows_and_survives_a_crash(journal, tmp_path):
-    path = tmp_path / "a.jsonl"
-    assert journal.read(path) == []
-    journal.append(path, [row("a"), row("b")])
-    with path.open("ab") as stream:
-        stream.write(b'{"request_id": "c", "mod')
-    assert journal.read(path) == [row("a"), row("b")]
-    journal.append(path, [row("c")])
-    assert journal.read(path) == [row("a"), row("b"), row("c")]
+def killed(folder, *rows):
+    """A journal whose writer is gone."""
+    journal = Journal(folder, "w")
+    journal.write(list(rows))
+    journal.close()
+    return journal.path
 
 
-def test_the_parquet_is_a_history(journal, tmp_path):
-    path = tmp_path / "a.parquet"
-    longer = {"actual_length": 35, "eos_logprob": [-3.25] * 35, "entropy": [1.5] * 35}
-    journal.write_parquet([row("b", arrival_time=2.0, turn=1), row("a", **longer)], path)
-    assert list(tmp_path.iterdir()) == [path]
-    found = read_history(path)
-    assert found.skipped == 0
-    assert found.frame["request_id"].to_list() == ["a", "b"]
-    assert found.frame["output_token_ids"].to_list() == [[7, 8, 2]] * 2
-    assert found.frame["eos_logprob"].to_list() == [[-3.25] * 2, []]
-    assert found.frame["entropy"].to_list() == [[1.5] * 2, []]
-    assert pl.read_parquet(path).schema["output_token_ids"] == pl.List(pl.UInt16)
+def test_what_a_killed_recording_wrote_is_found_again(recording, tmp_path):
+    folder = tmp_path / "out.recording"
+    assert recording.answered(folder).is_empty()
+    killed(folder, row("list-087/0"))
+    assert recording.answered(folder)["request_id"].to_list() == ["list-087/0"]
+    failed = row("e-mail-1/0", finish_reason="error")
+    with killed(folder, row("e-mail-3/1"), failed).open("ab") as torn:
+        torn.write(b'{"request_id": "e-mail-2/0-0a1b2')
+    found = recording.answered(folder)
+    assert set(found["request_id"]) == {"list-087/0", "e-mail-3/1"}
+    assert found["output_token_ids"].to_list() == [[7, 8, 2]] * 2
+    assert {path.suffix for path in folder.iterdir()} == {".parquet"}
+
+
+def test_a_folder_in_use_and_a_damaged_file_are_refused(recording, tmp_path):
+    living = Journal(tmp_path, "w")
+    with pytest.raises(SystemExit, match="another recording"):
+        recording.answered(tmp_path)
+    living.close()
+    (tmp_path / "x.parquet").write_text("no Parquet")
+    with pytest.raises(HistoryError, match=r"x\.parquet"):
+        recording.answered(tmp_path)
+
+
+def test_answers_are_joined_with_the_plan(asks, recording, tmp_path):
+    turn = next(ask for ask in asks if ask.turn == 2)
+    first = asks[0]
+    longer = {"eos_logprob": [-3.25], "entropy": [1.5], "actual_length": 17, "turn": 2}
+    killed(tmp_path, row(turn.key, session_id=turn.session, arrival_time=1e9 + 1, **longer))
+    killed(tmp_path, row(first.key))
+    path = tmp_path / "out.parquet"
+    recording.write_parquet(recording.joined(recording.answered(tmp_path), asks), path)
+    history = read_history(path)
+    assert history.skipped == 0
+    frame = history.frame
+    assert frame["request_id"].to_list() == [first.key, turn.key]
+    for name in ("prompt_id", "sample", "prompt_text"):
+        assert frame[name].to_list() == [getattr(first, name), getattr(turn, name)]
+    assert frame["session_id"].to_list() == [None, turn.session]
+    assert frame["turn"].to_list() == [None, 2]
+    assert frame["eos_logprob"].to_list() == [[], [-3.25]]
+    assert frame["entropy"].to_list() == [[], [1.5]]
+
+
+def test_the_parquet_has_the_columns_of_the_one_that_ships(asks, recording, tmp_path):
+    shipped = SOURCE / "sagellm_lifetime/evaluation/recorded/smollm2-answers.parquet"
+    keys = [ask.key for ask in asks[:2]]
+    killed(tmp_path, *map(row, keys))
+    frame = recording.joined(recording.answered(tmp_path), asks)
+    assert frame["request_id"].to_list() == sorted(keys) != keys, "who came at once"
+    assert frame.schema == pl.read_parquet_schema(shipped)
+
+
+def test_the_clock_stands_while_nobody_records(asks, recording, tmp_path):
+    evening = {asks[0].key: (0.0, 3.0), asks[1].key: (1.0, 1.0), asks[2].key: (2.25, 4.0)}
+    morning = {asks[3].key: (40_000.0, 1.0), asks[4].key: (40_000.5, 9.0)}
+    for times in (morning, evening):
+        rows = [
+            row(key, arrival_time=1e9 + arrival, actual_time=seconds)
+            for key, (arrival, seconds) in times.items()
+        ]
+        killed(tmp_path, *rows)
+    frame = recording.joined(recording.answered(tmp_path), asks)
+    assert frame["request_id"].to_list() == [ask.key for ask in asks[:5]]
+    assert frame["arrival_time"].to_list() == [0.0, 1.0, 2.25, 6.25, 6.75]
+
+
+class Engine:
+    """Answers all that it is asked, in the place of a model, but for what it is to lose."""
+
+    lost: tuple[str, ...] = ()
+
+    def __init__(self, _model, folder):
+        self.folder, self.recalled = folder, {}
+        Engine.last = self
+
+    def recall(self, ask, output):
+        self.recalled[ask.key] = output
+
+    def run(self, asks):
+        self.asked = [ask.key for ask in asks]
+        killed(self.folder, *(row(key) for key in self.asked if key not in self.lost))
+        yield from [3] * len(asks)
+
+    def close(self):
+        self.closed = True
+
+
+def test_only_what_is_not_there_is_asked(asks, monkeypatch, tmp_path):
+    script = import_module("record_answers")
+    monkeypatch.setattr(script, "Recording", Engine)
+    keys = [ask.key for ask in asks[:6]]
+    killed(tmp_path, row(keys[1], output_token_ids=[3, 4, 2]), row(asks[9].key))
+    monkeypatch.setattr(Engine, "lost", (keys[2], keys[4]))
+    with pytest.raises(SystemExit, match="2 answers were not written"):
+        script.record(tmp_path, tmp_path, 6)
+    assert Engine.last.asked == [keys[0], *keys[2:]]
+    assert Engine.last.recalled == {keys[1]: [3, 4, 2]}
+    assert Engine.last.closed
+    monkeypatch.setattr(Engine, "lost", ())
+    frame = script.record(tmp_path, tmp_path, 6)
+    assert Engine.last.asked == [keys[2], keys[4]]
+    assert sorted(frame["request_id"]) == sorted([*keys, asks[9].key])
+    last = Engine.last
+    assert script.record(tmp_path, tmp_path, 6).equals(frame)
+    assert Engine.last is last, "no engine is started for nothing"
 
 
 def test_another_plan_is_refused(asks):
@@ -146,10 +236,9 @@ def model(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("vllm")
-def test_recording_goes_on_where_it_stopped(asks, journal, model, tmp_path):
+def test_recording_goes_on_where_it_stopped(asks, model, tmp_path):
     limit = 1 + next(i for i, ask in enumerate(asks) if ask.turn == 3)
-    first = row(asks[0].key, output_token_ids=[3, 4, 2], prompt_id=asks[0].prompt_id)
-    journal.append(tmp_path / "out.jsonl", [first])
+    killed(tmp_path / "out.recording", row(asks[0].key, output_token_ids=[3, 4, 2]))
     command = [sys.executable, "record_answers.py", str(model), "--limit", str(limit)]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out.parquet")],
@@ -172,6 +261,9 @@ def test_recording_goes_on_where_it_stopped(asks, journal, model, tmp_path):
         found = rows[ask.key]
         length = found["actual_length"]
         assert length == len(found["output_token_ids"])
+        assert (found["client_id"], found["session_id"]) == (ask.kind, ask.session)
+        assert (found["turn"], found["prompt_id"]) == (ask.turn, ask.prompt_id)
+        assert found["temperature"] == pytest.approx(ask.temperature)
         ended = found["output_token_ids"][-1] == 2
         assert found["finish_reason"] == ("stop" if ended else "length")
         assert ended or length == 1024
@@ -183,4 +275,4 @@ def test_recording_goes_on_where_it_stopped(asks, journal, model, tmp_path):
             heard = text(before["prompt_token_ids"]) + text(before["output_token_ids"])
             assert text(found["prompt_token_ids"]).startswith(heard)
             assert found["arrival_time"] >= before["arrival_time"] + before["actual_time"] - 1e-2
-    assert frame["arrival_time"].min() == 1.0
+    assert frame["arrival_time"].min() == 0.0
