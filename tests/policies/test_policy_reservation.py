@@ -42,6 +42,23 @@ def level(*args, **options) -> float:
 
 
 @PROPERTY
+@given(SEEDS, st.integers(1, 15), st.floats(0.0, 1.0))
+def test_for_those_that_are_not_believed_nothing_is_kept(seed, count, threshold):
+    rng = np.random.default_rng(seed)
+    blocks, believed = rng.integers(1, 200, count), rng.random(count) >= threshold
+    asked = any_outlook(rng, count)
+    outlook = Outlook(asked.survival, np.where(believed, 0.8, 0.2))
+    peak = Peak(BLOCK, 0.9)
+    for terms in peak.terms(blocks, outlook, 0.5):
+        peak.add(terms)
+    without = Peak(BLOCK, 0.9)
+    for terms in without.terms(blocks[believed], outlook.take(np.flatnonzero(believed))):
+        without.add(terms)
+    assert peak.growth() == pytest.approx(without.growth())
+    assert peak.fits(np.zeros_like(peak.sums), peak.growth() + 1e-6)
+
+
+@PROPERTY
 @given(SEEDS, st.integers(1, 15))
 def test_adding_and_removing_equals_computing_anew(seed, count):
     rng = np.random.default_rng(seed)

@@ -110,6 +110,23 @@ def test_arrival_order_without_a_gate_is_vllms_own(policies, trace, tight, cost)
     assert np.array_equal(ours.finish, stock.finish)
 
 
+def test_a_reservation_that_believes_nothing_is_vllms_own(vllm, frame, trace, tight, cost):
+    from sagellm_lifetime.policies.forecast import PredictedLengths
+    from sagellm_lifetime.replay.planned import _planned
+
+    predictor = create_predictor("survival").fit(frame)
+
+    def asked(_):
+        return PredictedLengths(predictor.clone(), doubting=True)
+
+    plan = Plan(order="fcfs", evict="", fit=0.99, min_confidence=1.0)
+    stock = replay(trace, tight, cost, POLICIES["fcfs"]).result
+    doubting = replay(trace, tight, cost, _planned("", "", plan, asked, 0.0)).result
+    believing = _planned("", "", replace(plan, min_confidence=0.0), asked, 0.0)
+    assert np.array_equal(doubting.finish, stock.finish)
+    assert not np.array_equal(replay(trace, tight, cost, believing).result.finish, stock.finish)
+
+
 def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
     from sagellm_lifetime.replay.planned import SCHEDULER
     from sagellm_lifetime.replay.policies import ReplayPolicy

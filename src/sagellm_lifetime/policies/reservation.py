@@ -48,12 +48,16 @@ class Peak:
         self.sums = np.zeros((3, len(steps)))
         """Of all sequences: mean, variance, and what they hold if none ends."""
 
-    def terms(self, blocks: np.ndarray, outlook: Outlook) -> np.ndarray:
+    def terms(
+        self, blocks: np.ndarray, outlook: Outlook, min_confidence: float = 0.0
+    ) -> np.ndarray:
         """What each sequence adds to the sums, shape ``(N, 3, T)``.
 
         Args:
             blocks: that each needs now, shape ``(N,)``.
             outlook: of the remaining lengths.
+            min_confidence: below it nothing is kept for the growth of a sequence, nor does it give
+                anything back: that is the engine's own rule.
         """
         survival = outlook.survival[:, : len(self._ahead) - 1]
         alive = np.ones((len(outlook), len(self._ahead)))
@@ -64,6 +68,9 @@ class Peak:
             most = np.minimum(most, (blocks + outlook.expected() / self._block_size)[:, None])
         else:
             alive[:, 1:] = survival
+        doubtful = outlook.confidence < min_confidence
+        alive[doubtful] = 1.0
+        most[doubtful] = blocks[doubtful, None]
         mean = alive * most
         return np.stack([mean, mean * (1.0 - alive) * most, most], axis=1)
 

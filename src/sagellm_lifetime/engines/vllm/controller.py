@@ -267,7 +267,7 @@ class LifetimeController:
             replace(sequences, arrival=np.zeros(len(new))),
             outlook,
             service=service,
-            patience=self.plan.patience * typical.area / (typical.service * self._pool),
+            patience=self.plan.patience * typical.area / (max(typical.service, 1e-9) * self._pool),
             typical=typical.service,
             min_confidence=self.plan.min_confidence,
         )
@@ -326,9 +326,11 @@ class LifetimeController:
         terms = np.zeros_like(self._peak.sums)
         count = 0
         for request in waiting:
+            known = self._known[request.request_id]
             # Whole prompts: what the cache has of them is free, too, where nobody else holds it.
-            terms = terms + self._known[request.request_id].terms
-            if count >= _LOOK or not self._peak.fits(terms, free):
+            terms = terms + known.terms
+            believed = known.confidence >= self.plan.min_confidence
+            if count >= _LOOK or (believed and not self._peak.fits(terms, free)):
                 break
             count += 1
         if count == 0 and running == 0:
@@ -367,7 +369,8 @@ class LifetimeController:
 
     def _weigh(self, known: Sequence[Known], sequences: Sequences, outlook: Outlook) -> None:
         """Their shares of the memory ahead; of those that run, in the peak too."""
-        found = self._peak.terms(-(-sequences.tokens // self._block_size), outlook)
+        blocks = -(-sequences.tokens // self._block_size)
+        found = self._peak.terms(blocks, outlook, self.plan.min_confidence)
         for each, terms in zip(known, found, strict=True):
             if each.running:
                 self._peak.remove(each.terms)

@@ -58,10 +58,10 @@ class Typical:
         self.tokens = self.area = self.service = 0.0
 
     def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
-        share = _TYPICAL if self.service else 1.0
+        share = _TYPICAL if self.area else 1.0
         self.tokens += share * (float(tokens.mean()) - self.tokens)
         self.area += share * (float(areas.mean()) - self.area)
-        self.service += share * (max(float(services.mean()), 1e-9) - self.service)
+        self.service += share * (float(services.mean()) - self.service)
 
 
 class Queue:
