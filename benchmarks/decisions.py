@@ -4,7 +4,8 @@
 
 Needs the ``[vllm]`` extra and the data folder. Every setting (trace, memory, load, seed) is one
 line of ``--runs``, written when it is done, so that an interrupted run goes on where it stopped;
-the tables are made of all lines and go to ``docs/replay.md``. Predictors are trained on the earlier
+the tables are made of all lines and go to ``docs/replay.md``. With ``--again`` the plans of all lines
+are replayed anew, at the loads and beside the references found before. Predictors are trained on the earlier
 70 % of a trace, requests are drawn from the later 30 %, and predictors learn online in simulated
 time. About a minute and a half a setting and core with 300 requests. Batches: ``batches.py``.
 """
@@ -71,9 +72,14 @@ def policies_of(load_name: str, *, more: bool) -> tuple[str, ...]:
 
 
 def setting(
-    name: str, blocks: int, load_name: str, seed: int, options: argparse.Namespace
+    name: str,
+    blocks: int,
+    load_name: str,
+    seed: int,
+    options: argparse.Namespace,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Replay one setting with all its policies; runs in its own process."""
+    """Replay one setting with all its policies, or what may have changed; runs in its own process."""
     single_thread()
     from sagellm_lifetime.replay.compare import replay
     from sagellm_lifetime.replay.cost import cost_model
@@ -81,7 +87,7 @@ def setting(
     from sagellm_lifetime.replay.load import at_load
     from sagellm_lifetime.replay.planned import planned_policies
     from sagellm_lifetime.replay.policies import POLICIES
-    from sagellm_lifetime.replay.trace import make_trace, sample
+    from sagellm_lifetime.replay.trace import at_rate, make_trace, sample
 
     frame = load(options.data, name)
     assert frame is not None  # main() has looked
@@ -89,13 +95,21 @@ def setting(
     trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
     cost = cost_model(options.cost)
     engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
-    calibrated = at_load(load_name, trace, engine, cost)
+    if before is None:
+        calibrated = at_load(load_name, trace, engine, cost)
+        trace, rate = calibrated.trace, calibrated.rate
+    else:
+        rate = before["rate"]
+        trace = at_rate(trace, rate)
     known = POLICIES | planned_policies(
         create_predictor(options.predictor, seed=seed).fit(cut.train)
     )
     found: dict[str, Any] = {}
     for policy in policies_of(load_name, more=options.more):
-        done = replay(calibrated.trace, engine, cost, known[policy])
+        if before is not None and policy in POLICIES:
+            found[policy] = before["policies"][policy]
+            continue
+        done = replay(trace, engine, cost, known[policy])
         found[policy] = done.metrics | {"overrides": dict(done.overrides)}
     return {
         "trace": name,
@@ -103,7 +117,7 @@ def setting(
         "load": load_name,
         "seed": seed,
         "requests": len(trace),
-        "rate": calibrated.rate,
+        "rate": rate,
         "cost": cost.name,
         "predictor": options.predictor,
         "policies": found,
@@ -222,6 +236,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def _key(run: dict[str, Any]) -> tuple[str, int, str, int]:
+    return run["trace"], run["blocks"], run["load"], run["seed"]
+
+
 def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
     """Settings to replay, the loads in the order they are given."""
     for load_name in options.loads:
@@ -250,6 +268,7 @@ def main() -> None:
     """Replay what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--again", action="store_true", help="replay the plans of its lines anew")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
@@ -268,16 +287,17 @@ def main() -> None:
     asked = (options.requests, options.predictor, options.cost)
     if any((run["requests"], run["predictor"], run["cost"]) != asked for run in runs):
         parser.error(f"{options.runs} holds runs with other --requests, --predictor or --cost")
-    done = {(run["trace"], run["blocks"], run["load"], run["seed"]) for run in runs}
-    todo = [each for each in planned(options) if each not in done]
+    done = {_key(run): run for run in runs}
+    todo = [each for each in planned(options) if options.again or each not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(setting, *each, options) for each in todo]
+        jobs = [pool.submit(setting, *each, options, done.get(each)) for each in todo]
         for job in as_completed(jobs):
             run = job.result()
-            runs.append(run)
             with options.runs.open("a") as file:
                 file.write(json.dumps(run) + "\n")
+            done[_key(run)] = run  # of several lines of one setting the last counts
             say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
+    runs = list(done.values())
     options.output.write_text(
         INTRODUCTION.format(command=COMMAND, cost=options.cost) + report(runs)
     )

@@ -71,7 +71,9 @@ class Queue:
     """
 
     def __init__(self) -> None:
-        self.wait = 0.0
+        # Until it is known somebody waits: at a load that is too high from the start the pool is
+        # full before an average says so.
+        self.wait = 1.0
 
     def seen(self, steps: int, wait: float, answer: float) -> None:
         """So many steps have passed since it was seen last.
