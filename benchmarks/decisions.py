@@ -4,10 +4,11 @@
 
 Needs the ``[vllm]`` extra and the data folder. Every setting (trace, memory, load, seed) is one
 line of ``--runs``, written when it is done, so that an interrupted run goes on where it stopped;
-the tables are made of all lines and go to ``docs/replay.md``. With ``--again`` the plans of all lines
-are replayed anew, at the loads and beside the references found before. Predictors are trained on the earlier
-70 % of a trace, requests are drawn from the later 30 %, and predictors learn online in simulated
-time. About a minute and a half a setting and core with 300 requests. Batches: ``batches.py``.
+the tables are made of all lines and go to ``docs/replay.md``. With ``--again`` the plans of all
+lines are replayed anew, at the loads and beside the references found before. Predictors are trained
+on the earlier 70 % of a trace, requests are drawn from the later 30 %, and predictors learn online
+in simulated time. About a minute and a half a setting and core with 300 requests. Batches:
+``batches.py``.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def setting(
     options: argparse.Namespace,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Replay one setting with all its policies, or what may have changed; runs in its own process."""
+    """Replay one setting, or of one that is known the plans; runs in its own process."""
     single_thread()
     from sagellm_lifetime.replay.compare import replay
     from sagellm_lifetime.replay.cost import cost_model
