@@ -165,16 +165,19 @@ def test_a_terminal_without_utf8(tmp_path, history):
 
 
 def test_interrupted(tmp_path):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", f"{MAIN}; main()", "demo"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stderr.readline().startswith("smollm2-answers:")  # at work
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    ) as process:
+        try:
+            assert process.stderr.readline().startswith("smollm2-answers:")  # at work
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)  # a busy machine
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err == "interrupted\n"

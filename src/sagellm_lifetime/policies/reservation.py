@@ -49,7 +49,7 @@ class Peak:
         """Of all sequences: mean, variance, and what they hold if none ends."""
 
     def terms(
-        self, blocks: np.ndarray, outlook: Outlook, min_confidence: float = 0.0
+        self, blocks: np.ndarray, outlook: Outlook, min_confidence: float = -np.inf
     ) -> np.ndarray:
         """What each sequence adds to the sums, shape ``(N, 3, T)``.
 
