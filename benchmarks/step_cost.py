@@ -37,7 +37,7 @@ TURN = 10
 part of a step each time."""
 TAUGHT = 1000
 CALLS = (
-    *("tick", "passed", "line_up", "fill", "room", "victims_last", "end"),
+    *("tick", "passed", "make_room", "line_up", "fill", "room", "victims_last", "end"),
     *("arrived", "admitted", "preempting", "preempted", "finished"),
 )
 SETTINGS = EngineSettings(blocks=60_000, max_num_seqs=512, max_num_batched_tokens=65_536)

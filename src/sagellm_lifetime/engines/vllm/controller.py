@@ -101,7 +101,7 @@ class LifetimeController:
         """Whether the headroom is ours."""
         self._queue = Queue()
         self._room = 0
-        """Blocks that are left free."""
+        """Blocks that are left free; none before anybody has had to have a place in the queue."""
         if not plan.fit and not self._rooms:
             self._leave_free(self._least)
         self._known: dict[str, Known] = {}
