@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +244,14 @@ def main() -> None:
     parser.add_argument("--predictor", default="survival")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--json", type=Path, help="all points of all seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="settings replayed at a time")
     options = parser.parse_args()
-    found = {
-        name: [curves(name, options, seed) for seed in range(options.seeds)]
-        for name in options.only
-    }
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            name: [pool.submit(curves, name, options, seed) for seed in range(options.seeds)]
+            for name in options.only
+        }
+        found = {name: [job.result() for job in seeds] for name, seeds in jobs.items()}
     write_json(options.json, found)
     parts = [report(name, seeds) for name, seeds in found.items()]
     head = INTRODUCTION.format(**vars(options))
