@@ -284,18 +284,18 @@ class LiveLifetime:
         """After a step of the engine that has admitted somebody, in shadow: compare."""
         if self._planner is None:
             return
-        scheduler, fitting = self._scheduler, self._fitting
-        if not scheduler.waiting and fitting == sys.maxsize:
-            self.shadow.admissions += len(admitted)  # all that waited: nobody else could have been
-            return
-        self.catch_up()
-        if self._planner is None:  # there was a fault
-            return
-        queue = [scheduler.requests[name] for name in admitted]
-        queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
-        self.shadow.admitted(self.breaker, self._planner, admitted, queue)
-        self.shadow.held(max(len(admitted) - fitting, 0))
-        self._mind()
+        scheduler, admissions = self._scheduler, self.shadow.admissions
+        if not scheduler.waiting and self._fitting == sys.maxsize:
+            admissions.made += len(admitted)  # all that waited: nobody else could have been
+        elif admissions.due(len(admitted), self.steps):
+            self.catch_up()
+            if self._planner is None:  # there was a fault
+                return
+            queue = [scheduler.requests[name] for name in admitted]
+            queue += [r for r in scheduler.waiting if r not in scheduler.deferred_waiting]
+            held = max(len(admitted) - self._fitting, 0)
+            self.shadow.admitted(self.breaker, self._planner, admitted, queue, held)
+            self._mind()
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -318,10 +318,12 @@ class LiveLifetime:
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
-        self.catch_up()
-        if self.mode == "shadow" and self._planner is not None:
-            self.shadow.preempting(self.breaker, self._planner, request, self._scheduler.running)
-            self._mind()
+        if self.mode == "shadow" and self.shadow.preemptions.due(1, self.steps):
+            self.catch_up()
+            if self._planner is not None and self._plan.evict:
+                running = self._scheduler.running
+                self.shadow.preempted(self.breaker, self._planner, request, running)
+                self._mind()
 
     def preempted(self, request: Any) -> None:
         """It waits again."""

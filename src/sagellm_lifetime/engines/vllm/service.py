@@ -88,8 +88,8 @@ class Service:
             "lessons": lifetime.lessons,
             **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
-                "admission": [shadow.admissions, shadow.admissions_differing],
-                "preemption": [shadow.preemptions, shadow.preemptions_differing],
+                "admission": [shadow.admissions.made, shadow.admissions.differing],
+                "preemption": [shadow.preemptions.made, shadow.preemptions.differing],
             },
             "breaker": {
                 "state": breaker.state,

@@ -1,0 +1,239 @@
+"""The way of a prediction, which every predictor shares.
+
+    request → features → predictor → distribution → conditioned on age → calibrated → result
+
+A predictor says what it keeps of a request (:meth:`Predicting._read`) and which cumulative hazards
+follow from it (:meth:`Predicting._rows`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
+from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
+from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
+from sagellm_lifetime.core.protocol import (
+    LifetimePredictorProtocol,
+    PredictionRequest,
+    PredictionResult,
+    SequenceId,
+)
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.core.tracking import Tracked, Tracker
+from sagellm_lifetime.features.request import check_request, read_request
+from sagellm_lifetime.predictors.guards import waves
+from sagellm_lifetime.predictors.records import Evidence
+
+
+class Predicting(LifetimePredictorProtocol):
+    """The half of a predictor that is asked; safe to call from several threads.
+
+    Args:
+        capacity: how many running sequences are tracked at most.
+        expire_after: seconds after which a sequence that is never asked about is forgotten.
+    """
+
+    def __init__(self, capacity: int, expire_after: float) -> None:
+        self._lock = RLock()
+        self._tracker = Tracker(capacity, expire_after)
+        self._timing = TokenTiming()
+        self._calibration = Calibration()
+        self._lessons = 0
+        self._version = 0
+        self._predict_calls = 0
+
+    # -- what a predictor says ---------------------------------------------------------------
+
+    @abstractmethod
+    def _rows(self, evidence: Sequence[Any]) -> Iterable[np.ndarray]:
+        """Cumulative hazards of the total length, shape ``(BINS + 1,)``, of each."""
+
+    def _read(self, request: PredictionRequest) -> Any:
+        """What to keep of a request seen for the first time."""
+        features = read_request(request)
+        return Evidence(features, features.session_key)
+
+    def _more(self, evidence: Any, request: PredictionRequest) -> bool:
+        """Take in what is new since the last call; whether it changes the row."""
+        return False
+
+    # -- predicting --------------------------------------------------------------------------
+
+    def predict(self, request: PredictionRequest) -> PredictionResult:
+        """Predict one sequence. Raises :class:`RequestError` for impossible numbers."""
+        request = check_request(request)
+        with self._lock:
+            item, stale = self._observe(request)
+            if stale:
+                self._refresh([item])
+            return self._answer(item, request.current_length, request.max_length)
+
+    def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[PredictionResult]:
+        """Predict many sequences; equal to predicting them one by one."""
+        requests = [check_request(request) for request in requests]
+        results: list[PredictionResult | None] = [None] * len(requests)
+        with self._lock:
+            for wave in waves(requests, self._tracker.capacity):
+                answers = self._predict_distinct([requests[i] for i in wave])
+                for i, answer in zip(wave, answers, strict=True):
+                    results[i] = answer
+        return [result for result in results if result is not None]
+
+    def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
+        observed = [self._observe(request) for request in requests]
+        stale = [item for item, is_stale in observed if is_stale]
+        if stale:
+            self._refresh(stale)
+        return self._answer_many([item for item, _ in observed], requests)
+
+    def quantiles(
+        self, sequence_ids: list[SequenceId], ages: np.ndarray, levels: float | np.ndarray
+    ) -> np.ndarray:
+        """The array form for engines: remaining tokens of tracked sequences at their ages.
+
+        Args:
+            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
+            ages: tokens generated so far, int array of shape ``(N,)``.
+            levels: quantile level or levels in ``[0, 1]``.
+
+        Returns:
+            int64 array ``(N,)``, or ``(N, Q)`` for ``Q`` levels.
+
+        Raises:
+            KeyError: for an id that is not tracked.
+        """
+        with self._lock:
+            return self._distributions(sequence_ids, ages).quantile(levels)
+
+    def distributions(
+        self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
+    ) -> LengthDistributionBatch:
+        """Remaining lengths of tracked sequences at their ages, calibrated.
+
+        Args:
+            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
+            ages: tokens generated so far, int array of shape ``(N,)``.
+
+        Raises:
+            KeyError: for an id that is not tracked.
+        """
+        with self._lock:
+            batch = self._distributions(sequence_ids, ages)
+            # The tracker's rows change as sequences come and go; the answer does not.
+            return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(ages)))
+
+    def confidences(self, sequence_ids: Sequence[SequenceId], ages: np.ndarray) -> np.ndarray:
+        """Confidence of the point estimates of tracked sequences at their ages, shape ``(N,)``.
+
+        The array form of ``PredictionResult.confidence``; arguments and errors as of
+        :meth:`distributions`.
+        """
+        with self._lock:
+            batch = self._distributions(sequence_ids, ages)
+            return self._believed(batch, bands_of(ages))[1]
+
+    def _believed(
+        self, batch: LengthDistributionBatch, bands: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        points = batch.quantile(0.5)
+        raw = np.where(points > 0, batch.within(points), 1.0)
+        return points, self._calibration.confidences(bands, raw)
+
+    def _distributions(
+        self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
+    ) -> LengthDistributionBatch:
+        slots = self._tracker.slots(sequence_ids)
+        return LengthDistributionBatch(
+            self._tracker.rows,
+            slots,
+            ages,
+            self._tracker.caps[slots],
+            self._calibration.curves,
+            bands_of(ages),
+        )
+
+    def _observe(self, request: PredictionRequest) -> tuple[Tracked, bool]:
+        self._predict_calls += 1
+        age = request.current_length
+        item = self._tracker.get(request.sequence_id, age)
+        if item is None:
+            evidence = self._read(request)
+            item = self._tracker.admit(request.sequence_id, evidence, age, request.max_length)
+            self._more(evidence, request)
+            item.asked.append(age)
+            return item, True
+        self._tracker.set_cap(item, request.max_length)
+        if self._more(item.evidence, request):
+            item.asked.append(age)
+            return item, True
+        return item, item.version != self._version
+
+    def _refresh(self, items: Sequence[Tracked]) -> None:
+        rows, prior = self._rows([item.evidence for item in items]), self._lessons == 0
+        for item, row in zip(items, rows, strict=True):
+            self._tracker.rows[item.slot] = row
+            # One answer for each piece of evidence; a newer version of it takes its place.
+            item.answers[len(item.asked) - 1 :] = [row]
+            item.version, item.prior = self._version, prior
+
+    def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
+        band = band_of(age)
+        curve, row = self._calibration.views[band], item.answers[-1]
+        if age or row.flags.writeable:
+            remaining, raw = point_and_confidence(row, age, cap, curve)
+            confidence = self._calibration.confidence(band, raw)
+        else:  # nobody writes to it because many hold it
+            remaining, confidence = self._calibration.at_start(row, cap)
+        if item.estimate < 0:
+            item.estimate, item.confidence = age + remaining, confidence
+        return PredictionResult(
+            remaining,
+            confidence,
+            remaining * self._timing.seconds_per_token(item.evidence.features.model),
+            LengthDistribution(row, age, 0, cap, curve),
+            "prior" if item.prior else "model",
+        )
+
+    def _answer_many(
+        self, items: list[Tracked], requests: Sequence[PredictionRequest]
+    ) -> list[PredictionResult]:
+        slots = np.array([item.slot for item in items], dtype=np.int64)
+        age_list = [request.current_length for request in requests]
+        cap_list = [request.max_length for request in requests]
+        ages = np.array(age_list, dtype=np.int64)
+        bands = bands_of(ages)
+        caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
+        curves = self._calibration.curves
+        batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
+        points, confidences = self._believed(batch, bands)
+        views = self._calibration.views
+        results = []
+        for item, age, cap, band, n, confidence, pace in zip(
+            items,
+            age_list,
+            cap_list,
+            bands.tolist(),
+            points.tolist(),
+            confidences.tolist(),
+            self._timing.paces([item.evidence.features.model for item in items]),
+            strict=True,
+        ):
+            if item.estimate < 0:
+                item.estimate, item.confidence = age + n, confidence
+            results.append(
+                PredictionResult(
+                    n,
+                    confidence,
+                    n * pace,
+                    LengthDistribution(item.answers[-1], age, 0, cap, views[band]),
+                    "prior" if item.prior else "model",
+                )
+            )
+        return results
