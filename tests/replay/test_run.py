@@ -172,7 +172,10 @@ def test_a_load_that_no_rate_reaches_says_so(trace, tight, cost, monkeypatch):
     few = replace(tight, max_num_seqs=4)
     together = [replace(one, arrival=100.0 * (k // 20)) for k, one in enumerate(trace[:40])]
     monkeypatch.setattr("sagellm_lifetime.replay.load.TRIES", 2)
-    found = at_load("relaxed", together, few, cost)
+    told = []
+    found = at_load("relaxed", together, few, cost, lambda *at: told.append(at))
+    assert told == sorted(told)
+    assert {tried for tried, share in told if share == 1.0} == set(range(max(told)[0] + 1))
     assert not found.reached
     assert wait_share(found.default) > LOADS["relaxed"].most
     assert at_load("overload", together, few, cost).reached

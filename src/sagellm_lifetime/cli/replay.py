@@ -357,8 +357,14 @@ def _compare(
         known = _known(job.ready(seed))
         which = f"seed {seed}, " if len(traces) > 1 else ""
         with progress("replaying") as step:
-            step(f"{which}finding the load", 0.0)
-            at = at_load(load, trace, engine, cost) if load else Calibrated(at_once(trace), 0.0)
+
+            def look(tried: int, share: float, which: str = which) -> None:
+                step(f"{which}finding the load, try {tried}", share)
+
+            at = Calibrated(at_once(trace), 0.0)
+            if load:
+                look(0, 0.0)
+                at = at_load(load, trace, engine, cost, look)
             rates.append(at)
             for i, name in enumerate(names):
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sagellm_lifetime.core.errors import UnknownNameError
@@ -75,7 +75,11 @@ def wait_share(result: RunResult) -> float:
 
 
 def at_load(
-    load: str, trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost
+    load: str,
+    trace: Sequence[TraceRequest],
+    settings: EngineSettings,
+    cost: StepCost,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Calibrated:
     """The trace at a load: requests a second, or a name.
 
@@ -85,6 +89,14 @@ def at_load(
     waits for 80 % of that: a short sample of long answers takes a while to fill the pool, and may
     be over before it does. Not every trace gets there in :data:`TRIES` tries: requests that come at
     the same moment wait for each other at any rate.
+
+    Args:
+        load: a name or a number.
+        trace: to be replayed.
+        settings: of the engine.
+        cost: of a step.
+        progress: called now and then with the number of the try (all at once is try 0) and the
+            share of it that is done.
 
     Raises:
         UnknownNameError: neither a number nor a name.
@@ -97,22 +109,36 @@ def at_load(
             known = [*LOADS, "a number (requests a second)"]
             raise UnknownNameError("load", load, known) from None
         return Calibrated(at_rate(trace, rate), rate)
-    wanted, together = LOADS[load], _default(at_once(trace), settings, cost)
+
+    def default(tried: int, trace: Sequence[TraceRequest]) -> RunResult:
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress(tried, done / len(trace))
+
+        return _default(trace, settings, cost, tell)
+
+    wanted, together = LOADS[load], default(0, at_once(trace))
     able, least = _throughput(together), LOADS[load].least * wait_share(together)
     rate = wanted.share * able
-    for tried in range(TRIES):
-        if tried:
+    for tried in range(1, TRIES + 1):
+        if tried > 1:
             rate *= wanted.factor
         found = at_rate(trace, rate)
-        result = _default(found, settings, cost)
+        result = default(tried, found)
         reached = least <= wait_share(result) <= wanted.most
         if reached:
             break
     return Calibrated(found, rate, able, result, reached)
 
 
-def _default(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> RunResult:
-    return Run(trace, replace(settings, watermark=0.0), cost, policy("fcfs")).execute()
+def _default(
+    trace: Sequence[TraceRequest],
+    settings: EngineSettings,
+    cost: StepCost,
+    tell: Callable[[int], None] | None = None,
+) -> RunResult:
+    engine = replace(settings, watermark=0.0)
+    return Run(trace, engine, cost, policy("fcfs"), progress=tell).execute()
 
 
 def _throughput(together: RunResult) -> float:
