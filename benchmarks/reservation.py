@@ -27,8 +27,11 @@ MEMORY = {"servegen_reasoning": 3000, "mooncake_conversation": 8000, "azure_conv
 # Surer and farther together, as on the training parts: neither alone does on both ends.
 FIT = (
     (0.5, 32),
+    (0.6, 48),
     (0.7, 64),
+    (0.78, 96),
     (0.84, 128),
+    (0.88, 192),
     (0.92, 256),
     (0.96, 512),
     (0.98, 1024),
@@ -37,10 +40,10 @@ FIT = (
     (0.999, 65536),
 )
 # What is known, times a factor, and how far ahead it is looked at; 0: to the end.
-KNOWN = ((1.0, 8), (1.0, 32), (1.0, 128), (1.0, 1024), (1.0, 0), (0.8, 0))
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+KNOWN = ((1.0, 4), (1.0, 8), (1.0, 16), (1.0, 32), (1.0, 128), (1.0, 1024), (1.0, 0), (0.8, 0))
+SHARES = (0.001, 0.002, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
 FACTORS = (1.0, 4.0, 8.0)
-WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+WATERMARKS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LITTLE = 0.2
 """Per cent of the pool; parts of less are not worth a comparison."""
