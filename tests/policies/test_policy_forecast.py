@@ -97,6 +97,17 @@ def test_predicted_lengths_ask_the_predictor_and_respect_the_cap():
     assert forecaster.predictor.get_metrics()["running"] == 2
 
 
+def test_of_those_that_run_none_is_forgotten():
+    forecaster = PredictedLengths(create_predictor("survival", capacity=2, expire_after=-1.0))
+    ids = arrive(forecaster, [50, 50, 50, 50])
+    found = expected(forecaster, ids, [49, 0, 0, 49])
+    assert (np.array(found) <= [1.1, 50, 50, 1.1]).all()
+    for each in ids:
+        forecaster.finished(each, 50, 1.0, "length")
+    metrics = forecaster.predictor.get_metrics()
+    assert (metrics["censored"], metrics["expired"], metrics["running"]) == (4, 0, 0)
+
+
 def test_doubt_is_the_predictors_own_calibrated_one():
     forecaster = PredictedLengths(create_predictor("survival"), doubting=True)
     rng = np.random.default_rng(1)

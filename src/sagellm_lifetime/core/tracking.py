@@ -63,6 +63,8 @@ class Tracker:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.capacity = capacity
         self.expire_after = expire_after
+        self.bounded = True
+        """Whether sequences are forgotten for their number or age."""
         self.rows = np.zeros((64, ROW), dtype=np.float32)
         self.caps = np.full(64, UNCAPPED, dtype=np.int64)
         self.admitted = self.expired = self.replaced = self.discarded = 0
@@ -94,7 +96,7 @@ class Tracker:
     def admit(self, sequence_id: SequenceId, evidence: Any, age: int, cap: int | None) -> Tracked:
         """Start to track; sequences not seen for ``expire_after`` seconds make room first."""
         now = self._clock()
-        while self._items:
+        while self.bounded and self._items:
             oldest = next(iter(self._items))
             full = len(self._items) >= self.capacity
             if not full and now - self._items[oldest].seen <= self.expire_after:

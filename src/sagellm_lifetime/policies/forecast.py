@@ -29,12 +29,13 @@ class PredictedLengths:
     """A predictor of this package, which learns from what it is told.
 
     Args:
-        predictor: any predictor.
+        predictor: any predictor; of its sequences none is forgotten, for it is told of every end.
         doubting: whether its confidence is asked for, too. It costs as much as all the rest, and
             counts only where a policy has a threshold; otherwise everything is believed.
     """
 
     def __init__(self, predictor: Predictor, *, doubting: bool = False) -> None:
+        predictor.track_all()
         self.predictor = predictor
         self._doubting = doubting
 
@@ -44,13 +45,7 @@ class PredictedLengths:
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """Calibrated distributions, conditioned on the ages."""
-        try:
-            batch = self.predictor.distributions(ids, ages)
-        except KeyError:
-            # Some waited longer than the predictor remembers: ask about them as they are now.
-            for each, age in zip(ids, ages.tolist(), strict=True):
-                self.predictor.predict(PredictionRequest(each, [], age, None))
-            batch = self.predictor.distributions(ids, ages)
+        batch = self.predictor.distributions(ids, ages)
         if self._doubting:
             return Outlook.of(batch, self.predictor.confidences(ids, ages))
         return Outlook.of(batch, np.ones(len(batch)))

@@ -173,6 +173,12 @@ class Predictor(Predicting):
         if len(self._pending) >= _CALIBRATE_EVERY:
             self._calibrate_pending()
 
+    def track_all(self) -> None:
+        """Forget no sequence, however many there are and however long they run: for a caller that
+        tells of every end, by :meth:`update` or :meth:`discard`."""
+        with self._lock:
+            self._tracker.bounded = False
+
     def discard(self, sequence_id: SequenceId) -> None:
         """Forget a running sequence without learning from it; an unknown id is fine."""
         with self._lock:
