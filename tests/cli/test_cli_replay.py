@@ -234,3 +234,17 @@ def test_checkpoint_and_training_history(cli, vllm, short, survival, history):
     assert asked.json()["settings"]["predictor"] == "survival"
     trained = cli(*replay, *common, "--train-path", history, "--predictor-type", "baseline")
     assert trained.json()["settings"]["training_rows"] == 240
+
+
+def test_what_is_not_believed_is_the_engines(cli, vllm, short):
+    replay = ("replay", "--data-path", short, "--blocks", 200, "--max-requests", 40, "--load", 20)
+    believing, doubting = (
+        cli(*replay, "--policy", "fcfs", "reserve", "--json", "--min-confidence", each).json()
+        for each in (0, 1)
+    )
+    assert doubting["settings"]["min_confidence"] == 1
+    fcfs, theirs, ours = (
+        [each["policies"][name][key] for key in ("mean_latency_s", "p99_latency_s", "steps")]
+        for each, name in ((doubting, "fcfs"), (doubting, "reserve"), (believing, "reserve"))
+    )
+    assert theirs == fcfs != ours

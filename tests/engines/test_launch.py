@@ -248,6 +248,8 @@ def test_time_to_write_the_rest(start, model):
             "holds a survival predictor, not lstm",
         ),
         (["{model}", ON, "--lifetime-policy", "best"], "unknown policy 'best'"),
+        (["{model}", ON, "--lifetime-min-confidence", "1.5"], "lifetime-min-confidence"),
+        (["{model}", "--lifetime-min-confidence", "0.5"], "needs --enable-lifetime-prediction"),
         (["{model}", ON, "--lifetime-mode", "off"], "lifetime-mode"),
         (["{model}", "--predictor-type", "lstm"], "needs --enable-lifetime-prediction"),
         (["{model}", "--enable-online-learning"], "needs --enable-lifetime-prediction"),

@@ -6,7 +6,6 @@ from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.policies.headroom import MOST
-from sagellm_lifetime.policies.plan import Plan
 
 
 def stock(asynchronous=False, settings=SMALL):
@@ -171,15 +170,10 @@ def test_under_vllms_priorities_it_never_acts(caplog):
 
 
 @pytest.mark.parametrize("doubt", [0.0, 0.5])
-def test_confidence_is_asked_for_where_a_plan_has_a_threshold(doubt, monkeypatch):
-    from types import MappingProxyType
-
-    from sagellm_lifetime.engines.vllm import build
-
-    plans = MappingProxyType({"lifetime": Plan(min_confidence=doubt)})
-    monkeypatch.setattr(build, "PLANS", plans)
-    engine = Engine().predict_with(fitted(), mode="act")
+def test_confidence_is_asked_for_where_there_is_a_threshold(doubt):
+    engine = Engine().predict_with(fitted(), mode="act", min_confidence=doubt)
     engine.add(30)
+    engine.step()
     (name,) = engine.scheduler.requests
     confidence = engine.lifetime._forecaster.outlook([name], np.array([0])).confidence
     assert (confidence.item() < 1.0) == (doubt > 0)
@@ -192,6 +186,8 @@ def test_settings_come_with_vllms_configuration():
     said = LiveSettings(mode="act", learn=True, state="/s").json()
     assert said == {"mode": "act", "learn": True, "state": "/s"}
     assert LiveSettings.of(said) == LiveSettings(mode="act", learn=True, state="/s")
+    with pytest.raises(ValueError, match="min_confidence"):
+        LiveSettings(min_confidence=1.5)
     for wrong in ({"mode": "on"}, {"policy": "best"}, {"colour": "red"}):
         with pytest.raises(ValueError, match=next(iter(wrong.values())) + "|colour"):
             LiveSettings.of(wrong)

@@ -149,21 +149,12 @@ def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
     assert metrics["completions"] + metrics["censored"] == len(trace)
 
 
-def test_confidence_is_asked_for_where_a_plan_has_a_threshold(
-    vllm, frame, trace, tight, cost, monkeypatch
-):
-    from types import MappingProxyType
-
-    from sagellm_lifetime.replay import planned
-
+def test_confidence_is_asked_for_where_there_is_a_threshold(vllm, frame, trace, tight, cost):
     predictor = create_predictor("survival").fit(frame)
-    found = []
-    for doubt in (0.0, 1.0):
-        plans = MappingProxyType(planned.PLANS | {"lifetime": Plan(min_confidence=doubt)})
-        monkeypatch.setattr(planned, "PLANS", plans)
-        policy = planned.planned_policies(predictor)["lifetime"]
-        found.append(replay(trace, tight, cost, policy).result.finish)
-    believed, doubted = found
+    believed, doubted = (
+        replay(trace, tight, cost, planned_policies(predictor, doubt)["lifetime"]).result.finish
+        for doubt in (0.0, 1.0)
+    )
     assert not np.array_equal(believed, doubted)
 
 

@@ -106,6 +106,16 @@ def start(
             show_default="lifetime",
         ),
     ] = None,
+    lifetime_min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="P",
+            help="Of a sequence whose prediction is less confident vLLM's own rule decides.",
+            show_default="0",
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +143,7 @@ def start(
         "--watch-eos": watch_eos,
         "--lifetime-mode": lifetime_mode,
         "--lifetime-policy": lifetime_policy,
+        "--lifetime-min-confidence": lifetime_min_confidence,
     }
     if not enable_lifetime_prediction:
         for name, given in only_with_prediction.items():
@@ -143,6 +154,7 @@ def start(
         predict=enable_lifetime_prediction,
         mode=lifetime_mode,
         policy=lifetime_policy,
+        min_confidence=lifetime_min_confidence,
         predictor=predictor_type,
         width=predictor_hidden_size,
         checkpoint=predictor_checkpoint,
@@ -169,6 +181,7 @@ def _settings(
     predict: bool,
     mode: StartMode | None,
     policy: str | None,
+    min_confidence: float | None,
     predictor: str | None,
     width: int | None,
     checkpoint: Path | None,
@@ -187,6 +200,7 @@ def _settings(
         predict=predict,
         mode="off" if not predict else "act" if mode is StartMode.act else "shadow",
         policy=policy or "lifetime",
+        min_confidence=min_confidence or 0.0,
         # A checkpoint says itself what it holds.
         predictor=predictor or ("" if checkpoint is not None else PREDICTOR),
         width=width or 0,

@@ -51,6 +51,7 @@ class Job:
         train: what the predictor learns from; ``None`` where it has learned, or nobody asks it.
         predictor: a loaded one, or what the one to be trained is called.
         split: how the history was cut, ``None`` where it was not.
+        min_confidence: of the plans.
     """
 
     rows: pl.DataFrame
@@ -58,6 +59,7 @@ class Job:
     train: pl.DataFrame | None
     predictor: Predictor | str
     split: str | None
+    min_confidence: float = 0.0
 
     def ready(self, seed: int) -> Predictor:
         """The predictor, fitted."""
@@ -137,6 +139,15 @@ def replay(
             "--predictor-type", metavar="NAME", help=f"{PREDICTOR_HELP}.", show_default=PREDICTOR
         ),
     ] = None,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="P",
+            help="Of a request whose prediction is less confident vLLM's own rule decides.",
+        ),
+    ] = 0.0,
     cost_model: Annotated[
         str,
         typer.Option(
@@ -177,6 +188,7 @@ def replay(
 
     cost = find_cost(cost_model)
     job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
+    job.min_confidence = min_confidence
     engine = EngineSettings(
         blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
     )
@@ -231,11 +243,11 @@ def _policies(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _known(predictor: Predictor) -> dict[str, ReplayPolicy]:
+def _known(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
     from sagellm_lifetime.replay.planned import planned_policies
     from sagellm_lifetime.replay.policies import POLICIES as PLAIN
 
-    return PLAIN | planned_policies(predictor)
+    return PLAIN | planned_policies(predictor, min_confidence)
 
 
 def _check_load(load: str) -> None:
@@ -354,7 +366,7 @@ def _compare(
     found = Comparison({}, cost, engine.blocks, {name: [] for name in names})
     rates: list[Calibrated] = []
     for seed, trace in enumerate(traces):
-        known = _known(job.ready(seed))
+        known = _known(job.ready(seed), job.min_confidence)
         which = f"seed {seed}, " if len(traces) > 1 else ""
         with progress("replaying") as step:
 

@@ -47,6 +47,7 @@ def settings(
         "how": job.how,
         "split": job.split,
         "predictor": who if job.train is not None or job.predictor is not who else None,
+        "min_confidence": job.min_confidence,
         "training_rows": None if job.train is None else len(job.train),
         "requests": median(requests),
         "seeds": len(rates),

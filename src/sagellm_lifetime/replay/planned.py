@@ -41,11 +41,12 @@ UNCAPPED = 4096
 Asked = Callable[[Sequence[TraceRequest]], Forecaster]
 
 
-def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
+def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
     """The policies of this package by name, and their all-knowing and predictor-free rivals.
 
     Args:
         predictor: fitted; each run gets a clone, which learns online in simulated time.
+        min_confidence: of the plans that ask it (:class:`Plan`).
     """
 
     def predicted(plan: Plan) -> Asked:
@@ -54,11 +55,12 @@ def planned_policies(predictor: Predictor) -> dict[str, ReplayPolicy]:
 
     policies = []
     for name, says in OURS.items():
-        plan = PLANS[name]
+        oracle = PLANS[name]
+        plan = replace(oracle, min_confidence=min_confidence)
         # Who makes room by the peak needs no watermark.
         room = 0.0 if plan.fit else WATERMARK
         policies.append(_planned(name, says, plan, predicted(plan), room))
-        policies.append(_planned(f"{name}-oracle", f"{says}; lengths known", plan, known, room))
+        policies.append(_planned(f"{name}-oracle", f"{says}; lengths known", oracle, known, room))
     # Set all of it aside, however far ahead.
     whole = replace(PLANS["reserve"], horizon=FARTHEST)
     policies += (

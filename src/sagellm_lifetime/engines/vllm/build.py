@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def make_lifetime(
 
     config = scheduler.vllm_config
     tally = Tally()
-    plan = PLANS[settings.policy]
+    plan = replace(PLANS[settings.policy], min_confidence=settings.min_confidence)
     forecaster, learner, reads_tokens = None, None, False
     if settings.predict:
         predictor = make_predictor(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
@@ -23,6 +23,7 @@ class LiveSettings:
         predict: whether there is a predictor at all; without, completions are only recorded.
         mode: to start in; ``off`` and back is a switch away while the engine runs.
         policy: a key of ``policies.plan.PLANS``.
+        min_confidence: below it the engine's own rule decides.
         predictor: a registered name; unused where there is a checkpoint.
         width: hidden size of a network, 0 for its own.
         checkpoint: directory or exported file; empty for none.
@@ -43,6 +44,7 @@ class LiveSettings:
     predict: bool = True
     mode: Mode = "shadow"
     policy: str = "lifetime"
+    min_confidence: float = 0.0
     predictor: str = "survival"
     width: int = 0
     checkpoint: str = ""
@@ -63,6 +65,7 @@ class LiveSettings:
             raise UnknownNameError("mode", self.mode, list(MODES))
         if self.policy not in PLANS:
             raise UnknownNameError("policy", self.policy, list(PLANS))
+        replace(PLANS[self.policy], min_confidence=self.min_confidence)  # which checks it
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Self:
