@@ -94,7 +94,8 @@ def test_request_that_does_not_fit(refused, history):
     assert re.search(r"needs \d+ blocks of 16 tokens, the pool has 2: give --blocks \d+", told)
     told = refused("replay", "--data-path", history, "--max-model-len", 100)
     assert re.search(
-        r"request r\d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
+        r"the request with request_id '.+', arrival_time .+, prompt_length \d+, "
+        r"actual_length \d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
         r"give --max-model-len \1 or more",
         told,
     )
