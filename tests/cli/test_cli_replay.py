@@ -207,6 +207,23 @@ def test_offline_and_prefixes_and_no_predictor(cli, vllm, tmp_path):
     assert named["settings"]["capacity"] > named["settings"]["rate"] > 0
 
 
+def test_equal_token_ids_share_blocks(cli, vllm, tmp_path):
+    rows = pl.DataFrame(
+        {
+            "prompt_token_ids": [[7] * 320 + [i] for i in range(20)],
+            "actual_length": [20 + 5 * i for i in range(20)],
+            "arrival_time": [float(i) for i in range(20)],
+        }
+    )
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline", "--json")
+    for history, shared in ((rows, True), (rows.rename({"prompt_token_ids": "x"}), False)):
+        lengths = pl.lit(321).alias("prompt_length")
+        history.with_columns(lengths).write_parquet(tmp_path / "h.parquet")
+        found = cli(*replay).json()
+        assert found["settings"]["prefix_caching"] is shared
+        assert (found["policies"]["fcfs"]["cached_tokens"] > 0) is shared
+
+
 def test_a_load_that_is_not_reached_is_told(cli, vllm, tmp_path):
     rows = pl.DataFrame(
         {

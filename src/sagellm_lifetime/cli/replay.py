@@ -158,7 +158,7 @@ def replay(
 
     Without --train-path and --checkpoint the history itself is cut by time: the predictor is
     trained on the earlier 70 %, the requests come from the rest. It learns online in simulated
-    time.
+    time. Prefix caching is on where the history has prefix_hashes or prompt_token_ids.
     """
     if checkpoint is not None and train_path is not None:
         raise CommandError("--train-path and --checkpoint: choose one")
@@ -308,7 +308,10 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _shares_prompts(rows: pl.DataFrame) -> bool:
     """Whether the history says which prompts begin alike: then the engine caches prefixes."""
-    return "prefix_hashes" in rows.columns and rows["prefix_hashes"].null_count() < len(rows)
+    return any(
+        name in rows.columns and rows[name].null_count() < len(rows)
+        for name in ("prefix_hashes", "prompt_token_ids")
+    )
 
 
 def _traces(
