@@ -147,6 +147,22 @@ def test_help_loads_nothing():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_help_names_every_policy(cli, monkeypatch):
+    from sagellm_lifetime import create_predictor
+    from sagellm_lifetime.cli import replay
+    from sagellm_lifetime.replay.planned import planned_policies
+    from sagellm_lifetime.replay.policies import POLICIES
+
+    oracles = [f"{name}-oracle" for name in replay.PLANS]
+    assert list(replay.REFERENCES) == list(POLICIES)
+    assert {*replay.PLANS, *oracles, *replay.RIVALS} == set(
+        planned_policies(create_predictor("baseline"))
+    )
+    assert set(replay.POLICIES) <= {*replay.REFERENCES, *replay.PLANS, *oracles}
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert replay.POLICY_HELP in cli("replay", "--help").out
+
+
 def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     replay = ("replay", "--data-path", short, "--blocks", 200, "--max-requests", 20)
     done = cli(*replay, "--load", 4, "--seeds", 2, "--json", "out.json", "--report", "out")

@@ -32,6 +32,26 @@ if TYPE_CHECKING:
     from sagellm_lifetime.replay.trace import TraceRequest
 
 POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
+REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens")
+"""vLLM's own."""
+PLANS: Final = (
+    "lifetime",
+    "sjf",
+    "gittins",
+    "evict-shortest",
+    "evict-longest",
+    "evict-engine",
+    "longest-first",
+    "reserve",
+)
+"""Each of them also ``-oracle``. Written out so that ``--help`` loads nothing."""
+RIVALS: Final = ("fair-input", "reserve-max-tokens", "reserve-ratio", "reserve-average")
+"""Of the plans, without a predictor."""
+POLICY_HELP: Final = (
+    "Policies, with spaces or commas between. vLLM's: "
+    f"{', '.join(REFERENCES)}. With the predictor, or with known lengths as NAME-oracle: "
+    f"{', '.join(PLANS)}. Without either: {', '.join(RIVALS)}."
+)
 PREDICTOR: Final = "survival"
 LOAD: Final = "knee"
 COST: Final = "a100-7b"
@@ -77,7 +97,7 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Policies, with spaces or commas between. A wrong name lists them all.",
+            help=POLICY_HELP,
             show_default=", ".join(POLICIES),
         ),
     ] = None,
