@@ -96,11 +96,12 @@ def setting(
     trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
     cost = cost_model(options.cost)
     engine = EngineSettings(blocks=blocks, prefix_caching="prefix_hashes" in frame.columns)
+    reached: bool | None
     if before is None:
         calibrated = at_load(load_name, trace, engine, cost)
-        trace, rate = calibrated.trace, calibrated.rate
+        trace, rate, reached = calibrated.trace, calibrated.rate, calibrated.reached
     else:
-        rate = before["rate"]
+        rate, reached = before["rate"], before.get("reached")
         trace = at_rate(trace, rate)
     known = POLICIES | planned_policies(
         create_predictor(options.predictor, seed=seed).fit(cut.train)
@@ -119,6 +120,7 @@ def setting(
         "seed": seed,
         "requests": len(trace),
         "rate": rate,
+        "reached": reached,
         "cost": cost.name,
         "predictor": options.predictor,
         "policies": found,
@@ -130,7 +132,7 @@ def report(runs: list[dict[str, Any]]) -> str:
     parts = []
     for key, lines in _settings(runs).items():
         name, blocks, load_name = key
-        rates = ", ".join(f"{line['rate']:.2f}" for line in lines)
+        rates = ", ".join(_rate(line["rate"]) for line in lines)
         seeds = f"{len(lines)} seed" + ("s" if len(lines) > 1 else "")
         rows = []
         for policy in lines[0]["policies"]:
@@ -141,10 +143,24 @@ def report(runs: list[dict[str, Any]]) -> str:
             rows.append(row)
         parts.append(
             f"### {name}, {blocks:,} blocks, {load_name}\n\n{lines[0]['requests']} requests, "
-            f"{rates} requests/s; {seeds}.\n\n"
+            f"{rates} requests/s; {seeds}{_missed(lines)}.\n\n"
             + table(["policy", *(head for _, head, _ in SHOWN)], rows)
         )
     return summary(runs) + "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _rate(rate: float) -> str:
+    """Requests a second: a burst is relaxed, if at all, where few come in an hour."""
+    return f"{rate:.2f}" if rate >= 1 else f"{rate:.3g}"
+
+
+def _missed(lines: list[dict[str, Any]]) -> str:
+    """That no rate made it the load it is called; older lines do not say whether one did."""
+    missed = [str(line["seed"]) for line in lines if line.get("reached") is False]
+    if not missed:
+        return ""
+    where = "" if len(missed) == len(lines) else f" (seed {', '.join(missed)})"
+    return f"; {lines[0]['load']} not reached{where}"
 
 
 COMPARED = (
@@ -168,7 +184,7 @@ def summary(runs: list[dict[str, Any]]) -> str:
         share = (tuned["mean_latency_s"] - ours["mean_latency_s"]) / gain if gain > 0 else np.nan
         rows.append(
             [
-                f"{name}, {blocks:,}, {load_name}",
+                f"{name}, {blocks:,}, {load_name}" + (" (not reached)" if _missed(lines) else ""),
                 *(
                     f"{100 * (ours[m] / tuned[m] - 1):+.1f} %" if tuned[m] else "–"
                     for m in COMPARED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -236,3 +237,52 @@ def test_session_bootstrap_draws_whole_sessions() -> None:
     assert alone == pytest.approx(often)
     assert alone[0] == pytest.approx(gap.mean())
     assert alone[2] - alone[1] == pytest.approx(2 * 1.96 * gap.std() / 10, rel=0.1)
+
+
+def test_decisions_say_which_load_no_rate_reached() -> None:
+    decisions = script("decisions")
+    figures = {metric: 1.0 for metric, _, _ in decisions.SHOWN}
+
+    def page(*reached: bool | None) -> str:
+        lines = [
+            {
+                "trace": "mooncake_conversation",
+                "blocks": 8000,
+                "load": "relaxed",
+                "seed": seed,
+                "requests": 400,
+                "rate": 0.00123456,
+                "policies": dict.fromkeys(decisions.OPEN, figures),
+            }
+            | ({} if said is None else {"reached": said})
+            for seed, said in enumerate(reached)
+        ]
+        return str(decisions.report(lines))
+
+    assert decisions._rate(11.346) == "11.35"
+    told = "400 requests, 0.00123, 0.00123 requests/s; 2 seeds"
+    for known in ((True, True), (None, None)):
+        assert f"{told}.\n" in page(*known)
+        assert "not reached" not in page(*known)
+    assert f"{told}; relaxed not reached.\n" in page(False, False)
+    assert f"{told}; relaxed not reached (seed 1).\n" in page(None, False)
+    assert "| mooncake_conversation, 8,000, relaxed (not reached) |" in page(True, False)
+
+
+def test_a_run_of_decisions_records_whether_its_load_was_reached(
+    vllm: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sagellm_lifetime.replay import load
+
+    decisions = script("decisions")
+    monkeypatch.setattr(decisions, "OPEN", ("fcfs",))
+    monkeypatch.setattr(
+        load, "at_load", lambda _, trace, *rest: load.Calibrated(trace, 1.5, reached=False)
+    )
+    options = Namespace(data=data, requests=5, cost="a100-7b", predictor="baseline", more=False)
+    asked = ("claude_code", 40_000, "relaxed", 0, options)
+    run = decisions.setting(*asked)
+    assert run["reached"] is False
+    assert decisions.setting(*asked, run)["reached"] is False
+    del run["reached"]  # as the lines of old
+    assert decisions.setting(*asked, run)["reached"] is None

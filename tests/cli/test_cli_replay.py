@@ -94,7 +94,8 @@ def test_request_that_does_not_fit(refused, history):
     assert re.search(r"needs \d+ blocks of 16 tokens, the pool has 2: give --blocks \d+", told)
     told = refused("replay", "--data-path", history, "--max-model-len", 100)
     assert re.search(
-        r"request r\d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
+        r"the request with request_id '.+', arrival_time .+, prompt_length \d+, "
+        r"actual_length \d+ is (\d+) tokens long \(prompt and output\), the model length is 100: "
         r"give --max-model-len \1 or more",
         told,
     )
@@ -144,6 +145,22 @@ def test_help_loads_nothing():
     )
     assert "--cost-model" in done.stdout
     assert done.stdout.strip().endswith("[]")
+
+
+def test_help_names_every_policy(cli, monkeypatch):
+    from sagellm_lifetime import create_predictor
+    from sagellm_lifetime.cli import replay
+    from sagellm_lifetime.replay.planned import planned_policies
+    from sagellm_lifetime.replay.policies import POLICIES
+
+    oracles = [f"{name}-oracle" for name in replay.PLANS]
+    assert list(replay.REFERENCES) == list(POLICIES)
+    assert {*replay.PLANS, *oracles, *replay.RIVALS} == set(
+        planned_policies(create_predictor("baseline"))
+    )
+    assert set(replay.POLICIES) <= {*replay.REFERENCES, *replay.PLANS, *oracles}
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert replay.POLICY_HELP in cli("replay", "--help").out
 
 
 def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
@@ -204,6 +221,23 @@ def test_offline_and_prefixes_and_no_predictor(cli, vllm, tmp_path):
     assert found["policies"]["fcfs"]["cached_tokens"] > 0
     named = cli(*replay, "--load", "relaxed").json()
     assert named["settings"]["capacity"] > named["settings"]["rate"] > 0
+
+
+def test_equal_token_ids_share_blocks(cli, vllm, tmp_path):
+    rows = pl.DataFrame(
+        {
+            "prompt_token_ids": [[7] * 320 + [i] for i in range(20)],
+            "actual_length": [20 + 5 * i for i in range(20)],
+            "arrival_time": [float(i) for i in range(20)],
+        }
+    )
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline", "--json")
+    for history, shared in ((rows, True), (rows.rename({"prompt_token_ids": "x"}), False)):
+        lengths = pl.lit(321).alias("prompt_length")
+        history.with_columns(lengths).write_parquet(tmp_path / "h.parquet")
+        found = cli(*replay).json()
+        assert found["settings"]["prefix_caching"] is shared
+        assert (found["policies"]["fcfs"]["cached_tokens"] > 0) is shared
 
 
 def test_a_load_that_is_not_reached_is_told(cli, vllm, tmp_path):

@@ -1,41 +1,13 @@
 """Who is admitted next: the controller without an engine."""
 
-from collections import deque
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from controller_help import Clock, Queue, request
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.controller import LifetimeController
 from sagellm_lifetime.policies.forecast import KnownLengths
 from sagellm_lifetime.policies.plan import PLANS, Plan
-
-
-class Queue(deque):
-    """vLLM's queue, as far as it is used."""
-
-    def prepend_request(self, request):
-        self.appendleft(request)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def request(name, prompt, *, arrival=0.0, priority=0):
-    return SimpleNamespace(
-        request_id=name,
-        num_tokens=prompt,
-        num_output_tokens=0,
-        num_computed_tokens=0,
-        num_preemptions=0,
-        arrival_time=arrival,
-        priority=priority,
-    )
 
 
 @pytest.fixture

@@ -91,6 +91,25 @@ def test_a_later_sort_by_arrival_does_not_undo_the_order():
     assert ids(ours.schedule(pending, [], 30)) == ["1"]
 
 
+def test_what_is_made_of_the_order_is_settled_too():
+    pending = [request("0", at=0.0), request("1", at=0.1), request("2", at=0.2)]
+    found = LifetimeAwarePass(Says({"0": 900, "1": 50, "2": 5})).apply(pending, [], 1000)
+    late = (request("x", at=-1.0),)
+    for made, order in (
+        (found.copy(), ["2", "1", "0"]),
+        (found[:], ["2", "1", "0"]),
+        (found[::2], ["2", "0"]),
+        (found[:1] + found[1:], ["2", "1", "0"]),
+        (found + list(late), ["2", "1", "0", "x"]),
+    ):
+        made.sort(key=lambda each: each.arrived_time)
+        assert ids(made) == order
+        made.sort(key=lambda each: each.request_id)
+        assert ids(made) == sorted(order)
+    assert found[0].request_id == "2"
+    assert ids(sorted(found, key=lambda each: each.arrived_time)) == ["0", "1", "2"]
+
+
 def test_a_later_pass_by_priority_still_sorts():
     says = Says({"a": 5, "b": 900, "c": 50})
     pending = [request("a"), request("b", priority=2), request("c")]

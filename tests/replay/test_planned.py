@@ -1,5 +1,6 @@
 """The policies of this package through vLLM's scheduler: they hold what they say."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from sagellm_lifetime import create_predictor
 from sagellm_lifetime.policies.forecast import KnownLengths, MaxTokens
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.replay.compare import replay
-from sagellm_lifetime.replay.planned import described, planned_policies
+from sagellm_lifetime.replay.engine import EngineSettings
+from sagellm_lifetime.replay.planned import planned_policies
 from sagellm_lifetime.replay.policies import POLICIES
 from sagellm_lifetime.replay.trace import at_rate
 
@@ -69,12 +71,54 @@ def test_every_plan_is_replayed_beside_an_oracle(policies):
     assert {f"{name}-oracle" for name in PLANS} <= set(policies)
 
 
-def test_everything_finishes_and_nothing_leaks(policies, trace, tight, cost):
-    result = replay(trace, tight, cost, policies["lifetime"]).result
+class Overheard:
+    """A predictor, and all that reaches it; a clone is overheard, too."""
+
+    def __init__(self, predictor, told):
+        self._predictor, self._told = predictor, told
+
+    def clone(self):
+        return Overheard(self._predictor.clone(), self._told)
+
+    def __getattr__(self, name):
+        found = getattr(self._predictor, name)
+        if not callable(found):
+            return found
+
+        def call(*args, **options):
+            plain = [each.tolist() if isinstance(each, np.ndarray) else each for each in args]
+            self._told.append(deepcopy((name, plain, options)))
+            return found(*args, **options)
+
+        return call
+
+
+def told_before_an_end(frame, trace, engine, cost, name):
+    """What reaches the predictor of a policy until it is told that a request has ended."""
+    told = []
+    predictor = Overheard(create_predictor("survival").fit(frame), told)
+    result = replay(trace, engine, cost, planned_policies(predictor)[name]).result
     assert (result.finish > result.arrival).all()
-    said = [described(request) for request in trace]
-    assert all(each.current_length == 0 for each in said)
-    assert all("actual_length" not in each.prompt_features for each in said)
+    ends = [name for name, *_ in told].index("update")
+    return told[:ends]
+
+
+@pytest.mark.parametrize("name", ["lifetime", "reserve"])
+def test_everything_finishes_and_nothing_leaks(vllm, frame, trace, cost, name):
+    """Of a length nothing is told before the end: of others as long, the predictor hears more, but
+    until then the same, in the same order."""
+    engine = EngineSettings(blocks=130, max_num_seqs=16)  # tight from the start
+    open_ended = [
+        replace(one, max_length=800 if k % 2 else None, finish_reason="stop")
+        for k, one in enumerate(at_rate(trace[:30], 20.0))
+    ]
+    soon = [replace(one, output_length=150 + 7 * k % 20) for k, one in enumerate(open_ended)]
+    late = [replace(one, output_length=700 - 11 * k % 90) for k, one in enumerate(open_ended)]
+    heard, longer = (told_before_an_end(frame, each, engine, cost, name) for each in (soon, late))
+    assert sum(each == "predict" for each, *_ in heard) > 20
+    assert sum(each == "distributions" for each, *_ in heard) > 5
+    assert len(heard) < len(longer)
+    assert heard == longer[: len(heard)]
 
 
 def test_no_harm_where_nothing_waits(policies, trace, cost, tight):

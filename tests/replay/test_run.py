@@ -223,3 +223,27 @@ def test_memory_over_time_is_within_the_pool(fcfs):
     used = np.array([point[1] for point in fcfs[1].memory])
     assert used.max() <= fcfs[1].blocks
     assert used.max() > 0.9 * fcfs[1].blocks
+
+
+def test_memory_is_drawn_as_idle_while_nobody_is_there(trace, tight, cost, monkeypatch):
+    from sagellm_lifetime.replay import result
+
+    def far_apart(count):
+        return [replace(one, arrival=1000.0 * k) for k, one in enumerate(trace[:count])]
+
+    def held(count):
+        """Block-seconds, as the step plot has them; and what is true."""
+        ran = Run(far_apart(count), tight, cost, POLICIES["fcfs"]).execute()
+        times = np.array([point[0] for point in ran.memory])
+        used = np.array([point[1] for point in ran.memory])
+        assert (np.diff(times) >= 0).all()
+        assert ran.memory[-1] == (ran.finish.max(), 0, 0, 0)
+        busy = (ran.finish - ran.arrival).sum()
+        return (np.diff(times) * (used[:-1] > 0)).sum(), busy
+
+    seconds, busy = held(3)
+    assert seconds == pytest.approx(busy)
+    # Where few points are kept, the short go, not the idle times.
+    monkeypatch.setattr(result.Samples.__init__, "__defaults__", (32,))
+    seconds, busy = held(12)
+    assert busy / 2 < seconds < 2 * busy

@@ -107,6 +107,19 @@ def test_a_request_longer_than_the_model_is_one_line(frame):
     assert one_line(error)
 
 
+def test_a_request_that_does_not_fit_can_be_found_in_the_history(frame):
+    """Whatever part of it is replayed, in whatever order."""
+    part = frame.sample(fraction=1.0, shuffle=True, seed=0)[10:30]
+    longest = part[(part["prompt_length"] + part["actual_length"]).arg_max()]
+    lengths = ("prompt_length", "actual_length")
+    for columns in (("request_id", "arrival_time", *lengths), ("arrival_time", *lengths), lengths):
+        with pytest.raises(RequestError, match="--blocks") as error:
+            check_fits(make_trace(part.select(columns)), EngineSettings(blocks=20))
+        told = ", ".join(f"{name} {longest[name].item()!r}" for name in columns)
+        assert str(error.value).startswith(f"the request with {told} needs ")
+        assert one_line(error)
+
+
 def test_a_request_larger_than_the_pool_is_one_line(frame):
     with pytest.raises(LifetimeError, match="--blocks") as error:
         check_fits(make_trace(frame), EngineSettings(blocks=20))

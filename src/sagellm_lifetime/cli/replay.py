@@ -32,6 +32,26 @@ if TYPE_CHECKING:
     from sagellm_lifetime.replay.trace import TraceRequest
 
 POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
+REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens")
+"""vLLM's own."""
+PLANS: Final = (
+    "lifetime",
+    "sjf",
+    "gittins",
+    "evict-shortest",
+    "evict-longest",
+    "evict-engine",
+    "longest-first",
+    "reserve",
+)
+"""Each of them also ``-oracle``. Written out so that ``--help`` loads nothing."""
+RIVALS: Final = ("fair-input", "reserve-max-tokens", "reserve-ratio", "reserve-average")
+"""Of the plans, without a predictor."""
+POLICY_HELP: Final = (
+    "Policies, with spaces or commas between. vLLM's: "
+    f"{', '.join(REFERENCES)}. With the predictor, or with known lengths as NAME-oracle: "
+    f"{', '.join(PLANS)}. Without either: {', '.join(RIVALS)}."
+)
 PREDICTOR: Final = "survival"
 LOAD: Final = "knee"
 COST: Final = "a100-7b"
@@ -79,7 +99,7 @@ def replay(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Policies, with spaces or commas between. A wrong name lists them all.",
+            help=POLICY_HELP,
             show_default=", ".join(POLICIES),
         ),
     ] = None,
@@ -169,7 +189,7 @@ def replay(
 
     Without --train-path and --checkpoint the history itself is cut by time: the predictor is
     trained on the earlier 70 %, the requests come from the rest. It learns online in simulated
-    time.
+    time. Prefix caching is on where the history has prefix_hashes or prompt_token_ids.
     """
     if checkpoint is not None and train_path is not None:
         raise CommandError("--train-path and --checkpoint: choose one")
@@ -320,7 +340,10 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _shares_prompts(rows: pl.DataFrame) -> bool:
     """Whether the history says which prompts begin alike: then the engine caches prefixes."""
-    return "prefix_hashes" in rows.columns and rows["prefix_hashes"].null_count() < len(rows)
+    return any(
+        name in rows.columns and rows[name].null_count() < len(rows)
+        for name in ("prefix_hashes", "prompt_token_ids")
+    )
 
 
 def _traces(

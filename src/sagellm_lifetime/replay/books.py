@@ -132,6 +132,10 @@ class Books:
         if self._samples.wants(step):
             self._samples.add(now, result.blocks - free, running, waiting)
 
+    def idle(self, now: float) -> None:
+        """All that came are done; a step is measured while they still hold their blocks."""
+        self._samples.add(now, self._result.blocks - self._pool.get_num_free_blocks(), 0, 0)
+
     def finished(self, ending: list[str], now: float) -> None:
         """A step is over: first tokens are out, and some requests are done."""
         result = self._result

@@ -65,13 +65,13 @@ def check_fits(trace: Sequence[TraceRequest], settings: EngineSettings) -> None:
     limit = settings.model_length(trace)
     if longest.total > limit:
         raise RequestError(
-            f"request {longest.id} is {longest.total} tokens long (prompt and output), the model "
+            f"{longest.called} is {longest.total} tokens long (prompt and output), the model "
             f"length is {limit}: give --max-model-len {longest.total} or more, or leave it out"
         )
     need = -(-longest.total // settings.block_size)
     if need > settings.blocks - 1:
         raise RequestError(
-            f"request {longest.id} needs {need} blocks of {settings.block_size} tokens, the pool "
+            f"{longest.called} needs {need} blocks of {settings.block_size} tokens, the pool "
             f"has {settings.blocks - 1}: give --blocks {need + 1} or more"
         )
 

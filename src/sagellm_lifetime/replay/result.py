@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,20 +67,29 @@ class RunResult:
 
 
 class Samples:
-    """Every so-manieth step of a run of unknown length, at most ``most`` of them."""
+    """Every so-manieth step of a run of unknown length, and when it fell idle; at most ``most``."""
 
     def __init__(self, most: int = SAMPLES) -> None:
         self._most = most
         self._every = 1
+        self._idle = True
         self.kept: list[tuple[float, int, int, int]] = []
 
     def wants(self, step: int) -> bool:
-        """Whether this step is to be kept."""
-        return step % self._every == 0
+        """Whether this step is to be kept: the first after an idle time always is."""
+        return self._idle or step % self._every == 0
 
     def add(self, time: float, used: int, running: int, waiting: int) -> None:
-        """Keep a point; when there are too many, every other one goes."""
+        """Keep a point; when there are too many, of every two the one that lasted less goes: a
+        long idle time stays, or the blocks held before it would seem to be held all along."""
         self.kept.append((time, used, running, waiting))
+        self._idle = not (running or waiting)
         if len(self.kept) >= self._most:
-            self.kept = self.kept[::2]
+            ends = [*(at for at, *_ in self.kept[1:]), math.inf]
+            lasted = [end - point[0] for point, end in zip(self.kept, ends, strict=True)]
+            places = [
+                max(range(i, min(i + 2, len(lasted))), key=lasted.__getitem__)
+                for i in range(0, len(lasted), 2)
+            ]
+            self.kept = [self.kept[i] for i in places]
             self._every *= 2

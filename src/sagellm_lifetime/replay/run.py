@@ -89,6 +89,7 @@ class Run:
         while books.done < len(self.trace):
             cpu += self._admit()
             if not books.live:
+                books.idle(self.now)
                 self.now = self.trace[books.came].arrival
                 continue
             before = time.thread_time()
@@ -118,6 +119,7 @@ class Run:
             books.finished(ending, self.now)
             if ending and self._progress is not None:
                 self._progress(books.done)
+        books.idle(self.now)
         result = books.result(self.steps)
         result.scheduler_cpu_s = cpu
         result.cpu_s = time.thread_time() - cpu_started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,6 +38,7 @@ class TraceRequest:
         blocks: the same ids numbered from 0 within the trace.
         row: row of the history frame.
         given: the prompt's token ids where the history has them.
+        recorded: its ``request_id`` and ``arrival_time`` in the history, as far as it has them.
     """
 
     id: str
@@ -53,6 +55,7 @@ class TraceRequest:
     blocks: tuple[int, ...] = ()
     row: int = 0
     given: tuple[int, ...] | None = None
+    recorded: tuple[tuple[str, Any], ...] = ()
 
     @property
     def filler(self) -> int:
@@ -77,6 +80,13 @@ class TraceRequest:
             for token in range(block * HASH_TOKENS, (block + 1) * HASH_TOKENS)
         ]
         return shared[:n] + [self.filler] * (n - len(shared))
+
+    @property
+    def called(self) -> str:
+        """How people find it in their history, of which this is a part in another order."""
+        said = [f"{name} {value!r}" for name, value in self.recorded]
+        said += [f"prompt_length {self.prompt_length}", f"actual_length {self.output_length}"]
+        return f"the request with {', '.join(said)}"
 
     @property
     def total(self) -> int:
@@ -109,6 +119,7 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
         name: _column(frame, name)
         for name in ("max_length", "model", "client_id", "session_id", "turn")
     }
+    recorded = {name: _column(frame, name) for name in ("request_id", "arrival_time")}
     reasons = finish_reasons(frame)
     lengths = frame["actual_length"].to_list()
     when = arrivals(frame, seed=seed)
@@ -126,6 +137,9 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
                 blocks=tuple(numbered.setdefault(one, len(numbered)) for one in hashes[i]),
                 row=row,
                 given=tuple(tokens) if tokens and len(tokens) == prompts[i] else None,
+                recorded=tuple(
+                    (name, values[i]) for name, values in recorded.items() if values[i] is not None
+                ),
                 **{name: values[i] for name, values in columns.items()},
             )
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar, overload
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Settled(list[T]):
@@ -13,7 +14,8 @@ class Settled(list[T]):
 
     The scheduler of page 2.4 applies its passes and then sorts what they return by
     ``arrived_time``, which undoes every one of them. Arrival has had its say in the order already;
-    a sort by anything else, such as a later pass by priority, sorts.
+    a sort by anything else, such as a later pass by priority, sorts. Copies, slices and sums are
+    settled, too; ``sorted(...)`` makes a plain list of its own, and cannot be caught.
     """
 
     def sort(self, *, key: Callable[[T], Any] | None = None, reverse: bool = False) -> None:
@@ -21,6 +23,26 @@ class Settled(list[T]):
         if key is not None and not reverse and all(key(each) == _arrival(each) for each in self):
             return
         super().sort(key=key, reverse=reverse)
+
+    def copy(self) -> Settled[T]:
+        """A settled one."""
+        return Settled(self)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> T: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Settled[T]: ...
+    def __getitem__(self, index: SupportsIndex | slice, /) -> T | Settled[T]:
+        if isinstance(index, slice):
+            return Settled(super().__getitem__(index))
+        return super().__getitem__(index)
+
+    @overload
+    def __add__(self, other: list[T], /) -> Settled[T]: ...
+    @overload
+    def __add__(self, other: list[S], /) -> Settled[T | S]: ...
+    def __add__(self, other: list[Any], /) -> Settled[Any]:
+        return Settled(super().__add__(other))
 
 
 def _arrival(item: Any) -> float:
