@@ -110,6 +110,8 @@ class LifetimeController:
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
         self._step = self._ordered = 0
+        self._due = np.inf
+        """When the first of those is due that others were put before, since they fit."""
         self._refreshed = -_REFRESH
         self._blocked_until = 0
         self._typical = Typical()
@@ -206,7 +208,8 @@ class LifetimeController:
     @property
     def stale(self) -> bool:
         """Whether the queue is to be put in order."""
-        return bool(self._unplaced) or self._step - self._ordered >= _REORDER
+        late = self._step - self._ordered >= _REORDER or self._clock() >= self._due
+        return bool(self._unplaced) or late
 
     def line_up(self, waiting: Any) -> bool:
         """Put the queue in order, where that may be another by now; whether it matters at all."""
@@ -215,7 +218,7 @@ class LifetimeController:
         return True
 
     def _line_up(self, waiting: Any) -> None:
-        self._ordered = self._step
+        self._ordered, self._due = self._step, np.inf
         new = [each for each in self._unplaced if each.request.request_id in self._known]
         self._unplaced = []
         if new:
@@ -301,7 +304,7 @@ class LifetimeController:
             return
         block = self._block_size
         now, urgency = self._clock(), waiting[0].priority
-        fitting = []
+        fitting, due = [], np.inf
         for request in islice(waiting, _LOOK):
             known = self._known[request.request_id]
             need = -(-(request.num_tokens - known.cached) // block)
@@ -312,9 +315,13 @@ class LifetimeController:
                 free -= need
             elif known.place <= now:
                 break
+            else:
+                due = min(due, known.place)
         for request in reversed(fitting):
             waiting.remove(request)
             waiting.prepend_request(request)
+        if fitting:  # perhaps not all of them begin in this step
+            self._due = min(self._due, due)
 
     def room(self, running: int, waiting: Any, free: int) -> int:
         """How many of the queue, in its order, may be admitted now, with so many blocks free."""
