@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import ExitStack
 from threading import Thread
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.engines.vllm.state import EngineState
 
 _EVERY_S: Final = 1.0
+_CLOSE_S: Final = 8.0
+"""For a disk to take what is left; of the ten that vLLM is given to shut down."""
 
 
 class Service:
@@ -43,14 +46,16 @@ class Service:
         self._state = state
         self._learner = learner
         self._rank = rank
-        jobs = [lifetime.recorder.flush] if lifetime.recorder is not None else []
+        recorder = lifetime.recorder
+        jobs = [recorder.flush] if recorder is not None else []
         if learner is not None:
             jobs.append(learner.watch)
         if state is not None:
             jobs += [self._obey, self._publish]
         if jobs:
             jobs.append(lifetime.hurry)  # what is published and learned is no older than these
-        self._keeper = Keeper("lifetime-writer", _EVERY_S, jobs) if jobs else None
+        last = [recorder.close, *jobs[1:]] if recorder is not None else jobs
+        self._keeper = Keeper("lifetime-writer", _EVERY_S, jobs, last) if jobs else None
 
     def start(self, model_config: Any) -> None:
         """Start the threads."""
@@ -60,16 +65,15 @@ class Service:
             self._keeper.start()
 
     def close(self) -> None:
-        """Write the rest, and stop."""
-        if self._lifetime.recorder is not None:
-            self._lifetime.recorder.close()
-        if self._learner is not None:
-            self._learner.close()
-        if self._keeper is not None:
-            self._keeper.close()
-        self._lifetime.breaker.close()
-        if self._state is not None:
-            self._state.close()
+        """Write the rest, and stop; each part, whatever becomes of the others."""
+        with ExitStack() as last_first:
+            if self._state is not None:
+                last_first.callback(self._state.close)
+            last_first.callback(self._lifetime.breaker.close)
+            if self._learner is not None:
+                last_first.callback(self._learner.close)
+            if self._keeper is not None:
+                last_first.callback(self._keeper.close, _CLOSE_S)
 
     def stats(self) -> dict[str, Any]:
         """What ``stats.json`` holds; seconds, tokens, counts."""
