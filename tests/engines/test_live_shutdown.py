@@ -1,12 +1,15 @@
-"""The end of a live engine: everything is written, by one thread, and every part is closed."""
+"""The end of a live engine, and a disk that hangs: one thread writes all, each part is closed."""
 
 import threading
+import time
 
 import pytest
 from engine_help import Engine, fitted
 
 from sagellm_lifetime.core.history import read
+from sagellm_lifetime.engines.vllm import service
 from sagellm_lifetime.engines.vllm.journal import Journal
+from sagellm_lifetime.engines.vllm.state import ask_for, read_stats
 
 PATIENCE_S = 30.0
 
@@ -47,6 +50,42 @@ def test_what_is_being_written_when_it_ends_is_not_lost(tmp_path, monkeypatch):
     assert set(disk.writers) == {"lifetime-writer"}
 
 
+@pytest.fixture
+def hung(tmp_path, monkeypatch):
+    """An engine whose record hangs; lets the disk go on in the end."""
+    disk = Disk(monkeypatch, PATIENCE_S)
+    engine = Engine().predict_with(
+        fitted(), mode="shadow", state=str(tmp_path / "state"), record=str(tmp_path / "record")
+    )
+    served(engine)
+    assert disk.busy.wait(PATIENCE_S)
+    yield engine
+    disk.free.set()
+    engine.scheduler.shutdown()
+    engine.scheduler._service._writer.join(PATIENCE_S)
+    assert engine.lifetime.recorder.recorded == 3
+
+
+def test_a_disk_that_hangs_leaves_the_switch_and_the_statistics(hung, tmp_path):
+    state = tmp_path / "state"
+    ends = time.monotonic() + PATIENCE_S / 2
+    while not read_stats(state) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert ask_for(state, "off") == 1
+    while hung.lifetime.wanted != "off" and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert hung.lifetime.wanted == "off"
+
+
+def test_a_disk_that_hangs_is_not_waited_for_for_ever(hung, monkeypatch, caplog):
+    monkeypatch.setattr(service, "_CLOSE_S", 0.2)
+    started = time.monotonic()
+    hung.scheduler.shutdown()
+    assert time.monotonic() - started < PATIENCE_S / 2
+    said = [r.message for r in caplog.records if "hangs" in r.message]
+    assert said == ["lifetime-writer hangs: nobody waits for it any longer"]
+
+
 @pytest.mark.parametrize("part", ["burst", "learner", "state"])
 def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monkeypatch):
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -55,7 +94,7 @@ def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monk
         fitted(), mode="shadow", learn=True, state=str(tmp_path), record=str(tmp_path / "record")
     )
     served(engine)
-    service, closed = engine.scheduler._service, []
+    beside, closed = engine.scheduler._service, []
 
     def broken():
         raise RuntimeError("broken")
@@ -70,12 +109,12 @@ def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monk
         monkeypatch.setattr(owner, name, close)
 
     noted(engine.lifetime, "catch_up", "burst")
-    noted(service._learner, "close", "learner")
-    noted(service._state, "close", "state")
+    noted(beside._learner, "close", "learner")
+    noted(beside._state, "close", "state")
     noted(Scheduler, "shutdown", "vLLM")
     with pytest.raises(RuntimeError, match="broken"):
         engine.scheduler.shutdown()
     assert closed == ["burst", "learner", "state", "vLLM"]
     assert [path.suffix for path in (tmp_path / "record").iterdir()] == [".parquet"]
     monkeypatch.undo()
-    service._state.close()
+    beside._state.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
@@ -55,9 +56,10 @@ class Keeper(Thread):
         """Begin what is done in the end; does not wait for it."""
         self._stopped.set()
 
-    def close(self, timeout: float) -> None:
-        """Stop it, and wait until it is done; not for ever, for a disk may hang."""
+    def close(self, ends: float) -> None:
+        """Stop it, and wait until it is done, until ``time.monotonic() == ends`` at the latest: a
+        disk may hang."""
         self.stop()
-        self.join(timeout)
+        self.join(max(ends - time.monotonic(), 0.0))
         if self.is_alive():
             LOG.error("%s hangs: nobody waits for it any longer", self.name)
