@@ -318,7 +318,9 @@ class LiveLifetime:
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
-        if self.mode == "shadow" and self.shadow.preemptions.due(1, self.steps):
+        if self.mode != "shadow" or self._planner is None:
+            return
+        if self.shadow.preemptions.due(1, self.steps):
             self.catch_up()
             if self._planner is not None and self._plan.evict:
                 running = self._scheduler.running
@@ -445,4 +447,5 @@ class LiveLifetime:
 
     def _stop(self) -> None:
         self._use(None)
+        self.shadow.interrupted()
         self._takeover.give_back()
