@@ -75,6 +75,18 @@ def test_the_specifications_line(start, model, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("name", "width"), [("lstm", "hidden_size"), ("transformer", "d_model")])
+def test_a_checkpoint_of_another_width(start, model, name, width):
+    create_predictor(name, **{width: 16}).save("trained")
+    line = (model, ON, "--predictor-checkpoint", "trained", "--predictor-hidden-size")
+    for more in ((), ("--predictor-type", name)):
+        assert "trained: --predictor-hidden-size is 16 there, not 32" in start(*line, 32, *more)
+        assert settings_of(start(*line, 16, *more))["width"] == 16
+    fitted().save("tables")
+    line = (model, ON, "--predictor-checkpoint", "tables", "--predictor-hidden-size")
+    assert settings_of(start(*line, 32))["width"] == 32  # it has none
+
+
 def test_nothing_would_look_at_the_end(start, model, tmp_path):
     said = start(model, ON, "--watch-eos")
     assert "--watch-eos: survival does not look at it" in said

@@ -18,7 +18,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.engines.models.published import MODELS
 from sagellm_lifetime.engines.vllm.interface import check_version
-from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
+from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor, width_of
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
 from sagellm_lifetime.engines.vllm.state import check_free
 from sagellm_lifetime.engines.vllm.words import (
@@ -151,6 +151,11 @@ def check_predictor(settings: LiveSettings) -> str:
     if settings.checkpoint and settings.predictor and made.name != settings.predictor:
         raise CheckpointError(
             f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
+        )
+    width = width_of(made)
+    if settings.width and width not in (None, settings.width):
+        raise CheckpointError(
+            f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
         )
     return made.name
 
