@@ -109,6 +109,13 @@ def test_plain_vllm_where_nothing_is_asked_for(start, model):
     assert start(model, "--", "--port", "1") == [str(model), "--port", "1"]
 
 
+def test_another_scheduler_is_vllms_own_business_without_ours(start, model):
+    options = ["--", "--scheduler-cls", "x.Y"]
+    assert start(model, *options) == [str(model), "--scheduler-cls", "x.Y"]
+    for asked in ([ON], ["--record", "rec"]):
+        assert "--scheduler-cls: " in start(model, *asked, *options)
+
+
 def test_recorded_without_prediction(start, model, tmp_path):
     said = settings_of(start(model, "--record", "rec", "--record-content"))
     assert LiveSettings.of(said) == LiveSettings(

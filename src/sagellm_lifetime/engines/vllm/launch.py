@@ -62,12 +62,13 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
-    if settings.predict or settings.record:
+    ours = settings.predict or bool(settings.record)
+    if ours:
         check_version()
     check_model(model)
     options = unfolded(options)
-    if option_of(options, "--scheduler-cls") is not None:
-        raise LaunchError("--scheduler-cls: prediction is a scheduler of its own; leave it out")
+    if ours and option_of(options, "--scheduler-cls") is not None:
+        raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode == "act" and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
