@@ -170,6 +170,7 @@ def test_metrics_in_the_form_of_prometheus(metrics):
     )
     assert values[prefix + "mode", "0", "shadow"] == 1
     assert values[prefix + "mode", "0", "act"] == 0
+    assert "an estimate" in families[prefix + "decisions_differing"].documentation
 
 
 def test_the_dashboard_shows_metrics_that_exist(metrics):

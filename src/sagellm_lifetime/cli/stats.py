@@ -175,7 +175,9 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
         for kind, pair in decisions.items():
             if isinstance(pair, list) and len(pair) == 2:
                 made, differing = (_shown({"n": n}, "n", "d") for n in pair)
-                lines.append(f"  Shadow {_plain(kind).title()}s: {made}, {differing} differing")
+                lines.append(
+                    f"  Shadow {_plain(kind).title()}s: {made}, about {differing} differing"
+                )
     if found.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(found, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
