@@ -13,8 +13,8 @@ from live.vitals import adds_up, slope
 
 WARM_S = 180.0
 """After its start a server still grows: libraries, caches, the first of each kind of request."""
-LAST_S = 1.5
-"""Lost at most before a kill −9: the record is written every second, and that takes a moment."""
+LAST_S = 1.0
+"""Lost at most before a kill −9: the record is written twice a second, and that takes a moment."""
 MORE_FILES = 16
 """Open files at the end beyond those after the warm-up; connections come and go."""
 _NAME = re.compile(r"soak-\d{7}")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sagellm_lifetime.engines.vllm import service
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LEAK = 1.0
 
@@ -141,6 +143,7 @@ def test_only_the_last_moment_before_a_kill_may_be_lost(verdict, mixture):
     dead = life(verdict)
     dead.killed = 100.0
     lives = [dead, life(verdict, 200.0)]
+    assert service._RECORD_S <= verdict.LAST_S / 2  # and half of it for the writing
     late, early = answered(mixture, ended=99.2), answered(mixture, ended=98.0)
     assert failed(verdict, lives, [late]) == []
     assert failed(verdict, lives, [early]) == ["every completion was recorded"]

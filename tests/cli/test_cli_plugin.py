@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import entry_points
+import tomllib
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
 
 import pytest
 import typer
@@ -181,3 +183,13 @@ def test_interrupted(tmp_path):
             process.kill()
     assert process.returncode == 130
     assert err == "interrupted\n"
+
+
+def test_installing_it_activates_nothing_in_vllm():
+    """vLLM loads whatever is in a group of its own, in every process."""
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    installed = {each.group for each in distribution(project["name"]).entry_points}
+    groups = {*project["entry-points"], *installed}
+    assert "sage.cli.plugins" in groups
+    assert not [group for group in groups if group.split(".")[0] == "vllm"]

@@ -28,10 +28,48 @@ def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
     assert asked == ["http://h:1"] * 3
     assert "Total Predictions: 1\n" in done.out
     assert "Total Predictions: 2\n" in done.out
-    assert "Shadow Admissions: 5, 2 differing" in done.out
+    assert "Shadow Admissions: 5, about 2 differing" in done.out
     assert "Overhead: 20 µs a step (0.20%)" in done.out
     assert "\x1b" not in done.out  # no terminal
     assert '"total_predictions": 2' in (tmp_path / "s.json").read_text()
+
+
+TROUBLE = {
+    "  Unpredicted: 4": {"unpredicted": 4},
+    "  Circuit Breaker: stuck (hang: took longer than 1 s)": {
+        "breaker": "stuck",
+        "breaker_reason": "hang: took longer than 1 s",
+    },
+    "  Faults: hang 1, slow 2": {"faults": {"exception": 0, "hang": 1, "slow": 2}},
+    "  Cannot Act: vLLM keeps an order": {"cannot_act": "vLLM keeps an order"},
+    "  Silent Engine Cores: 1": {"stale": 1},
+    "  Learner Restarts: 3": {"learner_restarts": 3},
+    "  Learner Trouble: no space": {"learner_trouble": "no space"},
+}
+FINE = {
+    "predictor": "lstm",
+    "completions": 9,
+    "unpredicted": 0,
+    "breaker": "closed",
+    "breaker_reason": None,
+    "faults": {"exception": 0, "hang": 0, "slow": 0},
+    "cannot_act": "",
+    "stale": 0,
+    "learning": True,
+    "learner_restarts": 0,
+    "learner_trouble": None,
+}
+
+
+def test_what_is_wrong_has_a_line_when_it_is():
+    fine = stats.block(FINE)
+    assert "  Circuit Breaker: closed" in fine
+    labels = [line.split(":")[0] for line in TROUBLE]
+    assert [line for line in fine if line.split(":")[0] in labels] == ["  Circuit Breaker: closed"]
+    for line, said in TROUBLE.items():
+        shown = stats.block({**FINE, **said})
+        assert line in shown
+        assert shown[:6] == fine[:6], "the specification's come first"
 
 
 def test_it_needs_an_engine(refused):

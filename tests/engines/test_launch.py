@@ -75,6 +75,18 @@ def test_the_specifications_line(start, model, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("name", "width"), [("lstm", "hidden_size"), ("transformer", "d_model")])
+def test_a_checkpoint_of_another_width(start, model, name, width):
+    create_predictor(name, **{width: 16}).save("trained")
+    line = (model, ON, "--predictor-checkpoint", "trained", "--predictor-hidden-size")
+    for more in ((), ("--predictor-type", name)):
+        assert "trained: --predictor-hidden-size is 16 there, not 32" in start(*line, 32, *more)
+        assert settings_of(start(*line, 16, *more))["width"] == 16
+    fitted().save("tables")
+    line = (model, ON, "--predictor-checkpoint", "tables", "--predictor-hidden-size")
+    assert settings_of(start(*line, 32))["width"] == 32  # it has none
+
+
 def test_nothing_would_look_at_the_end(start, model, tmp_path):
     said = start(model, ON, "--watch-eos")
     assert "--watch-eos: survival does not look at it" in said
@@ -95,6 +107,13 @@ def test_what_is_named_is_there():
 
 def test_plain_vllm_where_nothing_is_asked_for(start, model):
     assert start(model, "--", "--port", "1") == [str(model), "--port", "1"]
+
+
+def test_another_scheduler_is_vllms_own_business_without_ours(start, model):
+    options = ["--", "--scheduler-cls", "x.Y"]
+    assert start(model, *options) == [str(model), "--scheduler-cls", "x.Y"]
+    for asked in ([ON], ["--record", "rec"]):
+        assert "--scheduler-cls: " in start(model, *asked, *options)
 
 
 def test_recorded_without_prediction(start, model, tmp_path):

@@ -1,6 +1,7 @@
 """Where many sequences run, the predictor is told of several arrivals and ends at a time."""
 
 import json
+import time
 
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
@@ -146,7 +147,10 @@ def test_the_record_waits_for_no_burst(tmp_path, monkeypatch, bursts):
         engine.step()
     over = [r.request_id for kind, r, *_ in engine.lifetime._burst.events if kind == "over"]
     assert sorted(over) == sorted(ended), "all are still to be dealt with"
-    engine.lifetime.recorder.flush()
-    lines = [text for path in tmp_path.glob("*.journal") for text in path.read_text().splitlines()]
+    lines, patience = [], time.monotonic() + 30.0
+    while len(lines) < len(ended) and time.monotonic() < patience:  # the writer's thread
+        time.sleep(0.05)
+        texts = [path.read_text() for path in tmp_path.glob("*.journal")]
+        lines = [line for text in texts for line in text.splitlines()]
     assert sorted(json.loads(line)["request_id"] for line in lines) == sorted(ended)
     engine.run().scheduler.shutdown()

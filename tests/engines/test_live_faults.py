@@ -49,11 +49,15 @@ class Faulty(SurvivalLifetimePredictor):
             return replace(batch, rows=np.full_like(batch.rows, np.nan))
         if self.wrong == "shape":
             return replace(batch, index=batch.index[:1], ages=batch.ages[:1], caps=batch.caps[:1])
+        if self.wrong == "distributions hang":
+            time.sleep(60)
         return batch
 
     def update(self, sequence_id, actual_length, actual_time, *, finish_reason="stop"):
         if self.wrong == "update":
             raise MemoryError
+        if self.wrong == "update hangs":
+            time.sleep(60)
         super().update(sequence_id, actual_length, actual_time, finish_reason=finish_reason)
 
 
@@ -65,7 +69,9 @@ FAULTS = {
     "negative": "nonsense",
     "rows": "nonsense",
     "shape": "nonsense",
+    "distributions hang": "hang",
     "update": "exception",
+    "update hangs": "hang",
 }
 
 
@@ -84,7 +90,7 @@ def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch)
     monkeypatch.setattr(guarded, "_MANY", many)
     monkeypatch.setattr(survival, SurvivalLifetimePredictor.__name__, Faulty)  # it is registered
     predictor = faulty("")
-    engine = Engine().predict_with(predictor, mode=mode, learn=wrong == "update", limit_s=0.2)
+    engine = Engine().predict_with(predictor, mode=mode, learn="update" in wrong, limit_s=0.2)
     mixed_load(engine, n=24, steps=2)
     predictor.wrong = wrong
     mixed_load(engine, n=24, steps=2)

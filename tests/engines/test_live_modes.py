@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
+from sagellm_lifetime.engines.vllm import adopt
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.policies.headroom import MOST
 
@@ -94,6 +95,36 @@ def test_switched_while_running_it_knows_who_came_before():
     assert (stats["completions"], stats["unpredicted"]) == (48, 1)
     assert not lifetime._forecaster.predictor.get_metrics()["running"]
     assert not engine.scheduler.requests
+
+
+@pytest.mark.parametrize("policy", ["lifetime", "reserve"])
+def test_a_long_queue_is_got_to_know_in_pieces(policy, monkeypatch):
+    def switched(piece):
+        monkeypatch.setattr(adopt, "PIECE", piece)
+        predictor, asked = fitted(), []
+        for name in ("predict_batch", "distributions"):
+            real = getattr(predictor, name)
+            monkeypatch.setattr(
+                predictor, name, lambda of, *a, r=real: (asked.append(len(of)), r(of, *a))[1]
+            )
+        engine = Engine().predict_with(predictor, mode="off", policy=policy)
+        mixed_load(engine, n=60, steps=1)
+        assert len(engine.scheduler.waiting) > 24
+        asked.clear()
+        engine.lifetime.want("act")
+        for _ in range(16):
+            engine.step()
+        return engine, max(asked)
+
+    whole, most = switched(1000)
+    assert most > 24
+    pieces, most = switched(8)
+    assert most <= len(pieces.scheduler.running) + 8
+    assert pieces.run().schedule == whole.run().schedule
+    assert pieces.preempted == whole.preempted
+    stats = pieces.stats()
+    assert (stats["completions"] + stats["unpredicted"], stats["running"]) == (60, 0)
+    assert not pieces.lifetime._forecaster._foreseen
 
 
 def crowd(engine):

@@ -76,6 +76,20 @@ def test_stats_are_the_engines(served):
         assert f"{label}n/a" not in text
 
 
+def test_why_the_breaker_is_open_is_said(served):
+    engine, state = served
+
+    def broken():
+        raise ValueError
+
+    engine.lifetime.breaker.call(None, broken)
+    engine.scheduler._service._keeper.round()
+    found = json.loads(ask(state, "GET", "/lifetime/stats")[1])
+    shown = block(found)
+    assert "  Circuit Breaker: open (exception: ValueError)" in shown
+    assert "  Faults: exception 1" in shown
+
+
 def test_other_routes(served):
     _, state = served
     assert ask(state, "GET", "/v1/models") == (200, b"vLLM's")
@@ -156,6 +170,7 @@ def test_metrics_in_the_form_of_prometheus(metrics):
     )
     assert values[prefix + "mode", "0", "shadow"] == 1
     assert values[prefix + "mode", "0", "act"] == 0
+    assert "an estimate" in families[prefix + "decisions_differing"].documentation
 
 
 def test_the_dashboard_shows_metrics_that_exist(metrics):

@@ -7,6 +7,7 @@ import pytest
 from engine_help import MODEL_LENGTH, SMALL, Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime import create_predictor
+from sagellm_lifetime.engines.vllm.breaker import LOG
 
 
 class Recording:
@@ -85,12 +86,28 @@ def test_a_stop_string_is_no_abort(engine):
     engine.abort("stopped", "hung-up", "without")
     found = {name: row["finish_reason"] for name, row in rows(engine).items()}
     assert found == {"stopped": "stop", "hung-up": "abort", "without": "abort"}
-    engine.lifetime.endings.tokenizer = SimpleNamespace(decode=None)  # broken
-    engine.add(50, name="again", detokenize=True, stop=["hh"])
-    engine.run(6)
-    engine.abort("again")
-    assert rows(engine)["again"]["finish_reason"] == "abort"
     assert not engine.scheduler.requests
+
+
+def test_what_cannot_be_decoded_counts_as_an_abort_and_nothing_after_it(engine, caplog):
+    wrong = [True, True, False]
+    caplog.set_level("WARNING", LOG.name)  # which the helper's scheduler has raised
+
+    def decode(ids, skip_special_tokens):
+        if wrong.pop(0):
+            raise ValueError("a secret")
+        return "h" * len(ids)
+
+    engine.lifetime.endings.tokenizer = SimpleNamespace(decode=decode)
+    for name in ("first", "second", "third"):
+        engine.add(50, name=name, detokenize=True, stop=["hh"])
+        engine.run(6)
+        engine.abort(name)
+    found = {name: row["finish_reason"] for name, row in rows(engine).items()}
+    assert found == {"first": "abort", "second": "abort", "third": "stop"}
+    (said,) = [r.getMessage() for r in caplog.records if "stop string" in r.getMessage()]
+    assert "ValueError" in said
+    assert "secret" not in said
 
 
 def test_an_error_is_none_of_these(engine):

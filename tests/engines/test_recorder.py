@@ -246,7 +246,6 @@ def test_a_row_that_cannot_be_made_is_counted(tmp_path, monkeypatch, caplog):
     engine.add(3)
     engine.add(4)
     engine.run()
-    engine.lifetime.recorder.flush()
+    engine.scheduler.shutdown()
     assert engine.stats()["record_lost"] == 2
     assert len([r for r in caplog.records if "extra_args" in r.message]) == 1
-    engine.scheduler.shutdown()

@@ -19,6 +19,8 @@ PATH: Final = "/lifetime/stats"
 _TIMEOUT_S: Final = 5.0
 _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
+_RARE: Final = ("unpredicted",)
+"""Counts that are not worth a line while there is nothing to count."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
 
@@ -143,13 +145,14 @@ def block(found: dict[str, Any]) -> list[str]:
         "completions": ("Completions", "d"),
         "censored": ("Censored", "d"),
         "running": ("Running", "d"),
+        "unpredicted": ("Unpredicted", "d"),
         "lessons": ("Lessons", "d"),
         "seconds_per_token": ("Seconds per Token", ".4g"),
     }
     lines += [
         f"  {label}: {_shown(found, key, form)}"
         for key, (label, form) in more.items()
-        if key in found
+        if key in found and (found[key] or key not in _RARE)
     ]
     lines += _of_engine(found)
     if "checkpoint" in found:
@@ -164,16 +167,23 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
         for key, label in (("mode", "Mode"), ("policy", "Policy"), ("breaker", "Circuit Breaker"))
         if key in found
     ]
+    if found.get("breaker_reason"):
+        lines[-1] += f" ({_plain(found['breaker_reason'])})"
+    lines += _wrong(found)
     decisions = found.get("decisions")
     if isinstance(decisions, dict):
         for kind, pair in decisions.items():
             if isinstance(pair, list) and len(pair) == 2:
                 made, differing = (_shown({"n": n}, "n", "d") for n in pair)
-                lines.append(f"  Shadow {_plain(kind).title()}s: {made}, {differing} differing")
+                lines.append(
+                    f"  Shadow {_plain(kind).title()}s: {made}, about {differing} differing"
+                )
     if found.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(found, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
         lines.append(f"  Learning: {', '.join(counts)}")
+        if found.get("learner_restarts"):
+            lines.append(f"  Learner Restarts: {_shown(found, 'learner_restarts', 'd')}")
         if found.get("learner_trouble"):
             lines.append(f"  Learner Trouble: {_plain(found['learner_trouble'])}")
     spent, steps, lasted = (found.get(key) for key in ("overhead_seconds", "steps", "step_seconds"))
@@ -182,6 +192,20 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
     if "recorded" in found:
         lost = _shown(found, "record_lost", "d")
         lines.append(f"  Recorded: {_shown(found, 'recorded', 'd')} ({lost} lost)")
+    return lines
+
+
+def _wrong(found: dict[str, Any]) -> list[str]:
+    """What is not as it should be, if anything."""
+    lines = []
+    faults = found.get("faults")
+    if isinstance(faults, dict) and any(faults.values()):
+        counts = [f"{_plain(k)} {_shown(faults, k, 'd')}" for k, n in faults.items() if n]
+        lines.append(f"  Faults: {', '.join(counts)}")
+    if found.get("cannot_act"):
+        lines.append(f"  Cannot Act: {_plain(found['cannot_act'])}")
+    if found.get("stale"):
+        lines.append(f"  Silent Engine Cores: {_shown(found, 'stale', 'd')}")
     return lines
 
 

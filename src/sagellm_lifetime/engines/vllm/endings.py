@@ -32,6 +32,7 @@ class Endings:
 
     def __init__(self) -> None:
         self.tokenizer: Any = None
+        self._complained = False
 
     def load(self, model_config: Any) -> None:
         """Load the tokenizer; takes up to seconds."""
@@ -59,7 +60,8 @@ class Endings:
         try:
             text = self.tokenizer.decode(tail, skip_special_tokens=params.skip_special_tokens)
         except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
-            self.tokenizer = None
-            LOG.warning("stop strings count as aborts from now on (%s)", error)
+            if not self._complained:  # by its type: its text may quote an answer
+                LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
+            self._complained = True
             return False
         return any(stop in text for stop in stops)

@@ -34,6 +34,8 @@ class LiveForecaster(PredictedLengths):
         super().__init__(predictor, doubting=doubting)
         self._tally = tally
         self._learn = learn
+        self._foreseen: dict[SequenceId, tuple[int, np.ndarray, float]] = {}
+        """Ages and outlooks of those that wait, until they are asked for."""
 
     @property
     def lessons(self) -> int:
@@ -61,7 +63,32 @@ class LiveForecaster(PredictedLengths):
         for request, answer in zip(requests, answers, strict=True):
             self._tally.predicted(str(request.sequence_id), *_total(request, answer))
 
+    def foresee(self, requests: Sequence[PredictionRequest]) -> None:
+        """They wait, and are new to the predictor: a piece of a queue too long to ask at once."""
+        self.grown(requests)
+        ids, ages = [each.sequence_id for each in requests], [r.current_length for r in requests]
+        found = self._asked(ids, np.array(ages))
+        answers = zip(ages, found.survival, found.confidence.tolist(), strict=True)
+        self._foreseen.update(zip(ids, answers, strict=True))
+
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+        """What was foreseen of them, and of the others what the predictor says now."""
+        if not self._foreseen:
+            return self._asked(ids, ages)
+        survival, confidence = np.empty((len(ids), len(HORIZON))), np.empty(len(ids))
+        new = []
+        for i, (each, age) in enumerate(zip(ids, ages.tolist(), strict=True)):
+            seen = self._foreseen.pop(each, None)
+            if seen is not None and seen[0] == age:
+                _, survival[i], confidence[i] = seen
+            else:
+                new.append(i)
+        if new:
+            asked = self._asked([ids[i] for i in new], ages[new])
+            survival[new], confidence[new] = asked.survival, asked.confidence
+        return Outlook(survival, confidence)
+
+    def _asked(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """As of any predictor, checked."""
         outlook = super().outlook(ids, ages)
         survival, confidence = outlook.survival, outlook.confidence
@@ -82,13 +109,15 @@ class LiveForecaster(PredictedLengths):
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Learn from it, or forget it."""
+        self._foreseen.pop(sequence_id, None)
         if self._learn:
             super().finished(sequence_id, length, seconds, reason)
         else:
             self.predictor.discard(sequence_id)
 
     def forget(self, ids: Sequence[SequenceId]) -> None:
-        """They are asked about no more."""
+        """They are asked about no more; nor is anybody about whom something was foreseen."""
+        self._foreseen.clear()
         for each in ids:
             self.predictor.discard(each)
 

@@ -14,6 +14,7 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from sagellm_lifetime.engines.vllm.adopt import adopted
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
 from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, WAITS, Burst, Event
 from sagellm_lifetime.engines.vllm.controller import LOOK_ROUND
@@ -318,7 +319,9 @@ class LiveLifetime:
 
     def preempting(self, request: Any) -> None:
         """It is about to lose its memory."""
-        if self.mode == "shadow" and self.shadow.preemptions.due(1, self.steps):
+        if self.mode != "shadow" or self._planner is None:
+            return
+        if self.shadow.preemptions.due(1, self.steps):
             self.catch_up()
             if self._planner is not None and self._plan.evict:
                 running = self._scheduler.running
@@ -402,21 +405,21 @@ class LiveLifetime:
         self.catch_up()
         queued = (*scheduler.waiting, *scheduler.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in self._between]
-        self._use(self.breaker.call(None, self._made, forecaster, held, scheduler.running))
+        make, running = partial(self._made, forecaster), list(scheduler.running)
+        self._use(adopted(self.breaker, make, forecaster, self._describe, held, running))
         self._feed = TokenFeed()
         if self._planner is not None:
-            for request in scheduler.running if self._reads_tokens else ():
+            for request in running if self._reads_tokens else ():
                 self._feed.start(request)
             if self.mode == "act":
                 self._takeover.begin()
         self.breaker.excuse()
 
-    def _made(
-        self, forecaster: LiveForecaster, waiting: Sequence[Any], running: Sequence[Any]
-    ) -> Planner:
+    def _made(self, forecaster: LiveForecaster) -> Planner:
+        self._forget()
         scheduler = self._scheduler
         pool = scheduler.kv_cache_manager.block_pool
-        planner = Planner(
+        return Planner(
             self._plan,
             forecaster,
             describe=self._describe,
@@ -427,10 +430,6 @@ class LiveLifetime:
             leave_free=self._takeover.leave_free,
             watermark=self._watermark,
         )
-        self._forget()
-        forecaster.grown([self._describe(request) for request in (*waiting, *running)])
-        planner.adopt(waiting, running)
-        return planner
 
     def _forget(self) -> None:
         """Those who ended while nobody told the predictor."""
@@ -445,4 +444,5 @@ class LiveLifetime:
 
     def _stop(self) -> None:
         self._use(None)
+        self.shadow.interrupted()
         self._takeover.give_back()

@@ -18,7 +18,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.engines.models.published import MODELS
 from sagellm_lifetime.engines.vllm.interface import check_version
-from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor
+from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor, width_of
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
 from sagellm_lifetime.engines.vllm.state import check_free
 from sagellm_lifetime.engines.vllm.words import (
@@ -62,12 +62,13 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
-    if settings.predict or settings.record:
+    ours = settings.predict or bool(settings.record)
+    if ours:
         check_version()
     check_model(model)
     options = unfolded(options)
-    if option_of(options, "--scheduler-cls") is not None:
-        raise LaunchError("--scheduler-cls: prediction is a scheduler of its own; leave it out")
+    if ours and option_of(options, "--scheduler-cls") is not None:
+        raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode == "act" and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
@@ -151,6 +152,11 @@ def check_predictor(settings: LiveSettings) -> str:
     if settings.checkpoint and settings.predictor and made.name != settings.predictor:
         raise CheckpointError(
             f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
+        )
+    width = width_of(made)
+    if settings.width and width not in (None, settings.width):
+        raise CheckpointError(
+            f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
         )
     return made.name
 

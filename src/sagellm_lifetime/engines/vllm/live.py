@@ -97,11 +97,15 @@ class LiveMixin(LifetimeMixin):
 
     def shutdown(self) -> None:
         """Write what is left to be written."""
-        if self.lifetime is not None:
-            self.lifetime.catch_up()
-        if self._service is not None:
-            self._service.close()
-        super().shutdown()  # type: ignore[misc]  # mixin
+        try:
+            if self.lifetime is not None:
+                self.lifetime.catch_up()
+        finally:
+            try:
+                if self._service is not None:
+                    self._service.close()
+            finally:
+                super().shutdown()  # type: ignore[misc]  # mixin
 
 
 class LiveScheduler(LiveMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here

@@ -52,6 +52,8 @@ def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     troubles = [engine["learner_trouble"] for engine in engines if engine["learner_trouble"]]
     found["learner_trouble"] = _common(troubles) if troubles else None
     found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
+    reasons = [e["breaker"]["reason"] for e in engines if e["breaker"]["state"] != "closed"]
+    found["breaker_reason"] = _common(reasons) if reasons else None
     found["stale"] = sum(engine["age"] > STALE_S for engine in engines)
     decisions = [engine["decisions"] for engine in engines]
     found["decisions"] = {

@@ -98,7 +98,9 @@ def _kinds(names: list[str], engines: list[dict[str, Any]]) -> Iterator[Metric]:
         PREFIX + "decisions", "Decisions of the engine in shadow mode.", labels=labels
     )
     others = CounterMetricFamily(
-        PREFIX + "decisions_differing", "Of them, those that would have differed.", labels=labels
+        PREFIX + "decisions_differing",
+        "Of them, those that would have differed; an estimate where not all are compared.",
+        labels=labels,
     )
     for name, stats in zip(names, engines, strict=True):
         for kind, count in stats["breaker"]["faults"].items():

@@ -32,6 +32,12 @@ def has_width(predictor: str) -> bool:
     return predictor in _WIDTH
 
 
+def width_of(predictor: Predictor) -> int | None:
+    """Of a network; ``None`` for what has none."""
+    found: int | None = predictor._options.get(_WIDTH.get(predictor.name, ""))
+    return found
+
+
 def warm_up(predictor: Predictor) -> None:
     """Let a copy do everything once: libraries are loaded at the first call."""
     twin = predictor.clone()

@@ -19,7 +19,7 @@ Row = dict[str, Any] | Callable[[], dict[str, Any]]
 
 
 class Recorder:
-    """Takes rows from the engine, writes them every second, rotates them into Parquet.
+    """Takes rows from the engine, writes them when it is told to, rotates them into Parquet.
 
     Nothing here ever fails: what cannot be written is counted in ``lost`` and said once.
 

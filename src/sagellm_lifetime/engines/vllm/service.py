@@ -1,4 +1,4 @@
-"""What goes on beside a live engine: the writer thread, the statistics, the switch, the learner."""
+"""What goes on beside a live engine: the record, the statistics, the switch, the learner."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import ExitStack
 from threading import Thread
 from typing import Any, Final
 
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
-from sagellm_lifetime.engines.vllm.keeper import Keeper
+from sagellm_lifetime.engines.vllm.keeper import Job, Keeper
 from sagellm_lifetime.engines.vllm.learner import IDLE, Learner
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.engines.vllm.state import EngineState
 
+_RECORD_S: Final = 0.5
+"""At most the last second is lost with a process that is killed, and writing takes a moment."""
 _EVERY_S: Final = 1.0
+_CLOSE_S: Final = 8.0
+"""For a disk to take what is left; of the ten that vLLM is given to shut down."""
+_LAST_WORDS_S: Final = 1.0
+"""For the last statistics, when that has been waited for."""
 
 
 class Service:
@@ -43,33 +50,45 @@ class Service:
         self._state = state
         self._learner = learner
         self._rank = rank
-        jobs = [lifetime.recorder.flush] if lifetime.recorder is not None else []
+        # Two threads: a disk that hangs while it takes the record must not disable the switch.
+        recorder = lifetime.recorder
+        self._writer = (
+            Keeper("lifetime-writer", _RECORD_S, [recorder.flush], [recorder.close])
+            if recorder is not None
+            else None
+        )
+        jobs: list[Job] = []
         if learner is not None:
             jobs.append(learner.watch)
         if state is not None:
             jobs += [self._obey, self._publish]
         if jobs:
             jobs.append(lifetime.hurry)  # what is published and learned is no older than these
-        self._keeper = Keeper("lifetime-writer", _EVERY_S, jobs) if jobs else None
+        self._keeper = Keeper("lifetime-keeper", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:
         """Start the threads."""
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
         Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
-        if self._keeper is not None:
-            self._keeper.start()
+        for keeper in (self._writer, self._keeper):
+            if keeper is not None:
+                keeper.start()
 
     def close(self) -> None:
-        """Write the rest, and stop."""
-        if self._lifetime.recorder is not None:
-            self._lifetime.recorder.close()
-        if self._learner is not None:
-            self._learner.close()
-        if self._keeper is not None:
-            self._keeper.close()
-        self._lifetime.breaker.close()
-        if self._state is not None:
-            self._state.close()
+        """Write the rest, and stop; each part, whatever becomes of the others."""
+        ends = time.monotonic() + _CLOSE_S
+        if self._writer is not None:
+            self._writer.stop()  # it writes while the learner learns
+        with ExitStack() as last_first:
+            if self._state is not None:
+                last_first.callback(self._state.close)
+            last_first.callback(self._lifetime.breaker.close)
+            if self._keeper is not None:
+                last_first.callback(self._keeper.close, ends + _LAST_WORDS_S)
+            if self._writer is not None:
+                last_first.callback(self._writer.close, ends)
+            if self._learner is not None:
+                last_first.callback(self._learner.close)
 
     def stats(self) -> dict[str, Any]:
         """What ``stats.json`` holds; seconds, tokens, counts."""

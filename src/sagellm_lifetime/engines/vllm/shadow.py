@@ -44,6 +44,10 @@ class Compared:
         self._allowed -= 1.0
         return True
 
+    def interrupted(self) -> None:
+        """Nobody is there to ask for a while: who is compared after it stands for none before."""
+        self._passed_over = 0
+
     def would(self, differ: int, decisions: int) -> None:
         """So many of those that were due would have been others."""
         stands_for, self._passed_over = decisions + self._passed_over, 0
@@ -57,6 +61,11 @@ class Shadow:
     def __init__(self) -> None:
         self.admissions = Compared()
         self.preemptions = Compared()
+
+    def interrupted(self) -> None:
+        """There is no planner any more."""
+        self.admissions.interrupted()
+        self.preemptions.interrupted()
 
     def admitted(
         self,
