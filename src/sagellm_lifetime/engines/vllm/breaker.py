@@ -41,6 +41,15 @@ class NonsenseError(LifetimeError, ValueError):
     """An answer that cannot be: not a number, of the wrong shape, not a permutation."""
 
 
+def named(error: Exception) -> str:
+    """An error in a log, and in statistics that need no API key: its text may quote what a client
+    has sent, a prompt; but what the system says of a file may be said."""
+    if isinstance(error, OSError):
+        return str(error)
+    LOG.debug("what was raised", exc_info=error)
+    return type(error).__name__
+
+
 class Breaker:
     """Makes calls, and stops making them when they do harm.
 
@@ -175,10 +184,7 @@ class Breaker:
         self._cost = self._busy = self._pace = self._over = 0.0
 
     def _raised(self, error: Exception) -> None:
-        # Its text may quote what the predictor was given, a prompt; the reason is in the log, and
-        # in statistics that need no API key.
-        self._open("exception", type(error).__name__)
-        LOG.debug("what was raised", exc_info=error)
+        self._open("exception", named(error))
 
     def _open(self, kind: str, reason: str) -> None:
         again = self.state == "trial"

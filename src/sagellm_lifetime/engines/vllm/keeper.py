@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
-from sagellm_lifetime.engines.vllm.breaker import LOG
+from sagellm_lifetime.engines.vllm.breaker import LOG, named
 
 Job = Callable[[], None]
 
@@ -46,9 +46,10 @@ class Keeper(Thread):
             try:
                 job()
             except Exception as error:  # noqa: BLE001  # the next round may find it mended
-                if self._said.get(job) != str(error):
-                    LOG.error("%s: %s", self.name, error)
-                self._said[job] = str(error)
+                said = named(error)
+                if self._said.get(job) != said:
+                    LOG.error("%s: %s", self.name, said)
+                self._said[job] = said
             else:
                 self._said.pop(job, None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.engines.vllm.breaker import LOG
+from sagellm_lifetime.engines.vllm.breaker import LOG, named
 from sagellm_lifetime.engines.vllm.journal import SUFFIX, Journal, take_up, take_up_elsewhere
 
 _MOST_WAITING: Final = 100_000
@@ -132,5 +132,7 @@ class Recorder:
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
-            LOG.error("completions cannot be recorded in %s: %s", self._folder, error)
+            # Of a file it quotes at most what was to be recorded.
+            said = str(error) if isinstance(error, HistoryError) else named(error)
+            LOG.error("completions cannot be recorded in %s: %s", self._folder, said)
         self._complained = True
