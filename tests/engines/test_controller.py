@@ -146,6 +146,31 @@ def test_the_cache_is_asked_anew_whenever_the_queue_is_put_in_order(clock):
     assert sorted(asked) == sorted(LENGTHS)
 
 
+def test_a_deep_queue_is_not_sorted_for_every_newcomer(clock):
+    deep = [request(f"r{i}", 100, arrival=i * 1e-6) for i in range(5 * 512)]
+    lengths = dict.fromkeys([each.request_id for each in deep], 1000) | {"new": 1}
+    made, waiting = lined_up(clock, deep, lengths, PATIENT)
+    assert made._known["r7"].place < np.inf, "the first time they are put in order at once"
+    new = request("new", 10, arrival=0.5)
+    made.arrived(new)
+    waiting.append(new)
+    for _ in range(5):
+        assert waiting[0] is not new
+        clock.now += 0.02
+        made.tick(busy=True)
+        made.line_up(waiting)
+    assert waiting[0] is new
+    # Who has lost its memory stands first in vLLM's queue, and would be back at once.
+    waiting.remove(deep[3])
+    made.admitted("r3")
+    made.preempted(deep[3])
+    waiting.prepend_request(deep[3])
+    clock.now += 0.02
+    made.tick(busy=True)
+    made.line_up(waiting)
+    assert waiting[0] is new
+
+
 def test_the_cache_lets_nobody_before_a_more_urgent_class(clock):
     requests = [request("big", 800), request("tiny", 16, priority=1)]
     _, waiting = lined_up(

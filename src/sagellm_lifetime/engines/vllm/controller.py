@@ -9,6 +9,7 @@ The queue is put in order when somebody joins it, or ``_REORDER`` steps later.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -33,6 +34,9 @@ _RECENT: Final = 8
 """Steps for which an outlook is good enough to choose a victim by."""
 _REORDER: Final = 32
 """Steps after which the queue is put in order though nobody has joined it: it is shorter now."""
+_DEEP: Final = 512
+"""Waiting sequences for so many of which a newcomer waits one step for its place: to sort thousands
+takes milliseconds, and who joins them has time."""
 _RETRY: Final = 8
 """Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
 _ENGINES_ROOM: Final = ("fcfs", "longest")
@@ -109,7 +113,10 @@ class LifetimeController:
         self._unplaced: list[Known] = []
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
-        self._step = self._ordered = 0
+        self._step = 0
+        self._ordered = -sys.maxsize  # however many come first, they are put in order at once
+        self._back = False
+        """Whether some have lost their memory since the queue was in order."""
         self._due = np.inf
         """When the first of those is due that others were put before, since they fit."""
         self._refreshed = -_REFRESH
@@ -147,6 +154,7 @@ class LifetimeController:
         known.joined = self._clock() if at is None else at
         self._leave(known)
         self._unplaced.append(known)
+        self._back = True
 
     def finished(self, request: Any, reason: str) -> None:
         """It is over."""
@@ -205,20 +213,20 @@ class LifetimeController:
             self._room = room
             self._leave_free(room)
 
-    @property
-    def stale(self) -> bool:
-        """Whether the queue is to be put in order."""
-        late = self._step - self._ordered >= _REORDER or self._clock() >= self._due
-        return bool(self._unplaced) or late
+    def stale(self, waiting: int) -> bool:
+        """Whether a queue of so many is to be put in order."""
+        since, depth = self._step - self._ordered, waiting // _DEEP
+        joined = bool(self._unplaced) and since >= depth
+        return joined or self._back or since >= max(_REORDER, depth) or self._clock() >= self._due
 
     def line_up(self, waiting: Any) -> bool:
         """Put the queue in order, where that may be another by now; whether it matters at all."""
-        if self.stale:
+        if self.stale(len(waiting)):
             self._line_up(waiting)
         return True
 
     def _line_up(self, waiting: Any) -> None:
-        self._ordered, self._due = self._step, np.inf
+        self._ordered, self._due, self._back = self._step, np.inf, False
         new = [each for each in self._unplaced if each.request.request_id in self._known]
         self._unplaced = []
         if new:

@@ -232,7 +232,7 @@ class LiveLifetime:
         matters = self.acting and len(waiting) > 1 and self._scheduler.order_matters()
         if matters:
             self.catch_up()
-        if matters and self._planner is not None and self._planner.stale:
+        if matters and self._planner is not None and self._planner.stale(len(waiting)):
             order = self._call(None, self._planner.ordered, waiting)
             if order is not None:
                 waiting.clear()
