@@ -277,7 +277,8 @@ Made by one command,
 through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `{cost}`. Loads:
 see `replay/load.py`. Medians over seeds. What the policies are: `docs/decisions.md`. Goodput:
 requests finished within 0.2 s per output token. No trace says `max_tokens`, so all requests have
-the same priority under `priority-max-tokens`: vLLM's priority queue, which preempts the latest of the least urgent.
+the same priority under `priority-max-tokens`: vLLM's priority queue, which preempts the latest of
+the least urgent.
 
 """
 

@@ -231,8 +231,8 @@ for the rest of prompts begun counts for nobody. The knob of ours is `fit` with 
 rule is read off the lower hull of its settings, so that all are compared at the same rates of
 preemption; a dash where no setting preempts so seldom, or the rival wastes less than 0.2 %. Means
 over the seeds; in brackets each seed. *One number* is the better of one share of `max_tokens` and
-one average, *known* our rule with known lengths. No trace says `max_tokens`: it is the longest answer
-of the training part, rounded up to a power of two.
+one average, *known* our rule with known lengths. No trace says `max_tokens`: it is the longest
+answer of the training part, rounded up to a power of two.
 What follows from it: [decisions](decisions.md#reservation).
 
 """
