@@ -114,9 +114,10 @@ def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch)
     assert "\n" not in said
 
 
-def test_what_was_raised_is_named_and_not_quoted(caplog):
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_what_was_raised_is_named_and_not_quoted(caplog, kind):
     def quoting(prompt):
-        raise ValueError(f"cannot read {prompt!r}")
+        raise kind(f"cannot read {prompt!r}")
 
     for quick in (False, True):
         caplog.clear()
@@ -125,10 +126,10 @@ def test_what_was_raised_is_named_and_not_quoted(caplog):
         with caplog.at_level("DEBUG", LOG.name):
             call(quoting, "a secret")
         breaker.close()
-        assert breaker.reason == "exception: ValueError"
+        assert breaker.reason == f"exception: {kind.__name__}"
         said = {r.levelname: logging.Formatter().format(r) for r in caplog.records}
         assert [level for level, text in said.items() if "a secret" in text] == ["DEBUG"]
-        assert "(exception: ValueError)" in said["ERROR"]
+        assert f"(exception: {kind.__name__})" in said["ERROR"]
 
 
 def test_on_another_thread_a_worker_is_left_behind():

@@ -42,8 +42,8 @@ class NonsenseError(LifetimeError, ValueError):
 
 
 def named(error: Exception) -> str:
-    """An error in a log, and in statistics that need no API key: its text may quote what a client
-    has sent, a prompt; but what the system says of a file may be said."""
+    """An error in a log: its text may quote what a client has sent, a prompt; but what the system
+    says of a file may be said."""
     if isinstance(error, OSError):
         return str(error)
     LOG.debug("what was raised", exc_info=error)
@@ -184,7 +184,9 @@ class Breaker:
         self._cost = self._busy = self._pace = self._over = 0.0
 
     def _raised(self, error: Exception) -> None:
-        self._open("exception", named(error))
+        # Only its type: the reason is in statistics, too, that need no API key.
+        self._open("exception", type(error).__name__)
+        LOG.debug("what was raised", exc_info=error)
 
     def _open(self, kind: str, reason: str) -> None:
         again = self.state == "trial"
