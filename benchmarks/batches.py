@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from common import DATA, load, say, single_thread, table
+from common import DATA, code, load, say, single_thread, table
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
@@ -69,6 +69,9 @@ CLOCK = "h100-70b"
 POLICIES = (
     "fcfs",
     "fcfs-watermark",
+    "priority-max-tokens",
+    "sjf",
+    "fair-input",
     "longest-first",
     "longest-first-oracle",
 )
@@ -203,7 +206,7 @@ COMMAND = "PYTHONPATH=src python benchmarks/batches.py " + shlex.join(sys.argv[1
 INTRODUCTION = """\
 # Batches: throughput under memory pressure
 
-Made by one command,
+Made by one command, {code},
 
     {command}
 
@@ -214,7 +217,8 @@ seconds of vLLM's default; how many percent more each policy gets done in a seco
 prompt is computed once, every token decoded and its context read once, in as many steps as the
 longest answer has tokens, or as the memory-time of all takes with a pool that is always full
 (Mooncake's prompts share prefixes: no bound is known); recomputed tokens, default → longest-first.
-Medians over seeds. A schedule is made once and priced with each step cost.
+Medians over seeds. A schedule is made once and priced with each step cost. No trace says
+`max_tokens`, so `priority-max-tokens` is vLLM's priority queue with one class.
 
 """
 
@@ -229,7 +233,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     options = parser.parse_args()
-    runs = []
+    made, runs = code(), []
     if options.runs.exists():
         runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
     if any(run["predictor"] != options.predictor for run in runs):
@@ -246,7 +250,7 @@ def main() -> None:
             with options.runs.open("a") as file:
                 file.write(json.dumps(run) + "\n")
             say(f"{Batch(*run['batch'])}, seed {run['seed']}")
-    options.output.write_text(INTRODUCTION.format(command=COMMAND) + report(runs))
+    options.output.write_text(INTRODUCTION.format(command=COMMAND, code=made) + report(runs))
 
 
 if __name__ == "__main__":

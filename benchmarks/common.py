@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,13 @@ def load(folder: Path, name: str) -> pl.DataFrame | None:
             return read_history(path).frame
     say(f"{name}: skipped, not in {folder}")
     return None
+
+
+def code() -> str:
+    """Day and commit, for the head of a page; read before a long run, for the code that makes it."""
+    ask = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    said = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return f"{date.today()}, commit {said.stdout.strip() or 'unknown'}"
 
 
 def say(text: str) -> None:

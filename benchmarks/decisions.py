@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, load, say, single_thread, table
+from common import DATA, code, load, say, single_thread, table
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
@@ -270,7 +270,7 @@ COMMAND = "PYTHONPATH=src python benchmarks/decisions.py " + shlex.join(sys.argv
 INTRODUCTION = """\
 # Replay: what the decisions buy
 
-Made by one command,
+Made by one command, {code},
 
     {command}
 
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--figure", type=Path, help="an SVG of the tables")
     options = parser.parse_args()
-    runs = []
+    made, runs = code(), []
     if options.runs.exists():
         runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
     asked = (options.requests, options.predictor, options.cost)
@@ -318,7 +318,7 @@ def main() -> None:
             say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
     runs = list(done.values())
     options.output.write_text(
-        INTRODUCTION.format(command=COMMAND, cost=options.cost) + report(runs)
+        INTRODUCTION.format(command=COMMAND, code=made, cost=options.cost) + report(runs)
     )
     if options.figure is not None:
         draw(runs, options.figure)

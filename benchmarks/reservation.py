@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, load, say, single_thread, table, write_json
+from common import DATA, code, load, say, single_thread, table, write_json
 
 single_thread()
 
@@ -223,7 +223,7 @@ def report(name: str, seeds: Sequence[Mapping[str, Curve]]) -> str:
 INTRODUCTION = """\
 # Reservation: memory set aside and not used
 
-Made by `benchmarks/reservation.py --requests {requests} --seeds {seeds}`: arrival order at
+Made by `benchmarks/reservation.py --requests {requests} --seeds {seeds}`, {code}: arrival order at
 overload, through vLLM's scheduler, lengths predicted by `{predictor}`, step cost `a100-7b`. All
 figures are shares of the pool while somebody waits: *waste* is what a rule keeps free for the
 growth of what runs and what stays free, *idle* all that is free, set aside or not. What vLLM keeps
@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="all points of all seeds")
     parser.add_argument("--jobs", type=int, default=2, help="settings replayed at a time")
     options = parser.parse_args()
+    made = code()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
             name: [pool.submit(curves, name, options, seed) for seed in range(options.seeds)]
@@ -258,7 +259,7 @@ def main() -> None:
         found = {name: [job.result() for job in seeds] for name, seeds in jobs.items()}
     write_json(options.json, found)
     parts = [report(name, seeds) for name, seeds in found.items()]
-    head = INTRODUCTION.format(**vars(options))
+    head = INTRODUCTION.format(**vars(options), code=made)
     options.output.write_text(head + "\n\n".join(parts) + "\n")
 
 
