@@ -75,10 +75,11 @@ def load(folder: Path, name: str) -> pl.DataFrame | None:
 
 
 def code() -> str:
-    """Day and commit, for the head of a page; read before a long run, for the code that makes it."""
+    """Day and commit, for the head of a page; to be read before a long run, not after it."""
     ask = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    said = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return f"{date.today()}, commit {said.stdout.strip() or 'unknown'}"
+    here = Path(__file__).parent
+    said = subprocess.run(ask, check=True, cwd=here, capture_output=True, text=True).stdout
+    return f"{date.today()}, commit {said.strip()}"
 
 
 def say(text: str) -> None:
