@@ -1,24 +1,33 @@
 """Memory set aside and not used, at an equal rate of preemptions: ours against four rivals.
 
-    PYTHONPATH=src python benchmarks/reservation.py [--output docs/reservation.md]
+    PYTHONPATH=src python benchmarks/reservation.py --runs runs.jsonl [--requests 1000] [--drawn]
 
 Needs the ``[vllm]`` extra and the data folder. Requests come in arrival order at overload; what
 differs is how much memory is set aside for the growth of what runs. A rule that sets more aside
 preempts less, so each is tried over a range, and all are read off their curves at the same
-rates of preemption.
+rates of preemption. The test part of a trace is cut into as many windows as asked for, which have
+no request in common.
+
+With ``--drawn`` the lengths are not those of the trace but drawn from the predictor's own
+distributions at arrival: a world in which it is right. What is missed there, no better predictor
+gets that knows no more about a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, code, load, say, single_thread, table, write_json
+import polars as pl
+from common import DATA, code, load, say, single_thread, table
 
 single_thread()
 
@@ -37,13 +46,15 @@ FIT = (
     (0.98, 1024),
     (0.99, 2048),
     (0.995, 4096),
+    (0.997, 8192),
+    (0.998, 16384),
     (0.999, 65536),
 )
 # What is known, times a factor, and how far ahead it is looked at; 0: to the end.
-KNOWN = ((1.0, 4), (1.0, 8), (1.0, 16), (1.0, 32), (1.0, 128), (1.0, 1024), (1.0, 0), (0.8, 0))
-SHARES = (0.001, 0.002, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
+KNOWN = ((1.0, 4), (1.0, 16), (1.0, 32), (1.0, 128), (1.0, 0), (0.8, 0))
+SHARES = (0.001, 0.002, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
 FACTORS = (1.0, 4.0, 8.0)
-WATERMARKS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+WATERMARKS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LITTLE = 0.2
 """Per cent of the pool; parts of less are not worth a comparison."""
@@ -71,8 +82,30 @@ class Scaled:
         return Outlook.exact(np.maximum(said * self.factor, 1.0))
 
 
-def curves(name: str, options: argparse.Namespace, seed: int) -> dict[str, dict[str, Point]]:
-    """Of each rule, one point per setting of its knob."""
+def window(frame: pl.DataFrame, number: int, options: argparse.Namespace) -> pl.DataFrame:
+    """The first requests of one of the equal parts that a frame is cut into."""
+    each = len(frame) // options.windows
+    return frame[number * each : number * each + min(each, options.requests)]
+
+
+def drawn(frame: pl.DataFrame, predictor: Any, seed: int) -> pl.DataFrame:
+    """The same requests with lengths as the predictor expects them; none above the longest."""
+    from sagellm_lifetime.evaluation.asking import Asking
+
+    asker, asking, rng = predictor.clone(), Asking(frame), np.random.default_rng(seed)
+    lengths = []
+    for row in range(len(frame)):
+        asker.predict(asking.request(row, 0))
+        said = asker.distributions([asking.sequence_id(row)], np.zeros(1, dtype=np.int64))
+        lengths.append(int(said.quantile(float(rng.random()))[0]))
+    longest = int(frame["actual_length"].max())  # type: ignore[arg-type]  # a number
+    return frame.with_columns(actual_length=pl.Series(lengths).clip(1, longest))
+
+
+def curves(
+    name: str, options: argparse.Namespace, number: int
+) -> tuple[int, dict[str, dict[str, Point]]]:
+    """Requests of a window, and of each rule one point per setting of its knob."""
     from sagellm_lifetime import create_predictor
     from sagellm_lifetime.core.splits import split
     from sagellm_lifetime.policies.forecast import GlobalAverage, MaxTokens, PredictedLengths
@@ -83,15 +116,17 @@ def curves(name: str, options: argparse.Namespace, seed: int) -> dict[str, dict[
     from sagellm_lifetime.replay.engine import EngineSettings
     from sagellm_lifetime.replay.load import at_load
     from sagellm_lifetime.replay.planned import _planned, known
-    from sagellm_lifetime.replay.trace import make_trace, sample
+    from sagellm_lifetime.replay.trace import make_trace
 
     frame = load(options.data, name)
     assert frame is not None
     cut, cost = split(frame), cost_model(DEFAULT)
     engine = EngineSettings(blocks=MEMORY[name], prefix_caching="prefix_hashes" in frame.columns)
-    trace = make_trace(sample(cut.test, options.requests, seed=seed), seed=seed)
-    trace = at_load("overload", trace, engine, cost).trace
     predictor = create_predictor(options.predictor, seed=0).fit(cut.train)
+    requests = window(cut.test, number, options)
+    if options.drawn:
+        requests = drawn(requests, predictor, number)
+    trace = at_load("overload", make_trace(requests, seed=number), engine, cost).trace
     # What a careful user caps at: the longest answer seen so far, rounded up.
     cap = 1 << int(cut.train["actual_length"].max()).bit_length()  # type: ignore[arg-type]
 
@@ -116,7 +151,7 @@ def curves(name: str, options: argparse.Namespace, seed: int) -> dict[str, dict[
     def predicted(_: Any) -> Any:
         return PredictedLengths(predictor.clone())
 
-    found = {
+    return len(trace), {
         "ours": {f"{fit:g}, {far} steps": run(predicted, fit, far) for fit, far in FIT},
         "lengths known": {
             f"{factor:g} of them, {far or FARTHEST} steps": run(
@@ -133,18 +168,16 @@ def curves(name: str, options: argparse.Namespace, seed: int) -> dict[str, dict[
         },
         "watermark": {f"{share:g}": run(known, 0.0, watermark=share) for share in WATERMARKS},
     }
-    say(f"{name}, seed {seed} done")
-    return found
 
 
-def pooled(seeds: Sequence[Mapping[str, Curve]]) -> dict[str, dict[str, Point]]:
-    """The mean over the seeds, setting by setting."""
+def pooled(windows: Sequence[Mapping[str, Curve]]) -> dict[str, dict[str, Point]]:
+    """The mean over the windows, setting by setting."""
     return {
         rule: {
-            knob: tuple(np.mean([found[rule][knob] for found in seeds], axis=0).tolist())
+            knob: tuple(np.mean([found[rule][knob] for found in windows], axis=0).tolist())
             for knob in curve
         }
-        for rule, curve in seeds[0].items()
+        for rule, curve in windows[0].items()
     }
 
 
@@ -178,41 +211,20 @@ def change(found: Mapping[str, Curve], rate: float, rule: str, rivals: Sequence[
     return 100.0 * (least(found[rule], rate) / best - 1.0) if best >= LITTLE else float("nan")
 
 
-def report(name: str, seeds: Sequence[Mapping[str, Curve]]) -> str:
+def report(name: str, windows: Sequence[Mapping[str, Curve]]) -> str:
     """Three tables: waste and idle at equal rates, and all points."""
-    found = pooled(seeds)
-
-    def cell(waste: float) -> str:
-        return "–" if np.isnan(waste) else f"{waste:.2f}"
-
-    def signed(percent: float) -> str:
-        return "–" if np.isnan(percent) else f"{percent:+.0f} %"
-
-    rows, idle = [], []
-    for rate in RATES:
-        each = [signed(change(one, rate, "ours", ONE_NUMBER)) for one in seeds]
-        rows.append(
-            [
-                f"{rate:g}",
-                *(cell(least(found[rule], rate)) for rule in RULES),
-                signed(change(found, rate, "ours", ONE_NUMBER)) + f" ({', '.join(each)})",
-                signed(change(found, rate, "lengths known", ONE_NUMBER)),
-                signed(change(found, rate, "ours", ["watermark"])),
-            ]
-        )
-        idle.append([f"{rate:g}", *(cell(least(found[rule], rate, 2)) for rule in RULES)])
+    found = pooled(windows)
+    idle = [
+        [f"{rate:g}", *(_cell(least(found[rule], rate, 2)) for rule in RULES)] for rate in RATES
+    ]
     every = [
-        [rule, knob, f"{p[0]:.3f}", f"{p[1]:.2f}", f"{p[2]:.1f}", f"{p[3]:.1f}", f"{p[4]:.0f}"]
+        [rule, knob, f"{p[0]:.4f}", f"{p[1]:.2f}", f"{p[2]:.1f}", f"{p[3]:.1f}", f"{p[4]:.0f}"]
         for rule, curve in found.items()
         for knob, p in curve.items()
     ]
-    top = found["max_tokens"]["–"]
-    against = ["ours against one number", "known against it", "ours against watermark"]
     return (
         f"## {name}, {MEMORY[name]:,} blocks\n\n"
-        f"Reserving `max_tokens` wastes {top[1]:.1f} % of the pool ({top[2]:.1f} % idle, "
-        f"{top[0]:.3f} preempted a request). Waste, per cent of the pool:\n\n"
-        + table(["preempted per request", *RULES, *against], rows)
+        + equal_rates(found, windows)
         + "\n\nIdle, per cent of the pool:\n\n"
         + table(["preempted per request", *RULES], idle)
         + "\n\nAll settings:\n\n"
@@ -220,22 +232,94 @@ def report(name: str, seeds: Sequence[Mapping[str, Curve]]) -> str:
     )
 
 
+def right(name: str, windows: Sequence[Mapping[str, Curve]]) -> str:
+    """The first of these tables, for lengths that are drawn."""
+    head = f"## {name}, {MEMORY[name]:,} blocks, were the predictor right\n\n"
+    return head + equal_rates(pooled(windows), windows)
+
+
+def equal_rates(found: Mapping[str, Curve], windows: Sequence[Mapping[str, Curve]]) -> str:
+    """Waste of every rule at equal rates of preemption, of all windows and of each."""
+    rows = []
+    for rate in RATES:
+        each = [_signed(change(one, rate, "ours", ONE_NUMBER)) for one in windows]
+        rows.append(
+            [
+                f"{rate:g}",
+                *(_cell(least(found[rule], rate)) for rule in RULES),
+                _signed(change(found, rate, "ours", ONE_NUMBER)) + f" ({', '.join(each)})",
+                _signed(change(found, rate, "lengths known", ONE_NUMBER)),
+                _signed(change(found, rate, "ours", ["watermark"])),
+            ]
+        )
+    top = found["max_tokens"]["–"]
+    against = ["ours against one number", "known against it", "ours against watermark"]
+    return (
+        f"Reserving `max_tokens` wastes {top[1]:.1f} % of the pool ({top[2]:.1f} % idle, "
+        f"{top[0]:.4f} preempted a request). Waste, per cent of the pool:\n\n"
+        + table(["preempted per request", *RULES, *against], rows)
+    )
+
+
+def _cell(waste: float) -> str:
+    return "–" if np.isnan(waste) else f"{waste:.2f}"
+
+
+def _signed(percent: float) -> str:
+    return "–" if np.isnan(percent) else f"{percent:+.0f} %"
+
+
+COMMAND = "PYTHONPATH=src python benchmarks/reservation.py " + shlex.join(sys.argv[1:])
 INTRODUCTION = """\
 # Reservation: memory set aside and not used
 
-Made by `benchmarks/reservation.py --requests {requests} --seeds {seeds}`, {code}: arrival order at
-overload, through vLLM's scheduler, lengths predicted by `{predictor}`, step cost `a100-7b`. All
-figures are shares of the pool while somebody waits: *waste* is what a rule keeps free for the
-growth of what runs and what stays free, *idle* all that is free, set aside or not. What vLLM keeps
-for the rest of prompts begun counts for nobody. The knob of ours is `fit` with `horizon`; each
-rule is read off the lower hull of its settings, so that all are compared at the same rates of
-preemption; a dash where no setting preempts so seldom, or the rival wastes less than 0.2 %. Means
-over the seeds; in brackets each seed. *One number* is the better of one share of `max_tokens` and
-one average, *known* our rule with known lengths. No trace says `max_tokens`: it is the longest
-answer of the training part, rounded up to a power of two.
+Made by `benchmarks/reservation.py`, last by this command, {code},
+
+    {command}
+
+Arrival order at overload, through vLLM's scheduler, lengths predicted by `{predictor}`, step cost
+`a100-7b`; windows of the test part that have no request in common. All figures are shares of the
+pool while somebody waits: *waste* is what a rule keeps free for the growth of what runs and what
+stays free, *idle* all that is free, set aside or not. What vLLM keeps for the rest of prompts begun
+counts for nobody. The knob of ours is `fit` with `horizon`; each rule is read off the lower hull of
+its settings, so that all are compared at the same rates of preemption; a dash where no setting
+preempts so seldom, or the rival wastes less than 0.2 %. Means over the windows; in brackets each
+window. *One number* is the better of one share of `max_tokens` and one average, *known* our rule
+with known lengths. No trace says `max_tokens`: it is the longest answer of the training part,
+rounded up to a power of two. *Were the predictor right*: lengths drawn from the predictor's own
+distributions at arrival, so that what it says is true, and what is missed there is missed for want
+of knowledge.
 What follows from it: [decisions](decisions.md#reservation).
 
 """
+
+
+def window_of(name: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All rules on one window; runs in its own process."""
+    requests, found = curves(name, options, number)
+    return {
+        "trace": name,
+        "window": number,
+        "windows": options.windows,
+        "requests": requests,
+        "drawn": options.drawn,
+        "predictor": options.predictor,
+        "found": found,
+    }
+
+
+def pages(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The traces in turn, and then the same were the predictor right."""
+    parts = []
+    for drawn_too, say_it in ((False, report), (True, right)):
+        for name in MEMORY:
+            lines = [run for run in runs if (run["trace"], run["drawn"]) == (name, drawn_too)]
+            lines.sort(key=lambda run: run["window"])
+            if lines:
+                requests = ", ".join(f"{run['requests']:,}" for run in lines)
+                said = say_it(name, [run["found"] for run in lines])
+                parts.append(f"{said}\n\nRequests of the windows: {requests}.")
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -243,24 +327,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", default=list(MEMORY), choices=list(MEMORY))
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=200, help="of a window, at most")
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--drawn", action="store_true", help="lengths as the predictor expects")
     parser.add_argument("--predictor", default="survival")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--json", type=Path, help="all points of all seeds")
-    parser.add_argument("--jobs", type=int, default=2, help="settings replayed at a time")
+    parser.add_argument("--runs", type=Path, required=True, help="a line for every window done")
+    parser.add_argument("--jobs", type=int, default=2, help="windows replayed at a time")
     options = parser.parse_args()
-    made = code()
+    made, runs = code(), []
+    if options.runs.exists():
+        runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
+    asked = (options.windows, options.predictor)
+    if any((run["windows"], run["predictor"]) != asked for run in runs):
+        parser.error(f"{options.runs} holds runs with other --windows or --predictor")
+    done = {(run["trace"], run["window"]) for run in runs if run["drawn"] == options.drawn}
+    todo = [(name, i) for name in options.only for i in range(options.windows)]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = {
-            name: [pool.submit(curves, name, options, seed) for seed in range(options.seeds)]
-            for name in options.only
-        }
-        found = {name: [job.result() for job in seeds] for name, seeds in jobs.items()}
-    write_json(options.json, found)
-    parts = [report(name, seeds) for name, seeds in found.items()]
-    head = INTRODUCTION.format(**vars(options), code=made)
-    options.output.write_text(head + "\n\n".join(parts) + "\n")
+        jobs = [pool.submit(window_of, *each, options) for each in todo if each not in done]
+        for job in as_completed(jobs):
+            runs.append(job.result())
+            with options.runs.open("a") as file:
+                file.write(json.dumps(runs[-1]) + "\n")
+            say(f"{runs[-1]['trace']}, window {runs[-1]['window']}")
+    head = INTRODUCTION.format(**vars(options), command=COMMAND, code=made)
+    options.output.write_text(head + pages(runs))
 
 
 if __name__ == "__main__":
