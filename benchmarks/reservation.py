@@ -52,14 +52,16 @@ FIT = (
 )
 # What is known, times a factor, and how far ahead it is looked at; 0: to the end.
 KNOWN = ((1.0, 4), (1.0, 16), (1.0, 32), (1.0, 128), (1.0, 0), (0.8, 0))
+LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+"""Of a quantile of its own that each sequence is taken to live to."""
 SHARES = (0.001, 0.002, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
 FACTORS = (1.0, 4.0, 8.0)
 WATERMARKS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LITTLE = 0.2
 """Per cent of the pool; parts of less are not worth a comparison."""
-RULES = ("ours", "lengths known", "one share of max_tokens", "one average", "watermark")
 ONE_NUMBER = ("one share of max_tokens", "one average")
+RULES = ("ours", "lengths known", "own quantile", *ONE_NUMBER, "watermark")
 
 Point = tuple[float, ...]
 """Preemptions per request; waste and idle in per cent of the pool; mean latency; tokens/s."""
@@ -80,6 +82,21 @@ class Scaled:
 
         said = self.inner.outlook(ids, ages).expected()
         return Outlook.exact(np.maximum(said * self.factor, 1.0))
+
+
+class OwnQuantile:
+    """Every sequence lives to a quantile of its own distribution, given its age."""
+
+    def __init__(self, inner: Any, level: float) -> None:
+        self._predictor, self._level = inner.predictor, level
+        self.arrived, self.finished = inner.arrived, inner.finished
+
+    def outlook(self, ids: Sequence[Any], ages: np.ndarray) -> Any:
+        """As if it were known."""
+        from sagellm_lifetime.policies.state import Outlook
+
+        said = self._predictor.distributions(ids, ages).quantile(self._level)
+        return Outlook.exact(np.maximum(said, 1))
 
 
 def window(frame: pl.DataFrame, number: int, options: argparse.Namespace) -> pl.DataFrame:
@@ -158,6 +175,10 @@ def curves(
                 lambda trace, f=factor: Scaled(known(trace), f), 0.5, far or FARTHEST
             )
             for factor, far in KNOWN
+        },
+        "own quantile": {
+            f"{level:g}": run(lambda trace, q=level: OwnQuantile(predicted(trace), q))
+            for level in LEVELS
         },
         "max_tokens": {"–": run(lambda _: MaxTokens(cap))},
         "one share of max_tokens": {
@@ -284,7 +305,8 @@ stays free, *idle* all that is free, set aside or not. What vLLM keeps for the r
 counts for nobody. The knob of ours is `fit` with `horizon`; each rule is read off the lower hull of
 its settings, so that all are compared at the same rates of preemption; a dash where no setting
 preempts so seldom, or the rival wastes less than 0.2 %. Means over the windows; in brackets each
-window. *One number* is the better of one share of `max_tokens` and one average, *known* our rule
+window. *Own quantile*: each sequence is taken to live to one of its own distribution, given its
+age. *One number* is the better of one share of `max_tokens` and one average, *known* our rule
 with known lengths. No trace says `max_tokens`: it is the longest answer of the training part,
 rounded up to a power of two. *Were the predictor right*: lengths drawn from the predictor's own
 distributions at arrival, so that what it says is true, and what is missed there is missed for want
