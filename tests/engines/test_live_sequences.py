@@ -149,6 +149,27 @@ def test_preempted_and_resumed_they_are_predicted_once(mode, asynchronous):
     assert engine.lifetime.breaker.state == "closed"
 
 
+@pytest.mark.parametrize("mode", ["act", "shadow"])
+def test_who_waits_no_longer_is_no_backlog(mode):
+    """One that is preempted alone comes back before anybody puts the queue in order."""
+    engine = Engine(SMALL).predict_with(fitted(), mode=mode)
+    for _ in range(3):
+        for i in range(3):  # longer than a step may compute, so they have a place in the line
+            engine.add(300 + 30 * i, prompt=100, extra_args={"client_id": "long"})
+        before = len(engine.preempted)
+        while len(engine.preempted) == before:
+            engine.step()
+        while engine.scheduler.waiting:
+            engine.step()
+        mixed_load(engine, n=24)
+        engine.run()
+        engine.lifetime.catch_up()
+        planner = engine.lifetime._planner
+        assert not planner._known and not planner._unplaced
+        assert abs(planner._backlog) < 1.0
+    assert not any(engine.stats()["breaker"]["faults"].values())
+
+
 def test_chunked_prefill_and_prefix_cache():
     settings = replace(SMALL, prefix_caching=True, blocks=200, max_num_batched_tokens=64)
     engine = recorded(Engine(settings).predict_with(fitted(), mode="act"))

@@ -110,7 +110,8 @@ class LifetimeController:
             self._leave_free(self._least)
         self._known: dict[str, Known] = {}
         self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
-        self._unplaced: list[Known] = []
+        self._unplaced: dict[str, Known] = {}
+        """Those that wait for a place in the line, by id."""
         self._backlog = 0.0
         """Expected memory-time of all that wait, in token-steps."""
         self._step = 0
@@ -136,13 +137,14 @@ class LifetimeController:
 
     def _meet(self, request: Any) -> None:
         known = self._known[request.request_id] = Known(request)
-        self._unplaced.append(known)
+        self._unplaced[request.request_id] = known
 
     def admitted(self, request_id: str, at: float | None = None) -> None:
         """It runs (again), since a moment that is now if nothing is said."""
         known = self._known[request_id]
         if not known.running:
             known.running = True
+            self._unplaced.pop(request_id, None)  # nobody put the queue in order meanwhile
             known.waited += (self._clock() if at is None else at) - known.joined
             self._backlog -= known.area
             if self.plan.fit:
@@ -153,7 +155,7 @@ class LifetimeController:
         known = self._known[request.request_id]
         known.joined = self._clock() if at is None else at
         self._leave(known)
-        self._unplaced.append(known)
+        self._unplaced[request.request_id] = known
         self._back = True
 
     def finished(self, request: Any, reason: str) -> None:
@@ -171,6 +173,7 @@ class LifetimeController:
         known = self._known.pop(request.request_id, None)
         if known is None:
             return False
+        self._unplaced.pop(request.request_id, None)
         if known.running:
             self._leave(known)
         else:
@@ -227,10 +230,9 @@ class LifetimeController:
 
     def _line_up(self, waiting: Any) -> None:
         self._ordered, self._due, self._back = self._step, np.inf, False
-        new = [each for each in self._unplaced if each.request.request_id in self._known]
-        self._unplaced = []
-        if new:
-            self._place(new)
+        if self._unplaced:
+            self._place(list(self._unplaced.values()))
+            self._unplaced.clear()
         self._settle(waiting)
         if self.plan.order != "fcfs":
             order = sorted(waiting, key=self._key(waiting))

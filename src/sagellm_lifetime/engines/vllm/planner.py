@@ -31,7 +31,7 @@ class Planner(LifetimeController):
         """Get to know sequences that came before; they have been predicted already."""
         for request in (*waiting, *running):
             self._known[request.request_id] = Known(request)
-        self._unplaced = [self._known[request.request_id] for request in waiting]
+        self._unplaced = {each.request_id: self._known[each.request_id] for each in waiting}
         for request in running:
             self.admitted(request.request_id, request.arrival_time)  # since when, nobody knows
 
@@ -39,8 +39,6 @@ class Planner(LifetimeController):
         """It runs, and perhaps it never had a place: nobody else was waiting."""
         known = self._known[request_id]
         if not known.survival.size:
-            if known in self._unplaced:
-                self._unplaced.remove(known)
             if self.plan.fit:
                 self._look([known])
             else:
