@@ -39,6 +39,15 @@ def test_numbers_do_not_go_into_the_history(refused, mine, source):
     assert mine.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["evaluate", "replay"])
+def test_a_report_does_not_overwrite_numbers_nor_fail_after_the_work(refused, mine, command):
+    ask = (command, *ORCA, "--data-path", mine, "--report", "out")
+    assert "overwr" in refused(*ask, "--json", "out/report.md")
+    assert "no name" in refused(*ask, "--json", "")
+    os.makedirs("out/report.md")
+    assert "in the way" in refused(*ask)
+
+
 def test_a_trace_is_not_converted_into_itself(refused, cli, tmp_path):
     trace = tmp_path / "trace.csv"
     trace.write_text(TRACE)

@@ -230,6 +230,15 @@ def test_only_what_fits():
     assert ids(LifetimeAwarePass(says).apply(pending, running, 130)) == ["a", "b", "c"]
 
 
+def test_nothing_is_kept_for_those_of_whom_little_is_known():
+    told = {"a": 10, "b": 50, "c": 90, "r": 40}
+    pending = [request(each, prompt=100) for each in "abc"]
+    running = [request("r", prompt=100, num_decoded_tokens=20)]
+    for confidence, admitted in ((0.9, ["a"]), (0.1, ["a", "b", "c"])):
+        the_pass = LifetimeAwarePass(Says(told, confidence=confidence), fit=0.9, min_confidence=0.5)
+        assert ids(the_pass.apply(pending, running, 130)) == admitted
+
+
 def test_what_the_predictor_does_not_know_is_taken_to_run_into_its_cap():
     the_pass = LifetimeAwarePass(Broken(), fit=0.9)
     running = [request("r", prompt=100, cap=200)]

@@ -45,7 +45,7 @@ def fcfs(vllm, trace, tight, cost):
     return run, run.execute()
 
 
-@pytest.mark.parametrize("name", list(GOLDEN))
+@pytest.mark.parametrize("name", list(POLICIES))
 def test_golden_counts(name, trace, tight, cost):
     found = replay(trace, tight, cost, policy(name)).metrics
     assert {key: found[key] for key in GOLDEN[name]} == GOLDEN[name]
@@ -104,7 +104,9 @@ def test_the_scheduler_cannot_see_a_length(trace, tight, cost):
             made.num_prompt_tokens,
         )
         assert made.num_output_tokens == 0
-        assert "actual_length" not in (made.sampling_params.extra_args or {})
+        longer = run._make(replace(one, output_length=one.output_length + 1), one.arrival)
+        assert repr(longer.sampling_params) == repr(made.sampling_params)
+        assert longer.sampling_params.extra_args == made.sampling_params.extra_args
 
 
 def test_shared_prefixes_hit_the_cache_and_others_do_not(cost):

@@ -112,8 +112,11 @@ def evaluate(
         raise CommandError("a checkpoint is of one type: leave --predictor-type out")
     if split is not None and (checkpoint is not None or train_path is not None):
         raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
-    check_json(json, data_path, train_path, checkpoint)
-    check_folder(report)
+    from sagellm_lifetime.evaluation.report import FILES
+
+    check_folder(report, FILES)
+    written = [report / each for each in FILES] if report is not None else []
+    check_json(json, data_path, train_path, checkpoint, *written)
     if checkpoint is not None:
         job = _from_checkpoint(checkpoint, data_path, train_path, online, on_bad_rows)
     else:
@@ -143,11 +146,6 @@ def evaluate(
         )
         for predictor in job.predictors
     ]
-    if report is not None:
-        from sagellm_lifetime.evaluation.report import write_report
-
-        page = write_report(report, evaluations)
-        note(f"report: {page}")
     if json is not None:
         settings = {**job.settings, "seed": seed, "max_rows": max_rows, "data": data_path}
         write_json(to_json(evaluations, settings), json)
@@ -156,6 +154,10 @@ def evaluate(
         say(f"{evaluations[0].rows:,} sequences, {learning}")
         table(COLUMNS, score_rows(evaluations))
         say(LEGEND)
+    if report is not None:
+        from sagellm_lifetime.evaluation.report import write_report
+
+        note(f"report: {write_report(report, evaluations)}")
 
 
 def _fitted(

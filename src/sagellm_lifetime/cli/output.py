@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 STDOUT: Final = "-"
-_WIDTH: Final = 110
+_WIDTH: Final = 160
 Step = Callable[[str, float], None]
 
 

@@ -68,6 +68,8 @@ def check_checkpoint_place(path: Path) -> Path:
 
 def check_json(target: str | None, *others: str | Path | None) -> None:
     """Refuse a file that cannot be written, or is one of the ``others``; nothing is made yet."""
+    if target == "":
+        raise CommandError("--json has no name: give a file, or nothing for stdout")
     if target is not None and target != STDOUT:
         check_file(Path(target))
         check_apart(Path(target), others)
@@ -111,13 +113,15 @@ def check_file(path: Path) -> None:
     check_place(path)
 
 
-def check_folder(path: Path | None) -> None:
-    """Refuse a folder that cannot be made or written into."""
+def check_folder(path: Path | None, files: Iterable[str] = ()) -> None:
+    """Refuse a folder that cannot be made or written into, or in which one of its files cannot."""
     if path is None:
         return
     if path.exists() and not path.is_dir():
         raise CommandError(f"{path}: a file of that name is in the way")
     _try(path, path)
+    for each in files:
+        check_file(path / each)
 
 
 def check_place(path: Path) -> None:

@@ -58,6 +58,8 @@ COST: Final = "a100-7b"
 BLOCKS: Final = 6000
 REQUESTS: Final = 300
 RATES: Final = (1e-6, 1e6)
+MOST_BLOCKS: Final = 4_000_000
+"""64 million tokens; vLLM makes an object of each block, for every run anew: 8 s, and 1 GB."""
 NEEDS_VLLM: Final = "replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 
 
@@ -112,7 +114,7 @@ def replay(
         ),
     ] = None,
     blocks: Annotated[
-        int, typer.Option(min=2, max=10**8, help="KV blocks of 16 tokens in the pool.")
+        int, typer.Option(min=2, max=MOST_BLOCKS, help="KV blocks of 16 tokens in the pool.")
     ] = BLOCKS,
     max_model_len: Annotated[
         int | None,
@@ -197,14 +199,17 @@ def replay(
         raise CommandError("a checkpoint is of one type: leave --predictor-type out")
     if offline and load is not None:
         raise CommandError("--offline has all requests there at once: leave --load out")
-    load = load or LOAD
+    load = LOAD if load is None else load
     who = _predictor(predictor_type)
     names = _policies(policy or POLICIES)
     _check_load(load)
-    check_json(json, data_path, train_path, checkpoint)
-    check_folder(report)
     from sagellm_lifetime.replay.cost import cost_model as find_cost
     from sagellm_lifetime.replay.engine import EngineSettings
+    from sagellm_lifetime.replay.report import FILES
+
+    check_folder(report, FILES)
+    written = [report / each for each in FILES] if report is not None else []
+    check_json(json, data_path, train_path, checkpoint, *written)
 
     cost = find_cost(cost_model)
     job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
@@ -231,14 +236,14 @@ def replay(
     how = told(found.settings)
     if not found.settings["load_reached"]:
         note(unreached(load))
-    if report is not None:
-        from sagellm_lifetime.replay.report import write_report
-
-        note(f"report: {write_report(report, found, how=how)}")
     if json is not None:
         write_json(found.to_json(), json)
     if json != "-":
         show(found, how)
+    if report is not None:
+        from sagellm_lifetime.replay.report import write_report
+
+        note(f"report: {write_report(report, found, how=how)}")
 
 
 def _predictor(given: str | None) -> str:

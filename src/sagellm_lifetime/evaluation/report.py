@@ -51,6 +51,10 @@ _PLOTS: Final = (
         "Total lengths at admission. The dashed lines are ± 10 %.",
     ),
 )
+PAGE: Final = "report.md"
+_RECORDS: Final = "report.json"
+FILES: Final = (PAGE, _RECORDS, *(f"{name}.png" for name, _, _ in _PLOTS))
+"""Of a report, in its folder."""
 
 
 def write_report(
@@ -72,8 +76,8 @@ def write_report(
         figure = getattr(plots, name)(evaluations)
         figure.savefig(target / f"{name}.png", dpi=130)
     records = [evaluation.to_dict() for evaluation in evaluations]
-    (target / "report.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    page = target / "report.md"
+    (target / _RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    page = target / PAGE
     page.write_text(markdown(evaluations, title=title), encoding="utf-8")
     return page
 

@@ -25,6 +25,8 @@ COLUMNS: Final = (
     "p50",
     "p99",
     "TTFT",
+    "wait",
+    "worst",
     "goodput",
     "tokens/s",
     "makespan",
@@ -33,15 +35,26 @@ COLUMNS: Final = (
     "set aside",
 )
 LEGEND: Final = (
-    "Simulated seconds. TTFT: mean time to the first token; goodput: requests finished within "
-    f"{GOOD_SECONDS_PER_TOKEN:g} s per output token; preempted: how often; recomputed: tokens; "
-    "set aside: share of the pool that was free but kept back by the policy."
+    "Simulated seconds. TTFT: mean time to the first token; wait: the longest; worst: seconds per "
+    f"output token; goodput: requests finished within {GOOD_SECONDS_PER_TOKEN:g} s per output "
+    "token; preempted: how often; recomputed: tokens; set aside: share of the pool that was free "
+    "but kept back by the policy."
 )
-_TIMES: Final = ("mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_ttft_s")
+_TIMES: Final = (
+    "mean_latency_s",
+    "p50_latency_s",
+    "p99_latency_s",
+    "mean_ttft_s",
+    "max_wait_s",
+    "worst_normalised_latency_s",
+)
 _COUNTS: Final = ("preemptions", "recomputed_tokens")
 _LINES: Final = ("-", "--", ":", "-.")
 LATENCY_PLOT: Final = "latency.png"
 MEMORY_PLOT: Final = "memory.png"
+PAGE: Final = "report.md"
+FILES: Final = (PAGE, LATENCY_PLOT, MEMORY_PLOT)
+"""Of a report, in its folder."""
 
 
 @dataclass
@@ -135,7 +148,7 @@ def write_report(folder: Path | str, found: Comparison, *, how: str = "") -> Pat
     target.mkdir(parents=True, exist_ok=True)
     latency_cdf(found.runs).savefig(target / LATENCY_PLOT, dpi=130)
     memory(found.runs).savefig(target / MEMORY_PLOT, dpi=130)
-    page = target / "report.md"
+    page = target / PAGE
     page.write_text(markdown(found, how=how), encoding="utf-8")
     return page
 

@@ -162,15 +162,19 @@ class LifetimeAwarePass(OptimizationPass):
     ) -> int:
         """How many of the line fit, in its order; the first, at least, where nothing runs."""
         peak = Peak(1, self._fit)
+        # Without a threshold one of whom nothing is known counts, too: it runs into its cap.
+        least = self._min_confidence if self._min_confidence > 0.0 else -np.inf
         free = int(pool) - sum(_tokens(each) for each in running)
         if running:
             requests = [_request(each) for each in running]
             tokens = np.array([_tokens(each) for each in running])
             ahead = outlook_of(ask(self.lifetime_predictor, requests), requests)
-            peak.add(peak.terms(tokens, ahead).sum(axis=0))
+            peak.add(peak.terms(tokens, ahead, least).sum(axis=0))
         count = 0
-        for terms in np.cumsum(peak.terms(sequences.tokens[order], outlook), axis=0):
-            if not peak.fits(terms, free):
+        believed = outlook.confidence >= least
+        each_adds = peak.terms(sequences.tokens[order], outlook, least)
+        for terms, sure in zip(np.cumsum(each_adds, axis=0), believed, strict=True):
+            if sure and not peak.fits(terms, free):
                 break
             count += 1
         return max(count, 0 if running else 1)
