@@ -232,6 +232,10 @@ def test_the_surest_get_their_blocks_first():
     outlook = known([5, 500, 500])
     found = prefetch_blocks(outlook, np.array([16, 16, 16]), BLOCK, ahead=32, free=3)
     assert found.tolist() == [0, 2, 1]
+    doubted = Outlook(outlook.survival, np.array([0.9, 0.1, 0.9]), certain=True)
+    tokens = np.array([16, 16, 16])
+    found = prefetch_blocks(doubted, tokens, BLOCK, ahead=32, free=3, min_confidence=0.5)
+    assert found.tolist() == [1, 0, 2]
 
 
 def _edges() -> np.ndarray:

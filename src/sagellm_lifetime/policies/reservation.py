@@ -114,14 +114,22 @@ def reserved_blocks(remaining: np.ndarray, tokens: np.ndarray, block_size: int) 
 
 
 def prefetch_blocks(
-    outlook: Outlook, tokens: np.ndarray, block_size: int, *, ahead: int, free: int
+    outlook: Outlook,
+    tokens: np.ndarray,
+    block_size: int,
+    *,
+    ahead: int,
+    free: int,
+    min_confidence: float = -np.inf,
 ) -> np.ndarray:
     """Blocks to allocate ahead of need, shape ``(N,)``, surest first while any are free.
 
     A sequence gets the blocks it will fill within ``ahead`` tokens if it lives that long; where
-    not all fit, those most likely to need them come first.
+    not all fit, those most likely to need them come first; those below ``min_confidence`` get none,
+    as from an engine that allocates when a block is needed.
     """
     want = -(-(tokens + ahead) // block_size) - -(-tokens // block_size)
+    want = np.where(outlook.confidence < min_confidence, 0, want)
     lives = outlook.survival[:, gap_of(ahead)]
     order = np.argsort(-lives, kind="stable")
     granted = np.minimum(want[order], np.maximum(free - (np.cumsum(want[order]) - want[order]), 0))
