@@ -16,19 +16,16 @@ and priced with every step cost.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from common import DATA, code, load, say, single_thread, table
+from common import DATA, code, load, read_lines, run_all, say, single_thread, table
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
@@ -233,23 +230,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     options = parser.parse_args()
-    made, runs = code(), []
-    if options.runs.exists():
-        runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
+    made, runs = code(), read_lines(options.runs)
     if any(run["predictor"] != options.predictor for run in runs):
         parser.error(f"{options.runs} holds runs with another --predictor")
     if load(options.data, BATCHES[0].trace) is None:
         parser.error(f"no traces in {options.data}")
     done = {(Batch(*run["batch"]), run["seed"]) for run in runs}
     wanted = [(batch, seed) for seed in range(options.seeds) for batch in BATCHES]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(setting, *each, options) for each in wanted if each not in done]
-        for job in as_completed(jobs):
-            run = job.result()
-            runs.append(run)
-            with options.runs.open("a") as file:
-                file.write(json.dumps(run) + "\n")
-            say(f"{Batch(*run['batch'])}, seed {run['seed']}")
+    for run in run_all(setting, [each for each in wanted if each not in done], options):
+        runs.append(run)
+        say(f"{Batch(*run['batch'])}, seed {run['seed']}")
     options.output.write_text(INTRODUCTION.format(command=COMMAND, code=made) + report(runs))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,30 @@ def load(folder: Path, name: str) -> pl.DataFrame | None:
             return read_history(path).frame
     say(f"{name}: skipped, not in {folder}")
     return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Runs that are done, a line each; none where there is no such file yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_all(
+    work: Callable[..., dict[str, Any]],
+    todo: Iterable[tuple[Any, ...]],
+    options: argparse.Namespace,
+) -> Iterator[dict[str, Any]]:
+    """Each run in a process of its own (``--jobs``), and a line of ``--runs`` when it is done.
+
+    So what was interrupted goes on where it stopped.
+    """
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for job in as_completed([pool.submit(work, *each, options) for each in todo]):
+            run = job.result()
+            with options.runs.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            yield run
 
 
 def code() -> str:

@@ -14,17 +14,14 @@ in simulated time. About a minute and a half a setting and core with 300 request
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, code, load, say, single_thread, table
+from common import DATA, code, load, read_lines, run_all, say, single_thread, table
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
@@ -77,8 +74,8 @@ def setting(
     blocks: int,
     load_name: str,
     seed: int,
+    before: dict[str, Any] | None,
     options: argparse.Namespace,
-    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Replay one setting, or of one that is known the plans; runs in its own process."""
     single_thread()
@@ -300,22 +297,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--figure", type=Path, help="an SVG of the tables")
     options = parser.parse_args()
-    made, runs = code(), []
-    if options.runs.exists():
-        runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
+    made, runs = code(), read_lines(options.runs)
     asked = (options.requests, options.predictor, options.cost)
     if any((run["requests"], run["predictor"], run["cost"]) != asked for run in runs):
         parser.error(f"{options.runs} holds runs with other --requests, --predictor or --cost")
     done = {_key(run): run for run in runs}
-    todo = [each for each in planned(options) if options.again or each not in done]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(setting, *each, options, done.get(each)) for each in todo]
-        for job in as_completed(jobs):
-            run = job.result()
-            with options.runs.open("a") as file:
-                file.write(json.dumps(run) + "\n")
-            done[_key(run)] = run  # of several lines of one setting the last counts
-            say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
+    todo = [
+        (*each, done.get(each)) for each in planned(options) if options.again or each not in done
+    ]
+    for run in run_all(setting, todo, options):
+        done[_key(run)] = run  # of several lines of one setting the last counts
+        say(f"{run['trace']}, {run['blocks']} blocks, {run['load']}, seed {run['seed']}")
     runs = list(done.values())
     options.output.write_text(
         INTRODUCTION.format(command=COMMAND, code=made, cost=options.cost) + report(runs)

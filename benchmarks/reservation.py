@@ -1,4 +1,4 @@
-"""Memory set aside and not used, at an equal rate of preemptions: ours against four rivals.
+"""Memory set aside and not used, at an equal rate of preemptions: ours against its rivals.
 
     PYTHONPATH=src python benchmarks/reservation.py --runs runs.jsonl [--requests 1000] [--drawn]
 
@@ -16,18 +16,15 @@ gets that knows no more about a request.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from common import DATA, code, load, say, single_thread, table
+from common import DATA, code, load, read_lines, run_all, say, single_thread, table
 
 single_thread()
 
@@ -324,6 +321,7 @@ def window_of(name: str, number: int, options: argparse.Namespace) -> dict[str, 
         "window": number,
         "windows": options.windows,
         "requests": requests,
+        "at_most": options.requests,
         "drawn": options.drawn,
         "predictor": options.predictor,
         "found": found,
@@ -357,21 +355,16 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="a line for every window done")
     parser.add_argument("--jobs", type=int, default=2, help="windows replayed at a time")
     options = parser.parse_args()
-    made, runs = code(), []
-    if options.runs.exists():
-        runs = [json.loads(line) for line in options.runs.read_text().splitlines()]
-    asked = (options.windows, options.predictor)
-    if any((run["windows"], run["predictor"]) != asked for run in runs):
-        parser.error(f"{options.runs} holds runs with other --windows or --predictor")
-    done = {(run["trace"], run["window"]) for run in runs if run["drawn"] == options.drawn}
-    todo = [(name, i) for name in options.only for i in range(options.windows)]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(window_of, *each, options) for each in todo if each not in done]
-        for job in as_completed(jobs):
-            runs.append(job.result())
-            with options.runs.open("a") as file:
-                file.write(json.dumps(runs[-1]) + "\n")
-            say(f"{runs[-1]['trace']}, window {runs[-1]['window']}")
+    made, runs = code(), read_lines(options.runs)
+    asked = (options.windows, options.requests, options.predictor)
+    mine = [run for run in runs if run["trace"] in options.only and run["drawn"] == options.drawn]
+    if any((run["windows"], run["at_most"], run["predictor"]) != asked for run in mine):
+        parser.error(f"{options.runs} holds runs with other --windows, --requests or --predictor")
+    done = {(run["trace"], run["window"]) for run in mine}
+    wanted = [(name, i) for name in options.only for i in range(options.windows)]
+    for run in run_all(window_of, [each for each in wanted if each not in done], options):
+        runs.append(run)
+        say(f"{run['trace']}, window {run['window']}")
     head = INTRODUCTION.format(**vars(options), command=COMMAND, code=made)
     options.output.write_text(head + pages(runs))
 

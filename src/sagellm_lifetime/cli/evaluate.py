@@ -112,7 +112,7 @@ def evaluate(
         raise CommandError("a checkpoint is of one type: leave --predictor-type out")
     if split is not None and (checkpoint is not None or train_path is not None):
         raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
-    from sagellm_lifetime.evaluation.report import FILES
+    from sagellm_lifetime.evaluation.report import FILES, write_report
 
     check_folder(report, FILES)
     written = [report / each for each in FILES] if report is not None else []
@@ -155,8 +155,6 @@ def evaluate(
         table(COLUMNS, score_rows(evaluations))
         say(LEGEND)
     if report is not None:
-        from sagellm_lifetime.evaluation.report import write_report
-
         note(f"report: {write_report(report, evaluations)}")
 
 

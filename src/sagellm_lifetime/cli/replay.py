@@ -205,7 +205,7 @@ def replay(
     _check_load(load)
     from sagellm_lifetime.replay.cost import cost_model as find_cost
     from sagellm_lifetime.replay.engine import EngineSettings
-    from sagellm_lifetime.replay.report import FILES
+    from sagellm_lifetime.replay.report import FILES, write_report
 
     check_folder(report, FILES)
     written = [report / each for each in FILES] if report is not None else []
@@ -241,8 +241,6 @@ def replay(
     if json != "-":
         show(found, how)
     if report is not None:
-        from sagellm_lifetime.replay.report import write_report
-
         note(f"report: {write_report(report, found, how=how)}")
 
 
