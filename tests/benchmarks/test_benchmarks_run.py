@@ -280,9 +280,9 @@ def test_a_run_of_decisions_records_whether_its_load_was_reached(
         load, "at_load", lambda _, trace, *rest: load.Calibrated(trace, 1.5, reached=False)
     )
     options = Namespace(data=data, requests=5, cost="a100-7b", predictor="baseline", more=False)
-    asked = ("claude_code", 40_000, "relaxed", 0, options)
-    run = decisions.setting(*asked)
+    asked = ("claude_code", 40_000, "relaxed", 0)
+    run = decisions.setting(*asked, None, options)
     assert run["reached"] is False
-    assert decisions.setting(*asked, run)["reached"] is False
+    assert decisions.setting(*asked, run, options)["reached"] is False
     del run["reached"]  # as the lines of old
-    assert decisions.setting(*asked, run)["reached"] is None
+    assert decisions.setting(*asked, run, options)["reached"] is None
