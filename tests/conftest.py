@@ -9,6 +9,13 @@ from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what needs vLLM, so that ``pytest -m vllm`` runs nothing else."""
+    for item in items:
+        if "vllm" in getattr(item, "fixturenames", ()):
+            item.add_marker("vllm")
+
+
 @pytest.fixture(scope="session")
 def vllm():
     with warnings.catch_warnings():
