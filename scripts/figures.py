@@ -4,9 +4,9 @@
     scripts/figures --check   # exit 1 if a page differs from what it is made from
 
 A page calls a function of this module between ``[[[cog`` and ``[[[end]]]``; cog replaces what
-stands below. The sources are the tables that a command wrote: ``docs/results.md``
-(benchmarks/results.py), ``docs/replay.md`` (benchmarks/decisions.py), ``docs/live.md`` and
-``docs/live-again.md`` (benchmarks/live_load.py). Each function returns Markdown.
+stands below. The sources are the tables that a command wrote: ``docs/replay.md``
+(benchmarks/decisions.py), ``docs/live.md`` and ``docs/live-again.md`` (benchmarks/live_load.py).
+Each function returns Markdown.
 """
 
 from __future__ import annotations
@@ -17,28 +17,18 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LIVE = ("live.md", "live-again.md")
-TRACES = {
-    "azure_conv": "Azure conversation",
-    "mooncake_conversation": "Mooncake conversation",
-    "servegen_reasoning": "ServeGen reasoning",
-    "servegen_chat": "ServeGen chat",
-    "claude_code": "Claude Code",
-}
-COLUMNS = {  # column of the README: predictor and mode of docs/results.md
-    "constant median": ("constant_median", "frozen"),
-    "residual life": ("residual_life", "frozen"),
-    "LightGBM": ("lightgbm", "frozen"),
-    "survival": ("survival", "online"),
-    "lstm": ("lstm", "online"),
-    "transformer": ("transformer", "online"),
-}
-OURS = ("survival", "lstm", "transformer")
 ARMS = {
     "fcfs": "vLLM",
     "fcfs-watermark": "watermark tuned",
     "shadow": "`lifetime`, shadow",
     "lifetime": "`lifetime`, act",
     "lifetime-oracle": "the same, lengths known",
+}
+
+NAMES = {
+    "servegen_reasoning": "reasoning (ServeGen)",
+    "mooncake_conversation": "long-context chat (Mooncake)",
+    "azure_conv": "chat (Azure)",
 }
 
 Row = dict[str, str]
@@ -76,38 +66,9 @@ def number(text: str) -> float:
 
 
 def percent(value: float, digits: int = 0) -> str:
-    """Return a change in per cent with its sign, as ``−12`` or ``+1``."""
+    """Return a change in per cent with its sign, as ``−12``, ``0`` or ``+1``."""
     text = f"{value:+.{digits}f}"
-    return text.replace("-", "−")
-
-
-# -- quality: docs/results.md ----------------------------------------------------------------
-
-
-def quality() -> str:
-    """Return the README's table: MAE at the steps on each trace, the best of ours in bold."""
-    by = {(row["predictor"], row["mode"]): row for row in table("results.md", "Traces")}
-    lines = [
-        "| trace | " + " | ".join(COLUMNS) + " |",
-        "|---" + "|---:" * len(COLUMNS) + "|",
-    ]
-    for trace, title in TRACES.items():
-        values = [by[key][trace] for key in COLUMNS.values()]
-        best = min(values, key=number)
-        cells = [f"**{value}**" if value == best else value for value in values]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def coverage() -> str:
-    """Return the range of what the 90 % intervals of our predictors cover at the steps."""
-    covered = [
-        number(row["steps cov. 90"])
-        for trace in TRACES
-        for row in table("results.md", trace)
-        if row["predictor"] in OURS and row["mode"] == "online"
-    ]
-    return f"The 90 % intervals cover {min(covered):.0f}–{max(covered):.0f} %."
+    return "0" if float(text) == 0 else text.replace("-", "−")
 
 
 # -- decisions: docs/replay.md ---------------------------------------------------------------
@@ -118,17 +79,14 @@ def _against_watermark(load: str) -> list[Row]:
     return [row for row in rows if row["setting"].endswith(load)]
 
 
-def overload() -> str:
-    """Return what ``lifetime`` gains against the tuned watermark at overload, over all settings."""
-    rows = _against_watermark("overload")
-    mean, p99 = ([number(row[name]) for row in rows] for name in ("mean", "p99"))
-    return (
-        "On three public traces at overload, two sizes of memory each, against first come, first\n"
-        "served with the best watermark, mean latency falls by "
-        f"{-max(mean):.0f}–{-min(mean):.0f} % and p99 changes by {percent(min(p99))} to\n"
-        f"{percent(max(p99))} % (medians over seeds). "
-        "Where prediction does not pay stands in [decisions](docs/decisions.md)."
-    )
+def overload_table() -> str:
+    """Return the README's table: what ``lifetime`` changes at overload, setting by setting."""
+    lines = ["| trace, KV blocks | mean latency | p99 | served in time |", "|---|---:|---:|---:|"]
+    for row in _against_watermark("overload"):
+        trace, blocks, _ = row["setting"].rsplit(", ", 2)
+        mean, p99 = (percent(number(row[name])) for name in ("mean", "p99"))
+        lines.append(f"| {NAMES[trace]}, {blocks} | {mean} % | {p99} % | {row['goodput']} |")
+    return "\n".join(lines)
 
 
 def decisions() -> str:
@@ -171,35 +129,6 @@ def _shares(load: str) -> str:
         (share,) = re.findall(r"^lifetime: ([\d.]+)% of the steps' time", section, re.M)
         found.append(share)
     return " and ".join(found)
-
-
-def live_summary() -> str:
-    """Return the README's paragraph on a small model behind HTTP."""
-    default, tuned = "fcfs", "fcfs-watermark"
-    return f"""\
-On that small model, behind HTTP on one core, at 1.5 times what vLLM gets done and in a KV pool of
-4,096 tokens (two runs with other arrivals, in per cent):
-
-| `act` against | mean latency | median | p99 | time to first token | recomputed tokens |
-|---|---:|---:|---:|---:|---:|
-| vLLM's default | {_row(default)} |
-| a watermark tuned for that load | {_row(tuned)} |
-
-Recomputed tokens beside the tuned watermark: {_counts("recomputed")}. Predictions and policy took
-{_shares("Overload")} % of the time. [All tables](docs/engine.md#on-a-real-model)."""
-
-
-def _row(against: str) -> str:
-    columns = ["mean s", "median s", "p99 s", "TTFT s"]
-    cells = [_changes("Overload", column, against) for column in columns]
-    cells.append(_changes("Overload", "recomputed", against) if against == "fcfs" else "–")
-    return " | ".join(cells)
-
-
-def _counts(column: str) -> str:
-    """Return a count of ``lifetime`` and of the tuned watermark, in both runs."""
-    pairs = [(run["lifetime"][column], run["fcfs-watermark"][column]) for run in _live("Overload")]
-    return " and ".join(f"{ours} against {theirs}" for ours, theirs in pairs)
 
 
 def live_table() -> str:

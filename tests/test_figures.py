@@ -56,7 +56,7 @@ def figures(monkeypatch):
 
 
 def test_another_measurement_gives_other_figures(figures, tmp_path, monkeypatch):
-    before = figures.live_summary()
+    before = figures.live_table()
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     page = tmp_path / "docs" / "live.md"
     text = page.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def test_another_measurement_gives_other_figures(figures, tmp_path, monkeypatch)
     page.write_text(text.replace(f"|   {ours['mean s']} |", "|   9.9 |", 1), encoding="utf-8")
     monkeypatch.setattr(figures, "DOCS", tmp_path / "docs")
     figures.table.cache_clear()
-    assert figures.live_summary() != before
+    assert figures.live_table() != before
 
 
 def test_what_is_not_there_is_said(figures):
