@@ -26,16 +26,13 @@ def test_batch_equals_scalar(seed, count):
     low, high = batch.interval(0.8)
     assert list(zip(low.tolist(), high.tolist(), strict=True)) == [d.interval(0.8) for d in items]
     n = rng.integers(0, 3000, count)
-    assert np.allclose(
-        batch.survival(n), [d.survival(int(k)) for d, k in zip(items, n, strict=True)], atol=1e-12
-    )
-    assert np.allclose(batch.survival(-1), 1.0)
+    assert batch.survival(n).tolist() == [d.survival(int(k)) for d, k in zip(items, n, strict=True)]
+    assert batch.survival(-1).tolist() == [1.0] * count
     points = batch.median()
-    assert np.allclose(
-        batch.within(points),
-        [d.within(int(k)) for d, k in zip(items, points, strict=True)],
-        atol=1e-12,
-    )
+    for tolerance in (0.1, 0.0, 0.25, 1 / 3):
+        assert batch.within(points, tolerance).tolist() == [
+            d.within(int(k), tolerance) for d, k in zip(items, points, strict=True)
+        ]
     assert np.allclose(batch.mean(), [d.mean() for d in items])
     for i, d in enumerate(items):
         assert batch[i].quantile(0.3) == d.quantile(0.3)
@@ -57,6 +54,9 @@ def test_empty_batch():
     assert len(batch) == 0
     assert batch.quantile(LEVELS).shape == (0, len(LEVELS))
     assert batch.median().shape == (0,)
+    nothing = LengthDistributionBatch.stack([])
+    assert len(nothing) == 0
+    assert nothing.survival(3).shape == nothing.median().shape == (0,)
 
 
 def test_stack_refuses_what_was_shifted_under_a_curve():

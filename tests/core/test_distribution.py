@@ -6,8 +6,7 @@ from math import isclose, log
 import numpy as np
 import pytest
 from distribution_rows import distribution, row
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
 from sagellm_lifetime.core import hazard, link
 from sagellm_lifetime.core.distribution import LengthDistribution, tolerance_band
@@ -119,17 +118,8 @@ def test_mean_under_a_cap_far_away(cap):
         assert isclose(capped.mean(), free.mean(), rel_tol=1e-6)
 
 
-def test_bad_levels_and_ages_are_refused():
-    d = geometric(0.1)
-    for level in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="level"):
-            d.quantile(level)
-    with pytest.raises(ValueError, match="age"):
-        d.given(-1)
-
-
 def test_tolerance_band_is_exact():
-    for total in range(1, 3000):
+    for total in [*range(1, 3000), *(11 * 10**k for k in range(4, 15)), 10**12 + 7]:
         low, high = tolerance_band(total)
         hits = [n for n in (low - 1, low, high, high + 1) if abs(total - n) * 10 <= n]
         assert hits == [low, high], total
@@ -145,10 +135,13 @@ def test_confidence_is_the_share_within_ten_percent():
     assert abs(d.within(point) - share) < 0.02
 
 
-@PROPERTY
-@given(st.integers(0, 10**6))
-def test_laws(seed):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("first", range(0, 3000, 100))
+def test_laws(first):
+    for seed in range(first, first + 100):
+        check_laws(np.random.default_rng(seed))
+
+
+def check_laws(rng):
     d = distribution(rng)
     found = [d.quantile(float(q)) for q in LEVELS]
     assert found == sorted(found)
@@ -159,10 +152,8 @@ def test_laws(seed):
     assert all(0.0 <= s <= 1.0 for s in alive)
     assert (np.diff(alive) <= 1e-9).all()
     for q, n in zip(LEVELS.tolist(), found, strict=True):
-        if n != room:
-            assert 1.0 - d.survival(n) >= q - 5e-3
-        if n > 1:
-            assert 1.0 - d.survival(n - 1) <= q + 5e-3
+        assert n == room or 1.0 - d.survival(n) >= q
+        assert n <= 1 or 1.0 - d.survival(n - 1) < q
     a, b = (int(x) for x in rng.integers(0, 500, 2))
     assert [d.given(a).given(b).quantile(float(q)) for q in LEVELS] == [
         d.given(a + b).quantile(float(q)) for q in LEVELS

@@ -105,6 +105,7 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, kind: str, fault: str) ->
 @settings(
     max_examples=40,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(picks=st.lists(st.sampled_from([None, None, *BAD]), min_size=1, max_size=40))

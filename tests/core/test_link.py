@@ -1,6 +1,6 @@
 """Calibration links: exact inverses, one at a time and many at once, sound in the tails."""
 
-from math import isclose, log
+from math import exp, isclose, log, nextafter
 
 import numpy as np
 import pytest
@@ -71,9 +71,7 @@ def test_many_equals_one_for_any_factors(found, several):
         index = np.full(len(several), i)
         many = link.forward_many(c, index, np.array(several))
         alone = [link.forward(c[i], step) for step in several]
-        assert np.allclose(many, alone, rtol=1e-12, atol=1e-300)
-    for step in several:
-        assert link.backward_level(c, step).tolist() == [link.backward(each, step) for each in c]
+        assert many.tolist() == alone
 
 
 @PROPERTY
@@ -128,11 +126,43 @@ def test_many_equals_one():
     index = np.repeat(np.arange(len(found)), len(STEPS))
     tiled = np.tile(STEPS, len(found))
     alone = [link.forward(stacked[i], s) for i, s in zip(index, tiled.tolist(), strict=True)]
-    assert np.allclose(link.forward_many(stacked, index, tiled), alone, rtol=1e-12, atol=1e-300)
-    for step in STEPS:
-        assert link.backward_level(stacked, step).tolist() == [
-            link.backward(c, step) for c in found
-        ]
+    assert link.forward_many(stacked, index, tiled).tolist() == alone
+    for q in (1e-15, 0.05, 0.5, 0.9, 1.0):
+        assert link.thresholds(stacked, q).tolist() == [link.threshold(c, q) for c in found]
+
+
+@PROPERTY
+@given(factors, st.floats(1e-15, 1.0), st.sampled_from([0.0, 1e-9, 0.3, 20.0]))
+def test_threshold_is_the_first_step_at_which_the_share_has_ended(found, q, lived):
+    c = link.from_factors(np.array(found))
+    for curve_or_none in (c, None):
+
+        def ended(step, curve_or_none=curve_or_none):
+            total = step if curve_or_none is None else link.forward(curve_or_none, step)
+            return 1.0 - exp(lived - total)
+
+        step = link.threshold(curve_or_none, q, lived)
+        assert ended(step) >= q
+        assert ended(nextafter(step, 0.0)) < q
+
+
+def test_a_threshold_follows_a_link_that_is_written_to():
+    c = link.IDENTITY.copy()
+    before = link.threshold(c, 0.5)
+    c[: link.LEVELS // 2] *= 0.5
+    assert link.threshold(c, 0.5) != before
+    assert link.thresholds(c[None], 0.5)[0] == link.threshold(c, 0.5)
+
+
+@PROPERTY
+@given(factors, st.integers(1, link.SEGMENTS - 1))
+def test_no_fall_by_rounding_where_segments_meet(found, k):
+    c = link.from_factors(np.array(found))
+    steps = [EDGES[k]]
+    for _ in range(20):
+        steps = [nextafter(steps[0], 0.0), *steps, nextafter(steps[-1], 1e9)]
+    there = [link.forward(c, step) for step in steps]
+    assert there == sorted(there)
 
 
 @PROPERTY

@@ -1,14 +1,21 @@
-"""The vectorised twin of :class:`LengthDistribution`: thousands of sequences, no Python loop."""
+"""The vectorised twin of :class:`LengthDistribution`: thousands of sequences at once.
+
+Its answers are those of the scalar form to the last bit: the operations are the same, in the same
+order. Hence the exponentials one by one: those of NumPy differ from the scalar one, by machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
+from typing import Any
 
 import numpy as np
 
-from sagellm_lifetime.core import hazard, link
-from sagellm_lifetime.core.distribution import _ROUNDING, TOLERANCE, LengthDistribution
+from sagellm_lifetime.core import arguments, hazard, link
+from sagellm_lifetime.core.distribution import TOLERANCE, LengthDistribution, tolerance_parts
+from sagellm_lifetime.core.errors import RequestError
 
 UNCAPPED = np.iinfo(np.int64).max // 4
 
@@ -23,7 +30,7 @@ class LengthDistributionBatch:
         ages: tokens generated so far, shape ``(N,)``.
         caps: cap on the total length, shape ``(N,)``; ``UNCAPPED`` for none.
         curves: calibration links, shape ``(B, LEVELS + 1)``, or ``None``.
-        bands: which link each sequence uses, shape ``(N,)``.
+        bands: which link each sequence uses, shape ``(N,)``; -1 for none.
     """
 
     rows: np.ndarray
@@ -35,31 +42,45 @@ class LengthDistributionBatch:
 
     @classmethod
     def stack(cls, items: Sequence[LengthDistribution]) -> LengthDistributionBatch:
-        """Batch of distributions that have not been shifted since they were calibrated."""
+        """Return a batch of distributions that were not shifted since they were calibrated.
+
+        Raise :class:`RequestError` for others.
+        """
         if any(d.shift for d in items):
-            raise ValueError("stack() takes distributions as predicted, before given()")
-        curves = np.stack([link.IDENTITY if d.curve is None else d.curve for d in items])
-        caps = [UNCAPPED if d.max_length is None else d.max_length for d in items]
+            raise RequestError("stack() takes distributions as predicted, before given()")
         count = np.arange(len(items))
+        if not items:
+            return cls(np.zeros((0, hazard.ROW), dtype=np.float32), count, count, count)
+        # Few links serve many sequences.
+        links = {id(d.curve): d.curve for d in items if d.curve is not None}
+        place = {key: band for band, key in enumerate(links)}
+        caps = [UNCAPPED if d.max_length is None else min(d.max_length, UNCAPPED) for d in items]
         return cls(
             rows=np.stack([d.row for d in items]),
             index=count,
             ages=np.array([d.age for d in items], dtype=np.int64),
             caps=np.array(caps, dtype=np.int64),
-            curves=curves,
-            bands=count,
+            curves=np.stack(list(links.values())) if links else None,
+            bands=np.array([place.get(id(d.curve), -1) for d in items]),
         )
 
     def __len__(self) -> int:
         return len(self.ages)
 
     def survival(self, n: np.ndarray | float) -> np.ndarray:
-        """``P(R > n[i])``, shape ``(N,)``."""
-        n = np.broadcast_to(np.asarray(n, dtype=np.float64), self.ages.shape)
-        return self._survival(n, self._base())
+        """Return ``P(R > n[i])``, shape ``(N,)``.
+
+        Args:
+            n: one number for all, or one for each sequence, shape ``(N,)``.
+
+        Raises:
+            RequestError: NaN, or another shape.
+        """
+        # Infinity is no place on the grid, and nobody gets as far as 1e300.
+        return self._survival(np.minimum(self._each(n, "n"), 1e300), self._base())
 
     def uncapped(self, times: np.ndarray) -> np.ndarray:
-        """``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
+        """Return ``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
 
         Args:
             times: tokens from now, ascending, the first 0; shape ``(T,)``.
@@ -67,59 +88,92 @@ class LengthDistributionBatch:
         index = self.index[:, None]
         step = hazard.cumulative_many(self.rows, index, self.ages[:, None] + times)
         step -= step[:, :1].copy()
-        if self.curves is not None and self.bands is not None:
-            step = link.forward_many(self.curves, self.bands[:, None], step)
-        return np.asarray(np.exp(-step))
+        return np.asarray(np.exp(-self._calibrated(step)))
 
     def _survival(self, n: np.ndarray, base: np.ndarray) -> np.ndarray:
         total = self.ages + np.maximum(n, 0.0)
         step = hazard.cumulative_many(self.rows, self.index, total) - base
-        if self.curves is not None and self.bands is not None:
-            step = link.forward_many(self.curves, self.bands, step)
-        alive = np.where(total >= self.caps, 0.0, np.exp(-step))
-        return np.asarray(np.where(n < 0, 1.0, alive))
+        step = self._calibrated(step)
+        alive = np.fromiter(map(exp, (-step).tolist()), np.float64, len(step))
+        alive[total >= self.caps] = 0.0
+        alive[n < 0] = 1.0
+        return alive
 
     def quantile(self, q: float | np.ndarray) -> np.ndarray:
-        """Integer quantiles: shape ``(N,)`` for one level, ``(N, Q)`` for a vector of levels."""
-        levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        """Return quantiles as the scalar form does, int64.
+
+        Args:
+            q: one level, or a vector of ``Q`` levels.
+
+        Returns:
+            Shape ``(N,)`` for one level, ``(N, Q)`` for a vector.
+
+        Raises:
+            RequestError: levels that are NaN or outside 0 to 1, or in more than one dimension.
+        """
+        levels = arguments.reals(q, "quantile levels")
+        if levels.ndim > 1:
+            raise RequestError(f"levels must be one number or a vector, got {arguments.shown(q)}")
+        if not ((levels >= 0.0) & (levels <= 1.0)).all():
+            raise RequestError("quantile levels must lie between 0 and 1")
         base = self._base()
         room = np.maximum(self.caps - self.ages, 0)
-        out = np.empty((len(self), len(levels)), dtype=np.int64)
-        for j, level in enumerate(levels):
-            step: float | np.ndarray = -float(np.log1p(-min(float(level), 1.0 - 1e-15)))
-            if self.curves is not None and self.bands is not None:
-                step = link.backward_level(self.curves, float(step))[self.bands]
-            total = hazard.inverse_many(self.rows, self.index, base + step)
-            n = np.ceil(total - self.ages - _ROUNDING).astype(np.int64)
-            out[:, j] = np.minimum(np.maximum(n, 1), room)
-        return out[:, 0] if np.ndim(q) == 0 else out
+        out = np.empty((len(self), levels.size), dtype=np.int64)
+        for j, level in enumerate(levels.ravel().tolist()):
+            out[:, j] = np.minimum(self._first_reaching(level, base), room)
+        return out if levels.ndim else out[:, 0]
+
+    def _first_reaching(self, level: float, base: np.ndarray) -> np.ndarray:
+        if level == 0.0:
+            return np.ones(len(self), dtype=np.int64)
+        steps = np.full(len(self), link.threshold(None, level))
+        if self.curves is not None and self.bands is not None:
+            found = link.thresholds(self.curves, level).take(self.bands, mode="wrap")
+            steps = np.where(self.bands < 0, steps, found)
+        return hazard.first_reaching_many(self.rows, self.index, base, steps, self.ages)
 
     def median(self) -> np.ndarray:
-        """Point estimates, shape ``(N,)``."""
+        """Return the point estimates, shape ``(N,)``."""
         return self.quantile(0.5)
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Ends, both included, of the central intervals; two arrays of shape ``(N,)``."""
-        tail = (1.0 - level) / 2.0
+        """Return the ends, both included, of the central intervals; two arrays of shape ``(N,)``.
+
+        Raise :class:`RequestError` if ``level`` is not one number between 0 and 1.
+        """
+        tail = (1.0 - arguments.level(level, "the level of an interval")) / 2.0
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def within(self, points: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
-        """Raw confidence that the totals ``ages + points`` are within the tolerance."""
-        totals = self.ages + points
-        low = np.ceil(totals / (1.0 + tolerance) - 1e-9)
-        high = np.floor(totals / (1.0 - tolerance) + 1e-9)
+        """Return the raw confidence that the totals ``ages + points`` are within the tolerance.
+
+        Raise :class:`RequestError` if a point is not a whole number of 0 or more, or ``tolerance``
+        not from 0 to below 1.
+        """
+        whole = points
+        if not _are_counts(points) or points.shape != self.ages.shape:
+            each = self._each(points, "points")
+            whole = np.clip(each, -1, arguments.LARGEST_AGE).astype(np.int64)
+            if (whole != each).any():
+                raise RequestError(f"points must be whole numbers up to {arguments.LARGEST_AGE}")
+        if (whole < 0).any():
+            raise RequestError("points must be 0 or more")
+        below, above, parts = tolerance_parts(tolerance)
+        totals = (self.ages + whole) * parts
         base = self._base()
-        above = self._survival(low - 1 - self.ages, base)
-        return np.asarray(above - self._survival(high - self.ages, base))
+        alive = self._survival((-(-totals // above) - 1 - self.ages).astype(np.float64), base)
+        return np.asarray(
+            alive - self._survival((totals // below - self.ages).astype(np.float64), base)
+        )
 
     def mean(self) -> np.ndarray:
-        """``E[R]`` in tokens, shape ``(N,)``."""
+        """Return ``E[R]`` in tokens, shape ``(N,)``."""
         return np.array([self[i].mean() for i in range(len(self))])
 
     def __getitem__(self, i: int) -> LengthDistribution:
         cap = int(self.caps[i])
         curve = None
-        if self.curves is not None and self.bands is not None:
+        if self.curves is not None and self.bands is not None and self.bands[i] >= 0:
             curve = self.curves[self.bands[i]]
         return LengthDistribution(
             row=self.rows[self.index[i]],
@@ -128,5 +182,25 @@ class LengthDistributionBatch:
             curve=curve,
         )
 
+    def _calibrated(self, steps: np.ndarray) -> np.ndarray:
+        """Calibrated cumulative hazards, shape ``(N,)`` or ``(N, T)``."""
+        if self.curves is None or self.bands is None:
+            return steps
+        bands = self.bands if steps.ndim == 1 else self.bands[:, None]
+        return np.where(bands < 0, steps, link.forward_many(self.curves, bands, steps))
+
+    def _each(self, values: np.ndarray | float, what: str) -> np.ndarray:
+        """One number for each sequence, float64."""
+        numbers = arguments.reals(values, what)
+        if numbers.ndim and numbers.shape != self.ages.shape:
+            raise RequestError(
+                f"{what} must be one number or {len(self)} of them, got {arguments.shown(numbers)}"
+            )
+        return np.broadcast_to(numbers, self.ages.shape)
+
     def _base(self) -> np.ndarray:
         return hazard.cumulative_many(self.rows, self.index, self.ages)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind in "iu"

@@ -189,6 +189,7 @@ class Calibration:
             before = min(pooled[k], 1.0)
         # The prior keeps every factor above zero, so the links stay strictly increasing.
         self.curves = link.from_factors(factors)
+        self.curves.flags.writeable = False  # so that what follows from them can be kept
         self.views = list(self.curves)
         self._starts: dict[int, tuple[np.ndarray, int, int, float]] = {}
 

@@ -1,20 +1,27 @@
-"""The distribution of a length, conditioned on what has been generated already."""
+"""The distribution of a length, conditioned on what has been generated already.
+
+One definition serves all answers: the survival ``P(R > n)`` as computed in floats. A quantile is
+the smallest ``n`` at which it says so, a median and an interval are quantiles, a confidence is a
+difference of two survivals, and the batch does the same operations in the same order.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, exp, expm1, floor, log, log1p
+from fractions import Fraction
+from functools import lru_cache
+from math import ceil, exp, expm1
+from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core import hazard, link
+from sagellm_lifetime.core import arguments, hazard, link
 from sagellm_lifetime.core.grid import EDGES, TAIL_HAZARD
 
-TOLERANCE = 0.10
+TOLERANCE: Final = 0.10
 """The relative error of the total length that ``confidence`` speaks of."""
-_HALF = log(2.0)
-_ROUNDING = 1e-4
-"""Tokens of slack before a quantile is rounded up, so that float32 rows do not add a token."""
+_FINEST: Final = 1_000_000
+"""Denominator of a tolerance, at most."""
 
 
 @dataclass(slots=True, eq=False, repr=False)  # frozen costs 0.5 µs each, and engines make many
@@ -40,16 +47,25 @@ class LengthDistribution:
         return f"LengthDistribution(median={self.median()}, interval_90=({low}, {high}))"
 
     def given(self, age: int) -> LengthDistribution:
-        """The distribution of what remains after ``age`` more tokens (``given(a).given(b)`` is
-        ``given(a + b)``)."""
-        if age < 0:
-            raise ValueError(f"age must be 0 or more, got {age}")
+        """Return the distribution of what remains after ``age`` more tokens.
+
+        ``given(a).given(b)`` is ``given(a + b)``. Raise :class:`RequestError` if ``age`` is not a
+        whole number of 0 or more.
+        """
+        age = arguments.tokens(age, "age")
         if self.curve is None:
             return replace(self, age=self.age + age)
         return replace(self, shift=self.shift + age)
 
     def survival(self, n: float) -> float:
-        """``P(R > n)``."""
+        """Return ``P(R > n)``: 1 for ``n < 0``, 0 from the cap on and at infinity.
+
+        Between two whole numbers the hazard is shared out evenly. Raise :class:`RequestError` if
+        ``n`` is NaN or not one number.
+        """
+        # Nearly all are plain numbers, which are told without a call; NaN is not below anything.
+        if (type(n) is not int and type(n) is not float) or not n <= arguments.LARGEST_AGE:
+            n = arguments.real(n, "n")
         if n < 0:
             return 1.0
         total = self.age + self.shift + n
@@ -58,31 +74,35 @@ class LengthDistribution:
         return exp(self._hazard(self.age + self.shift) - self._hazard(total))
 
     def quantile(self, q: float) -> int:
-        """Smallest ``n >= 1`` with ``P(R <= n) >= q``; 0 only when the cap is reached."""
-        if not 0.0 <= q <= 1.0:
-            raise ValueError(f"a quantile level lies between 0 and 1, got {q}")
+        """Return the smallest ``n >= 1`` with ``1 - survival(n) >= q``; 0 where the cap is reached.
+
+        Raise :class:`RequestError` if ``q`` is not one number between 0 and 1.
+        """
+        q = arguments.level(q, "a quantile level")
         start = self.age + self.shift
         room = None if self.max_length is None else self.max_length - start
         if room is not None and room <= 0:
             return 0
-        step = self._hazard(start) - log1p(-min(q, 1.0 - 1e-15))
-        if self.curve is not None:
-            step = link.backward(self.curve, step)
-        target = hazard.cumulative(self.row, self.age) + step
-        n = max(1, ceil(hazard.inverse(self.row, target) - start - _ROUNDING))
+        if q == 0.0:
+            return 1
+        step = link.threshold(self.curve, q, self._hazard(start) if self.shift else 0.0)
+        n = hazard.first_reaching(self.row, hazard.cumulative(self.row, self.age), step, start)
         return n if room is None else min(n, room)
 
     def median(self) -> int:
-        """``quantile(0.5)``: the point estimate of every predictor."""
+        """Return ``quantile(0.5)``: the point estimate of every predictor."""
         return self.quantile(0.5)
 
     def interval(self, level: float) -> tuple[int, int]:
-        """Central interval ``(low, high)``, both ends included, of probability ``level``."""
-        tail = (1.0 - level) / 2.0
+        """Return the central interval ``(low, high)``, both ends included, of that probability.
+
+        Raise :class:`RequestError` if ``level`` is not one number between 0 and 1.
+        """
+        tail = (1.0 - arguments.level(level, "the level of an interval")) / 2.0
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def mean(self) -> float:
-        """``E[R]`` in tokens."""
+        """Return ``E[R]`` in tokens."""
         start = self.age + self.shift
         if self.max_length is not None and start >= self.max_length:
             return 0.0
@@ -113,12 +133,13 @@ class LengthDistribution:
         return total
 
     def within(self, point: int, tolerance: float = TOLERANCE) -> float:
-        """``P(|T - L| <= tolerance * L)`` for the predicted total ``T`` = age so far + ``point``.
+        """Return ``P(|T - L| <= tolerance * L)`` for the total ``T`` = age so far + ``point``.
 
-        This is the raw ``confidence`` when ``point`` is the median.
+        This is the raw ``confidence`` when ``point`` is the median. Raise :class:`RequestError` if
+        ``point`` is not a whole number of 0 or more, or ``tolerance`` not from 0 to below 1.
         """
         start = self.age + self.shift
-        low, high = tolerance_band(start + point, tolerance)
+        low, high = tolerance_band(start + arguments.tokens(point, "point"), tolerance)
         return self.survival(low - 1 - start) - self.survival(high - start)
 
     def _hazard(self, total: float) -> float:
@@ -136,18 +157,18 @@ class LengthDistribution:
 def point_and_confidence(
     row: np.ndarray, age: int, max_length: int | None, curve: np.ndarray
 ) -> tuple[int, float]:
-    """Median of the remaining length and raw confidence, in one pass for the hot path.
+    """Return the median of the remaining length and its raw confidence, for the hot path.
 
     Equal to ``quantile(0.5)`` and ``within(median)`` of the distribution with these fields.
     """
     if max_length is not None and age >= max_length:
         return 0, 1.0
     base = hazard.cumulative(row, age) if age else 0.0
-    total = hazard.inverse(row, base + link.backward(curve, _HALF))
-    n = max(1, ceil(total - age - _ROUNDING))
-    if max_length is not None:
-        n = min(n, max_length - age)
-    low, high = tolerance_band(age + n)
+    n = hazard.first_reaching(row, base, link.threshold(curve, 0.5), age)
+    if max_length is not None and age + n > max_length:
+        n = max_length - age
+    total = age + n
+    low, high = -(-10 * total // 11), 10 * total // 9
     above = 1.0
     if low - 1 > age:
         above = exp(-link.forward(curve, hazard.cumulative(row, low - 1) - base))
@@ -157,5 +178,27 @@ def point_and_confidence(
 
 
 def tolerance_band(total: int, tolerance: float = TOLERANCE) -> tuple[int, int]:
-    """Lengths ``low..high`` (included) for which ``total`` is within the tolerance."""
-    return ceil(total / (1.0 + tolerance) - 1e-9), floor(total / (1.0 - tolerance) + 1e-9)
+    """Return the lengths ``low..high`` (included) for which ``total`` is within the tolerance.
+
+    In whole numbers, so that an error of exactly 10 % counts however long the sequence is. Raise
+    :class:`RequestError` if ``tolerance`` is not from 0 to below 1.
+    """
+    below, above, parts = tolerance_parts(tolerance)
+    return -(-parts * total // above), parts * total // below
+
+
+def tolerance_parts(tolerance: Any) -> tuple[int, int, int]:
+    """Return ``(1 - tolerance, 1 + tolerance, 1)`` times the denominator of the tolerance.
+
+    A tolerance is taken as the decimal that it is written as, to a millionth: 0.1 is a tenth.
+    """
+    return _parts(arguments.tolerance(tolerance))
+
+
+@lru_cache(maxsize=64)
+def _parts(tolerance: float) -> tuple[int, int, int]:
+    share = Fraction(repr(tolerance)).limit_denominator(_FINEST)
+    if share == 1:  # the nearest below 1 that the denominator can say
+        share = Fraction(_FINEST - 1, _FINEST)
+    parts, of = share.numerator, share.denominator
+    return of - parts, of + parts, of

@@ -22,7 +22,7 @@ class LifetimeError(Exception):
 
 
 class RequestError(LifetimeError, ValueError):
-    """A prediction request or a completion with an impossible value."""
+    """A prediction request, a completion or a question with an impossible value."""
 
 
 class HistoryError(LifetimeError, ValueError):

@@ -22,7 +22,8 @@ A link is a float64 vector of ``LEVELS + 1`` numbers:
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Final
+from math import exp, inf, log1p
+from typing import Any, Final
 
 import numpy as np
 
@@ -49,7 +50,12 @@ _KNOTS: Final[list[float]] = [0.0, *_EVEN.tolist(), *_ABOVE.tolist()]
 _WIDTHS: Final[list[float]] = np.diff(_KNOTS).tolist()
 _LAST: Final = len(_KNOTS) - 1
 _DECADES: Final[list[float]] = [0.0, *_BELOW.tolist(), _FIRST]
+_LAST_DECADE: Final = len(_DECADES) - 2
+_DECADE_WIDTHS: Final[list[float]] = np.diff(_DECADES).tolist()
 LEVELS: Final = _LAST + len(_DECADES) - 1
+_EPSILON: Final = 2.0**-52
+_NEARLY: Final = 1.0 - 2.0**-53
+_LEAST: Final = 1e-300
 
 
 def from_factors(factors: np.ndarray) -> np.ndarray:
@@ -66,22 +72,29 @@ for _shared in (EDGES, EXPECTED, IDENTITY):
 
 
 def forward(curve: np.ndarray, step: float) -> float:
-    """Calibrated cumulative hazard ``F(step)``, ``step >= 0``."""
+    """Return the calibrated cumulative hazard ``F(step)``; 0 below 0.
+
+    It never falls, not even by rounding, and is exactly what :func:`forward_many` returns.
+    """
     if step < _FIRST:
         # A difference of two hazards may be below zero by rounding, and factors are large here.
         if step <= 0.0:
             return 0.0
         k = bisect_right(_DECADES, step) - 1
-        low = curve.item(_LAST + k) if k else 0.0
-        part = (step - _DECADES[k]) / (_DECADES[k + 1] - _DECADES[k])
-        return float(curve.item(1) * (low + (curve.item(_LAST + k + 1) - low) * part))
-    k = bisect_right(_KNOTS, step, 2, _LAST) - 1
-    low = curve.item(k)
-    return float(low + (curve.item(k + 1) - low) * ((step - _KNOTS[k]) / _WIDTHS[k]))
+        first = curve.item(1)
+        low = first * curve.item(_LAST + k) if k else 0.0
+        high = first * curve.item(_LAST + k + 1) if k < _LAST_DECADE else first
+        part = (step - _DECADES[k]) / _DECADE_WIDTHS[k]
+    else:
+        k = bisect_right(_KNOTS, step, 2, _LAST) - 1
+        low, high = curve.item(k), curve.item(k + 1)
+        part = (step - _KNOTS[k]) / _WIDTHS[k]
+    value = low + (high - low) * part
+    return float(high if part < 1.0 and value > high else value)
 
 
 def backward(curve: np.ndarray, step: float) -> float:
-    """Inverse of :func:`forward`."""
+    """Return the inverse of :func:`forward`, up to rounding (see :func:`threshold`)."""
     # Bisecting an array in Python looks at few entries and is faster than a call into numpy.
     first = curve.item(1)
     if step < first:
@@ -101,18 +114,87 @@ def last_factor(curve: np.ndarray) -> float:
 
 
 def forward_many(curves: np.ndarray, index: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """:func:`forward` of ``steps[i]`` under ``curves[index[i]]``."""
+    """Return :func:`forward` of ``steps[i]`` under ``curves[index[i]]``."""
     below = curves[:, 1:2] * curves[:, _LAST + 1 : LEVELS]
     at = np.concatenate([np.zeros((len(curves), 1)), below, curves[:, 1 : _LAST + 1]], axis=1)
     steps = np.maximum(steps, 0.0)
     k = EDGES[1:-1].searchsorted(steps, side="right")
-    low = at[index, k]
-    return np.asarray(low + (at[index, k + 1] - low) * ((steps - EDGES[k]) / _SPANS[k]))
+    low, high = at[index, k], at[index, k + 1]
+    part = (steps - EDGES.take(k)) / _SPANS.take(k)
+    value = low + (high - low) * part
+    return np.asarray(np.minimum(value, high, out=value, where=part < 1.0))
 
 
-def backward_level(curves: np.ndarray, step: float) -> np.ndarray:
-    """:func:`backward` of one ``step`` under every curve, shape ``(len(curves),)``."""
-    return np.array([backward(curve, step) for curve in curves])
+def threshold(curve: np.ndarray | None, q: float, lived: float = 0.0) -> float:
+    """Return the smallest predicted hazard at which a share ``q`` has ended.
+
+    The smallest float ``step`` with ``1 - exp(lived - F(step)) >= q``, in the very operations with
+    which a survival is computed, so that a quantile is exactly where the survival says.
+
+    Args:
+        curve: link, shape ``(LEVELS + 1,)``, or ``None`` for the identity.
+        q: share, above 0 and up to 1.
+        lived: calibrated hazard already lived through.
+    """
+    if lived:
+        return _threshold(curve, q, lived)
+    key = id(curve), q
+    kept = _kept.get(key)
+    if kept is None or kept[0] is not curve:
+        kept = curve, _threshold(curve, q, 0.0)
+        _keep(key, kept)
+    return kept[1]
+
+
+def thresholds(curves: np.ndarray, q: float) -> np.ndarray:
+    """Return :func:`threshold` under every curve, shape ``(len(curves),)``; not to be changed."""
+    key = id(curves), q
+    kept = _kept.get(key)
+    if kept is None or kept[0] is not curves:
+        kept = curves, np.array([_threshold(curve, q, 0.0) for curve in curves])
+        _keep(key, kept)
+    return kept[1]
+
+
+_kept: dict[tuple[int, float], tuple[np.ndarray | None, Any]] = {}
+"""Thresholds of links and levels that are asked for again and again, with the link they are of."""
+_MOST_KEPT: Final = 1024
+
+
+def _keep(key: tuple[int, float], found: tuple[np.ndarray | None, Any]) -> None:
+    """Keep the thresholds of a link that nobody can write to."""
+    if found[0] is None or not found[0].flags.writeable:
+        if len(_kept) >= _MOST_KEPT:
+            _kept.clear()
+        _kept[key] = found
+
+
+def _threshold(curve: np.ndarray | None, q: float, lived: float) -> float:
+    def reached(step: float) -> bool:
+        return 1.0 - exp(lived - (step if curve is None else forward(curve, step))) >= q
+
+    hazard = lived - log1p(-min(q, _NEARLY))
+    guess = max(hazard if curve is None else backward(curve, hazard), _LEAST)
+    low = high = guess
+    far = _EPSILON
+    if reached(high):
+        while reached(low):
+            high = low
+            low = guess * (1.0 - far) if far < 1.0 else 0.0
+            far *= 2.0
+    else:
+        while high < inf and not reached(high):
+            low = high
+            high = guess * (1.0 + far)
+            far *= 2.0
+    middle = (low + high) / 2.0
+    while low < middle < high:
+        if reached(middle):
+            high = middle
+        else:
+            low = middle
+        middle = (low + high) / 2.0
+    return high
 
 
 def lived(
