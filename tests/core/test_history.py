@@ -202,7 +202,7 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(HistoryError, match="cannot be written: Permission denied"):
                 check_target(tmp_path / name)
     with pytest.raises(HistoryError, match="File name too long"):
-        check_target(tmp_path / f"{'x' * 250}.csv")
+        check_target(tmp_path / f"{'x' * 252}.csv")
     monkeypatch.setattr(os, "replace", denied)
     with pytest.raises(HistoryError, match="Permission denied"):
         write_history(frame, tmp_path / "h.parquet")

@@ -109,8 +109,9 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise :class:`OSError` where :func:`replacing` would fail to begin; nothing is left there."""
-    _mode_of(path)
+    """Raise :class:`OSError` where nothing of that name can be written; leave nothing there."""
+    with suppress(FileNotFoundError):
+        os.lstat(path)  # a name too long for the file system
     temporary, descriptor = _create(path, lambda name: _new_file(name, private=True))
     try:
         temporary.unlink(missing_ok=True)

@@ -21,9 +21,11 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         )
     if not target.parent.is_dir():
         raise HistoryError(f"{target}: the folder {target.parent} does not exist: make it first")
-    if target.is_dir():
-        raise HistoryError(f"{target}: a folder of that name is in the way")
     try:
+        if target.is_dir():
+            raise HistoryError(f"{target}: a folder of that name is in the way")
+        if target.exists() and not target.is_file():
+            raise HistoryError(f"{target}: a device or a pipe is in the way")
         check_place(target)
     except OSError as error:
         raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
