@@ -99,13 +99,34 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextmanager
+def held_alone(path: Path) -> Iterator[bool]:
+    """Lock a file or folder for the block; yield whether that worked, that is, nobody holds it.
+
+    False also where it is gone, another user's, or on a file system without locks.
+    """
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+        # Locks of network file systems are for writers only; a folder cannot be opened as such.
+        access = os.O_RDONLY if is_folder else os.O_RDWR
+        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        yield bool(_lock(descriptor)) and _is_at(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files and folders of ``path`` whose writers are gone."""
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{_SUFFIX}")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name):
-                _remove_unheld(Path(entry.path))
+                with suppress(OSError):
+                    _remove_unheld(Path(entry.path))
 
 
 def check_place(path: Path) -> None:
@@ -219,20 +240,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _remove_unheld(path: Path) -> None:
     """Remove a temporary file or folder unless its writer lives, or that cannot be told."""
-    try:
-        is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
-        # Locks of network file systems are for writers only; a folder cannot be opened as such.
-        access = os.O_RDONLY if is_folder else os.O_RDWR
-        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return  # gone, or another user's
-    try:
-        if _lock(descriptor) and _is_at(descriptor, path):
-            if is_folder:
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
+    with held_alone(path) as alone:
+        if alone and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif alone:
+            path.unlink(missing_ok=True)
