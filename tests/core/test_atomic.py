@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_a_temporary_name_that_is_taken_is_not_used(
     victim = tmp_path / "victim"
     victim.write_text("mine")
     names = iter(["00" * 6, "00" * 6, "11" * 6])
-    monkeypatch.setattr(atomic.secrets, "token_hex", lambda _: next(names))
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(names))
     (tmp_path / f".out.{'00' * 6}.tmp").symlink_to(victim)
     write_atomically(tmp_path / "out", b"new")
     assert victim.read_text() == "mine"
@@ -137,10 +138,18 @@ def test_nothing_is_left_by_an_exception(
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["out"]
     assert target.read_bytes() == b"old"
-    with pytest.raises(failure), temporary_folder(target) as folder:
-        (folder / "part").write_text("half")
-        raise failure
-    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, OSError])
+def test_no_folder_is_left_by_an_exception(tmp_path: Path, failure: type[BaseException]) -> None:
+    def fill() -> None:
+        with temporary_folder(tmp_path / "out") as folder:
+            (folder / "part").write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        fill()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("what", ["replacing", "temporary_folder"])
@@ -201,7 +210,7 @@ def test_where_there_are_no_locks_nothing_is_taken_for_a_leftover(
 def test_a_name_taken_for_a_leftover_before_its_lock_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = []
+    taken: list[str] = []
     real = atomic._lock
 
     def cleaned_first(descriptor: int) -> bool | None:

@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.learning.checkpoint import remove_leftovers
 
 
 def claim(path: Path, patience: float) -> int:
     """Claim the right to write the checkpoint ``path``, as an open file descriptor.
 
     A child that was given the descriptor shares the claim. So after a kill -9 of its parent the
-    next claim is given when the child has written what it knew, and not before.
+    next claim is given when the child has written what it knew, and not before. What killed writers
+    left beside the checkpoint is removed.
 
     Args:
         path: the checkpoint directory. The lock is a file beside it, for the directory itself is
@@ -42,4 +44,5 @@ def claim(path: Path, patience: float) -> int:
                 ) from error
             time.sleep(0.05)
         else:
+            remove_leftovers(path)
             return held
