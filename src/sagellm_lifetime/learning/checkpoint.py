@@ -50,6 +50,10 @@ _MAX_HEADER: Final = 2 * _MAX_MANIFEST
 """Bytes of the header of a ``.safetensors`` file, in which an export has the manifest too."""
 _MAX_ENTRIES: Final = 100_000
 """Entries of the zip archive that a ``.pt`` file is."""
+_TENSOR_NAMES: Final = re.compile(
+    r"torch._utils _rebuild_tensor_v2|collections OrderedDict|torch(\.storage)? \w+Storage"
+)
+"""What a pickle of tensors names."""
 _READS: Final = 20
 """Tries to read a checkpoint that is replaced again and again meanwhile."""
 SCHEMA: Final[dict[str, int]] = {
@@ -375,9 +379,26 @@ def _inflated(data: bytes) -> io.BytesIO:
         if len({entry.filename for entry in entries}) < len(entries):
             raise ValueError("it has two entries of one name")
         for entry in entries:
-            plain.writestr(entry.filename, archive.read(entry))
+            content = archive.read(entry)
+            if entry.filename.endswith(".pkl"):
+                _check_pickle(content)
+            plain.writestr(entry.filename, content)
     inflated.seek(0)
     return inflated
+
+
+def _check_pickle(content: bytes) -> None:
+    """Raise :class:`ValueError` where a pickle names anything but tensors.
+
+    ``weights_only=True`` runs no code, but lets a file ask for a ``bytearray`` of any size.
+    """
+    import pickletools
+
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "STACK_GLOBAL" or (
+            opcode.name in ("GLOBAL", "INST") and not _TENSOR_NAMES.fullmatch(str(argument))
+        ):
+            raise ValueError(f"it holds {argument or 'something'} and not tensors alone")
 
 
 def _verified(path: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> Checkpoint:
