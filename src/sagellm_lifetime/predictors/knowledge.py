@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import checked, checked_count
 from sagellm_lifetime.learning.arrays import Arrays, part
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.residual_life import ResidualLife
@@ -28,14 +29,22 @@ def knowledge(predictor: Predictor) -> Arrays:
 
 
 def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True) -> None:
-    """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not."""
+    """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not.
+
+    Raises:
+        ValueError: arrays that do not fit the predictor, or hold what none can have learned.
+    """
     state = part(learned, "predictor.")
     predictor._calibration.restore(part(learned, "calibration."))
     predictor._restore(state)
-    predictor._lessons = int(learned["lessons"][0])
+    predictor._lessons = checked_count(learned, "lessons")
     if instant:
         predictor._restore_instant(state)
-        predictor._timing.restore({k: v.tolist() for k, v in part(learned, "timing.").items()})
+        paces = part(learned, "timing.")
+        for model in paces:
+            if not len(checked(paces, model, np.float64, (None,), 0.0)):
+                raise ValueError(f"no seconds per token of the model {model!r}")
+        predictor._timing.restore({k: v.tolist() for k, v in paces.items()})
     predictor._version += 1
 
 
