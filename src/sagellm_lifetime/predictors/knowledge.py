@@ -40,11 +40,12 @@ def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True
     predictor._lessons = checked_count(learned, "lessons")
     if instant:
         predictor._restore_instant(state)
-        paces = part(learned, "timing.")
-        for model in paces:
-            if not len(checked(paces, model, np.float64, (None,), 0.0)):
-                raise ValueError(f"no seconds per token of the model {model!r}")
-        predictor._timing.restore({k: v.tolist() for k, v in paces.items()})
+        for name in learned:
+            if name.startswith("timing.") and not len(
+                checked(learned, name, np.float64, (None,), 0.0)
+            ):
+                raise ValueError(f"{name!r} is empty")
+        predictor._timing.restore({k: v.tolist() for k, v in part(learned, "timing.").items()})
     predictor._version += 1
 
 
