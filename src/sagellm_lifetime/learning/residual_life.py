@@ -327,8 +327,8 @@ class ResidualLife:
         """
         found = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
         keys = found.tolist()
-        if len(set(keys)) < len(keys) or (found & _LEVEL > _SESSION).any():
-            raise ValueError("'keys' names a node twice, or of a level that is none")
+        if (found & _LEVEL > _SESSION).any():
+            raise ValueError("'keys' names a node of a level that is none")
         self._stored = {}
         for name, (dtype, shape, low, high) in _STORED.items():
             self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
@@ -338,6 +338,8 @@ class ResidualLife:
             some = keys[start : start + _PIECE]
             self._nodes.update(zip(some, range(start, start + len(some)), strict=True))
             breathe()
+        if len(self._nodes) < len(keys):
+            raise ValueError("'keys' names a node twice")
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         scores = (len(LEVELS), len(OPTIONS))
         self._losses = checked(state, "losses", np.float64, scores).copy()
