@@ -204,6 +204,15 @@ def test_modes(tmp_path: Path) -> None:
         os.umask(umask)
 
 
+def test_a_link_to_a_checkpoint_stays_one(tmp_path: Path) -> None:
+    write_checkpoint(known(), tmp_path / "v1")
+    (tmp_path / "newest").symlink_to("v1")
+    write_checkpoint(known(5), tmp_path / "newest")
+    assert (tmp_path / "newest").is_symlink()
+    assert load_predictor(tmp_path / "v1").get_metrics()["lessons"] == 5
+    assert sorted(os.listdir(tmp_path)) == ["newest", "v1"]
+
+
 def exported_pt(tmp_path: Path) -> dict[str, bytes]:
     pytest.importorskip("torch")
     path = tmp_path / "good.pt"
@@ -272,6 +281,12 @@ def test_a_manifest_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     good = (path / MANIFEST).read_bytes()
     (path / MANIFEST).write_bytes(good + b" " * module._MAX_MANIFEST)
     with pytest.raises(CheckpointError, match="more than any predictor needs"):
+        read_checkpoint(path)
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"deeper": deep}
+    (path / MANIFEST).write_text(json.dumps({**json.loads(good), "training_data": deep}))
+    with pytest.raises(CheckpointError, match="nested"):
         read_checkpoint(path)
     (path / MANIFEST).write_bytes(good)
     # What could not be read again is not written.

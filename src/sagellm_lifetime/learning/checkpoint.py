@@ -46,6 +46,8 @@ _MAX_BYTES: Final = 1 << 30
 """Of the arrays, and of a file that holds them."""
 _MAX_MANIFEST: Final = 8 << 20
 """Bytes of a manifest; one of 257 model names has some tens of thousands."""
+_DEEPEST: Final = 32
+"""Nesting of a manifest; that of a predictor has 4."""
 _MAX_HEADER: Final = 2 * _MAX_MANIFEST
 """Bytes of the header of a ``.safetensors`` file, in which an export has the manifest too."""
 _MAX_ENTRIES: Final = 100_000
@@ -112,9 +114,13 @@ def check_directory(path: Path) -> None:
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint directory; an existing checkpoint is replaced in one rename.
 
+    Where ``path`` is a link, the directory that it names is replaced.
+
     Raises:
         CheckpointError: the place cannot be written, holds something else, or is named like a file.
     """
+    if path.is_symlink():
+        path = path.resolve()
     check_directory(path)
     data = _to_bytes(checkpoint.arrays)
     manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
@@ -413,6 +419,8 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
         if len(text) > _MAX_MANIFEST:
             raise ValueError(f"{len(text)} bytes, more than any predictor needs")
         manifest = json.loads(text)
+        if _depth(manifest) > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -425,6 +433,12 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
     ):
         raise CheckpointError(f"{path}: the manifest lacks its options or arrays")
     return manifest
+
+
+def _depth(value: Any) -> int:
+    """Return how deep objects and lists are nested."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _build(path: Path, manifest: dict[str, Any], data: bytes) -> Checkpoint:
