@@ -13,6 +13,7 @@ import polars as pl
 from answers.plan import Ask
 
 from sagellm_lifetime import read_history
+from sagellm_lifetime.core.atomic import replacing
 from sagellm_lifetime.engines.vllm.journal import SUFFIX, take_up
 
 SCHEMA: dict[str, Any] = {
@@ -93,6 +94,5 @@ def _on_one_clock(rows: pl.DataFrame) -> pl.DataFrame:
 
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:
     """As small as it gets: it is part of the package."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.write_parquet(temporary, compression="zstd", compression_level=19)
-    temporary.replace(path)
+    with replacing(path) as file:
+        frame.write_parquet(file, compression="zstd", compression_level=19)

@@ -95,7 +95,7 @@ def test_places_that_fail_are_refused_before_training(refused, mine, monkeypatch
     train = ("train", "--data-path", mine, *ORCA, "--output-path")
     monkeypatch.setattr("sagellm_lifetime.cli.train.fit", None)
     assert "out: named for two things" in refused(*train, "out", "--json", "out")
-    assert "File name too long" in refused(*train, "x" * 250)
+    assert "File name too long" in refused(*train, "x" * 256)
     assert "a mount point" in refused(*train, "/proc")
     assert "cannot be written" in refused(*train, "/proc/x")  # even for root
     for name in ("logs", "logs/below"):
@@ -110,10 +110,11 @@ def test_the_current_directory_is_not_replaced(refused, tmp_path, history, monke
 
 
 def test_a_folder_without_permission(refused, history, monkeypatch):
-    def denied(**_):
+    def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", denied)  # the tests may run as root
+    # The tests may run as root.
+    monkeypatch.setattr("sagellm_lifetime.core.atomic._new_file", denied)
     train = ("train", "--data-path", history, *ORCA)
     told = "cannot be written (Permission denied)"
     assert refused(*train) == f"error: runs/lifetime/orca: {told}\n"
@@ -126,3 +127,12 @@ def test_numbers_beside_a_checkpoint_are_fine(cli, checkpoint):
     assert cli("stats", "--checkpoint", checkpoint, "--json", "stats.json").code == 0
     with open("stats.json") as file:
         assert json.load(file)["predictor"] == "survival"
+
+
+def test_a_device_or_a_pipe_is_no_place(refused, tmp_path, checkpoint):
+    os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "a pipe is in the way" in refused("stats", "--json", "pipe.json")
+    export = ("export", "--checkpoint", checkpoint, "--output-path", "pipe.pt")
+    assert "a pipe is in the way" in refused(*export)
+    assert "a device or" in refused("stats", "--json", "/dev/null")

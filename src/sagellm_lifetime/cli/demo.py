@@ -14,6 +14,7 @@ from sagellm_lifetime.cli.options import Json, Seed
 from sagellm_lifetime.cli.output import listed, note, number, progress, say, table, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
+from sagellm_lifetime.core.atomic import write_atomically
 
 if TYPE_CHECKING:
     import polars as pl
@@ -74,7 +75,7 @@ def demo(
         _report(output if len(profiles) == 1 else output / each, each, found[each])
     page = output / "report.md"
     if len(profiles) > 1:
-        page.write_text(_index(found), encoding="utf-8")
+        write_atomically(page, _index(found).encode())
     if json is not None:
         settings = {"rows": rows, "epochs": epochs, "seed": seed}
         write_json({each: to_json(done, settings) for each, done in found.items()}, json)

@@ -6,8 +6,12 @@ import codecs
 import functools
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final, ParamSpec
 
 from sagellm_lifetime.core.errors import LifetimeError
@@ -15,12 +19,42 @@ from sagellm_lifetime.core.errors import LifetimeError
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+TERMINATED: Final = 143
 
 P = ParamSpec("P")
 
 
 class CommandError(LifetimeError):
     """Options that do not go together, or a place that cannot be written."""
+
+
+class Terminated(SystemExit):
+    """The process was told to end; what is half written is removed on the way out."""
+
+
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """Raise :class:`Terminated` in the block on SIGTERM and SIGHUP, where nobody else handles them.
+
+    By default they end a process at once, and its temporary files stay. A second signal does.
+    """
+    taken: list[signal.Signals] = []
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+        raise Terminated(TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is signal.SIG_DFL:
+                taken.append(each)
+                signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def complain(text: str) -> None:
@@ -57,14 +91,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         from typer import Exit
 
         try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
+            with orderly_end():
+                command(*args, **kwargs)
+                sys.stdout.flush()
         except LifetimeError as error:
             complain(str(error))
             raise Exit(USAGE) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise Exit(INTERRUPTED) from None
+        except Terminated:
+            print("terminated", file=sys.stderr)
+            raise Exit(TERMINATED) from None
         except BrokenPipeError:
             silence()
             raise Exit(BROKEN_PIPE) from None

@@ -31,7 +31,7 @@ def run(args: Sequence[str], program: str) -> int:
 
     Returns:
         The exit code: 0 done, 2 an error that was told in one line, 130 interrupted, 141 when
-        nobody reads the output any more.
+        nobody reads the output any more, 143 terminated.
     """
     prepare_streams()
     try:

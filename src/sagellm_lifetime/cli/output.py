@@ -55,7 +55,7 @@ def write_json(value: dict[str, Any], target: str) -> None:
     if target == STDOUT:
         sys.stdout.write(text)
         return
-    from sagellm_lifetime.learning.checkpoint import write_atomically
+    from sagellm_lifetime.core.atomic import write_atomically
 
     write_atomically(Path(target), text.encode())
 

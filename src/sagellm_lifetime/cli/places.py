@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.output import STDOUT
+from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.errors import CheckpointError
 
 RUNS: Final = Path("runs") / "lifetime"
@@ -108,6 +108,8 @@ def check_file(path: Path) -> None:
 
     if path.is_dir():
         raise CommandError(f"{path}: a folder of that name is in the way")
+    if path.exists() and not path.is_file():
+        raise CommandError(f"{path}: a device or a pipe is in the way (for stdout say -)")
     if path.name in (MODEL, MANIFEST) and is_checkpoint(path.parent):
         raise CommandError(f"{path}: part of a checkpoint, which it would destroy")
     check_place(path)
@@ -135,8 +137,7 @@ def _try(path: Path, folder: Path, name: str = "") -> None:
     if not folder.is_dir():
         raise CommandError(f"{path}: cannot be written ({folder} is not a folder)")
     try:
-        # Under a name as long as the temporary one will be. Asking for the permission is not
-        # enough: it says yes to root everywhere.
-        os.rmdir(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+        # Asking for the permission is not enough: it says yes to root everywhere.
+        atomic.check_place(folder / (name or "report"))
     except OSError as error:
         raise CommandError(f"{path}: cannot be written ({error.strerror})") from error

@@ -18,6 +18,7 @@ import numpy as np
 
 from sagellm_lifetime.core import hazard, link
 from sagellm_lifetime.core.batch import LengthDistributionBatch
+from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.core.distribution import point_and_confidence, tolerance_band
 from sagellm_lifetime.core.grid import EDGES, MAX_LENGTH, bins_of
 
@@ -206,14 +207,14 @@ class Calibration:
         return {name: getattr(self, f"_{name}") for name in _WIDTHS}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what was learned with a :meth:`state`."""
+        """Replace what was learned with a :meth:`state`.
+
+        Raises:
+            ValueError: arrays that do not fit, or hold what cannot be counts.
+        """
         for name, width in _WIDTHS.items():
-            learned = np.array(state[name], dtype=np.float64)
-            if learned.shape != (BANDS, width):
-                raise ValueError(f"calibration of shape {learned.shape}, not {(BANDS, width)}")
-            if not ((learned >= 0.0) & (learned <= _MOST)).all():
-                raise ValueError(f"calibration with {name!r} that cannot be counts")
-            setattr(self, f"_{name}", learned)
+            learned = checked(state, name, np.float64, (BANDS, width), 0.0, _MOST)
+            setattr(self, f"_{name}", learned.copy())
         self._refresh()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from sagellm_lifetime.core.atomic import replacing, write_atomically
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.scoring import Score
 
@@ -74,11 +75,12 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     for name, _, _ in _PLOTS:
         figure = getattr(plots, name)(evaluations)
-        figure.savefig(target / f"{name}.png", dpi=130)
+        with replacing(target / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=130)
     records = [evaluation.to_dict() for evaluation in evaluations]
-    (target / _RECORDS).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    write_atomically(target / _RECORDS, f"{json.dumps(records, indent=2)}\n".encode())
     page = target / PAGE
-    page.write_text(markdown(evaluations, title=title), encoding="utf-8")
+    write_atomically(page, markdown(evaluations, title=title).encode())
     return page
 
 

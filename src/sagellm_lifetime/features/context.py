@@ -7,11 +7,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import MOST, checked
 from sagellm_lifetime.features.request import RequestFeatures
 
 OF_SESSION: Final = 3
 OF_CLIENT: Final = 2
 _FIELDS: Final = 5
+_LARGEST_KEY: Final = 2**32 - 1
+_LONGEST: Final = 10**8
+"""Tokens; no completion is told to have more."""
 
 
 class Finished(NamedTuple):
@@ -77,11 +81,23 @@ class RecentCompletions:
         return {"keys": keys, "finished": np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what is remembered with a :meth:`state`."""
+        """Replace what is remembered with a :meth:`state`.
+
+        Raises:
+            ValueError: arrays that do not fit, or with completions that cannot be.
+        """
         sizes = (OF_SESSION, OF_CLIENT)
-        keys = [(int(kind), int(key)) for kind, key in state["keys"]]
+        rows = checked(state, "keys", np.int64, (None, 2), 0)
+        finished = checked(state, "finished", np.int64, (None, _FIELDS), -1)
+        # Owner, length, censored, prompt length (-1 for none), client key.
+        least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, _LARGEST_KEY]
+        if (rows > [len(sizes) - 1, _LARGEST_KEY]).any() or len(rows) > self._capacity:
+            raise ValueError("'keys' names sessions or clients that cannot be")
+        if (finished < least).any() or (finished > most).any():
+            raise ValueError("'finished' holds completions that cannot be")
+        keys = [(kind, key) for kind, key in rows.tolist()]
         self._items = OrderedDict((key, deque(maxlen=sizes[key[0]])) for key in keys)
-        for owner, length, censored, prompt, client in state["finished"].tolist():
+        for owner, length, censored, prompt, client in finished.tolist():
             self._items[keys[owner]].append(
                 Finished(length, bool(censored), None if prompt < 0 else prompt, client)
             )

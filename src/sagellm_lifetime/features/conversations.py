@@ -12,8 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.features.request import RequestFeatures, key_of
 
+_LARGEST_BLOCK = 2**63 - 1
 _BRANCHES = 8
 """A block followed by more than this many different blocks is a common prefix."""
 
@@ -57,8 +59,14 @@ class Conversations:
         return {"blocks": rows}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what was learned with a :meth:`state`."""
+        """Replace what was learned with a :meth:`state`.
+
+        Raises:
+            ValueError: an array that does not fit, or with blocks that cannot be.
+        """
+        rows = checked(state, "blocks", np.int64, (None, _BRANCHES + 2), -1, _LARGEST_BLOCK)
+        if len(rows) > self._capacity or (len(rows) and rows[:, 0].min() < 0):
+            raise ValueError(f"'blocks' holds more than {self._capacity} blocks, or none in a row")
         self._next = OrderedDict(
-            (int(row[0]), {int(after) for after in row[1:] if after >= 0})
-            for row in state["blocks"]
+            (block, {each for each in after if each >= 0}) for block, *after in rows.tolist()
         )

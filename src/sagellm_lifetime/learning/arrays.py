@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,8 @@ def read_arrays(path: Path) -> Arrays:
         ValueError: it is shorter than it says.
     """
     with open(path, "rb", buffering=0) as file:
-        data = np.empty(path.stat().st_size, dtype=np.uint8)
+        # Of the open file: another may have its name by now.
+        data = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
         if file.readinto(data.data) != len(data):
             raise ValueError(f"{path}: changed while it was read")
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")

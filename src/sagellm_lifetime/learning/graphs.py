@@ -14,7 +14,16 @@ import numpy as np
 
 from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.encode import WIDTH
-from sagellm_lifetime.learning.head import ABSOLUTE, BASIS, NAME_DIM, RELATIVE, TOKEN_DIM
+from sagellm_lifetime.features.evidence import NAME_BUCKETS
+from sagellm_lifetime.features.text import BUCKETS
+from sagellm_lifetime.learning.head import (
+    ABSOLUTE,
+    BASIS,
+    NAME_DIM,
+    OUTPUTS,
+    RELATIVE,
+    TOKEN_DIM,
+)
 from sagellm_lifetime.learning.onnx_graph import Graph
 
 Weights = dict[str, np.ndarray]
@@ -30,19 +39,51 @@ class Network(NamedTuple):
     graph: Callable[[], Graph]
     arrays: Callable[[Weights], Weights]
     """From a state dict to the graph's parameters, as new arrays or as views."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of a state dict."""
 
 
 def lstm(hidden_size: int, num_layers: int) -> Network:
     """An ``LSTMNetwork``."""
-    return Network(partial(_lstm_graph, hidden_size, num_layers), _lstm_arrays)
+    shapes = _shared_shapes(hidden_size)
+    for i in range(num_layers):
+        wide = hidden_size if i else IN
+        shapes[f"lstm.weight_ih_l{i}"] = (4 * hidden_size, wide)
+        shapes[f"lstm.weight_hh_l{i}"] = (4 * hidden_size, hidden_size)
+        shapes[f"lstm.bias_ih_l{i}"] = shapes[f"lstm.bias_hh_l{i}"] = (4 * hidden_size,)
+    return Network(partial(_lstm_graph, hidden_size, num_layers), _lstm_arrays, shapes)
 
 
 def transformer(d_model: int, nhead: int, num_layers: int) -> Network:
     """A ``TransformerNetwork``; the padding is masked."""
+    shapes = _shared_shapes(d_model) | _linear_shapes("project", IN, d_model)
+    for i in range(num_layers):
+        name = f"blocks.{i}"
+        shapes |= _linear_shapes(f"{name}.attention.out_proj", d_model, d_model)
+        shapes |= _linear_shapes(f"{name}.up", d_model, 2 * d_model)
+        shapes |= _linear_shapes(f"{name}.down", 2 * d_model, d_model)
+        shapes[f"{name}.attention.in_proj_weight"] = (3 * d_model, d_model)
+        shapes[f"{name}.attention.in_proj_bias"] = (3 * d_model,)
+    for name in ("norm", *(f"blocks.{i}.norm{k}" for i in range(num_layers) for k in (1, 2))):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (d_model,)
     return Network(
         partial(_transformer_graph, d_model, nhead, num_layers),
         partial(_transformer_arrays, nhead=nhead),
+        shapes,
     )
+
+
+def _shared_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Of what both networks have: the embeddings and the head."""
+    return {
+        "evidence.tokens.weight": (BUCKETS, TOKEN_DIM),
+        "evidence.names.weight": (NAME_BUCKETS, NAME_DIM),
+        **_linear_shapes("head", width, OUTPUTS),
+    }
+
+
+def _linear_shapes(name: str, wide: int, out: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, wide), f"{name}.bias": (out,)}
 
 
 def _lstm_graph(hidden: int, layers: int) -> Graph:

@@ -67,5 +67,6 @@ def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.nda
     logits = corrections[:BINS] + base
     if age:
         logits += np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
-    np.minimum(np.maximum(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
+    # fmax and fmin pass over NaN, which a network may say of a request unlike any other.
+    np.fmin(np.fmax(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
     return hazard.from_steps(np.log1p(np.exp(logits)))

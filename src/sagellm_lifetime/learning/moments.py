@@ -16,10 +16,8 @@ _MEMORY = 1.0 - 1.0 / 2000.0
 class Moments:
     """Exponentially weighted mean and variance (West 1979) of tokens per sequence."""
 
-    def __init__(self, state: np.ndarray | None = None) -> None:
-        self.weight, self.mean, self.spread = (
-            (0.0, 0.0, 0.0) if state is None else (float(x) for x in state)
-        )
+    def __init__(self, weight: float = 0.0, mean: float = 0.0, spread: float = 0.0) -> None:
+        self.weight, self.mean, self.spread = weight, mean, spread
 
     def add(self, value: float) -> None:
         """Count one length."""

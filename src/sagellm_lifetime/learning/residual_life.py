@@ -16,10 +16,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import log2
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import MOST, checked, checked_count
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
@@ -59,14 +60,15 @@ _FINE: Final = 16.0
 _LEVEL_BITS: Final = 3
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 59) - 1
-_SHAPES: Final = {
-    "ended": (BINS,),
-    "left": (BINS,),
-    "cached": (BINS,),
-    "counted": (),
-    "fresh": (2,),
+_LARGEST_KEY: Final = _MASK << _LEVEL_BITS | _LEVEL
+_STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
+    "ended": (np.float32, (BINS,), 0.0, MOST),
+    "left": (np.float32, (BINS,), 0.0, MOST),
+    "cached": (np.float64, (BINS,), 0.0, 1.0 + 1e-6),  # a hazard, but for rounding
+    "counted": (np.int64, (), 0, MOST),
+    "fresh": (np.int64, (2,), -1, 4 * MOST),
 }
-"""What is stored of each node."""
+"""What is stored of each node: type, shape, smallest and largest value."""
 _PIECE: Final = 4096
 """Nodes taken over between two breaths."""
 _FREED: Final = 512
@@ -323,25 +325,27 @@ class ResidualLife:
         Raises:
             ValueError: arrays that do not fit.
         """
-        keys = state["keys"].tolist()
-        for name, shape in _SHAPES.items():
-            if state[name].shape != (len(keys), *shape):
-                raise ValueError(f"{name!r} of shape {state[name].shape} for {len(keys)} nodes")
-        self._stored = {name: state[name] for name in _SHAPES}
+        found = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
+        keys = found.tolist()
+        if (found & _LEVEL > _SESSION).any():
+            raise ValueError("'keys' names a node of a level that is none")
+        self._stored = {}
+        for name, (dtype, shape, low, high) in _STORED.items():
+            self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
+            breathe()
         self._nodes = OrderedDict()
         for start in range(0, len(keys), _PIECE):
             some = keys[start : start + _PIECE]
             self._nodes.update(zip(some, range(start, start + len(some)), strict=True))
             breathe()
+        if len(self._nodes) < len(keys):
+            raise ValueError("'keys' names a node twice")
         self._max_nodes = max(self._max_nodes, len(self._nodes))
-        self._losses = np.array(state["losses"], dtype=np.float64)
-        self._choice = [int(k) for k in state["choice"]]
-        if self._losses.shape != (len(LEVELS), len(OPTIONS)) or len(self._choice) != len(LEVELS):
-            raise ValueError(f"scores of shape {self._losses.shape} for {len(LEVELS)} levels")
-        if not 0 <= min(self._choice) <= max(self._choice) < len(OPTIONS):
-            raise ValueError(f"there are {len(OPTIONS)} weights to choose from: {self._choice}")
-        self._scored = int(state["scored"][0])
-        self.count = int(state["count"][0])
+        scores = (len(LEVELS), len(OPTIONS))
+        self._losses = checked(state, "losses", np.float64, scores).copy()
+        last = len(OPTIONS) - 1
+        self._choice = checked(state, "choice", np.int64, (len(LEVELS),), 0, last).tolist()
+        self._scored, self.count = checked_count(state, "scored"), checked_count(state, "count")
 
     def dissolve(self) -> None:
         """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""

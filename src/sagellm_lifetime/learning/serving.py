@@ -13,12 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import Step
 from sagellm_lifetime.learning.graphs import IN, OUTPUT, Network, Weights
 from sagellm_lifetime.learning.head import TOKEN_DIM
 from sagellm_lifetime.learning.onnx_graph import Graph
 
+_LARGEST_WEIGHT: Final = 1e3
+"""Trained weights are of the order of one. Products of larger ones would overflow in a network."""
 _LINE: Final = 64
 """Bytes of a cache line, at which parameters start."""
 
@@ -126,6 +129,18 @@ class Runners:
         """Build sessions now, so that the next ``count`` runners living at a time need none."""
         while len(self._free) < count:
             self._free.append(Session(self._network.graph()))
+
+    def check(self, weights: Weights) -> None:
+        """Raise :class:`ValueError` where weights are not of this network, or not finite and small.
+
+        Nothing is allocated before that: the width of a network is what a file says it is.
+        """
+        shapes = self._network.shapes
+        odd = sorted(weights.keys() ^ shapes.keys())
+        if odd:
+            raise ValueError(f"weights of another network: {odd[0]!r}")
+        for name, shape in shapes.items():
+            checked(weights, name, np.float32, shape, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
 
     def __call__(self, weights: Weights) -> Runner:
         """A runner of a state dict. Raises :class:`ValueError` where that is of another network."""

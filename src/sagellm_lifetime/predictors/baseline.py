@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.checked import checked, checked_keys
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.predictors.base import Predictor, Progress
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _BUCKET: Final = 10
 _UNCAPPED: Final = -1
 _MAX_BUCKETS: Final = 4096
+_LARGEST_BUCKET: Final = 2**63 - 1
+_LONGEST: Final = 10**8
 _PRIOR_SHARE: Final = 0.8
 """The specification's guess before any history: 80 % of ``max_length``."""
 
@@ -80,9 +83,14 @@ class BaselineLifetimePredictor(Predictor):
         return {str(bucket): np.array(window) for bucket, window in self._windows.items()}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        size = self._options["window_size"]
+        buckets = checked_keys(state, _EVERY, _LARGEST_BUCKET)
+        windows = [checked(state, name, np.int64, (None,), 0, _LONGEST) for name in state]
+        if len(windows) > _MAX_BUCKETS or not all(1 <= len(each) <= size for each in windows):
+            raise ValueError(f"more than {_MAX_BUCKETS} windows, or one of other than 1 to {size}")
         self._windows = OrderedDict(
-            (int(bucket), deque(window.tolist(), maxlen=self._options["window_size"]))
-            for bucket, window in state.items()
+            (bucket, deque(window.tolist(), maxlen=size))
+            for bucket, window in zip(buckets, windows, strict=True)
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
-from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
 from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.registry import create_predictor
@@ -37,10 +38,13 @@ def load_predictor(path: str | Path) -> Predictor:
     """
     checkpoint = read_checkpoint(Path(path))
     try:
-        predictor = create_predictor(checkpoint.predictor, **checkpoint.options)
+        predictor, trial = (
+            create_predictor(checkpoint.predictor, **checkpoint.options) for _ in range(2)
+        )
         set_knowledge(predictor, checkpoint.arrays)
-        # One answer, so that arrays of the wrong shape are found here and not while serving.
-        predictor.clone().predict(PredictionRequest(0, [], 0, None))
+        set_knowledge(trial, checkpoint.arrays)
+        # So that what is wrong with it is found here and not while serving.
+        _try_out(trial)
     except MissingExtraError:
         raise
     except Exception as error:  # onnxruntime's errors have no common base
@@ -50,3 +54,72 @@ def load_predictor(path: str | Path) -> Predictor:
         ) from error
     predictor.summary = dict(checkpoint.summary)
     return predictor
+
+
+def _try_out(predictor: Predictor) -> None:
+    """Ask a predictor all kinds of questions, and teach it the answers.
+
+    Raises:
+        ValueError: an answer that is none. What else is wrong raises an error of any class.
+    """
+    for each in _QUESTIONS:
+        _check_answer(predictor.predict(each))
+    for answer in predictor.predict_batch(_QUESTIONS):
+        _check_answer(answer)
+    for i, each in enumerate(_QUESTIONS):
+        reason = FINISH_REASONS[i % len(FINISH_REASONS)]
+        predictor.update(each.sequence_id, each.current_length + 50, 1.0, finish_reason=reason)
+    predictor._calibrate_pending()
+    for each in _QUESTIONS:
+        _check_answer(predictor.predict(each))
+
+
+def _check_answer(answer: PredictionResult) -> None:
+    numbers = (answer.estimated_remaining_tokens, answer.confidence, answer.estimated_time)
+    if (
+        not all(isfinite(number) for number in numbers)
+        or min(numbers) < 0
+        or answer.confidence > 1.0
+        or answer.distribution is None
+        or not 0.0 <= answer.distribution.survival(100) <= 1.0
+    ):
+        raise ValueError("it answers with numbers that cannot be")
+
+
+def _questions() -> list[PredictionRequest]:
+    everything: dict[str, Any] = {
+        "prompt_length": 300,
+        "prompt_text": "List three reasons.\n\n1. ",
+        "model": "trial",
+        "client_id": "trial",
+        "session_id": "trial",
+        "turn": 2,
+        "arrival_time": 1.0,
+        "prefix_hashes": [1, 2, 3],
+        "temperature": 0.7,
+        "has_tools": True,
+        "response_format": "json",
+        "enable_thinking": False,
+    }
+    so_far = {"output_text": "First, " * 40, "eos_logprob": [-3.0] * 8, "entropy": [1.0] * 8}
+    features: list[dict[str, Any]] = [
+        {},
+        everything,
+        everything | so_far,
+        {"model": "trial", "prefix_hashes": [1, 2]},
+    ]
+    return [
+        # Where text is given it is read, and not the tokens.
+        PredictionRequest(
+            f"trial-{i}-{age}",
+            [] if "output_text" in said else list(range(20 + age)),
+            age,
+            cap,
+            said,
+        )
+        for i, said in enumerate(features)
+        for age, cap in ((0, None), (100, 4096))
+    ]
+
+
+_QUESTIONS: Final = _questions()

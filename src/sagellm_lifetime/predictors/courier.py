@@ -82,6 +82,25 @@ class Courier(Thread):
         self._stopping.set()
         self.join()
 
+    def abandon(self) -> int:
+        """Let go of the process, in a forked child, where this thread does not run.
+
+        Returns:
+            How many lessons were on the way; the process learns them for the parent alone.
+        """
+        # The lock of the old one may have been held by the thread.
+        self._stopping = Event()
+        self._stopping.set()
+        count = sum(lesson is not None for _, lesson in self._waiting) + len(self._unsaved)
+        self._waiting.clear()
+        self._unsaved.clear()
+        if self.process is not None:
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self.process.poll()  # nobody here waits for it
+        return count
+
     def run(self) -> None:
         """Keep a process running, with growing pauses where it dies at once."""
         pause = _FIRST_PAUSE_S

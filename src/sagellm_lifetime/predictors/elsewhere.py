@@ -13,17 +13,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition
 from typing import Any, Final, Self
 
+from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.errors import CheckpointError, RequestError
 from sagellm_lifetime.learning.arrays import read_arrays
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.checkpoint import MODEL, is_checkpoint
-from sagellm_lifetime.learning.claim import claim
+from sagellm_lifetime.learning.claim import claim, release
 from sagellm_lifetime.predictors.base import Predictor
 from sagellm_lifetime.predictors.checkpoint import load_predictor
 from sagellm_lifetime.predictors.courier import Courier, Waiting
@@ -34,6 +36,10 @@ from sagellm_lifetime.predictors.registry import predictor_class
 
 _PATIENCE_S: Final = 10.0
 """For the last process that wrote the checkpoint to end."""
+_FORKED: Final = (
+    "this process was forked from the one that learns: what the predictor is told here teaches it "
+    "nothing; use a clone() of it"
+)
 _OF_THE_RUN: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ from those of the checkpoint: they do not shape what was learned."""
 
@@ -55,6 +61,9 @@ class LearningElsewhere:
     The predictor stays the object it is, with all its methods; its :meth:`~Predictor.update` takes
     some ten microseconds whatever there is to learn, and ``get_metrics`` counts what became of the
     lessons.
+
+    It belongs to the process that made it. In a forked child the predictor answers as before, but
+    lessons are dropped and counted, with one warning; a :meth:`Predictor.clone` learns there.
 
     Args:
         predictor: one of the registry, fitted or not.
@@ -93,7 +102,12 @@ class LearningElsewhere:
         self._learned = -1
         self._trouble: str | None = None
         self._news = Condition()
-        self._claim = claim(self.path, _PATIENCE_S)
+        self._is_forked = self._has_warned = False
+        try:
+            self._claim = claim(self.path, _PATIENCE_S)
+        except BaseException:
+            self._remove_folder()
+            raise
         try:
             if is_checkpoint(self.path):
                 self._go_on()
@@ -104,8 +118,18 @@ class LearningElsewhere:
             raise
         task = Task(str(self.path), every, os.getpid(), private=path is None)
         self._courier = Courier(task, self._waiting, self._claim, self._hear)
+        forking.register(self)
         self._courier.start()
         predictor._elsewhere = self
+
+    def _fork_lock(self) -> None:
+        """Return ``None``: what the engine's thread changes is under the predictor's lock."""
+
+    def _after_fork(self, *, whole: bool) -> None:
+        self._is_forked = True
+        self._news = Condition()
+        self._dropped += self._courier.abandon()
+        self._trouble = _FORKED
 
     def _go_on(self) -> None:
         """Know what the last run had learned."""
@@ -126,6 +150,9 @@ class LearningElsewhere:
         self._taken += 1
         if self._courier.is_stopping:
             self._dropped += 1
+            if self._is_forked and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(_FORKED, RuntimeWarning, stacklevel=3)
             return
         self._queue(lesson)
 
@@ -187,6 +214,8 @@ class LearningElsewhere:
         Returns:
             Whether that was achieved.
         """
+        if self._is_forked:
+            return False
         with self.predictor._lock:
             wanted = self._taken
             self._queue(None)
@@ -211,7 +240,10 @@ class LearningElsewhere:
             self._let_go()
 
     def _let_go(self) -> None:
-        os.close(self._claim)
+        release(self._claim)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

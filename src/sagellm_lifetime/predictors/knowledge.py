@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sagellm_lifetime.core.checked import checked, checked_count
 from sagellm_lifetime.learning.arrays import Arrays, part
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.residual_life import ResidualLife
@@ -28,13 +29,22 @@ def knowledge(predictor: Predictor) -> Arrays:
 
 
 def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True) -> None:
-    """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not."""
+    """Replace what was learned with a :func:`knowledge`, the instant parts too unless told not.
+
+    Raises:
+        ValueError: arrays that do not fit the predictor, or hold what none can have learned.
+    """
     state = part(learned, "predictor.")
     predictor._calibration.restore(part(learned, "calibration."))
     predictor._restore(state)
-    predictor._lessons = int(learned["lessons"][0])
+    predictor._lessons = checked_count(learned, "lessons")
     if instant:
         predictor._restore_instant(state)
+        for name in learned:
+            if name.startswith("timing.") and not len(
+                checked(learned, name, np.float64, (None,), 0.0)
+            ):
+                raise ValueError(f"{name!r} is empty")
         predictor._timing.restore({k: v.tolist() for k, v in part(learned, "timing.").items()})
     predictor._version += 1
 

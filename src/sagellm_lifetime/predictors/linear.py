@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.predictors.base import Predictor, Progress
@@ -88,9 +89,17 @@ class LinearLifetimePredictor(Predictor):
         return {"moments": self._moments, "products": self._products, "noise": self._noise}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self._moments = np.array(state["moments"])
-        self._products = np.array(state["products"])
-        self._noise = np.array(state["noise"])
+        moments = checked(state, "moments", np.float64, (_INPUTS, _INPUTS)).copy()
+        noise = checked(state, "noise", np.float64, (2,), 0.0).copy()
+        # Sums of squares and products: with the ridge there is one solution, and a good one.
+        if not np.array_equal(moments, moments.T) or (
+            np.linalg.eigvalsh(moments + _RIDGE * np.eye(_INPUTS)).min() < _RIDGE / 2
+        ):
+            raise ValueError("'moments' holds what cannot be sums of squares")
+        if not noise[0] > 0.0:
+            raise ValueError("'noise' holds the residuals of no sequence")
+        self._moments, self._noise = moments, noise
+        self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
         self._weights = None
 
 

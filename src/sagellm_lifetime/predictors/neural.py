@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.checked import checked, checked_count
 from sagellm_lifetime.core.errors import MissingExtraError, RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
@@ -228,8 +229,12 @@ class NeuralPredictor(Predictor):
         self._tables.restore(part(state, "tables."))
         self._trainer = None
         online = part(state, "online.")
-        self._edge, self._training_steps = float(online["edge"][0]), int(online["steps"][0])
-        self._use(part(state, "weights.") or None)
+        self._edge = float(checked(online, "edge", np.float64, (1,))[0])
+        self._training_steps = checked_count(online, "steps")
+        weights = part(state, "weights.") or None
+        if weights is not None:
+            self._runners.check(weights)
+        self._use(weights)
 
     def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
         self._conversations.restore(part(state, "conversations."))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.checked import checked, checked_keys
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _EVERY: Final = 0
 _MAX_MODELS: Final = 1024
+_LARGEST_KEY: Final = 2**32 - 1
+_MOST: Final = 1e20
+"""Tokens squared: the spread of 2000 of the longest sequences there are."""
 _ENOUGH: Final = 8.0
 """Completions of a model from which its own moments are used."""
 
@@ -65,4 +69,8 @@ class OrcaLifetimePredictor(Predictor):
         return {str(key): moments.state() for key, moments in self._moments.items()}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self._moments = {int(key): Moments(value) for key, value in state.items()}
+        keys = checked_keys(state, 0, _LARGEST_KEY)
+        if len(keys) > _MAX_MODELS:
+            raise ValueError(f"moments of {len(keys)} models, more than {_MAX_MODELS}")
+        moments = [checked(state, name, np.float64, (3,), 0.0, _MOST).tolist() for name in state]
+        self._moments = {key: Moments(*each) for key, each in zip(keys, moments, strict=True)}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
 from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
@@ -35,19 +36,29 @@ from sagellm_lifetime.predictors.records import Evidence
 class Predicting(LifetimePredictorProtocol):
     """The half of a predictor that is asked; safe to call from several threads.
 
+    A forked child has a predictor of its own, which knows what this one knew at the fork.
+
     Args:
         capacity: how many running sequences are tracked at most.
         expire_after: seconds after which a sequence that is never asked about is forgotten.
     """
 
     def __init__(self, capacity: int, expire_after: float) -> None:
-        self._lock = RLock()
+        self._lock: Any = RLock()
         self._tracker = Tracker(capacity, expire_after)
         self._timing = TokenTiming()
         self._calibration = Calibration()
         self._lessons = 0
         self._version = 0
         self._predict_calls = 0
+        forking.register(self)
+
+    def _fork_lock(self) -> Any:
+        return self._lock
+
+    def _after_fork(self, *, whole: bool) -> None:
+        if not whole:
+            self._lock = forking.Torn()
 
     # -- what a predictor says ---------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from sagellm_lifetime.core.atomic import replacing, write_atomically
 from sagellm_lifetime.evaluation.plots import COLOURS
 from sagellm_lifetime.replay.compare import Replayed
 from sagellm_lifetime.replay.cost import StepCost
@@ -146,10 +147,11 @@ def write_report(folder: Path | str, found: Comparison, *, how: str = "") -> Pat
     """Write ``report.md`` and its two plots; returns the path of ``report.md``."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    latency_cdf(found.runs).savefig(target / LATENCY_PLOT, dpi=130)
-    memory(found.runs).savefig(target / MEMORY_PLOT, dpi=130)
+    for name, plot in ((LATENCY_PLOT, latency_cdf), (MEMORY_PLOT, memory)):
+        with replacing(target / name) as file:
+            plot(found.runs).savefig(file, format="png", dpi=130)
     page = target / PAGE
-    page.write_text(markdown(found, how=how), encoding="utf-8")
+    write_atomically(page, markdown(found, how=how).encode())
     return page
 
 

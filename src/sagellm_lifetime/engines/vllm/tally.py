@@ -9,6 +9,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import Any
 
+from sagellm_lifetime.core.forking import register
 from sagellm_lifetime.core.scores import Scores
 
 
@@ -24,6 +25,15 @@ class Tally:
         self._reasons: dict[str, int] = {}
         self._tokens = 0
         self._seconds = 0.0
+        register(self)
+
+    def _fork_lock(self) -> Any:
+        return self._lock
+
+    def _after_fork(self, *, whole: bool) -> None:
+        # The lock is held for microseconds; at worst a count of the child is off by one.
+        if not whole:
+            self._lock = Lock()
 
     def predicted(self, request_id: str, total: int, confidence: float) -> None:
         """The first prediction of a sequence: the one that counts; later ones are ignored."""

@@ -1,0 +1,84 @@
+"""Checks of arrays that come from a file: nothing in them is taken at its word.
+
+A checkpoint can agree with its own checksum and hold what no predictor ever learned. So whoever
+restores a state asks for each array by name, type, shape and range; what passes can be computed
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Final
+
+import numpy as np
+
+MOST: Final = 2**53
+"""More than can ever be counted; the largest whole number that a float64 tells from the next."""
+
+
+def checked(
+    state: Mapping[str, np.ndarray],
+    name: str,
+    dtype: Any,
+    shape: tuple[int | None, ...],
+    low: float = -MOST,
+    high: float = MOST,
+) -> np.ndarray:
+    """Return the array ``name`` of a state.
+
+    Args:
+        state: arrays by name.
+        name: which one.
+        dtype: the exact type, for instance ``np.float64``.
+        shape: its shape; ``None`` stands for any length.
+        low: smallest value allowed.
+        high: largest value allowed. NaN never is.
+
+    Raises:
+        ValueError: it is missing, or of another type, shape or range.
+    """
+    array = state.get(name)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name!r} is missing")
+    if array.dtype != dtype:
+        raise ValueError(f"{name!r} holds {array.dtype}, not {np.dtype(dtype)}")
+    if array.ndim != len(shape) or any(
+        want is not None and got != want for got, want in zip(array.shape, shape, strict=True)
+    ):
+        wanted = " x ".join("N" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name!r} has the shape {array.shape}, not {wanted}")
+    # Two passes and no copy. NaN is the smallest and the largest of what it is in, and no
+    # comparison with it holds.
+    if array.size and not (low <= array.min() and array.max() <= high):
+        bounds = f"from {low:g} to {high:g}" if high < inf else f"of at least {low:g}"
+        raise ValueError(f"{name!r} holds values that are not {bounds}")
+    return array
+
+
+def checked_count(state: Mapping[str, np.ndarray], name: str) -> int:
+    """Return the count that is the one value of an int64 array.
+
+    Raises:
+        ValueError: it is missing, of another type or shape, negative, or beyond any count.
+    """
+    return int(checked(state, name, np.int64, (1,), 0)[0])
+
+
+def checked_keys(names: Mapping[str, Any], low: int, high: int) -> list[int]:
+    """Return names that are whole numbers, as a state has keys for names.
+
+    Raises:
+        ValueError: one is none, or out of range.
+    """
+    keys = []
+    for name in names:
+        digits = name.removeprefix("-")
+        # Not int() alone, which takes "1_0", " 10" and "010" for the same number.
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+            raise ValueError(f"{name[:40]!r} is no key")
+        key = int(name)
+        if str(key) != name or not low <= key <= high:
+            raise ValueError(f"{name!r} is no key")
+        keys.append(key)
+    return keys
