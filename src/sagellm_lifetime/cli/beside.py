@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.prequential import Clock
 from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points
@@ -67,10 +68,10 @@ def trained(train: pl.DataFrame) -> list[Rival]:
     return [Once(rival) for rival in fit_rivals(train)]
 
 
-def cross_fitted(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[Rival]]:
+def cross_fitted(frame: pl.DataFrame, clock: Clock = "auto") -> tuple[pl.DataFrame, list[Rival]]:
     """Rows with the column ``HALF``, and rivals fitted on the halves."""
     numbered = frame.with_row_index("__row")
-    second = split(numbered, share=0.5).test["__row"]
+    second = split(numbered, share=0.5, clock=clock).test["__row"]
     halves = numbered.select(pl.col("__row").is_in(second.implode()).cast(pl.Int8).alias(HALF))
     marked = frame.with_columns(halves[HALF])
     rivals = [CrossFitted(name) for name in RIVALS]

@@ -35,6 +35,7 @@ def settings(
     requests: Sequence[int],
     engine: EngineSettings,
     cost: StepCost,
+    read: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that is the same for all policies; the same in every run of the command."""
     from statistics import median
@@ -46,6 +47,8 @@ def settings(
         "data": data,
         "how": job.how,
         "split": job.split,
+        "clock": read[data]["clock"],
+        "read": read,
         "predictor": who if job.train is not None or job.predictor is not who else None,
         "min_confidence": job.min_confidence,
         "training_rows": None if job.train is None else len(job.train),

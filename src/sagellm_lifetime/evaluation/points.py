@@ -18,6 +18,7 @@ import polars as pl
 
 from sagellm_lifetime.core.batch import UNCAPPED
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import finish_reasons
 
 FIRST_AGE = 16
 MIN_ALIVE = 30
@@ -93,10 +94,7 @@ def known_lengths(frame: pl.DataFrame) -> np.ndarray:
     ``min(L, cap) = cap``. Other ``length`` rows, ``abort`` and ``error`` are only "at least this
     many": they enter no point metric, only the C-index.
     """
-    if "finish_reason" not in frame.columns:
-        return np.ones(len(frame), dtype=bool)
-    reason = frame["finish_reason"].cast(pl.String).fill_null("stop").to_numpy()
-    length = lengths(frame)
+    reason, length = np.array(finish_reasons(frame), dtype=object), lengths(frame)
     return np.asarray((reason == "stop") | ((reason == "length") & (length >= caps(frame))))
 
 

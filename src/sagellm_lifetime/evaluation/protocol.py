@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import Clock
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
 from sagellm_lifetime.evaluation.floor import noise_floor, repeated, skill
 from sagellm_lifetime.evaluation.forecast import Forecast
@@ -65,6 +66,7 @@ def evaluate(
     frame: pl.DataFrame,
     *,
     online: bool = False,
+    clock: Clock = "auto",
     seed: int = 0,
     max_rows: int | None = None,
     rivals: Sequence[Rival] = (),
@@ -78,6 +80,8 @@ def evaluate(
 
     Args:
         frame: history rows that neither the predictor nor the rivals were fitted on.
+        clock: what arrival times count from, see
+            :func:`~sagellm_lifetime.core.prequential.relative_times`.
         max_rows: score a seeded subsample of this many rows. Online, the others are still asked
             about and learned from.
         rivals: fitted on the training part (:func:`~...rivals.fit_rivals`).
@@ -92,9 +96,12 @@ def evaluate(
     if not online and not scored.all():
         frame, scored = frame.filter(pl.Series(scored)), np.ones(int(scored.sum()), dtype=bool)
     points = draw_points(frame, seed=seed, scored=scored)
-    run = run_online if online else run_frozen
     name = str(getattr(predictor, "name", type(predictor).__name__))
-    forecasts = {name: run(predictor, frame, points, progress)}
+    forecasts = {
+        name: run_online(predictor, frame, points, progress, clock=clock)
+        if online
+        else run_frozen(predictor, frame, points, progress)
+    }
     forecasts |= {rival.name: rival.forecast(frame, points) for rival in rivals}
     scores = {key: score_groups(points, forecast) for key, forecast in forecasts.items()}
     floor = noise_floor(frame.filter(pl.Series(scored)))

@@ -15,7 +15,7 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
     RequestError,
 )
-from sagellm_lifetime.core.prequential import finish_reasons
+from sagellm_lifetime.core.prequential import Clock, finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
 
 HASH_TOKENS = 512
@@ -94,7 +94,7 @@ class TraceRequest:
         return self.prompt_length + self.output_length
 
 
-def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
+def make_trace(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") -> list[TraceRequest]:
     """The rows of a history, as :func:`~sagellm_lifetime.core.history.read_history` gives them.
 
     Sorted by arrival, the first at 0 s. Where the history has no arrival times, or they restart
@@ -122,7 +122,7 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
     recorded = {name: _column(frame, name) for name in ("request_id", "arrival_time")}
     reasons = finish_reasons(frame)
     lengths = frame["actual_length"].to_list()
-    when = arrivals(frame, seed=seed)
+    when = arrivals(frame, seed=seed, clock=clock)
     requests = []
     for i, row in enumerate(frame["_row"].to_list()):
         tokens = given[i]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.evaluation.points import lengths
 
 MIN_AT_RISK = 10
@@ -65,9 +66,7 @@ def kaplan_meier(length: np.ndarray, event: np.ndarray) -> Curve:
 
 def observed(frame: pl.DataFrame) -> np.ndarray:
     """Rows that ended by themselves: ``stop``. Everything else is a lower bound; bool."""
-    if "finish_reason" not in frame.columns:
-        return np.ones(len(frame), dtype=bool)
-    return (frame["finish_reason"].cast(pl.String).fill_null("stop") == "stop").to_numpy()
+    return ~censored(frame)
 
 
 def curve_of(frame: pl.DataFrame) -> Curve:
