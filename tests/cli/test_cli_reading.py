@@ -63,8 +63,7 @@ def test_evaluate_says_how_many_reached_their_cap(cli, capped):
     assert done.json()["settings"]["clock"] == "wall"
 
 
-def test_replay_says_how_many_reached_their_cap(cli, capped):
-    pytest.importorskip("vllm")
+def test_replay_says_how_many_reached_their_cap(cli, vllm, capped):
     replay = ("replay", "--data-path", capped, "--policy", "fcfs", "--offline", "--json")
     done = cli(*replay)
     assert "20 of 80 rows give no finish reason" in done.err

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.replay.compare import Replayed
     from sagellm_lifetime.replay.cost import StepCost
     from sagellm_lifetime.replay.engine import EngineSettings
+    from sagellm_lifetime.replay.hash_blocks import HashBlocks
     from sagellm_lifetime.replay.load import Calibrated
     from sagellm_lifetime.replay.policies import ReplayPolicy
     from sagellm_lifetime.replay.report import Comparison
@@ -84,6 +85,8 @@ class Job:
         predictor: a loaded one, or what the one to be trained is called.
         split: how the history was cut, ``None`` where it was not.
         clock: what the arrival times of ``rows`` count from.
+        hash_blocks: prompt tokens behind an id of ``prefix_hashes``, ``None`` where no row needs
+            it.
         train_clock: what those of ``train`` count from.
         min_confidence: of the plans.
     """
@@ -94,6 +97,7 @@ class Job:
     predictor: Predictor | str
     split: str | None
     clock: ClockKind
+    hash_blocks: HashBlocks | None
     train_clock: ClockKind = "wall"
     min_confidence: float = 0.0
 
@@ -202,6 +206,17 @@ def replay(
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
+    hash_block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--hash-block-size",
+            min=1,
+            max=10**8,
+            metavar="TOKENS",
+            help="Prompt tokens behind one id of prefix_hashes.",
+            show_default="told from the prompt lengths",
+        ),
+    ] = None,
 ) -> None:
     """Replay a history through vLLM's own scheduler, without a model, and compare policies.
 
@@ -229,7 +244,7 @@ def replay(
 
     cost = find_cost(cost_model)
     reading = Reading(on_bad_rows, cap_reached, clock)
-    job = _job(data_path, names, who, train_path, checkpoint, reading)
+    job = _job(data_path, names, who, train_path, checkpoint, reading, hash_block_size)
     job.min_confidence = min_confidence
     engine = EngineSettings(
         blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
@@ -316,8 +331,10 @@ def _job(
     train_path: str | None,
     checkpoint: Path | None,
     reading: Reading,
+    hash_block_size: int | None,
 ) -> Job:
     from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.replay.hash_blocks import hash_blocks
     from sagellm_lifetime.replay.policies import POLICIES as PLAIN
 
     loaded: Predictor | None = None
@@ -327,22 +344,23 @@ def _job(
         loaded = load_predictor(checkpoint)
     rows = reading.rows(data_path)
     clock = reading.clock_of(data_path, rows)
+    blocks = hash_blocks(rows, hash_block_size)
     if loaded is not None:
         how = f"{loaded.name} of {checkpoint}"
-        return Job(_in_order(rows, clock), how, None, loaded, None, clock)
+        return Job(_in_order(rows, clock), how, None, loaded, None, clock, blocks)
     asked = any(name not in PLAIN for name in names)
     if train_path is not None:
         train = reading.rows(train_path)
         how = f"trained on {len(train):,} rows of {train_path}"
         train_clock = reading.clock_of(train_path, train)
-        job = Job(_in_order(rows, clock), how, train, who, None, clock, train_clock)
+        job = Job(_in_order(rows, clock), how, train, who, None, clock, blocks, train_clock)
     else:
         cut = split(rows, clock=clock)
         how = (
             f"split by {cut.by}: trained on {len(cut.train):,} rows, requests from the other "
             f"{len(cut.test):,}"
         )
-        job = Job(cut.test, how, cut.train, who, cut.by, clock, clock)
+        job = Job(cut.test, how, cut.train, who, cut.by, clock, blocks, clock)
     assert job.train is not None
     if not asked:
         job.how, job.train = f"requests from {len(job.rows):,} rows; no predictor is asked", None
@@ -374,8 +392,14 @@ def _traces(
     from sagellm_lifetime.replay.engine import check_fits
     from sagellm_lifetime.replay.trace import make_trace, sample
 
+    size = None if job.hash_blocks is None else job.hash_blocks.tokens
     traces = [
-        make_trace(sample(job.rows, max_requests, seed=seed), seed=seed, clock=job.clock)
+        make_trace(
+            sample(job.rows, max_requests, seed=seed),
+            seed=seed,
+            clock=job.clock,
+            hash_block_size=size,
+        )
         for seed in range(seeds)
     ]
     for trace in traces:
