@@ -105,3 +105,56 @@ def test_times_that_restart_are_told(cli, looped, tmp_path):
 def test_a_split_by_time_needs_one_clock(refused, looped):
     evaluate = ("evaluate", "--data-path", looped, "--split", "time", "--clock", "session")
     assert "--split time needs one clock" in refused(*evaluate)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 19])
+@pytest.mark.parametrize("form", ["time", "order"])
+def test_evaluate_from_two_rows_on(cli, tmp_path, rows, form):
+    frame = pl.DataFrame({"actual_length": [30 + 7 * i for i in range(rows)]})
+    if form == "time":
+        frame = frame.with_columns(arrival_time=pl.int_range(rows).cast(pl.Float64))
+    frame.write_csv(tmp_path / "few.csv")
+    names = ("--predictor-type", "survival,baseline,orca,linear")
+    done = cli("evaluate", "--data-path", "few.csv", *names, "--report", "r", "--json")
+    assert done.code == 0, done.err
+    assert "left out beside: lightgbm (" in done.err
+    assert "needs 20 finished sequences" in done.err
+    found = done.json()
+    assert found["rows"] == rows - round(0.7 * rows)
+    assert list(found["settings"]["left_out"]) == ["lightgbm"]
+    assert set(found["baselines"]) == {"constant_median", "residual_life"}
+    assert found["admission"]["mae"] is not None
+    cli("train", "--data-path", "few.csv", *SURVIVAL, "--output-path", "c")
+    one = frame.head(1)
+    one.write_csv(tmp_path / "one.csv")
+    alone = cli("evaluate", "--data-path", "one.csv", "--checkpoint", "c", "--json")
+    assert alone.code == 0
+    assert alone.err.count("left out beside: ") == 3
+    assert alone.json()["baselines"] == {}
+    both = cli("evaluate", "--data-path", "few.csv", "--checkpoint", "c", "--json")
+    assert list(both.json()["settings"]["left_out"]) == ["lightgbm"]
+
+
+def test_evaluate_says_what_was_cut(cli, tmp_path):
+    """Answers that a gateway cut at 128 tokens, without saying that this is their cap."""
+    lengths = np.random.default_rng(3).geometric(1 / 90, 300)
+    rows = pl.DataFrame(
+        {
+            "arrival_time": np.arange(300) * 1.0,
+            "actual_length": np.minimum(lengths, 128),
+            "finish_reason": np.where(lengths > 128, "length", "stop"),
+        }
+    )
+    rows.write_csv(tmp_path / "cut.csv")
+    evaluate = ("evaluate", "--data-path", "cut.csv", *SURVIVAL)
+    done = cli(*evaluate, "--report", "r")
+    cut = int((lengths[210:] > 128).sum())
+    assert f"{90 - cut} of 90 ended by themselves" in done.out
+    assert "Lengths and predictions count up to 128 tokens" in done.out
+    assert "count up to 128 tokens" in (tmp_path / "r/report.md").read_text()
+    found = cli(*evaluate, "--json").json()
+    assert found["cut"]["rows"] == cut
+    assert found["cut"]["horizon"] == 128
+    assert found["admission"]["n_cut"] == cut
+    for scores in (found, found["baselines"]["constant_median"]):
+        assert scores["admission"]["mae"] > scores["admission"]["mae_ended"]

@@ -179,6 +179,8 @@ def evaluate(
     if json != "-":
         learning = "learning online" if online else "frozen"
         say(f"{evaluations[0].rows:,} sequences, {learning}")
+        for line in evaluations[0].points.cuts.says():
+            say(line)
         table(COLUMNS, score_rows(evaluations))
         say(LEGEND)
     if report is not None:
@@ -195,7 +197,7 @@ def _fitted(
     seed: int,
     reading: Reading,
 ) -> Job:
-    from sagellm_lifetime.cli.beside import trained
+    from sagellm_lifetime.cli.beside import say_left_out, trained
     from sagellm_lifetime.core.splits import split
 
     rows = reading.rows(data_path)
@@ -212,11 +214,11 @@ def _fitted(
     if not _has_tokens(train):
         raise CommandError("nothing to train on: no row of the training part has generated tokens")
     with progress("training the baselines"):  # first: what they refuse costs no training
-        rivals = trained(train)
+        rivals, left_out = trained(train)
+    say_left_out(left_out)
     predictors = [fit(name, train, seed=seed, clock=train_clock) for name in names]
-    return Job(
-        predictors, rivals, test, {"how": how, "split": by, "training_rows": len(train)}, clock
-    )
+    settings = {"how": how, "split": by, "training_rows": len(train), "left_out": left_out}
+    return Job(predictors, rivals, test, settings, clock)
 
 
 def _check_rows(rows: pl.DataFrame, online: bool | None) -> None:
@@ -244,7 +246,7 @@ def _from_checkpoint(
     online: bool | None,
     reading: Reading,
 ) -> Job:
-    from sagellm_lifetime.cli.beside import cross_fitted, trained
+    from sagellm_lifetime.cli.beside import cross_fitted, say_left_out, trained
     from sagellm_lifetime.predictors.checkpoint import load_predictor
 
     predictor = load_predictor(checkpoint)
@@ -255,11 +257,11 @@ def _from_checkpoint(
     how = f"{predictor.name} of {checkpoint}, scored on {len(rows):,} rows"
     with progress("training the baselines"):
         if train_path is not None:
-            rivals = trained(reading.rows(train_path))
+            rivals, left_out = trained(reading.rows(train_path))
             how += f"; baselines trained on {train_path}"
         else:
-            rows, rivals = cross_fitted(rows, clock)
+            rows, rivals, left_out = cross_fitted(rows, clock)
             how += "; each baseline trained on the half of these rows it is not scored on"
-    return Job(
-        [predictor], rivals, rows, {"how": how, "split": None, "training_rows": known}, clock
-    )
+    say_left_out(left_out)
+    settings = {"how": how, "split": None, "training_rows": known, "left_out": left_out}
+    return Job([predictor], rivals, rows, settings, clock)

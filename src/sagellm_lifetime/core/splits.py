@@ -61,6 +61,8 @@ def _choose(frame: pl.DataFrame, clock: Clock) -> str:
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:
     """Whole groups, in the order of a hash of their name, until the training part is full.
 
+    At least one group trains; of a single one no part is left to test.
+
     Rows without a name are groups of their own; those of one prompt are one, and so are all
     sessions in which it was asked.
     """
@@ -74,7 +76,8 @@ def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split
     sizes = names.group_by("group").len()
     hashes = [_hash(name) for name in sizes["group"].to_list()]
     ordered = sizes.with_columns(pl.Series("hash", hashes)).sort("hash", "group")
-    train = ordered.filter(pl.col("len").cum_sum() <= len(frame) * share)["group"]
+    within = int((ordered["len"].cum_sum() <= len(frame) * share).sum())
+    train = ordered["group"][: max(within, 1)]  # the first is taken though it be too large
     inside = names["group"].is_in(train.implode())
     return _checked(Split(frame.filter(inside), frame.filter(~inside), way))
 

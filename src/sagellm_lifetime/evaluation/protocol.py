@@ -46,6 +46,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of the design; what cannot be scored is ``None``."""
         found: dict[str, Any] = {"predictor": self.name, "rows": self.rows, "mode": self.mode}
+        found["cut"] = self.points.cuts.to_dict()
         found |= nested(self.scores[self.name])
         found["baselines"] = {
             name: nested(groups) for name, groups in self.scores.items() if name != self.name
@@ -130,7 +131,9 @@ def _add_skill(
     """How near the floor everybody is, at admission and over the rows that it is known of."""
     admission = points.groups()["admission"]
     index = admission[again[points.row[admission]]]
-    maes = {name: score(points, forecast, index)["mae"] for name, forecast in forecasts.items()}
+    maes = {
+        name: score(points, forecast, index)["mae_ended"] for name, forecast in forecasts.items()
+    }
     for name, groups in scores.items():
         groups["admission"]["mae_repeated"] = maes[name]
         if "constant_median" in maes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.evaluation.points import lengths
 
@@ -70,7 +71,13 @@ def observed(frame: pl.DataFrame) -> np.ndarray:
 
 
 def curve_of(frame: pl.DataFrame) -> Curve:
-    """Kaplan-Meier curve of the rows of a history."""
+    """Return the Kaplan-Meier curve of the rows of a history that have generated tokens.
+
+    Raises:
+        HistoryError: there is no such row.
+    """
     length = lengths(frame)
     keep = length > 0
+    if not keep.any():
+        raise HistoryError("a baseline needs a row with generated tokens to train on")
     return kaplan_meier(length[keep], observed(frame)[keep])
