@@ -223,6 +223,40 @@ def test_offline_and_prefixes_and_no_predictor(cli, vllm, tmp_path):
     assert named["settings"]["capacity"] > named["settings"]["rate"] > 0
 
 
+def blocks_of_16(tmp_path, **columns):
+    """20 prompts of 320 tokens that share the first 32, an id for each 16 tokens."""
+    rows = pl.DataFrame(
+        {
+            "prompt_length": [320] * 20,
+            "actual_length": [20 + 5 * i for i in range(20)],
+            "arrival_time": [float(i) for i in range(20)],
+            "prefix_hashes": [[1, 2, *range(100 * i, 100 * i + 18)] for i in range(1, 21)],
+        }
+        | columns
+    )
+    rows.write_parquet(tmp_path / "h.parquet")
+
+
+def test_ids_of_16_tokens_share_what_the_trace_says(cli, vllm, tmp_path):
+    blocks_of_16(tmp_path)
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline")
+    found = cli(*replay, "--json").json()
+    assert found["settings"]["hash_block_size"] == 16
+    assert found["settings"]["hash_block_size_source"] == "inferred"
+    # Those admitted together with the first find nothing in the cache yet, the others 32 tokens.
+    assert 0 < found["policies"]["fcfs"]["cached_tokens"] <= 19 * 32
+    told = cli(*replay, "--hash-block-size", 16).out
+    assert "prefix caching on (prefix_hashes of 16 tokens each, as stated)" in told
+
+
+def test_ids_whose_size_is_not_clear_are_refused(refused, tmp_path):
+    replay = ("replay", "--data-path", "h.parquet", "--policy", "fcfs", "--offline")
+    blocks_of_16(tmp_path, prompt_length=[320] * 10 + [900] * 10)
+    assert "say it with --hash-block-size N" in refused(*replay)
+    blocks_of_16(tmp_path)
+    assert "more than a prompt of 320 tokens has" in refused(*replay, "--hash-block-size", 64)
+
+
 def test_equal_token_ids_share_blocks(cli, vllm, tmp_path):
     rows = pl.DataFrame(
         {

@@ -2,15 +2,19 @@
 
 import numpy as np
 import polars as pl
+import pytest
 
+from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.core.prequential import (
     censored,
     clock,
+    doubtful_clock,
     events,
     in_time_order,
     relative_times,
     seconds,
 )
+from sagellm_lifetime.core.splits import split
 
 
 def frame(**columns) -> pl.DataFrame:
@@ -84,6 +88,68 @@ def test_clocks_that_restart_are_laid_in_a_row():
     one_clock = history.with_columns(arrival_time=pl.int_range(24).cast(pl.Float64) * 100)
     assert not relative_times(one_clock)
     assert clock(one_clock).tolist() == one_clock["arrival_time"].to_list()
+
+
+def closed_loop(ramp: float = 20.0, users: int = 40, turns: int = 30) -> pl.DataFrame:
+    """Users of a load test, each starting within the ramp and thinking between its turns."""
+    rng = np.random.default_rng(5)
+    starts = rng.uniform(0, ramp, users)
+    waits = np.column_stack([np.zeros(users), rng.uniform(5, 40, (users, turns - 1))])
+    return frame(
+        session_id=np.repeat([f"u{i}" for i in range(users)], turns),
+        arrival_time=(starts[:, None] + waits.cumsum(axis=1)).ravel(),
+    )
+
+
+def own_clocks(history: pl.DataFrame) -> pl.DataFrame:
+    start = pl.col("arrival_time").min().over("session_id")
+    return history.with_columns(pl.col("arrival_time") - start)
+
+
+@pytest.mark.parametrize("order", [["session_id", "arrival_time"], ["arrival_time"]])
+def test_users_of_a_load_test_are_on_one_clock(order):
+    """They all begin in the first moments, but each at a time of its own."""
+    wall = closed_loop().sort(order)
+    assert not relative_times(wall)
+    assert doubtful_clock(wall)
+    assert clock(wall).tolist() == wall["arrival_time"].to_list()
+    assert split(wall).by == "time"
+    relative = own_clocks(closed_loop()).sort(order)
+    assert relative_times(relative)
+    assert split(relative).by == "session"
+    span = clock(relative).max() - clock(relative).min()
+    assert span > 20 * relative["arrival_time"].max()
+
+
+def test_sessions_that_count_from_before_their_first_request():
+    """As in recordings of a client: some of the sessions begin at 0, the others soon after."""
+    late = (pl.col("session_id").hash(seed=1) % 4).cast(pl.Float64)
+    some = own_clocks(closed_loop()).with_columns(pl.col("arrival_time") + late)
+    assert relative_times(some)
+    assert not relative_times(some.sort("arrival_time"))
+
+
+def test_a_clock_that_is_said_is_believed():
+    wall, relative = closed_loop(), own_clocks(closed_loop())
+    assert relative_times(wall, "session")
+    assert not relative_times(relative, "wall")
+    assert clock(relative, "wall").tolist() == relative["arrival_time"].to_list()
+    assert split(wall, clock="session").by == "session"
+    assert split(relative, clock="wall").by == "time"
+    ordered = in_time_order(relative, clock="wall")["arrival_time"]
+    assert ordered.is_sorted()
+    arrivals = [row for row, finished in events(relative, "wall") if not finished]
+    assert relative["arrival_time"][arrivals].is_sorted()
+    with pytest.raises(UnknownNameError, match="choose one of auto, wall, session"):
+        relative_times(wall, "utc")
+
+
+def test_rows_that_come_all_at_once_have_no_other_clock():
+    rows = frame(session_id=["a", "a", "b", "c"], arrival_time=[3.0] * 4)
+    assert not relative_times(rows)
+    assert not doubtful_clock(rows)
+    assert not relative_times(rows.with_columns(session_id=pl.lit(None, pl.String)))
+    assert not relative_times(rows.clear())
 
 
 def test_in_time_order():

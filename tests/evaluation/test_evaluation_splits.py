@@ -79,6 +79,14 @@ def test_rows_without_a_prompt_id_are_groups_of_their_own():
     assert len(parts.train) + len(parts.test) == 100
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c", "d"])
+def test_two_sessions_are_enough_however_uneven(name):
+    frame = pl.DataFrame({"session_id": [name] * 9 + ["other"], "actual_length": [5] * 10})
+    parts = split(frame)
+    assert parts.by == "session"
+    assert sorted([len(parts.train), len(parts.test)]) == [1, 9]
+
+
 def test_a_bare_history_is_cut_in_file_order():
     parts = split(pl.DataFrame({"actual_length": list(range(10))}))
     assert parts.by == "order"

@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.cli.output import note
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import Clock
 from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points
-from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
+from sagellm_lifetime.evaluation.rivals import RIVALS, fit_possible
 from sagellm_lifetime.evaluation.rivals.base import Rival
 
 HALF = "__half"
@@ -62,18 +65,37 @@ class CrossFitted(Rival):
         return answer
 
 
-def trained(train: pl.DataFrame) -> list[Rival]:
-    """The rivals, fitted on the training part."""
-    return [Once(rival) for rival in fit_rivals(train)]
+def trained(train: pl.DataFrame) -> tuple[list[Rival], dict[str, str]]:
+    """Return the rivals fitted on the training part, and by name why others are left out."""
+    rivals, left_out = fit_possible(train)
+    return [Once(rival) for rival in rivals], left_out
 
 
-def cross_fitted(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[Rival]]:
-    """Rows with the column ``HALF``, and rivals fitted on the halves."""
+def cross_fitted(
+    frame: pl.DataFrame, clock: Clock = "auto"
+) -> tuple[pl.DataFrame, list[Rival], dict[str, str]]:
+    """Return rows with the column ``HALF``, rivals fitted on the halves, and who is left out."""
     numbered = frame.with_row_index("__row")
-    second = split(numbered, share=0.5).test["__row"]
+    try:
+        second = split(numbered, share=0.5, clock=clock).test["__row"]
+    except HistoryError as error:
+        return frame, [], dict.fromkeys(RIVALS, str(error))
     halves = numbered.select(pl.col("__row").is_in(second.implode()).cast(pl.Int8).alias(HALF))
     marked = frame.with_columns(halves[HALF])
-    rivals = [CrossFitted(name) for name in RIVALS]
-    for rival in rivals:
-        rival.fit(marked)
-    return marked, [Once(rival) for rival in rivals]
+    rivals: list[Rival] = []
+    left_out: dict[str, str] = {}
+    for name in RIVALS:
+        rival = CrossFitted(name)
+        try:
+            rival.fit(marked)
+        except HistoryError as error:
+            left_out[name] = str(error)
+        else:
+            rivals.append(Once(rival))
+    return marked, rivals, left_out
+
+
+def say_left_out(left_out: dict[str, str]) -> None:
+    """Say on stderr, a line each, which rivals do not stand beside."""
+    for name, why in left_out.items():
+        note(f"left out beside: {name} ({why})")

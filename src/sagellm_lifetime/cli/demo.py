@@ -114,11 +114,12 @@ def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
 
 
 def _compare(names: list[str], parts: Split, seed: int, epochs: int) -> list[Evaluation]:
-    from sagellm_lifetime.cli.beside import trained
+    from sagellm_lifetime.cli.beside import say_left_out, trained
     from sagellm_lifetime.predictors.registry import has_network
 
     with progress("training the baselines"):
-        rivals = trained(parts.train)
+        rivals, left_out = trained(parts.train)
+    say_left_out(left_out)
     done = []
     for name in names:
         passes = epochs if has_network(name) else None

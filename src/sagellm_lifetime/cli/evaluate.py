@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagellm_lifetime.cli.fitting import check_names, fit, read_rows
+from sagellm_lifetime.cli.fitting import ClockKind, Reading, check_names, fit
 from sagellm_lifetime.cli.guard import CommandError
-from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows, Seed
+from sagellm_lifetime.cli.options import (
+    PREDICTOR_HELP,
+    BadRows,
+    CapReached,
+    CapReachedOption,
+    Clock,
+    ClockOption,
+    DataPath,
+    Json,
+    OnBadRows,
+    Seed,
+)
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
@@ -42,6 +53,7 @@ class Job:
     rivals: list[Rival]
     rows: pl.DataFrame
     settings: dict[str, Any]
+    clock: ClockKind
 
 
 def evaluate(
@@ -102,6 +114,8 @@ def evaluate(
     json: Json = None,
     seed: Seed = 0,
     on_bad_rows: BadRows = OnBadRows.refuse,
+    cap_reached: CapReachedOption = CapReached.length,
+    clock: ClockOption = Clock.auto,
 ) -> None:
     """Measure predictors on a history, beside honest baselines.
 
@@ -117,8 +131,13 @@ def evaluate(
     check_folder(report, FILES)
     written = [report / each for each in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
+    if split is Way.time and clock is Clock.session:
+        raise CommandError("--split time needs one clock: leave --clock session out")
+    if split is Way.time:  # whoever cuts by time says that the times are on one clock
+        clock = Clock.wall
+    reading = Reading(on_bad_rows, cap_reached, clock)
     if checkpoint is not None:
-        job = _from_checkpoint(checkpoint, data_path, train_path, online, on_bad_rows)
+        job = _from_checkpoint(checkpoint, data_path, train_path, online, reading)
     else:
         names = check_names(predictor_type or [DEFAULT])
         way = (split or Way.auto).value
@@ -129,7 +148,7 @@ def evaluate(
             way=way,
             online=online,
             seed=seed,
-            on_bad_rows=on_bad_rows,
+            reading=reading,
         )
     note(job.settings["how"])
     if online is None:
@@ -140,6 +159,7 @@ def evaluate(
             job.rows,
             job.rivals,
             online=online,
+            clock=job.clock,
             seed=seed,
             max_rows=max_rows,
             label=f"scoring {predictor.name}",
@@ -147,11 +167,20 @@ def evaluate(
         for predictor in job.predictors
     ]
     if json is not None:
-        settings = {**job.settings, "seed": seed, "max_rows": max_rows, "data": data_path}
+        settings = {
+            **job.settings,
+            "seed": seed,
+            "max_rows": max_rows,
+            "data": data_path,
+            "clock": reading.told[data_path]["clock"],
+            "read": reading.told,
+        }
         write_json(to_json(evaluations, settings), json)
     if json != "-":
         learning = "learning online" if online else "frozen"
         say(f"{evaluations[0].rows:,} sequences, {learning}")
+        for line in evaluations[0].points.cuts.says():
+            say(line)
         table(COLUMNS, score_rows(evaluations))
         say(LEGEND)
     if report is not None:
@@ -166,26 +195,30 @@ def _fitted(
     way: str,
     online: bool | None,
     seed: int,
-    on_bad_rows: OnBadRows,
+    reading: Reading,
 ) -> Job:
-    from sagellm_lifetime.cli.beside import trained
+    from sagellm_lifetime.cli.beside import say_left_out, trained
     from sagellm_lifetime.core.splits import split
 
-    rows = read_rows(data_path, on_bad_rows)
+    rows = reading.rows(data_path)
+    clock = train_clock = reading.clock_of(data_path, rows)
     if train_path is not None:
-        train, test, by = read_rows(train_path, on_bad_rows), rows, None
+        train, test, by = reading.rows(train_path), rows, None
+        train_clock = reading.clock_of(train_path, train)
         how = f"trained on {len(train):,} rows of {train_path}, scored on {len(test):,}"
     else:
-        parts = split(rows, way)
+        parts = split(rows, way, clock=clock)
         train, test, by = parts.train, parts.test, parts.by
         how = f"split by {by}: trained on {len(train):,} rows, scored on the other {len(test):,}"
     _check_rows(test, online)
     if not _has_tokens(train):
         raise CommandError("nothing to train on: no row of the training part has generated tokens")
     with progress("training the baselines"):  # first: what they refuse costs no training
-        rivals = trained(train)
-    predictors = [fit(name, train, seed=seed) for name in names]
-    return Job(predictors, rivals, test, {"how": how, "split": by, "training_rows": len(train)})
+        rivals, left_out = trained(train)
+    say_left_out(left_out)
+    predictors = [fit(name, train, seed=seed, clock=train_clock) for name in names]
+    settings = {"how": how, "split": by, "training_rows": len(train), "left_out": left_out}
+    return Job(predictors, rivals, test, settings, clock)
 
 
 def _check_rows(rows: pl.DataFrame, online: bool | None) -> None:
@@ -203,9 +236,7 @@ def _has_tokens(rows: pl.DataFrame) -> bool:
 
 
 def _has_clock(rows: pl.DataFrame) -> bool:
-    from sagellm_lifetime.core.prequential import clock
-
-    return clock(rows) is not None
+    return "arrival_time" in rows.columns and not rows["arrival_time"].null_count()
 
 
 def _from_checkpoint(
@@ -213,21 +244,24 @@ def _from_checkpoint(
     data_path: str,
     train_path: str | None,
     online: bool | None,
-    on_bad_rows: OnBadRows,
+    reading: Reading,
 ) -> Job:
-    from sagellm_lifetime.cli.beside import cross_fitted, trained
+    from sagellm_lifetime.cli.beside import cross_fitted, say_left_out, trained
     from sagellm_lifetime.predictors.checkpoint import load_predictor
 
     predictor = load_predictor(checkpoint)
-    rows = read_rows(data_path, on_bad_rows)
+    rows = reading.rows(data_path)
+    clock = reading.clock_of(data_path, rows)
     _check_rows(rows, online)
     known = predictor.summary.get("rows")
     how = f"{predictor.name} of {checkpoint}, scored on {len(rows):,} rows"
     with progress("training the baselines"):
         if train_path is not None:
-            rivals = trained(read_rows(train_path, on_bad_rows))
+            rivals, left_out = trained(reading.rows(train_path))
             how += f"; baselines trained on {train_path}"
         else:
-            rows, rivals = cross_fitted(rows)
+            rows, rivals, left_out = cross_fitted(rows, clock)
             how += "; each baseline trained on the half of these rows it is not scored on"
-    return Job([predictor], rivals, rows, {"how": how, "split": None, "training_rows": known})
+    say_left_out(left_out)
+    settings = {"how": how, "split": None, "training_rows": known, "left_out": left_out}
+    return Job([predictor], rivals, rows, settings, clock)

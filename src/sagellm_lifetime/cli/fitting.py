@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sagellm_lifetime.cli.guard import CommandError
-from sagellm_lifetime.cli.options import OnBadRows
+from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
 from sagellm_lifetime.cli.output import note, progress
 
 if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.predictors.base import Predictor
+
+ClockKind = Literal["wall", "session"]
 
 
 def has_torch() -> bool:
@@ -39,36 +42,89 @@ def check_names(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_rows(
-    source: str, on_bad_rows: OnBadRows, columns: Sequence[str] | None = None
-) -> pl.DataFrame:
-    """The checked rows of a history; skipped ones are told on stderr."""
-    from sagellm_lifetime.core.history import read_history
+@dataclass
+class Reading:
+    """How a command reads its logs, and what there was to say about them.
 
-    history = read_history(source, on_bad_rows=on_bad_rows.value, columns=columns)
-    if history.skipped:
-        first = history.problems[0] if history.problems else ""
-        note(f"skipped {history.skipped:,} bad rows, the first: {first}")
-    return history.frame
-
-
-def read_training_rows(source: str, on_bad_rows: OnBadRows) -> pl.DataFrame:
-    """The rows that a predictor will learn from, without the columns that none of them reads.
-
-    Of a history that is longer than what is learned from, only that part is kept in memory.
+    Attributes:
+        on_bad_rows: refuse a log with bad rows, or skip them.
+        cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
+        clock: what arrival times count from; ``auto`` tells it from the log.
+        told: by source, what was said about it, for ``--json``.
     """
-    from sagellm_lifetime.core.history import HISTORY_SCHEMA
-    from sagellm_lifetime.core.prequential import in_time_order
-    from sagellm_lifetime.predictors.fitting import MAX_ROWS
 
-    columns = [name for name in HISTORY_SCHEMA if name not in ("request_id", "sample")]
-    rows = read_rows(source, on_bad_rows, columns)
-    unsaid = [name for name in columns if rows[name].null_count() == len(rows)]
-    rows = rows.drop(unsaid) if len(rows) else rows
-    if len(rows) > MAX_ROWS:
-        note(f"training on the newest {MAX_ROWS:,} of {len(rows):,} rows")
-        rows = in_time_order(rows).tail(MAX_ROWS).clone()
-    return rows
+    on_bad_rows: OnBadRows = OnBadRows.refuse
+    cap_reached: CapReached = CapReached.length
+    clock: Clock = Clock.auto
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return the checked rows of a history; say on stderr what was skipped or decided."""
+        from sagellm_lifetime.core.history import read_history
+        from sagellm_lifetime.core.history.endings import said
+
+        history = read_history(
+            source,
+            on_bad_rows=self.on_bad_rows.value,
+            columns=columns,
+            cap_reached=self.cap_reached.value,
+        )
+        if history.skipped:
+            first = history.problems[0] if history.problems else ""
+            note(f"skipped {history.skipped:,} bad rows, the first: {first}")
+        if history.cap_reached:
+            note(said(history.cap_reached, len(history.frame), self.cap_reached.value))
+        self.told[source] = {
+            "rows": len(history.frame),
+            "skipped": history.skipped,
+            "cap_reached": history.cap_reached,
+            "cap_reached_as": self.cap_reached.value,
+            "clock": None,
+        }
+        return history.frame
+
+    def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
+        """Return the clock of a whole log, ``wall`` or ``session``; say it where it is in doubt.
+
+        Told from all rows: a part of them may lack the rows with which its sessions begin.
+        """
+        from sagellm_lifetime.core.prequential import doubtful_clock, relative_times
+
+        restarts = relative_times(rows, self.clock.value)
+        if self.clock is Clock.auto and restarts:
+            note(
+                "arrival times restart with every session: the sessions are taken one by one "
+                "(--clock wall: all times are on one clock)"
+            )
+        elif self.clock is Clock.auto and doubtful_clock(rows):
+            note(
+                "arrival times are on one clock, though the sessions begin close together "
+                "(--clock session: they restart with every session)"
+            )
+        kind: ClockKind = "session" if restarts else "wall"
+        has_times = "arrival_time" in rows.columns and rows["arrival_time"].null_count() < len(rows)
+        self.told[source]["clock"] = kind if has_times else None
+        return kind
+
+    def training_rows(self, source: str) -> tuple[pl.DataFrame, ClockKind]:
+        """Return the rows a predictor learns from and their clock.
+
+        Columns that nothing learns from are left out. Of a history that is longer than what is
+        learned from, only that part is kept in memory.
+        """
+        from sagellm_lifetime.core.history import HISTORY_SCHEMA
+        from sagellm_lifetime.core.prequential import in_time_order
+        from sagellm_lifetime.predictors.fitting import MAX_ROWS
+
+        columns = [name for name in HISTORY_SCHEMA if name not in ("request_id", "sample")]
+        rows = self.rows(source, columns)
+        unsaid = [name for name in columns if rows[name].null_count() == len(rows)]
+        rows = rows.drop(unsaid) if len(rows) else rows
+        clock = self.clock_of(source, rows)
+        if len(rows) > MAX_ROWS:
+            note(f"training on the newest {MAX_ROWS:,} of {len(rows):,} rows")
+            rows = in_time_order(rows, clock=clock).tail(MAX_ROWS).clone()
+        return rows, clock
 
 
 def fit(
@@ -78,6 +134,7 @@ def fit(
     seed: int,
     prepare: Callable[[Any], None] | None = None,
     label: str = "",
+    clock: Literal["auto", "wall", "session"] = "auto",
     **options: Any,
 ) -> Predictor:
     """A new predictor, fitted.
@@ -85,6 +142,7 @@ def fit(
     Args:
         prepare: called with the predictor before it is fitted.
         label: what the progress bar calls it.
+        clock: what the arrival times of the rows count from.
         options: of the predictor; those that are ``None`` are left to it.
     """
     from sagellm_lifetime.predictors.registry import create_predictor
@@ -94,5 +152,5 @@ def fit(
     if prepare is not None:
         prepare(predictor)
     with progress(label or f"training {name}") as step:
-        predictor.fit(rows, progress=step)
+        predictor.fit(rows, progress=step, clock=clock)
     return predictor

@@ -25,6 +25,21 @@ class OnBadRows(StrEnum):
     skip = "skip"
 
 
+class CapReached(StrEnum):
+    """Finish reason of a row that gives none and ends exactly at its own cap."""
+
+    length = "length"
+    stop = "stop"
+
+
+class Clock(StrEnum):
+    """What arrival times count from."""
+
+    auto = "auto"
+    wall = "wall"
+    session = "session"
+
+
 class LifetimeCommand(TyperCommand):
     """A command whose ``--json`` may stand without a file: then it means stdout. And where an
     option may be repeated, several values may follow it."""
@@ -89,4 +104,19 @@ Checkpoint = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seeds everything random.")]
 BadRows = Annotated[
     OnBadRows, typer.Option("--on-bad-rows", help="Refuse the history, or skip its bad rows.")
+]
+CapReachedOption = Annotated[
+    CapReached,
+    typer.Option(
+        "--cap-reached",
+        help="What a row counts as that gives no finish reason and ends exactly at its max_length: "
+        "cut there (length), or ended by itself (stop).",
+    ),
+]
+ClockOption = Annotated[
+    Clock,
+    typer.Option(
+        "--clock",
+        help="Arrival times are on one clock (wall) or restart with every session (session).",
+    ),
 ]

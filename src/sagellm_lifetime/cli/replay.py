@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import check_names, fit, read_rows
+from sagellm_lifetime.cli.fitting import ClockKind, Reading, check_names, fit
 from sagellm_lifetime.cli.guard import CommandError
-from sagellm_lifetime.cli.options import PREDICTOR_HELP, BadRows, DataPath, Json, OnBadRows
+from sagellm_lifetime.cli.options import (
+    PREDICTOR_HELP,
+    BadRows,
+    CapReached,
+    CapReachedOption,
+    Clock,
+    ClockOption,
+    DataPath,
+    Json,
+    OnBadRows,
+)
 from sagellm_lifetime.cli.output import note, progress, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
 from sagellm_lifetime.cli.replayed import settings, show, told, unreached
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.replay.compare import Replayed
     from sagellm_lifetime.replay.cost import StepCost
     from sagellm_lifetime.replay.engine import EngineSettings
+    from sagellm_lifetime.replay.hash_blocks import HashBlocks
     from sagellm_lifetime.replay.load import Calibrated
     from sagellm_lifetime.replay.policies import ReplayPolicy
     from sagellm_lifetime.replay.report import Comparison
@@ -73,6 +84,10 @@ class Job:
         train: what the predictor learns from; ``None`` where it has learned, or nobody asks it.
         predictor: a loaded one, or what the one to be trained is called.
         split: how the history was cut, ``None`` where it was not.
+        clock: what the arrival times of ``rows`` count from.
+        hash_blocks: prompt tokens behind an id of ``prefix_hashes``, ``None`` where no row needs
+            it.
+        train_clock: what those of ``train`` count from.
         min_confidence: of the plans.
     """
 
@@ -81,6 +96,9 @@ class Job:
     train: pl.DataFrame | None
     predictor: Predictor | str
     split: str | None
+    clock: ClockKind
+    hash_blocks: HashBlocks | None
+    train_clock: ClockKind = "wall"
     min_confidence: float = 0.0
 
     def ready(self, seed: int) -> Predictor:
@@ -91,7 +109,7 @@ class Job:
             return self.predictor
         if self.train is None:
             return create_predictor(self.predictor, seed=seed)
-        return fit(self.predictor, self.train, seed=seed)
+        return fit(self.predictor, self.train, seed=seed, clock=self.train_clock)
 
 
 def replay(
@@ -186,6 +204,19 @@ def replay(
     ] = None,
     json: Json = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
+    cap_reached: CapReachedOption = CapReached.length,
+    clock: ClockOption = Clock.auto,
+    hash_block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--hash-block-size",
+            min=1,
+            max=10**8,
+            metavar="TOKENS",
+            help="Prompt tokens behind one id of prefix_hashes.",
+            show_default="told from the prompt lengths",
+        ),
+    ] = None,
 ) -> None:
     """Replay a history through vLLM's own scheduler, without a model, and compare policies.
 
@@ -212,12 +243,13 @@ def replay(
     check_json(json, data_path, train_path, checkpoint, *written)
 
     cost = find_cost(cost_model)
-    job = _job(data_path, names, who, train_path, checkpoint, on_bad_rows)
+    reading = Reading(on_bad_rows, cap_reached, clock)
+    job = _job(data_path, names, who, train_path, checkpoint, reading, hash_block_size)
     job.min_confidence = min_confidence
     engine = EngineSettings(
         blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
     )
-    traces = _traces(job.rows, max_requests, seeds, engine)
+    traces = _traces(job, max_requests, seeds, engine)
     _need_vllm()
     note(job.how)
     if seeds > 1 and max_requests >= len(job.rows):
@@ -232,6 +264,7 @@ def replay(
         requests=[len(trace) for trace in traces],
         engine=engine,
         cost=cost,
+        read=reading.told,
     )
     how = told(found.settings)
     if not found.settings["load_reached"]:
@@ -297,9 +330,11 @@ def _job(
     who: str,
     train_path: str | None,
     checkpoint: Path | None,
-    on_bad_rows: OnBadRows,
+    reading: Reading,
+    hash_block_size: int | None,
 ) -> Job:
     from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.replay.hash_blocks import hash_blocks
     from sagellm_lifetime.replay.policies import POLICIES as PLAIN
 
     loaded: Predictor | None = None
@@ -307,22 +342,25 @@ def _job(
         from sagellm_lifetime.predictors.checkpoint import load_predictor
 
         loaded = load_predictor(checkpoint)
-    rows = read_rows(data_path, on_bad_rows)
+    rows = reading.rows(data_path)
+    clock = reading.clock_of(data_path, rows)
+    blocks = hash_blocks(rows, hash_block_size)
     if loaded is not None:
-        return Job(_in_order(rows), f"{loaded.name} of {checkpoint}", None, loaded, None)
+        how = f"{loaded.name} of {checkpoint}"
+        return Job(_in_order(rows, clock), how, None, loaded, None, clock, blocks)
     asked = any(name not in PLAIN for name in names)
     if train_path is not None:
-        train = read_rows(train_path, on_bad_rows)
-        job = Job(
-            _in_order(rows), f"trained on {len(train):,} rows of {train_path}", train, who, None
-        )
+        train = reading.rows(train_path)
+        how = f"trained on {len(train):,} rows of {train_path}"
+        train_clock = reading.clock_of(train_path, train)
+        job = Job(_in_order(rows, clock), how, train, who, None, clock, blocks, train_clock)
     else:
-        cut = split(rows)
+        cut = split(rows, clock=clock)
         how = (
             f"split by {cut.by}: trained on {len(cut.train):,} rows, requests from the other "
             f"{len(cut.test):,}"
         )
-        job = Job(cut.test, how, cut.train, who, cut.by)
+        job = Job(cut.test, how, cut.train, who, cut.by, clock, blocks, clock)
     assert job.train is not None
     if not asked:
         job.how, job.train = f"requests from {len(job.rows):,} rows; no predictor is asked", None
@@ -331,12 +369,10 @@ def _job(
     return job
 
 
-def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
+def _in_order(rows: pl.DataFrame, clock: ClockKind) -> pl.DataFrame:
     """By arrival where that says something, so that neighbours came one after the other."""
-    from sagellm_lifetime.core.prequential import relative_times
-
     recorded = "arrival_time" in rows.columns and not rows["arrival_time"].null_count()
-    if not recorded or relative_times(rows):
+    if not recorded or clock == "session":
         return rows
     return rows.sort("arrival_time", maintain_order=True)
 
@@ -350,13 +386,22 @@ def _shares_prompts(rows: pl.DataFrame) -> bool:
 
 
 def _traces(
-    rows: pl.DataFrame, max_requests: int, seeds: int, engine: EngineSettings
+    job: Job, max_requests: int, seeds: int, engine: EngineSettings
 ) -> list[list[TraceRequest]]:
     """The requests of each seed; that they fit is looked at before anything is trained."""
     from sagellm_lifetime.replay.engine import check_fits
     from sagellm_lifetime.replay.trace import make_trace, sample
 
-    traces = [make_trace(sample(rows, max_requests, seed=seed), seed=seed) for seed in range(seeds)]
+    size = None if job.hash_blocks is None else job.hash_blocks.tokens
+    traces = [
+        make_trace(
+            sample(job.rows, max_requests, seed=seed),
+            seed=seed,
+            clock=job.clock,
+            hash_block_size=size,
+        )
+        for seed in range(seeds)
+    ]
     for trace in traces:
         check_fits(trace, engine)
     return traces

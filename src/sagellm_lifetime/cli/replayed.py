@@ -35,17 +35,21 @@ def settings(
     requests: Sequence[int],
     engine: EngineSettings,
     cost: StepCost,
+    read: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that is the same for all policies; the same in every run of the command."""
     from statistics import median
 
     from sagellm_lifetime.engines.vllm.interface import version
 
+    blocks = job.hash_blocks
     who = job.predictor if isinstance(job.predictor, str) else job.predictor.name
     return {
         "data": data,
         "how": job.how,
         "split": job.split,
+        "clock": read[data]["clock"],
+        "read": read,
         "predictor": who if job.train is not None or job.predictor is not who else None,
         "min_confidence": job.min_confidence,
         "training_rows": None if job.train is None else len(job.train),
@@ -63,12 +67,16 @@ def settings(
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "prefix_caching": engine.prefix_caching,
+        "hash_block_size": None if blocks is None else blocks.tokens,
+        "hash_block_size_source": None if blocks is None else blocks.source,
         "cost_model": asdict(cost),
     }
 
 
 def told(found: dict[str, Any]) -> str:
     """The setting in a sentence."""
+    from sagellm_lifetime.replay.hash_blocks import HashBlocks
+
     if found["rate"] is None:
         asked = "all at once"
     else:
@@ -79,6 +87,9 @@ def told(found: dict[str, Any]) -> str:
     if not found["load_reached"]:
         several += f"; {unreached(found['load'])}"
     caching = "on" if found["prefix_caching"] else "off"
+    if found["hash_block_size"] is not None:
+        blocks = HashBlocks(found["hash_block_size"], found["hash_block_size_source"])
+        caching += f" ({blocks.said})"
     return (
         f"{found['requests']:,.0f} requests of {found['data']}, {asked}{several}; "
         f"{found['engine']}, {found['blocks']:,} blocks of {found['block_size']} tokens, "

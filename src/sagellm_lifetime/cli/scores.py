@@ -10,6 +10,7 @@ from sagellm_lifetime.cli.output import number, progress
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.core.prequential import Clock
     from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
     from sagellm_lifetime.evaluation.protocol import Evaluation
     from sagellm_lifetime.evaluation.rivals.base import Rival
@@ -38,6 +39,7 @@ def measure(
     rivals: Sequence[Rival],
     *,
     online: bool = False,
+    clock: Clock = "auto",
     seed: int = 0,
     max_rows: int | None = None,
     label: str,
@@ -50,6 +52,7 @@ def measure(
             predictor,
             rows,
             online=online,
+            clock=clock,
             seed=seed,
             max_rows=max_rows,
             rivals=rivals,

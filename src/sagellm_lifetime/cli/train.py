@@ -12,12 +12,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import check_names, fit, read_training_rows
+from sagellm_lifetime.cli.fitting import Reading, check_names, fit
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
     WIDEST,
     BadRows,
+    CapReached,
+    CapReachedOption,
+    Clock,
+    ClockOption,
     DataPath,
     Json,
     OnBadRows,
@@ -77,6 +81,8 @@ def train(
     ] = None,
     seed: Seed = 0,
     on_bad_rows: BadRows = OnBadRows.refuse,
+    cap_reached: CapReachedOption = CapReached.length,
+    clock: ClockOption = Clock.auto,
     json: Json = None,
 ) -> None:
     """Train a predictor on a history and save it as a checkpoint."""
@@ -91,15 +97,20 @@ def train(
         raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
     check_json(json, data_path, target)
 
-    rows = read_training_rows(data_path, on_bad_rows)
+    reading = Reading(on_bad_rows, cap_reached, clock)
+    rows, kind = reading.training_rows(data_path)
     started = perf_counter()
     with ExitStack() as stack:
         prepare = None if tensorboard is None else _logger(tensorboard, stack)
-        predictor = fit(name, rows, seed=seed, prepare=prepare, **options)
+        predictor = fit(name, rows, seed=seed, prepare=prepare, clock=kind, **options)
     seconds = perf_counter() - started
     losses = getattr(predictor, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
+    read = reading.told[data_path]
+    if read["cap_reached"]:
+        reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
+        predictor.summary["cap_reached"] = reached
     predictor.save(target)
 
     found = {
@@ -110,6 +121,7 @@ def train(
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
+        "read": reading.told,
     }
     if json is not None:
         write_json(found, json)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, Literal, get_args
 
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.errors import UnknownNameError
+from sagellm_lifetime.core.history.endings import finish_reason
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
+
+Clock = Literal["auto", "wall", "session"]
+"""What arrival times count from: one origin, or each session's own start."""
+_ALL: Final = 0.95
+_SOME: Final = 0.1
 
 
 def seconds(frame: pl.DataFrame, *, missing: float | None = None) -> np.ndarray:
@@ -22,33 +30,74 @@ def seconds(frame: pl.DataFrame, *, missing: float | None = None) -> np.ndarray:
     return np.where(np.isfinite(measured), measured, assumed)
 
 
-def relative_times(frame: pl.DataFrame) -> bool:
-    """Whether arrival times restart with every session.
+def check_clock(clock: str) -> None:
+    """Raise :class:`UnknownNameError` unless ``clock`` is ``auto``, ``wall`` or ``session``."""
+    if clock not in get_args(Clock):
+        raise UnknownNameError("clock", clock, list(get_args(Clock)))
 
-    On one clock the sessions of a history begin all along it. Here three quarters of them begin in
-    the first twentieth of the time, which no service does.
+
+def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
+    """Return whether arrival times restart with every session.
+
+    ``wall`` and ``session`` say so. ``auto`` looks at when the sessions begin. In times that
+    restart, all begin at exactly the same time (0 usually). Users of a load test begin within a
+    short time as well, but each at a time of its own.
+
+    In some logs a session counts from before its first request: there a tenth of the sessions must
+    begin at exactly the first time, three quarters in the first twentieth of the time, and the rows
+    must not be in time order (a log of one clock mostly is).
     """
+    check_clock(clock)
+    if clock == "wall" or not {"session_id", "arrival_time"} <= set(frame.columns):
+        return False
+    if clock == "session":
+        return True
+    starts, first, last = _session_starts(frame)
+    if len(starts) < 2 or first == last:  # all at once: no clock is told from another
+        return False
+    together = int((starts == first).sum())
+    if together >= _ALL * len(starts):
+        return True
+    crowded = _crowded(starts, first, last)
+    if not crowded or together < max(2, _SOME * len(starts)):
+        return False
+    return not frame["arrival_time"].drop_nulls().is_sorted()
+
+
+def doubtful_clock(frame: pl.DataFrame) -> bool:
+    """Return whether the times of a log could be meant either way: its sessions begin together."""
     if not {"session_id", "arrival_time"} <= set(frame.columns):
         return False
-    starts = frame.group_by("session_id").agg(pl.col("arrival_time").min())["arrival_time"]
-    first, last = frame["arrival_time"].min(), frame["arrival_time"].max()
-    late = starts.quantile(0.75)
-    if late is None or len(starts) < 4:
-        return False
-    first, last = float(first), float(last)  # type: ignore[arg-type]  # not null: late is not
+    starts, first, last = _session_starts(frame)
+    return len(starts) > 1 and first != last and _crowded(starts, first, last)
+
+
+def _session_starts(frame: pl.DataFrame) -> tuple[pl.Series, float, float]:
+    """First arrival of each named session, and the first and last arrival of these rows."""
+    rows = frame.select("session_id", "arrival_time").drop_nulls()
+    if rows.is_empty():
+        return rows["arrival_time"], 0.0, 0.0
+    starts = rows.group_by("session_id").agg(pl.col("arrival_time").min())["arrival_time"]
+    times = rows["arrival_time"].cast(pl.Float64)
+    return starts, float(times.min()), float(times.max())  # type: ignore[arg-type]  # not empty
+
+
+def _crowded(starts: pl.Series, first: float, last: float) -> bool:
+    late = float(starts.quantile(0.75))  # type: ignore[arg-type]  # there are starts
     return late - first < 0.05 * (last - first)
 
 
-def clock(frame: pl.DataFrame) -> np.ndarray | None:
-    """Arrival of each row in seconds on one clock, or ``None`` when some row has no arrival.
+def clock(frame: pl.DataFrame, kind: Clock = "auto") -> np.ndarray | None:
+    """Return the arrival of each row in seconds on one clock, shape ``(N,)``.
 
-    Where times restart with every session, the sessions are laid one after the other, in the order
-    in which they first appear.
+    ``None`` when some row has no arrival. Where times restart with every session (see
+    :func:`relative_times` for ``kind``), the sessions are laid one after the other, in the order in
+    which they first appear.
     """
     if "arrival_time" not in frame.columns or frame["arrival_time"].null_count():
         return None
     arrival = frame["arrival_time"].cast(pl.Float64).to_numpy()
-    if not relative_times(frame):
+    if not relative_times(frame, kind):
         return arrival
     order = frame["session_id"].fill_null("").rank("dense").to_numpy()
     _, first = np.unique(order, return_index=True)
@@ -60,13 +109,16 @@ def clock(frame: pl.DataFrame) -> np.ndarray | None:
     return np.asarray(arrival - arrival.min() + (np.cumsum(spans) - spans)[place])
 
 
-def in_time_order(frame: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
+_clock = clock  # where a parameter is called ``clock``
+
+
+def in_time_order(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") -> pl.DataFrame:
     """Rows by arrival on one clock; without a clock, sessions (else rows) in a seeded random order.
 
     Files without times are often sorted by model or by prompt, and whoever learns in that order
     meets every model as a stranger and then never anything else.
     """
-    arrival = clock(frame)
+    arrival = _clock(frame, clock)
     if arrival is not None:
         return frame[np.argsort(arrival, kind="stable")]
     if "session_id" in frame.columns and frame["session_id"].null_count() == 0:
@@ -77,13 +129,13 @@ def in_time_order(frame: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     return frame[np.argsort(place[group], kind="stable")]
 
 
-def events(frame: pl.DataFrame) -> Iterator[tuple[int, bool]]:
+def events(frame: pl.DataFrame, clock: Clock = "auto") -> Iterator[tuple[int, bool]]:
     """``(row, finished)`` in time order; at equal times a finish comes before an arrival.
 
     Without arrival times the rows are taken to come one after the other.
     """
     n = len(frame)
-    arrival = clock(frame)
+    arrival = _clock(frame, clock)
     if arrival is None:
         arrival = np.arange(n, dtype=np.float64)
         finish = arrival + 0.5
@@ -97,10 +149,13 @@ def events(frame: pl.DataFrame) -> Iterator[tuple[int, bool]]:
 
 
 def finish_reasons(frame: pl.DataFrame) -> list[str]:
-    """Finish reason of each row, ``stop`` where it is missing."""
-    if "finish_reason" not in frame.columns:
-        return ["stop"] * len(frame)
-    reasons: list[str] = frame["finish_reason"].cast(pl.String).fill_null("stop").to_list()
+    """Return the finish reason of each row.
+
+    Where it is missing: ``length`` if the row ends exactly at its own ``max_length``, else
+    ``stop``.
+    """
+    filled = frame.with_columns(finish_reason(frame.columns))
+    reasons: list[str] = filled["finish_reason"].to_list()
     return reasons
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
-from sagellm_lifetime.core.prequential import relative_times
+from sagellm_lifetime.core.prequential import Clock, relative_times
 
 SHARE = 0.7
 WAYS = ("auto", "time", "session", "prompt", "order")
@@ -23,18 +23,21 @@ class Split:
     by: str
 
 
-def split(frame: pl.DataFrame, by: str = "auto", share: float = SHARE) -> Split:
+def split(
+    frame: pl.DataFrame, by: str = "auto", share: float = SHARE, *, clock: Clock = "auto"
+) -> Split:
     """Cut a history.
 
     ``auto``: by time where there are arrival times on one clock; else by session, by prompt, and
-    in file order (taken for time order) where the history has none of these columns.
+    in file order (taken for time order) where the history has none of these columns. ``clock`` says
+    what arrival times count from, see :func:`~sagellm_lifetime.core.prequential.relative_times`.
 
     Raises:
         HistoryError: the column is missing, or one part would be empty.
     """
     if by not in WAYS:
         raise UnknownNameError("split", by, list(WAYS))
-    way = _choose(frame) if by == "auto" else by
+    way = _choose(frame, clock) if by == "auto" else by
     if way == "time":
         _need(frame, "arrival_time", way)
         ordered = frame.sort("arrival_time", maintain_order=True, nulls_last=True)
@@ -46,8 +49,8 @@ def split(frame: pl.DataFrame, by: str = "auto", share: float = SHARE) -> Split:
     return _by_group(frame, column, share, way)
 
 
-def _choose(frame: pl.DataFrame) -> str:
-    if _present(frame, "arrival_time") and not relative_times(frame):
+def _choose(frame: pl.DataFrame, clock: Clock) -> str:
+    if _present(frame, "arrival_time") and not relative_times(frame, clock):
         return "time"
     for column, way in (("session_id", "session"), ("prompt_id", "prompt")):
         if _present(frame, column):
@@ -57,6 +60,8 @@ def _choose(frame: pl.DataFrame) -> str:
 
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:
     """Whole groups, in the order of a hash of their name, until the training part is full.
+
+    At least one group trains; of a single one no part is left to test.
 
     Rows without a name are groups of their own; those of one prompt are one, and so are all
     sessions in which it was asked.
@@ -71,7 +76,8 @@ def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split
     sizes = names.group_by("group").len()
     hashes = [_hash(name) for name in sizes["group"].to_list()]
     ordered = sizes.with_columns(pl.Series("hash", hashes)).sort("hash", "group")
-    train = ordered.filter(pl.col("len").cum_sum() <= len(frame) * share)["group"]
+    within = int((ordered["len"].cum_sum() <= len(frame) * share).sum())
+    train = ordered["group"][: max(within, 1)]  # the first is taken though it be too large
     inside = names["group"].is_in(train.implode())
     return _checked(Split(frame.filter(inside), frame.filter(~inside), way))
 

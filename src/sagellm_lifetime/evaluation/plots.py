@@ -12,6 +12,7 @@ from sagellm_lifetime.evaluation.forecast import Forecast, cdf
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import kaplan_meier
+from sagellm_lifetime.evaluation.scoring import confidence_hits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,9 +68,8 @@ def reliability(evaluations: Sequence[Evaluation]) -> Figure:
         points, forecast = evaluation.points, evaluation.forecasts[evaluation.name]
         if forecast.confidence is None:
             continue
-        at = _known(points, points.groups()["steps"])
-        hits = metrics.hits_10pct(points.age[at] + forecast.point[at], points.length[at])
-        stated, found, share = metrics.reliability(forecast.confidence[at], hits, points.weight[at])
+        at, hits, weight = confidence_hits(points, forecast, points.groups()["steps"])
+        stated, found, share = metrics.reliability(forecast.confidence[at], hits, weight)
         seen = share > 0.002
         axes.plot(stated[seen], found[seen], color=colour, linewidth=1.2, label=evaluation.name)
         axes.scatter(stated[seen], found[seen], s=400 * share[seen] + 6, color=colour, alpha=0.6)

@@ -18,10 +18,12 @@ import polars as pl
 
 from sagellm_lifetime.core.batch import UNCAPPED
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import finish_reasons
+from sagellm_lifetime.evaluation.cuts import Cuts, find_cuts
 
 FIRST_AGE = 16
 MIN_ALIVE = 30
-"""An age is reported only when at least this many rows of known length are alive there."""
+"""An age is reported only when at least this many rows that can be scored are alive there."""
 STEPS_PER_ROW = 4
 
 
@@ -35,9 +37,14 @@ class Points:
         length: total length of that row (a lower bound where it is not ``known``).
         cap: cap on the total, ``UNCAPPED`` for none.
         known: whether the total is known (see :func:`known_lengths`).
+        target: total up to the horizon of ``cuts``: what point metrics compare with.
+        seen: whether ``target`` is known.
         weight: ``L / m`` for steps, 1 for the ladder.
+        stands_for: how many rows at that age a seen row stands for, itself and those cut before
+            its ``target``; 1 where nothing was cut.
         step: True for points of the steps, False for admission and ages (the ladder).
         scored: False for rows that are only learned from (online, beyond ``max_rows``).
+        cuts: rows whose end was not seen.
     """
 
     row: np.ndarray
@@ -45,9 +52,13 @@ class Points:
     length: np.ndarray
     cap: np.ndarray
     known: np.ndarray
+    target: np.ndarray
+    seen: np.ndarray
     weight: np.ndarray
+    stands_for: np.ndarray
     step: np.ndarray
     scored: np.ndarray
+    cuts: Cuts
 
     @property
     def remaining(self) -> np.ndarray:
@@ -58,14 +69,18 @@ class Points:
         return len(self.row)
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Indices of the scored points of ``admission``, each age (``"16"`` ...) and ``steps``."""
-        ladder = ~self.step & self.scored
+        """Indices of the scored points of ``admission``, each age (``"16"`` ...) and ``steps``.
+
+        Those at or beyond the horizon are left out: nothing is left to predict there.
+        """
+        inside = self.scored & (self.age < self.cuts.horizon)
+        ladder = ~self.step & inside
         found = {"admission": np.flatnonzero(ladder & (self.age == 0))}
         for age in ladder_ages(int(self.age.max(initial=0)) + 1):
             index = np.flatnonzero(ladder & (self.age == age))
-            if self.known[index].sum() >= MIN_ALIVE:
+            if self.seen[index].sum() >= MIN_ALIVE:
                 found[str(age)] = index
-        found["steps"] = np.flatnonzero(self.step & self.scored)
+        found["steps"] = np.flatnonzero(self.step & inside)
         return found
 
 
@@ -91,12 +106,9 @@ def known_lengths(frame: pl.DataFrame) -> np.ndarray:
 
     ``stop`` rows are. A ``length`` row that reached its ``max_length`` is: the engine's total is
     ``min(L, cap) = cap``. Other ``length`` rows, ``abort`` and ``error`` are only "at least this
-    many": they enter no point metric, only the C-index.
+    many": see :mod:`.cuts`.
     """
-    if "finish_reason" not in frame.columns:
-        return np.ones(len(frame), dtype=bool)
-    reason = frame["finish_reason"].cast(pl.String).fill_null("stop").to_numpy()
-    length = lengths(frame)
+    reason, length = np.array(finish_reasons(frame), dtype=object), lengths(frame)
     return np.asarray((reason == "stop") | ((reason == "length") & (length >= caps(frame))))
 
 
@@ -135,13 +147,21 @@ def draw_points(frame: pl.DataFrame, *, seed: int = 0, scored: np.ndarray | None
     step = np.arange(len(row)) >= len(rows)
     order = np.lexsort((age, step, row))
     row, age, step = row[order], age[order], step[order]
+    known = known_lengths(frame)
+    counted = score & (length > 0)
+    cuts = find_cuts(length[counted], known[counted])
+    target = np.minimum(length[row], cuts.horizon)
     return Points(
         row=row,
         age=age,
         length=length[row],
         cap=caps(frame)[row],
-        known=known_lengths(frame)[row],
+        known=known[row],
+        target=target,
+        seen=known[row] | (length[row] >= cuts.horizon),
         weight=np.where(step, length[row] / STEPS_PER_ROW, 1.0),
+        stands_for=cuts.chance(age + 1) / cuts.chance(target),
         step=step,
         scored=score[row],
+        cuts=cuts,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import Clock
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
 from sagellm_lifetime.evaluation.floor import noise_floor, repeated, skill
 from sagellm_lifetime.evaluation.forecast import Forecast
@@ -45,6 +46,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form of the design; what cannot be scored is ``None``."""
         found: dict[str, Any] = {"predictor": self.name, "rows": self.rows, "mode": self.mode}
+        found["cut"] = self.points.cuts.to_dict()
         found |= nested(self.scores[self.name])
         found["baselines"] = {
             name: nested(groups) for name, groups in self.scores.items() if name != self.name
@@ -65,6 +67,7 @@ def evaluate(
     frame: pl.DataFrame,
     *,
     online: bool = False,
+    clock: Clock = "auto",
     seed: int = 0,
     max_rows: int | None = None,
     rivals: Sequence[Rival] = (),
@@ -78,6 +81,8 @@ def evaluate(
 
     Args:
         frame: history rows that neither the predictor nor the rivals were fitted on.
+        clock: what arrival times count from, see
+            :func:`~sagellm_lifetime.core.prequential.relative_times`.
         max_rows: score a seeded subsample of this many rows. Online, the others are still asked
             about and learned from.
         rivals: fitted on the training part (:func:`~...rivals.fit_rivals`).
@@ -92,9 +97,12 @@ def evaluate(
     if not online and not scored.all():
         frame, scored = frame.filter(pl.Series(scored)), np.ones(int(scored.sum()), dtype=bool)
     points = draw_points(frame, seed=seed, scored=scored)
-    run = run_online if online else run_frozen
     name = str(getattr(predictor, "name", type(predictor).__name__))
-    forecasts = {name: run(predictor, frame, points, progress)}
+    forecasts = {
+        name: run_online(predictor, frame, points, progress, clock=clock)
+        if online
+        else run_frozen(predictor, frame, points, progress)
+    }
     forecasts |= {rival.name: rival.forecast(frame, points) for rival in rivals}
     scores = {key: score_groups(points, forecast) for key, forecast in forecasts.items()}
     floor = noise_floor(frame.filter(pl.Series(scored)))
@@ -123,7 +131,9 @@ def _add_skill(
     """How near the floor everybody is, at admission and over the rows that it is known of."""
     admission = points.groups()["admission"]
     index = admission[again[points.row[admission]]]
-    maes = {name: score(points, forecast, index)["mae"] for name, forecast in forecasts.items()}
+    maes = {
+        name: score(points, forecast, index)["mae_ended"] for name, forecast in forecasts.items()
+    }
     for name, groups in scores.items():
         groups["admission"]["mae_repeated"] = maes[name]
         if "constant_median" in maes:

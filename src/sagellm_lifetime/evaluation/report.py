@@ -49,7 +49,8 @@ _PLOTS: Final = (
     (
         "predicted_actual",
         "Predicted against actual",
-        "Total lengths at admission. The dashed lines are ± 10 %.",
+        "Total lengths at admission, of the sequences whose end was seen. The dashed lines are "
+        "± 10 %.",
     ),
 )
 PAGE: Final = "report.md"
@@ -136,10 +137,11 @@ def _how(evaluation: Evaluation) -> str:
         "online": "Prequential: each sequence was predicted at its arrival, with what had finished "
         "by then, and learned at its finish.",
     }[evaluation.mode]
+    cut = "".join(f"{line} " for line in evaluation.points.cuts.says())
     text = (
-        f"{evaluation.rows:,} sequences. {when} *Admission*: age 0. *Age n*: sequences still alive "
-        "after n tokens. *Steps*: every generated token equally likely. Ages never depend on the "
-        "true length. Rivals (in italics) were fitted on the same training part."
+        f"{evaluation.rows:,} sequences. {cut}{when} *Admission*: age 0. *Age n*: sequences still "
+        "alive after n tokens. *Steps*: every generated token equally likely. Ages never depend on "
+        "the true length. Rivals (in italics) were fitted on the same training part."
     )
     floor = evaluation.floor
     if floor is not None and floor["mae"] is not None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core import prequential
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import clock, finish_reasons, seconds
+from sagellm_lifetime.core.prequential import Clock, finish_reasons, seconds
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
     PredictionRequest,
@@ -137,6 +138,8 @@ def run_online(
     frame: pl.DataFrame,
     points: Points,
     progress: Progress | None = None,
+    *,
+    clock: Clock = "auto",
 ) -> Forecast:
     """Prequential, in simulated time: a row is predicted at its arrival and learned at its finish.
 
@@ -148,7 +151,7 @@ def run_online(
     Raises:
         HistoryError: without arrival times.
     """
-    arrival = _arrivals(frame)
+    arrival = _arrivals(frame, clock)
     length, duration = lengths(frame), seconds(frame)
     reason = finish_reasons(frame)
     asking = Asking(frame)
@@ -185,8 +188,8 @@ def run_online(
     return asker.forecast()
 
 
-def _arrivals(frame: pl.DataFrame) -> np.ndarray:
-    arrival = clock(frame)
+def _arrivals(frame: pl.DataFrame, clock: Clock) -> np.ndarray:
+    arrival = prequential.clock(frame, clock)
     if arrival is None:
         raise HistoryError(
             "online evaluation needs 'arrival_time' in every row: add the column, or evaluate "

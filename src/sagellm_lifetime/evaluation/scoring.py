@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import INNER, LEVELS, Forecast, column
+from sagellm_lifetime.evaluation.forecast import INNER, LEVELS, Forecast, cdf, column
 from sagellm_lifetime.evaluation.points import Points
 
 Score = dict[str, float | int | None]
@@ -19,15 +19,21 @@ def score_groups(points: Points, forecast: Forecast) -> dict[str, Score]:
 
 
 def score(points: Points, forecast: Forecast, index: np.ndarray) -> Score:
-    """Metrics at some points; ``None`` where a metric is not defined.
+    """Return the metrics at some points; ``None`` where a metric is not defined.
 
-    Rows of unknown length (see ``points.known_lengths``) count in the C-index only. A forecast
-    without quantiles is a point mass: its CRPS is its MAE, and it has no intervals.
+    Where rows were cut (:mod:`.cuts`), errors, hits and order compare the total up to the horizon
+    with the prediction up to the horizon, weighted for those cut before; the intervals are counted
+    as :func:`covered` says and the confidence as :func:`confidence_hits` says. ``mae_ended`` is the
+    error over the rows of known length alone: without the longest, where those were cut.
+
+    A forecast without quantiles is a point mass: its CRPS is its MAE, and it has no intervals.
     """
-    at = index[points.known[index]]
-    weight, actual, age = points.weight[at], points.remaining[at], points.age[at]
-    point = forecast.point[at]
-    total, length = age + point, points.length[at]
+    at = index[points.seen[index]]
+    weight, age = points.weight[at] * points.stands_for[at], points.age[at]
+    length, room = points.target[at], points.cuts.horizon - age
+    actual, point = length - age, np.minimum(forecast.point[at], room)
+    total = age + point
+    ended = index[points.known[index]]
     found: dict[str, float | None] = {
         "mae": metrics.mae(point, actual, weight),
         "median_ae": metrics.median_ae(point, actual, weight),
@@ -44,18 +50,72 @@ def score(points: Points, forecast: Forecast, index: np.ndarray) -> Score:
             points.known[index],
             points.weight[index],
         ),
+        "mae_ended": metrics.mae(
+            forecast.point[ended], points.remaining[ended], points.weight[ended]
+        ),
     }
     if forecast.quantiles is not None:
-        q = forecast.quantiles[at]
+        q = np.minimum(forecast.quantiles[at], room[:, None])
         found["crps"] = metrics.crps(q[:, INNER], actual, LEVELS[INNER], weight)
         for level in (80, 90):
-            tail = (100 - level) / 200
-            low, high = q[:, column(tail)], q[:, column(1 - tail)]
-            found[f"coverage_{level}"] = metrics.coverage(low, high, actual, weight)
+            inside = covered(points, forecast.quantiles, index, level)
+            found[f"coverage_{level}"] = metrics.average(inside, points.weight[index])
     if forecast.confidence is not None:
-        hits = metrics.hits_10pct(total, length)
-        found["confidence_ece"] = metrics.confidence_ece(forecast.confidence[at], hits, weight)
-    return {"n": len(at)} | {
+        told, hits, mass = confidence_hits(points, forecast, index)
+        found["confidence_ece"] = metrics.confidence_ece(forecast.confidence[told], hits, mass)
+    return {"n": len(at), "n_cut": len(index) - len(ended)} | {
         key: value if value is not None and math.isfinite(value) else None
         for key, value in found.items()
     }
+
+
+def covered(points: Points, quantiles: np.ndarray, index: np.ndarray, level: int) -> np.ndarray:
+    """Return for each point whether its interval covers, shape ``(len(index),)``.
+
+    1 or 0 where the end was seen. Of a row that was cut, the share of the forecast beyond the cut
+    that lies inside the interval: what a calibrated forecast may expect (as D-calibration counts
+    censored rows: Haider et al. 2020). Where the forecast had no chance left beyond the cut, 0.
+
+    Args:
+        quantiles: of all points, at :data:`LEVELS`.
+        level: of the central interval, in per cent.
+    """
+    tail = (100 - level) / 200
+    low, high = quantiles[index, column(tail)], quantiles[index, column(1 - tail)]
+    left = points.remaining[index]
+    inside = ((low <= left) & (left <= high)).astype(np.float64)
+    cut = ~points.known[index]
+    if cut.any():
+        # Cut after ``left`` tokens: at least so many, the interval begins where both allow it.
+        table, least = quantiles[index[cut]], left[cut]
+        beyond = 1.0 - cdf(table, least - 1)
+        start = np.maximum(low[cut], least)
+        part = cdf(table, high[cut]) - cdf(table, start - 1)
+        share = np.divide(part, beyond, out=np.zeros(len(part)), where=beyond > 1e-9)
+        inside[cut] = np.where(high[cut] >= least, np.clip(share, 0.0, 1.0), 0.0)
+    return inside
+
+
+def confidence_hits(
+    points: Points, forecast: Forecast, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points at which the confidence can be checked, their hits and their weights.
+
+    A total within 10 % is known to be missed once the row is longer than the prediction allows, so
+    a row that was cut later than that is as good as one that ended. Those cut before are stood for
+    by the others. Predictions too long to be checked before the horizon are left out, whatever came
+    of them: which these are does not depend on the answer.
+
+    Returns:
+        Three arrays of one shape: indices, hits (bool) and weights.
+    """
+    total = points.age[index] + forecast.point[index]
+    missed_at = 10 * total // 9 + 1  # the shortest length that is too long for a hit
+    end = np.minimum(points.length[index], missed_at)
+    # Under a cap that is reached nothing is longer than the cap, which is the total then.
+    checkable = (missed_at <= points.cuts.horizon) | (points.cap[index] <= points.cuts.horizon)
+    told = checkable & (points.known[index] | (points.length[index] >= missed_at))
+    at, end = index[told], end[told]
+    chance = points.cuts.chance
+    weight = points.weight[at] * chance(points.age[at] + 1) / chance(end)
+    return at, metrics.hits_10pct(total[told], points.length[at]), weight

@@ -27,6 +27,9 @@ from sagellm_lifetime.predictors.records import Answered, Completion, Elsewhere,
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.core.history.endings import CapReached
+    from sagellm_lifetime.core.prequential import Clock
+
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
@@ -214,13 +217,25 @@ class Predictor(Predicting):
                 **(self._elsewhere.counts() if self._elsewhere else {}),
             }
 
-    def fit(self, history: Any, *, progress: Progress | None = None) -> Self:
+    def fit(
+        self,
+        history: Any,
+        *,
+        progress: Progress | None = None,
+        cap_reached: CapReached = "length",
+        clock: Clock = "auto",
+    ) -> Self:
         """Learn from a history, from scratch.
 
         Args:
             history: a polars DataFrame or LazyFrame in the history format, or a path, a glob or a
                 folder of history files.
             progress: called with what is being done and the share done.
+            cap_reached: finish reason of a row that gives none and ends exactly at its own
+                ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself). How many
+                there are is logged in one line, and stands in ``summary["cap_reached"]``.
+            clock: what arrival times count from: ``"wall"`` (one origin), ``"session"`` (they
+                restart with every session) or ``"auto"`` (told from the sessions' starts).
 
         Raises:
             HistoryError: the history cannot be used; the message is one line.
@@ -233,7 +248,7 @@ class Predictor(Predicting):
                 raise RequestError("it learns in another process: fit it before that, or a clone()")
             before = dict(vars(self))
             try:
-                fit_predictor(self, history, progress)
+                fit_predictor(self, history, progress, cap_reached, clock)
             except BaseException:
                 # Fitting puts new objects in the place of the old ones, which are as they were.
                 vars(self).clear()

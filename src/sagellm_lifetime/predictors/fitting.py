@@ -7,6 +7,7 @@ that had not seen their outcome, and online choices are made as they will be mad
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -14,10 +15,12 @@ import polars as pl
 from sagellm_lifetime.core.calibration import Calibration
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.prequential import (
+    Clock,
     censored,
     events,
     finish_reasons,
     in_time_order,
+    relative_times,
     seconds,
 )
 from sagellm_lifetime.core.scores import Scores
@@ -27,8 +30,10 @@ from sagellm_lifetime.core.tracking import Tracker
 from sagellm_lifetime.features.rows import HistoryRequests
 
 if TYPE_CHECKING:
+    from sagellm_lifetime.core.history.endings import CapReached
     from sagellm_lifetime.predictors.base import Predictor, Progress
 
+_LOG = logging.getLogger(__name__)
 _CONTENT_AGES = [16 * 2**k for k in range(10)]
 """Ages at which a replayed sequence with content is asked about again."""
 MAX_ROWS = 300_000
@@ -39,12 +44,24 @@ _LEAST = 20
 """Rows below which nothing is held out."""
 
 
-def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None) -> None:
+def fit_predictor(
+    predictor: Predictor,
+    history: Any,
+    progress: Progress | None,
+    cap_reached: CapReached = "length",
+    clock: Clock = "auto",
+) -> None:
     """Fit in place; the predictor is unchanged if the history cannot be used."""
     from sagellm_lifetime.core.history import read_history
+    from sagellm_lifetime.core.history.endings import said
 
-    frame = in_time_order(read_history(history).frame).tail(MAX_ROWS)
-    older, newest = _parts(frame)
+    read = read_history(history, cap_reached=cap_reached)
+    if read.cap_reached:
+        _LOG.warning(said(read.cap_reached, len(read.frame), cap_reached))
+    # Told from the whole history, once: a part of it may lack the sessions' first rows.
+    kind: Clock = "session" if relative_times(read.frame, clock) else "wall"
+    frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
+    older, newest = _parts(frame, kind)
 
     predictor._calibration = Calibration()
     predictor._scores = Scores()
@@ -57,7 +74,7 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     try:
         predictor._fit(older, newest, progress)
         predictor._version += 1
-        _replay(predictor, newest, progress)
+        _replay(predictor, newest, progress, kind)
     finally:
         predictor._fitting = False
     predictor._calibrate_pending()
@@ -66,9 +83,11 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
     predictor._predict_calls = 0
     predictor.summary = _summary(frame)
+    if read.cap_reached:
+        predictor.summary["cap_reached"] = {"rows": read.cap_reached, "as": cap_reached}
 
 
-def _parts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The part to learn in bulk and the part to replay: by time, session or prompt, not by row.
 
     A held-out prompt that was also trained on (another sample, another model) would make the
@@ -78,11 +97,11 @@ def _parts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         return frame, frame.clear()
     share = 1.0 - min(_REPLAY_SHARE, _MAX_REPLAY / len(frame))
     try:
-        parts = split(frame, "auto", share)
+        parts = split(frame, "auto", share, clock=clock)
     except HistoryError:
         # One session (or prompt) holds nearly everything: the newest rows, then.
         parts = split(frame, "order", share)
-    return in_time_order(parts.train), in_time_order(parts.test)
+    return in_time_order(parts.train, clock=clock), in_time_order(parts.test, clock=clock)
 
 
 def _summary(frame: pl.DataFrame) -> dict[str, Any]:
@@ -107,12 +126,14 @@ def _timing(frame: pl.DataFrame) -> TokenTiming:
     return timing
 
 
-def _replay(predictor: Predictor, frame: pl.DataFrame, progress: Progress | None) -> None:
+def _replay(
+    predictor: Predictor, frame: pl.DataFrame, progress: Progress | None, clock: Clock
+) -> None:
     requests = HistoryRequests(frame)
     lengths = frame["actual_length"].to_list()
     times = seconds(frame, missing=0.0).tolist()
     reasons = finish_reasons(frame)
-    for step, (row, finished) in enumerate(events(frame)):
+    for step, (row, finished) in enumerate(events(frame, clock)):
         if not finished:
             predictor.predict(requests.request(row))
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from sagellm_lifetime.core.prequential import relative_times
+from sagellm_lifetime.core.prequential import Clock, relative_times
 
 OVERLAP = 10
 """Sessions under way at once, on average, where a history does not say when they began."""
 
 
-def arrivals(frame: pl.DataFrame, *, seed: int = 0) -> np.ndarray:
+def arrivals(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") -> np.ndarray:
     """Seconds of each row from the first arrival, shape ``(N,)``.
 
     - On one clock: as recorded.
@@ -25,7 +25,7 @@ def arrivals(frame: pl.DataFrame, *, seed: int = 0) -> np.ndarray:
         gaps = rng.exponential(1.0, len(frame))
         return np.asarray(np.cumsum(gaps) - gaps[0])
     recorded = frame["arrival_time"].cast(pl.Float64).to_numpy()
-    if not relative_times(frame):
+    if not relative_times(frame, clock):
         return recorded - recorded.min()
     names = frame["session_id"].fill_null("").to_numpy()
     _, first, session = np.unique(names, return_index=True, return_inverse=True)

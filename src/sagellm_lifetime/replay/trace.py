@@ -15,11 +15,9 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
     RequestError,
 )
-from sagellm_lifetime.core.prequential import finish_reasons
+from sagellm_lifetime.core.prequential import Clock, finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
-
-HASH_TOKENS = 512
-"""Prompt tokens behind one id of ``prefix_hashes`` (Mooncake); the last may be partial."""
+from sagellm_lifetime.replay.hash_blocks import USUAL, hash_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,7 @@ class TraceRequest:
             from outside after ``output_length`` tokens, as a client or a gateway would.
         prefix_hashes: ids of the prompt's shared blocks as in the history.
         blocks: the same ids numbered from 0 within the trace.
+        block_tokens: prompt tokens behind one of these ids; the last may be partial.
         row: row of the history frame.
         given: the prompt's token ids where the history has them.
         recorded: its ``request_id`` and ``arrival_time`` in the history, as far as it has them.
@@ -53,6 +52,7 @@ class TraceRequest:
     finish_reason: str = "stop"
     prefix_hashes: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
+    block_tokens: int = USUAL
     row: int = 0
     given: tuple[int, ...] | None = None
     recorded: tuple[tuple[str, Any], ...] = ()
@@ -71,13 +71,13 @@ class TraceRequest:
         """
         if self.given is not None:
             return list(self.given)
-        n = self.prompt_length
+        n, size = self.prompt_length, self.block_tokens
         if not self.blocks:
             return [self.filler] * n
         shared = [
             token
-            for block in self.blocks[: -(-n // HASH_TOKENS)]
-            for token in range(block * HASH_TOKENS, (block + 1) * HASH_TOKENS)
+            for block in self.blocks[: -(-n // size)]
+            for token in range(block * size, (block + 1) * size)
         ]
         return shared[:n] + [self.filler] * (n - len(shared))
 
@@ -94,15 +94,28 @@ class TraceRequest:
         return self.prompt_length + self.output_length
 
 
-def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
+def make_trace(
+    frame: pl.DataFrame,
+    *,
+    seed: int = 0,
+    clock: Clock = "auto",
+    hash_block_size: int | None = None,
+) -> list[TraceRequest]:
     """The rows of a history, as :func:`~sagellm_lifetime.core.history.read_history` gives them.
 
     Sorted by arrival, the first at 0 s. Where the history has no arrival times, or they restart
     with every session, they are drawn: see :mod:`.arrivals`. Rows that generated nothing (aborted
     while they waited) are left out: the scheduler never served them.
 
+    Args:
+        clock: what arrival times count from, see
+            :func:`~sagellm_lifetime.core.prequential.relative_times`.
+        hash_block_size: prompt tokens behind an id of ``prefix_hashes``; ``None``: told from the
+            prompt lengths, see :mod:`.hash_blocks`.
+
     Raises:
-        HistoryError: there is nothing to replay, or no prompt length.
+        HistoryError: there is nothing to replay, no prompt length, or it is not clear how many
+            tokens an id of ``prefix_hashes`` stands for.
     """
     if frame.is_empty():
         raise HistoryError("the trace is empty: give a history with at least one finished request")
@@ -113,6 +126,8 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
         raise HistoryError("the trace is empty: no request generated a token")
     given = _column(frame, "prompt_token_ids")
     prompts = _prompts(frame, given)
+    found = hash_blocks(frame, hash_block_size)
+    block_tokens = USUAL if found is None else found.tokens
     hashes = [tuple(ids or ()) for ids in _column(frame, "prefix_hashes")]
     numbered: dict[int, int] = {}
     columns = {
@@ -122,7 +137,7 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
     recorded = {name: _column(frame, name) for name in ("request_id", "arrival_time")}
     reasons = finish_reasons(frame)
     lengths = frame["actual_length"].to_list()
-    when = arrivals(frame, seed=seed)
+    when = arrivals(frame, seed=seed, clock=clock)
     requests = []
     for i, row in enumerate(frame["_row"].to_list()):
         tokens = given[i]
@@ -135,6 +150,7 @@ def make_trace(frame: pl.DataFrame, *, seed: int = 0) -> list[TraceRequest]:
                 finish_reason=reasons[i],
                 prefix_hashes=hashes[i],
                 blocks=tuple(numbered.setdefault(one, len(numbered)) for one in hashes[i]),
+                block_tokens=block_tokens,
                 row=row,
                 given=tuple(tokens) if tokens and len(tokens) == prompts[i] else None,
                 recorded=tuple(

@@ -76,7 +76,8 @@ def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.Laz
             out += [value.alias(column), filled.alias(f"__filled_{column}")]
         elif column == "finish_reason":
             text = raw.cast(pl.String).str.strip_chars()
-            out.append(pl.when(text != "").then(text).otherwise(pl.lit("stop")).alias(column))
+            # An empty cell stays null: history/endings.py says what a missing reason means.
+            out.append(pl.when(text != "").then(text).alias(column))
         else:
             if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
                 raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))

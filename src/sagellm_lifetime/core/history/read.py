@@ -12,6 +12,12 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.core.history.checks import check_types, typed
+from sagellm_lifetime.core.history.endings import (
+    CapReached,
+    check_cap_reached,
+    finish_reason,
+    unstated_at_cap,
+)
 from sagellm_lifetime.core.history.files import EmptyHistoryError, find_files, open_file
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.core.history.sift import sift_frame, sift_path
@@ -28,17 +34,20 @@ class History:
 
     Attributes:
         frame: the rows, columns in the order and types of ``HISTORY_SCHEMA``. Columns that no file
-            has are absent, except ``finish_reason`` (``"stop"``) and those asked for by name
-            (null).
+            has are absent, except ``finish_reason`` (filled in, see :mod:`.endings`) and those
+            asked for by name (null).
         skipped: number of bad rows left out; 0 unless ``on_bad_rows="skip"``.
         problems: the first bad rows, as ``"file line 7: actual_length is NaN"``.
         kinds: number of bad rows of each kind.
+        cap_reached: number of rows that give no finish reason and end exactly at their own
+            ``max_length``, whatever they were counted as.
     """
 
     frame: pl.DataFrame
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
+    cap_reached: int = 0
 
 
 def read_history(
@@ -46,6 +55,7 @@ def read_history(
     *,
     on_bad_rows: OnBadRows = "refuse",
     columns: Sequence[str] | None = None,
+    cap_reached: CapReached = "length",
 ) -> History:
     """Read and check a history.
 
@@ -56,12 +66,15 @@ def read_history(
             such rows out and reports them.
         columns: read (and check) only these, and return exactly these, null where no file has them.
             On ten million rows this is what keeps ids and texts out of memory.
+        cap_reached: finish reason of a row that gives none and ends exactly at its own
+            ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself).
 
     Raises:
         HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
     """
     if on_bad_rows not in ("refuse", "skip"):
         raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
+    check_cap_reached(cap_reached)
     for name in columns or ():
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
@@ -73,7 +86,9 @@ def read_history(
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
         found = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
-    return History(_shaped(found.frame, columns), found.skipped, found.problems, found.kinds)
+    at_cap = found.frame.select(unstated_at_cap(found.frame.columns).sum()).item()
+    frame = _shaped(found.frame, columns, cap_reached)
+    return History(frame, found.skipped, found.problems, found.kinds, at_cap)
 
 
 def read_as(
@@ -119,22 +134,27 @@ def _settle(
     return History(frame, tally.bad, problems, dict(tally.kinds.most_common()))
 
 
-def _shaped(frame: pl.DataFrame, columns: Sequence[str] | None) -> pl.DataFrame:
-    reason = pl.lit("stop") if "finish_reason" not in frame.columns else pl.col("finish_reason")
-    frame = frame.with_columns(reason.fill_null("stop").alias("finish_reason"))
+def _shaped(
+    frame: pl.DataFrame, columns: Sequence[str] | None, cap_reached: CapReached
+) -> pl.DataFrame:
+    frame = frame.with_columns(finish_reason(frame.columns, cap_reached))
     if columns is None:
         return frame.select(c for c in HISTORY_SCHEMA if c in frame.columns)
     missing = [pl.lit(None, HISTORY_SCHEMA[c]).alias(c) for c in columns if c not in frame.columns]
     return frame.with_columns(missing).select(columns)
 
 
-def scan_history(source: str | os.PathLike[str]) -> pl.LazyFrame:
+def scan_history(
+    source: str | os.PathLike[str], *, cap_reached: CapReached = "length"
+) -> pl.LazyFrame:
     """The rows of a path, glob or folder as a lazy frame in the types of ``HISTORY_SCHEMA``.
 
     For files known to be good, or larger than memory: headers are checked, rows are not (a cell
     that does not fit its column becomes null, and a malformed line fails at ``collect``). Unknown
-    columns are dropped, columns that no file has are absent, except ``finish_reason``.
+    columns are dropped, columns that no file has are absent, except ``finish_reason``, which is
+    filled in as :func:`read_history` does.
     """
+    check_cap_reached(cap_reached)
     frames = []
     for path in find_files(source):
         try:
@@ -144,13 +164,13 @@ def scan_history(source: str | os.PathLike[str]) -> pl.LazyFrame:
         used = [column for column in HISTORY_SCHEMA if column in file.present]
         check_types(file.frame.collect_schema(), NATIVE, used, str(path))
         out = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
-        if "finish_reason" not in used:
-            out.append(pl.lit("stop").alias("finish_reason"))
         frames.append(typed(file.frame, NATIVE, used).select(out))
     if not frames:
         raise EmptyHistoryError(f"{source}: the file is empty")
     joined = pl.concat(frames, how="diagonal")
     present = joined.collect_schema().names()
+    joined = joined.with_columns(finish_reason(present, cap_reached))
+    present = [*present, "finish_reason"]
     return joined.select(c for c in HISTORY_SCHEMA if c in present)
 
 

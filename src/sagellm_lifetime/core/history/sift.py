@@ -31,13 +31,15 @@ from sagellm_lifetime.core.history.jsonl import jsonl_batches
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, Layout, suggestion
 from sagellm_lifetime.core.history.tally import KEPT, Tally
 
+CHECKED = ("max_length", "finish_reason")
+"""Columns that are read whatever is asked for: the checks and the finish reasons need them."""
 Failure = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def sift_path(path: Path, layout: Layout, columns: Iterable[str], tally: Tally) -> pl.DataFrame:
     """The good rows of one file; what is wrong goes to the tally."""
     before = tally.rows
-    file = open_file(path, layout, columns)
+    file = open_file(path, layout, {*columns, *CHECKED})
     sieve = _Sieve(layout, _used(layout, columns, file.present), tally, str(path))
     try:
         good = _sift_file(file, sieve)
@@ -87,8 +89,8 @@ def sift_frame(
 
 
 def _used(layout: Layout, columns: Iterable[str], present: Iterable[str]) -> list[str]:
-    """The columns to read, in schema order; the checks need these two whatever is asked."""
-    wanted = {*columns, *layout.required, "max_length", "finish_reason"}
+    """The columns to read, in schema order."""
+    wanted = {*columns, *layout.required, *CHECKED}
     there = set(present)
     return [c for c in HISTORY_SCHEMA if c in wanted and layout.names.get(c) in there]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.evaluation.points import lengths
 
 MIN_AT_RISK = 10
@@ -65,13 +67,17 @@ def kaplan_meier(length: np.ndarray, event: np.ndarray) -> Curve:
 
 def observed(frame: pl.DataFrame) -> np.ndarray:
     """Rows that ended by themselves: ``stop``. Everything else is a lower bound; bool."""
-    if "finish_reason" not in frame.columns:
-        return np.ones(len(frame), dtype=bool)
-    return (frame["finish_reason"].cast(pl.String).fill_null("stop") == "stop").to_numpy()
+    return ~censored(frame)
 
 
 def curve_of(frame: pl.DataFrame) -> Curve:
-    """Kaplan-Meier curve of the rows of a history."""
+    """Return the Kaplan-Meier curve of the rows of a history that have generated tokens.
+
+    Raises:
+        HistoryError: there is no such row.
+    """
     length = lengths(frame)
     keep = length > 0
+    if not keep.any():
+        raise HistoryError("a baseline needs a row with generated tokens to train on")
     return kaplan_meier(length[keep], observed(frame)[keep])
