@@ -26,8 +26,12 @@ def model(tmp_path):
 
 @pytest.fixture
 def start(monkeypatch, tmp_path, capfd):
-    """Run the command in an empty folder; what it would have started, or its complaint."""
+    """Run the command in an empty folder; what it would have started, or its complaint.
+
+    It looks whether vLLM is there and imports nothing of it, so these tests run without it.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)
 
     def call(*args):
         started = []
@@ -96,7 +100,7 @@ def test_nothing_would_look_at_the_end(start, model, tmp_path):
         assert settings_of(start(model, ON, "--watch-eos", *more))["signals"] is True
 
 
-def test_what_is_named_is_there():
+def test_what_is_named_is_there(vllm):
     from sagellm_lifetime.engines.vllm.live import scheduler
 
     module, _, name = launch.MIDDLEWARE.rpartition(".")
@@ -200,6 +204,7 @@ def test_builds_of_the_known_version_pass(start, model, monkeypatch):
 
 def test_keys_are_passed_on_and_not_printed(monkeypatch, model, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)
     started = []
     monkeypatch.setattr(engine.os, "execv", lambda path, line: started.append(line))
     options = [
@@ -336,7 +341,7 @@ def test_refusing_imports_nothing_heavy(version):
     assert done.stdout.strip() == "[]"
 
 
-def test_vllm_gets_the_scheduler_that_it_needs(monkeypatch):
+def test_vllm_gets_the_scheduler_that_it_needs(vllm, monkeypatch):
     from types import SimpleNamespace
 
     from sagellm_lifetime.engines.vllm import live

@@ -87,7 +87,7 @@ def test_a_disk_that_hangs_is_not_waited_for_for_ever(hung, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("part", ["burst", "learner", "state"])
-def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monkeypatch):
+def test_each_part_is_closed_whatever_becomes_of_the_others(vllm, part, tmp_path, monkeypatch):
     from vllm.v1.core.sched.scheduler import Scheduler
 
     engine = Engine().predict_with(
