@@ -22,6 +22,7 @@ from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.feed import TokenFeed
 from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
+from sagellm_lifetime.engines.vllm.pace import StepClock
 from sagellm_lifetime.engines.vllm.planner import Planner
 from sagellm_lifetime.engines.vllm.recorder import Recorder
 from sagellm_lifetime.engines.vllm.settings import Mode
@@ -111,9 +112,9 @@ class LiveLifetime:
         self._fitting = sys.maxsize
         self._burst = Burst(breaker, tally, forecaster)
         self._hurried = False
-        self._ticks: list[tuple[float, bool]] = []
-        """Steps that the planner has not heard of."""
-        self._began: float | None = None
+        self._ticks: list[float | None] = []
+        """Steps that the planner has not heard of, by their seconds on the scheduler's clock."""
+        self._clock, self._scheduler_clock = StepClock(perf_counter), StepClock(scheduler.clock)
         self._told = (0, 0.0)
         """Steps and their seconds that the breaker has heard of."""
 
@@ -142,22 +143,33 @@ class LiveLifetime:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
         return self.acting or self._takeover.disordered or self.fits
 
-    def passed(self, *, busy: bool) -> None:
-        """A step of vLLM's alone begins: whatever is wanted meanwhile, the mode stays."""
-        now, breaker = perf_counter(), self.breaker
-        began, self._began = self._began, now
-        if began is None or not busy:
+    def passed(self, *, busy: bool) -> float | None:
+        """A step of vLLM's alone begins: whatever is wanted meanwhile, the mode stays.
+
+        Returns:
+            Seconds that the step before took by the scheduler's clock, if there was one.
+        """
+        breaker = self.breaker
+        seconds, by_scheduler = self._clock.begin(), self._scheduler_clock.begin()
+        if seconds is None or not busy:
             breaker.excuse()
             self._told = (self.steps, self.seconds)
+            by_scheduler = None
         else:
             self.steps += 1
-            self.seconds += now - began
+            self.seconds += seconds
             if breaker.spent or self.steps - self._told[0] >= _LATEST:
                 self._tell()
+        return by_scheduler
+
+    def taken(self, tokens: int) -> None:
+        """The output of a step was taken, in which so many tokens were computed."""
+        self._clock.taken(tokens)
+        self._scheduler_clock.taken(tokens)
 
     def tick(self, *, busy: bool) -> None:
         """A step begins: account for the last one, change the mode, come back from a fault."""
-        self.passed(busy=busy)
+        seconds = self.passed(busy=busy)
         breaker = self.breaker
         self._fitting = sys.maxsize
         # What runs once a step runs cold, at several times its cost: so in nearly all, nothing of
@@ -170,7 +182,7 @@ class LiveLifetime:
         ):
             self._change()
         if self._planner is not None:
-            self._ticks.append((self._scheduler.clock(), busy))
+            self._ticks.append(seconds)
             late = len(self._ticks) >= _LATEST or len(self._burst.events) >= _BURST
             if late or self._hurried:
                 self.catch_up()
@@ -206,8 +218,8 @@ class LiveLifetime:
         self._hurried = False
         ticks, self._ticks = self._ticks, []
         if self._planner is not None:
-            for now, busy in ticks:
-                self._planner.tick(busy=busy, now=now)
+            for seconds in ticks:
+                self._planner.stepped(seconds)
         if self._burst.events:
             self._burst.deal(self._planner)
             self._mind()
