@@ -272,9 +272,11 @@ class LifetimeController:
         service = SERVICES[self.plan.order]
         typical = self._typical
         expected = outlook.expected()
-        typical.learn(expected, areas, service(sequences, outlook))
+        counts = np.array([each.is_sequence for each in new])
+        if counts.any():
+            typical.learn(expected[counts], areas[counts], service(sequences, outlook)[counts])
         if self._rooms:
-            came = sequences.preemptions == 0  # of others the prompt is an answer begun
+            came = (sequences.preemptions == 0) & counts  # of others the prompt is an answer begun
             self._sizes.learn(sequences.recompute[came], expected[came])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),

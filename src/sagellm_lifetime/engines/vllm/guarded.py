@@ -15,8 +15,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.adopt import adopted
+from sagellm_lifetime.engines.vllm.beam import is_beam_step
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
-from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, WAITS, Burst, Event
+from sagellm_lifetime.engines.vllm.burst import BEAM_STEP, CAME, OVER, RUNS, WAITS, Burst, Event
 from sagellm_lifetime.engines.vllm.controller import LOOK_ROUND
 from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
@@ -314,6 +315,9 @@ class LiveLifetime:
 
     def arrived(self, request: Any) -> None:
         """A sequence was queued."""
+        if is_beam_step(request):
+            self._happened((CAME, request, None, None))
+            return
         if self._signals is not None:
             self._signals.ask(request)
         self._between.discard(request.request_id)
@@ -349,6 +353,10 @@ class LiveLifetime:
         name = request.request_id
         if name in self._between:
             self._between.discard(name)
+            return
+        if is_beam_step(request):
+            self._feed.stop(name)
+            self._happened((OVER, request, 0.0, BEAM_STEP))
             return
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         if self._reads_tokens:  # at once, for a name may be used again
