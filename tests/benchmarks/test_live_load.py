@@ -257,7 +257,7 @@ def test_nothing_of_the_load_is_learned_before():
         part("material").parts(recording(), 30, prompt=100, answer=1000)
 
 
-def test_a_length_is_told_to_nobody_who_predicts(vllm):
+def test_a_length_is_told_to_nobody_who_predicts():
     from sagellm_lifetime.engines.vllm.describe import Describer
 
     client = part("client")

@@ -36,6 +36,7 @@ def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
 
 TROUBLE = {
     "  Unpredicted: 4": {"unpredicted": 4},
+    "  Beam Search Steps: 12": {"beam_steps": 12},
     "  Circuit Breaker: stuck (hang: took longer than 1 s)": {
         "breaker": "stuck",
         "breaker_reason": "hang: took longer than 1 s",
@@ -50,6 +51,7 @@ FINE = {
     "predictor": "lstm",
     "completions": 9,
     "unpredicted": 0,
+    "beam_steps": 0,
     "breaker": "closed",
     "breaker_reason": None,
     "faults": {"exception": 0, "hang": 0, "slow": 0},

@@ -1,12 +1,14 @@
-"""Everything here runs vLLM's scheduler."""
+"""Whatever makes an engine runs vLLM's scheduler; the rest needs no vLLM."""
 
 import pytest
 from engine_help import Engine
 
 
 @pytest.fixture(autouse=True)
-def _needs_vllm(vllm):
-    """Skips, saying so, where vLLM is absent."""
+def _an_engine_needs_vllm(request, monkeypatch):
+    """Where vLLM is absent a test that makes an engine skips, saying so."""
+    import_vllm = staticmethod(lambda: request.getfixturevalue("vllm"))
+    monkeypatch.setattr(Engine, "import_vllm", import_vllm)
 
 
 @pytest.fixture(autouse=True)

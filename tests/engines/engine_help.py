@@ -23,7 +23,12 @@ class Engine:
 
     learning: ClassVar[list] = []
 
+    @staticmethod
+    def import_vllm():
+        """Import vLLM as the tests do; ``conftest.py`` puts their fixture here."""
+
     def __init__(self, settings=SMALL, *, asynchronous=False, scheduler_cls=None):
+        self.import_vllm()
         from sagellm_lifetime.engines.vllm.live import LiveAsyncScheduler, LiveScheduler
 
         chosen = scheduler_cls or (LiveAsyncScheduler if asynchronous else LiveScheduler)

@@ -23,7 +23,7 @@ from sagellm_lifetime.engines.vllm.journal import take_up
 
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
 LEARNED = "runs/engine/engine-0/predictor"
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("vllm")]
 PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
 
 

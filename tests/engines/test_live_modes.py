@@ -10,6 +10,7 @@ from sagellm_lifetime.policies.headroom import MOST
 
 
 def stock(asynchronous=False, settings=SMALL):
+    Engine.import_vllm()
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 

@@ -245,7 +245,7 @@ def test_several_accepted_tokens_a_step_count_all():
     assert engine.stats()["completions"] == 1
 
 
-def test_draft_tokens_are_no_age():
+def test_draft_tokens_are_no_age(vllm):
     from vllm.v1.outputs import DraftTokenIds
 
     engine = recorded(Engine().predict_with(fitted(), mode="act"))

@@ -7,7 +7,7 @@ import pytest
 from engine_help import Engine, fitted
 
 from sagellm_lifetime.core.history import read
-from sagellm_lifetime.engines.vllm import service
+from sagellm_lifetime.engines.vllm import learner, service
 from sagellm_lifetime.engines.vllm.journal import Journal
 from sagellm_lifetime.engines.vllm.state import ask_for, read_stats
 
@@ -87,7 +87,7 @@ def test_a_disk_that_hangs_is_not_waited_for_for_ever(hung, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("part", ["burst", "learner", "state"])
-def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monkeypatch):
+def test_each_part_is_closed_whatever_becomes_of_the_others(vllm, part, tmp_path, monkeypatch):
     from vllm.v1.core.sched.scheduler import Scheduler
 
     engine = Engine().predict_with(
@@ -118,3 +118,48 @@ def test_each_part_is_closed_whatever_becomes_of_the_others(part, tmp_path, monk
     assert [path.suffix for path in (tmp_path / "record").iterdir()] == [".parquet"]
     monkeypatch.undo()
     beside._state.close()
+
+
+def test_the_record_does_not_wait_for_the_learner(tmp_path, monkeypatch):
+    engine = Engine().predict_with(
+        fitted(), mode="shadow", learn=True, state=str(tmp_path / "state"), record=str(tmp_path)
+    )
+    served(engine)
+    beside, written = engine.scheduler._service, []
+    real = beside._learner.close
+
+    def close():
+        ends = time.monotonic() + PATIENCE_S
+        while not (found := list(tmp_path.glob("*.parquet"))) and time.monotonic() < ends:
+            time.sleep(0.01)
+        written.extend(found)
+        real()
+
+    monkeypatch.setattr(beside._learner, "close", close)
+    engine.scheduler.shutdown()
+    assert len(written) == 1
+
+
+def test_whatever_hangs_the_end_fits_into_what_vllm_leaves(tmp_path, monkeypatch):
+    """Of ``--shutdown-timeout 10`` vLLM's workers may take five, and the process some to end."""
+    assert service._CLOSE_S + service._LAST_WORDS_S <= 4.0
+    assert learner._STOP_S + learner._GRACE_S <= service._CLOSE_S
+    disk = Disk(monkeypatch, PATIENCE_S)
+    engine = Engine().predict_with(
+        fitted(), mode="shadow", learn=True, state=str(tmp_path / "state"), record=str(tmp_path)
+    )
+    served(engine)
+    assert disk.busy.wait(PATIENCE_S)
+    beside, over = engine.scheduler._service, threading.Event()
+    learning = beside._learner._elsewhere
+    stop = learning.stop
+    monkeypatch.setattr(learning, "stop", lambda seconds: over.wait(PATIENCE_S))
+    monkeypatch.setattr(beside._state, "write", lambda stats: over.wait(PATIENCE_S))
+    started = time.monotonic()
+    engine.scheduler.shutdown()
+    took = time.monotonic() - started
+    over.set()
+    disk.free.set()
+    beside._writer.join(PATIENCE_S)
+    stop(PATIENCE_S)
+    assert took < 6.0  # and a moment more, on a busy machine

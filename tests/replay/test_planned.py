@@ -42,7 +42,7 @@ GOLDEN = {
 
 
 @pytest.fixture(scope="module")
-def policies(vllm, frame):
+def policies(frame):
     return planned_policies(create_predictor("survival").fit(frame))
 
 
@@ -51,7 +51,7 @@ def test_every_policy_is_tested(policies):
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_golden_counts(name, policies, trace, tight, cost):
+def test_golden_counts(vllm, name, policies, trace, tight, cost):
     busy = at_rate(trace, 10.0)
     found = replay(busy, tight, cost, policies[name]).metrics
     again = replay(busy, tight, cost, policies[name]).metrics
@@ -121,7 +121,7 @@ def test_everything_finishes_and_nothing_leaks(vllm, frame, trace, cost, name):
     assert heard == longer[: len(heard)]
 
 
-def test_no_harm_where_nothing_waits(policies, trace, cost, tight):
+def test_no_harm_where_nothing_waits(vllm, policies, trace, cost, tight):
     relaxed, roomy = at_rate(trace, 0.05), replace(tight, blocks=20_000)
     ours = replay(relaxed, roomy, cost, policies["lifetime"]).result
     stock = replay(relaxed, roomy, cost, POLICIES["fcfs"]).result
@@ -129,7 +129,7 @@ def test_no_harm_where_nothing_waits(policies, trace, cost, tight):
     assert ours.steps == stock.steps
 
 
-def test_an_oracle_is_not_worse_than_what_it_knows_better(policies, trace, tight, cost):
+def test_an_oracle_is_not_worse_than_what_it_knows_better(vllm, policies, trace, tight, cost):
     ours, oracle, stock = (
         replay(trace, tight, cost, policy).metrics["mean_latency_s"]
         for policy in (policies["lifetime"], policies["lifetime-oracle"], POLICIES["fcfs"])
@@ -145,7 +145,7 @@ def test_reserving_for_the_cap_never_preempts(vllm, policies, trace, tight, cost
     assert found["reserved_unused_block_s"] > 0
 
 
-def test_arrival_order_without_a_gate_is_vllms_own(policies, trace, tight, cost):
+def test_arrival_order_without_a_gate_is_vllms_own(vllm, policies, trace, tight, cost):
     from sagellm_lifetime.replay.planned import _planned
 
     plain = _planned("plain", "", Plan(order="fcfs", evict=""), lambda _: MaxTokens(4096), 0.0)
@@ -209,7 +209,7 @@ def test_known_lengths_are_the_oracles(trace):
     assert outlook.expected() == pytest.approx([r.output_length for r in trace])
 
 
-def test_victims_are_chosen_by_what_is_left_now(policies, trace, tight, cost, monkeypatch):
+def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, cost, monkeypatch):
     from sagellm_lifetime.engines.vllm.controller import LifetimeController
     from sagellm_lifetime.policies.state import Outlook
 

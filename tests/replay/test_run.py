@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sagellm_lifetime.core.errors import HistoryError, LifetimeError, UnknownNameError
+from sagellm_lifetime.core.errors import LifetimeError
 from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.compare import replay
 from sagellm_lifetime.replay.engine import EngineSettings
@@ -184,15 +184,6 @@ def test_a_load_that_no_rate_reaches_says_so(trace, tight, cost, monkeypatch):
     assert at_load("2.5", together, few, cost).reached
 
 
-def test_a_load_in_requests_a_second(trace, tight, cost):
-    found = at_load("2.5", trace, tight, cost)
-    assert rate_of(found.trace) == pytest.approx(2.5)
-    with pytest.raises(UnknownNameError, match="load"):
-        at_load("heavy", trace, tight, cost)
-    with pytest.raises(LifetimeError, match="above 0"):
-        at_load("0", trace, tight, cost)
-
-
 def test_a_policy_that_serves_nobody_is_one_line(trace, tight, cost):
     def lazy(scheduler, trace, run):
         scheduler.max_num_active_reqs = 0
@@ -212,13 +203,6 @@ def test_what_a_policy_is_given(trace, tight, cost):
     run.execute()
     assert seen == {"clock": 0.0, "trace": trace[:5], "run": run}
     assert run.scheduler.clock() == run.now > 0
-
-
-def test_names_and_emptiness():
-    with pytest.raises(UnknownNameError, match="policy"):
-        policy("best")
-    with pytest.raises(HistoryError, match="empty"):
-        Run([], EngineSettings(), None, POLICIES["fcfs"])
 
 
 def test_memory_over_time_is_within_the_pool(fcfs):

@@ -7,9 +7,11 @@ import pytest
 from sagellm_lifetime.engines.vllm import interface
 from sagellm_lifetime.engines.vllm.interface import (
     KNOWN_GOOD,
+    VERSIONS,
     EngineInterfaceError,
     changes,
     check_interface,
+    is_accepted,
     version,
 )
 
@@ -17,7 +19,20 @@ from sagellm_lifetime.engines.vllm.interface import (
 def test_it_is_as_it_was(vllm):
     assert changes() == []
     check_interface()
-    assert version().startswith(KNOWN_GOOD)
+    assert is_accepted(version())
+
+
+def test_what_is_to_be_installed_is_accepted():
+    assert is_accepted(KNOWN_GOOD)
+
+
+def test_a_version_outside_is_refused_though_nothing_differs(vllm, monkeypatch):
+    monkeypatch.setattr(interface, "version", lambda: "0.34.0")
+    with pytest.raises(EngineInterfaceError) as error:
+        check_interface()
+    assert str(error.value) == (
+        f"vLLM 0.34.0: lifetime prediction runs with vLLM {VERSIONS}. Install vllm=={KNOWN_GOOD}"
+    )
 
 
 def test_another_version_fails_with_one_line_that_names_what_changed(vllm, monkeypatch):
@@ -46,6 +61,7 @@ def test_a_renamed_attribute_is_named(vllm, monkeypatch):
     ("where", "name"),
     [
         ("sched.output:SchedulerOutput", "num_scheduled_tokens"),
+        ("sched.output:SchedulerOutput", "total_num_scheduled_tokens"),
         ("sched.output:SchedulerOutput", "scheduled_new_reqs"),
         ("sched.output:SchedulerOutput", "scheduled_cached_reqs"),
         ("sched.output:SchedulerOutput", "preempted_req_ids"),

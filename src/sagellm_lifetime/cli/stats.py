@@ -19,7 +19,7 @@ PATH: Final = "/lifetime/stats"
 _TIMEOUT_S: Final = 5.0
 _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
-_RARE: Final = ("unpredicted",)
+_RARE: Final = ("unpredicted", "beam_steps")
 """Counts that are not worth a line while there is nothing to count."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
@@ -146,6 +146,7 @@ def block(found: dict[str, Any]) -> list[str]:
         "censored": ("Censored", "d"),
         "running": ("Running", "d"),
         "unpredicted": ("Unpredicted", "d"),
+        "beam_steps": ("Beam Search Steps", "d"),
         "lessons": ("Lessons", "d"),
         "seconds_per_token": ("Seconds per Token", ".4g"),
     }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.engines.vllm.beam import is_beam_step
 from sagellm_lifetime.engines.vllm.breaker import Breaker
 from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
 from sagellm_lifetime.engines.vllm.planner import Planner
@@ -31,15 +32,23 @@ def adopted(
     planner = breaker.call(None, make)
     for tell, requests in ((forecaster.foresee, waiting), (forecaster.grown, running)):
         for i in range(0, len(requests), PIECE):
-            breaker.call(None, _introduce, tell, describe, requests[i : i + PIECE])
+            breaker.call(None, _introduce, forecaster, tell, describe, requests[i : i + PIECE])
     if planner is not None:
         breaker.call(None, planner.adopt, waiting, running)
     return planner if breaker.allows else None
 
 
 def _introduce(
+    forecaster: LiveForecaster,
     tell: Callable[[Sequence[PredictionRequest]], None],
     describe: Describe,
     requests: Sequence[Any],
 ) -> None:
-    tell([describe(request) for request in requests])
+    asked = []
+    for request in requests:
+        if is_beam_step(request):
+            forecaster.step_of_beam(request.request_id)
+        else:
+            asked.append(describe(request))
+    if asked:
+        tell(asked)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
 from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.engines.vllm.pace import OUTLIER
 from sagellm_lifetime.engines.vllm.timelimit import Hang, TimeLimit
 
 LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
@@ -134,7 +135,10 @@ class Breaker:
             return
         self._steps += count
         weight = max(_weight(count), count / self._steps)
-        self._pace += weight * (seconds / count - self._pace)
+        pace = seconds / count
+        if self._steps > _WARM and self._pace:
+            pace = min(pace, OUTLIER * self._pace)
+        self._pace += weight * (pace - self._pace)
         self._cost += weight * (spent / count - self._cost)
         budget = max(self._floor, self._share * self._pace)
         if self._steps < _WARM:

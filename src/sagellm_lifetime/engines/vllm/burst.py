@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from sagellm_lifetime.engines.vllm.planner import Planner
 
 CAME: Final = "came"
-"""``(CAME, request, how it is described, None)``"""
+"""``(CAME, request, how it is described, None)``; not described, nobody is asked about it"""
 RUNS: Final = "runs"
 """``(RUNS, its id, since when, None)``"""
 WAITS: Final = "waits"
 """``(WAITS, request, since when, None)``"""
 OVER: Final = "over"
 """``(OVER, request, seconds since it came, why)``"""
+BEAM_STEP: Final = "beam step"
+"""Why a request is over that was a step of beam search and no sequence."""
 Event = tuple[str, Any, Any, Any]
 Heard = list[tuple[int, float] | None]
 """What the predictor said to each event of a burst, as far as it got: the total length and the
@@ -73,7 +75,9 @@ class Burst:
         told = len(heard)
         tally = self._tally
         for i, (kind, request, seconds, why) in enumerate(events):
-            if kind is OVER:
+            if why is BEAM_STEP:
+                tally.beam_step()
+            elif kind is OVER:
                 name = request.request_id
                 predicted = tally.ended(name, request.num_output_tokens, seconds, why)
                 if predicted and i >= told and breaker.state != "stuck":

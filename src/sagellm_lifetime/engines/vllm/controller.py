@@ -19,6 +19,7 @@ import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.engines.vllm.known import Known, Queue, Sizes, Typical
+from sagellm_lifetime.engines.vllm.pace import Pace
 from sagellm_lifetime.policies.eviction import VALUES, eviction_order
 from sagellm_lifetime.policies.forecast import Forecaster
 from sagellm_lifetime.policies.headroom import headroom, worth
@@ -49,9 +50,6 @@ _LOOK: Final = 64
 _LOOKUPS: Final = 1024
 """Waiting sequences that the prefix cache is asked about when the queue is put in order, at most:
 each costs some microseconds."""
-_PACE: Final = 0.002
-"""Weight of the newest step in the moving average of its duration, at least: a step with a prefill
-takes ten times as long as one without, and places in the line are settled by this figure."""
 _LEEWAY: Final = 1.5
 """Typical answers for whose time a sequence may be overtaken however short the queue is: without
 it the first of a short queue would go first, whatever came with it."""
@@ -125,8 +123,8 @@ class LifetimeController:
         self._typical = Typical()
         self._sizes = Sizes()
         self._last_step_at: float | None = None
-        self._seconds_per_step = 0.02
-        self._busy_steps = 0
+        self._pace = Pace()
+        self._seconds_per_step = self._pace.seconds
 
     # -- what happens ------------------------------------------------------------------------
 
@@ -191,13 +189,15 @@ class LifetimeController:
 
     def tick(self, *, busy: bool, now: float | None = None) -> None:
         """A step begins, or has begun at a moment."""
-        self._step += 1
         now = self._clock() if now is None else now
-        if busy and self._last_step_at is not None:
-            self._busy_steps += 1
-            share = max(_PACE, 1.0 / self._busy_steps)
-            self._seconds_per_step += share * (now - self._last_step_at - self._seconds_per_step)
-        self._last_step_at = now
+        last, self._last_step_at = self._last_step_at, now
+        self.stepped(now - last if busy and last is not None else None)
+
+    def stepped(self, seconds: float | None) -> None:
+        """A step begins; the one before took so many seconds, or there was none."""
+        self._step += 1
+        if seconds is not None:
+            self._seconds_per_step = self._pace.learn(seconds)
 
     @property
     def looks_round(self) -> bool:
@@ -272,9 +272,11 @@ class LifetimeController:
         service = SERVICES[self.plan.order]
         typical = self._typical
         expected = outlook.expected()
-        typical.learn(expected, areas, service(sequences, outlook))
+        counts = np.array([each.is_sequence for each in new])
+        if counts.any():
+            typical.learn(expected[counts], areas[counts], service(sequences, outlook)[counts])
         if self._rooms:
-            came = sequences.preemptions == 0  # of others the prompt is an answer begun
+            came = (sequences.preemptions == 0) & counts  # of others the prompt is an answer begun
             self._sizes.learn(sequences.recompute[came], expected[came])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),

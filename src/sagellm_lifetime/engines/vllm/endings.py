@@ -2,7 +2,7 @@
 
 Stop strings are found by the front end, which then aborts the request: to the scheduler it looks
 like a client that hung up. Where the request had stop strings, the end of what it generated says
-which it was.
+which it was, by the front end's own rule: a stop string counts from ``min_tokens`` on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _REASONS: Final = {
 }
 _LATE: Final = 32
 """Tokens that may have been generated after a stop string, before the front end had seen it."""
+_INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer decodes the first bytes of a character to; the front end waits for the rest."""
 
 
 class Endings:
@@ -51,17 +53,31 @@ class Endings:
         return said
 
     def _stopped(self, request: Any) -> bool:
+        """Return True if the front end has found a stop string.
+
+        It looks at text that came after the first ``min_tokens`` tokens; a stop string that begins
+        before and ends after them counts.
+        """
         params = request.sampling_params
         stops = [params.stop] if isinstance(params.stop, str) else params.stop
-        if not stops:
+        tokens = request._output_token_ids
+        if not stops or len(tokens) <= params.min_tokens:
             return False
         # A character takes four tokens at most (bytes).
-        tail = request._output_token_ids[-(4 * max(map(len, stops)) + _LATE) :]
+        tail_at = max(len(tokens) - 4 * max(map(len, stops)) - _LATE, 0)
         try:
-            text = self.tokenizer.decode(tail, skip_special_tokens=params.skip_special_tokens)
+            text = self._text(tokens[tail_at:], params)
+            before = self._text(tokens[tail_at : params.min_tokens], params)
         except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
             if not self._complained:  # by its type: its text may quote an answer
                 LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
             self._complained = True
             return False
-        return any(stop in text for stop in stops)
+        ignored = len(before.rstrip(_INCOMPLETE))
+        return any(text.find(stop, max(ignored - len(stop) + 1, 0)) >= 0 for stop in stops)
+
+    def _text(self, tokens: list[int], params: Any) -> str:
+        if not tokens:
+            return ""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=params.skip_special_tokens)
+        return text

@@ -9,13 +9,15 @@ import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
-from sagellm_lifetime.engines.vllm.burst import CAME, OVER, Event, Heard
+from sagellm_lifetime.engines.vllm.burst import BEAM_STEP, CAME, OVER, Event, Heard
 from sagellm_lifetime.engines.vllm.tally import Tally
 from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.state import HORIZON, Outlook
 from sagellm_lifetime.predictors.base import Predictor
 
 _ROUNDING = 1e-6
+_ONE_TOKEN = Outlook.exact(np.ones(1)).survival[0]
+"""Survival of what ends after one token, whatever the model says."""
 
 
 class LiveForecaster(PredictedLengths):
@@ -36,6 +38,8 @@ class LiveForecaster(PredictedLengths):
         self._learn = learn
         self._foreseen: dict[SequenceId, tuple[int, np.ndarray, float]] = {}
         """Ages and outlooks of those that wait, until they are asked for."""
+        self._beam_steps: set[SequenceId] = set()
+        """Of beam search: the predictor does not know them."""
 
     @property
     def lessons(self) -> int:
@@ -47,13 +51,21 @@ class LiveForecaster(PredictedLengths):
         """Ask about those that come, and tell of those that end; ``heard`` grows with each."""
         predict, finished = self.predictor.predict, self.finished
         for kind, of, more, why in events:
-            if kind is CAME:
+            if kind is CAME and more is not None:
                 request = more(of)
                 heard.append(_total(request, predict(request)))
             else:
-                if kind is OVER:
+                if kind is CAME:
+                    self.step_of_beam(of.request_id)
+                elif why is BEAM_STEP:
+                    self._beam_steps.discard(of.request_id)
+                elif kind is OVER:
                     finished(of.request_id, of.num_output_tokens, more, why)
                 heard.append(None)
+
+    def step_of_beam(self, request_id: SequenceId) -> None:
+        """Remember a step of beam search: it ends after one token, and nobody is asked."""
+        self._beam_steps.add(request_id)
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """They have generated more, or are new to the predictor."""
@@ -73,13 +85,15 @@ class LiveForecaster(PredictedLengths):
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """What was foreseen of them, and of the others what the predictor says now."""
-        if not self._foreseen:
+        if not (self._foreseen or self._beam_steps):
             return self._asked(ids, ages)
         survival, confidence = np.empty((len(ids), len(HORIZON))), np.empty(len(ids))
         new = []
         for i, (each, age) in enumerate(zip(ids, ages.tolist(), strict=True)):
             seen = self._foreseen.pop(each, None)
-            if seen is not None and seen[0] == age:
+            if each in self._beam_steps:
+                survival[i], confidence[i] = _ONE_TOKEN, 1.0
+            elif seen is not None and seen[0] == age:
                 _, survival[i], confidence[i] = seen
             else:
                 new.append(i)
@@ -118,6 +132,7 @@ class LiveForecaster(PredictedLengths):
     def forget(self, ids: Sequence[SequenceId]) -> None:
         """They are asked about no more; nor is anybody about whom something was foreseen."""
         self._foreseen.clear()
+        self._beam_steps.clear()
         for each in ids:
             self.predictor.discard(each)
 

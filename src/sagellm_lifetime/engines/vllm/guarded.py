@@ -15,13 +15,15 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.adopt import adopted
+from sagellm_lifetime.engines.vllm.beam import is_beam_step
 from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
-from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, WAITS, Burst, Event
+from sagellm_lifetime.engines.vllm.burst import BEAM_STEP, CAME, OVER, RUNS, WAITS, Burst, Event
 from sagellm_lifetime.engines.vllm.controller import LOOK_ROUND
 from sagellm_lifetime.engines.vllm.describe import Describer
 from sagellm_lifetime.engines.vllm.endings import Endings
 from sagellm_lifetime.engines.vllm.feed import TokenFeed
 from sagellm_lifetime.engines.vllm.forecaster import LiveForecaster
+from sagellm_lifetime.engines.vllm.pace import StepClock
 from sagellm_lifetime.engines.vllm.planner import Planner
 from sagellm_lifetime.engines.vllm.recorder import Recorder
 from sagellm_lifetime.engines.vllm.settings import Mode
@@ -111,9 +113,9 @@ class LiveLifetime:
         self._fitting = sys.maxsize
         self._burst = Burst(breaker, tally, forecaster)
         self._hurried = False
-        self._ticks: list[tuple[float, bool]] = []
-        """Steps that the planner has not heard of."""
-        self._began: float | None = None
+        self._ticks: list[float | None] = []
+        """Steps that the planner has not heard of, by their seconds on the scheduler's clock."""
+        self._clock, self._scheduler_clock = StepClock(perf_counter), StepClock(scheduler.clock)
         self._told = (0, 0.0)
         """Steps and their seconds that the breaker has heard of."""
 
@@ -142,22 +144,33 @@ class LiveLifetime:
         """Whether it is asked about the queue: to act, to compare, or to put it back in order."""
         return self.acting or self._takeover.disordered or self.fits
 
-    def passed(self, *, busy: bool) -> None:
-        """A step of vLLM's alone begins: whatever is wanted meanwhile, the mode stays."""
-        now, breaker = perf_counter(), self.breaker
-        began, self._began = self._began, now
-        if began is None or not busy:
+    def passed(self, *, busy: bool) -> float | None:
+        """A step of vLLM's alone begins: whatever is wanted meanwhile, the mode stays.
+
+        Returns:
+            Seconds that the step before took by the scheduler's clock, if there was one.
+        """
+        breaker = self.breaker
+        seconds, by_scheduler = self._clock.begin(), self._scheduler_clock.begin()
+        if seconds is None or not busy:
             breaker.excuse()
             self._told = (self.steps, self.seconds)
+            by_scheduler = None
         else:
             self.steps += 1
-            self.seconds += now - began
+            self.seconds += seconds
             if breaker.spent or self.steps - self._told[0] >= _LATEST:
                 self._tell()
+        return by_scheduler
+
+    def taken(self, tokens: int) -> None:
+        """The output of a step was taken, in which so many tokens were computed."""
+        self._clock.taken(tokens)
+        self._scheduler_clock.taken(tokens)
 
     def tick(self, *, busy: bool) -> None:
         """A step begins: account for the last one, change the mode, come back from a fault."""
-        self.passed(busy=busy)
+        seconds = self.passed(busy=busy)
         breaker = self.breaker
         self._fitting = sys.maxsize
         # What runs once a step runs cold, at several times its cost: so in nearly all, nothing of
@@ -170,7 +183,7 @@ class LiveLifetime:
         ):
             self._change()
         if self._planner is not None:
-            self._ticks.append((self._scheduler.clock(), busy))
+            self._ticks.append(seconds)
             late = len(self._ticks) >= _LATEST or len(self._burst.events) >= _BURST
             if late or self._hurried:
                 self.catch_up()
@@ -206,8 +219,8 @@ class LiveLifetime:
         self._hurried = False
         ticks, self._ticks = self._ticks, []
         if self._planner is not None:
-            for now, busy in ticks:
-                self._planner.tick(busy=busy, now=now)
+            for seconds in ticks:
+                self._planner.stepped(seconds)
         if self._burst.events:
             self._burst.deal(self._planner)
             self._mind()
@@ -302,6 +315,9 @@ class LiveLifetime:
 
     def arrived(self, request: Any) -> None:
         """A sequence was queued."""
+        if is_beam_step(request):
+            self._happened((CAME, request, None, None))
+            return
         if self._signals is not None:
             self._signals.ask(request)
         self._between.discard(request.request_id)
@@ -337,6 +353,10 @@ class LiveLifetime:
         name = request.request_id
         if name in self._between:
             self._between.discard(name)
+            return
+        if is_beam_step(request):
+            self._feed.stop(name)
+            self._happened((OVER, request, 0.0, BEAM_STEP))
             return
         seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
         if self._reads_tokens:  # at once, for a name may be used again

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
+from typing import Final
 
 from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
 from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
-KNOWN_GOOD = "0.32.0"
-UNKNOWN = "unknown"
+KNOWN_GOOD: Final = "0.32.0"
+"""What a refusal says to install: the release on which the figures of docs/ were measured."""
+OLDEST: Final = (0, 31)
+NEWEST: Final = (0, 33)
+"""Release series that are accepted, where :func:`changes` finds nothing; both ends included."""
+VERSIONS: Final = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+UNKNOWN: Final = "unknown"
 
 # Method -> names of its parameters, ``self`` left out: what our subclass overrides or calls.
 METHODS = {
@@ -71,45 +78,67 @@ REQUEST = (
 # What comes out of a step, and the blocks: plain data, whose fields are declared.
 OUTPUT = (
     "num_scheduled_tokens",
+    "total_num_scheduled_tokens",
     "scheduled_new_reqs",
     "scheduled_cached_reqs",
     "preempted_req_ids",
 )
+SAMPLING = (
+    "detokenize",
+    "extra_args",
+    "logprobs",
+    "max_tokens",
+    "min_tokens",
+    "skip_special_tokens",
+    "stop",
+    "temperature",
+)
 
 
 class EngineInterfaceError(LifetimeError, RuntimeError):
-    """The installed engine is not the one this version was written for; names what changed."""
+    """The installed engine is none that this was written for; names its version or what changed."""
 
 
 def check_interface() -> None:
-    """Look for everything we stand on; one line that names what changed if something is missing.
+    """Check the version, and look for everything we stand on.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        EngineInterfaceError: it is, and differs.
+        EngineInterfaceError: it is of another version, or differs; one line that names what.
     """
+    check_version()
     changed = changes()
     if changed:
         raise EngineInterfaceError(
-            f"vLLM {version()} differs from {KNOWN_GOOD}, for which this was written: "
+            f"vLLM {version()} is not what lifetime prediction was written for ({VERSIONS}): "
             f"{'; '.join(changed)}. Install vllm=={KNOWN_GOOD}"
         )
 
 
 def check_version() -> None:
-    """Refuse another version by its name alone: :func:`check_interface` imports vLLM, and in a
-    server comes to it only when the model has been loaded. A source tree passes.
+    """Refuse a version outside :data:`VERSIONS` without importing vLLM.
+
+    A server comes to :func:`check_interface` only when the model has been loaded. A source tree,
+    whose version nobody knows, passes.
 
     Raises:
         EngineInterfaceError: the installed engine is of another version.
     """
     found = version()
-    # What comes after the plus says how it was built: 0.32.0+cpu.
-    if found != UNKNOWN and found.partition("+")[0] != KNOWN_GOOD:
+    if found != UNKNOWN and not is_accepted(found):
         raise EngineInterfaceError(
-            f"vLLM {found}: lifetime prediction was written for {KNOWN_GOOD}. "
+            f"vLLM {found}: lifetime prediction runs with vLLM {VERSIONS}. "
             f"Install vllm=={KNOWN_GOOD}"
         )
+
+
+def is_accepted(found: str) -> bool:
+    """Return True if a version is of a series from :data:`OLDEST` to :data:`NEWEST`.
+
+    Patch releases, pre-releases and builds (``0.33.1rc1``, ``0.32.0+cpu``) are of their series.
+    """
+    series = re.match(r"(\d+)\.(\d+)(?!\d)", found)
+    return series is not None and OLDEST <= (int(series[1]), int(series[2])) <= NEWEST
 
 
 def version() -> str:
@@ -123,9 +152,10 @@ def version() -> str:
 
 
 def changes() -> list[str]:
-    """What is not as it was in :data:`KNOWN_GOOD`, one phrase each."""
+    """Return what is not as it is in :data:`KNOWN_GOOD`, one phrase each."""
     ready_for_vllm()
     try:
+        from vllm.sampling_params import SamplingParams
         from vllm.v1.core.block_pool import BlockPool
         from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
         from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -156,6 +186,7 @@ def changes() -> list[str]:
         *_fields(KVCacheBlock, ("ref_cnt",)),
         _method(FCFSRequestQueue, "prepend_request", ("request",)),
         *_fields(SchedulerOutput, OUTPUT),
+        *_fields(SamplingParams, SAMPLING),
         *_fields(NewRequestData, ("req_id",)),
         *_fields(CachedRequestData, ("resumed_req_ids",)),
     ]

@@ -22,6 +22,7 @@ class Known:
         "area",
         "cached",
         "confidence",
+        "is_sequence",
         "joined",
         "looked",
         "place",
@@ -34,6 +35,8 @@ class Known:
 
     def __init__(self, request: Any) -> None:
         self.request = request
+        self.is_sequence = True
+        """Whether what is typical is learned from it: not from a step of beam search."""
         self.place = np.inf
         self.joined = request.arrival_time
         self.waited = 0.0

@@ -38,8 +38,10 @@ IDLE: Final[dict[str, Any]] = {
 """The counts of an engine that does not learn."""
 _PATIENCE_S: Final = 30.0
 """For the process of an engine that was killed to write what it knows."""
-_STOP_S: Final = 5.0
-"""For the process to learn what is left; half of what vLLM is given to shut down."""
+_STOP_S: Final = 2.5
+"""For the process to learn what is left and save it: what the end of an engine has time for."""
+_GRACE_S: Final = 0.5
+"""For it to be buried, when it had to be killed."""
 
 
 class Learner:
@@ -88,7 +90,7 @@ class Learner:
         # the process saves and ends when the engine has ended.
         ending = Thread(target=self._elsewhere.stop, args=(_STOP_S,), daemon=True)
         ending.start()
-        ending.join(_STOP_S + 1.0)
+        ending.join(_STOP_S + _GRACE_S)
 
 
 def make_way(learned: Path, predictor: Predictor, origin: str) -> None:

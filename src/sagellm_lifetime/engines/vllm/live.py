@@ -75,6 +75,13 @@ class LiveMixin(LifetimeMixin):
                 lifetime.end({each.req_id for each in new} | resumed)
         return output
 
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take what the model has computed."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # mixin
+        if self.lifetime is not None:
+            self.lifetime.taken(scheduler_output.total_num_scheduled_tokens)
+        return outputs
+
     def _is_tight(self) -> bool:
         # To ask about all that run takes as long as half a step of vLLM's. A replay asks in every
         # step that might run out, in simulated time; here, in those that will.

@@ -13,6 +13,7 @@ _ADDED: Final = (
     "censored",
     "running",
     "unpredicted",
+    "beam_steps",
     "lessons",
     "lessons_taken",
     "lessons_on_the_way",

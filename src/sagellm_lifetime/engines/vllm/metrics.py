@@ -22,6 +22,7 @@ _COUNTERS: Final = {
     "completions": ("completions", "Predicted sequences that ended by themselves."),
     "censored": ("censored", "Predicted sequences that were capped or aborted."),
     "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
+    "beam_steps": ("beam_steps", "Steps of beam search, which are no sequences."),
     "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
     "lessons_taken": ("lessons_taken", "Completions handed to the learner."),
     "lessons_dropped": ("lessons_dropped", "Of them, too many to wait, or too late."),

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from heapq import nsmallest
 from typing import Any
 
+from sagellm_lifetime.engines.vllm.beam import is_beam_step
 from sagellm_lifetime.engines.vllm.breaker import NonsenseError
 from sagellm_lifetime.engines.vllm.burst import CAME, OVER, RUNS, Event
 from sagellm_lifetime.engines.vllm.controller import _RECENT, LifetimeController
-from sagellm_lifetime.engines.vllm.known import Known
 
 
 class Planner(LifetimeController):
@@ -27,10 +27,14 @@ class Planner(LifetimeController):
             else:
                 self.preempted(of, at)
 
+    def _meet(self, request: Any) -> None:
+        super()._meet(request)
+        self._known[request.request_id].is_sequence = not is_beam_step(request)
+
     def adopt(self, waiting: Iterable[Any], running: Iterable[Any]) -> None:
         """Get to know sequences that came before; they have been predicted already."""
         for request in (*waiting, *running):
-            self._known[request.request_id] = Known(request)
+            self._meet(request)
         self._unplaced = {each.request_id: self._known[each.request_id] for each in waiting}
         for request in running:
             self.admitted(request.request_id, request.arrival_time)  # since when, nobody knows

@@ -20,9 +20,11 @@ from sagellm_lifetime.engines.vllm.state import EngineState
 _RECORD_S: Final = 0.5
 """At most the last second is lost with a process that is killed, and writing takes a moment."""
 _EVERY_S: Final = 1.0
-_CLOSE_S: Final = 8.0
-"""For a disk to take what is left; of the ten that vLLM is given to shut down."""
-_LAST_WORDS_S: Final = 1.0
+_CLOSE_S: Final = 3.5
+"""For a disk to take what is left, while the learner ends. With ``_LAST_WORDS_S`` it makes 4 s: of
+the ten of ``--shutdown-timeout`` vLLM's workers may take five before a scheduler is shut down, and
+the process ends after it."""
+_LAST_WORDS_S: Final = 0.5
 """For the last statistics, when that has been waited for."""
 
 
@@ -75,10 +77,14 @@ class Service:
                 keeper.start()
 
     def close(self) -> None:
-        """Write the rest, and stop; each part, whatever becomes of the others."""
+        """Write the rest, and stop; each part, whatever becomes of the others.
+
+        The record first, whose thread writes while the learner saves what it has learned; then the
+        last statistics. Takes 4 s at most, whatever hangs.
+        """
         ends = time.monotonic() + _CLOSE_S
         if self._writer is not None:
-            self._writer.stop()  # it writes while the learner learns
+            self._writer.stop()
         with ExitStack() as last_first:
             if self._state is not None:
                 last_first.callback(self._state.close)

@@ -1,7 +1,7 @@
 """What has come of the predictions of one engine core.
 
 ``predictions = completions + censored + running`` always holds, whatever happens to the predictor:
-sequences that nobody predicted are counted apart.
+sequences that nobody predicted are counted apart, and so are steps of beam search, which are none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Tally:
         self._scores = Scores()
         self._predictions = 0
         self._unpredicted = 0
+        self._beam_steps = 0
         self._reasons: dict[str, int] = {}
         self._tokens = 0
         self._seconds = 0.0
@@ -60,6 +61,11 @@ class Tally:
                 self._seconds += seconds
             return True
 
+    def beam_step(self) -> None:
+        """A step of beam search has ended."""
+        with self._lock:
+            self._beam_steps += 1
+
     def running(self) -> list[str]:
         """Sequences that were predicted and have not ended."""
         with self._lock:
@@ -75,6 +81,7 @@ class Tally:
                 "censored": scores.censored,
                 "running": len(self._running),
                 "unpredicted": self._unpredicted,
+                "beam_steps": self._beam_steps,
                 "finish_reasons": dict(self._reasons),
                 "seconds_per_token": self._seconds / self._tokens if self._tokens else None,
                 "sums": {
