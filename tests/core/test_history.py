@@ -11,6 +11,7 @@ import pytest
 from history_help import TEXT, refused, write
 from polars.testing import assert_frame_equal
 
+from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.errors import (
     HistoryError,
     HistoryRowError,
@@ -196,13 +197,13 @@ def test_targets_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:  # the tests may run as root, whom nothing stops
-        patch.setattr(Path, "touch", denied)
+        patch.setattr(atomic, "_new_file", denied)
         for name in ("h.csv", "h.parquet"):
             with pytest.raises(HistoryError, match="cannot be written: Permission denied"):
                 check_target(tmp_path / name)
     with pytest.raises(HistoryError, match="File name too long"):
         check_target(tmp_path / f"{'x' * 250}.csv")
-    monkeypatch.setattr(Path, "replace", denied)
+    monkeypatch.setattr(os, "replace", denied)
     with pytest.raises(HistoryError, match="Permission denied"):
         write_history(frame, tmp_path / "h.parquet")
     assert os.listdir(tmp_path) == ["d.csv"]

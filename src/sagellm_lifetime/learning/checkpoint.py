@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.calibration import AGE_EDGES
 from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
 from sagellm_lifetime.core.grid import BINS, MAX_LENGTH
@@ -199,16 +200,13 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     write_atomically(path, blob)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all (:func:`sagellm_lifetime.core.atomic.write_atomically`).
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    atomic.write_atomically(path, data, private=private, error=CheckpointError)
 
 
 def _read_file(path: Path) -> Checkpoint:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 import polars as pl
 
+from sagellm_lifetime.core.atomic import check_place, replacing
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
 from sagellm_lifetime.core.history.files import SUFFIXES, SUPPORTED
 
@@ -23,28 +23,32 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise HistoryError(f"{target}: the folder {target.parent} does not exist: make it first")
     if target.is_dir():
         raise HistoryError(f"{target}: a folder of that name is in the way")
-    trial = _temporary(target)
     try:
-        trial.touch()
-        trial.unlink()
+        check_place(target)
     except OSError as error:
         raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
     return target
 
 
-def _temporary(target: Path) -> Path:
-    return target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-
-
-def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[str]) -> None:
+def write_history(
+    frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[str], *, private: bool = False
+) -> None:
     """Write ``frame`` as CSV, JSONL or Parquet (by suffix), under a temporary name, then rename.
 
     A reader never sees half a file, and a failure leaves what was there before.
+
+    Args:
+        frame: rows in the history format.
+        path: the file.
+        private: readable by its owner only; else it keeps the mode of the file it replaces, or
+            follows the umask.
+
+    Raises:
+        HistoryError: it cannot be written; the message is one line.
     """
     target = check_target(path)
     kind = SUFFIXES[target.suffix.lower()]
     lazy = frame.lazy()
-    temporary = _temporary(target)
     try:
         if kind == "csv":
             for name, dtype in lazy.collect_schema().items():
@@ -55,21 +59,18 @@ def write_history(frame: pl.DataFrame | pl.LazyFrame, path: str | os.PathLike[st
                     )
         # Opened here and not by polars: when a sink fails, polars may create the file later, in
         # another thread, and so leave it behind.
-        with temporary.open("xb") as stream:
+        with replacing(target, private=private) as stream:
             if kind == "csv":
                 lazy.sink_csv(stream)
             elif kind == "jsonl":
                 lazy.sink_ndjson(stream)
             else:
                 lazy.sink_parquet(stream)
-        temporary.replace(target)
     except OSError as error:
         raise HistoryError(f"{target}: cannot be written: {_reason(error)}") from error
     except pl.exceptions.PolarsError as error:
         message = f"{target}: cannot be written ({type(error).__name__})"
         raise HistoryError(message) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _reason(error: OSError) -> str:
