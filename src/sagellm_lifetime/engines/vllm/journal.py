@@ -81,7 +81,7 @@ class Journal:
         try:
             written = self._file.write(data)
             if written != len(data):
-                raise OSError(errno.ENOSPC, "no space for all of it")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             try:
                 self._file.truncate(self._good)
