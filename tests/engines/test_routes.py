@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import threading
+from types import SimpleNamespace
 
 import pytest
 from route_help import JSON, STATS, ask, request
@@ -13,6 +14,7 @@ from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.engines.vllm import http, state
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
+from sagellm_lifetime.engines.vllm.launch import MIDDLEWARE
 from sagellm_lifetime.engines.vllm.state import EngineState, ask_for, check_free, read_published
 
 ACT = b'{"mode": "act"}'
@@ -568,3 +570,61 @@ def test_statistics_that_cannot_be_written(engine, monkeypatch):
     (engine.folder / "stats.json").mkdir()
     with pytest.raises(CheckpointError, match=r"stats.json: cannot be written"):
         engine.write(STATS)
+
+
+# -- in vLLM's own application -----------------------------------------------------------------
+
+
+@pytest.fixture
+def application():
+    """vLLM's application with its middlewares and metrics and ours, without an engine."""
+    from fastapi import FastAPI
+    from starlette.testclient import TestClient
+    from vllm.entrypoints.serve.instrumentator.metrics import attach_router
+    from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+
+    def make(config, api_key=None):
+        app = FastAPI()
+        app.state.args = args = SimpleNamespace(
+            additional_config=config,
+            api_key=api_key,
+            middleware=[MIDDLEWARE],
+            enable_request_id_headers=False,
+            **{f"allowed_{name}": ["*"] for name in ("origins", "methods", "headers")},
+            allow_credentials=False,
+        )
+        init_entrypoints_middleware(args, app, ())
+        attach_router(app)
+        return TestClient(app)
+
+    return make
+
+
+@pytest.mark.parametrize("config", [{}, {"lifetime": {"record": "somewhere"}}])
+def test_vllm_with_the_middleware_alone(application, config):
+    client = application(config)
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert "python_info" in answer.text
+    assert "lifetime_predictor" not in answer.text
+    assert client.get("/lifetime/stats").status_code == 404
+
+
+def test_vllm_with_the_middleware_and_a_state(application, engine, folder):
+    client = application({"lifetime": {"state": str(folder)}}, ["secret"])
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "python_info" in answer.text
+    assert 'lifetime_predictor_completions_total{engine="0"} 10.0' in answer.text
+    assert client.get("/lifetime/stats").status_code == 401
+    key = {"Authorization": "Bearer secret"}
+    assert client.get("/lifetime/stats", headers=key).json()["completions"] == 10
+    evil = {**key, "Origin": "http://evil.example"}
+    assert client.post("/lifetime/mode", json={"mode": "act"}, headers=evil).status_code == 403
+    assert "access-control-allow-origin" not in client.options("/lifetime/mode").headers
+    assert client.post("/lifetime/mode", json={"mode": "act"}, headers=key).status_code == 202
+    assert engine.asked_for() == "act"
+    (engine.folder / "stats.json").write_bytes(b"[1]")
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert 'lifetime_predictor_stats_unreadable{engine="0"} 1.0' in answer.text
