@@ -369,7 +369,7 @@ def test_no_answer_names_a_path(folder, engine, monkeypatch):
     engine.write(STATS)
     (engine.folder / "control.json").mkdir()
     status, body = ask(folder, "POST", "/lifetime/mode", ACT)
-    assert status == 500
+    assert status == 503
     assert json.loads(body)["error"].startswith("STATE/engine-0/control.json: cannot be written")
     assert str(folder.parent).encode() not in body
 

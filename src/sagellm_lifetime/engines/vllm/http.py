@@ -86,7 +86,8 @@ class LifetimeMiddleware:
         allowed = _METHODS.get(path)
         head = method == "HEAD"
         if allowed is None:
-            await _answer(send, 404, {"error": f"no such route; there are {STATS}, {MODE}"})
+            error = {"error": f"no such route; there are {STATS}, {MODE}"}
+            await _answer(send, 404, error, head=head)
         elif method not in allowed:
             error = {"error": f"{path} takes {' and '.join(allowed)}"}
             await _answer(send, 405, error, [_allow(allowed)], head=head)
@@ -106,10 +107,9 @@ class LifetimeMiddleware:
             body = await _body(receive)
             if body is None:
                 return  # the client has gone
-            answer = body if isinstance(body, tuple) else None
-            if answer is None:
-                answer = await self._from_disk(change_mode, state, body)
-            await _answer(send, *answer)
+            if isinstance(body, bytes):
+                body = await self._from_disk(change_mode, state, body)
+            await _answer(send, *body)
 
     async def _from_disk(self, function: Callable[..., Answer], *args: Any) -> Answer:
         try:
@@ -221,7 +221,7 @@ def change_mode(state: Path, body: bytes) -> Answer:
         count = ask_for(state, mode)
     except LifetimeError as error:
         LOG.error("the mode cannot be changed: %s", error)
-        return 500, {"error": without_paths(str(error), state)}
+        return 503, {"error": without_paths(str(error), state)}
     if not count:
         return 503, {"error": _why_none(published.unreadable)}
     return 202, {"mode": mode, "engines": count}
