@@ -17,6 +17,7 @@ import pytest
 from sagellm_lifetime import read_history
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.engines.vllm.journal import Journal
+from sagellm_lifetime.engines.vllm.rows import to_line
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SOURCE = BENCHMARKS.parent / "src"
@@ -99,7 +100,7 @@ def row(key, **changes):
 def killed(folder, *rows):
     """A journal whose writer is gone."""
     journal = Journal(folder, "w")
-    journal.write(list(rows))
+    journal.write([to_line(row) for row in rows])
     journal.close()
     return journal.path
 
@@ -115,7 +116,7 @@ def test_what_a_killed_recording_wrote_is_found_again(recording, tmp_path):
     found = recording.answered(folder)
     assert set(found["request_id"]) == {"list-087/0", "e-mail-3/1"}
     assert found["output_token_ids"].to_list() == [[7, 8, 2]] * 2
-    assert {path.suffix for path in folder.iterdir()} == {".parquet"}
+    assert {path.suffix for path in folder.iterdir()} == {".parquet", ".damaged"}
 
 
 def test_a_folder_in_use_and_a_damaged_file_are_refused(recording, tmp_path):

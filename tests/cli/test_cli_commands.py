@@ -306,7 +306,7 @@ def test_stats_of_an_odd_engine(cli, monkeypatch):
             "held_out_loss": {},
         },
     }
-    monkeypatch.setattr("sagellm_lifetime.cli.stats.ask_engine", lambda url: odd)
+    monkeypatch.setattr("sagellm_lifetime.cli.stats.ask_engine", lambda url, key: odd)
     lines = cli("stats", "--engine", "http://x").out.splitlines()
     assert lines[1:4] == [
         "  Predictor Type: A[2jb",

@@ -14,7 +14,7 @@ class Recording:
     """Stands for the recorder: keeps the rows."""
 
     content = False
-    recorded = lost = 0
+    recorded = lost = waiting = replaced = 0
 
     def __init__(self):
         self.rows = []

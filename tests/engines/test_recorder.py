@@ -1,7 +1,6 @@
 """Completions on disk: nothing lost but the last second, nothing torn, nothing in the way."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,12 +8,12 @@ import textwrap
 import time
 
 import polars as pl
-import pytest
 from engine_help import Engine, fitted, mixed_load
 
 from sagellm_lifetime.core.history import read
 from sagellm_lifetime.engines.vllm.journal import Journal, take_up
 from sagellm_lifetime.engines.vllm.recorder import Recorder
+from sagellm_lifetime.engines.vllm.rows import to_line
 
 
 def row(i, **more):
@@ -122,7 +121,7 @@ def test_a_killed_process_loses_the_last_second_at_most(tmp_path):
 
 def test_a_torn_line_is_dropped_and_a_living_writer_left_alone(tmp_path):
     living = Journal(tmp_path, "alive")
-    living.write([row(0)])
+    living.write([to_line(row(0))])
     torn = tmp_path / "completions-x.journal"
     torn.write_text(json.dumps(row(1)) + '\n{"request_id": "to')
     damaged = tmp_path / "completions-y.journal"
@@ -142,7 +141,7 @@ def test_a_torn_line_is_dropped_and_a_living_writer_left_alone(tmp_path):
 
 def test_a_journal_taken_up_twice_counts_once(tmp_path):
     journal = Journal(tmp_path, "w")
-    journal.write([row(0), row(1)])
+    journal.write([to_line(row(0)), to_line(row(1))])
     journal.close()
     text = journal.path.read_bytes()
     list(take_up(tmp_path))
@@ -157,73 +156,13 @@ def test_what_cannot_be_turned_into_parquet_is_said_and_stays(tmp_path, caplog):
     left.with_suffix(".parquet").mkdir()  # in the way
     recorder = Recorder(tmp_path, "w")
     until(lambda: caplog.records, recorder)
-    assert "cannot be recorded" in caplog.records[0].message
+    assert "cannot be turned into Parquet" in caplog.records[0].message
     assert left.exists()
     left.with_suffix(".parquet").rmdir()
     recorder.add(row(2))
     recorder.close()
     assert sorted(read_history(tmp_path)["request_id"]) == ["r1", "r2"]
     assert (recorder.recorded, recorder.lost) == (1, 0)
-
-
-class Full:
-    """A disk that is full after so many bytes."""
-
-    def __init__(self, file, room):
-        self.file, self.room = file, room
-
-    def write(self, data):
-        written = self.file.write(data[: self.room])
-        self.room -= written
-        if written < len(data):
-            raise OSError(28, "No space left on device")
-        return written
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def test_a_full_disk_disturbs_nobody(tmp_path, caplog):
-    recorder = Recorder(tmp_path, "w")
-    recorder.add(row(0))
-    recorder.flush()
-    real = recorder._journal._file
-    recorder._journal._file = Full(real, 30)
-    for i in range(1, 4):
-        recorder.add(row(i))
-        recorder.flush()
-    assert (recorder.recorded, recorder.lost) == (1, 3)
-    assert [r.message for r in caplog.records if "cannot be recorded" in r.message] != []
-    assert len(caplog.records) == 1
-    recorder._journal._file = real
-    recorder.add(row(4))
-    recorder.close()
-    assert read_history(tmp_path)["request_id"].to_list() == ["r0", "r4"]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    recorder = Recorder(tmp_path / "file" / "rec", "w")
-    for i in range(3):
-        recorder.add(row(i))
-        recorder.flush()
-    recorder.close()
-    assert recorder.lost == 3
-    assert len(caplog.records) == 1
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_device_that_is_full(tmp_path):
-    recorder = Recorder(tmp_path, "w")
-    recorder.add(row(0))
-    recorder.flush()
-    with open("/dev/full", "wb", buffering=0) as full:
-        recorder._journal._file, kept = full, recorder._journal._file
-        recorder.add(row(1))
-        recorder.flush()
-        assert recorder.lost == 1
-        recorder._journal._file = kept
-    recorder.close()
 
 
 def test_what_nobody_writes_is_bounded(tmp_path, monkeypatch):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 import time
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -15,10 +18,15 @@ from sagellm_lifetime.cli.options import Checkpoint, Json
 from sagellm_lifetime.cli.output import note, number, say, write_json
 from sagellm_lifetime.cli.places import check_json, find_checkpoint
 
+if TYPE_CHECKING:
+    from urllib.error import HTTPError
+
 PATH: Final = "/lifetime/stats"
+KEY_VARIABLE: Final = "VLLM_API_KEY"
 _TIMEOUT_S: Final = 5.0
 _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
+_LONGEST_REASON: Final = 200
 _RARE: Final = ("unpredicted", "beam_steps")
 """Counts that are not worth a line while there is nothing to count."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
@@ -35,6 +43,16 @@ def stats(
             show_default=False,
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help=f"Of the engine, if it has one; by default ${KEY_VARIABLE}, which other users of "
+            "this machine cannot read.",
+            show_default=False,
+        ),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again every second, until interrupted.")
     ] = False,
@@ -45,15 +63,18 @@ def stats(
         raise CommandError("choose one of --engine and --checkpoint")
     if watch and engine is None:
         raise CommandError("--watch needs --engine URL")
+    if api_key is not None and engine is None:
+        raise CommandError("--api-key needs --engine URL")
     check_json(json, checkpoint)
+    key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
     if watch:
-        _watch(str(engine), json)
-    show(ask_engine(engine) if engine is not None else _of_checkpoint(checkpoint), json)
+        _watch(str(engine), key, json)
+    show(ask_engine(engine, key) if engine is not None else _of_checkpoint(checkpoint), json)
 
 
-def _watch(url: str, json: str | None) -> NoReturn:
+def _watch(url: str, key: str | None, json: str | None) -> NoReturn:
     """Every second, also while a server that has answered once does not: it may be restarting."""
-    found: dict[str, Any] | None = ask_engine(url)
+    found: dict[str, Any] | None = ask_engine(url, key)
     while True:
         if found is not None:
             show(found, json, clear=sys.stdout.isatty())
@@ -61,7 +82,7 @@ def _watch(url: str, json: str | None) -> NoReturn:
         time.sleep(_EVERY_S)
         answered = found is not None
         try:
-            found = ask_engine(url)
+            found = ask_engine(url, key)
         except CommandError as error:
             found = None
             if answered:  # once, not every second
@@ -89,35 +110,67 @@ def _of_checkpoint(given: Path | None) -> dict[str, Any]:
     }
 
 
-def ask_engine(url: str) -> dict[str, Any]:
-    """The metrics of a running engine.
+def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
+    """Return the metrics of a running engine.
+
+    Args:
+        url: of the server.
+        key: API key of the engine; None or empty for none.
 
     Raises:
-        CommandError: nothing answers there, or something else does.
+        CommandError: nothing answers there, something else does, or it wants another key.
     """
-    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
-    from urllib.request import urlopen
+    from urllib.request import Request, urlopen
 
     place = url.rstrip("/") + PATH
     try:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise CommandError(f"{url}: not the address of an engine: use http://HOST:PORT")
-        with urlopen(place, timeout=_TIMEOUT_S) as answer:
+        request = Request(place)
+        if key:
+            # Not for another server that this one may redirect to.
+            request.add_unredirected_header("Authorization", f"Bearer {_checked(key)}")
+        with urlopen(request, timeout=_TIMEOUT_S) as answer:
             found = jsonlib.loads(answer.read(_MAX_BYTES))
     except HTTPError as error:
-        raise CommandError(
-            f"{place}: answers {error.code}: is lifetime prediction on in this engine?"
-        ) from error
+        raise CommandError(f"{place}: {_refusal(error, key)}") from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise CommandError(f"{place}: no engine answers there ({reason})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"{place}: does not answer with statistics: {error}") from error
     if not isinstance(found, dict):
         raise CommandError(f"{place}: does not answer with statistics")
     return found
+
+
+def _checked(key: str) -> str:
+    """Return an API key that can be a header; the refusal of another does not repeat it."""
+    try:
+        key.encode("latin-1")
+    except UnicodeEncodeError:
+        raise CommandError("the API key has characters that HTTP cannot send") from None
+    if not key.isprintable():
+        raise CommandError("the API key has a line break or another control character")
+    return key
+
+
+def _refusal(error: HTTPError, key: str | None) -> str:
+    """Return what an answer that is an error means, with the server's own reason."""
+    if error.code == HTTPStatus.UNAUTHORIZED:
+        if key:
+            return "refuses this API key"
+        return f"wants an API key: set {KEY_VARIABLE}, or give --api-key KEY"
+    try:
+        said = jsonlib.loads(error.read(_MAX_BYTES))
+        reason = said["error"] if isinstance(said, dict) else None
+    except (OSError, HTTPException, ValueError, KeyError, RecursionError):
+        reason = None  # another server's page
+    if isinstance(reason, str) and reason:
+        return f"answers {error.code}: {_plain(reason)[:_LONGEST_REASON]}"
+    return f"answers {error.code}: is lifetime prediction on in this engine?"
 
 
 def block(found: dict[str, Any]) -> list[str]:
@@ -168,7 +221,7 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
         for key, label in (("mode", "Mode"), ("policy", "Policy"), ("breaker", "Circuit Breaker"))
         if key in found
     ]
-    if found.get("breaker_reason"):
+    if lines and found.get("breaker_reason"):
         lines[-1] += f" ({_plain(found['breaker_reason'])})"
     lines += _wrong(found)
     decisions = found.get("decisions")
@@ -187,12 +240,17 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
             lines.append(f"  Learner Restarts: {_shown(found, 'learner_restarts', 'd')}")
         if found.get("learner_trouble"):
             lines.append(f"  Learner Trouble: {_plain(found['learner_trouble'])}")
-    spent, steps, lasted = (found.get(key) for key in ("overhead_seconds", "steps", "step_seconds"))
-    if isinstance(spent, int | float) and steps and lasted:
+    spent, steps, lasted = (
+        _float(found.get(key)) for key in ("overhead_seconds", "steps", "step_seconds")
+    )
+    if spent is not None and steps and lasted:
         lines.append(f"  Overhead: {1e6 * spent / steps:.0f} µs a step ({spent / lasted:.2%})")
     if "recorded" in found:
-        lost = _shown(found, "record_lost", "d")
-        lines.append(f"  Recorded: {_shown(found, 'recorded', 'd')} ({lost} lost)")
+        counts = [f"{_shown(found, 'record_lost', 'd')} lost"]
+        for key, what in (("record_waiting", "waiting"), ("record_replaced", "values left out")):
+            if found.get(key):
+                counts.append(f"{_shown(found, key, 'd')} {what}")
+        lines.append(f"  Recorded: {_shown(found, 'recorded', 'd')} ({', '.join(counts)})")
     return lines
 
 
@@ -207,6 +265,9 @@ def _wrong(found: dict[str, Any]) -> list[str]:
         lines.append(f"  Cannot Act: {_plain(found['cannot_act'])}")
     if found.get("stale"):
         lines.append(f"  Silent Engine Cores: {_shown(found, 'stale', 'd')}")
+    unreadable = found.get("unreadable")
+    if isinstance(unreadable, list) and unreadable:
+        lines.append(f"  Unreadable Statistics: {'; '.join(map(_plain, unreadable))}")
     return lines
 
 
@@ -221,6 +282,16 @@ def _shown(found: dict[str, Any], key: str, form: str, unit: str = "") -> str:
     except OverflowError:  # a whole number that no float can hold
         return "n/a"
     return "n/a" if text == "–" else text + unit
+
+
+def _float(value: Any) -> float | None:
+    """Return a number, or None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _percent(level: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from threading import Event, Thread
 
+from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.engines.vllm.breaker import LOG, named
 
 Job = Callable[[], None]
@@ -46,7 +47,8 @@ class Keeper(Thread):
             try:
                 job()
             except Exception as error:  # noqa: BLE001  # the next round may find it mended
-                said = named(error)
+                # Of a file that cannot be written the reason is said; it quotes nothing else.
+                said = str(error) if isinstance(error, CheckpointError) else named(error)
                 if self._said.get(job) != said:
                     LOG.error("%s: %s", self.name, said)
                 self._said[job] = said

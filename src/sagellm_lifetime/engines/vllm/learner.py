@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
-from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.learning.checkpoint import MANIFEST
@@ -53,8 +53,8 @@ class Learner:
         learned: directory of what it learns; ``None`` for a temporary one.
 
     Raises:
-        LifetimeError: the directory cannot be written, or another process learns into it.
-        OSError: what lies there cannot be moved.
+        LifetimeError: the directory cannot be written, another process learns into it, or what
+            lies there cannot be moved.
     """
 
     def __init__(self, predictor: Predictor, settings: LiveSettings, learned: Path | None) -> None:
@@ -109,7 +109,10 @@ def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
         if why:
             names = (learned.with_name(f"{learned.name}.old{n or ''}") for n in count())
             kept = next(name for name in names if not name.exists())
-            learned.rename(kept)
+            try:
+                learned.rename(kept)
+            except OSError as error:
+                raise CheckpointError(f"{learned}: cannot be moved ({error.strerror})") from error
             LOG.warning("what was learned before is not used, and kept as %s (%s)", kept, why)
         else:
             LOG.info("lifetime prediction goes on with what was learned in %s", learned)
@@ -132,5 +135,8 @@ def _origin(checkpoint: str, learned: Path | None) -> str:
     path = Path(checkpoint)
     if not checkpoint or (learned is not None and path.resolve() == learned.resolve()):
         return ""
-    with (path / MANIFEST if path.is_dir() else path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with (path / MANIFEST if path.is_dir() else path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -5,48 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sagellm_lifetime.engines.vllm.published import COUNTS
+
 STALE_S: Final = 10.0
 """Statistics older than this come from an engine core that does not write any more."""
-_ADDED: Final = (
-    "total_predictions",
-    "completions",
-    "censored",
-    "running",
-    "unpredicted",
-    "beam_steps",
-    "lessons",
-    "lessons_taken",
-    "lessons_on_the_way",
-    "lessons_dropped",
-    "lessons_lost",
-    "learner_restarts",
-    "learner_swaps",
-    "steps",
-    "step_seconds",
-    "overhead_seconds",
-    "recorded",
-    "record_lost",
-)
 
 
-def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What ``GET /lifetime/stats`` answers: sums and means over all, and each for itself."""
+def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what ``GET /lifetime/stats`` answers: sums and means over all, and each for itself.
+
+    Args:
+        engines: statistics of at least one engine core, checked
+            (:func:`~sagellm_lifetime.engines.vllm.published.parse_stats`).
+        unreadable: what is wrong with the statistics of others, which are in no sum.
+    """
     found: dict[str, Any] = {
         key: _common([engine.get(key) for engine in engines])
         for key in ("predictor", "policy", "mode", "learning", "cannot_act")
     }
-    for key in _ADDED:
+    for key in COUNTS:
         found[key] = sum(engine.get(key) or 0 for engine in engines)
     sums = _sum([engine.get("sums", {}) for engine in engines])
-    scored = sums.get("scored", 0)
+    scored = sums.get("scored")
     for key, of in (
         ("mae", "absolute_error"),
         ("mse", "squared_error"),
         ("accuracy_within_10_percent", "within_10_percent"),
         ("avg_confidence", "confidence"),
     ):
-        found[key] = sums[of] / scored if scored else None
-    found["seconds_per_token"] = sums["seconds"] / sums["tokens"] if sums.get("tokens") else None
+        found[key] = _ratio(sums.get(of), scored)
+    found["seconds_per_token"] = _ratio(sums.get("seconds"), sums.get("tokens"))
     found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
     found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
     found["learner_running"] = all(engine["learner_running"] for engine in engines)
@@ -61,6 +49,7 @@ def merge(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         kind: [sum(pair) for pair in zip(*(each[kind] for each in decisions), strict=True)]
         for kind in ("admission", "preemption")
     }
+    found["unreadable"] = list(unreadable)
     found["engines"] = list(engines)
     return found
 
@@ -73,4 +62,8 @@ def _common(values: Sequence[Any]) -> Any:
 
 def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     keys = dict.fromkeys(key for each in counts for key in each)
-    return {key: sum(each.get(key, 0) for each in counts) for key in keys}
+    return {key: sum(each.get(key) or 0 for each in counts) for key in keys}
+
+
+def _ratio(of: float | None, by: float | None) -> float | None:
+    return of / by if of is not None and by else None

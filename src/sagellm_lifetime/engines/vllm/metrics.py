@@ -6,7 +6,7 @@ request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from sagellm_lifetime.engines.vllm.settings import MODES
-from sagellm_lifetime.engines.vllm.state import read_stats
+from sagellm_lifetime.engines.vllm.state import read_published
 
 PREFIX: Final = "lifetime_predictor_"
 _COUNTERS: Final = {
@@ -34,6 +34,7 @@ _COUNTERS: Final = {
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
     "recorded": ("recorded", "Completions written to the record."),
     "record_lost": ("record_lost", "Completions that could not be written."),
+    "record_replaced": ("record_replaced", "Values left out of written completions."),
 }
 _SUMS: Final = {
     "scored": ("scored", "Predictions compared with what came of them."),
@@ -42,55 +43,103 @@ _SUMS: Final = {
     "within_10_percent": ("within_10_percent", "Of them within 10 percent of the total length."),
     "confidence": ("confidence", "Sum of their confidences."),
 }
+_GAUGES: Final = {
+    "running_sequences": ("running", "Predicted sequences that have not ended."),
+    "lessons_on_the_way": ("lessons_on_the_way", "Lessons that are not in use yet."),
+    "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
+    "stats_age_seconds": ("age", "Age of these figures."),
+}
+Values = list[tuple[dict[str, Any], float | None]]
+"""Statistics of an engine core, and one figure of them."""
 _BREAKER: Final = ("closed", "trial", "open", "stuck")
 
 
 class LifetimeCollector(Collector):
-    """Registers once per API server process.
+    """The metrics of all engine cores at one moment.
 
     Args:
         state: folder the engine cores publish to.
     """
 
     def __init__(self, state: Path) -> None:
-        self._state = state
-
-    def describe(self) -> list[Metric]:
-        """Nothing: a registry must not read files to register a collector."""
-        return []
+        self._published = read_published(state)
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
-        engines = read_stats(self._state)
-        names = [str(stats["engine"]) for stats in engines]
+        """All of them; a figure that an engine core does not know is left out."""
+        engines = self._published.engines
         for name, (key, text) in _COUNTERS.items():
-            yield _counter(name, text, names, [stats[key] for stats in engines])
+            yield _counter(name, text, [(each, each.get(key)) for each in engines])
         for name, (key, text) in _SUMS.items():
-            yield _counter(name, text, names, [stats["sums"][key] for stats in engines])
-        yield _gauge("running_sequences", "Predicted sequences that have not ended.", names,
-                     [stats["running"] for stats in engines])  # fmt: skip
-        yield _gauge("lessons_on_the_way", "Lessons that are not in use yet.", names,
-                     [stats["lessons_on_the_way"] for stats in engines])  # fmt: skip
+            yield _counter(name, text, [(each, each["sums"].get(key)) for each in engines])
+        for name, (key, text) in _GAUGES.items():
+            yield _gauge(name, text, [(each, each.get(key)) for each in engines])
         # None for an engine core that is not to learn: a 0 is a learner that is not there.
-        learning = [stats for stats in engines if stats["learning"]]
-        yield _gauge("learner_running", "1 while a process is there that learns.",
-                     [str(stats["engine"]) for stats in learning],
-                     [float(stats["learner_running"]) for stats in learning])  # fmt: skip
-        yield _gauge("stats_age_seconds", "Age of these figures.", names,
-                     [stats["age"] for stats in engines])  # fmt: skip
-        yield _states("mode", "1 for the mode it is in.", names, MODES,
-                      [stats["mode"] for stats in engines])  # fmt: skip
-        yield _states("breaker_state", "1 for the state of the circuit breaker.", names, _BREAKER,
-                      [stats["breaker"]["state"] for stats in engines])  # fmt: skip
-        yield from _kinds(names, engines)
+        yield _gauge(
+            "learner_running",
+            "1 while a process is there that learns.",
+            [(each, float(each["learner_running"])) for each in engines if each["learning"]],
+        )
+        yield _states("mode", "1 for the mode it is in.", MODES,
+                      [(each, each["mode"]) for each in engines])  # fmt: skip
+        yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
+                      [(each, each["breaker"]["state"]) for each in engines])  # fmt: skip
+        yield from _kinds(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
-        for name, stats in zip(names, engines, strict=True):
-            said = {"predictor": str(stats["predictor"]), "policy": str(stats["policy"])}
-            info.add_metric([name], said)
+        for each in engines:
+            said = {"predictor": str(each["predictor"]), "policy": each["policy"]}
+            info.add_metric([_name(each)], said)
         yield info
+        unreadable = GaugeMetricFamily(
+            PREFIX + "stats_unreadable", "1 where the statistics of an engine core are damaged.",
+            labels=["engine"],
+        )  # fmt: skip
+        for text in self._published.unreadable:
+            unreadable.add_metric([text.partition(":")[0].removeprefix("engine-")], 1.0)
+        yield unreadable
 
 
-def _kinds(names: list[str], engines: list[dict[str, Any]]) -> Iterator[Metric]:
+def exposition(state: Path, names: Sequence[str], *, openmetrics: bool) -> bytes:
+    """Return the metrics as text, in the format of Prometheus or in OpenMetrics.
+
+    Args:
+        state: folder the engine cores publish to.
+        names: of the samples that are wanted; empty for all.
+        openmetrics: whether in OpenMetrics, whose last line is ``# EOF``.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.openmetrics import exposition as openmetrics_exposition
+
+    families = list(LifetimeCollector(state).collect())
+    if names:
+        for family in families:
+            family.samples = [sample for sample in family.samples if sample.name in names]
+        families = [family for family in families if family.samples]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(families))
+    text: bytes = (openmetrics_exposition.generate_latest if openmetrics else generate_latest)(
+        registry
+    )
+    return text
+
+
+class _Collected(Collector):
+    """Metrics that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _name(stats: dict[str, Any]) -> str:
+    return str(stats["engine"])
+
+
+def _kinds(engines: list[dict[str, Any]]) -> Iterator[Metric]:
     labels = ["engine", "kind"]
     faults = CounterMetricFamily(
         PREFIX + "faults", "Faults that opened the circuit breaker.", labels=labels
@@ -103,34 +152,36 @@ def _kinds(names: list[str], engines: list[dict[str, Any]]) -> Iterator[Metric]:
         "Of them, those that would have differed; an estimate where not all are compared.",
         labels=labels,
     )
-    for name, stats in zip(names, engines, strict=True):
+    for stats in engines:
         for kind, count in stats["breaker"]["faults"].items():
-            faults.add_metric([name, kind], count)
+            if count is not None:
+                faults.add_metric([_name(stats), kind], count)
         for kind, (count, differing) in stats["decisions"].items():
-            made.add_metric([name, kind], count)
-            others.add_metric([name, kind], differing)
+            made.add_metric([_name(stats), kind], count)
+            others.add_metric([_name(stats), kind], differing)
     yield from (faults, made, others)
 
 
-def _counter(name: str, text: str, engines: list[str], values: list[float]) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, text, labels=["engine"])
-    for engine, value in zip(engines, values, strict=True):
-        family.add_metric([engine], value)
-    return family
+def _counter(name: str, text: str, values: Values) -> Metric:
+    return _filled(CounterMetricFamily(PREFIX + name, text, labels=["engine"]), values)
 
 
-def _gauge(name: str, text: str, engines: list[str], values: list[float]) -> Metric:
-    family = GaugeMetricFamily(PREFIX + name, text, labels=["engine"])
-    for engine, value in zip(engines, values, strict=True):
-        family.add_metric([engine], value)
+def _gauge(name: str, text: str, values: Values) -> Metric:
+    return _filled(GaugeMetricFamily(PREFIX + name, text, labels=["engine"]), values)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Values) -> Metric:
+    for stats, value in values:
+        if value is not None:
+            family.add_metric([_name(stats)], value)
     return family
 
 
 def _states(
-    name: str, text: str, engines: list[str], states: tuple[str, ...], now: list[str]
+    name: str, text: str, states: tuple[str, ...], now: list[tuple[dict[str, Any], str]]
 ) -> Metric:
     family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "state"])
-    for engine, is_in in zip(engines, now, strict=True):
+    for stats, is_in in now:
         for state in states:
-            family.add_metric([engine, state], float(state == is_in))
+            family.add_metric([_name(stats), state], float(state == is_in))
     return family

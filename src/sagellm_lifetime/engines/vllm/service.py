@@ -126,6 +126,8 @@ class Service:
             "overhead_seconds": breaker.spent_total,
             "recorded": recorder.recorded if recorder is not None else 0,
             "record_lost": recorder.lost if recorder is not None else 0,
+            "record_waiting": recorder.waiting if recorder is not None else 0,
+            "record_replaced": recorder.replaced if recorder is not None else 0,
         }
 
     def _load(self, model_config: Any) -> None:
