@@ -60,6 +60,8 @@ def fuzz(target: str, inputs: int, *, first: int = 0, seed: int = 0) -> Found:
                 found.violations.append(f"{target} {number}: {' '.join(where[-4:])}")
             else:
                 found.words[word] += 1
+        if hasattr(module, "close"):
+            module.close(shared)
     found.seconds = time.process_time() - started
     return found
 

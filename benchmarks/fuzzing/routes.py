@@ -45,6 +45,11 @@ def setup(folder: Path) -> Shared:
     return Shared(folder)
 
 
+def close(shared: Shared) -> None:
+    """Let go of the state folder."""
+    shared.state.close()
+
+
 async def _pass_on(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": PASSED, "headers": []})
     await send({"type": "http.response.body", "body": b"vllm"})

@@ -7,7 +7,7 @@ from sagellm_lifetime.cli.guard import CommandError
 def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):
     asked = []
 
-    def ask(url):
+    def ask(url, key=None):
         asked.append(url)
         if len(asked) == 3:
             raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def test_a_server_that_restarts_is_asked_on(cli, monkeypatch):
     again = {"predictor": "lstm", "total_predictions": 8}
     answers = iter([up, gone, gone, again, gone, interrupted])
 
-    def ask(url):
+    def ask(url, key=None):
         answer = next(answers)
         return answer() if callable(answer) else answer
 
