@@ -2,7 +2,8 @@
 
 Each target is one file with ``setup(folder)``, which returns what all inputs share, and
 ``attempt(shared, rng)``, which makes one input, gives it to the product and returns a word for what
-came of it (and ``close(shared)``, where something is held). An answer that must not be raises :class:`Violation`; any other exception is one, too.
+came of it; ``close(shared)``, where something is held, ends it. An answer that must not be raises
+:class:`Violation`; any other exception is one, too.
 """
 
 from __future__ import annotations
