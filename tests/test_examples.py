@@ -1,0 +1,90 @@
+"""The scripts of examples/ run, stay short, and print what their pages promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sagellm_lifetime import read_history
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+MOST_LINES = 60
+
+
+def run(name, *arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here():
+    here = Path(__file__).read_text(encoding="utf-8")
+    for script in EXAMPLES.glob("*.py"):
+        assert f'"{script.name}"' in here, script.name
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda script: script.stem)
+def test_an_example_is_short_and_says_how_to_run_it(script):
+    text = script.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    assert f"\n\npython examples/{script.name}" in text
+
+
+def test_predict_and_learn(tmp_path):
+    said = run("predict_and_learn.py", cwd=tmp_path).split("After 200")
+    estimates = [[int(n) for n in re.findall(r"about +(\d+) to go", part)] for part in said]
+    before, after = estimates
+    assert len(set(before)) == 1  # nothing is known of anybody
+    classifier, summaries, agent, *later = after
+    assert 8 <= classifier <= 16
+    assert 250 <= summaries <= 360
+    assert 1200 <= agent <= 1800
+    assert later == sorted(later, reverse=True)
+
+
+def test_make_a_log_and_train_on_it(tmp_path):
+    assert "Wrote 1,000 finished requests" in run("make_log.py", "log.csv", 1000, cwd=tmp_path)
+    assert len(read_history(tmp_path / "log.csv").frame) == 1000
+    said = run("train_on_a_log.py", "log.csv", "trained", cwd=tmp_path)
+    assert "1,000 requests; trained on 700, scored on 300" in said
+    assert (tmp_path / "trained" / "manifest.json").exists()
+    errors = {
+        name: [float(number) for number in numbers.split()]
+        for name, numbers in re.findall(r"^ +(\w+) +([\d.]+ +[\d.]+)$", said, re.M)
+    }
+    assert set(errors) == {"survival", "constant_median", "residual_life"}
+    assert errors["survival"][0] < errors["constant_median"][0]
+    assert 80 <= int(re.search(r"held (\d+) %", said)[1]) <= 98
+
+
+def test_a_log_of_a_profile_that_is_none(tmp_path):
+    with pytest.raises(AssertionError, match="no profile nonsense: choose among"):
+        run("make_log.py", "log.csv", 10, "nonsense", cwd=tmp_path)
+
+
+def test_train_without_a_log_uses_one_of_its_own(tmp_path):
+    assert "2,000 requests" in run("train_on_a_log.py", cwd=tmp_path)
+
+
+def test_step_loop(tmp_path):
+    said = run("step_loop.py", cwd=tmp_path)
+    assert "64 running sequences" in said
+    assert 3 <= int(re.search(r"(\d+) % were longer", said)[1]) <= 25
+    median, high = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:tokens|if)", said))
+    assert median < high
+
+
+def test_own_engine(tmp_path):
+    said = run("own_engine.py", cwd=tmp_path)
+    arrival, shortest = (float(n) for n in re.findall(r"mean +([\d.]+) s", said))
+    assert shortest < arrival
