@@ -5,7 +5,7 @@
 All there at once, or a closed loop: so many clients, each with its next request when the last is
 done. Through vLLM's own scheduler and block pool, in simulated time, on several traces, sizes of
 memory and step costs. Every setting and seed is one line of ``--runs``, so that an interrupted run
-goes on where it stopped; the table goes to ``docs/batches.md``. Predictors are trained on the
+goes on where it stopped; the table goes to ``docs/lab/batches.md``. Predictors are trained on the
 earlier 70 % of a trace, requests are drawn from the later 30 % (those that the pool can hold), and
 predictors learn online in simulated time. A minute or two a setting and core.
 
@@ -30,7 +30,7 @@ from common import DATA, code, load, read_lines, run_all, say, single_thread, ta
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "batches.md"
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "batches.md"
 BLOCK = 16
 SPARE = 8
 """Blocks of the pool that no single request may need."""

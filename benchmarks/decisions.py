@@ -4,7 +4,7 @@
 
 Needs the ``[vllm]`` extra and the data folder. Every setting (trace, memory, load, seed) is one
 line of ``--runs``, written when it is done, so that an interrupted run goes on where it stopped;
-the tables are made of all lines and go to ``docs/replay.md``. With ``--again`` the plans of all
+the tables are made of all lines and go to ``docs/lab/replay.md``. With ``--again`` the plans of all
 lines are replayed anew, at the loads and beside the references found before. Predictors are trained
 on the earlier 70 % of a trace, requests are drawn from the later 30 %, and predictors learn online
 in simulated time. About a minute and a half a setting and core with 300 requests. Batches:
@@ -26,7 +26,7 @@ from common import DATA, code, load, read_lines, run_all, say, single_thread, ta
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.splits import split
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "replay.md"
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "replay.md"
 MEMORY = {
     "servegen_reasoning": (3000, 6000),
     "mooncake_conversation": (8000, 12_000),
@@ -272,7 +272,7 @@ Made by one command, {code},
     {command}
 
 through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `{cost}`. Loads:
-see `replay/load.py`. Medians over seeds. What the policies are: `docs/decisions.md`. Goodput:
+see `replay/load.py`. Medians over seeds. What the policies are: [policies](../explanation/policies.md). Goodput:
 requests finished within 0.2 s per output token. No trace says `max_tokens`, so all requests have
 the same priority under `priority-max-tokens`: vLLM's priority queue, which preempts the latest of
 the least urgent.

@@ -1,7 +1,7 @@
 """Give every input door of the product thousands of inputs that nobody should send.
 
     PYTHONPATH=src:benchmarks python benchmarks/fuzz.py [--inputs 10000] [--only TARGET ...]
-        [--output docs/fuzz.md] [--json FILE]
+        [--output docs/lab/fuzz.md] [--json FILE]
 
 What must hold: an input is taken, or refused in one bounded line; nothing else is raised, nothing
 that was there before is lost, and what is taken serves. Input ``i`` of a target depends on the
@@ -67,7 +67,7 @@ def fuzz(target: str, inputs: int, *, first: int = 0, seed: int = 0) -> Found:
 
 
 def page(results: list[Found], command: str) -> str:
-    """Return the page of docs/fuzz.md."""
+    """Return the page of docs/lab/fuzz.md."""
     rows = [
         [
             TARGETS[each.target],

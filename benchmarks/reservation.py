@@ -28,7 +28,7 @@ from common import DATA, code, load, read_lines, run_all, say, single_thread, ta
 
 single_thread()
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "reservation.md"
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "reservation.md"
 MEMORY = {"servegen_reasoning": 3000, "mooncake_conversation": 8000, "azure_conv": 1000}
 # Surer and farther together, as on the training parts: neither alone does on both ends.
 FIT = (
@@ -308,7 +308,7 @@ with known lengths. No trace says `max_tokens`: it is the longest answer of the 
 rounded up to a power of two. *Were the predictor right*: lengths drawn from the predictor's own
 distributions at arrival, so that what it says is true, and what is missed there is missed for want
 of knowledge.
-What follows from it: [decisions](decisions.md#reservation).
+What follows from it: [policies](../explanation/policies.md#reservation).
 
 """
 

@@ -1,6 +1,6 @@
-"""The one command behind ``docs/results.md``: every predictor and rival on all data sets.
+"""The one command behind ``docs/lab/results.md``: every predictor and rival on all data sets.
 
-    PYTHONPATH=src python benchmarks/results.py [--data FOLDER] [--output docs/results.md]
+    PYTHONPATH=src python benchmarks/results.py [--data FOLDER] [--output docs/lab/results.md]
 
 Each data set is split 70/30, each predictor is trained once on the first part and scored on the
 second, frozen and (where there are arrival times) online. Nothing is cached. One process per core
@@ -30,7 +30,7 @@ from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
 from sagellm_lifetime.predictors.registry import has_network
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "results.md"
 RIVAL_TASK = "rivals"
 OURS_TO_SHOW = ("survival", "lstm", "transformer")
 CONSTANT = "constant_median"
@@ -93,7 +93,7 @@ is known |
 | skill | (MAE of the constant − MAE) / (MAE of the constant − noise floor), over the same |
 
 Whether a small gap is one, on Claude Code with its few sessions most of all: \
-[evaluation](evaluation.md#frozen-and-online).
+[evaluation](../explanation/evaluation.md#frozen-and-online).
 
 Shares are in per cent. The best of each column (errors and ≤ 10 %, over all rows) is **bold**.
 """

@@ -4,8 +4,8 @@
     scripts/figures --check   # exit 1 if a page differs from what it is made from
 
 A page calls a function of this module between ``[[[cog`` and ``[[[end]]]``; cog replaces what
-stands below. The sources are the tables that a command wrote: ``docs/replay.md``
-(benchmarks/decisions.py), ``docs/live.md`` and ``docs/live-again.md`` (benchmarks/live_load.py).
+stands below. The sources are the tables that a command wrote: ``docs/lab/replay.md``
+(benchmarks/decisions.py), ``docs/lab/live.md`` and ``docs/lab/live-again.md`` (benchmarks/live_load.py).
 Each function returns Markdown.
 """
 
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-LIVE = ("live.md", "live-again.md")
+LIVE = ("lab/live.md", "lab/live-again.md")
 ARMS = {
     "fcfs": "vLLM",
     "fcfs-watermark": "watermark tuned",
@@ -71,11 +71,11 @@ def percent(value: float, digits: int = 0) -> str:
     return "0" if float(text) == 0 else text.replace("-", "−")
 
 
-# -- decisions: docs/replay.md ---------------------------------------------------------------
+# -- decisions: docs/lab/replay.md ---------------------------------------------------------------
 
 
 def _against_watermark(load: str) -> list[Row]:
-    rows = table("replay.md", "`lifetime` against the tuned watermark")
+    rows = table("lab/replay.md", "`lifetime` against the tuned watermark")
     return [row for row in rows if row["setting"].endswith(load)]
 
 
@@ -90,7 +90,7 @@ def overload_table() -> str:
 
 
 def decisions() -> str:
-    """Return the bullet of docs/decisions.md on mean and goodput at overload."""
+    """Return the bullet of docs/explanation/policies.md on mean and goodput at overload."""
     rows = _against_watermark("overload")
     mean, gained = ([number(row[k]) for row in rows] for k in ("mean", "of the oracle's gain"))
     goodput = [[number(part) for part in row["goodput"].split("→")] for row in rows]
@@ -102,7 +102,7 @@ def decisions() -> str:
   {min(times):.1f}–{max(times):.1f} times."""
 
 
-# -- a live engine: docs/live.md and docs/live-again.md --------------------------------------
+# -- a live engine: docs/lab/live.md and docs/lab/live-again.md---------------------------------
 
 
 def _live(load: str) -> list[dict[str, Row]]:
@@ -132,7 +132,7 @@ def _shares(load: str) -> str:
 
 
 def live_table() -> str:
-    """Return the table of docs/engine.md: all arms at overload, both runs in each cell."""
+    """Return the table of docs/how-to/vllm.md: all arms at overload, both runs in each cell."""
     columns = ["mean s", "median s", "p99 s", "TTFT s", "goodput %", "preempted", "recomputed"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     runs = _live("Overload")
@@ -143,7 +143,7 @@ def live_table() -> str:
 
 
 def live_changes() -> str:
-    """Return the bullets of docs/engine.md on what acting changes, at both loads."""
+    """Return the bullets of docs/how-to/vllm.md on what acting changes, at both loads."""
     default, tuned, known = "fcfs", "fcfs-watermark", "lifetime-oracle"
 
     def change(column: str, against: str, load: str = "Overload", arm: str = "lifetime") -> str:
@@ -161,7 +161,7 @@ def live_changes() -> str:
   {change("TTFT s", tuned)}, p99 {change("p99 s", tuned)}, goodput {goodput} %. Known lengths
   change the mean by {change("mean s", tuned, arm=known)}: most of what prediction could buy on this
   model is lost to answers that nobody can foresee (its
-  [noise floor](evaluation.md#what-content-and-the-models-own-signals-add)).
+  [noise floor](../explanation/evaluation.md#what-content-and-the-models-own-signals-add)).
 - At the knee (0.9 × capacity) against the default: mean {change("mean s", default, "Knee")}, time to
   first token {change("TTFT s", default, "Knee")}, p99 {change("p99 s", default, "Knee")}. Against the
   tuned watermark: mean {change("mean s", tuned, "Knee")}, time to first token

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every file, so that nobody looks for one in vain."""
+"""docs/explanation/architecture.md names every file, so that nobody looks for one in vain."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import sagellm_lifetime
 
 SOURCE = Path(sagellm_lifetime.__file__).parent
-PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
 
 
 def named():

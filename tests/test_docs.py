@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_public_name_is_in_the_reference():
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: sagellm_lifetime\.[\w.]*?(\w+)$", text, re.M)
     assert sorted(named) == sorted(sagellm_lifetime.__all__)
 

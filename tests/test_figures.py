@@ -11,7 +11,7 @@ from cogapp import Cog
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-PAGES = ("README.md", "docs/engine.md", "docs/decisions.md")
+PAGES = ("README.md", "docs/how-to/vllm.md", "docs/explanation/policies.md")
 
 
 def check(page):
@@ -58,9 +58,9 @@ def figures(monkeypatch):
 def test_another_measurement_gives_other_figures(figures, tmp_path, monkeypatch):
     before = figures.live_table()
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    page = tmp_path / "docs" / "live.md"
+    page = tmp_path / "docs" / "lab" / "live.md"
     text = page.read_text(encoding="utf-8")
-    rows = figures.table("live.md", "Overload")
+    rows = figures.table("lab/live.md", "Overload")
     ours = next(row for row in rows if row[""] == "lifetime")
     assert f"|   {ours['mean s']} |" in text
     page.write_text(text.replace(f"|   {ours['mean s']} |", "|   9.9 |", 1), encoding="utf-8")
@@ -71,6 +71,6 @@ def test_another_measurement_gives_other_figures(figures, tmp_path, monkeypatch)
 
 def test_what_is_not_there_is_said(figures):
     with pytest.raises(ValueError, match="no heading 'Nowhere'"):
-        figures.table("live.md", "Nowhere")
+        figures.table("lab/live.md", "Nowhere")
     with pytest.raises(ValueError, match="tables below 'Overload'"):
-        figures.table("live.md", "Overload", 99)
+        figures.table("lab/live.md", "Overload", 99)
