@@ -125,6 +125,14 @@ class Breaker:
             except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
                 self._raised(error)
 
+    def fault(self, error: Exception) -> None:
+        """Open it for what was raised beside its calls; logged when it was closed."""
+        if self.allows:
+            self._raised(error)
+        else:
+            self.faults["exception"] += 1
+            LOG.debug("what was raised", exc_info=error)
+
     def steps(self, count: int, seconds: float) -> None:
         """So many steps of the engine are over, which took so long together; calls were made in
         the last of them, if at all."""
@@ -197,7 +205,8 @@ class Breaker:
             LOG.error("lifetime prediction is off until restart (%s)", self.reason)
             return
         self.state = "open"
-        self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_S) if again else self._first_pause
+        longest = max(_LONGEST_PAUSE_S, self._first_pause)
+        self._pause = min(2.0 * self._pause, longest) if again else self._first_pause
         self._until = self._clock() + self._pause
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
 
