@@ -22,9 +22,7 @@ from sagellm_lifetime.replay import engine as engine_of_replay
 from sagellm_lifetime.replay.engine import EngineSettings
 
 OURS = str(Path(sagellm_lifetime.__file__).parent)
-SMALL = EngineSettings(
-    blocks=14, max_num_seqs=8, max_num_batched_tokens=128, prefix_caching=True
-)
+SMALL = EngineSettings(blocks=14, max_num_seqs=8, max_num_batched_tokens=128, prefix_caching=True)
 HOOKS = {
     "LifetimeMixin.schedule",
     "LifetimeMixin.add_request",
@@ -36,8 +34,9 @@ HOOKS = {
     "LiveMixin._update_request_as_session",
     "LiveMixin._ours",
     "LiveMixin._give_up",
+    "_Worker.run",
 }
-"""What vLLM calls, and what catches: these are the guard itself."""
+"""What vLLM calls, and what catches (one of them on a thread): these are the guard itself."""
 
 
 class Faults:

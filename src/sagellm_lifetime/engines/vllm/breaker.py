@@ -20,7 +20,12 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.engines.vllm.timelimit import Hang, TimeLimit
+from sagellm_lifetime.engines.vllm.timelimit import (
+    Hang,
+    Means,
+    TimeLimit,
+    from_signal_handler,
+)
 
 LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
 """Below vLLM's own logger, so that it comes out where the engine's lines do."""
@@ -97,24 +102,34 @@ class Breaker:
         """Whether calls are made."""
         return self.state in ("closed", "trial")
 
+    @property
+    def time_limit(self) -> Means:
+        """What ends a call that takes too long."""
+        return self._limit.means
+
     def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)``, or ``fallback`` when it is not called or fails."""
+        """``function(*args)``, or ``fallback`` when it is not called or fails.
+
+        What a signal handler raises meanwhile is not about the call, and raised again.
+        """
         if not self.allows:
             return fallback
         started = time.perf_counter()
-        worked = time.thread_time() if self._suspected else 0.0
+        worked = self._limit.thread_time() if self._suspected else 0.0
         try:
             return self._limit(function, *args)
         except Hang:
             self._open("hang", f"took longer than {self._limit.seconds:g} s")
         except NonsenseError as error:
             self._open("nonsense", str(error))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+        except Exception as error:  # whatever it is, the engine goes on
+            if from_signal_handler(error):
+                raise
             self._raised(error)
         finally:
             self.spent += time.perf_counter() - started
             if self._suspected:
-                self._worked += time.thread_time() - worked
+                self._worked += self._limit.thread_time() - worked
         return fallback
 
     def quick(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -122,7 +137,9 @@ class Breaker:
         if self.allows:
             try:
                 function(*args, **options)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+            except Exception as error:  # whatever it is, the engine goes on
+                if from_signal_handler(error):
+                    raise
                 self._raised(error)
 
     def fault(self, error: Exception) -> None:

@@ -20,6 +20,7 @@ from sagellm_lifetime.engines.vllm.interface import check_interface  # noqa: E40
 from sagellm_lifetime.engines.vllm.scheduler import LifetimeMixin  # noqa: E402
 from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings  # noqa: E402
 from sagellm_lifetime.engines.vllm.takeover import restore_order  # noqa: E402
+from sagellm_lifetime.engines.vllm.timelimit import from_signal_handler  # noqa: E402
 
 if TYPE_CHECKING:
     from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
@@ -84,17 +85,22 @@ class LiveMixin(LifetimeMixin):
 
         The predictor and the policies have a circuit breaker of their own; this one is for all
         that surrounds it. What may still raise here ends the engine, so it is nothing but this.
+        An error of a caller's signal handler goes on to the caller.
         """
         try:
             return function(*args)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+        except Exception as error:  # whatever it is, the engine goes on
+            is_callers = False
             try:
                 assert self.lifetime is not None
+                is_callers = from_signal_handler(error)
                 self.lifetime.failed(error)
                 if function == self._prepare:  # vLLM's step has not begun: the order may change
                     self.lifetime.restore()
             except Exception as again:  # noqa: BLE001  # the handling of a fault is broken, too
                 self._give_up(again)
+            if is_callers:
+                raise
             return fallback
 
     def _give_up(self, error: Exception) -> None:
