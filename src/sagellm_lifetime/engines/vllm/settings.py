@@ -139,9 +139,8 @@ class LiveSettings:
         """Refuse what would do nothing, or not what it says."""
         for name, asked in (("mode", self.mode == "act"), ("learn", self.learn)):
             if asked and not self.predict:
-                raise RequestError(
-                    f"lifetime settings: {name} {_shown(getattr(self, name))} needs predict: true"
-                )
+                value = shown_value(getattr(self, name))
+                raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
         if self.content and not self.record:
             raise RequestError("lifetime settings: content needs record: a folder")
 
@@ -155,7 +154,7 @@ class LiveSettings:
         """
         if not isinstance(said, Mapping):
             raise RequestError(
-                f"lifetime settings: must be an object of names and values, got {_shown(said)}"
+                f"lifetime settings: must be an object of names and values, got {shown_value(said)}"
             )
         check_keys(said)
         return cls(**said)
@@ -177,14 +176,14 @@ def check_keys(said: Mapping[Any, Any]) -> None:
         if key not in names:
             close = difflib.get_close_matches(str(key)[:_LONGEST], names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise RequestError(f"lifetime settings: unknown key {_shown(key)}: {hint}")
+            raise RequestError(f"lifetime settings: unknown key {shown_value(key)}: {hint}")
 
 
 def _wrong(name: str, value: object, allowed: str) -> RequestError:
-    return RequestError(f"lifetime settings: {name} must be {allowed}, got {_shown(value)}")
+    return RequestError(f"lifetime settings: {name} must be {allowed}, got {shown_value(value)}")
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
     """Return a value as Python writes it, cut to a readable length."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
