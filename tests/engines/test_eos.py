@@ -143,3 +143,33 @@ def test_vllm_loads_it_by_name_and_applies_it_before_the_temperature(eos, config
     (loaded,) = _load_custom_logitsprocs([f"{eos.__name__}:EosWatch"])
     assert loaded is eos.EosWatch
     assert not loaded(config, torch.device("cpu"), False).is_argmax_invariant()
+
+
+def test_what_fails_here_does_not_end_the_engine(eos, watch, monkeypatch, caplog):
+    logits = random_logits(1)
+    update(watch, 1, added=[asking(0, "a", [])])
+    watch.apply(logits)
+    for broken in ("apply", "update"):
+        other = type(watch).__new__(type(watch))
+        other.__dict__.update(watch.__dict__, _watched=dict(watch._watched))
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            if broken == "apply":
+                patch.setattr(other, "_ends", "no tensor")
+            else:
+                patch.setattr(eos, "process_dict_updates", lambda *_: 1 // 0)
+                update(other, 1)
+            assert other.apply(logits) is logits
+        update(other, 2, added=[asking(1, "b", [])])
+        assert other.apply(logits) is logits
+        assert eos.noted("b") == []
+        (said,) = caplog.messages
+        assert "off until restart" in said
+    assert len(eos.noted("a")) == 1
+
+
+def test_notes_of_those_that_are_gone_can_be_dropped(eos):
+    eos._notes.update(a=[[0.0, 1.0]], b=[[0.0, 2.0]])
+    eos.keep({"b"})
+    assert eos.noted("a") == []
+    assert eos.noted("b") == [[0.0, 2.0]]

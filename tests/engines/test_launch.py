@@ -10,7 +10,7 @@ from engine_help import fitted
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.engines.vllm import interface, launch
+from sagellm_lifetime.engines.vllm import address, interface, launch
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.engines.vllm.state import EngineState
 
@@ -32,6 +32,7 @@ def start(monkeypatch, tmp_path, capfd):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "find_spec", lambda name: True)
+    monkeypatch.setattr(address, "PORT", 0)  # any that is free
 
     def call(*args):
         started = []
@@ -60,13 +61,13 @@ def test_the_specifications_line(start, model, tmp_path):
     line = start(
         *(model, "--engine-kind", "llm", ON, "--predictor-type", "lstm"),
         *("--predictor-hidden-size", 16, "--predictor-checkpoint", "trained"),
-        *("--enable-online-learning", "--", "--port", 8001, "--dtype", "float32"),
+        *("--enable-online-learning", "--", "--seed", 8001, "--dtype", "float32"),
     )
     assert line[0] == str(model)
     assert line[line.index("--scheduler-cls") + 1] == launch.SCHEDULER
     assert line[line.index("--middleware") + 1] == launch.MIDDLEWARE
-    assert line[line.index("--port") : line.index("--port") + 4] == [
-        *("--port", "8001", "--dtype", "float32")
+    assert line[line.index("--seed") : line.index("--seed") + 4] == [
+        *("--seed", "8001", "--dtype", "float32")
     ]
     said = settings_of(line)
     assert LiveSettings.of(said) == LiveSettings(
@@ -110,7 +111,7 @@ def test_what_is_named_is_there(vllm):
 
 
 def test_plain_vllm_where_nothing_is_asked_for(start, model):
-    assert start(model, "--", "--port", "1") == [str(model), "--port", "1"]
+    assert start(model, "--", "--seed", "1") == [str(model), "--seed", "1"]
 
 
 def test_another_scheduler_is_vllms_own_business_without_ours(start, model):
@@ -171,8 +172,6 @@ def test_what_may_be_a_model_is_not_refused(start, tmp_path):
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--logits-processors", "--logits-processors"),
-        ("--logits_processors=a.B", "--logits-processors"),
         ("--speculative-config", "--speculative-config"),
         ("--speculative_config.method=ngram", "--speculative-config"),
         ("-sc", "-sc"),
@@ -211,44 +210,240 @@ def test_every_release_of_the_series_passes(start, model, monkeypatch, found):
 def test_keys_are_passed_on_and_not_printed(monkeypatch, model, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "find_spec", lambda name: True)
+    monkeypatch.setattr(address, "PORT", 0)
     started = []
     monkeypatch.setattr(engine.os, "execv", lambda path, line: started.append(line))
     options = [
-        *("--api-key", "hush1", "hush2", "--port", "81", "--api_key=hush3", "--api-k", "hush4"),
+        *("--api-key", "hush1", "hush2", "--seed", "81", "--api_key=hush3", "--api-k", "hush4"),
         *("--hf-token", "hush5", "--hf_token=hush6", "--served-model-name", "seen"),
         *("--model-loader-extra-config", '{"s3_secret_access_key": "hush7"}'),
-        *("--model-loader-extra-config.s3_secret_access_key", "hush8", "--host", "::"),
+        *("--model-loader-extra-config.s3_secret_access_key", "hush8", "--host", "::1"),
     ]
     assert run(["engine", "start", str(model), ON, "--", *options], "sage llm") == 0
     err = capfd.readouterr().err
     assert "hush" not in err
-    assert "--api-key '***' '***' --port 81 '--api_key=***'" in err
+    assert "--api-key '***' '***' --seed 81 '--api_key=***'" in err
     assert "--served-model-name seen" in err
-    assert "--host ::" in err
+    assert "--host ::1" in err
     assert started[0][-len(options) - 2 : -2] == options
 
 
 def test_the_users_additional_config_stays(start, model):
     given = json.dumps({"other": [1]})
     for form in (["--additional-config", given], [f"--additional_config={given}"]):
-        line = start(model, ON, "--", *form, "--port", "1")
+        line = start(model, ON, "--", *form, "--seed", "1")
         assert line.count("--additional-config") == 1
         both = json.loads(line[line.index("--additional-config") + 1])
         assert both.keys() == {"other", "lifetime"}
-        assert line[line.index("--port") + 1] == "1"
+        assert line[line.index("--seed") + 1] == "1"
         assert not any(part.startswith("--additional_config") for part in line)
 
 
 def test_a_config_file_is_passed_on_and_its_additional_config_kept(start, model, tmp_path):
     (tmp_path / "vllm.yaml").write_text(
-        "port: 1\nenforce-eager: true\nadditional-config:\n  other: [1]\nshutdown-timeout: 3\n"
+        "seed: 1\nenforce-eager: true\nadditional-config:\n  other: [1]\nshutdown-timeout: 3\n"
     )
     line = start(model, ON, "--record", "rec", "--", "--config", "vllm.yaml")
     assert line[line.index("--config") + 1] == "vllm.yaml"
     both = json.loads(line[line.index("--additional-config") + 1])
     assert both.keys() == {"other", "lifetime"}
     assert "--shutdown-timeout" not in line
-    assert "--port" not in line
+    assert "--seed" not in line
+
+
+def additional(line):
+    return json.loads(line[line.index("--additional-config") + 1])
+
+
+def forms(name, value):
+    """How one setting may be said in ``--additional-config``."""
+    whole = json.dumps({"lifetime": {name: value}, "other": {"a": [1, 2]}})
+    return [
+        ["--additional-config", whole],
+        [f"--additional-config={whole}"],
+        ["--additional_config", whole],
+        ["--additional-conf", whole],
+        [f"--additional-config.lifetime.{name}", json.dumps(value)],
+        [f"--additional_config.lifetime.{name}={json.dumps(value)}"],
+        ["--additional-config.lifetime", json.dumps({name: value})],
+    ]
+
+
+@pytest.mark.parametrize("form", range(7))
+@pytest.mark.parametrize("dashes", [[], ["--"]], ids=["passed on", "after --"])
+def test_settings_of_additional_config_arrive(start, model, form, dashes):
+    for name, value in (("floor_s", 0.25), ("watermark", 0), ("learn", True)):
+        words = forms(name, value)[form]
+        line = start(model, ON, "--lifetime-mode", "act", *dashes, *words, "--seed", "5")
+        assert line.count("--additional-config") == 1
+        assert line[line.index("--seed") + 1] == "5"
+        both = additional(line)
+        assert both["lifetime"][name] == value
+        assert both["lifetime"]["mode"] == "act"
+        if form < 4:
+            assert both["other"] == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "additional-config:\n  other: [1]\n  lifetime:\n    pause_s: 7\n    state: kept\n",
+        'additional_config: \'{"other": [1], "lifetime": {"pause_s": 7, "state": "kept"}}\'\n',
+    ],
+)
+def test_settings_of_a_config_file_arrive(start, model, tmp_path, text):
+    (tmp_path / "vllm.yaml").write_text(text)
+    line = start(
+        *(model, ON, "--config", "vllm.yaml", "--additional-config.lifetime.share=0.5"),
+        *("--additional-config", '{"lifetime": {"pause_s": 8}, "more": true}'),
+    )
+    assert additional(line) == {
+        "other": [1],
+        "more": True,
+        "lifetime": {
+            **{"pause_s": 8, "share": 0.5, "mode": "shadow"},
+            "state": str(tmp_path / "kept"),
+        },
+    }
+    (tmp_path / "keys.yaml").write_text("additional-config.lifetime.share: 0.5\n")
+    assert "write it as one object" in start(model, ON, "--config", "keys.yaml")
+
+
+def test_what_is_set_there_is_looked_at_like_an_option(start, model, tmp_path):
+    def on(**said):
+        return [model, ON, "--additional-config", json.dumps({"lifetime": said})]
+
+    assert "share must be a number from 0 to 1, got '0.2'" in start(*on(share="0.2"))
+    assert "did you mean limit_s" in start(*on(limits=1))
+    assert "got 3" in start(model, ON, "--additional-config", '{"lifetime": 3}')
+    assert "no such checkpoint" in start(*on(checkpoint="nowhere"))
+    assert "keeps an order of its own" in start(*on(mode="act"), "--scheduling-policy", "priority")
+    assert "survival does not look at it" in start(*on(signals=True))
+    line = start(*on(signals=True, predictor="lstm", state=""))
+    assert launch.PROCESSOR in line
+    assert launch.MIDDLEWARE not in line
+    assert settings_of(start(*on(checkpoint=""), "--state", "s"))["state"] == str(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (["--lifetime-mode", "act"], {"mode": "shadow"}, "--lifetime-mode act: "),
+        (["--predictor-type", "lstm"], {"predictor": "orca"}, "lifetime.predictor = 'orca'"),
+        (["--state", "a"], {"state": "b"}, "--state a: "),
+        (["--lifetime-min-confidence", "0"], {"min_confidence": 0.5}, "min_confidence = 0.5"),
+        (["--enable-online-learning"], {"learn": False}, "--enable-online-learning: "),
+        ([], {"predict": False}, f"{ON}: "),
+        (["--predictor-hidden-size", "8"], {"width": "8"}, "width = '8'"),
+    ],
+)
+def test_two_values_of_one_setting_are_refused(start, model, ours, theirs, told):
+    words = ["--additional-config", json.dumps({"lifetime": theirs})]
+    said = start(model, ON, *ours, *words)
+    assert told in said
+    assert "leave one of them out" in said
+
+
+def test_the_same_said_twice_is_no_contradiction(start, model, tmp_path):
+    words = ["--additional-config", '{"lifetime": {"mode": "act", "state": "./a"}}']
+    line = start(model, ON, "--lifetime-mode", "act", "--state", tmp_path / "a", *words)
+    assert settings_of(line) == {"mode": "act", "state": str(tmp_path / "a")}
+
+
+def test_settings_that_nobody_would_read_are_refused(start, model):
+    words = ["--additional-config", '{"lifetime": {"mode": "act"}, "other": 1}']
+    assert "does nothing without --enable-lifetime-prediction" in start(model, *words)
+    by_hand = [*words, "--scheduler-cls", launch.SCHEDULER]
+    assert start(model, *by_hand) == [str(model), *by_hand]
+    assert "mode 'act' needs predict" in start(model, "--record", "r", *words)
+
+
+def test_command_puts_the_users_settings_and_ours_together():
+    words = ["--seed", "1", "--additional-config.lifetime.limit_s", "2"]
+    line = launch.command("m", LiveSettings(mode="act"), words)
+    assert additional(line) == {"lifetime": {"mode": "act", "limit_s": 2}}
+    with pytest.raises(launch.LaunchError, match=r"lifetime\.mode = 'off'"):
+        launch.command("m", LiveSettings(), ["--additional-config.lifetime.mode", "off"])
+
+
+def test_lists_of_the_users_and_ours_are_put_together(start, model, tmp_path):
+    (tmp_path / "vllm.yaml").write_text("logits-processors: [a:A, b:B]\nmiddleware: c.C\n")
+    on = [model, ON, "--predictor-type", "lstm", "--watch-eos"]
+
+    def processors(line):
+        first = line.index("--logits-processors") + 1
+        last = next(i for i in range(first, len(line)) if line[i].startswith("-"))
+        assert line.count("--logits-processors") == 1
+        return line[first:last]
+
+    line = start(*on, "--logits-processors", "x:X", "y:Y", "--seed", "1")
+    assert processors(line) == [launch.PROCESSOR, "x:X", "y:Y"]
+    assert "--seed" in line
+    assert processors(start(*on, "--logits_processors=x:X")) == [launch.PROCESSOR, "x:X"]
+    assert processors(start(*on, "--config", "vllm.yaml")) == [launch.PROCESSOR, "a:A", "b:B"]
+    assert processors(start(*on, "--logits-processors", launch.PROCESSOR)) == [launch.PROCESSOR]
+    line = start(*on, "--middleware", "m.M", "--middleware=n.N")
+    assert [line[i + 1] for i, word in enumerate(line) if word == "--middleware"] == [
+        *(launch.MIDDLEWARE, "m.M")
+    ]
+    assert "--middleware=n.N" in line
+    assert launch.MIDDLEWARE in start(*on, "--config", "vllm.yaml")
+    assert start(model, ON, "--middleware", launch.MIDDLEWARE).count(launch.MIDDLEWARE) == 1
+
+
+def test_what_the_environment_says_is_not_overwritten(start, model, monkeypatch):
+    on = [model, ON, "--predictor-type", "lstm", "--watch-eos"]
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    assert "your environment has another" in start(*on)
+    assert start(*on[:-1])
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    assert start(*on)
+
+
+def test_options_of_vllms_are_passed_on(start, model):
+    words = ["--seed", "5", "-tp=1", "-O3", "--enforce-eager", "--served_model_name", "a", "b"]
+    words += ["--compilation-config.mode=3", "-cc.level", "0", "--max-model-len=1k"]
+    line = start(model, *words[:2], ON, *words[2:5], "--lifetime-mode", "act", *words[5:])
+    first = line.index("--seed")
+    assert line[first : first + len(words)] == words
+    assert settings_of(line)["mode"] == "act"
+    assert start(model, *words) == [str(model), *words]
+
+
+def test_no_option_of_vllms_is_taken_for_one_of_ours():
+    from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
+    from sagellm_lifetime.engines.vllm.words import is_option
+
+    ready_for_vllm()
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    names = [name for action in parser._actions for name in action.option_strings]
+    assert len(names) > 300
+    engine.check_names(names, ["--engine-kind", *launch.OPTIONS.values()])
+    # What is short for an option that we look at is short for no other.
+    looked_at = ["--host", "--port", "--uds", "--additional-config", "--middleware", "--headless"]
+    looked_at += ["--logits-processors", "--scheduler-cls", "--shutdown-timeout", launch.BACKEND]
+    for name in looked_at:
+        assert name in names
+        for length in range(3, len(name)):
+            if is_option(name[:length], name):
+                alike = [each for each in names if each.startswith(name[:length])]
+                assert alike == [name] or name[:length] in alike or len(alike) > 1
+
+
+def test_our_options_stand_for_settings(start):
+    import inspect
+    from dataclasses import fields
+
+    names = {field.name for field in fields(LiveSettings)}
+    assert set(launch.OPTIONS) < names
+    given = {name.replace("_", "-") for name in inspect.signature(engine.start).parameters}
+    assert {f"--{name}" for name in given} == {
+        *launch.OPTIONS.values(),
+        *("--model", "--options", "--engine-kind"),
+    }
 
 
 def test_time_to_write_the_rest(start, model):
@@ -286,14 +481,22 @@ def test_time_to_write_the_rest(start, model):
         (["{model}", ON, "--record-content"], "--record"),
         (["{model}", ON, "--record", "broken.pt"], "broken.pt"),
         (["{model}", ON, "--state", "used"], "another engine runs"),
-        (["{model}", ON, "--port", "1"], "No such option"),
+        (["{model}", ON, "--", "--state", "x"], "--state is no option of vLLM's: give it before"),
+        (["{model}", ON, "--lifetime-mod", "act"], "did you mean --lifetime-mode?"),
+        (["{model}", ON, "--watch_eoss"], "did you mean --watch-eos?"),
+        (["{model}", ON, "--enable-lifetime"], "did you mean --enable-lifetime-prediction?"),
+        (["{model}", ON, "--record-contents=1"], "did you mean --record-content?"),
+        (["--seed", "1", "{model}", ON], "--seed: MODEL comes first"),
+        (["{model}", "--model", "other"], "--model other: the model is"),
         (["{model}", ON, "--", "--scheduler-cls", "x.Y"], "--scheduler-cls"),
         (["{model}", ON, "--", "--scheduler-c=x.Y"], "--scheduler-cls"),
         (["{model}", ON, "--", "--config", "scheduler.yaml"], "--scheduler-cls"),
         (["{model}", ON, "--", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["{model}", ON, "--", "--config", "broken.pt"], "broken.pt: not a YAML file"),
         (["{model}", ON, "--", "--additional-config", "{{"], "not a JSON object"),
-        (["{model}", ON, "--", "--additional-config.a", "1"], "one JSON object"),
+        (["{model}", ON, "--", "--additional-config.a"], "--additional-config.a: needs a value"),
+        (["{model}", ON, "--config=scheduler.yaml"], "give it as two words"),
+        (["{model}", ON, "--config"], "--config: needs a file"),
         (
             ["{model}", ON, "--lifetime-mode", "act", "--", "--scheduling-policy", "priority"],
             "keeps an order of its own",
@@ -316,7 +519,7 @@ def test_time_to_write_the_rest(start, model):
 def test_refused_in_one_line(start, model, tmp_path, args, told):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
-    (tmp_path / "scheduler.yaml").write_text("port: 8001\nscheduler-cls: x.Y\n")
+    (tmp_path / "scheduler.yaml").write_text("seed: 8001\nscheduler-cls: x.Y\n")
     (tmp_path / "priority.yaml").write_text("scheduling_policy: priority\n")
     fitted().save(tmp_path / "trained")
     used = EngineState(tmp_path / "used", 0)

@@ -237,6 +237,17 @@ def test_a_fault_that_only_learning_meets_is_met_by_the_loader(
                 load_predictor(path)
 
 
+def test_trying_out_takes_no_gradient_steps(
+    learned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    path = write(tmp_path / "model", "lstm", learned["lstm"][1])
+    monkeypatch.setattr("sagellm_lifetime.learning.trainer.Trainer.step", None)
+    monkeypatch.setattr("sagellm_lifetime.predictors.neural._ONLINE_EVERY", 1)
+    monkeypatch.setattr("sagellm_lifetime.predictors.neural._ONLINE_START", 1)
+    load_predictor(path)
+
+
 def test_trying_out_teaches_nothing(learned: Any, tmp_path: Path) -> None:
     for name, (predictor, arrays) in learned.items():
         loaded = load_predictor(write(tmp_path / name, name, arrays))

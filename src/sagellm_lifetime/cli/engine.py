@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -16,12 +18,14 @@ from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.places import check_folder
 
-if TYPE_CHECKING:
-    from sagellm_lifetime.engines.vllm.settings import LiveSettings
-
-STATE: Final = Path("runs") / "engine"
-"""Where a running engine is watched and switched by default."""
+COMMAND_LINE: Final = "sagellm_lifetime.engines.vllm.command_line"
 PREDICTOR: Final = "survival"
+"""As ``launch.PREDICTOR``, which is not imported to show a help."""
+_ALIKE: Final = 0.75
+"""How alike a word must be to an option of ours to be taken for it misspelled: no option of vLLM's
+comes near that."""
+_FEWEST: Final = len("--lifetime")
+"""Letters of an option of ours that are taken for it cut short."""
 
 app = typer.Typer(
     name="engine",
@@ -54,7 +58,10 @@ def start(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name of the hub, or a folder.")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- VLLM OPTIONS]", help="Everything after -- goes to vLLM."),
+        typer.Argument(
+            metavar="[VLLM OPTIONS]",
+            help="Options that are not below, and everything after --, go to vLLM.",
+        ),
     ] = None,
     *,
     engine_kind: Annotated[EngineKind, typer.Option(help="What is served.")] = EngineKind.llm,
@@ -126,13 +133,28 @@ def start(
         bool, typer.Option("--record-content", help="Record token ids, too.")
     ] = False,
     state: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Statistics, switch, and what was learned."),
-    ] = STATE,
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Statistics, switch, and what was learned.",
+            show_default="runs/engine",
+        ),
+    ] = None,
 ) -> None:
     """Start vLLM's OpenAI server."""
-    from sagellm_lifetime.engines.vllm.launch import check, command, environment, shown
+    from sagellm_lifetime.engines.vllm.launch import (
+        OPTIONS,
+        check,
+        command,
+        engine_settings,
+        environment,
+        shown,
+    )
 
+    theirs = list(options or ())
+    if model.startswith("-"):
+        raise CommandError(f"{model}: MODEL comes first, then options")
+    check_names(theirs, ["--engine-kind", *OPTIONS.values()])
     if record_content and record is None:
         raise CommandError("--record-content needs --record DIR")
     only_with_prediction = {
@@ -149,26 +171,28 @@ def start(
         for name, given in only_with_prediction.items():
             if given:
                 raise CommandError(f"{name} needs --enable-lifetime-prediction")
-    asked = enable_lifetime_prediction or record is not None
-    settings = _settings(
-        predict=enable_lifetime_prediction,
-        mode=lifetime_mode,
-        policy=lifetime_policy,
-        min_confidence=lifetime_min_confidence,
-        predictor=predictor_type,
-        width=predictor_hidden_size,
-        checkpoint=predictor_checkpoint,
-        learn=enable_online_learning,
-        signals=watch_eos,
-        record=record,
-        content=record_content,
-        state=state if asked else None,
+    explicit: dict[str, Any] = {
+        "predict": enable_lifetime_prediction or None,
+        "mode": lifetime_mode and lifetime_mode.value,
+        "policy": lifetime_policy,
+        "min_confidence": lifetime_min_confidence,
+        "predictor": predictor_type,
+        "width": predictor_hidden_size,
+        "checkpoint": predictor_checkpoint and str(predictor_checkpoint),
+        "learn": enable_online_learning or None,
+        "signals": watch_eos or None,
+        "record": record and str(record),
+        "content": record_content or None,
+        "state": state and str(state),
+    }
+    settings = engine_settings(
+        {name: value for name, value in explicit.items() if value is not None}, theirs
     )
-    if asked:
-        for folder in (record, state):
-            check_folder(folder)
-    check(model, settings, options or [])
-    line = command(model, settings if asked else None, options or [])
+    if settings is not None:
+        for folder in (settings.record, settings.state):
+            check_folder(Path(folder) if folder else None)
+    check(model, settings, theirs)
+    line = command(model, settings, theirs)
     os.environ.update(environment(settings))
     note(f"starting {shown(line[1:])}")
     sys.stdout.flush()
@@ -176,42 +200,46 @@ def start(
     os.execv(line[0], line)
 
 
-def _settings(
-    *,
-    predict: bool,
-    mode: StartMode | None,
-    policy: str | None,
-    min_confidence: float | None,
-    predictor: str | None,
-    width: int | None,
-    checkpoint: Path | None,
-    learn: bool,
-    signals: bool,
-    record: Path | None,
-    content: bool,
-    state: Path | None,
-) -> LiveSettings:
-    from sagellm_lifetime.engines.vllm.settings import LiveSettings
+def check_names(words: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuse what goes to vLLM and is meant for us: a misspelled option, or one after ``--``.
 
-    def place(path: Path | None) -> str:
-        return str(path.resolve()) if path is not None else ""
+    Args:
+        words: all that goes to vLLM.
+        ours: names of our options.
 
-    return LiveSettings(
-        predict=predict,
-        mode="off" if not predict else "act" if mode is StartMode.act else "shadow",
-        policy=policy or "lifetime",
-        min_confidence=min_confidence or 0.0,
-        # A checkpoint says itself what it holds.
-        predictor=predictor or ("" if checkpoint is not None else PREDICTOR),
-        width=width or 0,
-        checkpoint=place(checkpoint),
-        learn=learn,
-        signals=signals,
-        content=content,
-        state=place(state),
-        record=place(record),
-    )
+    Raises:
+        CommandError: it names the option that was meant.
+    """
+    for word in words:
+        name = word.partition("=")[0].partition(".")[0].replace("_", "-")
+        if not name.startswith("--"):
+            continue
+        if name in ours:
+            raise CommandError(f"{name} is no option of vLLM's: give it before --")
+        near = [each for each in ours if len(name) >= _FEWEST and each.startswith(name)]
+        near += difflib.get_close_matches(name, ours, n=1, cutoff=_ALIKE)
+        if near:
+            raise CommandError(f"no such option: {name} (did you mean {near[0]}?)")
 
 
-for _command in (start, fetch):
-    app.command()(guarded(_command))
+def vllm(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND …", help="As the command vllm takes it.")
+    ] = None,
+) -> None:
+    """Run a command of vLLM's, such as bench serve, without what cannot load beside PyTorch."""
+    from importlib.util import find_spec
+
+    from sagellm_lifetime.core.errors import MissingExtraError
+
+    if find_spec("vllm") is None:
+        raise MissingExtraError("vLLM's commands", "vllm")
+    sys.stdout.flush()
+    line = [sys.executable, "-m", COMMAND_LINE, *(arguments or ["--help"])]
+    os.execv(line[0], line)
+
+
+_PASSING: Final = {"ignore_unknown_options": True}
+app.command(context_settings=_PASSING)(guarded(start))
+app.command(context_settings={**_PASSING, "help_option_names": []})(guarded(vllm))
+app.command()(guarded(fetch))

@@ -62,6 +62,8 @@ def _try_out(predictor: Predictor) -> None:
     Raises:
         ValueError: an answer that is none. What else is wrong raises an error of any class.
     """
+    # As during a fit, a network takes no gradient steps: an engine that loads one needs no PyTorch.
+    predictor._fitting = True
     for each in _QUESTIONS:
         _check_answer(predictor.predict(each))
     for answer in predictor.predict_batch(_QUESTIONS):

@@ -21,7 +21,12 @@ from typing import Any, Final, Literal, TypeVar
 
 from sagellm_lifetime.core.errors import LifetimeError
 from sagellm_lifetime.engines.vllm.pace import OUTLIER
-from sagellm_lifetime.engines.vllm.timelimit import Hang, TimeLimit
+from sagellm_lifetime.engines.vllm.timelimit import (
+    Hang,
+    Means,
+    TimeLimit,
+    from_signal_handler,
+)
 
 LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
 """Below vLLM's own logger, so that it comes out where the engine's lines do."""
@@ -98,24 +103,34 @@ class Breaker:
         """Whether calls are made."""
         return self.state in ("closed", "trial")
 
+    @property
+    def time_limit(self) -> Means:
+        """What ends a call that takes too long."""
+        return self._limit.means
+
     def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)``, or ``fallback`` when it is not called or fails."""
+        """``function(*args)``, or ``fallback`` when it is not called or fails.
+
+        What a signal handler raises meanwhile is not about the call, and raised again.
+        """
         if not self.allows:
             return fallback
         started = time.perf_counter()
-        worked = time.thread_time() if self._suspected else 0.0
+        worked = self._limit.thread_time() if self._suspected else 0.0
         try:
             return self._limit(function, *args)
         except Hang:
             self._open("hang", f"took longer than {self._limit.seconds:g} s")
         except NonsenseError as error:
             self._open("nonsense", str(error))
-        except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+        except Exception as error:  # whatever it is, the engine goes on
+            if from_signal_handler(error):
+                raise
             self._raised(error)
         finally:
             self.spent += time.perf_counter() - started
             if self._suspected:
-                self._worked += time.thread_time() - worked
+                self._worked += self._limit.thread_time() - worked
         return fallback
 
     def quick(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -123,8 +138,18 @@ class Breaker:
         if self.allows:
             try:
                 function(*args, **options)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+            except Exception as error:  # whatever it is, the engine goes on
+                if from_signal_handler(error):
+                    raise
                 self._raised(error)
+
+    def fault(self, error: Exception) -> None:
+        """Open it for what was raised beside its calls; logged when it was closed."""
+        if self.allows:
+            self._raised(error)
+        else:
+            self.faults["exception"] += 1
+            LOG.debug("what was raised", exc_info=error)
 
     def steps(self, count: int, seconds: float) -> None:
         """So many steps of the engine are over, which took so long together; calls were made in
@@ -201,7 +226,8 @@ class Breaker:
             LOG.error("lifetime prediction is off until restart (%s)", self.reason)
             return
         self.state = "open"
-        self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_S) if again else self._first_pause
+        longest = max(_LONGEST_PAUSE_S, self._first_pause)
+        self._pause = min(2.0 * self._pause, longest) if again else self._first_pause
         self._until = self._clock() + self._pause
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
 

@@ -9,8 +9,10 @@ core's process; :func:`taken` hands them over there.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final
 
+from sagellm_lifetime.engines.vllm.breaker import LOG, named
 from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 
 ready_for_vllm()  # before anything of vLLM is imported
@@ -47,13 +49,20 @@ def taken(key: str) -> tuple[list[float], list[float]]:
     return [note[0] for note in notes], [note[1] for note in notes]
 
 
+def keep(keys: Container[str]) -> None:
+    """Forget the notes of all but these requests."""
+    for key in [key for key in _notes if key not in keys]:
+        del _notes[key]
+
+
 class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
-    """Watches the requests of one engine core."""
+    """Watches the requests of one engine core; after an error it stops, and the engine goes on."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._ends = torch.tensor(ends(vllm_config.model_config), device=device)
         self._watched: dict[int, tuple[str, list[int]]] = {}
         """Row of the batch -> key, tokens generated so far (vLLM's own list, which grows)."""
+        self._is_off = False
 
     def is_argmax_invariant(self) -> bool:
         """No: those that are see the logits after temperature, and greedy requests skip them."""
@@ -61,18 +70,33 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the requests through the rows of the batch."""
-        process_dict_updates(self._watched, batch_update, _asked)
+        if not self._is_off:
+            try:
+                process_dict_updates(self._watched, batch_update, _asked)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+                self._stop(error)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Look, and give back what came; ``logits`` has shape (rows, vocabulary)."""
-        if not self._watched or not len(self._ends):
-            return logits
+        if self._watched and len(self._ends):
+            try:
+                self._note(logits)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+                self._stop(error)
+        return logits
+
+    def _note(self, logits: torch.Tensor) -> None:
         logs = logits[list(self._watched)].log_softmax(dim=-1)
         end = logs[:, self._ends].logsumexp(dim=-1).tolist()
         entropy = torch.special.entr(logs.exp()).sum(dim=-1).tolist()
         for (key, output), *note in zip(self._watched.values(), end, entropy, strict=True):
             _notes.setdefault(key, [])[len(output) :] = [note]
-        return logits
+
+    def _stop(self, error: Exception) -> None:
+        """Watch nobody any more: which row is whose may be unknown by now."""
+        self._is_off = True
+        self._watched = {}
+        LOG.error("the model's own signals are off until restart (%s)", named(error))
 
 
 def ends(model_config: Any) -> list[int]:

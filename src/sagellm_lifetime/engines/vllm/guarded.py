@@ -118,6 +118,8 @@ class LiveLifetime:
         self._clock, self._scheduler_clock = StepClock(perf_counter), StepClock(scheduler.clock)
         self._told = (0, 0.0)
         """Steps and their seconds that the breaker has heard of."""
+        self._missed = False
+        """Whether something failed that takes note of what happens: some may have ended unseen."""
 
     def want(self, mode: Mode) -> None:
         """Be in a mode from the next step on; any thread may ask."""
@@ -194,12 +196,14 @@ class LiveLifetime:
         if self.idle:
             return
         self._mind()
+        if self._missed:
+            self._drop_ended()
         if self.wanted != self.mode:
             self._switch(self.wanted)
         if self._planner is None and self.mode != "off" and self.breaker.ready():
             self._start()
-        if self._takeover.disordered and not self.acting:
-            self._takeover.restore()
+        if not self.acting:
+            self.restore()
 
     def _tell(self) -> None:
         """The breaker hears of all steps since it was called last."""
@@ -250,8 +254,8 @@ class LiveLifetime:
             if order is not None:
                 waiting.clear()
                 waiting.extend(order)
-        if self._takeover.disordered and not self.acting:
-            self._takeover.restore()
+        if not self.acting:
+            self.restore()
         return matters and self.acting
 
     def fill(self, waiting: Any, free: int) -> None:
@@ -358,14 +362,19 @@ class LiveLifetime:
             self._feed.stop(name)
             self._happened((OVER, request, 0.0, BEAM_STEP))
             return
-        seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
-        if self._reads_tokens:  # at once, for a name may be used again
-            self._feed.stop(name)
-        signals = self._signals.taken(name) if self._signals is not None else {}
-        reason = self.endings.reason(request)
-        if (to := self.recorder) is not None:  # at once, too: a kill -9 loses a second at most
-            make = partial(self._describe.row, request, seconds, reason, to.content, signals)
-            (to.take_now if request.resumable else to.take)(make)
+        try:
+            seconds = max(self._scheduler.clock() - request.arrival_time, 0.0)
+            if self._reads_tokens:  # at once, for a name may be used again
+                self._feed.stop(name)
+            signals = self._signals.taken(name) if self._signals is not None else {}
+            reason = self.endings.reason(request)
+            if (to := self.recorder) is not None:  # at once, too: a kill -9 loses a second at most
+                make = partial(self._describe.row, request, seconds, reason, to.content, signals)
+                (to.take_now if request.resumable else to.take)(make)
+        except Exception:
+            if self.recorder is not None:
+                self.recorder.missed()
+            raise
         self._happened((OVER, request, seconds, reason))
         if request.resumable:  # it may go on, and is another one by then
             self.catch_up()
@@ -398,6 +407,34 @@ class LiveLifetime:
         answer = self.breaker.call(fallback, function, *args)
         self._mind()
         return answer
+
+    def failed(self, error: Exception) -> None:
+        """Leave all to vLLM for a while: something beside the predictor and the policies raised.
+
+        What it has changed is put back but for the order of queue and running sequences, which
+        must stay while a step of vLLM's is under way: see :meth:`restore`.
+        """
+        self._missed = True
+        self.breaker.fault(error)
+        self._ticks.clear()
+        self._stop()
+
+    def restore(self) -> None:
+        """Put queue and running sequences in vLLM's order, if they are in another one."""
+        if self._takeover.disordered:
+            self._takeover.restore()
+
+    def _drop_ended(self) -> None:
+        """After something was missed: who is not there any more has ended, nobody knows how."""
+        requests = self._scheduler.requests
+        for name in self.tally.running():
+            if name not in requests:
+                self.tally.ended(name, 0, 0.0, "error")
+                self._burst.gone.append(name)
+        self._between.intersection_update(requests)
+        if self._signals is not None:
+            self._signals.keep(requests)
+        self._missed = False
 
     def _mind(self) -> None:
         """After a fault nothing of the planner is trusted any more."""

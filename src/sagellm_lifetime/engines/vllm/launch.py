@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import (
@@ -17,14 +19,24 @@ from sagellm_lifetime.core.errors import (
     RequestError,
 )
 from sagellm_lifetime.engines.models.published import MODELS
+from sagellm_lifetime.engines.vllm.address import check_address
 from sagellm_lifetime.engines.vllm.interface import check_version
 from sagellm_lifetime.engines.vllm.predictor import has_width, make_predictor, width_of
-from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings, cannot_act
+from sagellm_lifetime.engines.vllm.settings import (
+    KEY,
+    PATHS,
+    LiveSettings,
+    cannot_act,
+    check_keys,
+    shown_value,
+)
 from sagellm_lifetime.engines.vllm.state import check_free
 from sagellm_lifetime.engines.vllm.words import (
     LaunchError,
     first_of,
-    is_option,
+    has_keys,
+    json_option,
+    list_option,
     option_of,
     plain,
     unfolded,
@@ -36,8 +48,32 @@ MIDDLEWARE: Final = "sagellm_lifetime.engines.vllm.http.LifetimeMiddleware"
 PROCESSOR: Final = "sagellm_lifetime.engines.vllm.eos:EosWatch"
 RUNNER: Final = "sagellm_lifetime.engines.vllm.serve"
 BACKEND: Final = "--distributed-executor-backend"
+STATE: Final = Path("runs") / "engine"
+"""Where a running engine is watched and switched by default."""
+PREDICTOR: Final = "survival"
+OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "predict": "--enable-lifetime-prediction",
+        "mode": "--lifetime-mode",
+        "policy": "--lifetime-policy",
+        "min_confidence": "--lifetime-min-confidence",
+        "predictor": "--predictor-type",
+        "width": "--predictor-hidden-size",
+        "checkpoint": "--predictor-checkpoint",
+        "learn": "--enable-online-learning",
+        "signals": "--watch-eos",
+        "record": "--record",
+        "content": "--record-content",
+        "state": "--state",
+    }
+)
+"""Our options, by the setting they stand for; the other settings have none."""
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHUTDOWN_S: Final = 10
+_ADDITIONAL: Final = "--additional-config"
+_IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""On a CPU vLLM makes a worker process of "uni" unless this is off. In a server nothing else reads
+it: the engine core is a process of its own either way."""
 _CONFIGS: Final = ("config.json", "params.json")
 _PROCESSORS: Final = "--logits-processors"
 _SPECULATIVE: Final = (
@@ -49,12 +85,66 @@ _SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
 begin, since vLLM takes abbreviations, too; no other option of vLLM begins like that."""
 
 
-def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
+def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> LiveSettings | None:
+    """Put together what our options say and what ``--additional-config`` says under "lifetime".
+
+    Args:
+        explicit: settings that were given as options of ours.
+        options: those that go to vLLM.
+
+    Returns:
+        The settings, or ``None`` where neither prediction nor a record is asked for.
+
+    Raises:
+        LifetimeError: the two contradict each other, or a value is of a wrong type or range.
+    """
+    options = unfolded(options)
+    _, additional = json_option(options, _ADDITIONAL)
+    if not (explicit.get("predict") or explicit.get("record")):
+        if KEY in additional and option_of(options, "--scheduler-cls") != SCHEDULER:
+            raise LaunchError(
+                f'{_ADDITIONAL}: "{KEY}" does nothing without {OPTIONS["predict"]} or --record DIR'
+            )
+        return None
+    theirs = additional.get(KEY, {})
+    if not isinstance(theirs, dict):
+        return LiveSettings.of(theirs)  # which says what is wrong
+    check_keys(theirs)
+    _check_agree(theirs, explicit)
+    said = {**theirs, **explicit}
+    said.setdefault("predict", False)
+    said.setdefault("mode", "shadow" if said["predict"] else "off")
+    # A checkpoint says itself what it holds.
+    said.setdefault("predictor", "" if said.get("checkpoint") else PREDICTOR)
+    said.setdefault("state", str(STATE))
+    return LiveSettings.of({name: _resolved(name, value) for name, value in said.items()})
+
+
+def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse two values of one setting."""
+    for name, value in ours.items():
+        if name in theirs and _resolved(name, theirs[name]) != _resolved(name, value):
+            option = OPTIONS.get(name, name)
+            given = "" if value is True else f" {value}"
+            raise LaunchError(
+                f"{option}{given}: {_ADDITIONAL} has {KEY}.{name} = {shown_value(theirs[name])}; "
+                "leave one of them out"
+            )
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """Return a setting as an engine gets it: paths from the root."""
+    if name in PATHS and value and isinstance(value, str) and "\0" not in value:
+        return str(Path(value).resolve())
+    return value
+
+
+def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> None:
     """Refuse in one line what would fail later, or not do what it says.
 
     Args:
         model: a hub name (taken as it is: whether the hub has it is only known there) or a folder.
-        settings: what was asked for.
+        settings: what was asked for, ``None`` for nothing.
         options: those that go to vLLM.
 
     Raises:
@@ -62,12 +152,17 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
-    ours = settings.predict or bool(settings.record)
-    if ours:
+    if settings is not None:
         check_version()
     check_model(model)
     options = unfolded(options)
-    if ours and option_of(options, "--scheduler-cls") is not None:
+    other = option_of(options, "--model")
+    if other not in (None, model):
+        raise LaunchError(f"--model {other}: the model is {model} already; leave one of them out")
+    check_address(options)
+    if settings is None:
+        return
+    if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode == "act" and cannot_act(policy):
@@ -75,6 +170,8 @@ def check(model: str, settings: LiveSettings, options: Sequence[str]) -> None:
     if settings.signals:
         check_processors(options)
         check_one_process(options)
+        if os.environ.get(_IN_PROCESS) not in (None, "0"):
+            raise LaunchError(f"--watch-eos sets {_IN_PROCESS}=0; your environment has another")
     if settings.predict:
         made = check_predictor(settings)
         if settings.signals and not settings.record and not has_network(made):
@@ -117,11 +214,7 @@ def _fetched(model: str) -> str:
 
 
 def check_processors(options: Sequence[str]) -> None:
-    """Refuse what would take the place of our logits processor, or what vLLM refuses beside it."""
-    if first_of(options, (_PROCESSORS,)):
-        raise LaunchError(
-            f"--watch-eos: not with {_PROCESSORS}: it is one itself, and vLLM keeps the last list"
-        )
+    """Refuse what vLLM refuses beside a logits processor."""
     speculative = first_of(options, _SPECULATIVE)
     if speculative:
         raise LaunchError(
@@ -162,7 +255,10 @@ def check_predictor(settings: LiveSettings) -> str:
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
-    """What is run: vLLM's server with our scheduler and routes, or vLLM's alone.
+    """Return what is run: vLLM's server with our scheduler and routes, or vLLM's alone.
+
+    What we set ourselves is put together with what the user gives: lists and
+    ``--additional-config``; what cannot be is refused by :func:`check`, or is the user's.
 
     Args:
         model: a hub name or a folder.
@@ -170,25 +266,36 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
         options: those that go to vLLM.
 
     Raises:
-        LaunchError: an ``--additional-config`` that is no JSON object.
+        LaunchError: an ``--additional-config`` that is no JSON object, or has other settings.
     """
     line = [sys.executable, "-m", RUNNER, model]
     if settings is None:
         return [*line, *options]
     said = unfolded(options)
-    rest, additional = _additional_config(options, said)
-    additional[KEY] = settings.json()
+    rest, _ = json_option(options, _ADDITIONAL)
+    _, additional = json_option(said, _ADDITIONAL)
+    if has_keys(said[: len(said) - len(options)], _ADDITIONAL):
+        # vLLM puts these behind all others, where they would take the place of ours.
+        raise LaunchError(f"{_ADDITIONAL}.KEY in a --config file: write it as one object there")
+    theirs, ours = additional.get(KEY, {}), settings.json()
+    if not isinstance(theirs, dict):
+        LiveSettings.of(theirs)  # which says what is wrong
+    _check_agree(theirs, ours)
+    additional[KEY] = {**theirs, **ours}
+    LiveSettings.of(additional[KEY])
     line += ["--scheduler-cls", SCHEDULER]
     if settings.signals:
-        line += [_PROCESSORS, PROCESSOR]
+        rest, _ = list_option(rest, _PROCESSORS)
+        _, processors = list_option(said, _PROCESSORS)
+        line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
         if option_of(said, BACKEND) is None:
             line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
-    if settings.state:
+    if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in said):
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
         # vLLM kills an engine core at once, and with it what was not written or saved yet.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
-    return [*line, *rest, "--additional-config", json.dumps(additional)]
+    return [*line, *rest, _ADDITIONAL, json.dumps(additional)]
 
 
 def shown(line: Sequence[str]) -> str:
@@ -207,37 +314,5 @@ def shown(line: Sequence[str]) -> str:
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
     """What the server's environment must say besides."""
-    # On a CPU vLLM makes a worker process of "uni" unless this is off. In a server nothing else
-    # reads it: the engine core is a process of its own either way.
     watched = settings is not None and settings.signals
-    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if watched else {}
-
-
-def _additional_config(
-    options: Sequence[str], said: Sequence[str]
-) -> tuple[list[str], dict[str, Any]]:
-    """The user's, taken out of the options, so that ours goes into the same one.
-
-    Args:
-        options: of the command line.
-        said: these and those of a file.
-    """
-    name = "--additional-config"
-    if any(option.startswith(name + ".") for option in said):
-        raise LaunchError(f"{name}.KEY: give {name} as one JSON object")
-    text = option_of(said, name)
-    if text is None:
-        return list(options), {}
-    try:
-        additional = json.loads(text)
-    except ValueError:
-        additional = None
-    if not isinstance(additional, dict):
-        raise LaunchError(f"{name}: not a JSON object: {text}")
-    rest = list(options)
-    for i, option in enumerate(rest):
-        key, mark, _ = option.partition("=")
-        if is_option(key, name):
-            del rest[i : i + (1 if mark else 2)]
-            break
-    return rest, additional
+    return {_IN_PROCESS: "0"} if watched else {}

@@ -79,6 +79,10 @@ class Recorder:
         self._is_full = False
         """Whether a row was dropped since rows were written last."""
 
+    def missed(self) -> None:
+        """Count a completion that could not be described."""
+        self._lost_by_engine += 1
+
     @property
     def lost(self) -> int:
         """Completions that were not recorded, and will not be."""

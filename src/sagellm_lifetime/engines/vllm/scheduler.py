@@ -7,7 +7,9 @@ running ones are ordered so that vLLM, which preempts the last, preempts the rig
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
@@ -46,49 +48,69 @@ class LifetimeMixin:
     num_lookahead_tokens: Any
     kv_cache_config: Any
 
+    def _ours(self, fallback: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(*args)``: every part of ours that runs in a step is called from here.
+
+        An error ends a replay; a live engine, which overrides this, goes on with ``fallback``.
+        """
+        return function(*args)
+
     def schedule(self, *args: Any, **options: Any) -> Any:
         """One step."""
-        lifetime = self.lifetime
-        if lifetime is None:
+        if self.lifetime is None:
             return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
-        lifetime.tick(busy=bool(self.running))
-        if lifetime.looks_round:
-            lifetime.make_room(len(self.waiting))
         limit = self.max_num_active_reqs
-        if self.waiting and lifetime.decides:
-            if lifetime.line_up(self.waiting):
-                lifetime.fill(self.waiting, self._free_to_admit())
-            if lifetime.fits:
-                room = lifetime.room(len(self.running), self.waiting, self._free_to_admit())
-                self.max_num_active_reqs = min(limit, len(self.running) + room)
-        # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
-        if lifetime.plan.evict and self.waiting and self._is_tight():
-            self.running = lifetime.victims_last(self.running)
+        self.max_num_active_reqs = min(limit, self._ours(sys.maxsize, self._prepare))
         try:
             output = super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         finally:
             self.max_num_active_reqs = limit
+        self._ours(None, self._account, output)
+        return output
+
+    def _prepare(self) -> int:
+        """Put queue and running sequences in order; return how many sequences may run."""
+        lifetime, allowed = self.lifetime, sys.maxsize
+        assert lifetime is not None
+        lifetime.tick(busy=bool(self.running))
+        if lifetime.looks_round:
+            lifetime.make_room(len(self.waiting))
+        if self.waiting and lifetime.decides:
+            if lifetime.line_up(self.waiting):
+                lifetime.fill(self.waiting, self._free_to_admit())
+            if lifetime.fits:
+                running = len(self.running)
+                allowed = running + lifetime.room(running, self.waiting, self._free_to_admit())
+        # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
+        if lifetime.plan.evict and self.waiting and self._is_tight():
+            self.running = lifetime.victims_last(self.running)
+        return allowed
+
+    def _account(self, output: Any) -> None:
+        """Take note of the sequences that a step has admitted."""
+        lifetime = self.lifetime
+        assert lifetime is not None
         for new in output.scheduled_new_reqs:
             lifetime.admitted(new.req_id)
         for request_id in output.scheduled_cached_reqs.resumed_req_ids:
             lifetime.admitted(request_id)
-        return output
 
     def add_request(self, request: Any) -> None:
         """Queue a request, or the next input of a session that is known by this id."""
         new = request.request_id not in self.requests
         super().add_request(request)  # type: ignore[misc]  # mixin
         if new and self.lifetime is not None and request.request_id in self.requests:
-            self.lifetime.arrived(request)
+            self._ours(None, self.lifetime.arrived, request)
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         super()._preempt_request(request, *args, **options)  # type: ignore[misc]  # mixin
         if self.lifetime is not None:
-            self.lifetime.preempted(request)
+            self._ours(None, self.lifetime.preempted, request)
 
     def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:
         if self.lifetime is not None:
-            self.lifetime.finished(request, _REASONS.get(request.status, "error"))
+            reason = _REASONS.get(request.status, "error")
+            self._ours(None, self.lifetime.finished, request, reason)
         return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
 
     def cached_tokens(self, request: Any) -> int:

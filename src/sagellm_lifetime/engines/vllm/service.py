@@ -120,6 +120,7 @@ class Service:
                 "state": breaker.state,
                 "reason": breaker.reason,
                 "faults": dict(breaker.faults),
+                "time_limit": breaker.time_limit,
             },
             "steps": lifetime.steps,
             "step_seconds": lifetime.seconds,

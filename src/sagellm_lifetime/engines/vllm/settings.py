@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, Literal, Self, get_args
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.policies.plan import PLANS
+from sagellm_lifetime.predictors.registry import PREDICTORS
 
 KEY: Final = "lifetime"
 """Where vLLM's ``additional_config`` has them."""
 Mode = Literal["off", "shadow", "act"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+WIDEST: Final = 2048
+"""Units of a network's hidden layer: a wider one is larger than a checkpoint may be."""
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may be: from ``least`` to ``most``, both included."""
+
+    least: float
+    most: float
+    is_whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        kinds = int if self.is_whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        return self.least <= value <= self.most  # false for NaN
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_whole else "a number"
+        return f"{kind} from {self.least:g} to {self.most:g}"
+
+
+FLAGS: Final = ("predict", "learn", "signals", "content")
+"""Settings that are ``true`` or ``false``."""
+NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"mode": MODES, "policy": tuple(PLANS), "predictor": PREDICTORS}
+)
+"""Settings that are one of some names."""
+PATHS: Final = ("checkpoint", "state", "record")
+"""Settings that are a path, or empty."""
+RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {
+        "min_confidence": Range(0.0, 1.0),
+        "width": Range(0, WIDEST, is_whole=True),
+        "learn_every_s": Range(0.01, 86_400.0),
+        # More would leave nothing for an engine to admit sequences to.
+        "watermark": Range(0.0, 0.9),
+        "limit_s": Range(0.001, 3600.0),
+        "share": Range(0.0, 1.0),
+        "floor_s": Range(0.0, 3600.0),
+        "pause_s": Range(0.01, 86_400.0),
+    }
+)
+"""Settings that are a number."""
+_LONGEST: Final = 60
+"""Characters of a value in an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +111,52 @@ class LiveSettings:
     pause_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UnknownNameError("mode", self.mode, list(MODES))
-        if self.policy not in PLANS:
-            raise UnknownNameError("policy", self.policy, list(PLANS))
-        replace(PLANS[self.policy], min_confidence=self.min_confidence)  # which checks it
+        """Raise :class:`RequestError` for the first setting that is of a wrong type or range."""
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "true or false")
+        for name in (*NAMES, *PATHS):
+            if not isinstance(getattr(self, name), str):
+                raise _wrong(name, getattr(self, name), "text")
+        for name, allowed in RANGES.items():
+            if getattr(self, name) not in allowed:
+                raise _wrong(name, getattr(self, name), str(allowed))
+        for name, known in NAMES.items():
+            value = getattr(self, name)
+            # A checkpoint says itself which predictor it holds.
+            if value not in known and not (name == "predictor" and not value and self._needs_none):
+                raise UnknownNameError(name, _bounded(value), list(known))
+        for name in PATHS:
+            if "\0" in getattr(self, name):
+                raise _wrong(name, getattr(self, name), "a path")
+        self._check_together()
+
+    @property
+    def _needs_none(self) -> bool:
+        return bool(self.checkpoint) or not self.predict
+
+    def _check_together(self) -> None:
+        """Refuse what would do nothing, or not what it says."""
+        for name, asked in (("mode", self.mode == "act"), ("learn", self.learn)):
+            if asked and not self.predict:
+                value = shown_value(getattr(self, name))
+                raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
+        if self.content and not self.record:
+            raise RequestError("lifetime settings: content needs record: a folder")
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Self:
-        """From JSON.
+    def of(cls, said: object) -> Self:
+        """Return the settings of a JSON object, missing ones by their defaults.
 
         Raises:
-            RequestError: a key that is none.
-            UnknownNameError: a mode or policy that is none.
+            RequestError: it is no object, a key is unknown, or a value is of a wrong type or range.
+            UnknownNameError: a mode, policy or predictor that is none.
         """
-        unknown = sorted(set(said) - {field.name for field in fields(cls)})
-        if unknown:
-            raise RequestError(f"lifetime settings: unknown key {unknown[0]!r}")
+        if not isinstance(said, Mapping):
+            raise RequestError(
+                f"lifetime settings: must be an object of names and values, got {shown_value(said)}"
+            )
+        check_keys(said)
         return cls(**said)
 
     def json(self) -> dict[str, Any]:
@@ -88,6 +167,36 @@ class LiveSettings:
             for name, value in asdict(self).items()
             if name == "mode" or value != getattr(default, name)
         }
+
+
+def check_keys(said: Mapping[Any, Any]) -> None:
+    """Raise :class:`RequestError` that names the first key that is no setting, and the nearest."""
+    names = [field.name for field in fields(LiveSettings)]
+    for key in said:
+        if key not in names:
+            close = difflib.get_close_matches(str(key)[:_LONGEST], names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise RequestError(f"lifetime settings: unknown key {shown_value(key)}: {hint}")
+
+
+def _wrong(name: str, value: object, allowed: str) -> RequestError:
+    return RequestError(f"lifetime settings: {name} must be {allowed}, got {shown_value(value)}")
+
+
+def shown_value(value: object) -> str:
+    """Return a value as Python writes it, cut to a readable length."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(_bounded(value))
+    try:
+        return _bounded(repr(value))
+    except ValueError:  # an integer of thousands of digits has no text
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def cannot_act(policy: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from copy import copy
 from typing import Any
 
@@ -26,6 +27,10 @@ class Signals:
     def taken(self, request_id: str) -> dict[str, list[float]]:
         """The columns of a finished one, which is watched no more."""
         return _named(*eos.taken(request_id))
+
+    def keep(self, request_ids: Container[str]) -> None:
+        """Forget all but these requests."""
+        eos.keep(request_ids)
 
 
 def _named(eos_logprob: list[float], entropy: list[float]) -> dict[str, list[float]]:

@@ -22,6 +22,14 @@ def as_vllm(requests: Iterable[Any]) -> list[Any]:
     )
 
 
+def restore_order(scheduler: Any) -> None:
+    """Put queue and running sequences in vLLM's order; only between two of its steps."""
+    order, running = as_vllm(scheduler.waiting), as_vllm(scheduler.running)
+    scheduler.waiting.clear()
+    scheduler.waiting.extend(order)
+    scheduler.running = running
+
+
 class Takeover:
     """Of one scheduler.
 
@@ -62,9 +70,5 @@ class Takeover:
 
     def restore(self) -> None:
         """Queue and running sequences are as vLLM would have them."""
-        scheduler = self._scheduler
-        order = as_vllm(scheduler.waiting)
-        scheduler.waiting.clear()
-        scheduler.waiting.extend(order)
-        scheduler.running = as_vllm(scheduler.running)
+        restore_order(self._scheduler)
         self.disordered = False

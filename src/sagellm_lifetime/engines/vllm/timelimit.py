@@ -1,21 +1,28 @@
 """A call that may take so long and no longer, on the thread of an engine.
 
-On the main thread of a process a timer interrupts the call (``SIGALRM``, about 2 µs a call); it
+In an engine core's own process a timer interrupts the call (``SIGALRM``, about 2 µs a call); it
 gets through to Python code and to waits (locks, sleeps, sockets), not to a loop inside a C
-function. On any other thread, or where somebody else uses that signal, a worker thread makes the
-call and is left behind when it is late.
+function. That signal, its handler and its timer belong to whoever runs the process. So everywhere
+else (``LLM`` in the process of a program, another thread, an engine core where somebody else uses
+the signal) a worker thread makes the call, about 20 µs, and is left behind when it is late.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 T = TypeVar("T")
+Means = Literal["alarm", "thread"]
+ENGINE_CORE: Final = "EngineCore"
+"""How the names of the processes begin that vLLM starts for its engine cores."""
 _AGAIN_S: Final = 0.1
 """A call that swallows the interruption is interrupted again."""
 
@@ -25,12 +32,22 @@ class Hang(BaseException):
 
 
 class TimeLimit:
-    """Makes calls that end, or raise :class:`Hang`, within ``seconds``."""
+    """Makes calls that end, or raise :class:`Hang`, within a time.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: that a call may take.
+        means: what ends a call that is late; ``None`` for the alarm where that is nobody's.
+
+    Attributes:
+        means: what ends a call on this thread: ``alarm`` or ``thread``.
+    """
+
+    def __init__(self, seconds: float, means: Means | None = None) -> None:
         self.seconds = seconds
+        self.means: Means = means or ("alarm" if runs_alone() else "thread")
         self._worker: _Worker | None = None
-        self._timer: bool | None = None
+        self._worked = 0.0
+        """Processor seconds of workers that were left."""
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
         """``function(*args)``.
@@ -38,14 +55,28 @@ class TimeLimit:
         Raises:
             Hang: it took longer than the limit.
         """
-        if threading.current_thread() is threading.main_thread():
-            if self._timer is None:
-                self._timer = _take_timer()
-            if self._timer:
+        if self.means == "alarm" and threading.current_thread() is threading.main_thread():
+            if _has_alarm():
                 return self._interrupted(function, *args)
-        if self._worker is None:
+            self.means = "thread"
+        if self._worker is None or not self._worker.is_alive():  # a forked process has none
+            self.close()
             self._worker = _Worker()
-        return self._worker.call(function, args, self.seconds)
+        future = self._worker.put(function, args)
+        try:
+            return future.result(self.seconds)
+        except BaseException as error:
+            is_late = not future.done()
+            if is_late:  # whoever raised it
+                self.close()
+                if isinstance(error, TimeoutError) and not from_signal_handler(error):
+                    raise Hang from None
+            raise
+
+    def thread_time(self) -> float:
+        """Return the processor seconds of this thread and of the calls made for it."""
+        worker = self._worker
+        return time.thread_time() + self._worked + (worker.worked if worker is not None else 0.0)
 
     def _interrupted(self, function: Callable[..., T], *args: Any) -> T:
         global _armed  # noqa: PLW0603  # there is one timer and one handler in a process
@@ -57,20 +88,44 @@ class TimeLimit:
             finally:
                 # In this order: a signal that came in between finds nothing to interrupt.
                 _armed = False
-                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                _stop_timer()
         except Hang:  # it may have come before the lines above had done their work
             _armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            _stop_timer()
             raise
 
     def close(self) -> None:
         """Let the worker thread go, if there is one."""
         if self._worker is not None:
+            self._worked += self._worker.worked
             self._worker.jobs.put(None)
             self._worker = None
 
 
+def runs_alone() -> bool:
+    """Return True in a process that vLLM started for an engine core: no caller's signals there."""
+    name = multiprocessing.current_process().name
+    return multiprocessing.parent_process() is not None and name.startswith(ENGINE_CORE)
+
+
+def from_signal_handler(error: BaseException) -> bool:
+    """Return True if a signal handler in Python raised it: a caller's time-out, say.
+
+    Such an error comes up in whatever code runs at the moment, and is not about that code.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {
+        getattr(getattr(part, "__func__", part), "__code__", None)
+        for handler in handlers
+        for part in (handler, getattr(handler, "func", None), getattr(handler, "__call__", None))  # noqa: B004
+    }
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code in codes for frame in frames)
+
+
 _armed = False
+_handler_of: Final = getattr(signal, "_signal", signal).getsignal
+"""The function in C behind ``signal.getsignal``, which takes 3 µs to look for an enum."""
 
 
 def _alarm(signum: int, frame: Any) -> None:
@@ -78,12 +133,29 @@ def _alarm(signum: int, frame: Any) -> None:
         raise Hang
 
 
-def _take_timer() -> bool:
-    """Whether the signal is ours; taken if nobody else has it."""
-    handler = signal.getsignal(signal.SIGALRM)
-    if handler is signal.SIG_DFL:
+def _has_alarm() -> bool:
+    """Return True if handler and timer are ours; take them if they are nobody's.
+
+    A model, a logits processor or a plug-in in the same process may set its own at any time: it
+    gets back what it set, and ours is not used any more.
+    """
+    handler = _handler_of(signal.SIGALRM)
+    if handler is not _alarm and handler != signal.SIG_DFL:
+        return False
+    if signal.getitimer(signal.ITIMER_REAL)[0] > 0.0:
+        if handler is _alarm:  # it counts on the signal's default
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        return False
+    if handler is not _alarm:
         signal.signal(signal.SIGALRM, _alarm)
-    return handler in (signal.SIG_DFL, _alarm)
+    return True
+
+
+def _stop_timer() -> None:
+    """Stop our timer; one that was set over it meanwhile goes on."""
+    left, again = signal.setitimer(signal.ITIMER_REAL, 0.0)
+    if left > 0.0 and abs(again - _AGAIN_S) > 1e-3:
+        signal.setitimer(signal.ITIMER_REAL, left, again)
 
 
 class _Worker(threading.Thread):
@@ -91,6 +163,8 @@ class _Worker(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="lifetime-call", daemon=True)
+        self.worked = 0.0
+        """Processor seconds of the calls so far."""
         self.jobs: SimpleQueue[tuple[Future[Any], Callable[..., Any], Any] | None] = SimpleQueue()
         self.start()
 
@@ -102,14 +176,10 @@ class _Worker(threading.Thread):
                 future.set_result(function(*args))
             except BaseException as error:  # noqa: BLE001  # raised again where it was called
                 future.set_exception(error)
+            self.worked = time.thread_time()
 
-    def call(self, function: Callable[..., T], args: Any, seconds: float) -> T:
-        """Wait so long and no longer."""
+    def put(self, function: Callable[..., T], args: Any) -> Future[T]:
+        """Have a call made, and return its future."""
         future: Future[T] = Future()
         self.jobs.put((future, function, args))
-        try:
-            return future.result(seconds)
-        except TimeoutError:
-            if future.done():  # the call's own
-                raise
-            raise Hang from None
+        return future

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sagellm_lifetime.core.errors import LifetimeError
 
 _SHORTEST: Final = len("--spec")
 """Below it what is short for one of ours is short for several of vLLM's."""
+_SHORTER: Final = {"--host": len("--ho"), "--port": len("--por"), "--uds": len("--ud")}
+"""Where less is short for one option of vLLM alone."""
+_CONFIG: Final = "--config"
+_LONGEST: Final = 200
+"""Characters of a value in an error."""
+_SUFFIX: Final = re.compile(r"(\d+(?:\.\d+)?)([kmgt])", re.IGNORECASE)
+_DECIMAL: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class LaunchError(LifetimeError):
@@ -23,7 +32,7 @@ def unfolded(options: Sequence[str]) -> list[str]:
     Raises:
         LaunchError: the file cannot be read, or is no list of options.
     """
-    path = next((options[i + 1] for i, o in enumerate(options[:-1]) if o == "--config"), None)
+    path = _config_file(options)
     if path is None:
         return list(options)
     import yaml  # vLLM needs it, too
@@ -45,6 +54,132 @@ def unfolded(options: Sequence[str]) -> list[str]:
         elif not isinstance(value, bool):
             words += map(str, value if isinstance(value, list) else [value])
     return [*words, *options]
+
+
+def _config_file(options: Sequence[str]) -> str | None:
+    """Return the ``--config`` file as vLLM finds it; refuse what it would not read, or end on."""
+    if any(option.startswith(f"{_CONFIG}=") for option in options):
+        raise LaunchError(f"{_CONFIG}=FILE: vLLM does not read it; give it as two words")
+    at = [i for i, option in enumerate(options) if option == _CONFIG]
+    if not at:
+        return None
+    if len(at) > 1:
+        raise LaunchError(f"{_CONFIG}: given {len(at)} times; vLLM reads one file")
+    if at[0] + 1 == len(options):
+        raise LaunchError(f"{_CONFIG}: needs a file")
+    path = options[at[0] + 1]
+    if Path(path).suffix not in (".yaml", ".yml"):
+        raise LaunchError(f"{_CONFIG} {path}: not a YAML file by its name (.yaml, .yml)")
+    return path
+
+
+def json_option(words: Sequence[str], name: str) -> tuple[list[str], dict[str, Any]]:
+    """Take an option with a JSON object out of some words, in all the forms that vLLM takes.
+
+    ``NAME {…}``, ``NAME={…}``, ``NAME.KEY.KEY VALUE`` and ``NAME.KEY+ VALUE``; also several of
+    them, where vLLM would drop all but the last. A later word overrides an earlier one, and keys
+    override a whole object.
+
+    Returns:
+        The other words, and the object: empty where the option is not there.
+
+    Raises:
+        LaunchError: a value is missing, or is no JSON object.
+    """
+    rest: list[str] = []
+    whole: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
+    i = 0
+    while i < len(words):
+        option, mark, value = words[i].partition("=")
+        head, dot, path = option.partition(".")
+        if not (option.startswith("-") and is_option(head, name)):
+            rest.append(words[i])
+            i += 1
+            continue
+        if not mark:
+            i += 1
+            if i == len(words):
+                raise LaunchError(f"{option}: needs a value")
+            value = words[i]
+        if dot:
+            adds = path.endswith("+")
+            found: Any = value.split(",") if adds else _value(value)
+            for key in reversed(path.removesuffix("+").split(".")):
+                found = {key: found}
+            _update(keys, found)
+        else:
+            _update(whole, _object(name, value), adds=False)
+        i += 1
+    _update(whole, keys)
+    return rest, whole
+
+
+def has_keys(words: Sequence[str], name: str) -> bool:
+    """Return True if a key of an option's JSON object is given by itself (``NAME.KEY``)."""
+    heads = (word.partition("=")[0].partition(".") for word in words if word.startswith("-"))
+    return any(dot and is_option(head, name) for head, dot, _ in heads)
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise LaunchError(f"{name}: not a JSON object: {text[:_LONGEST]}")
+    return found
+
+
+def _value(text: str) -> Any:
+    """Return what vLLM makes of the text after ``NAME.KEY``: JSON, a number like 8k, or text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    match = _SUFFIX.fullmatch(text.strip())
+    if match is None:
+        return text
+    number, suffix = match.groups()
+    if suffix in _DECIMAL:
+        return int(float(number) * _DECIMAL[suffix])
+    return int(number) * _BINARY[suffix] if number.isdecimal() else text
+
+
+def _update(found: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True) -> None:
+    """Put ``more`` into an object, key by key at every depth; lists are put together if asked."""
+    for key, value in more.items():
+        old = found.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _update(old, value, adds=adds)
+        elif adds and isinstance(value, list) and isinstance(old, list):
+            found[key] = [*old, *value]
+        else:
+            found[key] = value
+
+
+def list_option(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Take an option with several values out of some words; the last time it comes counts.
+
+    Returns:
+        The other words, and the values.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    is_open = False
+    for word in words:
+        key, mark, value = word.partition("=")
+        if word.startswith("-"):
+            is_open = is_option(key, name)
+            if is_open:
+                values = [value] if mark else []
+                is_open = not mark
+                continue
+        if is_open:
+            values.append(word)
+        else:
+            rest.append(word)
+    return rest, values
 
 
 def option_of(options: Sequence[str], name: str) -> str | None:
@@ -69,10 +204,12 @@ def is_option(key: str, name: str) -> bool:
     What is short for several vLLM refuses by itself, so it does not matter which it is here.
     """
     key = plain(key)
-    return key == name or (len(key) >= _SHORTEST and name.startswith(key))
+    shortest = _SHORTER.get(name, _SHORTEST)
+    return key == name or (len(key) >= shortest and name.startswith(key))
 
 
 def plain(option: str) -> str:
-    """vLLM takes underscores for dashes."""
+    """vLLM takes underscores for dashes, up to the first dot."""
     key, mark, value = option.partition("=")
-    return key.replace("_", "-") + mark + value
+    head, dot, path = key.partition(".")
+    return head.replace("_", "-") + dot + path + mark + value
