@@ -129,7 +129,7 @@ def curves(
     from sagellm_lifetime.replay.cost import DEFAULT, cost_model
     from sagellm_lifetime.replay.engine import EngineSettings
     from sagellm_lifetime.replay.load import at_load
-    from sagellm_lifetime.replay.planned import _planned, known
+    from sagellm_lifetime.replay.planned import known, planned_policy
     from sagellm_lifetime.replay.trace import make_trace
 
     frame = load(options.data, name)
@@ -151,7 +151,7 @@ def curves(
         watermark: float = 0.0,
     ) -> Point:
         plan = Plan(order="fcfs", evict="", fit=fit, horizon=horizon)
-        policy = _planned("", "", plan, asked, watermark)
+        policy = planned_policy("", "", plan, asked, watermark)
         done = replay(trace, engine, cost, policy)
         share = 100.0 / (engine.blocks * done.result.backlog_s)
         return (

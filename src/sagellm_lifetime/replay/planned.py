@@ -59,20 +59,26 @@ def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[
         plan = replace(oracle, min_confidence=min_confidence)
         # Who makes room by the peak needs no watermark.
         room = 0.0 if plan.fit else WATERMARK
-        policies.append(_planned(name, says, plan, predicted(plan), room))
-        policies.append(_planned(f"{name}-oracle", f"{says}; lengths known", oracle, known, room))
+        policies.append(planned_policy(name, says, plan, predicted(plan), room))
+        policies.append(
+            planned_policy(f"{name}-oracle", f"{says}; lengths known", oracle, known, room)
+        )
     # Set all of it aside, however far ahead.
     whole = replace(PLANS["reserve"], horizon=FARTHEST)
     policies += (
-        _planned(
+        planned_policy(
             "fair-input",
             "no predictor: a bounded boost to short inputs (after UniBoost)",
             Plan(order="input", evict=""),
             average,  # how long the queue is, in arrival order; nothing else
         ),
-        _planned("reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, 0.0),
-        _planned("reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, 0.0),
-        _planned("reserve-average", "one average for all (as LightLLM)", whole, average, 0.0),
+        planned_policy(
+            "reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, 0.0
+        ),
+        planned_policy(
+            "reserve-ratio", "one share of max_tokens for all (as SGLang)", whole, ratio, 0.0
+        ),
+        planned_policy("reserve-average", "one average for all (as LightLLM)", whole, average, 0.0),
     )
     return {policy.name: policy for policy in policies}
 
@@ -97,13 +103,23 @@ def average(trace: Sequence[TraceRequest]) -> Forecaster:
     return GlobalAverage()
 
 
-def _planned(
+def planned_policy(
     name: str,
     says: str,
     plan: Plan,
     asked: Asked,
     watermark: float = WATERMARK,
 ) -> ReplayPolicy:
+    """Return a policy that carries a plan out.
+
+    Args:
+        name: what the report calls it.
+        says: one line of explanation.
+        plan: what the scheduler does with the predictions.
+        asked: makes the forecaster of a run from its trace.
+        watermark: share of the pool that admission leaves free.
+    """
+
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
         from sagellm_lifetime.engines.vllm.controller import LifetimeController
         from sagellm_lifetime.engines.vllm.takeover import Takeover

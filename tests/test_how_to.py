@@ -1,0 +1,54 @@
+"""The commands and programs of the how-to pages do what their pages say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pages_help import DOCS, KINDS, blocks, folder_for, run_page
+
+from sagellm_lifetime import load_predictor, read_history
+
+PAGES = sorted(page.relative_to(DOCS).as_posix() for page in (DOCS / "how-to").glob("*.md"))
+WITH_VLLM = [page for page in PAGES if any(block.kind == "vllm" for block in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of each page that was run, and what it printed."""
+    return {}
+
+
+@pytest.fixture
+def ran(folders, tmp_path_factory):
+    """Run a page once; return its folder and what its commands printed."""
+
+    def run(page):
+        if page not in folders:
+            folder = folder_for(page, tmp_path_factory.mktemp("page"))
+            folders[page] = folder, run_page(page, folder)
+        return folders[page]
+
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs(page, ran):
+    assert {block.kind for block in blocks(page)} <= set(KINDS)
+    assert all(block.about for block in blocks(page) if block.kind in {"no", "file"})
+    ran(page)
+
+
+@pytest.mark.parametrize("page", WITH_VLLM)
+def test_every_command_that_needs_vllm_runs(page, vllm, ran):
+    folder, _ = ran(page)
+    run_page(page, folder, kinds=("vllm",))
+
+
+def test_a_log_of_another_format(ran):
+    folder, _ = ran("how-to/read-a-log.md")
+    history = read_history(folder / "history.parquet").frame
+    assert history["client_id"].to_list() == ["acme", "acme", "blue"]
+    assert history["actual_time"].to_list() == pytest.approx([2.6, 11.8, 1.9])
+    assert len(read_history(folder / "trace.parquet").frame) == 2
+    assert load_predictor(folder / "trained").get_metrics()["lessons"] == 2
