@@ -203,6 +203,9 @@ COMMAND = "PYTHONPATH=src python benchmarks/batches.py " + shlex.join(sys.argv[1
 INTRODUCTION = """\
 # Batches: throughput under memory pressure
 
+<!-- [[[cog import figures; print(figures.batches_answer()) ]]] -->
+<!-- [[[end]]] -->
+
 Made by one command, {code},
 
     {command}

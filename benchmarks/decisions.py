@@ -267,15 +267,18 @@ COMMAND = "PYTHONPATH=src python benchmarks/decisions.py " + shlex.join(sys.argv
 INTRODUCTION = """\
 # Replay: what the decisions buy
 
+<!-- [[[cog import figures; print(figures.replay_answer()) ]]] -->
+<!-- [[[end]]] -->
+
 Made by one command, {code},
 
     {command}
 
 through the scheduler, KV cache manager and block pool of vLLM 0.32.0; step cost `{cost}`. Loads:
-see `replay/load.py`. Medians over seeds. What the policies are: [policies](../explanation/policies.md). Goodput:
-requests finished within 0.2 s per output token. No trace says `max_tokens`, so all requests have
-the same priority under `priority-max-tokens`: vLLM's priority queue, which preempts the latest of
-the least urgent.
+see `replay/load.py`. Medians over seeds. What the policies are:
+[policies](../explanation/policies.md). Goodput: requests finished within 0.2 s per output token. No
+trace says `max_tokens`, so all requests have the same priority under `priority-max-tokens`: vLLM's
+priority queue, which preempts the latest of the least urgent.
 
 """
 

@@ -291,6 +291,9 @@ COMMAND = "PYTHONPATH=src python benchmarks/reservation.py " + shlex.join(sys.ar
 INTRODUCTION = """\
 # Reservation: memory set aside and not used
 
+<!-- [[[cog import figures; print(figures.reservation_answer()) ]]] -->
+<!-- [[[end]]] -->
+
 Made by `benchmarks/reservation.py`, last by this command, {code},
 
     {command}

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ _LESS_IS_BETTER = {"mae", "crps", "confidence_ece"}
 INTRODUCTION = """\
 # Results
 
-Made by one command, from the data described in the data folder's own README:
+<!-- [[[cog import figures; print(figures.results_answer()) ]]] -->
+<!-- [[[end]]] -->
+
+Made by one command, {today}, from the data described in the data folder's own README:
 
     {command}
 
@@ -174,7 +178,9 @@ def run(options: argparse.Namespace, names: list[str]) -> Iterator[list[dict[str
 def markdown(found: list[dict[str, Any]], names: list[str], command: str, limit: int | None) -> str:
     """The whole page."""
     subsample = f"Of the second part, {limit:,} rows drawn at random are scored." if limit else ""
-    text = INTRODUCTION.format(command=command, subsample=subsample).replace(" \n", "\n")
+    text = INTRODUCTION.format(
+        command=command, subsample=subsample, today=date.today().isoformat()
+    ).replace(" \n", "\n")
     parts = [text]
     for title, group in (("Traces", TRACES), ("Prompts", PROMPTS)):
         here = [name for name in group if name in names]

@@ -5,8 +5,8 @@
 
 A page calls a function of this module between ``[[[cog`` and ``[[[end]]]``; cog replaces what
 stands below. The sources are the tables that a command wrote: ``docs/lab/replay.md``
-(benchmarks/decisions.py), ``docs/lab/live.md`` and ``docs/lab/live-again.md`` (benchmarks/live_load.py).
-Each function returns Markdown.
+(benchmarks/decisions.py), ``docs/lab/live.md`` (benchmarks/live_load.py) and the other pages of
+``docs/lab`` that a benchmark writes. Each function returns Markdown.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-LIVE = ("lab/live.md", "lab/live-again.md")
+LIVE = "lab/live.md"
+RUNS = ("", "Second run. ")
+"""What the headings of the two runs begin with."""
 ARMS = {
     "fcfs": "vLLM",
     "fcfs-watermark": "watermark tuned",
@@ -102,11 +105,82 @@ def decisions() -> str:
   {min(times):.1f}–{max(times):.1f} times."""
 
 
-# -- a live engine: docs/lab/live.md and docs/lab/live-again.md---------------------------------
+def replay_answer() -> str:
+    """Return the first lines of docs/lab/replay.md."""
+    rows = _against_watermark("overload")
+    mean, p99 = ([number(row[k]) for row in rows] for k in ("mean", "p99"))
+    knee = [number(row["TTFT"]) for row in _against_watermark("knee")]
+    return f"""\
+**At overload, mean latency falls by {-max(mean):.0f}–{-min(mean):.0f} % against first come, first served with the watermark tuned for the very
+setting; p99 changes by {percent(min(p99))} to {percent(max(p99))} %. At the knee, the time to first token falls by {-max(knee):.0f}–{-min(knee):.0f} %.
+Where nobody waits, nothing is gained.**"""
+
+
+# -- other studies: each page's first lines, from its own tables -----------------------------
+
+
+def results_answer() -> str:
+    """Return the first lines of docs/lab/results.md."""
+    rows = {(row["predictor"], row["mode"]): row for row in table("lab/results.md", "Traces")}
+    traces = [name for name in rows["survival", "online"] if name not in ("predictor", "mode")]
+
+    def below(row: Row, other: Row) -> list[float]:
+        return [100 * (1 - number(row[each]) / number(other[each])) for each in traces]
+
+    constant, age = (rows[name, "frozen"] for name in ("constant_median", "residual_life"))
+    ours = rows["survival", "online"]
+    prompts = {row["predictor"]: row for row in table("lab/results.md", "vicuna7b_alpaca")}
+    table_, network, trees = (
+        prompts[name]["steps MAE"] for name in ("survival", "lstm", "lightgbm")
+    )
+    return f"""\
+**Over all steps of {len(traces)} traces, `survival`, learning online, is wrong by {min(below(ours, constant)):.0f}–{max(below(ours, constant)):.0f} % fewer tokens than the constant
+median, and by {min(below(ours, age)):.0f}–{max(below(ours, age)):.0f} % fewer than a table that knows the age alone.
+Where nothing but the prompt tells the length (vicuna7b_alpaca), a network that reads it pays: {network} tokens against {table_} (LightGBM: {trees}).**"""
+
+
+def batches_answer() -> str:
+    """Return the first lines of docs/lab/batches.md."""
+    gains: dict[str, list[float]] = {}
+    known = []
+    for row in table("lab/batches.md", "Batches"):
+        (batch,) = [value for name, value in row.items() if name.startswith("batch")]
+        cost = batch.rsplit(", ", 1)[1]
+        gains.setdefault(cost, []).append(number(row["longest-first over fcfs-watermark"]))
+        known.append(number(row["longest-first-oracle"]) - number(row["longest-first"]))
+    said = "; ".join(
+        f"{percent(min(each), 1)} to {percent(max(each), 1)} % at the step cost `{cost}`"
+        for cost, each in gains.items()
+    )
+    return f"""\
+**`longest-first` against first come, first served with the watermark tuned for the very batch, tokens a second:
+{said}.
+Known lengths bring {median(known):.1f} points more (median), {max(known):.1f} at most.**"""
+
+
+def reservation_answer() -> str:
+    """Return the first lines of docs/lab/reservation.md."""
+    names = ("servegen_reasoning, 3,000", "azure_conv, 1,000")
+    found = []
+    for name in names:
+        rows = {row["preempted per request"]: row for row in table("lab/reservation.md", name)}
+        found.append([number(rows[rate]["ours against one number"].split("(")[0])
+                      for rate in ("0.002", "0.02")])  # fmt: skip
+    reasoning, azure = (
+        f"{percent(seldom)} % at one preemption in 500 requests and {percent(often)} % at one in 50"
+        for seldom, often in found
+    )
+    return f"""\
+**Memory set aside and not used, against the better of one share of `max_tokens` and one average for all: on reasoning
+{reasoning}; on Azure {azure}.
+On Mooncake next to nothing need be set aside by anybody.**"""
+
+
+# -- a live engine: docs/lab/live.md ---------------------------------------------------------
 
 
 def _live(load: str) -> list[dict[str, Row]]:
-    return [{row[""]: row for row in table(page, load)} for page in LIVE]
+    return [{row[""]: row for row in table(LIVE, f"{run}{load}")} for run in RUNS]
 
 
 def _changes(load: str, column: str, against: str, arm: str = "lifetime") -> str:
@@ -123,16 +197,25 @@ def _changes(load: str, column: str, against: str, arm: str = "lifetime") -> str
 def _shares(load: str) -> str:
     """Return the share of the steps' time spent on predictions and policy, in both runs."""
     found = []
-    for page in LIVE:
-        text = (DOCS / page).read_text(encoding="utf-8")
-        section = text.split(f"## {load}")[1].split("\n## ")[0]
+    text = (DOCS / LIVE).read_text(encoding="utf-8")
+    for run in RUNS:
+        section = text.split(f"## {run}{load}")[1].split("\n## ")[0]
         (share,) = re.findall(r"^lifetime: ([\d.]+)% of the steps' time", section, re.M)
         found.append(share)
     return " and ".join(found)
 
 
+def live_answer() -> str:
+    """Return the first lines of docs/lab/live.md."""
+    default, tuned = "fcfs", "fcfs-watermark"
+    return f"""\
+**On a model of 135 million parameters, at 1.5 times the load it can serve, `act` changes mean latency by
+{_changes("Overload", "mean s", default)} % against vLLM's default, and by {_changes("Overload", "mean s", tuned)} % against the best watermark.
+Known lengths would change it by {_changes("Overload", "mean s", tuned, "lifetime-oracle")} % against that watermark.**"""
+
+
 def live_table() -> str:
-    """Return the table of docs/how-to/vllm.md: all arms at overload, both runs in each cell."""
+    """Return the table of docs/lab/live.md: all arms at overload, both runs in each cell."""
     columns = ["mean s", "median s", "p99 s", "TTFT s", "goodput %", "preempted", "recomputed"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     runs = _live("Overload")
@@ -143,7 +226,7 @@ def live_table() -> str:
 
 
 def live_changes() -> str:
-    """Return the bullets of docs/how-to/vllm.md on what acting changes, at both loads."""
+    """Return the bullets of docs/lab/live.md on what acting changes, at both loads."""
     default, tuned, known = "fcfs", "fcfs-watermark", "lifetime-oracle"
 
     def change(column: str, against: str, load: str = "Overload", arm: str = "lifetime") -> str:
@@ -161,7 +244,7 @@ def live_changes() -> str:
   {change("TTFT s", tuned)}, p99 {change("p99 s", tuned)}, goodput {goodput} %. Known lengths
   change the mean by {change("mean s", tuned, arm=known)}: most of what prediction could buy on this
   model is lost to answers that nobody can foresee (its
-  [noise floor](../explanation/evaluation.md#what-content-and-the-models-own-signals-add)).
+  [noise floor](content.md)).
 - At the knee (0.9 × capacity) against the default: mean {change("mean s", default, "Knee")}, time to
   first token {change("TTFT s", default, "Knee")}, p99 {change("p99 s", default, "Knee")}. Against the
   tuned watermark: mean {change("mean s", tuned, "Knee")}, time to first token

@@ -11,7 +11,11 @@ from cogapp import Cog
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-PAGES = ("README.md", "docs/how-to/vllm.md", "docs/explanation/policies.md")
+PAGES = (
+    "README.md",
+    "docs/explanation/policies.md",
+    *(f"docs/lab/{name}.md" for name in ("batches", "live", "replay", "reservation", "results")),
+)
 
 
 def check(page):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from pages_help import DOCS, KINDS, blocks, folder_for, run_page
 

@@ -39,9 +39,7 @@ def folder(tmp_path_factory):
 
 def test_from_a_log_to_a_prediction(folder):
     said = (folder / "said").read_text(encoding="utf-8")
-    errors = {
-        name: float(mae) for name, mae in re.findall(r"^ \(?(\w+)\)? +([\d.]+) ", said, re.M)
-    }
+    errors = {name: float(mae) for name, mae in re.findall(r"^ \(?(\w+)\)? +([\d.]+) ", said, re.M)}
     assert errors["survival"] < errors["constant_median"]
     answer = json.loads(said.strip().splitlines()[-1])
     assert answer["estimated_remaining_tokens"] >= 1

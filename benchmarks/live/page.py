@@ -21,10 +21,10 @@ def head(model: str, taught: int, served: float, cost: str, arms: Sequence[str])
     """What was done, before the tables."""
     return f"""# A real model under load
 
-Made by `benchmarks/live_load.py`; what is compared, and how, is in [engine.md](../how-to/vllm.md). The
-model is {model}, the engine vLLM behind `sage llm engine start`, asked
-over HTTP, every answer streamed. The predictor has learned from {taught:,} answers recorded before,
-none of them to a prompt of the load. vLLM's own scheduler gets {served:.3f} requests a second done.
+Made by `benchmarks/live_load.py`; what is compared, and how, stands in docs/lab/live.md. The model
+is {model}, the engine vLLM behind `sage llm engine start`, asked over HTTP, every answer streamed.
+The predictor has learned from {taught:,} answers recorded before, none of them to a prompt of the
+load. vLLM's own scheduler gets {served:.3f} requests a second done.
 
 {legend(arms)}
 
