@@ -12,6 +12,7 @@ from sagellm_lifetime.engines.vllm.interface import (
     changes,
     check_interface,
     is_accepted,
+    series,
     version,
 )
 
@@ -24,6 +25,7 @@ def test_it_is_as_it_was(vllm):
 
 def test_what_is_to_be_installed_is_accepted():
     assert is_accepted(KNOWN_GOOD)
+    assert series(KNOWN_GOOD) == (0, 32)
 
 
 def test_a_version_outside_is_refused_though_nothing_differs(vllm, monkeypatch):
