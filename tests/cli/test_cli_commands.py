@@ -4,8 +4,10 @@ import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
@@ -243,6 +245,51 @@ def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
     for name in ("specification", "regular"):
         assert f"({name}/report.md)" in page
         assert len(list((tmp_path / "report" / name).glob("*.png"))) == 5
+
+
+def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    demo = ("demo", "--profile", "regular", "--profile", "specification", "--rows", "300")
+    done = cli(*demo, "--json", "demo.json")
+    assert "Best MAE" not in done.out
+    found = json.loads(Path("demo.json").read_text())
+    verdicts = {name: each["verdict"] for name, each in found.items()}
+    starred = [line.split() for line in done.out.splitlines() if "*" in line][:-1]
+    for name, each in verdicts.items():
+        everybody = found[name]["predictors"] | found[name]["baselines"]
+        maes = {who: scores["steps"]["mae"] for who, scores in everybody.items()}
+        best = min(maes, key=maes.get)
+        assert each["best"] == best
+        assert f"Least error of all: {best}." in " ".join(done.out.split())
+        shown = f"({best})" if best in found[name]["baselines"] else best
+        assert any(row[0] == shown and f"{maes[best]:,.1f}*" in row for row in starred)
+        assert f"{name}: " in done.out
+    assert verdicts["regular"]["pays"]
+    assert "Prediction pays on regular" in done.out
+    assert f"Start with {verdicts['regular']['best_predictor']}" in done.out
+    for command in ("evaluate", "train", "replay"):
+        assert f"sagellm-lifetime {command} --data-path FILE" in done.out
+    assert "Least error of all: " in Path("report/report.md").read_text()
+
+
+def test_evaluate_names_the_baseline_that_is_ahead(cli, tmp_path):
+    """Lengths that nothing tells: the residual life is all there is to know."""
+    rng = np.random.default_rng(11)
+    rows = pl.DataFrame(
+        {"arrival_time": np.arange(400.0), "actual_length": rng.geometric(0.01, 400)}
+    )
+    rows.write_csv(tmp_path / "h.csv")
+    done = cli(
+        "evaluate", "--data-path", "h.csv", "--predictor-type", "baseline", "--json", "e.json"
+    )
+    found = json.loads((tmp_path / "e.json").read_text())
+    told = " ".join(done.out.split())
+    assert "Over all steps (± is a 95 % interval): " in told
+    assert f"Least error of all: {found['verdict']['best']}." in told
+    maes = {name: each["steps"]["mae"] for name, each in found["baselines"].items()}
+    maes["baseline"] = found["steps"]["mae"]
+    assert found["verdict"]["best"] == min(maes, key=maes.get) != "baseline"
+    assert found["verdict"]["pays"] is False
 
 
 METRICS_OF_AN_ENGINE = {

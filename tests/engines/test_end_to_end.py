@@ -24,13 +24,18 @@ from sagellm_lifetime.engines.vllm.journal import take_up
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
 LEARNED = "runs/engine/engine-0/predictor"
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("vllm")]
+ONLY_A = {"logit_bias": {"64": 100}}
+"""The model says nothing else."""
+NEVER = {"stop": ["a"], "min_tokens": 240, **ONLY_A}
+"""A stop string that comes up all the time, and never counts."""
+PAUSE_S = 5.0
 PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
 
 
 class Server:
     """One server process, and how to talk to it."""
 
-    def __init__(self, folder, *options, vllm=()):
+    def __init__(self, folder, *options, vllm=(), env=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -43,7 +48,7 @@ class Server:
                     *(*OPTIONS, *vllm, "--host", "127.0.0.1", "--port", str(self.port)),
                 ],
                 cwd=folder,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **dict(env)},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -85,13 +90,13 @@ class Server:
 
     def hang_up(self, **options):
         """Ask, and be gone when the answer has begun."""
-        said = {"model": "model", "prompt": "hello", "stream": True, **options}
-        body = json.dumps(said).encode()
+        asked = {"model": "model", "prompt": "hello", "stream": True, **options}
+        body = json.dumps(asked).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-            while b"data:" not in connection.recv(65_536):
-                pass
+            while b"data:" not in (said := connection.recv(65_536)):
+                assert said, "the server has hung up"
 
     def stop(self, sign=signal.SIGTERM):
         if self.process.poll() is None:
@@ -118,7 +123,9 @@ def folder(vllm, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     options = ("--enable-lifetime-prediction", "--enable-online-learning", "--record", "rec")
-    server = Server(folder, *options, "--predictor-checkpoint", "trained")
+    # It can be paused, and does not compile for a minute when log-probabilities are asked for.
+    env = {"VLLM_SERVER_DEV_MODE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    server = Server(folder, *options, "--predictor-checkpoint", "trained", env=env)
     try:
         yield server.wait()
     finally:
@@ -134,20 +141,24 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
     letter = next(each for each in text[5:] if each.isascii() and each.isprintable())
     stopped = server.complete(seed=1, max_tokens=40, ignore_eos=True, stop=[letter])
     assert stopped["choices"][0]["finish_reason"] == "stop"
+    assert server.complete(max_tokens=4, **ONLY_A)["choices"][0]["text"] == "aaaa"
     with pytest.raises(HTTPError, match="400"):
         server.complete(prompt="x" * 1000)
-    found = server.until(lambda s: s["total_predictions"] == 5)
+    found = server.until(lambda s: s["total_predictions"] == 6)
     while not found["finish_reasons"].get("abort"):
         # On a machine so busy that the answer is whole before anybody notices, once more.
         assert found["total_predictions"] < 50
-        server.hang_up(max_tokens=240, ignore_eos=True, n=4)
+        server.hang_up(max_tokens=240, ignore_eos=True, n=4, **NEVER)
         before = found["total_predictions"]
         found = server.until(lambda s, b=before: s["total_predictions"] > b and s["running"] == 0)
     assert adds_up(found)
     assert found["mode"] == "shadow"
     assert found["predictor"] == "survival"
-    assert found["finish_reasons"]["stop"] >= 1
+    assert 1 <= found["finish_reasons"]["stop"] <= 2, "no stop string counts before min_tokens"
     assert found["finish_reasons"]["length"] >= 3
+    server.complete(use_beam_search=True, n=2, max_tokens=6, ignore_eos=True)
+    found = server.until(lambda s: s["beam_steps"] == 1 + 5 * 2)
+    assert found["running"] == 0
     assert found["breaker"] == "closed"
     learned = 200 + found["total_predictions"]
     found = server.until(lambda s: s["lessons"] == learned, PATIENCE_S)
@@ -171,6 +182,9 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
     assert adds_up(found)
     assert found["faults"] == dict.fromkeys(found["faults"], 0)
 
+    paused(server)
+    before += 40
+
     # Seen.
     capsys.readouterr()
     assert run(["stats", "--engine", server.url], "sagellm-lifetime") == 0
@@ -191,6 +205,25 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
     assert lessons_in(folder / LEARNED) == 200 + len(frame)
     monkeypatch.chdir(folder)
     round_again(folder, capsys)
+
+
+def paused(server):
+    """A pause with running sequences is no step, however long."""
+    thread = threading.Thread(
+        target=server.complete, kwargs={"n": 40, "max_tokens": 240, "ignore_eos": True}
+    )
+    first, started = server.stats(), time.monotonic()
+    thread.start()
+    server.until(lambda s: s["running"])
+    server.post("/pause?mode=keep&clear_cache=false", {})
+    time.sleep(PAUSE_S)
+    assert server.stats()["running"], "they are paused, not over"
+    server.post("/resume", {})
+    thread.join()
+    last = server.until(lambda s: s["lessons"] == first["lessons"] + 40, PATIENCE_S)
+    took = time.monotonic() - started
+    assert last["step_seconds"] - first["step_seconds"] < took - 0.9 * PAUSE_S
+    assert not any(last["faults"].values())
 
 
 def round_again(folder, capsys):

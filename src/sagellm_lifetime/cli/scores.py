@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sagellm_lifetime.cli.output import number, progress
@@ -26,10 +26,11 @@ COLUMNS = (
     "90%\ncovers",
     "conf.\nECE",
 )
+_RANKED = ("admission", "steps")
 LEGEND = (
     "Tokens. The first four columns at admission, the last three over all steps (every generated\n"
     "token equally likely). Lower is better, but for 'within 10%'; '90% covers' should be 90%.\n"
-    "In brackets: the baselines that stand beside."
+    "In brackets: the baselines that stand beside. *: the least error of all, baselines included."
 )
 
 
@@ -61,32 +62,49 @@ def measure(
 
 
 def score_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
-    """Rows of the table: the predictors, then the rivals in brackets."""
+    """Return rows of the table: predictors, then rivals in brackets; the least MAE has a star."""
     from sagellm_lifetime.evaluation.report import all_scores
 
     names = {evaluation.name for evaluation in evaluations}
+    scores = all_scores(evaluations)
+    least = {group: _least([groups[group] for groups in scores.values()]) for group in _RANKED}
     return [
-        _row(name if name in names else f"({name})", groups["admission"], groups["steps"])
-        for name, groups in all_scores(evaluations).items()
+        _row(name if name in names else f"({name})", groups["admission"], groups["steps"], least)
+        for name, groups in scores.items()
     ]
 
 
-def _row(name: str, admission: Score, steps: Score) -> list[str]:
+def _least(scores: Sequence[Score]) -> float | None:
+    return min((each["mae"] for each in scores if each["mae"] is not None), default=None)
+
+
+def _row(name: str, admission: Score, steps: Score, least: Mapping[str, float | None]) -> list[str]:
     return [
         name,
-        number(admission["mae"]),
+        _starred(admission["mae"], least["admission"]),
         number(admission["within_10pct"], ".1%"),
         number(admission["crps"]),
         number(admission["coverage_90"], ".1%"),
-        number(steps["mae"]),
+        _starred(steps["mae"], least["steps"]),
         number(steps["coverage_90"], ".1%"),
         number(steps["confidence_ece"], ".3f"),
     ]
 
 
+def _starred(value: float | None, least: float | None) -> str:
+    return number(value) + ("*" if value is not None and value == least else " ")
+
+
 def to_json(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> dict[str, Any]:
     """The JSON of the design for the first predictor; all of them below ``predictors``."""
-    found = {**evaluations[0].to_dict(), "settings": settings}
+    from sagellm_lifetime.evaluation.verdict import verdict
+
+    ahead = verdict(evaluations)
+    found = {
+        **evaluations[0].to_dict(),
+        "verdict": None if ahead is None else ahead.to_dict(),
+        "settings": settings,
+    }
     if len(evaluations) > 1:
         found["predictors"] = {each.name: each.to_dict() for each in evaluations}
     return found

@@ -32,6 +32,7 @@ class Evaluation:
         forecasts: per name (predictor and rivals), what was answered.
         scores: per name, per group (``admission``, ``"16"`` ..., ``steps``), the metrics.
         floor: noise floor at admission where there are repeated samples.
+        clusters: number of the session (else prompt, else row) of each row: what is independent.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Evaluation:
     points: Points
     forecasts: dict[str, Forecast]
     scores: dict[str, dict[str, Score]]
+    clusters: np.ndarray
     floor: Score | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -117,8 +119,17 @@ def evaluate(
         points=points,
         forecasts=forecasts,
         scores=scores,
+        clusters=clusters(frame),
         floor=floor,
     )
+
+
+def clusters(frame: pl.DataFrame) -> np.ndarray:
+    """Return the number of each row's session, else of its prompt, else its own; from 0."""
+    names = [pl.col(n).cast(pl.String) for n in ("session_id", "prompt_id") if n in frame.columns]
+    alone = pl.concat_str(pl.lit("row "), pl.int_range(pl.len()).cast(pl.String))
+    named = frame.select(pl.coalesce(*names, alone).rank("dense"))
+    return named.to_series().to_numpy().astype(np.int64) - 1
 
 
 def _add_skill(

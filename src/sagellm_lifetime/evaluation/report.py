@@ -10,6 +10,7 @@ from typing import Final
 from sagellm_lifetime.core.atomic import replacing, write_atomically
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.scoring import Score
+from sagellm_lifetime.evaluation.verdict import verdict
 
 _COLUMNS: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("mae", "MAE, tokens", lambda v: f"{v:,.1f}"),
@@ -89,6 +90,9 @@ def markdown(evaluations: Sequence[Evaluation], *, title: str) -> str:
     """The text of ``report.md``."""
     first = evaluations[0]
     lines = [f"# {title}", "", _how(first), ""]
+    ahead = verdict(evaluations)
+    if ahead is not None:
+        lines += [f"**Over all steps:** {ahead.says()} (± is a 95 % interval.)", ""]
     scores = all_scores(evaluations)
     for group, heading in _groups(first):
         table = score_table({n: s[group] for n, s in scores.items() if group in s}, first)

@@ -137,8 +137,13 @@ def is_accepted(found: str) -> bool:
 
     Patch releases, pre-releases and builds (``0.33.1rc1``, ``0.32.0+cpu``) are of their series.
     """
-    series = re.match(r"(\d+)\.(\d+)(?!\d)", found)
-    return series is not None and OLDEST <= (int(series[1]), int(series[2])) <= NEWEST
+    return OLDEST <= series(found) <= NEWEST
+
+
+def series(found: str) -> tuple[int, int]:
+    """Return the release series of a version: ``(0, 32)`` of 0.32.1; ``(0, 0)`` for none."""
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def version() -> str:

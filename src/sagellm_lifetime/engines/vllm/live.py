@@ -144,7 +144,8 @@ class LiveMixin(LifetimeMixin):
         """Take what the model has computed."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # mixin
         if self.lifetime is not None:
-            self.lifetime.taken(scheduler_output.total_num_scheduled_tokens)
+            tokens = scheduler_output.total_num_scheduled_tokens
+            self._ours(None, self.lifetime.taken, tokens)
         return outputs
 
     def _is_tight(self) -> bool:

@@ -18,6 +18,9 @@ RIVALS: dict[str, Callable[[], Rival]] = {
     LightGbm.name: LightGbm,
 }
 
+SIMPLE = (ConstantMedian.name, ResidualLife.name)
+"""Those that know the lengths of the training part and the age, and nothing of a request."""
+
 
 def fit_possible(train: pl.DataFrame) -> tuple[list[Rival], dict[str, str]]:
     """Return the rivals that ``train`` is enough for, fitted, and why each other is left out."""
