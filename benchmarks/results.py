@@ -97,7 +97,7 @@ is known |
 | skill | (MAE of the constant − MAE) / (MAE of the constant − noise floor), over the same |
 
 Whether a small gap is one, on Claude Code with its few sessions most of all: \
-[evaluation](../explanation/evaluation.md#frozen-and-online).
+[an example](sessions.md).
 
 Shares are in per cent. The best of each column (errors and ≤ 10 %, over all rows) is **bold**.
 """
