@@ -1,4 +1,4 @@
-"""docs/explanation/architecture.md names every file, so that nobody looks for one in vain."""
+"""docs/reference/files.md names every file, so that nobody looks for one in vain."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import sagellm_lifetime
 
 SOURCE = Path(sagellm_lifetime.__file__).parent
-PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "files.md"
 
 
 def named():
     """The names in backticks under the heading of each package."""
-    parts = re.split(r"^### (.+)$", PAGE.read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^## (.+)$", PAGE.read_text(), flags=re.MULTILINE)
     return {
         package: set(re.findall(r"`([^`]+)`", text))
         for package, text in zip(parts[1::2], parts[2::2], strict=True)
