@@ -14,7 +14,10 @@ SCRIPTS = ROOT / "scripts"
 PAGES = (
     "README.md",
     "docs/explanation/policies.md",
-    *(f"docs/lab/{name}.md" for name in ("batches", "decisions", "live", "replay", "reservation", "results")),
+    *(
+        f"docs/lab/{name}.md"
+        for name in ("batches", "decisions", "live", "replay", "reservation", "results")
+    ),
 )
 
 
