@@ -67,9 +67,9 @@ def converted(
 ) -> pl.DataFrame:
     source, target = tmp_path / f"in.{suffix}", tmp_path / "out.parquet"
     source.write_text(content, encoding="utf-8")
-    rows = convert(fmt, source, target, **options)
+    found = convert(fmt, source, target, **options)
     frame = pl.read_parquet(target)
-    assert rows == frame.height == read_history(target).frame.height
+    assert found.frame.height == frame.height == read_history(target).frame.height
     return frame
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import OnBadRows
@@ -13,7 +13,11 @@ from sagellm_lifetime.cli.output import note, progress
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.core.history import History
     from sagellm_lifetime.predictors.base import Predictor
+
+_SHOWN: Final = 3
+"""Bad rows named on stderr; ``--json`` has more of them."""
 
 
 def has_torch() -> bool:
@@ -42,14 +46,33 @@ def check_names(given: Iterable[str]) -> list[str]:
 def read_rows(
     source: str, on_bad_rows: OnBadRows, columns: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """The checked rows of a history; skipped ones are told on stderr."""
+    """Return the checked rows of a history; what was skipped or assumed is told on stderr."""
     from sagellm_lifetime.core.history import read_history
 
     history = read_history(source, on_bad_rows=on_bad_rows.value, columns=columns)
-    if history.skipped:
-        first = history.problems[0] if history.problems else ""
-        note(f"skipped {history.skipped:,} bad rows, the first: {first}")
+    tell(history)
     return history.frame
+
+
+def tell(history: History) -> None:
+    """Say on stderr what reading a history left out, skipped or assumed."""
+    for line in history.notes:
+        note(line, keep=True)
+    if history.skipped:
+        places = "; ".join(history.problems[:_SHOWN])
+        note(f"skipped {history.skipped:,} bad rows, the first: {places}", keep=True)
+
+
+def told(history: History) -> dict[str, Any]:
+    """Return the same for ``--json``."""
+    return {
+        "skipped": history.skipped,
+        "kinds": history.kinds,
+        "problems": history.problems,
+        "left_out": history.left_out,
+        "ignored": history.ignored,
+        "notes": history.notes,
+    }
 
 
 def read_training_rows(source: str, on_bad_rows: OnBadRows) -> pl.DataFrame:

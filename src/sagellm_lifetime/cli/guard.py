@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, ParamSpec
 
+from sagellm_lifetime.cli.output import forget_notes
 from sagellm_lifetime.core.errors import LifetimeError
 
 USAGE: Final = 2
@@ -56,6 +57,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         from typer import Exit
 
+        forget_notes()
         try:
             command(*args, **kwargs)
             sys.stdout.flush()

@@ -7,12 +7,14 @@ that had not seen their outcome, and online choices are made as they will be mad
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
-from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.errors import HistoryError, HistoryWarning
 from sagellm_lifetime.core.prequential import (
     censored,
     events,
@@ -35,6 +37,8 @@ MAX_ROWS = 300_000
 """The newest rows of a longer history; older ones say little about tomorrow."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
+_CALLER = 4
+"""Frames from here up to whoever calls ``fit``."""
 _LEAST = 20
 """Rows below which nothing is held out."""
 
@@ -43,7 +47,11 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     """Fit in place; the predictor is unchanged if the history cannot be used."""
     from sagellm_lifetime.core.history import read_history
 
-    frame = in_time_order(read_history(history).frame).tail(MAX_ROWS)
+    found = read_history(history)
+    if isinstance(history, str | os.PathLike):
+        for line in found.notes:
+            warnings.warn(line, HistoryWarning, stacklevel=_CALLER)
+    frame = in_time_order(found.frame).tail(MAX_ROWS)
     older, newest = _parts(frame)
 
     predictor._calibration = Calibration()
