@@ -36,7 +36,7 @@ UNUSABLE: dict[str, tuple[str, str | bytes, str]] = {
     "parquet as csv": ("h.csv", b"PAR1\x15\x00\x93\xff", "name it .parquet"),
     "parquet as jsonl": ("h.jsonl", b"PAR1\x15\x00\x93\xff", "name it .parquet"),
     "header only, gzip": ("h.csv.gz", gzip.compress(HEADER.encode()), "the file has no rows"),
-    "cut gzip": ("h.csv.gz", gzip.compress(HEADER.encode() * 99)[:-9], "damaged or truncated (gzip"),
+    "cut gzip": ("h.csv.gz", gzip.compress(HEADER.encode() * 99)[:-9], "damaged or truncated"),
     "a gzip of what": ("h.gz", gzip.compress(HEADER.encode()), "'.gz' is not supported: unpack it"),
     "zip": ("h.csv.zip", b"PK\x03\x04", "'.zip' is not supported: unpack it first"),
     "workbook as csv": ("h.csv", b"PK\x03\x04 and so on", "save the sheet as CSV"),

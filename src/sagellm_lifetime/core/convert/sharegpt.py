@@ -6,8 +6,9 @@ are what the model generated: a ``function_call``, too (LLaMA-Factory's form), w
 ``observation`` or a ``tool`` is input. A role that is not known makes its conversation bad: whether
 it was generated cannot be told. An answer without text is kept with the length 0, and said.
 Counting tokens takes the model's tokenizer, which is not here: a message's own ``token_count`` is
-used where there is one, else an estimate: runs of up to 10 Latin letters, 3 digits or 2 signs, and every other
-character by itself. On English chat that is within 10 % of cl100k for four answers in five.
+used where there is one, else an estimate: runs of up to 10 Latin letters, 3 digits or 2 signs, and
+every other character by itself. On English chat that is within 10 % of cl100k for four answers in
+five.
 
 What was said is dropped unless ``keep_content`` is set.
 """

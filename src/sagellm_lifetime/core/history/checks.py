@@ -21,15 +21,7 @@ from sagellm_lifetime.core.history.schema import (
     Layout,
 )
 from sagellm_lifetime.core.history.tally import UNKNOWN_REASON
-from sagellm_lifetime.core.history.times import (
-    BANDS,
-    NAMES,
-    SCALES,
-    SECONDS,
-    Clock,
-    iso_seconds,
-    stored_seconds,
-)
+from sagellm_lifetime.core.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
 from sagellm_lifetime.core.protocol import FINISH_REASONS
 from sagellm_lifetime.core.signals import SIGNALS
 
@@ -44,6 +36,25 @@ _MOMENTS: dict[str, tuple[type[pl.DataType], ...]] = {
 _SHOWN_REASON = (
     r"[A-Za-z][A-Za-z0-9_.-]{0,19}"  # anything else may be a piece of a prompt gone astray
 )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How cells are read that may be written in several ways. Plain is fast, and tried first.
+
+    Attributes:
+        unit: what the numbers of ``arrival_time`` count, a key of ``SCALES``.
+        iso: whether its text may be an ISO time.
+        words: whether finish reasons may be other programs' words.
+    """
+
+    unit: str = "s"
+    iso: bool = False
+    words: bool = False
+
+
+PLAIN = Reading()
+EVERY_WAY = Reading(iso=True, words=True)
 
 
 @dataclass(frozen=True)
@@ -81,12 +92,11 @@ def _list_of(column: str) -> str:
 
 
 def typed(
-    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], clock: Clock = SECONDS
+    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: Reading = PLAIN
 ) -> pl.LazyFrame:
     """Raw columns -> ``ROW``, the history columns (numbers as Float64), ``__filled_*``, ``BROKEN``.
 
-    A cell that is no number becomes null; whether it was filled is kept beside it. ``clock`` is how
-    arrival times are read.
+    A cell that is no number becomes null; whether it was filled is kept beside it.
     """
     schema = frame.collect_schema()
     out = [pl.col(ROW)]
@@ -102,15 +112,17 @@ def typed(
                     filled &= raw != ""
                 value = raw.cast(pl.Float64, strict=False)
                 if column == "arrival_time":
-                    value = _arrival(raw, value, stored, clock)
+                    value = _arrival(raw, value, stored, reading)
                     if not stored.is_numeric():
                         out.append(raw.alias(RAW_ARRIVAL))
             value = layout.values.get(column, value)
             out += [value.alias(column), filled.alias(f"__filled_{column}")]
         elif column == "finish_reason":
-            said = canonical(raw.cast(pl.String))
+            text = raw.cast(pl.String).str.strip_chars()
+            said = canonical(text) if reading.words else pl.when(text != "").then(text)
             out.append(said.fill_null("stop").alias(column))
-            out.append(renamed(raw.cast(pl.String)).alias(RENAMED))
+            if reading.words:
+                out.append(renamed(text).alias(RENAMED))
         else:
             if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
                 raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
@@ -119,14 +131,14 @@ def typed(
     return frame.select(out)
 
 
-def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, clock: Clock) -> pl.Expr:
-    seconds = number / SCALES[clock.unit]
-    if clock.iso and not stored.is_numeric():
+def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: Reading) -> pl.Expr:
+    seconds = number / SCALES[reading.unit]
+    if reading.iso and not stored.is_numeric():
         return pl.coalesce(seconds, iso_seconds(raw))
     return seconds
 
 
-def faults(layout: Layout, columns: Iterable[str], clock: Clock = SECONDS) -> list[Fault]:
+def faults(layout: Layout, columns: Iterable[str], reading: Reading = PLAIN) -> list[Fault]:
     """Every check on a typed frame, in the order in which a row's first fault is named."""
     columns = list(columns)
     found = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]
@@ -149,9 +161,9 @@ def faults(layout: Layout, columns: Iterable[str], clock: Clock = SECONDS) -> li
             ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
         ]
         found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
-        if column == "arrival_time" and clock.unit != "s":
-            low = BANDS[clock.unit][0] / SCALES[clock.unit]
-            text = f"{label} is not in {NAMES[clock.unit]} like most of the others"
+        if column == "arrival_time" and reading.unit != "s":
+            low = BANDS[reading.unit][0] / SCALES[reading.unit]
+            text = f"{label} is not in {NAMES[reading.unit]} like most of the others"
             found.append(Fault("another unit", column, text, value.abs() < low))
     for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
         held = pl.col(column).list

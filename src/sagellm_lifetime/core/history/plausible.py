@@ -10,6 +10,7 @@ SLOWEST: Final = 2.0
 """Seconds a generated token, at the median, above which a log is hardly in seconds."""
 FASTEST: Final = 1e-4
 """And below which it is hardly in seconds either: no engine generates 10,000 tokens a second."""
+_ENOUGH: Final = 100_000  # rows that a median is taken of
 _LONG: Final = 32  # tokens: of shorter answers the time is mostly waiting
 
 
@@ -20,7 +21,13 @@ def seconds_per_token(frame: pl.DataFrame) -> float | None:
     """
     if not {"actual_time", "actual_length"} <= set(frame.columns):
         return None
-    held = frame.lazy().filter(pl.col("actual_time").is_not_null() & (pl.col("actual_length") > 0))
+    every = max(1, frame.height // _ENOUGH)
+    held = (
+        frame.select("actual_time", "actual_length")
+        .gather_every(every)
+        .lazy()
+        .filter(pl.col("actual_time").is_not_null() & (pl.col("actual_length") > 0))
+    )
     ratio = pl.col("actual_time") / pl.col("actual_length")
     long = ratio.filter(pl.col("actual_length") >= _LONG).median()
     found: float | None = held.select(pl.coalesce(long, ratio.median())).collect().item()

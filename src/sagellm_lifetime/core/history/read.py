@@ -12,7 +12,7 @@ from typing import Literal
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
-from sagellm_lifetime.core.history.checks import check_types, typed
+from sagellm_lifetime.core.history.checks import EVERY_WAY, check_types, typed
 from sagellm_lifetime.core.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -26,7 +26,6 @@ from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS
 from sagellm_lifetime.core.history.sift import sift_frame, sift_path
 from sagellm_lifetime.core.history.streams import packing
 from sagellm_lifetime.core.history.tally import Tally, left_out, listed
-from sagellm_lifetime.core.history.times import Clock
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame
 OnBadRows = Literal["refuse", "skip"]
@@ -223,7 +222,7 @@ def scan_history(source: str | os.PathLike[str]) -> pl.LazyFrame:
         out = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
         if "finish_reason" not in used:
             out.append(pl.lit("stop").alias("finish_reason"))
-        frames.append(typed(file.frame, NATIVE, used, Clock(iso=True)).select(out))
+        frames.append(typed(file.frame, NATIVE, used, EVERY_WAY).select(out))
     if not frames:
         raise EmptyHistoryError(f"{source}: the file is empty")
     joined = pl.concat(frames, how="diagonal")

@@ -44,7 +44,6 @@ UNSAID: Final = frozenset(
 
 def canonical(text: pl.Expr) -> pl.Expr:
     """Return the finish reason that ``text`` means: null where unsaid, ``text`` where unknown."""
-    text = text.str.strip_chars()
     word = text.str.to_lowercase()
     known = word.replace_strict(KNOWN, default=text, return_dtype=pl.String)
     return pl.when(~word.is_in(list(UNSAID))).then(known)
@@ -52,5 +51,5 @@ def canonical(text: pl.Expr) -> pl.Expr:
 
 def renamed(text: pl.Expr) -> pl.Expr:
     """Return the word in lower case where it is another program's for one of ours, else null."""
-    word = text.str.strip_chars().str.to_lowercase()
+    word = text.str.to_lowercase()
     return pl.when(word.is_in([w for w, reason in KNOWN.items() if w != reason])).then(word)

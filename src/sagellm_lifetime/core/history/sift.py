@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -12,9 +12,11 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
 from sagellm_lifetime.core.history.checks import (
     FAULT,
+    PLAIN,
     RAW_ARRIVAL,
     RENAMED,
     Fault,
+    Reading,
     check_types,
     describe,
     faults,
@@ -42,7 +44,7 @@ from sagellm_lifetime.core.history.quiet import no_panic_reports
 from sagellm_lifetime.core.history.records import Sample, sample
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, Layout
 from sagellm_lifetime.core.history.tally import KEPT, UNKNOWN_REASON, Tally, left_out
-from sagellm_lifetime.core.history.times import NAMES, Clock, epoch_unit, iso_seconds
+from sagellm_lifetime.core.history.times import NAMES, epoch_unit, iso_seconds
 
 Failure = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
@@ -175,11 +177,11 @@ class _Sieve:
     used: list[str]
     tally: Tally
     where: str
-    clock: Clock = field(default_factory=Clock)
+    reading: Reading = PLAIN
     found: list[Fault] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.found = faults(self.layout, self.used, self.clock)
+        self.found = faults(self.layout, self.used, self.reading)
 
     def stored(self, raw: pl.LazyFrame) -> pl.DataFrame:
         """A source with types of its own (Parquet, a frame): rows count from 1."""
@@ -217,7 +219,7 @@ class _Sieve:
         """The same over batches that carry their line numbers (or places in words) already."""
         kept = [pl.DataFrame(schema={c: HISTORY_SCHEMA[c] for c in self.used})]
         for batch in batches:
-            marked = self._marked(batch.lazy())[0].collect()
+            marked = self._marked(batch.lazy(), at_once=True)[0].collect()
             bad = marked.filter(pl.col(FAULT) > 0)
             if bad.height:
                 first = bad.head(KEPT)
@@ -228,55 +230,67 @@ class _Sieve:
             kept.append(marked.filter(pl.col(FAULT) == 0).select(final(self.used)))
         return pl.concat(kept, rechunk=False)
 
-    def _marked(self, raw: pl.LazyFrame) -> tuple[pl.LazyFrame, dict[int, int]]:
-        """Mark the rows with their faults, and count those; arrival times as they turn out."""
+    def _marked(
+        self, raw: pl.LazyFrame, *, at_once: bool = False
+    ) -> tuple[pl.LazyFrame, dict[int, int]]:
+        """Mark the rows with their faults, and count those.
+
+        Cells that are not plain are first met as faults: they are then read in the other ways that
+        people write them, and what that means is said.
+        """
         while True:
-            marked = with_fault(typed(raw, self.layout, self.used, self.clock), self.found)
-            counts, reasons = self._counts(marked)
-            if (clock := self._better_clock(counts, marked)) == self.clock:
-                self.tally.renamed.update(reasons)
+            marked = with_fault(typed(raw, self.layout, self.used, self.reading), self.found)
+            if at_once:
+                marked = marked.collect().lazy()
+            counts, renamed = self._counts(marked)
+            better = self._better_reading(counts, marked)
+            if better == self.reading:
+                self.tally.renamed.update(renamed)
                 return marked, counts
-            name = self.layout.names["arrival_time"]
-            if clock.unit != self.clock.unit:
-                self.tally.say(f"{name}: read as {NAMES[clock.unit]} since 1970")
-            if clock.iso != self.clock.iso:
+            name = self.layout.names.get("arrival_time")
+            if better.unit != self.reading.unit:
+                self.tally.say(f"{name}: read as {NAMES[better.unit]} since 1970")
+            if better.iso != self.reading.iso:
                 self.tally.say(
                     f"{name}: ISO times read as seconds since 1970 (UTC where they say no offset)"
                 )
-            self.clock, self.found = clock, faults(self.layout, self.used, clock)
+            self.reading, self.found = better, faults(self.layout, self.used, better)
 
     def _counts(self, marked: pl.LazyFrame) -> tuple[dict[int, int], Counter[str]]:
         """Return the number of rows of each fault, and of good rows with a renamed reason."""
-        keys = [FAULT, RENAMED] if "finish_reason" in self.used else [FAULT]
+        words = self.reading.words and "finish_reason" in self.used
+        keys = [FAULT, RENAMED] if words else [FAULT]
         grouped = marked.group_by(keys).len().collect(engine="streaming")
         counts: Counter[int] = Counter()
-        reasons: Counter[str] = Counter()
+        renamed: Counter[str] = Counter()
         for code, *word, count in grouped.iter_rows():
             counts[code] += count
             if word and word[0] is not None and code == 0:
-                reasons[word[0]] += count
-        return dict(counts), reasons
+                renamed[word[0]] += count
+        return dict(counts), renamed
 
-    def _better_clock(self, counts: dict[int, int], marked: pl.LazyFrame) -> Clock:
-        """Return how arrival times should be read, from the faults that the present way gives."""
-        clock = self.clock
-        if "arrival_time" not in self.used or "arrival_time" in self.layout.values:
-            return clock
-        faulty = {
-            fault.kind: code
-            for code, fault in enumerate(self.found, start=1)
-            if fault.column == "arrival_time" and code in counts
-        }
-        if "not a number" in faulty and not clock.iso:
-            cells = marked.filter(pl.col(FAULT) == faulty["not a number"]).select(RAW_ARRIVAL)
+    def _better_reading(self, counts: dict[int, int], marked: pl.LazyFrame) -> Reading:
+        """Return how cells should be read, from the faults that the present way gives."""
+        reading, faulty = self.reading, {}
+        for code, fault in enumerate(self.found, start=1):
+            if code in counts:
+                faulty[fault.column, fault.kind] = code
+        if ("finish_reason", UNKNOWN_REASON) in faulty and not reading.words:
+            reading = replace(reading, words=True)
+        if "arrival_time" in self.layout.values:
+            return reading
+        no_number = faulty.get(("arrival_time", "not a number"))
+        if no_number is not None and not reading.iso:
+            cells = marked.filter(pl.col(FAULT) == no_number).select(RAW_ARRIVAL)
             if cells.select(iso_seconds(pl.first()).is_not_null().any()).collect().item():
-                return Clock(clock.unit, iso=True)
+                reading = replace(reading, iso=True)
         # Most rows, and not one: a single moment that is too large is a mistake in that row.
-        large = counts.get(faulty.get("too large", 0), 0) if "too large" in faulty else 0
-        if clock.unit == "s" and 2 * large > sum(counts.values()):
+        large = counts.get(faulty.get(("arrival_time", "too large"), 0), 0)
+        tried = reading.unit != "s" or ("arrival_time", "too large") not in faulty
+        if not tried and 2 * large > sum(counts.values()):
             size = marked.select(pl.col("arrival_time").abs().median()).collect().item()
-            return Clock(epoch_unit(size), clock.iso)
-        return clock
+            reading = replace(reading, unit=epoch_unit(size))
+        return reading
 
     def _reason_test(self) -> pl.Expr:
         codes = [i for i, fault in enumerate(self.found, start=1) if fault.kind == UNKNOWN_REASON]

@@ -8,7 +8,6 @@ to the year 5138. Numbers from another origin carry no unit in themselves;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,23 +22,6 @@ BANDS: Final = {"ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e20)}
 _MAX_RATE = 500.0  # requests a second: more is no log of one service in this unit
 _MAX_GAP_S = 60.0  # mean seconds between requests: more is doubtful where another unit gives less
 _OFFSET = r"( ?UTC|Z|z|[+-]\d\d(?::?\d\d)?)$"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How the cells of a column of moments are read.
-
-    Attributes:
-        unit: what numbers count, a key of ``SCALES``.
-        iso: whether text may be an ISO time.
-    """
-
-    unit: str = "s"
-    iso: bool = False
-
-
-SECONDS: Final = Clock()
-"""Plain seconds, as the history format has them."""
 
 
 def iso_seconds(text: pl.Expr) -> pl.Expr:
