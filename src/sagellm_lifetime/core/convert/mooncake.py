@@ -52,7 +52,7 @@ def read(
             f"{source}: timestamps may be milliseconds (as Mooncake's are) or seconds: say which "
             "with --time-unit ms or --time-unit s"
         )
-    note = f"timestamp: read as {NAMES[unit]}" + ("" if time_unit else " (by the rate)")
+    why = "" if time_unit else " (by the rate of requests)"
     arrival = (moments / SCALES[unit]).alias("arrival_time")
-    notes = found.notes if unit == "ms" else [*found.notes, note]
+    notes = [*found.notes, f"timestamp: read as {NAMES[unit]}{why}"]
     return replace(found, frame=found.frame.with_columns(arrival), notes=notes)

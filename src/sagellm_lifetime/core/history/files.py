@@ -14,6 +14,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
 from sagellm_lifetime.core.history.names import suggestion
+from sagellm_lifetime.core.history.parquet import counts_agree
 from sagellm_lifetime.core.history.quiet import no_panic_reports
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout
 from sagellm_lifetime.core.history.streams import PACKED, open_unpacked, packing
@@ -277,6 +278,8 @@ def _keys(line: bytes) -> list[str]:
 
 
 def _open_parquet(path: Path) -> tuple[pl.LazyFrame, list[str]]:
+    if not counts_agree(path):
+        raise damaged_parquet(path)
     try:
         with no_panic_reports():
             frame = pl.scan_parquet(path, row_index_name=ROW, glob=False, hive_partitioning=False)

@@ -39,7 +39,8 @@ def batches(
 ) -> tuple[Format, Iterator[pl.DataFrame]]:
     """Return the reader of a file, and frames of ``columns`` with their places in ``ROW``."""
     reader = form(tally)
-    tally.formats[form.title] = None
+    if form.name in FORMATS:
+        tally.formats[form.title] = None
     names = mapping(beginning.keys) if form.name == "usage" else ()
     for name in unread(beginning.records, form):
         if name not in names:

@@ -34,6 +34,7 @@ ALIASES: Final = {
     "session_id": "session_id conversation_id thread_id chat_id",
     "turn": "turn turn_index",
     "temperature": "temperature",
+    "prefix_hashes": "hash_ids prefix_hashes",
     "reasoning": "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens",
     "total": "total_tokens num_total_tokens",
 }

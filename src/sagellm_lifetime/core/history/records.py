@@ -19,6 +19,7 @@ from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.csvlines import csv_records
 from sagellm_lifetime.core.history.files import check_start, damaged_parquet, kind_of
 from sagellm_lifetime.core.history.jsonl import MAX_LINE
+from sagellm_lifetime.core.history.parquet import counts_agree
 from sagellm_lifetime.core.history.quiet import no_panic_reports
 from sagellm_lifetime.core.history.streams import open_unpacked
 
@@ -99,6 +100,8 @@ def _csv(path: Path) -> Iterator[tuple[str, Record | Broken]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record | Broken]]:
+    if not counts_agree(path):
+        raise damaged_parquet(path)
     try:
         with no_panic_reports():
             frame = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect()

@@ -84,7 +84,7 @@ def _zstd(path: Path) -> IO[bytes]:
         )["line"]
     except pl.exceptions.NoDataError:
         return io.BytesIO()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         message = f"{path}: zstd that cannot be unpacked here: unpack it first (zstd -d)"
         raise HistoryError(message) from error
     text: str = lines.fill_null("").str.join("\n").item()

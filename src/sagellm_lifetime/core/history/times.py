@@ -19,6 +19,7 @@ NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns"
 BANDS: Final = {"ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e20)}
 """Where an epoch of a unit lies from 1973 to the year 5138; seconds lie below all of them."""
 
+_EPOCH = 1e8  # since 1970, even seconds are more; from the start of a log, they are less
 _MAX_RATE = 500.0  # requests a second: more is no log of one service in this unit
 _MAX_GAP_S = 60.0  # mean seconds between requests: more is doubtful where another unit gives less
 _OFFSET = r"( ?UTC|Z|z|[+-]\d\d(?::?\d\d)?)$"
@@ -99,18 +100,20 @@ def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
     requests a second. In between it is open, and so it is where a format that counts whole
     milliseconds has fractions.
     """
-    held = moments.drop_nulls().drop_nans()
-    low, high = held.min(), held.max()
-    if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
+    held = moments.cast(pl.Float64).drop_nulls().drop_nans()
+    if held.is_empty():
         return documented or "s"
-    if low >= 1e8:
+    low, high = held.to_numpy().min(), held.to_numpy().max()
+    if low >= _EPOCH:
         return epoch_unit(low)
-    gap = (high - low) / (held.len() - 1)
+    if low == high:
+        return documented or "s"
+    return _unit_by_gap((high - low) / (held.len() - 1), bool((held % 1 != 0).any()), documented)
+
+
+def _unit_by_gap(gap: float, fractions: bool, documented: str | None) -> str | None:
     if gap * _MAX_RATE < SCALES["ms"]:
         return "s"
     if gap <= _MAX_GAP_S:
         return "s" if documented in (None, "s") else None
-    if documented is None:
-        return None
-    fractions = bool((held % 1 != 0).any())
     return None if fractions and gap < 10 * _MAX_GAP_S and documented == "ms" else documented

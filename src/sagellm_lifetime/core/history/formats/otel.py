@@ -20,7 +20,14 @@ from sagellm_lifetime.core.history.times import moment
 
 _OUTPUT: Final = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 _INPUT: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
-_GENERATES: Final = ("chat", "text_completion", "generate_content", "completion", "llm_request")
+_NO_MODEL: Final = (
+    "invoke_agent",
+    "create_agent",
+    "invoke_workflow",
+    "execute_tool",
+    "retrieval",
+    "embeddings",
+)
 _START: Final = (
     "start_time_unix_nano",
     "startTimeUnixNano",
@@ -94,7 +101,7 @@ class OTel(Format):
         held = _attributes(span.get("attributes"))
         operation = str(held.get("gen_ai.operation.name") or "").lower()
         length = _any(held, _OUTPUT)
-        if operation and operation not in _GENERATES:
+        if operation in _NO_MODEL:
             return self.leave_out("spans of agents, tools and embeddings")
         failed = _failed(span, held)
         if length is None:

@@ -75,7 +75,13 @@ class Usage(Format):
         row: Row = {}
         for name, (target, unit) in self._columns.items():
             cell = record.get(name)
-            row[target] = self._time(cell, name, target, unit) if target in _TIMES else cell
+            if target in _TIMES:
+                cell = self._time(cell, name, target, unit)
+            elif target == "prefix_hashes" and not isinstance(cell, list):
+                if cell is not None:  # a CSV cell, which holds no list
+                    self.tally.ignored[name] = None
+                continue
+            row[target] = cell
         end, reasoning, total = (
             row.pop("end", None),
             row.pop("reasoning", None),
@@ -125,17 +131,26 @@ class Usage(Format):
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Decide the units of times that do not say theirs, or refuse."""
         if "arrival_time" in self._open and "arrival_time" in frame.columns:
-            held = frame["arrival_time"]
-            unit = plausible_unit(held, None)
-            name = next(n for n, (t, _) in self._columns.items() if t == "arrival_time")
-            if unit is None:
-                raise HistoryError(
-                    f"the unit of {name!r} cannot be told: as seconds, requests would come more "
-                    f"than a minute apart; rename it to {name + '_s'!r} or {name + '_ms'!r}"
-                )
+            frame = self._settle_arrivals(frame)
         if "actual_time" in self._open and {"actual_time", "actual_length"} <= set(frame.columns):
             frame = self._settle_durations(frame)
         return frame
+
+    def _settle_arrivals(self, frame: pl.DataFrame) -> pl.DataFrame:
+        targets = [target for target, _ in self._columns.values()]
+        # Traces with block hashes follow Mooncake's, which counts milliseconds; others, nobody's.
+        documented = "ms" if "prefix_hashes" in targets else None
+        unit = plausible_unit(frame["arrival_time"], documented)
+        name = next(n for n, (t, _) in self._columns.items() if t == "arrival_time")
+        if unit is None:
+            raise HistoryError(
+                f"the unit of {name!r} cannot be told by the rate of requests: rename it to "
+                f"{name + '_s'!r} or {name + '_ms'!r}"
+            )
+        if unit == "s":
+            return frame
+        self.tally.say(f"{name}: read as {NAMES[unit]} (by the rate of requests)")
+        return frame.with_columns(pl.col("arrival_time") / SCALES[unit])
 
     def _settle_durations(self, frame: pl.DataFrame) -> pl.DataFrame:
         name = next(n for n, (t, _) in self._columns.items() if t == "actual_time")
