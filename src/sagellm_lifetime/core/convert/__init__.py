@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from sagellm_lifetime.core.convert import azure, burstgpt, mooncake, servegen, sharegpt
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
-from sagellm_lifetime.core.history.files import find_files, kind_of
+from sagellm_lifetime.core.history.files import find_files
 from sagellm_lifetime.core.history.formats import FORMATS as LOGS
 from sagellm_lifetime.core.history.formats import recognise
-from sagellm_lifetime.core.history.names import public_trace
+from sagellm_lifetime.core.history.names import mapping, public_trace
 from sagellm_lifetime.core.history.read import History, OnBadRows, read_as, read_history
 from sagellm_lifetime.core.history.records import sample
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
@@ -99,16 +98,10 @@ def _read(
     options = {} if time_unit is None else {"time_unit": time_unit}
     read = TRACES[name]
     found = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
-    return replace(found, notes=[*found.notes, *_mistaken(name, source)])
-
-
-def _mistaken(name: str, source: str) -> list[str]:
-    """Return a line where a log read as a public trace is plainly another program's."""
-    path = Path(source)
-    if not path.is_file() or kind_of(path) is None:
-        return []
-    beginning = sample(path)
-    form = recognise(beginning)
-    if public_trace(beginning.keys) == name or form is None or name == "mooncake":
-        return []
-    return [f"no {name} trace writes all of these columns: without --from it is {form.title}"]
+    if not mapping(found.ignored):
+        return found
+    form = recognise(sample(find_files(source)[0]))
+    if form is None:
+        return found
+    note = f"no {name} trace has all of these columns: without --from it is read as {form.title}"
+    return replace(found, notes=[*found.notes, note])

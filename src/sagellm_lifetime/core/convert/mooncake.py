@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import polars as pl
-
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.files import find_files
 from sagellm_lifetime.core.history.formats.bailian import Bailian
@@ -29,7 +27,6 @@ _LAYOUT = Layout(
         "prefix_hashes": "hash_ids",
     },
     required=("arrival_time", "prompt_length", "actual_length"),
-    values={"arrival_time": pl.col("timestamp").cast(pl.Float64, strict=False) / SCALES["ms"]},
     foreign=True,
 )
 
@@ -45,7 +42,7 @@ def read(
     if Bailian.recognises(beginning):
         raise HistoryError(f"{source}: {Bailian.title}, no Mooncake trace: --from {Bailian.name}")
     found = read_as(source, {"jsonl": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
-    moments = found.frame["arrival_time"] * SCALES["ms"]  # as they stand in the file
+    moments = found.frame["arrival_time"]  # as they stand in the file
     unit = time_unit or plausible_unit(moments, "ms")
     if unit is None:
         raise HistoryError(

@@ -52,6 +52,8 @@ def _check(stream: IO[bytes]) -> None:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - _FOOTER))
     length = int.from_bytes(stream.read(4), "little")
+    if _FOOTER + length > size:
+        raise ValueError("no footer")
     stream.seek(size - _FOOTER - length)
     footer, _ = _struct(stream.read(length), 0)
     nested = _repeated_columns(footer[_SCHEMA])
@@ -88,7 +90,7 @@ def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
 
 
 def _check_pages(stream: IO[bytes], meta: dict[int, Any], size: int) -> None:
-    """Raise DisagreementError if the pages of a column chunk hold other numbers of values than it says."""
+    """Raise DisagreementError if a column chunk's pages hold other counts than it says."""
     at = min(meta[_FIRST_PAGE], meta.get(_FIRST_DICTIONARY) or meta[_FIRST_PAGE])
     end = at + meta[_PACKED]
     if not 0 < at <= end <= size:
