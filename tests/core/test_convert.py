@@ -189,6 +189,7 @@ def test_mooncake_in_seconds_is_not_read_as_milliseconds(tmp_path: Path) -> None
     frame = converted(tmp_path, "mooncake", open_to_both, "jsonl", time_unit="ms")
     assert frame["arrival_time"].to_list() == [0.0, 0.031, 0.06, 0.099]
     (tmp_path / "out.parquet").unlink()
+    (tmp_path / "in.jsonl").unlink()
     assert "says its unit itself" in refused(tmp_path, "azure", AZURE, time_unit="ms")
     with pytest.raises(UnknownNameError, match="unknown unit of time 'h'"):
         converted(tmp_path, "mooncake", MOONCAKE, "jsonl", time_unit="h")
