@@ -483,3 +483,32 @@ def test_columns_that_were_asked_for_are_exact(tmp_path: Path) -> None:
     path = write(tmp_path / "spend.csv", table(spend(0)))
     frame = read_history(path, columns=["turn", "actual_length"]).frame
     assert frame.rows() == [(None, 10)]
+
+
+def test_one_damaged_span_or_request_is_one_bad_row(tmp_path: Path) -> None:
+    good = {"startTimeUnixNano": str(START), "attributes": [otlp(*i) for i in GEN_AI.items()]}
+    bad = {**good, "startTimeUnixNano": "noon"}
+    export = {"resourceSpans": [{"scopeSpans": [{"spans": [good, bad, good]}]}]}
+    path = write(tmp_path / "t.json", json.dumps(export))
+    assert "1 bad row (record 1, request 2: start is no time)" in refused(path)
+    assert read_history(path, on_bad_rows="skip").frame.height == 2
+    run = {**VLLM, "ttfts": [0.5, "soon", 0.0]}
+    path = write(tmp_path / "r.json", json.dumps(run))
+    assert "1 bad row (record 1, request 2: ttfts is not a number)" in refused(path)
+
+
+def test_a_column_that_comes_late_is_not_lost(tmp_path: Path) -> None:
+    first = {"ts": 1.5, "prompt_tokens": 3, "completion_tokens": 4}
+    late = {**first, "stop_reason": "max_tokens", "region": "eu", "output_len": 9}
+    found = read(tmp_path, "u.jsonl", lines(*[first] * 30, late))
+    assert found.frame["finish_reason"].to_list() == ["stop"] * 30 + ["length"]
+    assert sorted(found.ignored) == ["output_len", "region"]
+
+
+@pytest.mark.parametrize("name", ["h.json", "h.jsonl"])
+def test_numbers_beyond_any_are_one_line(tmp_path: Path, name: str) -> None:
+    for digits in (400, 5000):
+        record = json.dumps(FOREIGN["litellm"]).replace("100", "1" * digits)
+        refused(write(tmp_path / name, record))
+        times = json.dumps(FOREIGN["usage"]).replace("5.5", "1" * digits)
+        refused(write(tmp_path / name, times))

@@ -105,6 +105,8 @@ def _parsed(path: Path, text: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise HistoryError(f"{path}: line {line} is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise HistoryError(f"{path}: a number has too many digits") from error
     except RecursionError as error:
         raise HistoryError(f"{path}: not a list of conversations: nested too deep") from error
 

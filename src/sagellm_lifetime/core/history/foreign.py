@@ -14,7 +14,6 @@ from sagellm_lifetime.core.history.files import BROKEN, ROW
 from sagellm_lifetime.core.history.formats import FORMATS, Format, recognise
 from sagellm_lifetime.core.history.formats.base import unread
 from sagellm_lifetime.core.history.jsonl import fill
-from sagellm_lifetime.core.history.names import mapping
 from sagellm_lifetime.core.history.records import Broken, Sample, records
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.core.history.tally import Tally
@@ -41,10 +40,8 @@ def batches(
     reader = form(tally)
     if form.name in FORMATS:
         tally.formats[form.title] = None
-    names = mapping(beginning.keys) if form.name == "usage" else ()
-    for name in unread(beginning.records, form):
-        if name not in names:
-            tally.ignored[name] = None
+    if form.used:  # else the reader says itself what it does not read
+        tally.ignored.update(dict.fromkeys(unread(beginning.records, form)))
     types = {c: t if t.is_nested() else pl.String() for c in columns for t in [HISTORY_SCHEMA[c]]}
     return reader, _frames(path, reader, types)
 
@@ -69,7 +66,8 @@ def _rows(path: Path, reader: Format, types: dict[str, pl.DataType]) -> Iterator
         for number, values in enumerate(found, start=1):
             row: dict[str, Any] = {
                 ROW: place if len(found) == 1 else f"{place}, request {number}",
-                BROKEN: None,
+                BROKEN: values.why if isinstance(values, Broken) else None,
             }
-            fill(row, values, types)
+            if not isinstance(values, Broken):
+                fill(row, values, types)
             yield row

@@ -61,7 +61,7 @@ def _leave() -> None:
         if _readers or _held is None:
             return
         held, _held = _held, None
-        if sys.stderr is not None:
+        if sys.stderr is not None and not sys.stderr.closed:
             sys.stderr.flush()
         os.dup2(_saved, _STDERR)
         os.close(_saved)

@@ -153,6 +153,8 @@ def _json(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Record | Broken]
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise HistoryError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+        except ValueError as error:
+            raise HistoryError(f"{path}: a number has too many digits") from error
         except RecursionError as error:
             raise HistoryError(f"{path}: not a log: nested too deep") from error
         if isinstance(value, dict) and isinstance(value.get("data"), list):

@@ -77,7 +77,10 @@ def moment(value: Any, name: str) -> float | None:
             return _iso(value, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is no time")
-    return float(value) / SCALES[epoch_unit(value)]
+    try:
+        return float(value) / SCALES[epoch_unit(value)]
+    except OverflowError:
+        raise ValueError(f"{name} is no time") from None
 
 
 def _iso(text: str, name: str) -> float:

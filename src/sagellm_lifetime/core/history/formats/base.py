@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 
-from sagellm_lifetime.core.history.records import Record, Sample
+from sagellm_lifetime.core.history.records import Broken, Record, Sample
 from sagellm_lifetime.core.history.tally import Tally
 
 Row = dict[str, Any]
@@ -49,11 +49,11 @@ class Format(ABC):
         return None
 
     @abstractmethod
-    def rows(self, record: Record) -> Iterable[Row]:
-        """Return the requests of one record.
+    def rows(self, record: Record) -> Iterable[Row | Broken]:
+        """Return the requests of one record, or why one of them cannot be read.
 
         Raises:
-            ValueError: the record is damaged; the message says how and quotes nothing.
+            ValueError: the whole record is damaged; the message says how and quotes nothing.
         """
 
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Final
 
 from sagellm_lifetime.core.history.formats.base import Format, Row, as_object, first, words
-from sagellm_lifetime.core.history.records import Record, Sample
+from sagellm_lifetime.core.history.records import Broken, Record, Sample
 from sagellm_lifetime.core.history.times import moment
 
 _OUTPUT: Final = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
@@ -92,10 +92,13 @@ class OTel(Format):
             for key in _attributes(record.get("attributes"))
         )
 
-    def rows(self, record: Record) -> Iterable[Row]:
+    def rows(self, record: Record) -> Iterable[Row | Broken]:
         """Return the requests of a span, or of all spans of an OTLP record."""
         for span in _spans(record):
-            yield from self._span(span)
+            try:
+                yield from self._span(span)
+            except ValueError as error:  # of one span among thousands
+                yield Broken(str(error))
 
     def _span(self, span: Record) -> Iterable[Row]:
         held = _attributes(span.get("attributes"))

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from sagellm_lifetime.core.history.formats.base import Format, Row, words
 from sagellm_lifetime.core.history.formats.vllm_bench import lists_to_rows
-from sagellm_lifetime.core.history.records import Record, Sample
+from sagellm_lifetime.core.history.records import Broken, Record, Sample
 
 
 class SglangBench(Format):
@@ -40,12 +40,10 @@ class SglangBench(Format):
             return None
         return "it holds totals only: run the benchmark again with --output-details"
 
-    def rows(self, record: Record) -> Iterable[Row]:
+    def rows(self, record: Record) -> Iterable[Row | Broken]:
         """Return one row a request of the run."""
         self.tally.say(
             "SGLang's benchmark asks for fixed lengths unless it is run with --disable-ignore-eos: "
             "then they say nothing of the model"
         )
-        model = words(record.get("model"))
-        for row in lists_to_rows(record):
-            yield {"model": model, **row}
+        return lists_to_rows(record, words(record.get("model")))

@@ -16,7 +16,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.formats.base import Format, Row, number
-from sagellm_lifetime.core.history.names import mapping
+from sagellm_lifetime.core.history.names import mapping, target_of
 from sagellm_lifetime.core.history.plausible import SLOWEST, seconds_per_token
 from sagellm_lifetime.core.history.records import Record, Sample
 from sagellm_lifetime.core.history.tally import Tally
@@ -37,6 +37,7 @@ class Usage(Format):
     def __init__(self, tally: Tally) -> None:
         super().__init__(tally)
         self._columns: dict[str, tuple[str, str | None]] = {}
+        self._seen: set[str] = set()
         self._open: list[str] = []  # history columns of times whose unit is not known yet
 
     @classmethod
@@ -58,20 +59,11 @@ class Usage(Format):
                 return f"its rows count several requests each (column {name!r}), not one"
         return None
 
-    def understand(self, names: Iterable[str]) -> None:
-        """Decide what each column is, and say it."""
-        self._columns = mapping(names)
-        said = []
-        for name, (target, unit) in self._columns.items():
-            if target not in ("reasoning", "total", "end") and (name != target or unit):
-                said.append(f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else ""))
-        if said:
-            self.tally.say(f"columns taken for history columns: {', '.join(said)}")
-
     def rows(self, record: Record) -> Iterable[Row]:
         """Return the request of a row."""
-        if not self._columns:
-            self.understand(record)
+        for name in record:
+            if name not in self._seen:
+                self._understand(name)
         row: Row = {}
         for name, (target, unit) in self._columns.items():
             cell = record.get(name)
@@ -93,6 +85,15 @@ class Usage(Format):
         if number(reasoning, "reasoning tokens"):
             row["actual_length"] = self._with_reasoning(row, reasoning, total)
         return [row]
+
+    def _understand(self, name: str) -> None:
+        """Decide what a column is; one that comes late may stand for nothing that is there."""
+        self._seen.add(name)
+        target = target_of(name)
+        if target is None or target[0] in {held for held, _ in self._columns.values()}:
+            self.tally.ignored[name] = None
+        else:
+            self._columns[name] = target
 
     def _time(self, cell: object, name: str, target: str, unit: str | None) -> float | None:
         """Return seconds; of an unknown unit as it stands, to be settled with the whole file."""
@@ -129,7 +130,13 @@ class Usage(Format):
         return length
 
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Decide the units of times that do not say theirs, or refuse."""
+        """Say what each column was taken for; decide the units of times, or refuse."""
+        said = [
+            f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else "")
+            for name, (target, unit) in self._columns.items()
+            if target not in ("reasoning", "total", "end") and (name != target or unit)
+        ]
+        self.tally.say(f"columns taken for history columns: {', '.join(said)}")
         if "arrival_time" in self._open and "arrival_time" in frame.columns:
             frame = self._settle_arrivals(frame)
         if "actual_time" in self._open and {"actual_time", "actual_length"} <= set(frame.columns):

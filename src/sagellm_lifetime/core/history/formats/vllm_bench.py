@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from sagellm_lifetime.core.history.formats.base import Format, Row, dig, number, words
-from sagellm_lifetime.core.history.records import Record, Sample
+from sagellm_lifetime.core.history.records import Broken, Record, Sample
 
 _LISTS = ("start_times", "ttfts", "itls", "latencies", "errors", "generated_texts")
 
@@ -39,15 +39,13 @@ class VllmBench(Format):
             return None
         return "it holds totals only: run the benchmark again with --save-detailed"
 
-    def rows(self, record: Record) -> Iterable[Row]:
+    def rows(self, record: Record) -> Iterable[Row | Broken]:
         """Return one row a request of the run."""
-        model = words(record.get("model_id"))
-        for row in lists_to_rows(record):
-            yield {"model": model, **row}
+        return lists_to_rows(record, words(record.get("model_id")))
 
 
-def lists_to_rows(record: Record) -> Iterator[Row]:
-    """Yield the requests of a run that is stored as one list a quantity.
+def lists_to_rows(record: Record, model: str | None) -> Iterator[Row | Broken]:
+    """Yield the requests of a run of ``model`` that is stored as one list a quantity.
 
     Raises:
         ValueError: the lists are missing, or not of one length.
@@ -62,13 +60,18 @@ def lists_to_rows(record: Record) -> Iterator[Row]:
     for i, length in enumerate(lengths):
         cell = {name: held[i] for name, held in columns.items() if held is not None}
         failed = bool(cell.get("errors"))
+        try:
+            seconds = None if failed else _seconds(cell)
+        except ValueError as error:
+            yield Broken(str(error))
+            continue
+        start = cell.get("start_times")
         yield {
-            "arrival_time": None
-            if failed and cell.get("start_times") == 0
-            else cell.get("start_times"),
+            "model": model,
+            "arrival_time": None if failed and start == 0 else start,
             "prompt_length": prompts[i] if prompts is not None else None,
             "actual_length": length,
-            "actual_time": None if failed else _seconds(cell),
+            "actual_time": seconds,
             "finish_reason": "error" if failed else None,
             "output_text": cell.get("generated_texts"),
         }
