@@ -263,6 +263,9 @@ def test_columns_that_are_dropped_are_said(tmp_path: Path) -> None:
     assert "without --from it is read as a log of requests" in found.notes[-1]
     source.write_text(AZURE)
     assert convert("azure", source, tmp_path / "out.csv").notes == []
+    source.write_text(BURST)
+    notes = convert("burstgpt", source, tmp_path / "out.csv").notes
+    assert notes == ["columns not read: Total tokens"]
 
 
 def test_every_format_converts_and_texts_are_kept_only_when_asked(tmp_path: Path) -> None:

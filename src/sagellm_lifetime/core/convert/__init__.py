@@ -100,8 +100,9 @@ def _read(
     found = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
     if not mapping(found.ignored):
         return found
-    form = recognise(sample(find_files(source)[0]))
-    if form is None:
+    beginning = sample(find_files(source)[0])
+    form = recognise(beginning)
+    if form is None or public_trace(beginning.keys) == name:
         return found
     note = f"no {name} trace has all of these columns: without --from it is read as {form.title}"
     return replace(found, notes=[*found.notes, note])

@@ -33,9 +33,8 @@ _MOMENTS: dict[str, tuple[type[pl.DataType], ...]] = {
     "actual_time": (pl.Duration,),
 }
 """Stored types of time that a column of seconds may have."""
-_SHOWN_REASON = (
-    r"[A-Za-z][A-Za-z0-9_.-]{0,19}"  # anything else may be a piece of a prompt gone astray
-)
+# Anything else may be a piece of a prompt gone astray.
+_SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
 
 
 @dataclass(frozen=True)
