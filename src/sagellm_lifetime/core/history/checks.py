@@ -38,7 +38,7 @@ _SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
 
 
 @dataclass(frozen=True)
-class Reading:
+class CellFormat:
     """How cells are read that may be written in several ways. Plain is fast, and tried first.
 
     Attributes:
@@ -52,8 +52,8 @@ class Reading:
     words: bool = False
 
 
-PLAIN = Reading()
-EVERY_WAY = Reading(iso=True, words=True)
+PLAIN = CellFormat()
+EVERY_WAY = CellFormat(iso=True, words=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _list_of(column: str) -> str:
 
 
 def typed(
-    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: Reading = PLAIN
+    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN
 ) -> pl.LazyFrame:
     """Raw columns -> ``ROW``, the history columns (numbers as Float64), ``__filled_*``, ``BROKEN``.
 
@@ -130,14 +130,14 @@ def typed(
     return frame.select(out)
 
 
-def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: Reading) -> pl.Expr:
+def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: CellFormat) -> pl.Expr:
     seconds = number / SCALES[reading.unit]
     if reading.iso and not stored.is_numeric():
         return pl.coalesce(seconds, iso_seconds(raw))
     return seconds
 
 
-def faults(layout: Layout, columns: Iterable[str], reading: Reading = PLAIN) -> list[Fault]:
+def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) -> list[Fault]:
     """Every check on a typed frame, in the order in which a row's first fault is named."""
     columns = list(columns)
     found = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]

@@ -15,8 +15,8 @@ from sagellm_lifetime.core.history.checks import (
     PLAIN,
     RAW_ARRIVAL,
     RENAMED,
+    CellFormat,
     Fault,
-    Reading,
     check_types,
     describe,
     faults,
@@ -177,7 +177,7 @@ class _Sieve:
     used: list[str]
     tally: Tally
     where: str
-    reading: Reading = PLAIN
+    reading: CellFormat = PLAIN
     found: list[Fault] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ class _Sieve:
                 renamed[word[0]] += count
         return dict(counts), renamed
 
-    def _better_reading(self, counts: dict[int, int], marked: pl.LazyFrame) -> Reading:
+    def _better_reading(self, counts: dict[int, int], marked: pl.LazyFrame) -> CellFormat:
         """Return how cells should be read, from the faults that the present way gives."""
         reading, faulty = self.reading, {}
         for code, fault in enumerate(self.found, start=1):
