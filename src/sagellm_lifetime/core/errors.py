@@ -37,10 +37,6 @@ class HistoryRowError(HistoryError):
     """Rows that break the history format; the message counts them and names the first lines."""
 
 
-class HistoryWarning(UserWarning):
-    """A history that was read, and of which there is something to say."""
-
-
 class CheckpointError(LifetimeError, ValueError):
     """A checkpoint that is missing, damaged, of another kind, or cannot be written."""
 

@@ -7,14 +7,14 @@ that had not seen their outcome, and online choices are made as they will be mad
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from sagellm_lifetime.core.calibration import Calibration
-from sagellm_lifetime.core.errors import HistoryError, HistoryWarning
+from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.prequential import (
     censored,
     events,
@@ -31,14 +31,13 @@ from sagellm_lifetime.features.rows import HistoryRequests
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor, Progress
 
+_LOG = logging.getLogger(__name__)
 _CONTENT_AGES = [16 * 2**k for k in range(10)]
 """Ages at which a replayed sequence with content is asked about again."""
 MAX_ROWS = 300_000
 """The newest rows of a longer history; older ones say little about tomorrow."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
-_CALLER = 4
-"""Frames from here up to whoever calls ``fit``."""
 _LEAST = 20
 """Rows below which nothing is held out."""
 
@@ -50,7 +49,7 @@ def fit_predictor(predictor: Predictor, history: Any, progress: Progress | None)
     found = read_history(history)
     if isinstance(history, str | os.PathLike):
         for line in found.notes:
-            warnings.warn(line, HistoryWarning, stacklevel=_CALLER)
+            _LOG.warning(line)
     frame = in_time_order(found.frame).tail(MAX_ROWS)
     older, newest = _parts(frame)
 
