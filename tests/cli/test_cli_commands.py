@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
+from sagellm_lifetime.cli.convert import Format
 from sagellm_lifetime.cli.options import repeated
+from sagellm_lifetime.core.convert import FORMATS
 from sagellm_lifetime.core.history import read_history
 
 METRICS = {
@@ -388,3 +390,52 @@ def test_nothing_on_stderr_without_a_terminal(cli, history):
     done = cli("train", "--data-path", history, *SURVIVAL, "--json")
     assert done.err == ""
     assert done.json()["rows"] == 240
+
+
+def test_convert_says_what_it_skipped_and_did_not_read(cli, tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens,Region\n2023-11-16 18:15:46,374,44,eu\n"
+        "2023-11-16 18:15:47,374,-1,eu\nnoon,3,4,eu\n2023-11-16 18:15:48,,4,eu\n"
+    )
+    refusal = cli("convert", "--from", "azure", trace, "out.jsonl")
+    assert refusal.code == 2
+    assert "3 bad rows" in refusal.err
+    done = cli("convert", "--from", "azure", "--on-bad-rows", "skip", trace, "out.jsonl", "--json")
+    assert done.code == 0
+    assert "skipped 3 bad rows, the first: " in done.err
+    assert "line 3: GeneratedTokens -1 is negative" in done.err
+    assert "columns not read: Region" in done.err
+    found = done.json()
+    assert (found["rows"], found["skipped"], found["ignored"]) == (1, 3, ["Region"])
+    assert found["kinds"] == {"negative": 1, "not a number": 1, "missing": 1}
+    assert len(found["problems"]) == 3
+    assert found["notes"] == ["columns not read: Region"]
+
+
+def test_what_was_understood_of_a_log_is_said_and_in_the_json(cli, tmp_path):
+    log = tmp_path / "usage.csv"
+    log.write_text(
+        "timestamp,prompt_tokens,completion_tokens,latency,stop_reason\n"
+        + "".join(f"{i},10,{40 + i},{2000 + i},end_turn\n" for i in range(30))
+        + "31,10,-4,2000,end_turn\n"
+    )
+    train = ("train", "--data-path", log, "--predictor-type", "orca", "--output-path", "ck")
+    done = cli(*train, "--on-bad-rows", "skip", "--json")
+    assert done.code == 0
+    said = " ".join(done.json()["notes"])
+    for part in (
+        "read as a log of requests", "latency: read as milliseconds", "end_turn → stop (30)",
+        "skipped 1 bad rows",
+    ):  # fmt: skip
+        assert part in said
+        assert part in done.err
+    quiet = tmp_path / "h.csv"
+    quiet.write_text("actual_length\n" + "5\n" * 30)
+    again = cli("train", "--data-path", quiet, "--predictor-type", "orca", "--json")
+    assert "notes" not in again.json()
+    assert again.err == ""
+
+
+def test_the_formats_of_the_command_are_those_of_the_library():
+    assert [form.value for form in Format] == list(FORMATS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,19 @@ SHARE = [
 
 
 def converted(
-    tmp_path: Path, fmt: str, content: str, suffix: str = "csv", **options: Any
+    tmp_path: Path, fmt: str | None, content: str, suffix: str = "csv", **options: Any
 ) -> pl.DataFrame:
     source, target = tmp_path / f"in.{suffix}", tmp_path / "out.parquet"
     source.write_text(content, encoding="utf-8")
-    rows = convert(fmt, source, target, **options)
+    found = convert(fmt, source, target, **options)
     frame = pl.read_parquet(target)
-    assert rows == frame.height == read_history(target).frame.height
+    assert found.frame.height == frame.height == read_history(target).frame.height
     return frame
 
 
-def refused(tmp_path: Path, fmt: str, content: str, suffix: str = "csv", **options: Any) -> str:
+def refused(
+    tmp_path: Path, fmt: str | None, content: str, suffix: str = "csv", **options: Any
+) -> str:
     with pytest.raises(HistoryError) as caught:
         converted(tmp_path, fmt, content, suffix, **options)
     assert "\n" not in str(caught.value)
@@ -166,6 +169,125 @@ def test_token_estimate() -> None:
     assert [estimate_tokens(t) for t in ("", " \n", "word", "12345", "日本語", "a, b!")] == [
         0, 0, 1, 2, 3, 4
     ]  # fmt: skip
+
+
+def test_azure_offsets_have_minutes(tmp_path: Path) -> None:
+    head = AZURE.splitlines()[0]
+    times = ["2024-05-10 05:30:00+05:30", "2024-05-09 20:30:02-03:30", "2024-05-10T00:00:04Z"]
+    frame = converted(tmp_path, "azure", "\n".join([head, *(f"{t},1,1" for t in times)]))
+    assert frame["arrival_time"].to_list() == [0, 2, 4]
+
+
+def test_mooncake_in_seconds_is_not_read_as_milliseconds(tmp_path: Path) -> None:
+    rows = [json.loads(MOONCAKE.splitlines()[0]) | {"timestamp": t} for t in (0.0, 0.75, 2.5, 3.25)]
+    content = "\n".join(map(json.dumps, rows))
+    frame = converted(tmp_path, "mooncake", content, "jsonl")
+    assert frame["arrival_time"].to_list() == [0.0, 0.75, 2.5, 3.25]
+    (tmp_path / "out.parquet").unlink()
+    open_to_both = content.replace("0.75", "31").replace("2.5", "60").replace("3.25", "99")
+    assert "--time-unit ms or --time-unit s" in refused(tmp_path, "mooncake", open_to_both, "jsonl")
+    frame = converted(tmp_path, "mooncake", open_to_both, "jsonl", time_unit="ms")
+    assert frame["arrival_time"].to_list() == [0.0, 0.031, 0.06, 0.099]
+    (tmp_path / "out.parquet").unlink()
+    (tmp_path / "in.jsonl").unlink()
+    assert "says its unit itself" in refused(tmp_path, "azure", AZURE, time_unit="ms")
+    with pytest.raises(UnknownNameError, match="unknown unit of time 'h'"):
+        converted(tmp_path, "mooncake", MOONCAKE, "jsonl", time_unit="h")
+
+
+def test_what_has_block_hashes_is_not_always_mooncake(tmp_path: Path) -> None:
+    turn = {"input_length": 5, "output_length": 3, "hash_ids": [1]}
+    session = [
+        {"session_id": "a", "timestamp": 7.0, **turn},
+        {"session_id": "a", "delay": 5, **turn},
+    ]
+    frame = converted(tmp_path, "mooncake", "\n".join(map(json.dumps, session)), "jsonl")
+    assert frame["arrival_time"].to_list() == [0.007, None]
+    (tmp_path / "out.parquet").unlink()
+    bailian = json.dumps({"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "turn": 1, **turn})
+    assert "no Mooncake trace: --from bailian" in refused(tmp_path, "mooncake", bailian, "jsonl")
+
+
+def test_sharegpt_roles(tmp_path: Path) -> None:
+    call = [("human", "weather?"), ("function_call", '{"city": "Rome"}'), ("observation", "21")]
+    talk = [
+        [*call, ("gpt", "21 degrees")],
+        [("system", "be brief"), ("user", "hi"), ("Model", "hello"), ("tool", "x"), ("bing", "y")],
+        [("gpt", "an answer to what?"), ("human", "hm"), ("gpt", "")],
+    ]
+    items = [
+        {"id": str(i), "conversations": [{"from": role, "value": text} for role, text in said]}
+        for i, said in enumerate(talk)
+    ]
+    source, target = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(items))
+    found = convert("sharegpt", source, target)
+    assert found.frame["request_id"].to_list() == ["0#0", "0#1", "1#0", "1#1", "2#0"]
+    assert found.frame["actual_length"].to_list()[-1] == 0
+    assert found.left_out == {"answers before any question, whose prompt is unknown": 1}
+    assert "1 answers have no text: they are kept, with the length 0" in found.notes
+    items.append({"id": "9", "conversations": [{"from": "narrator", "value": "once upon a time"}]})
+    source.write_text(json.dumps(items))
+    with pytest.raises(HistoryRowError, match="conversation 4: a message has the role 'narrator'"):
+        convert("sharegpt", source, target)
+    found = convert("sharegpt", source, target, on_bad_rows="skip")
+    assert (found.frame.height, found.skipped) == (5, 1)
+
+
+USAGE = """timestamp,model,session_id,input_tokens,output_tokens,max_tokens,stop_reason
+1770000000.0,m,s1,900,2048,2048,max_tokens
+1770000010.0,m,s1,100,20,2048,tool_use
+"""
+
+
+def test_a_log_is_recognised_by_what_only_its_format_has(tmp_path: Path) -> None:
+    frame = converted(tmp_path, None, USAGE)  # a ServeGen workload has no model and no stop_reason
+    assert frame["finish_reason"].to_list() == ["length", "stop"]
+    assert frame["max_length"].to_list() == [2048, 2048]
+    for content, suffix in ((AZURE, "csv"), (BURST, "csv"), (MOONCAKE, "jsonl")):
+        assert converted(tmp_path, None, content, suffix).height >= 2
+    own = "arrival_time,actual_length\n1,5\n"
+    assert converted(tmp_path, None, own).rows() == [(1.0, 5, "stop")]
+    (tmp_path / "out.parquet").unlink()
+    for path in tmp_path.glob("in.*"):
+        path.unlink()
+    assert "no column 'actual_length'" in refused(tmp_path, None, "x\n1\n")
+
+
+def test_columns_that_are_dropped_are_said(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text(USAGE)
+    found = convert("servegen", source, tmp_path / "out.csv")
+    assert found.ignored == ["model", "session_id", "max_tokens", "stop_reason"]
+    assert "columns not read: model, session_id, max_tokens, stop_reason" in found.notes
+    assert "without --from it is read as a log of requests" in found.notes[-1]
+    source.write_text(AZURE)
+    assert convert("azure", source, tmp_path / "out.csv").notes == []
+    source.write_text(BURST)
+    notes = convert("burstgpt", source, tmp_path / "out.csv").notes
+    assert notes == ["columns not read: Total tokens"]
+
+
+def test_every_format_converts_and_texts_are_kept_only_when_asked(tmp_path: Path) -> None:
+    run = {"input_lens": [5], "output_lens": [2], "start_times": [1.0], "ttfts": [0.5],
+           "itls": [[0.5]], "generated_texts": ["said"], "errors": [""]}  # fmt: skip
+    content = json.dumps(run)
+    frame = converted(tmp_path, "vllm-bench", content, "json")
+    assert "output_text" not in frame.columns
+    frame = converted(tmp_path, "vllm-bench", content, "json", keep_content=True)
+    assert frame["output_text"].to_list() == ["said"]
+
+
+def test_compressed_traces_are_read(tmp_path: Path) -> None:
+    for fmt, content, suffix in (
+        ("azure", AZURE, "csv"), ("mooncake", MOONCAKE, "jsonl"), ("servegen", SERVEGEN, "csv"),
+        ("sharegpt", json.dumps(SHARE), "json"),
+    ):  # fmt: skip
+        plain, packed = tmp_path / f"t.{suffix}", tmp_path / f"t.{suffix}.gz"
+        plain.write_text(content)
+        packed.write_bytes(gzip.compress(content.encode()))
+        expected = convert(fmt, plain, tmp_path / "a.jsonl").frame
+        assert convert(fmt, packed, tmp_path / "b.jsonl").frame.equals(expected)
 
 
 BROKEN = [

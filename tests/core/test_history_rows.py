@@ -95,8 +95,14 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, kind: str, fault: str) ->
     path = tmp_path / f"h.{kind}"
     change, text = BAD[fault]
     places = WRITERS[kind](path, [GOOD, GOOD, GOOD | change, GOOD])
-    expected = f"{path}: 1 bad row ({places[2]}: {text}); fix them or pass --on-bad-rows skip"
-    assert refused(path, HistoryRowError) == expected
+    advice = ""
+    if fault == "unknown finish reason":
+        advice = (
+            "a finish reason is stop, length, abort or error (length where a cap was met, abort "
+            "where it was cut from outside): write one of them for 'done'; "
+        )
+    expected = f"{path}: 1 bad row ({places[2]}: {text}); {advice}fix them"
+    assert refused(path, HistoryRowError) == f"{expected} or pass --on-bad-rows skip"
     history = read_history(path, on_bad_rows="skip")
     assert (history.frame.height, history.skipped, history.kinds) == (3, 1, {fault: 1})
 

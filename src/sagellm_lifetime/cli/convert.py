@@ -1,4 +1,4 @@
-"""``convert``: a public trace as a history file."""
+"""``convert``: a trace or a log of another program as a history file."""
 
 from __future__ import annotations
 
@@ -8,19 +8,39 @@ from typing import Annotated
 
 import typer
 
+from sagellm_lifetime.cli.fitting import tell, told
 from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
 from sagellm_lifetime.cli.output import progress, say, write_json
 from sagellm_lifetime.cli.places import check_apart, check_json
 
 
 class Format(StrEnum):
-    """The trace formats that are read."""
+    """The trace and log formats that are read; ``core.convert.FORMATS`` has the same names."""
 
     azure = "azure"
     burstgpt = "burstgpt"
     mooncake = "mooncake"
     servegen = "servegen"
     sharegpt = "sharegpt"
+    aiperf = "aiperf"
+    bailian = "bailian"
+    langfuse = "langfuse"
+    litellm = "litellm"
+    multi_turn = "multi-turn"
+    openai_batch = "openai-batch"
+    otel = "otel"
+    sglang_bench = "sglang-bench"
+    vllm_bench = "vllm-bench"
+    usage = "usage"
+
+
+class TimeUnit(StrEnum):
+    """Units of the times of a trace."""
+
+    s = "s"
+    ms = "ms"
+    us = "us"
+    ns = "ns"
 
 
 def convert(
@@ -33,28 +53,37 @@ def convert(
         ),
     ],
     form: Annotated[
-        Format, typer.Option("--from", help="Format of the trace.", show_default=False)
-    ],
+        Format | None,
+        typer.Option("--from", help="Format of the trace.", show_default="by its content"),
+    ] = None,
     keep_content: Annotated[
         bool, typer.Option("--keep-content", help="Keep the texts of prompts and answers.")
     ] = False,
     on_bad_rows: BadRows = OnBadRows.refuse,
+    time_unit: Annotated[
+        TimeUnit | None,
+        typer.Option(
+            "--time-unit", help="Unit of times that do not say theirs.", show_default=False
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Convert a public trace to a history file."""
+    """Convert a trace or a log of another program to a history file."""
     from sagellm_lifetime.core import convert as formats
 
     check_json(json, source, target)
     check_apart(target, [source])
     with progress(f"converting {source}"):
-        rows = formats.convert(
-            form.value,
+        found = formats.convert(
+            None if form is None else form.value,
             source,
             target,
             keep_content=keep_content,
             on_bad_rows=on_bad_rows.value,
+            time_unit=None if time_unit is None else time_unit.value,
         )
+    tell(found)
     if json is not None:
-        write_json({"rows": rows, "file": str(target)}, json)
+        write_json({"rows": found.frame.height, "file": str(target), **told(found)}, json)
     if json != "-":
-        say(f"Wrote {rows:,} rows to {target}")
+        say(f"Wrote {found.frame.height:,} rows to {target}")

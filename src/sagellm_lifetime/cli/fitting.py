@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
@@ -14,9 +14,12 @@ from sagellm_lifetime.cli.output import note, progress
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.core.history import History
     from sagellm_lifetime.predictors.base import Predictor
 
 ClockKind = Literal["wall", "session"]
+_SHOWN: Final = 3
+"""Bad rows named on stderr; ``--json`` has more of them."""
 
 
 def has_torch() -> bool:
@@ -40,6 +43,27 @@ def check_names(given: Iterable[str]) -> list[str]:
         if has_network(name) and not has_torch():
             raise MissingExtraError(f"training {name!r} (survival does without)", "train")
     return list(dict.fromkeys(names))
+
+
+def tell(history: History) -> None:
+    """Say on stderr what reading a history left out, skipped or assumed."""
+    for line in history.notes:
+        note(line, keep=True)
+    if history.skipped:
+        places = "; ".join(history.problems[:_SHOWN])
+        note(f"skipped {history.skipped:,} bad rows, the first: {places}", keep=True)
+
+
+def told(history: History) -> dict[str, Any]:
+    """Return the same for ``--json``."""
+    return {
+        "skipped": history.skipped,
+        "kinds": history.kinds,
+        "problems": history.problems,
+        "left_out": history.left_out,
+        "ignored": history.ignored,
+        "notes": history.notes,
+    }
 
 
 @dataclass
@@ -69,14 +93,12 @@ class Reading:
             columns=columns,
             cap_reached=self.cap_reached.value,
         )
-        if history.skipped:
-            first = history.problems[0] if history.problems else ""
-            note(f"skipped {history.skipped:,} bad rows, the first: {first}")
+        tell(history)
         if history.cap_reached:
             note(said(history.cap_reached, len(history.frame), self.cap_reached.value))
         self.told[source] = {
             "rows": len(history.frame),
-            "skipped": history.skipped,
+            **told(history),
             "cap_reached": history.cap_reached,
             "cap_reached_as": self.cap_reached.value,
             "clock": None,

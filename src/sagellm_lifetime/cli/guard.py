@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, ParamSpec
 
+from sagellm_lifetime.cli.output import forget_notes
 from sagellm_lifetime.core.errors import LifetimeError
 
 USAGE: Final = 2
@@ -90,6 +91,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         from typer import Exit
 
+        forget_notes()
         try:
             with orderly_end():
                 command(*args, **kwargs)

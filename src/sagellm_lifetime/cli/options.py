@@ -79,7 +79,8 @@ DataPath = Annotated[
     typer.Option(
         "--data-path",
         metavar="FILE",
-        help="History: a CSV, JSONL or Parquet file, a glob, or a folder of them.",
+        help="History, or a log of another program: CSV, JSONL, JSON or Parquet; a file, a glob, "
+        "or a folder.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 STDOUT: Final = "-"
 _WIDTH: Final = 160
+_notes: list[str] = []
+"""What the running command said on stderr of the logs that it read."""
 Step = Callable[[str, float], None]
 
 
@@ -20,8 +22,13 @@ def say(text: str = "") -> None:
     print(text)
 
 
-def note(text: str) -> None:
-    """One line on stderr: what a script that reads stdout need not see."""
+def note(text: str, *, keep: bool = False) -> None:
+    """One line on stderr: what a script that reads stdout need not see.
+
+    With ``keep``, the JSON of the command says it as well, under ``notes``.
+    """
+    if keep:
+        _notes.append(text)
     print(text, file=sys.stderr, flush=True)
 
 
@@ -49,8 +56,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:
     print("\n".join(line.rstrip() for line in lines))
 
 
+def forget_notes() -> None:
+    """Begin a command: nothing has been said yet."""
+    _notes.clear()
+
+
 def write_json(value: dict[str, Any], target: str) -> None:
-    """JSON to a file, whole or not at all, or to stdout (``-``). What is not finite is null."""
+    """JSON to a file, whole or not at all, or to stdout (``-``). What is not finite is null.
+
+    Notes of the command are added as ``notes``, if there are any.
+    """
+    if _notes and "notes" not in value:
+        value = {**value, "notes": list(_notes)}
     text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
     if target == STDOUT:
         sys.stdout.write(text)

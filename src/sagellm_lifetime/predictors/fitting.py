@@ -8,6 +8,7 @@ that had not seen their outcome, and online choices are made as they will be mad
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -56,6 +57,9 @@ def fit_predictor(
     from sagellm_lifetime.core.history.endings import said
 
     read = read_history(history, cap_reached=cap_reached)
+    if isinstance(history, str | os.PathLike):
+        for line in read.notes:
+            _LOG.warning(line)
     if read.cap_reached:
         _LOG.warning(said(read.cap_reached, len(read.frame), cap_reached))
     # Told from the whole history, once: a part of it may lack the sessions' first rows.

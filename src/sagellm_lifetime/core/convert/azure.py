@@ -7,19 +7,13 @@ decimals (``2023-11-16 18:15:46.6805900``), those of 2024 carry an offset
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
-from sagellm_lifetime.core.history.read import OnBadRows, read_as
+from sagellm_lifetime.core.history.read import History, OnBadRows, read_as
 from sagellm_lifetime.core.history.schema import Layout
-
-
-def _seconds(column: str) -> pl.Expr:
-    clock = pl.col(column).str.strip_chars()
-    offset = clock.str.extract(r"([+-]\d\d):?\d\d$", 1).cast(pl.Int64, strict=False).fill_null(0)
-    naive = clock.str.replace(r"(Z|[+-]\d\d:?\d\d)$", "").str.replace("T", " ", literal=True)
-    moment = naive.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False)
-    return moment.dt.epoch("ns") / 1e9 - offset * 3600
-
+from sagellm_lifetime.core.history.times import iso_seconds
 
 _LAYOUT = Layout(
     {
@@ -28,14 +22,15 @@ _LAYOUT = Layout(
         "actual_length": "GeneratedTokens",
     },
     required=("arrival_time", "prompt_length", "actual_length"),
-    values={"arrival_time": _seconds("TIMESTAMP")},
+    values={"arrival_time": iso_seconds(pl.col("TIMESTAMP"))},
     foreign=True,
 )
 
 
-def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> pl.DataFrame:
+def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
+    """Return the requests of a trace, arrivals counted from the first."""
     del keep_content  # the trace has none
-    frame = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows).frame
+    found = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
     # Seconds since 1970 would spend the digits of a float on the date.
     since_start = pl.col("arrival_time") - pl.col("arrival_time").min()
-    return frame.with_columns(since_start.round(6))
+    return replace(found, frame=found.frame.with_columns(since_start.round(6)))

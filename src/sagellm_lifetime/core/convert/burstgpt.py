@@ -8,9 +8,11 @@ tokens: it is kept, as an error. ``Log Type`` (conversation or API) becomes the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
-from sagellm_lifetime.core.history.read import OnBadRows, read_as
+from sagellm_lifetime.core.history.read import History, OnBadRows, read_as
 from sagellm_lifetime.core.history.schema import Layout
 
 _LAYOUT = Layout(
@@ -28,14 +30,15 @@ _LAYOUT = Layout(
 )
 
 
-def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> pl.DataFrame:
+def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
+    """Return the requests of a trace, failed ones as errors."""
     del keep_content  # the trace has none
-    frame = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows).frame
+    found = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
     failed = pl.col("actual_length") == 0
-    frame = frame.with_columns(
+    frame = found.frame.with_columns(
         finish_reason=pl.when(failed).then(pl.lit("error")).otherwise(pl.lit("stop"))
     )
-    if "session_id" not in frame.columns:
-        return frame
-    turn = pl.int_range(pl.len()).over("session_id")
-    return frame.with_columns(turn=pl.when(pl.col("session_id").is_not_null()).then(turn))
+    if "session_id" in frame.columns:
+        turn = pl.int_range(pl.len()).over("session_id")
+        frame = frame.with_columns(turn=pl.when(pl.col("session_id").is_not_null()).then(turn))
+    return replace(found, frame=frame)

@@ -16,8 +16,8 @@ from pathlib import Path
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.history.files import csv_header, find_files
-from sagellm_lifetime.core.history.read import OnBadRows, read_as
+from sagellm_lifetime.core.history.files import csv_header, find_files, kind_of
+from sagellm_lifetime.core.history.read import History, OnBadRows, read_as
 from sagellm_lifetime.core.history.schema import Layout
 
 _MEDIA = ("image_tokens", "audio_tokens", "video_tokens")
@@ -53,16 +53,17 @@ def _multimodal(header: list[str]) -> Layout:
     return Layout(names, _REQUIRED, values={"prompt_length": tokens}, foreign=True)
 
 
-def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> pl.DataFrame:
+def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
+    """Return the requests of a generated workload, or of a published offline trace."""
     del keep_content  # a workload has none
-    if Path(source).suffix.lower() == ".json":
+    if kind_of(Path(source)) == "json":
         raise HistoryError(
             f"{source}: per-client histograms, not requests: generate a workload with ServeGen's "
             "generate_workload and save it with save_requests_to_csv"
         )
     first = find_files(source)[0]
-    header = csv_header(first) if first.suffix.lower() == ".csv" else []
+    header = csv_header(first) if kind_of(first) == "csv" else []
     workload = _multimodal(header) if "text_tokens" in header else _WORKLOAD
     columns = dict.fromkeys([*workload.names, *_OFFLINE.names])
     layouts = {"csv": workload, "jsonl": _OFFLINE}
-    return read_as(source, layouts, columns, on_bad_rows=on_bad_rows).frame
+    return read_as(source, layouts, columns, on_bad_rows=on_bad_rows)

@@ -1,10 +1,14 @@
 """ShareGPT conversations as vLLM's benchmarks read them: a JSON list (or JSONL) of
 ``{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``.
 
-Every answer becomes a row; its prompt is everything said before it, as a server sees it. Counting
-tokens takes the model's tokenizer, which is not here: a message's own ``token_count`` is used where
-there is one, else an estimate: runs of up to 10 Latin letters, 3 digits or 2 signs, and every other
-character by itself. On English chat that is within 10 % of cl100k for four answers in five.
+Every answer becomes a row; its prompt is everything said before it, as a server sees it. Answers
+are what the model generated: a ``function_call``, too (LLaMA-Factory's form), while an
+``observation`` or a ``tool`` is input. A role that is not known makes its conversation bad: whether
+it was generated cannot be told. An answer without text is kept with the length 0, and said.
+Counting tokens takes the model's tokenizer, which is not here: a message's own ``token_count`` is
+used where there is one, else an estimate: runs of up to 10 Latin letters, 3 digits or 2 signs, and
+every other character by itself. On English chat that is within 10 % of cl100k for four answers in
+five.
 
 What was said is dropped unless ``keep_content`` is set.
 """
@@ -20,13 +24,17 @@ from typing import Any
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.history.read import ADVICE, OnBadRows
+from sagellm_lifetime.core.history.checks import is_plain
+from sagellm_lifetime.core.history.files import kind_of
+from sagellm_lifetime.core.history.read import ADVICE, History, OnBadRows
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, MAX_COUNT
-from sagellm_lifetime.core.history.tally import Tally
+from sagellm_lifetime.core.history.streams import open_unpacked
+from sagellm_lifetime.core.history.tally import Tally, left_out
 
 _PIECES = re.compile(r"[A-Za-z]{1,10}|[0-9]{1,3}|[!-/:-@\[-`{-~]{1,2}|[^\x00-\x7f]")
-_QUESTIONS = {"human", "user"}
-_ANSWERS = {"gpt", "chatgpt", "assistant", "bard", "bing"}
+_ANSWERS = {"gpt", "chatgpt", "bing", "bard", "assistant", "model", "function_call"}
+_INPUTS = {"human", "user", "system", "observation", "tool", "function", "function_response"}
+_NO_QUESTIONS = {"system"}
 
 
 def estimate_tokens(text: str) -> int:
@@ -34,13 +42,18 @@ def estimate_tokens(text: str) -> int:
     return sum(1 for _ in _PIECES.finditer(text))
 
 
-def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> pl.DataFrame:
+def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
+    """Return the answers of a file of conversations."""
     path, tally = Path(source), Tally()
     rows: list[dict[str, Any]] = []
+    cut = 0
     try:
         for place, conversation in _conversations(path):
             try:
-                rows += _answers(conversation, keep_content=keep_content)
+                found, unasked = _answers(conversation, keep_content=keep_content)
+                tally.rows += len(found)
+                cut += unasked
+                rows += found
             except ValueError as error:
                 tally.kinds["malformed"] += 1
                 tally.note(str(path), f"{place}: {error}")
@@ -54,17 +67,30 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> pl.DataF
         raise HistoryError(f"{path}: no answer in it: expected conversations with gpt messages")
     content = ("prompt_text", "output_text") if keep_content else ()
     names = ("request_id", "model", "session_id", "turn", "prompt_length", "actual_length")
-    return pl.DataFrame(rows, schema={n: HISTORY_SCHEMA[n] for n in (*names, *content)})
+    empty = sum(1 for row in rows if row["actual_length"] == 0)
+    if empty:
+        tally.say(f"{empty:,} answers have no text: they are kept, with the length 0")
+    if cut:
+        tally.left_out["answers before any question, whose prompt is unknown"] = cut
+        tally.say(f"left out: {left_out(tally)}")
+    return History(
+        pl.DataFrame(rows, schema={n: HISTORY_SCHEMA[n] for n in (*names, *content)}),
+        tally.bad,
+        [f"{name} {problem}" for name, problem in tally.problems],
+        dict(tally.kinds.most_common()),
+        notes=list(tally.notes),
+        left_out=dict(tally.left_out),
+    )
 
 
 def _conversations(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix.lower() in {".jsonl", ".ndjson"}:
-        with path.open(encoding="utf-8-sig") as stream:
+    with open_unpacked(path) as stream:
+        if kind_of(path) == "jsonl":
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield f"line {number}", _parsed(path, line, number)
-        return
-    value = _parsed(path, path.read_text("utf-8-sig"), 1)
+                    yield f"line {number}", _parsed(path, line.decode("utf-8-sig"), number)
+            return
+        value = _parsed(path, stream.read().decode("utf-8-sig"), 1)
     if not isinstance(value, list):
         raise HistoryError(f"{path}: expected a JSON list of conversations")
     for number, item in enumerate(value, start=1):
@@ -79,25 +105,32 @@ def _parsed(path: Path, text: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise HistoryError(f"{path}: line {line} is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise HistoryError(f"{path}: a number has too many digits") from error
     except RecursionError as error:
         raise HistoryError(f"{path}: not a list of conversations: nested too deep") from error
 
 
-def _answers(conversation: Any, *, keep_content: bool) -> Iterator[dict[str, Any]]:
-    """The rows of one conversation; a ValueError says what is wrong with it, quoting nothing."""
+def _answers(conversation: Any, *, keep_content: bool) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of one conversation, and how many answers come before any question.
+
+    Raises:
+        ValueError: it is damaged; the message says how and quotes nothing.
+    """
     if not isinstance(conversation, dict) or not isinstance(
         messages := conversation.get("conversations"), list
     ):
         raise ValueError("has no list 'conversations'")
     identity, model = conversation.get("id"), conversation.get("model")
-    before, turn, prompt = 0, 0, None
+    before, turn, unasked, prompt = 0, 0, 0, None
     rows = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(text := message.get("value"), str):
             raise ValueError("a message has no text 'value'")
+        role = _role(message.get("from"))
         length = _length(message, text)
         # Cut conversations may open with an answer: its question is unknown, so it is no row.
-        if message.get("from") in _ANSWERS and prompt is not None:
+        if role in _ANSWERS and prompt is not None:
             session = None if identity is None else str(identity)
             row = {"session_id": session, "turn": turn, "model": model and str(model)}
             row["request_id"] = None if session is None else f"{session}#{turn}"
@@ -106,10 +139,20 @@ def _answers(conversation: Any, *, keep_content: bool) -> Iterator[dict[str, Any
                 row |= {"prompt_text": _clean(prompt), "output_text": _clean(text)}
             rows.append(row)
             turn += 1
-        elif message.get("from") in _QUESTIONS:
+        elif role in _ANSWERS:
+            unasked += 1
+        elif role in _INPUTS - _NO_QUESTIONS:
             prompt = text
         before += length
-    return iter(rows)
+    return rows, unasked
+
+
+def _role(said: Any) -> str:
+    role = said.strip().lower() if isinstance(said, str) else ""
+    if role not in _ANSWERS | _INPUTS:
+        shown = f"the role {role!r}, which is unknown" if is_plain(role) else "no known role"
+        raise ValueError(f"a message has {shown} (answers are {', '.join(sorted(_ANSWERS))})")
+    return role
 
 
 def _length(message: dict[str, Any], text: str) -> int:

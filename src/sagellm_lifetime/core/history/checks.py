@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -11,6 +12,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryHeaderError
 from sagellm_lifetime.core.history.files import BROKEN, ROW
+from sagellm_lifetime.core.history.reasons import canonical, renamed
 from sagellm_lifetime.core.history.schema import (
     HISTORY_SCHEMA,
     MAX_COUNT,
@@ -18,11 +20,40 @@ from sagellm_lifetime.core.history.schema import (
     NUMBERS,
     Layout,
 )
+from sagellm_lifetime.core.history.tally import UNKNOWN_REASON
+from sagellm_lifetime.core.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
 from sagellm_lifetime.core.protocol import FINISH_REASONS
 from sagellm_lifetime.core.signals import SIGNALS
 
 FAULT = "__fault"
-_SHOWN_REASON = r"^[A-Za-z_-]{1,20}$"  # anything else may be a piece of a prompt gone astray
+RENAMED = "__renamed_reason"  # another program's word for the finish reason, where it was one
+RAW_ARRIVAL = "__raw_arrival_time"  # the text, where arrival times may turn out to be ISO
+_MOMENTS: dict[str, tuple[type[pl.DataType], ...]] = {
+    "arrival_time": (pl.Datetime, pl.Date, pl.Duration),
+    "actual_time": (pl.Duration,),
+}
+"""Stored types of time that a column of seconds may have."""
+# Anything else may be a piece of a prompt gone astray.
+_SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
+
+
+@dataclass(frozen=True)
+class CellFormat:
+    """How cells are read that may be written in several ways. Plain is fast, and tried first.
+
+    Attributes:
+        unit: what the numbers of ``arrival_time`` count, a key of ``SCALES``.
+        iso: whether its text may be an ISO time.
+        words: whether finish reasons may be other programs' words.
+    """
+
+    unit: str = "s"
+    iso: bool = False
+    words: bool = False
+
+
+PLAIN = CellFormat()
+EVERY_WAY = CellFormat(iso=True, words=True)
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,7 @@ def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where
         text = isinstance(stored, pl.String | pl.Categorical | pl.Enum)
         if column in NUMBERS:
             ok, want = text or stored.is_numeric() or column in layout.values, "a number"
+            ok |= isinstance(stored, _MOMENTS.get(column, ()))
         elif HISTORY_SCHEMA[column].is_nested():
             inner = stored.inner if isinstance(stored, pl.List | pl.Array) else pl.Binary()
             ok = inner.is_integer() or isinstance(inner, pl.Null)
@@ -58,7 +90,9 @@ def _list_of(column: str) -> str:
     return "a list of numbers" if column in SIGNALS else "a list of whole numbers"
 
 
-def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.LazyFrame:
+def typed(
+    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN
+) -> pl.LazyFrame:
     """Raw columns -> ``ROW``, the history columns (numbers as Float64), ``__filled_*``, ``BROKEN``.
 
     A cell that is no number becomes null; whether it was filled is kept beside it.
@@ -69,15 +103,26 @@ def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.Laz
         raw, stored = pl.col(layout.names[column]), schema[layout.names[column]]
         if column in NUMBERS:
             filled = raw.is_not_null()
-            if not stored.is_numeric():
-                raw = raw.cast(pl.String).str.strip_chars()
-                filled &= raw != ""
-            value = layout.values.get(column, raw.cast(pl.Float64, strict=False))
+            if stored.is_temporal():
+                value = stored_seconds(raw, stored)
+            else:
+                if not stored.is_numeric():
+                    raw = raw.cast(pl.String).str.strip_chars()
+                    filled &= raw != ""
+                value = raw.cast(pl.Float64, strict=False)
+                if column == "arrival_time":
+                    value = _arrival(raw, value, stored, reading)
+                    if not stored.is_numeric():
+                        out.append(raw.alias(RAW_ARRIVAL))
+            value = layout.values.get(column, value)
             out += [value.alias(column), filled.alias(f"__filled_{column}")]
         elif column == "finish_reason":
             text = raw.cast(pl.String).str.strip_chars()
-            # An empty cell stays null: history/endings.py says what a missing reason means.
-            out.append(pl.when(text != "").then(text).alias(column))
+            said = canonical(text) if reading.words else pl.when(text != "").then(text)
+            # A missing reason stays null: history/endings.py says what it means.
+            out.append(said.alias(column))
+            if reading.words:
+                out.append(renamed(text).alias(RENAMED))
         else:
             if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
                 raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
@@ -86,7 +131,14 @@ def typed(frame: pl.LazyFrame, layout: Layout, columns: Iterable[str]) -> pl.Laz
     return frame.select(out)
 
 
-def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
+def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: CellFormat) -> pl.Expr:
+    seconds = number / SCALES[reading.unit]
+    if reading.iso and not stored.is_numeric():
+        return pl.coalesce(seconds, iso_seconds(raw))
+    return seconds
+
+
+def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) -> list[Fault]:
     """Every check on a typed frame, in the order in which a row's first fault is named."""
     columns = list(columns)
     found = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]
@@ -96,6 +148,8 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
         whole = HISTORY_SCHEMA[column].is_integer()
         limit = MAX_COUNT if whole else MAX_SECONDS
         noun = "a time" if column in layout.values and not whole else "a number"
+        if column == "arrival_time" and column not in layout.values:
+            noun = "a number of seconds or an ISO time"
         checks = [
             ("missing", "is missing", ~filled if column in layout.required else None),
             ("not a number", f"is not {noun}", filled & value.is_null()),
@@ -107,6 +161,10 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
             ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
         ]
         found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
+        if column == "arrival_time" and reading.unit != "s":
+            low = BANDS[reading.unit][0] / SCALES[reading.unit]
+            text = f"{label} is not in {NAMES[reading.unit]} like most of the others"
+            found.append(Fault("another unit", column, text, value.abs() < low))
     for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
         held = pl.col(column).list
         text = f"{layout.names[column]} is not {_list_of(column)}"
@@ -119,7 +177,7 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
     if "finish_reason" in columns:
         test = ~pl.col("finish_reason").is_in(FINISH_REASONS)
         text = f"{layout.names['finish_reason']} {{value}}is unknown"
-        found.append(Fault("unknown finish reason", "finish_reason", text, test))
+        found.append(Fault(UNKNOWN_REASON, "finish_reason", text, test))
     return found
 
 
@@ -142,11 +200,15 @@ def describe(row: dict[str, Any], found: list[Fault]) -> str:
     value = row[fault.column]
     if isinstance(value, list):
         return fault.text
-    if fault.kind == "unknown finish reason":
-        shown = pl.select(pl.lit(value).str.contains(_SHOWN_REASON)).item()
-        return fault.text.replace("{value}", f"{value!r} " if shown else "")
+    if fault.kind == UNKNOWN_REASON:
+        return fault.text.replace("{value}", f"{value!r} " if is_plain(value) else "")
     cap = row.get("max_length")
     return fault.text.replace("{value}", _number(value)).replace("{cap}", _number(cap))
+
+
+def is_plain(reason: str) -> bool:
+    """Return True if an unknown finish reason is one short word, which a message may repeat."""
+    return re.fullmatch(_SHOWN_REASON, reason) is not None
 
 
 def _number(value: float | None) -> str:

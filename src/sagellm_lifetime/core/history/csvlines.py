@@ -15,6 +15,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.files import BROKEN, ROW
+from sagellm_lifetime.core.history.streams import open_unpacked
 
 BATCH = 50_000
 
@@ -32,7 +33,7 @@ def csv_batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    records = _records(path, strict=True)
+    records = csv_records(path, strict=True)
     header = [name.strip() for name in next(records)[1]]
     for number, cells in records:
         if not any(cells):
@@ -46,7 +47,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _records(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
     """The header and then every record with its first line; a blank line is an empty record."""
     csv.field_size_limit(2**31 - 1)  # a process-wide limit of 128 kB would refuse a long prompt
     reader = csv.reader(_text_lines(path), strict=strict)
@@ -66,7 +67,7 @@ def _records(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as stream:
+    with open_unpacked(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -81,7 +82,7 @@ def line_numbers(path: Path, rows: Sequence[int]) -> list[int]:
     Quoted line breaks set rows and lines apart, so the file is walked, and only when there is
     something to report.
     """
-    records = _records(path, strict=False)
+    records = csv_records(path, strict=False)
     next(records, None)
     wanted, found = set(rows), dict[int, int]()
     for index, (line, _) in enumerate(records):

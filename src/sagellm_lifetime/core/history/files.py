@@ -13,15 +13,19 @@ from pathlib import Path
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
-from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout, suggestion
+from sagellm_lifetime.core.history.names import suggestion
+from sagellm_lifetime.core.history.parquet import counts_agree
+from sagellm_lifetime.core.history.quiet import no_panic_reports
+from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout
+from sagellm_lifetime.core.history.streams import PACKED, open_unpacked, packing
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Suffixes of histories that are written; these and ``.json`` are read."""
+READABLE = {**SUFFIXES, ".json": "json"}
 SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
 SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+READ = ".csv, .jsonl, .ndjson, .json (each also as .gz or .zst) or .parquet"
 _FOREIGN = {
-    b"\x1f\x8b": "compressed (gzip): unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it first",
     b"PK\x03\x04": "an archive or a workbook: unpack it, or save the sheet as CSV",
     b"PAR1": "a Parquet file: name it .parquet",
     b"\xff\xfe": "UTF-16 text: save the file as UTF-8",
@@ -38,12 +42,38 @@ class EmptyHistoryError(HistoryError):
 
 @dataclass(frozen=True)
 class RawFile:
-    """An opened file: ``frame`` has the columns ``present`` as stored, and ``ROW``."""
+    """An opened file: ``frame`` has the columns ``present`` as stored, and ``ROW``.
+
+    ``frame`` is None for a compressed CSV file, which is read in batches.
+    """
 
     path: Path
     kind: str
-    frame: pl.LazyFrame
+    frame: pl.LazyFrame | None
     present: tuple[str, ...]
+    others: tuple[str, ...] = ()  # columns of the file that the layout has no place for
+
+
+class MissingColumnError(HistoryHeaderError):
+    """A column that every row needs is not there: it may be another program's log.
+
+    Attributes:
+        what: the file and the column, the first half of the message.
+        present: the columns that are there instead.
+    """
+
+    def __init__(self, what: str, hint: str, present: Iterable[str]) -> None:
+        super().__init__(f"{what}: {hint}")
+        self.what, self.present = what, tuple(present)
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what a file is by its name (csv, jsonl, json or parquet), None for anything else."""
+    suffix = path.suffix.lower()
+    if suffix not in PACKED:
+        return READABLE.get(suffix)
+    kind = READABLE.get(Path(path.stem).suffix.lower())
+    return None if kind == "parquet" else kind
 
 
 def find_files(source: str | os.PathLike[str]) -> list[Path]:
@@ -54,12 +84,13 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
     if path.is_dir():
         found = _below(path)
         if not found:
-            raise HistoryError(f"{path}: no history files in this folder (looked for {SUPPORTED})")
+            raise HistoryError(f"{path}: no history files in this folder (looked for {READ})")
         return found
     if path.exists():
-        if path.suffix.lower() not in SUFFIXES:
+        if kind_of(path) is None:
             kind = repr(path.suffix) if path.suffix else "without a suffix"
-            advice = "unpack it first" if path.suffix.lower() in COMPRESSED else f"use {SUPPORTED}"
+            packed = path.suffix.lower() in (*PACKED, ".zip")
+            advice = "unpack it first" if packed else f"use {READ}"
             raise HistoryError(f"{path}: file type {kind} is not supported: {advice}")
         if not path.is_file():
             raise HistoryError(f"{path}: a pipe or a device, which cannot be read twice: copy it")
@@ -70,10 +101,10 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
     for match in sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
         if match.is_dir():
             found += _below(match)
-        elif match.suffix.lower() in SUFFIXES and match.is_file():
+        elif kind_of(match) is not None and match.is_file():
             found.append(match)
     if not found:
-        raise HistoryError(f"{path}: no history file matches (looked for {SUPPORTED})")
+        raise HistoryError(f"{path}: no history file matches (looked for {READ})")
     return list(dict.fromkeys(found))  # "**" meets a file twice: by itself and through its folder
 
 
@@ -81,15 +112,16 @@ def _below(folder: Path) -> list[Path]:
     def visible(path: Path) -> bool:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = (p for p in folder.rglob("*") if kind_of(p) is not None and p.is_file())
     return sorted(filter(visible, files))
 
 
 def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
     """Open ``path`` for the history ``columns``; refuses an unusable header, reads no rows."""
-    kind = SUFFIXES[path.suffix.lower()]
+    kind = kind_of(path) or ""
+    frame: pl.LazyFrame | None
     try:
-        _check_start(path, kind)
+        check_start(path, kind)
         if kind == "csv":
             frame, present = _open_csv(path, layout)
         elif kind == "jsonl":
@@ -102,16 +134,24 @@ def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
         name = layout.names[column]
         if name not in present:
             raise _without(path, kind, name, present, layout)
-    return RawFile(path, kind, frame, tuple(present))
+    known = set(layout.names.values())
+    keys = present if kind != "jsonl" else _keys(_first_line(path))
+    others = tuple(name for name in keys if name and name not in known)
+    return RawFile(path, kind, frame, tuple(present), others)
 
 
-def _check_start(path: Path, kind: str) -> None:
+def check_start(path: Path, kind: str) -> None:
+    """Refuse a file that is empty, or whose first bytes are not those of its kind."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise HistoryError(f"{str(path)!r}: the name is not UTF-8 text: rename the file") from error
-    with path.open("rb") as stream:  # the system's own words for what cannot be read
-        start = stream.read(4096)
+    if kind == "parquet":
+        with path.open("rb") as plain:  # the system's own words for what cannot be read
+            start = plain.read(4096)
+    else:
+        with open_unpacked(path) as stream:
+            start = stream.read(4096)
     if not start:
         raise EmptyHistoryError(f"{path}: the file is empty")
     if kind == "parquet":
@@ -119,7 +159,7 @@ def _check_start(path: Path, kind: str) -> None:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             raise HistoryError(f"{path}: {what}")
-    if b"\0" in start.splitlines()[0]:
+    if b"\0" in (start.splitlines() or [b""])[0]:
         raise HistoryError(f"{path}: a binary file, not {kind.upper()} text")
 
 
@@ -138,7 +178,7 @@ def _without(
             return EmptyHistoryError(f"{path}: the file is empty")
         present = _keys(first)
     hint = suggestion(name, present, foreign=layout.foreign)
-    return HistoryHeaderError(f"{path}: no column {name!r}: {hint}")
+    return MissingColumnError(f"{path}: no column {name!r}", hint, present)
 
 
 def _split(cell: str, mark: str) -> list[str]:
@@ -147,7 +187,7 @@ def _split(cell: str, mark: str) -> list[str]:
 
 def csv_header(path: Path) -> list[str]:
     """The column names of a CSV file, stripped; blank lines before them are passed over."""
-    with path.open("rb") as stream:
+    with open_unpacked(path) as stream:
         for line in stream:
             if b"\0" in line:
                 break
@@ -172,7 +212,7 @@ def _first_record(path: Path, line: str) -> list[str]:
         raise HistoryError(f"{path}: {what}: save it as CSV with usual line ends") from error
 
 
-def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame, list[str]]:
+def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
     present = csv_header(path)
     twice = sorted({name for name in present if name and present.count(name) > 1})
     if twice:
@@ -183,6 +223,8 @@ def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame, list[str]]:
                 f"{path}: the column {layout.names[name]!r} holds lists, which CSV cannot: "
                 "use JSONL or Parquet"
             )
+    if packing(path) is not None:
+        return None, present
     # Everything as text: a cell that is no number must be seen and named, not guessed away.
     frame = pl.scan_csv(path, infer_schema=False, row_index_name=ROW, glob=False)
     stored = frame.collect_schema().names()[1:]
@@ -211,7 +253,7 @@ def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
     overlap = max(map(len, missing), default=0)
     found: set[str] = set()
     tail = b""
-    with path.open("rb") as stream:
+    with open_unpacked(path) as stream:
         while missing and (chunk := stream.read(SEARCH)):
             text = tail + chunk
             found |= {missing.pop(key) for key in list(missing) if key in text}
@@ -221,7 +263,7 @@ def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
 
 def _first_line(path: Path) -> bytes:
     """The first line that is not blank, without a byte order mark."""
-    with path.open("rb") as stream:
+    with open_unpacked(path) as stream:
         lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
         return next(filter(None, lines), b"")
 
@@ -236,9 +278,12 @@ def _keys(line: bytes) -> list[str]:
 
 
 def _open_parquet(path: Path) -> tuple[pl.LazyFrame, list[str]]:
+    if not counts_agree(path):
+        raise damaged_parquet(path)
     try:
-        frame = pl.scan_parquet(path, row_index_name=ROW, glob=False, hive_partitioning=False)
-        return frame, frame.collect_schema().names()[1:]
+        with no_panic_reports():
+            frame = pl.scan_parquet(path, row_index_name=ROW, glob=False, hive_partitioning=False)
+            return frame, frame.collect_schema().names()[1:]
     except pl.exceptions.DuplicateError as error:
         raise HistoryHeaderError(f"{path}: a column appears twice") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

@@ -15,16 +15,21 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.files import BROKEN, ROW
+from sagellm_lifetime.core.history.streams import open_unpacked
 
 CHUNK = 1 << 25  # bytes
+MAX_LINE = 1 << 28  # bytes; a longer line is no row, whatever a few packed bytes unfold into
 INT64 = 2**63
 
 
 def jsonl_batches(path: Path, columns: Mapping[str, pl.DataType]) -> Iterator[pl.DataFrame]:
     """Frames of the raw ``columns``, with the line number in ``ROW``."""
     first = 1
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK) + stream.readline():
+    with open_unpacked(path) as stream:
+        while chunk := stream.read(CHUNK) + stream.readline(MAX_LINE):
+            if len(chunk) >= MAX_LINE and not chunk.endswith(b"\n"):
+                lines = first + chunk.count(b"\n")
+                raise HistoryError(f"{path}: line {lines} is longer than {MAX_LINE >> 20} MB")
             data = chunk.removeprefix(b"\xef\xbb\xbf") if first == 1 else chunk
             yield _parsed(data, first, path, columns)
             first += chunk.count(b"\n")
@@ -64,13 +69,14 @@ def _rows(
             row[BROKEN] = "is not JSON"
         else:
             if isinstance(value, dict):
-                _fill(row, value, columns)
+                fill(row, value, columns)
             else:
                 row[BROKEN] = "is not a JSON object"
         yield row
 
 
-def _fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.DataType]) -> None:
+def fill(row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.DataType]) -> None:
+    """Put the cells of ``value`` into ``row`` in the types of ``columns``; says what cannot be."""
     for name, dtype in columns.items():
         cell = value.get(name)
         if cell is None:

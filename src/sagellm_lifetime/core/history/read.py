@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
-from sagellm_lifetime.core.history.checks import check_types, typed
+from sagellm_lifetime.core.history.checks import EVERY_WAY, check_types, typed
 from sagellm_lifetime.core.history.endings import (
     CapReached,
     check_cap_reached,
     finish_reason,
     unstated_at_cap,
 )
-from sagellm_lifetime.core.history.files import EmptyHistoryError, find_files, open_file
+from sagellm_lifetime.core.history.files import (
+    EmptyHistoryError,
+    MissingColumnError,
+    find_files,
+    kind_of,
+    open_file,
+)
+from sagellm_lifetime.core.history.plausible import unit_warning
+from sagellm_lifetime.core.history.reasons import KNOWN
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.core.history.sift import sift_frame, sift_path
-from sagellm_lifetime.core.history.tally import Tally
+from sagellm_lifetime.core.history.streams import packing
+from sagellm_lifetime.core.history.tally import Tally, left_out, listed
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame
 OnBadRows = Literal["refuse", "skip"]
@@ -41,6 +51,10 @@ class History:
         kinds: number of bad rows of each kind.
         cap_reached: number of rows that give no finish reason and end exactly at their own
             ``max_length``, whatever they were counted as.
+        notes: lines for the user: what was understood, assumed or not read.
+        left_out: requests of a foreign log that a history cannot hold, by the reason.
+        ignored: columns that were not read.
+        formats: the foreign formats that were recognised, in words.
     """
 
     frame: pl.DataFrame
@@ -48,6 +62,10 @@ class History:
     problems: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     cap_reached: int = 0
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)
 
 
 def read_history(
@@ -60,8 +78,9 @@ def read_history(
     """Read and check a history.
 
     Args:
-        source: a file, a glob, a folder (read recursively; CSV, JSONL and Parquet may be mixed), or
-            a polars frame.
+        source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
+            mixed, and compressed), or a polars frame. A log of another program is recognised by
+            its content (``history.formats``) and read as one.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and check) only these, and return exactly these, null where no file has them.
@@ -88,7 +107,7 @@ def read_history(
         found = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
     at_cap = found.frame.select(unstated_at_cap(found.frame.columns).sum()).item()
     frame = _shaped(found.frame, columns, cap_reached)
-    return History(frame, found.skipped, found.problems, found.kinds, at_cap)
+    return replace(found, frame=frame, cap_reached=at_cap)
 
 
 def read_as(
@@ -97,24 +116,42 @@ def read_as(
     wanted: Iterable[str],
     *,
     on_bad_rows: OnBadRows,
+    form: str | None = None,
 ) -> History:
-    """Read files whose columns are laid out by kind of file as ``layouts`` says."""
-    paths = find_files(source)
-    wanted, tally = list(wanted), Tally()
+    """Read files whose columns are laid out by kind of file as ``layouts`` says.
+
+    Args:
+        source: a file, a glob or a folder.
+        layouts: kind of file -> where the columns are.
+        wanted: history columns.
+        on_bad_rows: ``"refuse"`` or ``"skip"``.
+        form: the name of a foreign format (``history.formats``); None to recognise it.
+    """
+    paths, tally = find_files(source), Tally()
+    wanted = list(wanted)
     frames: list[pl.DataFrame] = []
     empty: EmptyHistoryError | None = None
     for path in paths:
         try:
-            frames.append(sift_path(path, layout_for(path, layouts), wanted, tally))
+            layout = NATIVE if form else layout_for(path, layouts)
+            frames.append(sift_path(path, layout, wanted, tally, form))
         except EmptyHistoryError as error:
             empty = error  # one of many may be empty: a recorder has just opened it
-    if not frames and empty is not None:
-        raise empty
+        except MissingColumnError:
+            # A folder of logs may hold settings and reports as well, which are no logs.
+            if len(paths) == 1 or kind_of(path) != "json":
+                raise
+            tally.say(f"passed over {path.name}: no log that is known")
+    if not frames:
+        raise empty or HistoryError(f"{source}: no history and no log that is known in it")
     return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
 
 
 def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
-    kind = {".ndjson": "jsonl"}.get(path.suffix.lower(), path.suffix.lower()[1:])
+    """Return the layout of a file's kind. Raises HistoryError where the format has none."""
+    kind = kind_of(path) or ""
+    if kind == "json" and "jsonl" in layouts and not layouts["jsonl"].foreign:
+        kind = "jsonl"
     if kind not in layouts:
         known = " or ".join(f".{kind}" for kind in layouts)
         raise HistoryError(f"{path}: this format comes as {known}, not {path.suffix}")
@@ -131,7 +168,41 @@ def _settle(
     if not frame.height:
         raise tally.error(source, what="no good row is left")
     problems = [f"{name} {place}" for name, place in tally.problems]
-    return History(frame, tally.bad, problems, dict(tally.kinds.most_common()))
+    return History(
+        frame,
+        tally.bad,
+        problems,
+        dict(tally.kinds.most_common()),
+        notes=_notes(frame, tally),
+        left_out=dict(tally.left_out.most_common()),
+        ignored=list(tally.ignored),
+        formats=list(tally.formats),
+    )
+
+
+def _notes(frame: pl.DataFrame, tally: Tally) -> list[str]:
+    """Return what there is to say besides bad rows, one line each."""
+    notes = [f"read as {' and '.join(tally.formats)}"] if tally.formats else []
+    notes += tally.notes
+    if tally.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in tally.renamed.most_common()]
+        notes.append(f"finish reasons: {listed(words)}")
+    if tally.left_out:
+        notes.append(f"left out: {left_out(tally)}")
+    if tally.ignored:
+        names = [_with_nearest(name) for name in tally.ignored]
+        notes.append(f"columns not read: {listed(names)}")
+    if (warning := unit_warning(frame)) is not None:
+        notes.append(warning)
+    return notes
+
+
+def _with_nearest(name: str) -> str:
+    """Return a column's name, with the history column that it may be a slip of."""
+    if name in HISTORY_SCHEMA:  # of a public trace, which knows no such column
+        return name
+    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
+    return f"{name} (did you mean {close[0]}?)" if close else name
 
 
 def _shaped(
@@ -152,19 +223,24 @@ def scan_history(
     For files known to be good, or larger than memory: headers are checked, rows are not (a cell
     that does not fit its column becomes null, and a malformed line fails at ``collect``). Unknown
     columns are dropped, columns that no file has are absent, except ``finish_reason``, which is
-    filled in as :func:`read_history` does.
+    filled in as :func:`read_history` does. Compressed files and logs of other programs are not
+    scanned: :func:`read_history` reads them.
     """
     check_cap_reached(cap_reached)
     frames = []
     for path in find_files(source):
+        if kind_of(path) == "json" or packing(path) is not None:
+            raise HistoryError(f"{path}: only plain CSV, JSONL and Parquet are scanned: read it")
         try:
             file = open_file(path, NATIVE, HISTORY_SCHEMA)
         except EmptyHistoryError:
             continue
+        if file.frame is None:
+            raise HistoryError(f"{path}: compressed, which cannot be scanned: read it")
         used = [column for column in HISTORY_SCHEMA if column in file.present]
         check_types(file.frame.collect_schema(), NATIVE, used, str(path))
         out = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
-        frames.append(typed(file.frame, NATIVE, used).select(out))
+        frames.append(typed(file.frame, NATIVE, used, EVERY_WAY).select(out))
     if not frames:
         raise EmptyHistoryError(f"{source}: the file is empty")
     joined = pl.concat(frames, how="diagonal")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -42,24 +41,6 @@ LISTS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_nested())
 MAX_COUNT = 10**8
 MAX_SECONDS = 10**11
 
-# Names other tools give to the generated length, suggested when ``actual_length`` is missing.
-_ALIASES = (
-    "output_length",
-    "output_len",
-    "output_tokens",
-    "completion_tokens",
-    "generated_tokens",
-    "num_output_tokens",
-)
-# A column that gives a public trace away: the answer is then to convert it.
-_TRACES = {
-    "GeneratedTokens": "azure",
-    "Response tokens": "burstgpt",
-    "hash_ids": "mooncake",
-    "conversations": "sharegpt",
-    "output_tokens": "servegen",
-}
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -80,23 +61,3 @@ class Layout:
 
 
 NATIVE = Layout({name: name for name in HISTORY_SCHEMA})
-
-
-def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) -> str:
-    """What to do about a missing column, as the end of a one-line message.
-
-    Names only what looks like the wanted column: where a header is missing altogether, the
-    "columns" are the first row, and a message must not repeat somebody's prompt.
-    """
-    names = [str(name) for name in present]
-    if not foreign:
-        for name, trace in _TRACES.items():
-            if name in names:
-                return f"this looks like a {trace} trace: convert it with --from {trace} first"
-        for alias in _ALIASES:
-            if alias in names:
-                return f"rename {alias!r} to {wanted!r} if it counts the generated tokens"
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "every row needs it (in CSV, the first line names the columns)"

@@ -1,0 +1,158 @@
+"""Names that other programs give to a history's columns, and what gives a public trace away."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+ALIASES: Final = {
+    "actual_length": (
+        "output_tokens completion_tokens output_length output_len generated_tokens "
+        "num_output_tokens num_generated_tokens num_completion_tokens output_token_count "
+        "completion_length response_tokens tokens_out generation_tokens"
+    ),
+    "prompt_length": (
+        "input_tokens prompt_tokens input_length input_len prompt_len num_prompt_tokens "
+        "num_input_tokens input_token_count context_tokens request_tokens tokens_in prompt_length"
+    ),
+    "max_length": ("max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length"),
+    "finish_reason": "stop_reason finish_reason",
+    "arrival_time": (
+        "timestamp arrival_time arrival arrived_at start_time started_at start request_time "
+        "created created_at ts datetime"
+    ),
+    "actual_time": (
+        "latency duration request_latency e2e_latency total_latency response_time elapsed "
+        "elapsed_time e2e total_time actual_time"
+    ),
+    "end": "end_time ended_at finished_at completed_at end",
+    "model": "model model_name model_id",
+    "request_id": "request_id req_id id",
+    "client_id": "client_id user user_id end_user end_user_id client",
+    "session_id": "session_id conversation_id thread_id chat_id",
+    "turn": "turn turn_index",
+    "temperature": "temperature",
+    "prefix_hashes": "hash_ids prefix_hashes",
+    "reasoning": "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens",
+    "total": "total_tokens num_total_tokens",
+}
+"""History column (or what one is made of) -> names of it, in snake case and without a unit."""
+_TARGETS: Final = {name: target for target, names in ALIASES.items() for name in names.split()}
+_UNITS: Final = {
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
+    **dict.fromkeys(("us", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("ns", "nanos", "nanoseconds"), "ns"),
+}
+
+
+def target_of(name: str) -> tuple[str, str | None] | None:
+    """Return the history column that a foreign name stands for, and the unit if it has one."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    plain = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")
+    if plain in _TARGETS:
+        return _TARGETS[plain], None
+    stem, _, unit = plain.rpartition("_")
+    target = _TARGETS.get(stem)
+    if target in ("arrival_time", "actual_time", "end") and unit in _UNITS:
+        return target, _UNITS[unit]
+    return None
+
+
+def mapping(names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """Return foreign column -> (history column, unit) for the names that stand for one."""
+    return {name: target for name in names if (target := target_of(name)) is not None}
+
+
+_AZURE: Final = frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"})
+_BURSTGPT: Final = frozenset({"Timestamp", "Model", "Request tokens", "Response tokens"})
+_BURSTGPT_MORE: Final = frozenset({"Total tokens", "Log Type", "Session ID", "Elapsed time"})
+_MOONCAKE: Final = frozenset({"timestamp", "input_length", "output_length", "hash_ids"})
+_SERVEGEN: Final = frozenset({"timestamp", "output_tokens"})
+_SERVEGEN_MORE: Final = frozenset(
+    {"request_id", "client_id", "input_tokens", "reason_ratio"}
+    | {"text_tokens", "image_tokens", "audio_tokens", "video_tokens"}
+)
+_TRACES: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
+    "azure": (_AZURE, frozenset({"NumImages"})),
+    "burstgpt": (_BURSTGPT, _BURSTGPT_MORE),
+    "mooncake": (_MOONCAKE, frozenset()),
+    "servegen": (_SERVEGEN, _SERVEGEN_MORE),
+    "sharegpt": (frozenset({"conversations"}), frozenset({"id", "model", "system", "tools"})),
+}
+"""Public trace -> columns that it always has, and those that it may have: it never has another."""
+_SERVEGEN_OWN: Final = frozenset({"reason_ratio", "text_tokens"})
+"""Columns that only ServeGen writes: without one of them, its times and counts are anybody's."""
+
+
+def public_trace(names: Iterable[str]) -> str | None:
+    """Return the public trace whose columns these are, by what it has and what it never has."""
+    held = {name for name in names if name}
+    for trace, (always, may) in _TRACES.items():
+        if always <= held <= always | may and (trace != "servegen" or held & _SERVEGEN_OWN):
+            return trace
+    return None
+
+
+def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) -> str:
+    """Return what to do about a missing column, as the end of a one-line message.
+
+    Names only columns that it knows or that look like the wanted one: where a header is missing
+    altogether, the "columns" are the first row, and a message must not repeat somebody's prompt.
+    """
+    names = [str(name) for name in present]
+    if not foreign:
+        trace = public_trace(names)
+        if trace is not None:
+            return f"this looks like a {trace} trace: convert it with --from {trace} first"
+        renamed = _renamed(wanted, names)
+        if renamed is not None:
+            return renamed
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "every row needs it (in CSV, the first line names the columns)"
+
+
+def _renamed(wanted: str, names: Iterable[str]) -> str | None:
+    """Return which of the columns to rename to what, if one of them may be the wanted one."""
+    found = mapping(names)
+    of = {target: name for name, (target, _) in reversed(found.items())}
+    if wanted not in of:
+        return None
+    other = [
+        f"{name!r} to {target!r}"
+        + (" (in seconds)" if target in ("arrival_time", "actual_time") else "")
+        for name, (target, _) in found.items()
+        if target not in (wanted, name, *_PARTS)
+    ]
+    more = f", and {', '.join(other)}" if other else ""
+    return f"rename {of[wanted]!r} to {wanted!r} if it counts the generated tokens{more}"
+
+
+def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:
+    """Return where in nested records the generated tokens are, as the end of a message."""
+    for record in records:
+        for path in _nested(record, ""):
+            found = target_of(path.rsplit(".", 1)[-1])
+            if found is not None and found[0] == "actual_length":
+                return (
+                    f"the generated tokens may be in {path!r}: write what is inside as columns "
+                    "of the history"
+                )
+    return None
+
+
+def _nested(record: Mapping[str, object], prefix: str) -> Iterator[str]:
+    for key, value in record.items():
+        if isinstance(value, Mapping) and prefix.count(".") < _DEEP:
+            yield from _nested(value, f"{prefix}{key}.")
+        elif prefix:
+            yield f"{prefix}{key}"
+
+
+_DEEP: Final = 4
+_PARTS: Final = ("end", "reasoning", "total")
+"""Targets that are no history columns themselves."""

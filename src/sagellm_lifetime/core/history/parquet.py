@@ -1,0 +1,182 @@
+"""Whether a Parquet file's counts agree with each other, before polars allocates by them.
+
+A damaged count of values makes polars allocate as many: that can end the whole process, which no
+handler catches. The counts stand three times, in the file's footer, in each column chunk's and in
+the header of each page; here they are only compared. What cannot be understood is left to polars,
+whose errors are handled.
+
+Both kinds of header are Thrift structs in the compact protocol (parquet-format, parquet.thrift).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any, Final
+
+_FOOTER: Final = 8  # bytes at the end: the length of the footer, and b"PAR1"
+_HEADER: Final = 1 << 16  # bytes read for a page's header; longer statistics are left to polars
+_DEEPEST: Final = 12
+_REPEATED: Final = 2
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+# Field numbers of parquet.thrift.
+_SCHEMA, _ROWS, _GROUPS = 2, 3, 4
+_NAME, _REPETITION, _CHILDREN = 4, 3, 5
+_COLUMNS, _GROUP_ROWS, _META = 1, 3, 3
+_PATH, _VALUES, _UNPACKED, _PACKED, _FIRST_PAGE, _FIRST_DICTIONARY = 3, 5, 6, 7, 9, 11
+_TYPE, _PAGE_UNPACKED, _PAGE_PACKED = 1, 2, 3
+_PAGE_VALUES: Final = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
+
+
+class DisagreementError(Exception):
+    """Counts of the file contradict each other."""
+
+
+def counts_agree(path: Path) -> bool:
+    """Return False if counts in a Parquet file contradict each other, True if none were found to.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            _check(stream)
+    except DisagreementError:
+        return False
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
+        return True  # not understood: polars has its own say
+    return True
+
+
+def _check(stream: IO[bytes]) -> None:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - _FOOTER))
+    length = int.from_bytes(stream.read(4), "little")
+    if _FOOTER + length > size:
+        raise ValueError("no footer")
+    stream.seek(size - _FOOTER - length)
+    footer, _ = _struct(stream.read(length), 0)
+    nested = _repeated_columns(footer[_SCHEMA])
+    groups = footer[_GROUPS]
+    if sum(group[_GROUP_ROWS] for group in groups) != footer[_ROWS]:
+        raise DisagreementError
+    for group in groups:
+        for chunk in group[_COLUMNS]:
+            meta = chunk[_META]
+            path = tuple(meta[_PATH])
+            if path not in nested and meta[_VALUES] != group[_GROUP_ROWS]:
+                raise DisagreementError
+            _check_pages(stream, meta, size)
+
+
+def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
+    """Return the paths of the columns whose rows may hold several values."""
+    found: set[tuple[bytes, ...]] = set()
+    stack: list[tuple[tuple[bytes, ...], bool, int]] = []  # path, repeated, children left
+    for element in schema[1:]:
+        while stack and stack[-1][2] == 0:
+            stack.pop()
+        path, repeated = ((), False) if not stack else stack[-1][:2]
+        if stack:
+            stack[-1] = (*stack[-1][:2], stack[-1][2] - 1)
+        path = (*path, element[_NAME])
+        repeated = repeated or element.get(_REPETITION) == _REPEATED
+        children = element.get(_CHILDREN, 0)
+        if children:
+            stack.append((path, repeated, children))
+        elif repeated:
+            found.add(path)
+    return found
+
+
+def _check_pages(stream: IO[bytes], meta: dict[int, Any], size: int) -> None:
+    """Raise DisagreementError if a column chunk's pages hold other counts than it says."""
+    at = min(meta[_FIRST_PAGE], meta.get(_FIRST_DICTIONARY) or meta[_FIRST_PAGE])
+    end = at + meta[_PACKED]
+    if not 0 < at <= end <= size:
+        raise DisagreementError
+    values = 0
+    while at < end and values < meta[_VALUES]:
+        stream.seek(at)
+        header, used = _struct(stream.read(_HEADER), 0)
+        packed, unpacked = header[_PAGE_PACKED], header[_PAGE_UNPACKED]
+        if packed < 0 or not 0 <= unpacked <= meta[_UNPACKED] or at + used + packed > end:
+            raise DisagreementError
+        kind = header[_TYPE]
+        held = header[_PAGE_VALUES[kind]][1] if kind in _PAGE_VALUES else 0
+        if not 0 <= held <= meta[_VALUES]:
+            raise DisagreementError
+        values += held if kind in (_DATA, _DATA_V2) else 0
+        at += used + packed
+    if values != meta[_VALUES]:
+        raise DisagreementError
+
+
+def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Return a struct of the compact protocol as field number -> value, and where it ends."""
+    if depth > _DEEPEST:
+        raise ValueError("nested too deep")
+    fields: dict[int, Any] = {}
+    number = 0
+    while kind := data[at] & 15:
+        step, at = data[at] >> 4, at + 1
+        if step:
+            number += step
+        else:
+            number, at = _zigzag(data, at)
+        fields[number], at = _value(data, at, kind, depth)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:  # noqa: PLR0911
+    if kind in (1, 2):  # true, false
+        return kind == 1, at
+    if kind == 3:  # a byte
+        return data[at], at + 1
+    if kind in (4, 5, 6):  # integers
+        return _zigzag(data, at)
+    if kind == 7:  # a double
+        return data[at : at + 8], at + 8
+    if kind == 8:  # bytes
+        length, at = _varint(data, at)
+        if at + length > len(data):
+            raise ValueError("cut short")
+        return data[at : at + length], at + length
+    if kind in (9, 10):
+        return _list(data, at, depth)
+    if kind == 12:
+        return _struct(data, at, depth + 1)
+    raise ValueError("no type of the compact protocol")
+
+
+def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
+    count, kind, at = data[at] >> 4, data[at] & 15, at + 1
+    if count == 15:
+        count, at = _varint(data, at)
+    if count > len(data):
+        raise ValueError("more items than bytes")
+    items = []
+    for _ in range(count):
+        if kind in (1, 2):  # in a list, a boolean is a byte of its own
+            item, at = data[at] == 1, at + 1
+        else:
+            item, at = _value(data, at, kind, depth + 1)
+        items.append(item)
+    return items, at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
