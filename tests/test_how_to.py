@@ -49,4 +49,5 @@ def test_a_log_of_another_format(ran):
     assert history["client_id"].to_list() == ["acme", "acme", "blue"]
     assert history["actual_time"].to_list() == pytest.approx([2.6, 11.8, 1.9])
     assert len(read_history(folder / "trace.parquet").frame) == 2
-    assert load_predictor(folder / "trained").get_metrics()["lessons"] == 2
+    assert load_predictor(folder / "trained").get_metrics()["lessons"] == 3
+    assert load_predictor(folder / "skipped").get_metrics()["lessons"] == 2

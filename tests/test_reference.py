@@ -7,7 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 
+from sagellm_lifetime.cli.app import app
+from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.engines.vllm.launch import OPTIONS
 from sagellm_lifetime.engines.vllm.settings import RANGES, LiveSettings
 
@@ -54,3 +57,19 @@ def test_every_metric_is_there(tmp_path):
         family.name.removeprefix(PREFIX) for family in LifetimeCollector(tmp_path).collect()
     }
     assert families == {row[0].strip("`") for row in rows("metrics.md")}
+
+
+def test_every_column_of_a_history_is_there():
+    named = {name for row in rows("history-files.md") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == set(HISTORY_SCHEMA)
+
+
+def test_every_command_is_there():
+    group = typer.main.get_command(app)
+    expected = {name for name in group.commands if name != "engine"}
+    expected |= {f"engine {name}" for name in group.commands["engine"].commands}
+    found = set()
+    for row in rows("commands.md"):
+        said = row[0].strip("`").split()
+        found.add(" ".join(said[:2]) if said[0] == "engine" else said[0])
+    assert found == expected
