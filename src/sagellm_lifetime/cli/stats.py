@@ -19,7 +19,7 @@ PATH: Final = "/lifetime/stats"
 _TIMEOUT_S: Final = 5.0
 _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
-_RARE: Final = ("unpredicted",)
+_RARE: Final = ("unpredicted", "capped")
 """Counts that are not worth a line while there is nothing to count."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
@@ -144,6 +144,7 @@ def block(found: dict[str, Any]) -> list[str]:
     more = {
         "completions": ("Completions", "d"),
         "censored": ("Censored", "d"),
+        "capped": ("Capped, not Scored", "d"),
         "running": ("Running", "d"),
         "unpredicted": ("Unpredicted", "d"),
         "lessons": ("Lessons", "d"),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.values import as_option
+from sagellm_lifetime.learning.arrays import ORDER, in_order, ranks
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _BUCKET: Final = 10
 _UNCAPPED: Final = -1
 _MAX_BUCKETS: Final = 4096
+_LARGEST_WINDOW: Final = 10**6
 _PRIOR_SHARE: Final = 0.8
 """The specification's guess before any history: 80 % of ``max_length``."""
 
@@ -42,10 +44,9 @@ class BaselineLifetimePredictor(Predictor):
 
     def __init__(self, window_size: int = 100, **options: Any) -> None:
         super().__init__(**options)
-        if window_size < 1:
-            raise RequestError(f"window_size must be at least 1, got {window_size}")
-        self._options["window_size"] = window_size
+        self._options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
         self._windows: OrderedDict[int, deque[int]] = OrderedDict()
+        """By bucket, least recently updated first."""
 
     def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
         return np.stack([self._row(each) for each in evidence])
@@ -69,20 +70,24 @@ class BaselineLifetimePredictor(Predictor):
         for bucket in (_bucket(cap), _EVERY):
             window = self._windows.setdefault(bucket, deque(maxlen=self._options["window_size"]))
             window.append(completion.length)
+            self._windows.move_to_end(bucket)
         while len(self._windows) > _MAX_BUCKETS:
-            del self._windows[next(bucket for bucket in self._windows if bucket != _EVERY)]
+            self._windows.popitem(last=False)
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._windows = OrderedDict()
         learn_rows(self, older, progress)
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {str(bucket): np.array(window) for bucket, window in self._windows.items()}
+        windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
+        return {**windows, ORDER: ranks(windows)}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
+        windows = in_order(windows, state.get(ORDER))
         self._windows = OrderedDict(
             (int(bucket), deque(window.tolist(), maxlen=self._options["window_size"]))
-            for bucket, window in state.items()
+            for bucket, window in windows.items()
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.learning.arrays import ORDER, in_order, ranks
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
@@ -37,6 +38,7 @@ class OrcaLifetimePredictor(Predictor):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._moments: dict[int, Moments] = {}
+        """By model, least recently updated first."""
 
     def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
         return np.stack([self._row(each) for each in evidence])
@@ -53,16 +55,22 @@ class OrcaLifetimePredictor(Predictor):
         cap = completion.evidence.features.max_length
         if completion.censored and (cap is None or completion.length < cap):
             return
-        for key in {completion.evidence.features.model_key, _EVERY}:
-            if key in self._moments or len(self._moments) < _MAX_MODELS:
-                self._moments.setdefault(key, Moments()).add(completion.length)
+        for key in (completion.evidence.features.model_key, _EVERY):
+            moments = self._moments.pop(key, None) or Moments()
+            moments.add(completion.length)
+            self._moments[key] = moments  # the most recently updated is last
+        if len(self._moments) > _MAX_MODELS:
+            del self._moments[next(iter(self._moments))]
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._moments = {}
         learn_rows(self, older, progress)
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {str(key): moments.state() for key, moments in self._moments.items()}
+        moments = {str(key): moments.state() for key, moments in self._moments.items()}
+        return {**moments, ORDER: ranks(moments)}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self._moments = {int(key): Moments(value) for key, value in state.items()}
+        moments = {key: value for key, value in state.items() if key != ORDER}
+        moments = in_order(moments, state.get(ORDER))
+        self._moments = {int(key): Moments(value) for key, value in moments.items()}

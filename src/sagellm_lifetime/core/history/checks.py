@@ -18,7 +18,7 @@ from sagellm_lifetime.core.history.schema import (
     NUMBERS,
     Layout,
 )
-from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.protocol import FINISH_REASONS, MAX_DURATION_S
 from sagellm_lifetime.core.signals import SIGNALS
 
 FAULT = "__fault"
@@ -94,6 +94,8 @@ def faults(layout: Layout, columns: Iterable[str]) -> list[Fault]:
         filled = pl.col(f"__filled_{column}")
         whole = HISTORY_SCHEMA[column].is_integer()
         limit = MAX_COUNT if whole else MAX_SECONDS
+        if column == "actual_time":
+            limit = MAX_DURATION_S
         noun = "a time" if column in layout.values and not whole else "a number"
         checks = [
             ("missing", "is missing", ~filled if column in layout.required else None),

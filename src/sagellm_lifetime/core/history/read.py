@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import polars as pl
 
@@ -15,9 +15,18 @@ from sagellm_lifetime.core.history.checks import check_types, typed
 from sagellm_lifetime.core.history.files import EmptyHistoryError, find_files, open_file
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.core.history.sift import sift_frame, sift_path
+from sagellm_lifetime.core.history.tables import as_frame
 from sagellm_lifetime.core.history.tally import Tally
 
-Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame
+
+class Table(Protocol):
+    """A table of any library that speaks Arrow, such as pandas and pyarrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Hand the rows over."""
+
+
+Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table
 OnBadRows = Literal["refuse", "skip"]
 ADVICE = "fix them or pass --on-bad-rows skip"
 
@@ -51,7 +60,7 @@ def read_history(
 
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL and Parquet may be mixed), or
-            a polars frame.
+            a polars frame, or a table of another library that speaks Arrow (pandas, pyarrow).
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and check) only these, and return exactly these, null where no file has them.
@@ -66,8 +75,10 @@ def read_history(
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
-    if isinstance(source, pl.DataFrame | pl.LazyFrame):
+    if not isinstance(source, str | os.PathLike):
         tally = Tally()
+        if not isinstance(source, pl.DataFrame | pl.LazyFrame):
+            source = as_frame(source)
         frame = sift_frame(source.lazy(), NATIVE, wanted, tally)
         found = _settle([frame], tally, "history", on_bad_rows)
     else:
@@ -84,7 +95,7 @@ def read_as(
     on_bad_rows: OnBadRows,
 ) -> History:
     """Read files whose columns are laid out by kind of file as ``layouts`` says."""
-    paths = find_files(source)
+    paths = _paths(source)
     wanted, tally = list(wanted), Tally()
     frames: list[pl.DataFrame] = []
     empty: EmptyHistoryError | None = None
@@ -96,6 +107,13 @@ def read_as(
     if not frames and empty is not None:
         raise empty
     return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+
+
+def _paths(source: str | os.PathLike[str]) -> list[Path]:
+    try:
+        return find_files(source)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise HistoryError(f"{source}: {error.strerror or 'cannot be read'}") from error
 
 
 def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
@@ -136,7 +154,7 @@ def scan_history(source: str | os.PathLike[str]) -> pl.LazyFrame:
     columns are dropped, columns that no file has are absent, except ``finish_reason``.
     """
     frames = []
-    for path in find_files(source):
+    for path in _paths(source):
         try:
             file = open_file(path, NATIVE, HISTORY_SCHEMA)
         except EmptyHistoryError:

@@ -11,6 +11,8 @@ _ADDED: Final = (
     "total_predictions",
     "completions",
     "censored",
+    "scored",
+    "capped",
     "running",
     "unpredicted",
     "lessons",
