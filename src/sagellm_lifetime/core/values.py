@@ -29,7 +29,7 @@ def whole(value: Any) -> int | None:
         return None
     try:
         return index(value)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - the value's own code: it is no whole number then
         return None
 
 
@@ -51,7 +51,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         found = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - the value's own code: it is no number then
         return None
     return found if isfinite(found) else None
 

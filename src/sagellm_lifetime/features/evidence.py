@@ -177,6 +177,6 @@ def _number(value: Any) -> float | None:
     """A float within bounds (the logarithm of a probability of 0 is -inf), ``None`` for none."""
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - the value's own code: it is no number then
         return None
     return None if isnan(number) else min(max(number, -_SIGNAL), _SIGNAL)

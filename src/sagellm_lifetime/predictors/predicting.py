@@ -112,8 +112,12 @@ class Predicting(LifetimePredictorProtocol):
         return [result for result in results if result is not None]
 
     def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
-        looked = [self._look(request) for request in requests]
-        if self._tracker.has_room(sum(item is None for item, _ in looked)):
+        look, looked, fresh = self._look, [], 0
+        for request in requests:
+            found = look(request)
+            fresh += found[0] is None
+            looked.append(found)
+        if self._tracker.has_room(fresh):
             observed = [
                 self._enter(request, item, news)
                 for request, (item, news) in zip(requests, looked, strict=True)
