@@ -78,7 +78,7 @@ def test_slots_are_reused_and_grow():
     assert tracker.slots([7, 499]).tolist() == [tracker.get(7, 0).slot, tracker.get(499, 0).slot]
     assert tracker.caps[tracker.get(0, 0).slot] == UNCAPPED
     assert tracker.caps[tracker.get(499, 0).slot] == 499
-    with pytest.raises(UnknownSequenceError, match="^sequence 'nobody' is not tracked") as caught:
+    with pytest.raises(UnknownSequenceError, match="'nobody' is not tracked") as caught:
         tracker.slots(["nobody"])
     assert isinstance(caught.value, KeyError)
     freed = tracker.take(3).slot

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LONGEST: Final = 1000
+LONGEST: Final = 600
 """Characters of a message: it may name a path or a value of somebody else's, of any length."""
 _SHOWN: Final = 80
 

@@ -23,6 +23,7 @@ class _RollingMedian:
     def __init__(self) -> None:
         self.recent: deque[float] = deque()
         self._sorted: list[float] = []
+        self.median = DEFAULT_SECONDS_PER_TOKEN
 
     def add(self, value: float) -> None:
         if len(self.recent) == _WINDOW:
@@ -30,9 +31,7 @@ class _RollingMedian:
             del self._sorted[bisect_left(self._sorted, old)]
         self.recent.append(value)
         insort(self._sorted, value)
-
-    def value(self) -> float:
-        return self._sorted[len(self._sorted) // 2]
+        self.median = self._sorted[len(self._sorted) // 2]
 
 
 class TokenTiming:
@@ -70,11 +69,7 @@ class TokenTiming:
     def seconds_per_token(self, model: str | None = None) -> float:
         """Return the median seconds per token of the model, else of all models, else 0.02."""
         known = self._by_model.get(model) if model else None
-        if known is None:
-            known = self._all
-            if not known.recent:
-                return DEFAULT_SECONDS_PER_TOKEN
-        return known.value()
+        return (self._all if known is None else known).median
 
     def paces(self, models: Sequence[str | None]) -> list[float]:
         """Return the seconds per token of many sequences, by their models."""

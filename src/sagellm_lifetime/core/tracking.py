@@ -32,6 +32,7 @@ class Tracked:
         slot: its row in :attr:`Tracker.rows`.
         evidence: what the predictor derived from the request; opaque here.
         age: largest ``current_length`` seen.
+        cap: ``max_length`` as it was said last.
         first_age, estimate, confidence: the first prediction, which the metrics score.
         asked: ages at which new evidence came, ascending.
         answers: the row that followed from each, until the next.
@@ -49,6 +50,7 @@ class Tracked:
     estimate: int = -1
     confidence: float = 0.0
     version: int = -1
+    cap: int | None = None
     prior: bool = False
 
 
@@ -100,7 +102,8 @@ class Tracker:
         item.age = age
         item.seen = self._clock()
         self._items.move_to_end(sequence_id)
-        self.caps[item.slot] = UNCAPPED if cap is None else cap
+        if cap != item.cap:
+            self._set_cap(item, cap)
 
     def has_room(self, count: int) -> bool:
         """Return whether ``count`` sequences can be admitted and none has to make room."""
@@ -116,7 +119,8 @@ class Tracker:
 
         A sequence of the same id is dropped and counted as replaced.
         """
-        if self._drop(sequence_id) is not None:
+        if sequence_id in self._slots:
+            self._drop(sequence_id)
             self.replaced += 1
         now = self._clock()
         while self.bounded and self._items:
@@ -129,7 +133,7 @@ class Tracker:
         if not self._free:
             self._grow()
         item = Tracked(self._free.pop(), evidence, age, now, first_age=age)
-        self.caps[item.slot] = UNCAPPED if cap is None else cap
+        self._set_cap(item, cap)
         self._items[sequence_id] = item
         self._slots[sequence_id] = item.slot
         self.admitted += 1
@@ -152,6 +156,10 @@ class Tracker:
             raise UnknownSequenceError(
                 f"sequence {shown(error.args[0])} is not tracked: ask predict() about it first"
             ) from None
+
+    def _set_cap(self, item: Tracked, cap: int | None) -> None:
+        item.cap = cap
+        self.caps[item.slot] = UNCAPPED if cap is None else cap
 
     def _drop(self, sequence_id: SequenceId) -> Tracked | None:
         item = self._items.pop(sequence_id, None)

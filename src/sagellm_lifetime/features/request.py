@@ -10,9 +10,10 @@ numbers (as of now), or lists with an entry for the generated tokens 1â€“16, 17â
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final
 from zlib import crc32
 
@@ -79,17 +80,16 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
     length, turn, arrival = get("prompt_length"), get("turn"), get("arrival_time")
     temperature, format_, blocks = get("temperature"), get("response_format"), get("prefix_hashes")
     try:
-        if "prompt_text" in said or "output_text" in said:
-            _text(get("prompt_text"))
-            _text(get("output_text"))
-        model = None if model is None else _name(model)
+        _text(get("prompt_text"))
+        _text(get("output_text"))
+        model = None if model is None else _model(model)
         return RequestFeatures(
             _length(length) if length is not None else (tokens if tokens > 0 else None),
             request.max_length,
             model,
             0 if model is None else _model_key(model),
-            0 if client is None else key_of("client", client),
-            0 if session is None else key_of("session", session),
+            0 if client is None else key_of("client", _name(client)),
+            0 if session is None else key_of("session", _name(session)),
             None if turn is None else _count(turn),
             None if arrival is None else _real(arrival),
             None if temperature is None else _temperature(temperature),
@@ -103,8 +103,17 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
 
 
 def _name(value: Any) -> str:
+    """A name or a number; a collection is none, and the text of a long one leaves things out."""
+    if type(value) is str:
+        return value
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        raise ValueError
+    return str(value)
+
+
+def _model(value: Any) -> str:
     """Name of a model: the whole of it, or its beginning and its hash."""
-    name = str(value)
+    name = _name(value)
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 9]} {key_of('model', name):08x}"
     return name
@@ -117,6 +126,8 @@ def _text(value: Any) -> None:
 
 def _real(value: Any) -> float:
     """A finite number; text that is one counts, as it does in a history."""
+    if type(value) is float and isfinite(value):
+        return value
     found = number(float(value) if isinstance(value, str) else value)
     if found is None:
         raise ValueError
@@ -136,6 +147,8 @@ def _count(value: Any) -> int:
 
 
 def _length(value: Any) -> int:
+    if type(value) is int and 0 <= value <= LARGEST_AGE:
+        return value
     length = _count(value)
     if length < 0:
         raise ValueError
@@ -158,9 +171,9 @@ def _prefix(values: Any) -> tuple[int, ...]:
 _READERS: Final[dict[str, tuple[Callable[[Any], object], str]]] = {
     "prompt_text": (_text, "text"),
     "output_text": (_text, "text"),
-    "model": (_name, "a name"),
-    "client_id": (str, "a name"),
-    "session_id": (str, "a name"),
+    "model": (_model, "a name"),
+    "client_id": (_name, "a name"),
+    "session_id": (_name, "a name"),
     "prompt_length": (_length, f"a whole number from 0 to {LARGEST_AGE}"),
     "turn": (_count, f"a whole number up to {LARGEST_AGE}"),
     "arrival_time": (_real, "a finite number"),

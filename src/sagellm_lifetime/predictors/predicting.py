@@ -86,7 +86,8 @@ class Predicting(LifetimePredictorProtocol):
         """
         request = check_request(request)
         with self._lock:
-            item, stale = self._enter(request, *self._look(request))
+            known, said = self._look(request)
+            item, stale = self._enter(request, known, said)
             if stale:
                 self._refresh([item])
             return self._answer(item, request.current_length, request.max_length)
@@ -112,21 +113,19 @@ class Predicting(LifetimePredictorProtocol):
         return [result for result in results if result is not None]
 
     def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
-        look, looked, fresh = self._look, [], 0
-        for request in requests:
-            found = look(request)
-            fresh += found[0] is None
-            looked.append(found)
-        if self._tracker.has_room(fresh):
-            observed = [
-                self._enter(request, item, news)
-                for request, (item, news) in zip(requests, looked, strict=True)
+        get, news, enter = self._tracker.get, self._news, self._enter
+        known = [get(request.sequence_id, request.current_length) for request in requests]
+        if self._tracker.has_room(sum([item is None for item in known])):
+            said = [
+                self._fresh(request) if item is None else news(item.evidence, request)
+                for item, request in zip(known, requests, strict=True)
             ]
+            observed = list(map(enter, requests, known, said))
         else:
             # One that comes may push out another of the batch, which then is new itself.
             for request in requests:
                 self._check(request)
-            observed = [self._enter(request, *self._look(request)) for request in requests]
+            observed = [enter(request, *self._look(request)) for request in requests]
         stale = [item for item, is_stale in observed if is_stale]
         if stale:
             self._refresh(stale)
@@ -206,13 +205,17 @@ class Predicting(LifetimePredictorProtocol):
         Nothing is changed yet, so a request that is refused here has done no harm.
         """
         item = self._tracker.get(request.sequence_id, request.current_length)
-        if item is not None:
-            return item, self._news(item.evidence, request)
+        if item is None:
+            return None, self._fresh(request)
+        return item, self._news(item.evidence, request)
+
+    def _fresh(self, request: PredictionRequest) -> Any:
+        """Evidence of a sequence that is asked about for the first time."""
         evidence = self._read(request)
         news = self._news(evidence, request)
         if news is not None:
             self._absorb(evidence, news)
-        return None, evidence
+        return evidence
 
     def _enter(
         self, request: PredictionRequest, item: Tracked | None, said: Any
