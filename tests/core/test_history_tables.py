@@ -56,9 +56,9 @@ def test_pandas():
         for each in (table, table.drop(columns="note"), table.convert_dtypes()):
             found = read_history(each).frame
             assert_frame_equal(found, read_history(WANTED).frame)
+        assert "appears twice" in refused(pandas.concat([table, table], axis=1))
         table["actual_length"] = [5, "many", 7]
         assert "'actual_length' has values of several types" in refused(table)
-        assert "'actual_length' appears twice" in refused(pandas.concat([table, table], axis=1))
     assert "no column 'actual_length'" in refused(pandas.DataFrame({"model": ["m"]}))
     assert create_predictor("survival").fit(pandas.DataFrame(rows)).summary["rows"] == 3
 
