@@ -4,7 +4,7 @@ import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.core.scores import Scores
-from sagellm_lifetime.engines.vllm.merge import _ADDED
+from sagellm_lifetime.engines.vllm.published import COUNTS
 from sagellm_lifetime.engines.vllm.tally import Tally
 
 
@@ -47,4 +47,4 @@ def test_an_engine_counts_caps_apart():
     assert found["mae"] == 30.0
     assert found["sums"]["scored"] == 1
     assert found["seconds_per_token"] == pytest.approx(8.0 / 380.0), "a cap tells the pace"
-    assert {"scored", "capped"} <= set(_ADDED), "several engine cores are added up"
+    assert {"scored", "capped"} <= set(COUNTS), "several engine cores are added up"
