@@ -26,6 +26,7 @@ import numpy as np
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.engines.vllm.timelimit import TimeLimit
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 
 PROMPT = 128
@@ -167,6 +168,8 @@ def measure(args, predictor, mode):
     # A busy machine may keep a call waiting for seconds: no reason to stop here.
     live = LiveSettings(mode=mode, learn=args.learning, limit_s=60.0, floor_s=60.0)
     ours.scheduler.switch_on(live)
+    # As in an engine core's own process, whose thread makes all calls itself.
+    ours.scheduler.lifetime.breaker._limit = TimeLimit(live.limit_s, "alarm")
     for turn in (stock, ours):
         turn.step()
     if args.parts:

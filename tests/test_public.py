@@ -30,6 +30,7 @@ PUBLIC = {
     "SurvivalLifetimePredictor",
     "TransformerLifetimePredictor",
     "UnknownNameError",
+    "UnknownSequenceError",
     "create_predictor",
     "load_predictor",
     "read_history",

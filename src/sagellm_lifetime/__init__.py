@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         RequestError,
         UnknownNameError,
+        UnknownSequenceError,
     )
     from sagellm_lifetime.core.history import read_history, scan_history, write_history
     from sagellm_lifetime.core.protocol import (
@@ -58,6 +59,7 @@ _WHERE = {
     "MissingExtraError": "core.errors",
     "RequestError": "core.errors",
     "UnknownNameError": "core.errors",
+    "UnknownSequenceError": "core.errors",
     "read_history": "core.history",
     "scan_history": "core.history",
     "write_history": "core.history",
@@ -102,6 +104,7 @@ __all__ = [
     "SurvivalLifetimePredictor",
     "TransformerLifetimePredictor",
     "UnknownNameError",
+    "UnknownSequenceError",
     "create_predictor",
     "load_predictor",
     "read_history",

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from sagellm_lifetime import PredictionRequest, load_predictor
+from sagellm_lifetime import PredictionRequest, Predictor, load_predictor
+from sagellm_lifetime.cli import predict as command
 
 REQUEST = {
     "sequence_id": "a",
@@ -72,6 +73,12 @@ BAD_LINES = {
     '{"sequence_id": 1, "actual_length": 1, "actual_time": "x"}': "actual_time",
     '{"sequence_id": 1, "actual_length": 1, "finish_reason": "eos"}': "finish_reason",
     '{"sequence_id": 1, "actual_length": 1, "actual_time": 1' + "0" * 400 + "}": "actual_time",
+    '{"sequence_id": 1, "actual_length": 1, "actual_time": 1e308}': "actual_time",
+    '{"sequence_id": 1, "actual_length": 1, "actual_time": true}': "actual_time",
+    '{"sequence_id": 1, "actual_length": 1, "finish_reason": ["stop"]}': "finish_reason",
+    '{"sequence_id": 1, "prompt_features": {"prefix_hashes": {"a": 1}}}': "prefix_hashes",
+    '{"sequence_id": 1, "prompt_features": {"prompt_text": ["a"]}}': "prompt_text",
+    '{"sequence_id": 1, "prompt_features": {"model": ' + "[" * 900 + "]" * 900 + "}}": "model",
     '{"sequence_id": 1' + "0" * 5000 + "}": "too many digits",
     '{"sequence_id": 1, "' + "x" * 10**6 + '": 1}': "unknown field",
     "[" * 100_000: "nested too deep",
@@ -90,6 +97,61 @@ def test_a_bad_line_is_answered_in_its_place(cli, survival):
         assert len(answer["error"]) <= 400
     assert done.err.startswith(f"error: {len(BAD_LINES)} of {len(BAD_LINES) + 2} lines")
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("raised", [ArithmeticError, IndexError, RuntimeError, MemoryError])
+def test_no_line_ends_the_stream(cli, survival, monkeypatch, raised):
+    usual = Predictor.predict
+
+    def predict(self, request):
+        if request.sequence_id == "odd":
+            raise raised("out of\nthe blue" + "x" * 1000)
+        return usual(self, request)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    done, answers = ask(cli, survival, REQUEST, {"sequence_id": "odd"}, REQUEST)
+    assert done.code == 2
+    assert answers[0] == answers[2]
+    assert answers[1]["line"] == 2
+    assert answers[1]["error"].startswith(f"{raised.__name__}: out of the blue")
+    assert len(answers[1]["error"]) <= 400
+
+
+def test_an_answer_that_json_cannot_say_is_an_error_of_its_line(cli, survival, monkeypatch):
+    usual = Predictor.predict
+
+    def predict(self, request):
+        result = usual(self, request)
+        if request.sequence_id == "odd":
+            result.estimated_time = float("inf")
+        return result
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    done, answers = ask(cli, survival, REQUEST, {"sequence_id": "odd"}, REQUEST)
+    assert done.code == 2
+    assert "estimated_time" in answers[2]
+    assert answers[1]["line"] == 2
+    assert "JSON" in answers[1]["error"]
+
+
+def test_times_at_the_limit_leave_finite_estimates(cli, survival):
+    lines = []
+    for i in range(40):
+        lines += [REQUEST | {"sequence_id": i}]
+        lines += [{"sequence_id": i, "actual_length": 1, "actual_time": 1e8}]
+    done, answers = ask(cli, survival, *lines, REQUEST)
+    assert done.code == 0
+    assert 0 < answers[-1]["estimated_time"] < 1e20
+
+
+def test_a_line_without_end_is_passed_over(cli, survival, monkeypatch):
+    monkeypatch.setattr(command, "LONGEST_LINE", 1000)
+    endless = b'{"sequence_id": "' + b"x" * 5000 + b'"}\n'
+    good = json.dumps(REQUEST).encode() + b"\n"
+    done = cli("predict", "--checkpoint", survival, stdin=good + endless + endless + good)
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer.get("line") for answer in answers] == [None, 2, 3, None]
+    assert answers[1]["error"] == "longer than 1000 bytes"
 
 
 def test_text_that_is_not_utf8(cli, survival):

@@ -2,6 +2,8 @@
 
 from broken import Broken
 
+from sagellm_lifetime import RequestError
+
 
 class TakesEveryLength(Broken):
     def predict(self, request):
@@ -52,13 +54,24 @@ class UnknownKeysMatter(Broken):
         return super().predict(request)
 
 
-class TripsOverUnanswered(Broken):
+class DropsBeforeItReads(Broken):
+    def _read(self, request):
+        self._tracker.take(request.sequence_id)
+        return super()._read(request)
+
+
+class EndsBeforeItChecks(Broken):
     def update(self, sequence_id, actual_length, actual_time, *, finish_reason="stop"):
-        item = self._tracker._items.get(sequence_id)
-        if item is not None and not item.answers:
+        try:
+            super().update(sequence_id, actual_length, actual_time, finish_reason=finish_reason)
+        except RequestError:
             self.discard(sequence_id)
-            raise ValueError("zip() argument 2 is longer than argument 1")
-        super().update(sequence_id, actual_length, actual_time, finish_reason=finish_reason)
+            raise
+
+
+class PredictsHalfABatch(Broken):
+    def predict_batch(self, requests):
+        return [self.predict(request) for request in requests]
 
 
 CATCHES = {
@@ -68,5 +81,7 @@ CATCHES = {
     StringIdsAreInts: ["check_every_kind_of_id_and_number"],
     NoneIsZero: ["check_missing_differs_from_zero"],
     UnknownKeysMatter: ["check_unknown_features_are_ignored"],
-    TripsOverUnanswered: ["check_half_refused_batch_loses_nothing"],
+    DropsBeforeItReads: ["check_refused_request_changes_nothing"],
+    EndsBeforeItChecks: ["check_refused_request_changes_nothing"],
+    PredictsHalfABatch: ["check_refused_batch_changes_nothing"],
 }

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sagellm_lifetime.core.protocol import MAX_DURATION_S
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN, TokenTiming
 
 
@@ -43,7 +44,15 @@ def test_window_follows_a_change():
 
 def test_impossible_times_are_ignored():
     timing = TokenTiming()
-    for length, seconds in ((0, 1.0), (10, 0.0), (10, -1.0), (10, float("nan")), (5, float("inf"))):
+    for length, seconds in (
+        (0, 1.0),
+        (10, 0.0),
+        (10, -1.0),
+        (10, float("nan")),
+        (5, float("inf")),
+        (1, 1e308),
+        (1, 1.1 * MAX_DURATION_S),
+    ):
         timing.update(None, length, seconds)
     assert timing.seconds_per_token() == 0.02
 
@@ -54,6 +63,42 @@ def test_models_are_bounded():
         timing.update(f"m{i}", 10, 1.0)
     assert len(timing.state()) <= 6
     assert timing.seconds_per_token("m49") == pytest.approx(0.1)
+
+
+def test_names_in_use_stay():
+    timing = TokenTiming(max_models=3)
+    for i in range(300):
+        timing.update("served", 10, 5.0)
+        timing.update(f"seen-once-{i}", 10, 1.0)
+    assert timing.seconds_per_token("served") == pytest.approx(0.5)
+    assert list(timing.state()) == ["", "seen-once-298", "served", "seen-once-299"]
+    for _ in range(3):
+        timing.update("new", 10, 9.0)
+    assert timing.seconds_per_token("new") == pytest.approx(0.9), "a late name is learned"
+    assert "seen-once-298" not in timing.state()
+
+
+def test_a_restored_table_goes_on_in_its_order():
+    timing = TokenTiming(max_models=3)
+    for name in ("c", "a", "b", "a"):
+        timing.update(name, 10, 1.0)
+    twin = TokenTiming(max_models=3)
+    twin.restore(timing.state())
+    smaller = TokenTiming(max_models=2)
+    smaller.restore(timing.state())
+    assert list(smaller.state()) == ["", "b", "a"]
+    for each in (timing, twin):
+        each.update("d", 10, 1.0)
+        assert list(each.state()) == ["", "b", "a", "d"]
+
+
+@pytest.mark.parametrize("bad", [[], [0.0], [-1.0], [1.0, float("nan")], [float("inf")], [1e300]])
+def test_a_state_that_cannot_be_is_refused(bad):
+    timing = TokenTiming()
+    timing.update("m", 10, 1.0)
+    with pytest.raises(ValueError, match="seconds per token"):
+        timing.restore({"": [1.0], "m": bad})
+    assert timing.seconds_per_token("m") == pytest.approx(0.1), "and what was known stays"
 
 
 def test_state_round_trip():

@@ -72,7 +72,7 @@ def test_reasons_and_lengths(engine):
     assert adds_up(stats)
     assert (stats["completions"], stats["censored"], stats["running"]) == (1, 4, 0)
     assert stats["finish_reasons"] == {"stop": 1, "length": 2, "abort": 2}
-    assert stats["sums"]["scored"] == 3
+    assert (stats["scored"], stats["capped"], stats["sums"]["scored"]) == (1, 2, 1)
 
 
 def test_a_stop_string_is_no_abort(engine):

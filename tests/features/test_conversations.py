@@ -41,3 +41,10 @@ def test_bounded_and_round_trip():
     for each in (found, twin):
         each.learn(blocks(5000, 5001))
     assert twin._next == found._next
+
+
+def test_a_prefix_in_use_is_not_forgotten():
+    found = Conversations(capacity=20)
+    for user in range(300):
+        found.learn(blocks(1, 1000 + user, 5000 + user))
+    assert found.key(blocks(1)) == 0, "1 is known to be a common prefix"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.grid import MAX_LENGTH
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION, RecentCompletions
@@ -122,6 +123,25 @@ def test_chunks_are_read_once_as_they_complete():
         assert np.array_equal(a.tokens, b.tokens)
 
 
+def test_a_refused_request_leaves_the_evidence_as_it_was():
+    tokens = list(range(200))
+    evidence = evidence_of(asked(0, tokens[:100]))
+    read_chunks(evidence, asked(20, tokens[:120]))
+    before = (len(evidence.chunks), evidence.chunks_read, evidence.age)
+    late = [
+        *tokens[:160],
+        "a",
+        *tokens[161:],
+    ]  # after new chunks that are good
+    for bad in (asked(100, late), asked(100, output_text=["secret"])):
+        with pytest.raises(RequestError) as caught:
+            read_chunks(evidence, bad)
+        assert "secret" not in str(caught.value)
+        assert (len(evidence.chunks), evidence.chunks_read, evidence.age) == before
+    assert read_chunks(evidence, asked(100, tokens))
+    assert len(evidence.chunks) == chunks_at(100)
+
+
 def test_a_network_sees_the_newest_chunks():
     evidence = evidence_of(asked(0, [1] * 10))
     read_chunks(evidence, asked(5000, [1] * 5010))
@@ -140,6 +160,7 @@ def test_signals_of_the_engine_are_bounded():
         ([1, 2], True),
         ([], False),
         (["x", None], False),
+        (np.array([-1.0, -2.0]), True),
     ):
         evidence = evidence_of(asked(0, [1] * 10))
         read_chunks(evidence, asked(20, [1] * 30, eos_logprob=value))

@@ -60,7 +60,8 @@ def test_token_buckets():
     assert len(token_buckets(ids)) == MOST_WORDS
     assert token_buckets(ids).tolist() == token_buckets(ids[:64] + ids[-64:]).tolist()
     assert (token_buckets([-5, 2**62, 0]) >= 0).all()
-    for bad in (["a"], [None], [2**70], [[1], [2, 3]]):
+    assert token_buckets([np.int32(7), 8]).tolist() == token_buckets([7, 8]).tolist()
+    for bad in (["a"], [None], [2**70], [10**5000], [[1], [2, 3]], [1.5], [True], ["1"], [3, 2.0]):
         with pytest.raises(RequestError, match="token_ids"):
             token_buckets(bad)
 

@@ -105,7 +105,7 @@ def test_the_instant_parts_come_along_only_when_told(name):
     of_away = knowledge(away)
     moved = {k for k in state if k in of_away and np.array_equal(state[k], of_away[k])}
     stayed = {
-        k for k in state if k.startswith(("timing.", "predictor.conversations", "predictor.recent"))
+        k for k in state if k.startswith(("timing", "predictor.conversations", "predictor.recent"))
     }
     assert moved & stayed <= {"predictor.conversations.blocks"}, "empty in both"
     assert moved | stayed == set(state)

@@ -98,7 +98,7 @@ def test_predicted_lengths_ask_the_predictor_and_respect_the_cap():
 
 
 def test_of_those_that_run_none_is_forgotten():
-    forecaster = PredictedLengths(create_predictor("survival", capacity=2, expire_after=-1.0))
+    forecaster = PredictedLengths(create_predictor("survival", capacity=2, expire_after=0.0))
     ids = arrive(forecaster, [50, 50, 50, 50])
     found = expected(forecaster, ids, [49, 0, 0, 49])
     assert (np.array(found) <= [1.1, 50, 50, 1.1]).all()

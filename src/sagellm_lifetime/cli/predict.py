@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.core.errors import LifetimeError
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
 
 LONGEST: Final = 400
 """Characters of a message; it may repeat what the line says."""
+LONGEST_LINE: Final = 1 << 26
+"""Bytes of a line; a prompt of a million tokens takes a tenth of it."""
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REQUEST: Final = ("sequence_id", "token_ids", "current_length", "max_length", "prompt_features")
 _COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_reason")
@@ -52,27 +55,45 @@ def predict(
     for number, text in _lines():
         lines += 1
         try:
-            answer = _answer(predictor, _parse(text))
-        except ValueError as error:  # LineError and RequestError
+            answer = json.dumps(_answer(predictor, _parse(text)), allow_nan=False)
+        except Exception as error:  # noqa: BLE001 - no line may end the stream
             bad += 1
-            message = " ".join(str(error).split())
-            message = message if len(message) <= LONGEST else f"{message[: LONGEST - 1]}…"
+            message = _message(error)
             first = first or f"line {number}: {message}"
-            answer = {"line": number, "error": message}
-        sys.stdout.write(json.dumps(answer, allow_nan=False) + "\n")
+            answer = json.dumps({"line": number, "error": message})
+        sys.stdout.write(answer + "\n")
         sys.stdout.flush()
     if bad:
         raise CommandError(f"{bad} of {lines} lines could not be used, the first: {first}")
 
 
+def _message(error: Exception) -> str:
+    """One bounded line; with the kind of error where it is none of ours."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, LineError | LifetimeError):
+        message = f"{type(error).__name__}: {message}"
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 1]}…"
+
+
 def _lines() -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of stdin as soon as they are there; blank ones are passed over."""
-    for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
+    """Numbered lines of stdin as soon as they are there; blank ones are passed over.
+
+    Of a line that is too long only the beginning is kept.
+    """
+    stream = sys.stdin.buffer
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        rest = line
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(LONGEST_LINE + 1)
         if line.strip():
             yield number, line
 
 
 def _parse(text: bytes) -> dict[str, Any]:
+    if len(text) > LONGEST_LINE:
+        raise LineError(f"longer than {LONGEST_LINE} bytes")
     try:
         found = json.loads(text, parse_constant=_no_number)
     except UnicodeDecodeError:
@@ -135,10 +156,6 @@ def _learn(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
         raise LineError("actual_time must be a number of seconds")
     if not _is_int(said["actual_length"]):
         raise LineError("actual_length must be a whole number")
-    try:
-        seconds = float(seconds)
-    except OverflowError:
-        raise LineError("actual_time must be a number of seconds") from None
     unknown = predictor.get_metrics()["unknown_updates"]
     predictor.update(
         _identity(said),

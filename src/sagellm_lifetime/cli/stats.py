@@ -27,7 +27,7 @@ _TIMEOUT_S: Final = 5.0
 _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
 _LONGEST_REASON: Final = 200
-_RARE: Final = ("unpredicted", "beam_steps")
+_RARE: Final = ("unpredicted", "capped", "beam_steps")
 """Counts that are not worth a line while there is nothing to count."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
@@ -197,6 +197,7 @@ def block(found: dict[str, Any]) -> list[str]:
     more = {
         "completions": ("Completions", "d"),
         "censored": ("Censored", "d"),
+        "capped": ("Capped, not Scored", "d"),
         "running": ("Running", "d"),
         "unpredicted": ("Unpredicted", "d"),
         "beam_steps": ("Beam Search Steps", "d"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from sagellm_lifetime.core.distribution import LengthDistribution
@@ -12,19 +12,27 @@ if TYPE_CHECKING:
 SequenceId = int | str
 FinishReason = Literal["stop", "length", "abort", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+MAX_DURATION_S: Final = 10**8
+"""Seconds from arrival to finish, three years: above this a time is a mistake (milliseconds, a
+clock that jumped), and an estimate that rests on it would overflow."""
 
 
 @dataclass
 class PredictionRequest:
     """What an engine knows about one sequence when it asks.
 
+    NumPy's integers and arrays are taken like Python's. A predictor refuses what it cannot use
+    with a :class:`~sagellm_lifetime.core.errors.RequestError`, and then nothing has changed.
+
     Attributes:
-        sequence_id: the engine's id of the sequence, an int or a string.
-        token_ids: prompt tokens followed by the tokens generated so far; may be empty.
+        sequence_id: the engine's id of the sequence, an int or a string (``True`` is no id).
+        token_ids: prompt tokens followed by the tokens generated so far; may be empty or ``None``.
         current_length: tokens generated so far (the age).
         max_length: cap on generated tokens, a bound and not a guess; ``None`` when unknown.
         prompt_features: optional extra knowledge; unknown keys are ignored, a missing key is
-            different from a zero. The recognised keys are listed in ``features.request``.
+            different from a zero. The recognised keys are listed in ``features.request``. All are
+            read at the first request of a sequence; later only what is new may be, which is
+            ``output_text``, ``eos_logprob`` and ``entropy``.
     """
 
     sequence_id: SequenceId
@@ -57,10 +65,15 @@ class PredictionResult:
 
 @dataclass
 class PredictionMetrics:
-    """The metrics of the specification, over the completions seen so far.
+    """The metrics of the specification, over the sequences that ended by themselves (``stop``).
 
-    The first prediction of each completed sequence is the one that counts: later ones are easier
-    and their number depends on the answer. ``mae`` and ``mse`` are in tokens and tokens squared.
+    The first prediction of each is the one that counts: later ones are easier and their number
+    depends on the answer. ``mae`` and ``mse`` are in tokens and tokens squared.
+
+    Sequences that were cut off are left out of all but ``total_predictions``. Where a cap was
+    reached, the length is the cap and says nothing of the predictor: its answer is bounded by the
+    cap, so that nearly every one would be a hit. ``get_metrics`` counts them beside these fields,
+    as ``capped``, and all that were cut off as ``censored``.
     """
 
     total_predictions: int
@@ -90,6 +103,8 @@ class LifetimePredictorProtocol(ABC):
 
         ``actual_length`` counts generated tokens, ``actual_time`` seconds from arrival to finish.
         ``length``, ``abort`` and ``error`` mean "at least ``actual_length``" (right-censored).
+        A :class:`~sagellm_lifetime.core.errors.RequestError` changes nothing: the sequence is
+        tracked as before.
         """
 
     @abstractmethod

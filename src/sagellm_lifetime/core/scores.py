@@ -11,7 +11,12 @@ from sagellm_lifetime.core.protocol import PredictionMetrics
 
 @dataclass(slots=True)
 class Scores:
-    """Sums over the completions whose length is known (``stop`` and ``length``)."""
+    """Counts of what ended, and sums over the ``scored``: those that ended by themselves.
+
+    A sequence that reached its cap is not scored. Its length is the cap, by which the answer was
+    bounded: nearly any answer would be a hit, and say nothing of the predictor. It is counted as
+    ``capped``, and as every other that was cut off, as ``censored``.
+    """
 
     scored: int = 0
     absolute: float = 0.0
@@ -20,16 +25,30 @@ class Scores:
     confidence: float = 0.0
     completions: int = 0
     censored: int = 0
+    capped: int = 0
     unknown_updates: int = 0
 
-    def score(self, predicted_total: int, actual_total: int, confidence: float) -> None:
-        """Count one first prediction against what came of it."""
-        error = abs(predicted_total - actual_total)
-        self.scored += 1
-        self.absolute += error
-        self.squared += error * error
-        self.hits += error <= TOLERANCE * actual_total
-        self.confidence += confidence
+    def ended(self, reason: str, length: int, said: tuple[int, float] | None) -> None:
+        """Count one sequence that ended.
+
+        Args:
+            reason: finish reason.
+            length: tokens generated.
+            said: total and confidence of its first prediction, or ``None`` where there was none.
+        """
+        if reason != "stop":
+            self.censored += 1
+            self.capped += reason == "length"
+            return
+        self.completions += 1
+        if said is not None:
+            total, confidence = said
+            error = abs(total - length)
+            self.scored += 1
+            self.absolute += error
+            self.squared += error * error
+            self.hits += error <= TOLERANCE * length
+            self.confidence += confidence
 
     def metrics(self, total_predictions: int) -> dict[str, Any]:
         """Fields of :class:`PredictionMetrics`; NaN where nothing has been scored yet."""

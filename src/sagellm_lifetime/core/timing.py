@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+
+from sagellm_lifetime.core.protocol import MAX_DURATION_S
 
 DEFAULT_SECONDS_PER_TOKEN: Final = 0.02
 """The specification's constant; used only before anything was learned."""
@@ -21,6 +23,7 @@ class _RollingMedian:
     def __init__(self) -> None:
         self.recent: deque[float] = deque()
         self._sorted: list[float] = []
+        self.median = DEFAULT_SECONDS_PER_TOKEN
 
     def add(self, value: float) -> None:
         if len(self.recent) == _WINDOW:
@@ -28,9 +31,7 @@ class _RollingMedian:
             del self._sorted[bisect_left(self._sorted, old)]
         self.recent.append(value)
         insort(self._sorted, value)
-
-    def value(self) -> float:
-        return self._sorted[len(self._sorted) // 2]
+        self.median = self._sorted[len(self._sorted) // 2]
 
 
 class TokenTiming:
@@ -38,48 +39,65 @@ class TokenTiming:
 
     The time runs from arrival to finish, so waiting and prefill are in it, as they are in what an
     engine reports; the median keeps stragglers and clock jumps out.
+
+    Args:
+        max_models: models with a median of their own; the least recently updated makes room.
     """
 
     def __init__(self, max_models: int = 256) -> None:
         self._max_models = max_models
-        self._by_model: dict[str, _RollingMedian] = {}
+        self._all = _RollingMedian()
+        self._by_model: OrderedDict[str, _RollingMedian] = OrderedDict()
+        """Least recently updated first."""
 
     def update(self, model: str | None, length: int, seconds: float) -> None:
-        """Learn from one completion; ignored unless both numbers are positive."""
-        if length <= 0 or not seconds > 0.0 or seconds == float("inf"):
+        """Learn from one completion; ignored unless both numbers are positive and no mistake."""
+        if length <= 0 or not 0.0 < seconds <= MAX_DURATION_S:
             return
         ratio = seconds / length
-        self._median(_EVERY).add(ratio)
-        if model and (model in self._by_model or len(self._by_model) <= self._max_models):
-            self._median(model).add(ratio)
-
-    def _median(self, key: str) -> _RollingMedian:
-        # Not setdefault(): that would build a median at every update and throw it away.
-        found = self._by_model.get(key)
-        if found is None:
-            found = self._by_model[key] = _RollingMedian()
-        return found
+        self._all.add(ratio)
+        if model:
+            found = self._by_model.get(model)
+            if found is None:
+                found = self._by_model[model] = _RollingMedian()
+                if len(self._by_model) > self._max_models:
+                    self._by_model.popitem(last=False)
+            else:
+                self._by_model.move_to_end(model)
+            found.add(ratio)
 
     def seconds_per_token(self, model: str | None = None) -> float:
-        """Median seconds per token of the model, else of all models, else 0.02."""
-        if not self._by_model:
-            return DEFAULT_SECONDS_PER_TOKEN
-        known = self._by_model.get(model or _EVERY) or self._by_model[_EVERY]
-        return known.value()
+        """Return the median seconds per token of the model, else of all models, else 0.02."""
+        known = self._by_model.get(model) if model else None
+        return (self._all if known is None else known).median
 
     def paces(self, models: Sequence[str | None]) -> list[float]:
-        """Seconds per token of many sequences, by their models."""
+        """Return the seconds per token of many sequences, by their models."""
         known = {model: self.seconds_per_token(model) for model in set(models)}
         return [known[model] for model in models]
 
     def state(self) -> dict[str, list[float]]:
-        """What was learned, as plain data."""
-        return {key: list(median.recent) for key, median in self._by_model.items()}
+        """Return what was learned by model, least recently updated first; of all under ``""``."""
+        found = {_EVERY: list(self._all.recent)} if self._all.recent else {}
+        return {**found, **{key: list(median.recent) for key, median in self._by_model.items()}}
 
     def restore(self, state: dict[str, list[float]]) -> None:
-        """Replace what was learned with a :meth:`state`."""
-        self._by_model = {}
-        for key, values in state.items():
-            median = self._by_model.setdefault(key, _RollingMedian())
-            for value in np.asarray(values, dtype=np.float64)[-_WINDOW:]:
-                median.add(float(value))
+        """Replace what was learned with a :meth:`state`, whose order counts.
+
+        Raises:
+            ValueError: seconds per token that cannot be, or none of a model.
+        """
+        found = {key: _restored(values) for key, values in state.items()}
+        self._all = found.pop(_EVERY) if _EVERY in found else _RollingMedian()
+        self._by_model = OrderedDict(list(found.items())[-self._max_models :])
+
+
+def _restored(values: Sequence[float]) -> _RollingMedian:
+    ratios = np.asarray(values, dtype=np.float64)
+    # A comparison with NaN is false.
+    if not len(ratios) or not np.all((ratios > 0.0) & (ratios <= MAX_DURATION_S)):
+        raise ValueError(f"seconds per token must be above 0 and at most {MAX_DURATION_S}")
+    median = _RollingMedian()
+    for ratio in ratios[-_WINDOW:].tolist():
+        median.add(ratio)
+    return median

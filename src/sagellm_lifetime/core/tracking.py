@@ -10,13 +10,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED
+from sagellm_lifetime.core.errors import UnknownSequenceError, shown
 from sagellm_lifetime.core.hazard import ROW
 from sagellm_lifetime.core.protocol import SequenceId
+from sagellm_lifetime.core.values import as_option, as_seconds_option
+
+MOST_TRACKED: Final = 10**8
+"""No machine has the memory for more: each takes 1 kB and more."""
 
 
 @dataclass(slots=True)
@@ -27,6 +32,7 @@ class Tracked:
         slot: its row in :attr:`Tracker.rows`.
         evidence: what the predictor derived from the request; opaque here.
         age: largest ``current_length`` seen.
+        cap: ``max_length`` as it was said last.
         first_age, estimate, confidence: the first prediction, which the metrics score.
         asked: ages at which new evidence came, ascending.
         answers: the row that followed from each, until the next.
@@ -44,6 +50,7 @@ class Tracked:
     estimate: int = -1
     confidence: float = 0.0
     version: int = -1
+    cap: int | None = None
     prior: bool = False
 
 
@@ -59,10 +66,8 @@ class Tracker:
         expire_after: float = 3600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, got {capacity}")
-        self.capacity = capacity
-        self.expire_after = expire_after
+        self.capacity = as_option("capacity", capacity, 1, MOST_TRACKED)
+        self.expire_after = as_seconds_option("expire_after", expire_after)
         self.bounded = True
         """Whether sequences are forgotten for their number or age."""
         self.rows = np.zeros((64, ROW), dtype=np.float32)
@@ -71,30 +76,52 @@ class Tracker:
         self._clock = clock
         self._free = list(range(63, -1, -1))
         self._items: OrderedDict[SequenceId, Tracked] = OrderedDict()
+        self._slots: dict[SequenceId, int] = {}
+        """Of the same sequences, for the array form."""
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def get(self, sequence_id: SequenceId, age: int) -> Tracked | None:
-        """The tracked sequence, or ``None`` if unknown.
+    def emptied(self) -> Tracker:
+        """Return a tracker with the same settings that tracks nothing and has counted nothing."""
+        twin = Tracker(self.capacity, self.expire_after, self._clock)
+        twin.bounded = self.bounded
+        return twin
 
-        Ages never decrease, so a smaller age means the id was used again for a new sequence: the
-        old one is dropped and counted as replaced.
+    def get(self, sequence_id: SequenceId, age: int) -> Tracked | None:
+        """Return the tracked sequence, or ``None`` if there is none of that id and age.
+
+        Ages never decrease, so a smaller age means the id was used again for a new sequence.
+        Nothing changes: that is for :meth:`grown` and :meth:`admit`.
         """
         item = self._items.get(sequence_id)
-        if item is None:
-            return None
-        if age < item.age:
-            self._drop(sequence_id)
-            self.replaced += 1
-            return None
+        return None if item is None or age < item.age else item
+
+    def grown(self, sequence_id: SequenceId, item: Tracked, age: int, cap: int | None) -> None:
+        """Note that a tracked sequence was asked about, at its age and under its cap."""
         item.age = age
         item.seen = self._clock()
         self._items.move_to_end(sequence_id)
-        return item
+        if cap != item.cap:
+            self._set_cap(item, cap)
+
+    def has_room(self, count: int) -> bool:
+        """Return whether ``count`` sequences can be admitted and none has to make room."""
+        if not count or not self.bounded:
+            return True
+        if len(self._items) + count > self.capacity:
+            return False
+        oldest = next(iter(self._items.values()), None)
+        return oldest is None or self._clock() - oldest.seen <= self.expire_after
 
     def admit(self, sequence_id: SequenceId, evidence: Any, age: int, cap: int | None) -> Tracked:
-        """Start to track; sequences not seen for ``expire_after`` seconds make room first."""
+        """Start to track; sequences not seen for ``expire_after`` seconds make room first.
+
+        A sequence of the same id is dropped and counted as replaced.
+        """
+        if sequence_id in self._slots:
+            self._drop(sequence_id)
+            self.replaced += 1
         now = self._clock()
         while self.bounded and self._items:
             oldest = next(iter(self._items))
@@ -106,27 +133,38 @@ class Tracker:
         if not self._free:
             self._grow()
         item = Tracked(self._free.pop(), evidence, age, now, first_age=age)
-        self.set_cap(item, cap)
+        self._set_cap(item, cap)
         self._items[sequence_id] = item
+        self._slots[sequence_id] = item.slot
         self.admitted += 1
         return item
-
-    def set_cap(self, item: Tracked, cap: int | None) -> None:
-        """The cap as it was said last."""
-        self.caps[item.slot] = UNCAPPED if cap is None else cap
 
     def take(self, sequence_id: SequenceId) -> Tracked | None:
         """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""
         return self._drop(sequence_id)
 
     def slots(self, sequence_ids: Sequence[SequenceId]) -> np.ndarray:
-        """Rows of tracked sequences; raises ``KeyError`` for an unknown id."""
-        items = self._items
-        return np.fromiter((items[i].slot for i in sequence_ids), np.int64, len(sequence_ids))
+        """Return the rows of tracked sequences.
+
+        Raises:
+            UnknownSequenceError: one is not tracked.
+        """
+        try:
+            found = map(self._slots.__getitem__, sequence_ids)
+            return np.fromiter(found, np.int64, len(sequence_ids))
+        except KeyError as error:
+            raise UnknownSequenceError(
+                f"sequence {shown(error.args[0])} is not tracked: ask predict() about it first"
+            ) from None
+
+    def _set_cap(self, item: Tracked, cap: int | None) -> None:
+        item.cap = cap
+        self.caps[item.slot] = UNCAPPED if cap is None else cap
 
     def _drop(self, sequence_id: SequenceId) -> Tracked | None:
         item = self._items.pop(sequence_id, None)
         if item is not None:
+            del self._slots[sequence_id]
             self._free.append(item.slot)
         return item
 

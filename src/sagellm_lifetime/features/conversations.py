@@ -21,7 +21,7 @@ _BRANCHES = 8
 
 
 class Conversations:
-    """Bounded memory of which block follows which."""
+    """Bounded memory of which block follows which; the least recently met makes room."""
 
     def __init__(self, capacity: int = 50_000) -> None:
         self._capacity = capacity
@@ -43,6 +43,7 @@ class Conversations:
             return
         for block, after in pairwise(head):
             followers = self._next.setdefault(block, set())
+            self._next.move_to_end(block)
             if len(followers) > _BRANCHES:
                 continue
             followers.add(after)

@@ -8,12 +8,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
 from sagellm_lifetime.features.request import RequestFeatures, key_of
 from sagellm_lifetime.features.text import (
+    check_tokens,
     lexical,
     text_structure,
     token_buckets,
@@ -86,17 +88,64 @@ def read_evidence(
     return SequenceEvidence(features, session, start, request.current_length)
 
 
+class NewChunks(NamedTuple):
+    """Chunks that a request completes: at which age, how many are complete, and their steps."""
+
+    age: int
+    complete: int
+    steps: list[Step]
+
+
 def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
-    """Take in the chunks that were completed since the last call; whether there were any."""
+    """Take in the chunks that were completed since the last call; return whether there were any."""
+    new = new_chunks(evidence, request)
+    if new is None:
+        return False
+    take_chunks(evidence, new)
+    return True
+
+
+def take_chunks(evidence: SequenceEvidence, new: NewChunks) -> None:
+    """Add what :func:`new_chunks` has read to the evidence."""
+    evidence.chunks.extend(new.steps)
+    evidence.chunks_read = new.complete
+    evidence.age = new.age
+
+
+def check_content(request: PredictionRequest) -> None:
+    """Raise :class:`RequestError` where tokens or text could not be read, at whatever age.
+
+    Looks at every token, so it is for requests of which part may be read later, not for each step.
+    """
+    check_tokens(request.token_ids)
+    _output_text(request)
+
+
+def _output_text(request: PredictionRequest) -> str | None:
+    text = (request.prompt_features or {}).get("output_text")
+    if text is not None and not isinstance(text, str):
+        raise RequestError(
+            f"prompt_features of {shown(request.sequence_id)}: output_text must be text, "
+            f"not {type(text).__name__}"
+        )
+    return text
+
+
+def new_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> NewChunks | None:
+    """Return the chunks that were completed since the last call, or ``None`` if there are none.
+
+    Changes nothing. Raises :class:`RequestError` where tokens or text cannot be read.
+    """
     age = request.current_length
     complete = chunks_at(age)
     if complete <= evidence.chunks_read:
-        return False
+        return None
     said = request.prompt_features or {}
     tokens = generated_tokens(request, evidence.features.prompt_length)
-    text = said.get("output_text")
+    text = _output_text(request)
     if not tokens and not text:
-        return False
+        return None
+    steps = []
     for i in range(evidence.chunks_read, complete):
         begin, end = CHUNK_AGES[i - 1] if i else 0, CHUNK_AGES[i]
         if tokens:
@@ -105,17 +154,18 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
             structure = token_structure(buckets, eos, entropy)
         else:
             # Characters stand in for tokens: the text so far, cut in proportion.
-            so_far = str(text)[: len(str(text)) * end // age]
-            buckets = word_buckets(so_far[len(str(text)) * begin // age :])
+            whole = text or ""
+            so_far = whole[: len(whole) * end // age]
+            buckets = word_buckets(so_far[len(whole) * begin // age :])
             structure = text_structure(so_far)
-        evidence.chunks.append(Step(chunk_step(end, end - begin, structure), buckets, _NONE))
-    evidence.chunks_read = complete
-    evidence.age = age
-    return True
+        steps.append(Step(chunk_step(end, end - begin, structure), buckets, _NONE))
+    return NewChunks(age, complete, steps)
 
 
 def _signal(value: Any, begin: int, end: int) -> list[float]:
     """What a signal says of the tokens from ``begin`` to ``end``: a number speaks of all."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         value = value[begin // SIGNAL_EVERY : end // SIGNAL_EVERY]
     else:
@@ -127,6 +177,6 @@ def _number(value: Any) -> float | None:
     """A float within bounds (the logarithm of a probability of 0 is -inf), ``None`` for none."""
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - the value's own code: it is no number then
         return None
     return None if isnan(number) else min(max(number, -_SIGNAL), _SIGNAL)

@@ -10,24 +10,26 @@ numbers (as of now), or lists with an entry for the generated tokens 1â€“16, 17â
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from operator import index
 from typing import Any, Final
 from zlib import crc32
 
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.values import as_list, as_sequence_id, number, whole, whole_or_exact
 
-_ID_TYPES = (int, str)
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
-_LARGEST_AGE: Final = 2**53
+LARGEST_AGE: Final = 2**53
 _LARGEST_CAP: Final = 2**63 - 1
 """``sys.maxsize`` is how some engines say "no cap"."""
 _BLOCK_BITS: Final = 2**63 - 1
 _HOTTEST: Final = 10.0
+_LONGEST_NAME: Final = 128
+"""Characters of a model's name that are kept: seconds per token go by it, into checkpoints too."""
 
 
 @dataclass(slots=True)
@@ -64,10 +66,10 @@ def _model_key(model: str) -> int:
 
 
 def read_request(request: PredictionRequest) -> RequestFeatures:
-    """Features of one request.
+    """Return the features of one request.
 
     Raises:
-        RequestError: when a recognised key has a value that cannot be.
+        RequestError: a recognised key has a value that cannot be.
     """
     said = request.prompt_features
     tokens = len(request.token_ids) - request.current_length
@@ -75,91 +77,169 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
         return RequestFeatures(tokens if tokens > 0 else None, request.max_length)
     get = said.get
     model, client, session = get("model"), get("client_id"), get("session_id")
-    format_, blocks = get("response_format"), get("prefix_hashes")
+    length, turn, arrival = get("prompt_length"), get("turn"), get("arrival_time")
+    temperature, format_, blocks = get("temperature"), get("response_format"), get("prefix_hashes")
     try:
-        model = None if model is None else str(model)
-        length = get("prompt_length")
-        turn, arrival, temperature = get("turn"), get("arrival_time"), get("temperature")
-        features = RequestFeatures(
-            _count(length) if length is not None else (tokens if tokens > 0 else None),
+        _text(get("prompt_text"))
+        _text(get("output_text"))
+        model = None if model is None else _model(model)
+        return RequestFeatures(
+            _length(length) if length is not None else (tokens if tokens > 0 else None),
             request.max_length,
             model,
             0 if model is None else _model_key(model),
-            0 if client is None else key_of("client", client),
-            0 if session is None else key_of("session", session),
+            0 if client is None else key_of("client", _name(client)),
+            0 if session is None else key_of("session", _name(session)),
             None if turn is None else _count(turn),
-            None if arrival is None else _finite(float(arrival)),
-            None if temperature is None else _temperature(float(temperature)),
+            None if arrival is None else _real(arrival),
+            None if temperature is None else _temperature(temperature),
             _flag(get("has_tools")),
-            None if format_ is None else format_ != "text",
+            None if format_ is None else _flag(format_ != "text"),
             _flag(get("enable_thinking")),
-            # Hashes may be negative or have more than 64 bits; what is kept is an int64 >= 0.
-            tuple([int(h) & _BLOCK_BITS for h in blocks[:PREFIX_HEAD]]) if blocks else (),
+            () if blocks is None else _prefix(blocks),
         )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"prompt_features of {request.sequence_id!r}: {error}") from error
-    if features.prompt_length is not None and features.prompt_length < 0:
-        raise RequestError(
-            f"prompt_length of {request.sequence_id!r} is negative: {features.prompt_length}"
-        )
-    return features
+    except Exception as error:  # a value may be an object whose own code fails
+        raise _refusal(request) from error
 
 
-def _finite(value: float) -> float:
-    if not isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
-    return value
+def _name(value: Any) -> str:
+    """A name or a number; a collection is none, and the text of a long one leaves things out."""
+    if type(value) is str:
+        return value
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        raise ValueError
+    return str(value)
 
 
-def _temperature(value: float) -> float:
+def _model(value: Any) -> str:
+    """Name of a model: the whole of it, or its beginning and its hash."""
+    name = _name(value)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 9]} {key_of('model', name):08x}"
+    return name
+
+
+def _text(value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError
+
+
+def _real(value: Any) -> float:
+    """A finite number; text that is one counts, as it does in a history."""
+    if type(value) is float and isfinite(value):
+        return value
+    found = number(float(value) if isinstance(value, str) else value)
+    if found is None:
+        raise ValueError
+    return found
+
+
+def _temperature(value: Any) -> float:
     """Bounded, for it enters as it is: one of 1e19 would outweigh all others together."""
-    return min(max(_finite(value), -_HOTTEST), _HOTTEST)
+    return min(max(_real(value), -_HOTTEST), _HOTTEST)
 
 
 def _count(value: Any) -> int:
-    count = int(value)
-    if abs(count) > _LARGEST_AGE:
-        raise ValueError("a count over 2^53")
+    count = value if type(value) is int else whole_or_exact(_real(value))
+    if count is None or abs(count) > LARGEST_AGE:
+        raise ValueError
     return count
+
+
+def _length(value: Any) -> int:
+    if type(value) is int and 0 <= value <= LARGEST_AGE:
+        return value
+    length = _count(value)
+    if length < 0:
+        raise ValueError
+    return length
 
 
 def _flag(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def check_request(request: PredictionRequest) -> PredictionRequest:
-    """The request with plain ints, itself where they are; impossible numbers are refused.
+def _prefix(values: Any) -> tuple[int, ...]:
+    """Hashes may be negative or have more than 64 bits; what is kept is an int64 >= 0."""
+    head = (values if type(values) is list else as_list("prefix_hashes", values))[:PREFIX_HEAD]
+    found = [each if type(each) is int else whole(each) for each in head]
+    if None in found:
+        raise ValueError
+    return tuple([each & _BLOCK_BITS for each in found if each is not None])
 
-    NumPy integers become ints here, since theirs overflow where ints do not.
+
+_READERS: Final[dict[str, tuple[Callable[[Any], object], str]]] = {
+    "prompt_text": (_text, "text"),
+    "output_text": (_text, "text"),
+    "model": (_model, "a name"),
+    "client_id": (_name, "a name"),
+    "session_id": (_name, "a name"),
+    "prompt_length": (_length, f"a whole number from 0 to {LARGEST_AGE}"),
+    "turn": (_count, f"a whole number up to {LARGEST_AGE}"),
+    "arrival_time": (_real, "a finite number"),
+    "temperature": (_real, "a finite number"),
+    "has_tools": (bool, "true or false"),
+    "response_format": (lambda value: bool(value != "text"), "a name or an object"),
+    "enable_thinking": (bool, "true or false"),
+    "prefix_hashes": (_prefix, "a list of whole numbers"),
+}
+"""How each key is read, and what it must be: looked at again to name the one that was refused."""
+
+
+def _refusal(request: PredictionRequest) -> RequestError:
+    said, place = request.prompt_features or {}, f"prompt_features of {shown(request.sequence_id)}"
+    for key, (read, wanted) in _READERS.items():
+        value = said.get(key)
+        try:
+            if value is not None:
+                read(value)
+        except Exception:  # noqa: BLE001 - as above
+            # A text may be a piece of a prompt: where one is expected, only the type is told.
+            found = f"not {type(value).__name__}" if read is _text else shown(value)
+            return RequestError(f"{place}: {key} must be {wanted}: {found}")
+    return RequestError(f"{place}: they cannot be read")
+
+
+def check_request(request: PredictionRequest) -> PredictionRequest:
+    """Return the request with plain ints, lists and dicts, itself where they are.
+
+    NumPy's integers and arrays become Python's here, since their integers overflow where ints do
+    not. The tokens are not looked at: a prompt may be long, and few are read (see ``evidence``).
 
     Raises:
-        RequestError: negative, non-integer or absurd lengths, or an id that is no int or str.
+        RequestError: negative, non-integer or absurd lengths, an id that is no int or str, tokens
+            that are no list, features that are no mapping.
     """
-    name, age, cap = request.sequence_id, request.current_length, request.max_length
-    said_age, said_cap = age, cap
-    if type(age) is not int or (cap is not None and type(cap) is not int):
-        age = _as_int(age)
-        cap = None if cap is None else _as_int(cap)
-        request = replace(request, current_length=age, max_length=cap)
-    if not 0 <= age <= _LARGEST_AGE:
-        raise RequestError(
-            f"current_length of {name!r} must be an int from 0 to {_LARGEST_AGE}: {said_age}"
-        )
-    if cap is not None and not 0 <= cap <= _LARGEST_CAP:
-        raise RequestError(
-            f"max_length of {name!r} must be None or an int from 0 to {_LARGEST_CAP}: {said_cap}"
-        )
-    if not isinstance(name, (int, str)):
-        try:
-            request = replace(request, sequence_id=index(name))
-        except TypeError:
-            raise RequestError(f"sequence_id must be an int or a str: {name!r}") from None
-    return request
-
-
-def _as_int(value: Any) -> int:
-    """An integer of any kind; -1, which is refused, for what is none (floats and booleans)."""
     try:
-        return -1 if isinstance(value, bool) else index(value)
-    except TypeError:
-        return -1
+        name, age, cap = request.sequence_id, request.current_length, request.max_length
+        tokens, said = request.token_ids, request.prompt_features
+    except AttributeError:
+        raise RequestError(f"a request must be a PredictionRequest: {shown(request)}") from None
+    if (
+        (type(name) is str or type(name) is int)
+        and type(age) is int
+        and 0 <= age <= LARGEST_AGE
+        and (cap is None or (type(cap) is int and 0 <= cap <= _LARGEST_CAP))
+        and type(tokens) is list
+        and (said is None or type(said) is dict)
+    ):
+        return request
+    return _plain(name, tokens, age, cap, said)
+
+
+def _plain(name: Any, tokens: Any, age: Any, cap: Any, said: Any) -> PredictionRequest:
+    """The request of values of any type that are exactly what is wanted."""
+    name, length, limit = as_sequence_id(name), whole(age), whole(cap)
+    if length is None or not 0 <= length <= LARGEST_AGE:
+        raise RequestError(
+            f"current_length of {shown(name)} must be an int from 0 to {LARGEST_AGE}: {shown(age)}"
+        )
+    if cap is not None and (limit is None or not 0 <= limit <= _LARGEST_CAP):
+        raise RequestError(
+            f"max_length of {shown(name)} must be None or an int from 0 to {_LARGEST_CAP}: "
+            f"{shown(cap)}"
+        )
+    if said is not None and not isinstance(said, Mapping):
+        raise RequestError(f"prompt_features of {shown(name)} must be a dict: {shown(said)}")
+    ids = [] if tokens is None else as_list("token_ids", tokens)
+    return PredictionRequest(name, ids, length, limit, None if said is None else dict(said))

@@ -10,11 +10,13 @@ from zlib import crc32
 import numpy as np
 
 from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.values import whole
 from sagellm_lifetime.features.encode import LEXICAL, STRUCTURE
 
 BUCKETS: Final = 4096
 """Hashed vocabulary shared by token ids and words."""
 MOST_WORDS: Final = 128
+_INT: Final = {int}
 _WORD = re.compile(r"\w+|[^\w\s]")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
@@ -23,16 +25,31 @@ _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 
 
 def token_buckets(token_ids: list[int]) -> np.ndarray:
-    """Buckets of token ids; of a long list the first and the last 64."""
+    """Return the buckets of token ids; of a long list the first and the last 64.
+
+    Raises:
+        RequestError: one of those is no integer of 64 bits.
+    """
     if len(token_ids) > MOST_WORDS:
         half = MOST_WORDS // 2
         token_ids = [*token_ids[:half], *token_ids[-half:]]
-    try:
-        ids = np.array(token_ids, dtype=np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"token_ids must be a list of integers: {error}") from error
+    check_tokens(token_ids)
+    ids = np.array(token_ids, dtype=np.int64)
     # Fibonacci hashing spreads neighbouring ids, which vocabularies order by frequency.
     return ((ids * 2654435761) >> 7) % BUCKETS
+
+
+def check_tokens(token_ids: list[int]) -> None:
+    """Raise :class:`RequestError` unless all are integers of 64 bits.
+
+    NumPy would read 1.5, ``True`` and ``"1"`` as 1.
+    """
+    if not _INT.issuperset(map(type, token_ids)):
+        if any(whole(each) is None for each in token_ids):
+            raise RequestError("token_ids must be a list of integers")
+        token_ids = [int(each) for each in token_ids]
+    if token_ids and not -(2**63) <= min(token_ids) <= max(token_ids) < 2**63:
+        raise RequestError("token_ids must be integers of at most 64 bits")
 
 
 def word_buckets(text: str) -> np.ndarray:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+
+from sagellm_lifetime.core.checked import checked
 
 Arrays = dict[str, np.ndarray]
 DTYPES: Final = {
@@ -18,7 +21,36 @@ DTYPES: Final = {
     "BOOL": "bool",
 }
 """Types of safetensors that a predictor has."""
+ORDER: Final = "order"
+"""Name of the array of :func:`ranks`, beside arrays that are named by numbers."""
 _LENGTH_BYTES: Final = 8
+
+
+def ranks(names: Collection[str]) -> np.ndarray:
+    """Return the place of each of ``names`` in alphabetical order, int64 of shape ``(N,)``.
+
+    A file keeps its arrays sorted by name; with these :func:`in_order` undoes that.
+    """
+    place = {name: i for i, name in enumerate(sorted(names))}
+    return np.array([place[name] for name in names], dtype=np.int64)
+
+
+def in_order(arrays: Arrays, order: np.ndarray | None) -> Arrays:
+    """Return the arrays in the order they had when :func:`ranks` was called.
+
+    Sorted by name for ``None``, as in files of before there was an order.
+
+    Raises:
+        ValueError: ranks of other arrays.
+    """
+    names = sorted(arrays)
+    if order is None:
+        places = list(range(len(names)))
+    else:
+        places = checked({ORDER: order}, ORDER, np.int64, (len(names),), 0).tolist()
+    if sorted(places) != list(range(len(names))):
+        raise ValueError(f"an order of {len(places)} arrays for {len(names)}")
+    return {names[i]: arrays[names[i]] for i in places}
 
 
 def part(arrays: Arrays, prefix: str) -> Arrays:

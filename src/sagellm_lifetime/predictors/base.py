@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.core.values import as_option, as_sequence_id
 from sagellm_lifetime.predictors.guards import check_completion
 from sagellm_lifetime.predictors.hindsight import answered, calibrate
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
+_LARGEST_SEED = 2**63 - 1
 _CALIBRATE_EVERY = 32
 """Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
 learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
@@ -45,6 +47,9 @@ class Predictor(Predicting):
         seed: seeds everything random; equal seeds and calls give equal answers.
         capacity: how many running sequences are tracked at most.
         expire_after: seconds after which a sequence that is never asked about is forgotten.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
     """
 
     name: ClassVar[str]
@@ -60,12 +65,12 @@ class Predictor(Predicting):
     def __init__(
         self, *, seed: int = 0, capacity: int = 65_536, expire_after: float = 3600.0
     ) -> None:
-        self._options: dict[str, Any] = {
-            "seed": seed,
-            "capacity": capacity,
-            "expire_after": expire_after,
-        }
         super().__init__(capacity, expire_after)
+        self._options: dict[str, Any] = {
+            "seed": as_option("seed", seed, 0, _LARGEST_SEED),
+            "capacity": self._tracker.capacity,
+            "expire_after": self._tracker.expire_after,
+        }
         self._scores = Scores()
         self._pending: list[Answered] = []
         self._fitting = False
@@ -121,9 +126,12 @@ class Predictor(Predicting):
         ``unknown_updates`` and teaches nothing, for nothing is known about its request.
 
         Raises:
-            RequestError: a negative or non-finite number, or an unknown finish reason.
+            RequestError: an id that is none, a negative, non-finite or absurd number, or an unknown
+                finish reason. Then nothing has changed, and the sequence runs on.
         """
-        check_completion(sequence_id, actual_length, actual_time, finish_reason)
+        sequence_id, length, seconds, finish_reason = check_completion(
+            sequence_id, actual_length, actual_time, finish_reason
+        )
         with self._lock:
             item = self._tracker.take(sequence_id)
             if item is None:
@@ -136,8 +144,8 @@ class Predictor(Predicting):
                 self._tracker.caps.item(item.slot),
                 item.estimate,
                 item.confidence,
-                int(actual_length),
-                float(actual_time),
+                length,
+                seconds,
                 finish_reason,
             )
             self._note(lesson)
@@ -155,13 +163,9 @@ class Predictor(Predicting):
 
     def _note(self, lesson: Lesson) -> None:
         """Move what moves at once, in a few microseconds: the scores, the seconds per token."""
-        if lesson.censored:
-            self._scores.censored += 1
-        else:
-            self._scores.completions += 1
+        said = (lesson.estimate, lesson.confidence) if lesson.estimate >= 0 else None
+        self._scores.ended(lesson.finish_reason, lesson.length, said)
         if lesson.finish_reason in ("stop", "length"):
-            if lesson.estimate >= 0:
-                self._scores.score(lesson.estimate, lesson.length, lesson.confidence)
             self._timing.update(lesson.evidence.features.model, lesson.length, lesson.seconds)
 
     def _take_in(self, lesson: Lesson) -> None:
@@ -183,7 +187,13 @@ class Predictor(Predicting):
             self._tracker.bounded = False
 
     def discard(self, sequence_id: SequenceId) -> None:
-        """Forget a running sequence without learning from it; an unknown id is fine."""
+        """Forget a running sequence without learning from it; an unknown id is fine.
+
+        Raises:
+            RequestError: something that is no id.
+        """
+        if type(sequence_id) is not str:
+            sequence_id = as_sequence_id(sequence_id)
         with self._lock:
             if self._tracker.take(sequence_id) is not None:
                 self._tracker.discarded += 1
@@ -198,6 +208,9 @@ class Predictor(Predicting):
         """Fields of :class:`PredictionMetrics` on own completions, and the counts behind them.
 
         ``total_predictions = completions + censored + running + expired + replaced + discarded``.
+        ``mae``, ``mse``, ``accuracy_within_10_percent`` and ``avg_confidence`` are over ``scored``
+        sequences, which ended by themselves. The ``censored`` are left out of them; ``capped`` are
+        those of the censored that reached a cap (``finish_reason="length"``).
         """
         with self._lock:
             tracker, scores = self._tracker, self._scores
@@ -207,6 +220,8 @@ class Predictor(Predicting):
                 "predict_calls": self._predict_calls,
                 "completions": scores.completions,
                 "censored": scores.censored,
+                "scored": scores.scored,
+                "capped": scores.capped,
                 "running": len(tracker),
                 "expired": tracker.expired,
                 "replaced": tracker.replaced,
@@ -228,8 +243,9 @@ class Predictor(Predicting):
         """Learn from a history, from scratch.
 
         Args:
-            history: a polars DataFrame or LazyFrame in the history format, or a path, a glob or a
-                folder of history files.
+            history: a polars DataFrame or LazyFrame in the history format, a table of another
+                library that speaks Arrow (pandas, pyarrow), or a path, a glob or a folder of
+                history files.
             progress: called with what is being done and the share done.
             cap_reached: finish reason of a row that gives none and ends exactly at its own
                 ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself). How many
@@ -239,8 +255,10 @@ class Predictor(Predicting):
 
         Raises:
             HistoryError: the history cannot be used; the message is one line.
-            RequestError: it learns in a process of its own.
+            RequestError: it learns in a process of its own, or ``progress`` cannot be called.
         """
+        if progress is not None and not callable(progress):
+            raise RequestError(f"progress must be a function: {shown(progress)}")
         from sagellm_lifetime.predictors.fitting import fit_predictor
 
         with self._lock:
@@ -256,12 +274,13 @@ class Predictor(Predicting):
                 raise
         return self
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
-        from sagellm_lifetime.predictors.checkpoint import save_predictor
+        from sagellm_lifetime.predictors.checkpoint import as_path, save_predictor
 
+        place = as_path(path)
         with self._lock:
-            save_predictor(self, Path(path))
+            save_predictor(self, place)
 
     def clone(self) -> Self:
         """A predictor with equal options and equal knowledge, sharing nothing, tracking nothing."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.checked import checked, checked_keys
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.values import as_option
+from sagellm_lifetime.learning.arrays import ORDER, in_order, ranks
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
@@ -24,6 +25,7 @@ _UNCAPPED: Final = -1
 _MAX_BUCKETS: Final = 4096
 _LARGEST_BUCKET: Final = 2**63 - 1
 _LONGEST: Final = 10**8
+_LARGEST_WINDOW: Final = 10**6
 _PRIOR_SHARE: Final = 0.8
 """The specification's guess before any history: 80 % of ``max_length``."""
 
@@ -45,10 +47,9 @@ class BaselineLifetimePredictor(Predictor):
 
     def __init__(self, window_size: int = 100, **options: Any) -> None:
         super().__init__(**options)
-        if window_size < 1:
-            raise RequestError(f"window_size must be at least 1, got {window_size}")
-        self._options["window_size"] = window_size
+        self._options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
         self._windows: OrderedDict[int, deque[int]] = OrderedDict()
+        """By bucket, least recently updated first."""
 
     def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
         return np.stack([self._row(each) for each in evidence])
@@ -72,25 +73,29 @@ class BaselineLifetimePredictor(Predictor):
         for bucket in (_bucket(cap), _EVERY):
             window = self._windows.setdefault(bucket, deque(maxlen=self._options["window_size"]))
             window.append(completion.length)
+            self._windows.move_to_end(bucket)
         while len(self._windows) > _MAX_BUCKETS:
-            del self._windows[next(bucket for bucket in self._windows if bucket != _EVERY)]
+            self._windows.popitem(last=False)
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._windows = OrderedDict()
         learn_rows(self, older, progress)
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {str(bucket): np.array(window) for bucket, window in self._windows.items()}
+        windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
+        return {**windows, ORDER: ranks(windows)}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         size = self._options["window_size"]
-        buckets = checked_keys(state, _EVERY, _LARGEST_BUCKET)
-        windows = [checked(state, name, np.int64, (None,), 0, _LONGEST) for name in state]
-        if len(windows) > _MAX_BUCKETS or not all(1 <= len(each) <= size for each in windows):
+        windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
+        windows = in_order(windows, state.get(ORDER))
+        buckets = checked_keys(windows, _EVERY, _LARGEST_BUCKET)
+        found = [checked(windows, name, np.int64, (None,), 0, _LONGEST) for name in windows]
+        if len(found) > _MAX_BUCKETS or not all(1 <= len(each) <= size for each in found):
             raise ValueError(f"more than {_MAX_BUCKETS} windows, or one of other than 1 to {size}")
         self._windows = OrderedDict(
             (bucket, deque(window.tolist(), maxlen=size))
-            for bucket, window in zip(buckets, windows, strict=True)
+            for bucket, window in zip(buckets, found, strict=True)
         )
 
 

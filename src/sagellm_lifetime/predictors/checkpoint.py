@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
 from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
@@ -16,27 +17,46 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictors.base import Predictor
 
 
-def save_predictor(predictor: Predictor, path: Path) -> None:
-    """Write a checkpoint directory, atomically."""
-    write_checkpoint(
-        Checkpoint(
-            predictor=predictor.name,
-            options=dict(predictor._options),
-            arrays=knowledge(predictor),
-            summary=dict(predictor.summary),
-            metrics=predictor.get_metrics(),
-        ),
-        path,
-    )
-
-
-def load_predictor(path: str | Path) -> Predictor:
-    """A predictor from a checkpoint directory or an exported ``.safetensors`` or ``.pt`` file.
+def as_path(path: Any) -> Path:
+    """Return the path of a checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, of another format version, or of unknown contents.
+        CheckpointError: something that is no path, an empty one, or one that no file can have.
     """
-    checkpoint = read_checkpoint(Path(path))
+    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
+        raise CheckpointError(f"a checkpoint is named by a path: {shown(path)}")
+    if not found or "\0" in found:
+        raise CheckpointError(f"{shown(found)} names no checkpoint: give a folder")
+    return Path(found)
+
+
+def save_predictor(predictor: Predictor, path: Path) -> None:
+    """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
+    checkpoint = Checkpoint(
+        predictor=predictor.name,
+        options=dict(predictor._options),
+        arrays=knowledge(predictor),
+        summary=dict(predictor.summary),
+        metrics=predictor.get_metrics(),
+    )
+    try:
+        write_checkpoint(checkpoint, path)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def load_predictor(path: str | os.PathLike[str]) -> Predictor:
+    """Return a predictor from a checkpoint directory or an exported ``.safetensors`` or ``.pt``.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format version, or of unknown contents; or
+            no path at all.
+    """
+    path = as_path(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         predictor, trial = (
             create_predictor(checkpoint.predictor, **checkpoint.options) for _ in range(2)

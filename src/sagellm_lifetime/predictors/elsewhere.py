@@ -17,23 +17,25 @@ import warnings
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from threading import Condition
+from threading import TIMEOUT_MAX, Condition
 from typing import Any, Final, Self
 
 from sagellm_lifetime.core import forking
-from sagellm_lifetime.core.errors import CheckpointError, RequestError
+from sagellm_lifetime.core.errors import CheckpointError, RequestError, shown
+from sagellm_lifetime.core.values import as_option, as_seconds_option
 from sagellm_lifetime.learning.arrays import read_arrays
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.checkpoint import MODEL, is_checkpoint
 from sagellm_lifetime.learning.claim import claim, release
 from sagellm_lifetime.predictors.base import Predictor
-from sagellm_lifetime.predictors.checkpoint import load_predictor
+from sagellm_lifetime.predictors.checkpoint import as_path, load_predictor
 from sagellm_lifetime.predictors.courier import Courier, Waiting
 from sagellm_lifetime.predictors.knowledge import knowledge, let_go, set_knowledge, take_over
 from sagellm_lifetime.predictors.pupil import LEARNED, TROUBLE, Task
 from sagellm_lifetime.predictors.records import Lesson
 from sagellm_lifetime.predictors.registry import predictor_class
 
+_MOST_WAITING: Final = 10**7
 _PATIENCE_S: Final = 10.0
 """For the last process that wrote the checkpoint to end."""
 _FORKED: Final = (
@@ -75,7 +77,8 @@ class LearningElsewhere:
     Raises:
         CheckpointError: the place cannot be written, another process learns into it, or it holds
             a checkpoint of another predictor.
-        RequestError: the predictor learns in another process already, or is not in the registry.
+        RequestError: the predictor learns in another process already, or is not in the registry;
+            or an argument of another type, or out of its range.
     """
 
     def __init__(
@@ -86,6 +89,11 @@ class LearningElsewhere:
         every: float = 5.0,
         most_waiting: int = 2048,
     ) -> None:
+        if not isinstance(predictor, Predictor):
+            raise RequestError(f"only a predictor can learn elsewhere: {shown(predictor)}")
+        every = as_seconds_option("every", every)
+        most_waiting = as_option("most_waiting", most_waiting, 1, _MOST_WAITING)
+        place = None if path is None else as_path(path)
         if predictor._elsewhere is not None:
             raise RequestError("the predictor learns in another process already")
         if type(predictor) is not predictor_class(predictor.name):
@@ -94,8 +102,8 @@ class LearningElsewhere:
                 "makes its predictor by name"
             )
         self.predictor = predictor
-        self._folder = tempfile.mkdtemp(prefix="sagellm-lifetime-") if path is None else None
-        self.path = Path(path or Path(str(self._folder), "state")).absolute()
+        self._folder = tempfile.mkdtemp(prefix="sagellm-lifetime-") if place is None else None
+        self.path = (place or Path(str(self._folder), "state")).absolute()
         self._most_waiting = most_waiting
         self._waiting: Waiting = deque()
         self._taken = self._dropped = self._swaps = 0
@@ -116,7 +124,7 @@ class LearningElsewhere:
         except BaseException:
             self._let_go()
             raise
-        task = Task(str(self.path), every, os.getpid(), private=path is None)
+        task = Task(str(self.path), every, os.getpid(), private=place is None)
         self._courier = Courier(task, self._waiting, self._claim, self._hear)
         forking.register(self)
         self._courier.start()
@@ -214,13 +222,14 @@ class LearningElsewhere:
         Returns:
             Whether that was achieved.
         """
+        timeout = as_seconds_option("timeout", timeout)
         if self._is_forked:
             return False
         with self.predictor._lock:
             wanted = self._taken
             self._queue(None)
         with self._news:
-            return self._news.wait_for(lambda: self._learned >= wanted, timeout)
+            return self._news.wait_for(lambda: self._learned >= wanted, min(timeout, TIMEOUT_MAX))
 
     def stop(self, timeout: float = 2.0) -> None:
         """End the process; what it has learned by then is saved and swapped in.
@@ -232,6 +241,7 @@ class LearningElsewhere:
             timeout: seconds after which it is killed. Then the state is that of the last
                 checkpoint.
         """
+        timeout = as_seconds_option("timeout", timeout)
         if not self._courier.is_stopping:
             self._courier.stop(timeout)
             with self.predictor._lock:

@@ -27,7 +27,6 @@ from sagellm_lifetime.core.prequential import (
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.core.timing import TokenTiming
-from sagellm_lifetime.core.tracking import Tracker
 from sagellm_lifetime.features.rows import HistoryRequests
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def fit_predictor(
 
     predictor._calibration = Calibration()
     predictor._scores = Scores()
-    predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
+    predictor._tracker = predictor._tracker.emptied()
     predictor._timing = _timing(older)
     predictor._pending = []
     predictor._lessons = len(older)
@@ -84,7 +83,7 @@ def fit_predictor(
     predictor._calibrate_pending()
     # What it scored while it was being fitted is not what it scores in service.
     predictor._scores = Scores()
-    predictor._tracker = Tracker(predictor._tracker.capacity, predictor._tracker.expire_after)
+    predictor._tracker = predictor._tracker.emptied()
     predictor._predict_calls = 0
     predictor.summary = _summary(frame)
     if read.cap_reached:

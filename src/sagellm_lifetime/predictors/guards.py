@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import inf
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
-from sagellm_lifetime.core.errors import RequestError
-from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, SequenceId
+from sagellm_lifetime.core.errors import RequestError, shown
+from sagellm_lifetime.core.protocol import (
+    FINISH_REASONS,
+    MAX_DURATION_S,
+    PredictionRequest,
+    SequenceId,
+)
+from sagellm_lifetime.core.values import as_sequence_id, number, whole
 
-_LONGEST = 10**8
+_LONGEST: Final = 10**8
 """Above this a length is a mistake, as it is in a history."""
 
 
@@ -33,24 +39,46 @@ def waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
     return waves
 
 
+def check_iterable(requests: Iterable[PredictionRequest]) -> Iterable[PredictionRequest]:
+    """Return the requests of a batch. Raises :class:`RequestError` where they are none."""
+    if isinstance(requests, Iterable):
+        return requests
+    raise RequestError(f"a batch must be a list of PredictionRequest: {shown(requests)}")
+
+
 def check_completion(
-    sequence_id: SequenceId, length: int, seconds: float, finish_reason: str
-) -> None:
+    sequence_id: Any, length: Any, seconds: Any, finish_reason: Any
+) -> tuple[SequenceId, int, float, str]:
+    """Return the four with plain types.
+
+    Raises:
+        RequestError: an id that is none, a number that is negative, not finite or over what a
+            length (10**8) or a time (10**8 s) can be, or an unknown finish reason.
+    """
     if (
-        type(length) is int
+        (type(sequence_id) is str or type(sequence_id) is int)
+        and type(length) is int
         and type(seconds) is float
         and 0 <= length <= _LONGEST
-        and 0.0 <= seconds < inf
+        and 0.0 <= seconds <= MAX_DURATION_S
+        and type(finish_reason) is str
         and finish_reason in FINISH_REASONS
     ):
-        return
-    if finish_reason not in FINISH_REASONS:
+        return sequence_id, length, seconds, finish_reason
+    sequence_id = as_sequence_id(sequence_id)
+    if not isinstance(finish_reason, str) or finish_reason not in FINISH_REASONS:
         raise RequestError(
-            f"finish_reason {finish_reason!r} is unknown: one of {', '.join(FINISH_REASONS)}"
+            f"finish_reason {shown(finish_reason)} is unknown: one of {', '.join(FINISH_REASONS)}"
         )
-    if isinstance(length, bool) or not hasattr(length, "__index__") or not 0 <= length <= _LONGEST:
+    tokens, time = whole(length), number(seconds)
+    if tokens is None or not 0 <= tokens <= _LONGEST:
         raise RequestError(
-            f"actual_length of {sequence_id!r} must be an int from 0 to {_LONGEST}: {length}"
+            f"actual_length of {shown(sequence_id)} must be an int from 0 to {_LONGEST}: "
+            f"{shown(length)}"
         )
-    if not hasattr(seconds, "__float__") or not 0.0 <= float(seconds) < float("inf"):
-        raise RequestError(f"actual_time of {sequence_id!r} must be seconds >= 0: {seconds}")
+    if time is None or not 0.0 <= time <= MAX_DURATION_S:
+        raise RequestError(
+            f"actual_time of {shown(sequence_id)} must be seconds from 0 to {MAX_DURATION_S}: "
+            f"{shown(seconds)}"
+        )
+    return sequence_id, tokens, time, str.__str__(finish_reason)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sagellm_lifetime.core.checked import checked, checked_count
-from sagellm_lifetime.learning.arrays import Arrays, part
+from sagellm_lifetime.learning.arrays import Arrays, in_order, part, ranks
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.residual_life import ResidualLife
 
@@ -19,10 +19,13 @@ def knowledge(predictor: Predictor) -> Arrays:
     """Everything learned, as arrays of its own."""
     predictor._calibrate_pending()
     learned = {f"calibration.{k}": v for k, v in predictor._calibration.state().items()}
-    for model, values in predictor._timing.state().items():
-        # Names of arrays are UTF-8, names of models may be anything.
-        name = model.encode("utf-8", "backslashreplace").decode()
-        learned[f"timing.{name}"] = np.array(values)
+    # Names of arrays are UTF-8, names of models may be anything.
+    timing = {
+        model.encode("utf-8", "backslashreplace").decode(): np.array(values)
+        for model, values in predictor._timing.state().items()
+    }
+    learned.update({f"timing.{name}": values for name, values in timing.items()})
+    learned["timing_order"] = ranks(timing)
     learned["lessons"] = np.array([predictor._lessons])
     learned.update({f"predictor.{k}": v for k, v in predictor._state().items()})
     return {key: np.array(value) for key, value in learned.items()}
@@ -45,7 +48,8 @@ def set_knowledge(predictor: Predictor, learned: Arrays, *, instant: bool = True
                 checked(learned, name, np.float64, (None,), 0.0)
             ):
                 raise ValueError(f"{name!r} is empty")
-        predictor._timing.restore({k: v.tolist() for k, v in part(learned, "timing.").items()})
+        timing = in_order(part(learned, "timing."), learned.get("timing_order"))
+        predictor._timing.restore({k: v.tolist() for k, v in timing.items()})
     predictor._version += 1
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.learning.graphs import lstm
 from sagellm_lifetime.learning.serving import Runners
-from sagellm_lifetime.predictors.neural import NeuralPredictor
+from sagellm_lifetime.predictors.neural import DEEPEST, WIDEST, NeuralPredictor
 
 
 class LSTMLifetimePredictor(NeuralPredictor):
@@ -24,6 +25,8 @@ class LSTMLifetimePredictor(NeuralPredictor):
 
     def __init__(self, hidden_size: int = 128, num_layers: int = 2, **options: Any) -> None:
         super().__init__(**options)
+        hidden_size = as_option("hidden_size", hidden_size, 1, WIDEST)
+        num_layers = as_option("num_layers", num_layers, 1, DEEPEST)
         self._options.update(hidden_size=hidden_size, num_layers=num_layers)
         self._runners = Runners(lstm(hidden_size, num_layers))
 

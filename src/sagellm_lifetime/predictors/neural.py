@@ -16,11 +16,19 @@ import numpy as np
 
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.checked import checked, checked_count
-from sagellm_lifetime.core.errors import MissingExtraError, RequestError
+from sagellm_lifetime.core.errors import MissingExtraError, RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.conversations import Conversations
-from sagellm_lifetime.features.evidence import SequenceEvidence, read_chunks, read_evidence
+from sagellm_lifetime.features.evidence import (
+    NewChunks,
+    SequenceEvidence,
+    check_content,
+    new_chunks,
+    read_evidence,
+    take_chunks,
+)
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.learning.arrays import part
 from sagellm_lifetime.learning.graphs import Weights
@@ -45,6 +53,11 @@ _ONLINE_EVERY: Final = 8
 """Completions between two rounds of gradient steps."""
 _ONLINE_START: Final = 16
 _EDGE_MEMORY: Final = 0.95
+_MOST_EPOCHS: Final = 10_000
+WIDEST: Final = 4096
+"""Width of a layer: a wider network has no room in a checkpoint (1 GiB)."""
+DEEPEST: Final = 64
+"""Layers of a network."""
 
 
 class NeuralPredictor(Predictor):
@@ -59,9 +72,9 @@ class NeuralPredictor(Predictor):
 
     def __init__(self, *, online: str = "inline", epochs: int = 12, **options: Any) -> None:
         super().__init__(**options)
-        if online not in ("inline", "off"):
-            raise RequestError(f"online must be 'inline' or 'off', got {online!r}")
-        self._options.update(online=online, epochs=epochs)
+        if not isinstance(online, str) or online not in ("inline", "off"):
+            raise RequestError(f"online must be 'inline' or 'off', got {shown(online)}")
+        self._options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
         self._tables = ResidualLife()
         self._conversations = Conversations()
         self._recent = RecentCompletions()
@@ -91,8 +104,15 @@ class NeuralPredictor(Predictor):
         session = self._conversations.key(features)
         return read_evidence(request, session, features, self._recent)
 
-    def _more(self, evidence: SequenceEvidence, request: PredictionRequest) -> bool:
-        return read_chunks(evidence, request)
+    def _check(self, request: PredictionRequest) -> None:
+        self._read(request)
+        check_content(request)
+
+    def _news(self, evidence: SequenceEvidence, request: PredictionRequest) -> NewChunks | None:
+        return new_chunks(evidence, request)
+
+    def _absorb(self, evidence: SequenceEvidence, news: NewChunks) -> None:
+        take_chunks(evidence, news)
 
     def _rows(self, evidence: Sequence[SequenceEvidence]) -> np.ndarray:
         return np.stack([self._row(each) for each in evidence])

@@ -13,6 +13,7 @@ import numpy as np
 
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.checked import checked, checked_keys
+from sagellm_lifetime.learning.arrays import ORDER, in_order, ranks
 from sagellm_lifetime.learning.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.lessons import learn_rows
@@ -41,6 +42,7 @@ class OrcaLifetimePredictor(Predictor):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._moments: dict[int, Moments] = {}
+        """By model, least recently updated first."""
 
     def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
         return np.stack([self._row(each) for each in evidence])
@@ -57,20 +59,26 @@ class OrcaLifetimePredictor(Predictor):
         cap = completion.evidence.features.max_length
         if completion.censored and (cap is None or completion.length < cap):
             return
-        for key in {completion.evidence.features.model_key, _EVERY}:
-            if key in self._moments or len(self._moments) < _MAX_MODELS:
-                self._moments.setdefault(key, Moments()).add(completion.length)
+        for key in (completion.evidence.features.model_key, _EVERY):
+            moments = self._moments.pop(key, None) or Moments()
+            moments.add(completion.length)
+            self._moments[key] = moments  # the most recently updated is last
+        if len(self._moments) > _MAX_MODELS:
+            del self._moments[next(iter(self._moments))]
 
     def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
         self._moments = {}
         learn_rows(self, older, progress)
 
     def _state(self) -> dict[str, np.ndarray]:
-        return {str(key): moments.state() for key, moments in self._moments.items()}
+        moments = {str(key): moments.state() for key, moments in self._moments.items()}
+        return {**moments, ORDER: ranks(moments)}
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        keys = checked_keys(state, 0, _LARGEST_KEY)
+        named = {key: value for key, value in state.items() if key != ORDER}
+        named = in_order(named, state.get(ORDER))
+        keys = checked_keys(named, 0, _LARGEST_KEY)
         if len(keys) > _MAX_MODELS:
             raise ValueError(f"moments of {len(keys)} models, more than {_MAX_MODELS}")
-        moments = [checked(state, name, np.float64, (3,), 0.0, _MOST).tolist() for name in state]
+        moments = [checked(named, name, np.float64, (3,), 0.0, _MOST).tolist() for name in named]
         self._moments = {key: Moments(*each) for key, each in zip(keys, moments, strict=True)}

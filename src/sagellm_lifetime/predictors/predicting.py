@@ -28,8 +28,9 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
-from sagellm_lifetime.features.request import check_request, read_request
-from sagellm_lifetime.predictors.guards import waves
+from sagellm_lifetime.core.values import as_ages, as_levels, as_sequence_ids
+from sagellm_lifetime.features.request import LARGEST_AGE, check_request, read_request
+from sagellm_lifetime.predictors.guards import check_iterable, waves
 from sagellm_lifetime.predictors.records import Evidence
 
 
@@ -71,84 +72,121 @@ class Predicting(LifetimePredictorProtocol):
         features = read_request(request)
         return Evidence(features, features.session_key)
 
-    def _more(self, evidence: Any, request: PredictionRequest) -> bool:
-        """Take in what is new since the last call; whether it changes the row."""
-        return False
+    def _check(self, request: PredictionRequest) -> None:
+        """Raise what :meth:`_read` or :meth:`_news` could raise of a request, whichever is called.
+
+        All three change nothing: what cannot be read is refused before anything is tracked.
+        """
+        self._read(request)
+
+    def _news(self, evidence: Any, request: PredictionRequest) -> Any | None:
+        """What is new since the last call and changes the row, or ``None``."""
+        return None
+
+    def _absorb(self, evidence: Any, news: Any) -> None:
+        """Add what :meth:`_news` has read to the evidence; never fails."""
 
     # -- predicting --------------------------------------------------------------------------
 
     def predict(self, request: PredictionRequest) -> PredictionResult:
-        """Predict one sequence. Raises :class:`RequestError` for impossible numbers."""
+        """Predict one sequence.
+
+        Raises:
+            RequestError: something in the request cannot be used. Then nothing has changed: a
+                sequence that runs under that id runs on.
+        """
         request = check_request(request)
         with self._lock:
-            item, stale = self._observe(request)
+            known, said = self._look(request)
+            item, stale = self._enter(request, known, said)
             if stale:
                 self._refresh([item])
             return self._answer(item, request.current_length, request.max_length)
 
     def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[PredictionResult]:
-        """Predict many sequences; equal to predicting them one by one."""
-        requests = [check_request(request) for request in requests]
+        """Predict many sequences; equal to predicting them one by one.
+
+        Raises:
+            RequestError: something in one of the requests cannot be used. Then none of them is
+                predicted, and nothing has changed.
+        """
+        requests = [check_request(request) for request in check_iterable(requests)]
         results: list[PredictionResult | None] = [None] * len(requests)
         with self._lock:
-            for wave in waves(requests, self._tracker.capacity):
+            turns = waves(requests, self._tracker.capacity)
+            if len(turns) > 1:
+                for request in requests:
+                    self._check(request)
+            for wave in turns:
                 answers = self._predict_distinct([requests[i] for i in wave])
                 for i, answer in zip(wave, answers, strict=True):
                     results[i] = answer
         return [result for result in results if result is not None]
 
     def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
-        observed = [self._observe(request) for request in requests]
+        get, news, enter = self._tracker.get, self._news, self._enter
+        known = [get(request.sequence_id, request.current_length) for request in requests]
+        if self._tracker.has_room(sum([item is None for item in known])):
+            said = [
+                self._fresh(request) if item is None else news(item.evidence, request)
+                for item, request in zip(known, requests, strict=True)
+            ]
+            observed = list(map(enter, requests, known, said))
+        else:
+            # One that comes may push out another of the batch, which then is new itself.
+            for request in requests:
+                self._check(request)
+            observed = [enter(request, *self._look(request)) for request in requests]
         stale = [item for item, is_stale in observed if is_stale]
         if stale:
             self._refresh(stale)
         return self._answer_many([item for item, _ in observed], requests)
 
     def quantiles(
-        self, sequence_ids: list[SequenceId], ages: np.ndarray, levels: float | np.ndarray
+        self, sequence_ids: Sequence[SequenceId], ages: np.ndarray, levels: float | np.ndarray
     ) -> np.ndarray:
-        """The array form for engines: remaining tokens of tracked sequences at their ages.
+        """Return the remaining tokens of tracked sequences at their ages: the form for engines.
 
         Args:
             sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
-            ages: tokens generated so far, int array of shape ``(N,)``.
-            levels: quantile level or levels in ``[0, 1]``.
+            ages: tokens generated so far, whole numbers of shape ``(N,)``. An age below the one a
+                sequence was last predicted at is answered too: with what is known of it now, as if
+                it were no older. An age is no news: it changes nothing that is tracked.
+            levels: quantile level or levels in ``[0, 1]``, a number or shape ``(Q,)``.
 
         Returns:
             int64 array ``(N,)``, or ``(N, Q)`` for ``Q`` levels.
 
         Raises:
-            KeyError: for an id that is not tracked.
+            UnknownSequenceError: an id is not tracked; it is a ``KeyError``, too.
+            RequestError: no ids, another number of ages, an age below 0 or that is none, a level
+                outside 0–1.
         """
+        levels = as_levels(levels)
         with self._lock:
             return self._distributions(sequence_ids, ages).quantile(levels)
 
     def distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
     ) -> LengthDistributionBatch:
-        """Remaining lengths of tracked sequences at their ages, calibrated.
+        """Return the remaining lengths of tracked sequences at their ages, calibrated.
 
-        Args:
-            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
-            ages: tokens generated so far, int array of shape ``(N,)``.
-
-        Raises:
-            KeyError: for an id that is not tracked.
+        Arguments and errors as of :meth:`quantiles`.
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
             # The tracker's rows change as sequences come and go; the answer does not.
-            return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(ages)))
+            return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(batch)))
 
     def confidences(self, sequence_ids: Sequence[SequenceId], ages: np.ndarray) -> np.ndarray:
-        """Confidence of the point estimates of tracked sequences at their ages, shape ``(N,)``.
+        """Return the confidence of the point estimates of tracked sequences, shape ``(N,)``.
 
         The array form of ``PredictionResult.confidence``; arguments and errors as of
-        :meth:`distributions`.
+        :meth:`quantiles`.
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
-            return self._believed(batch, bands_of(ages))[1]
+            return self._believed(batch, bands_of(batch.ages))[1]
 
     def _believed(
         self, batch: LengthDistributionBatch, bands: np.ndarray
@@ -160,6 +198,8 @@ class Predicting(LifetimePredictorProtocol):
     def _distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
     ) -> LengthDistributionBatch:
+        sequence_ids = as_sequence_ids(sequence_ids)
+        ages = as_ages(ages, len(sequence_ids), LARGEST_AGE)
         slots = self._tracker.slots(sequence_ids)
         return LengthDistributionBatch(
             self._tracker.rows,
@@ -170,18 +210,37 @@ class Predicting(LifetimePredictorProtocol):
             bands_of(ages),
         )
 
-    def _observe(self, request: PredictionRequest) -> tuple[Tracked, bool]:
+    def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Any]:
+        """What a request says: the tracked sequence and its news, or ``None`` and new evidence.
+
+        Nothing is changed yet, so a request that is refused here has done no harm.
+        """
+        item = self._tracker.get(request.sequence_id, request.current_length)
+        if item is None:
+            return None, self._fresh(request)
+        return item, self._news(item.evidence, request)
+
+    def _fresh(self, request: PredictionRequest) -> Any:
+        """Evidence of a sequence that is asked about for the first time."""
+        evidence = self._read(request)
+        news = self._news(evidence, request)
+        if news is not None:
+            self._absorb(evidence, news)
+        return evidence
+
+    def _enter(
+        self, request: PredictionRequest, item: Tracked | None, said: Any
+    ) -> tuple[Tracked, bool]:
+        """Track what :meth:`_look` has read; whether the row of the sequence is to be computed."""
         self._predict_calls += 1
         age = request.current_length
-        item = self._tracker.get(request.sequence_id, age)
         if item is None:
-            evidence = self._read(request)
-            item = self._tracker.admit(request.sequence_id, evidence, age, request.max_length)
-            self._more(evidence, request)
+            item = self._tracker.admit(request.sequence_id, said, age, request.max_length)
             item.asked.append(age)
             return item, True
-        self._tracker.set_cap(item, request.max_length)
-        if self._more(item.evidence, request):
+        self._tracker.grown(request.sequence_id, item, age, request.max_length)
+        if said is not None:
+            self._absorb(item.evidence, said)
             item.asked.append(age)
             return item, True
         return item, item.version != self._version

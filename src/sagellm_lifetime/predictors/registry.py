@@ -23,7 +23,7 @@ PREDICTORS: Final = tuple(_WHERE)
 
 def predictor_class(name: str) -> type[Predictor]:
     """The class of a name. Raises :class:`UnknownNameError`."""
-    if name not in _WHERE:
+    if not isinstance(name, str) or name not in _WHERE:
         raise UnknownNameError("predictor", name, list(PREDICTORS))
     module, attribute = _WHERE[name].split(":")
     found: type[Predictor] = getattr(

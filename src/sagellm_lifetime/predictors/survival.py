@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.request import read_request
 from sagellm_lifetime.features.rows import HistoryRequests
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_MOST_NODES: Final = 10**8
+
+
 class SurvivalLifetimePredictor(Predictor):
     """Session → prompt length → max_length → client → model → all requests.
 
@@ -28,7 +32,8 @@ class SurvivalLifetimePredictor(Predictor):
     from every completion at once and needs no training; see ``learning.residual_life``.
 
     Args:
-        max_nodes: nodes kept at most (3.4 kB each); the least recently used goes first.
+        max_nodes: nodes kept at most, but never fewer than 64 (3.4 kB each); the least recently
+            used goes first.
     """
 
     name = "survival"
@@ -36,8 +41,8 @@ class SurvivalLifetimePredictor(Predictor):
 
     def __init__(self, *, max_nodes: int = 20_000, **options: Any) -> None:
         super().__init__(**options)
-        self._options["max_nodes"] = max_nodes
-        self._tables = ResidualLife(max_nodes)
+        self._options["max_nodes"] = as_option("max_nodes", max_nodes, 1, _MOST_NODES)
+        self._tables = ResidualLife(self._options["max_nodes"])
         self._conversations = Conversations()
 
     def _read(self, request: PredictionRequest) -> Evidence:

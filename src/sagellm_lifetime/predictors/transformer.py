@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.learning.graphs import transformer
 from sagellm_lifetime.learning.serving import Runners
-from sagellm_lifetime.predictors.neural import NeuralPredictor
+from sagellm_lifetime.predictors.neural import DEEPEST, WIDEST, NeuralPredictor
 
 
 class TransformerLifetimePredictor(NeuralPredictor):
@@ -28,6 +29,9 @@ class TransformerLifetimePredictor(NeuralPredictor):
         self, d_model: int = 128, nhead: int = 4, num_layers: int = 2, **options: Any
     ) -> None:
         super().__init__(**options)
+        d_model = as_option("d_model", d_model, 1, WIDEST)
+        nhead = as_option("nhead", nhead, 1, d_model)
+        num_layers = as_option("num_layers", num_layers, 1, DEEPEST)
         if d_model % nhead:
             raise RequestError(f"d_model {d_model} must be a multiple of nhead {nhead}")
         self._options.update(d_model=d_model, nhead=nhead, num_layers=num_layers)

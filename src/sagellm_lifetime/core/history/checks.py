@@ -22,7 +22,7 @@ from sagellm_lifetime.core.history.schema import (
 )
 from sagellm_lifetime.core.history.tally import UNKNOWN_REASON
 from sagellm_lifetime.core.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
-from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.protocol import FINISH_REASONS, MAX_DURATION_S
 from sagellm_lifetime.core.signals import SIGNALS
 
 FAULT = "__fault"
@@ -147,6 +147,8 @@ def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) 
         filled = pl.col(f"__filled_{column}")
         whole = HISTORY_SCHEMA[column].is_integer()
         limit = MAX_COUNT if whole else MAX_SECONDS
+        if column == "actual_time":
+            limit = MAX_DURATION_S
         noun = "a time" if column in layout.values and not whole else "a number"
         if column == "arrival_time" and column not in layout.values:
             noun = "a number of seconds or an ISO time"

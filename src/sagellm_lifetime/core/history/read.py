@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import polars as pl
 
@@ -31,9 +31,18 @@ from sagellm_lifetime.core.history.reasons import KNOWN
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.core.history.sift import sift_frame, sift_path
 from sagellm_lifetime.core.history.streams import packing
+from sagellm_lifetime.core.history.tables import as_frame
 from sagellm_lifetime.core.history.tally import Tally, left_out, listed
 
-Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame
+
+class Table(Protocol):
+    """A table of any library that speaks Arrow, such as pandas and pyarrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Hand the rows over."""
+
+
+Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table
 OnBadRows = Literal["refuse", "skip"]
 ADVICE = "fix them or pass --on-bad-rows skip"
 
@@ -79,8 +88,9 @@ def read_history(
 
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
-            mixed, and compressed), or a polars frame. A log of another program is recognised by
-            its content (``history.formats``) and read as one.
+            mixed, and compressed), a polars frame, or a table of another library that speaks Arrow
+            (pandas, pyarrow). A log of another program is recognised by its content
+            (``history.formats``) and read as one.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and check) only these, and return exactly these, null where no file has them.
@@ -98,8 +108,10 @@ def read_history(
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
-    if isinstance(source, pl.DataFrame | pl.LazyFrame):
+    if not isinstance(source, str | os.PathLike):
         tally = Tally()
+        if not isinstance(source, pl.DataFrame | pl.LazyFrame):
+            source = as_frame(source)
         frame = sift_frame(source.lazy(), NATIVE, wanted, tally)
         found = _settle([frame], tally, "history", on_bad_rows)
     else:
@@ -127,7 +139,7 @@ def read_as(
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         form: the name of a foreign format (``history.formats``); None to recognise it.
     """
-    paths, tally = find_files(source), Tally()
+    paths, tally = _paths(source), Tally()
     wanted = list(wanted)
     frames: list[pl.DataFrame] = []
     empty: EmptyHistoryError | None = None
@@ -145,6 +157,13 @@ def read_as(
     if not frames:
         raise empty or HistoryError(f"{source}: no history and no log that is known in it")
     return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+
+
+def _paths(source: str | os.PathLike[str]) -> list[Path]:
+    try:
+        return find_files(source)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise HistoryError(f"{source}: {error.strerror or 'cannot be read'}") from error
 
 
 def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
@@ -228,7 +247,7 @@ def scan_history(
     """
     check_cap_reached(cap_reached)
     frames = []
-    for path in find_files(source):
+    for path in _paths(source):
         if kind_of(path) == "json" or packing(path) is not None:
             raise HistoryError(f"{path}: only plain CSV, JSONL and Parquet are scanned: read it")
         try:

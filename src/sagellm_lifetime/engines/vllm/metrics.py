@@ -21,6 +21,7 @@ _COUNTERS: Final = {
     "predictions": ("total_predictions", "Sequences that were predicted."),
     "completions": ("completions", "Predicted sequences that ended by themselves."),
     "censored": ("censored", "Predicted sequences that were capped or aborted."),
+    "capped": ("capped", "Of them, those that reached a cap; they are not scored."),
     "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
     "beam_steps": ("beam_steps", "Steps of beam search, which are no sequences."),
     "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
@@ -37,7 +38,7 @@ _COUNTERS: Final = {
     "record_replaced": ("record_replaced", "Values left out of written completions."),
 }
 _SUMS: Final = {
-    "scored": ("scored", "Predictions compared with what came of them."),
+    "scored": ("scored", "Predictions compared with the length of what ended by itself."),
     "absolute_error_tokens": ("absolute_error", "Sum of their absolute errors."),
     "squared_error_tokens": ("squared_error", "Sum of their squared errors."),
     "within_10_percent": ("within_10_percent", "Of them within 10 percent of the total length."),

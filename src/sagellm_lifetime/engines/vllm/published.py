@@ -17,6 +17,8 @@ COUNTS: Final = (
     "total_predictions",
     "completions",
     "censored",
+    "scored",
+    "capped",
     "running",
     "unpredicted",
     "beam_steps",

@@ -51,12 +51,8 @@ class Tally:
                 self._unpredicted += 1
                 return False
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
-            if reason == "stop":
-                self._scores.completions += 1
-            else:
-                self._scores.censored += 1
+            self._scores.ended(reason, length, said)
             if reason in ("stop", "length"):
-                self._scores.score(said[0], length, said[1])
                 self._tokens += length
                 self._seconds += seconds
             return True
@@ -79,6 +75,8 @@ class Tally:
                 **scores.metrics(self._predictions),
                 "completions": scores.completions,
                 "censored": scores.censored,
+                "scored": scores.scored,
+                "capped": scores.capped,
                 "running": len(self._running),
                 "unpredicted": self._unpredicted,
                 "beam_steps": self._beam_steps,

@@ -76,7 +76,7 @@ def check_capacity_and_expiry(make: Make) -> None:
     predictor.update(0, 10, 1.0)
     assert predictor.get_metrics()["completions"] == 1, "0 had been asked about again"
 
-    predictor = variant(make, expire_after=-1.0)
+    predictor = variant(make, expire_after=0.0)
     for i in range(10):
         predictor.predict(asked(i))
     metrics = _assert_adds_up(predictor)
@@ -121,7 +121,7 @@ def check_counts_add_up(make: Make) -> None:
 
 
 def check_metrics_by_hand(make: Make) -> None:
-    """NaN before anything is scored; then the first prediction of each sequence counts."""
+    """NaN before anything is scored; then the first prediction of each that ends by itself."""
     predictor = make()
     metrics = predictor.get_metrics()
     assert set(_FIELDS) <= set(metrics), f"fields missing: {set(_FIELDS) - set(metrics)}"
@@ -136,7 +136,10 @@ def check_metrics_by_hand(make: Make) -> None:
         if i == 4:
             predictor.update(i, 25, 1.0, finish_reason="abort")
             continue
-        predictor.update(i, length, 1.0, finish_reason="length" if i == 5 else "stop")
+        if i == 5:
+            predictor.update(i, length, 1.0, finish_reason="length")
+            continue
+        predictor.update(i, length, 1.0)
         error = i + first.estimated_remaining_tokens - length
         errors.append(abs(error))
         hits.append(abs(error) <= 0.1 * length)
@@ -148,6 +151,9 @@ def check_metrics_by_hand(make: Make) -> None:
         "mse": sum(e * e for e in errors) / n,
         "accuracy_within_10_percent": sum(hits) / n,
         "avg_confidence": sum(said) / n,
+        "scored": n,
+        "capped": 1,
+        "censored": 2,
     }
     metrics = predictor.get_metrics()
     for field, value in wanted.items():

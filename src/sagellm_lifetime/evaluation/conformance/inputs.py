@@ -16,6 +16,7 @@ from sagellm_lifetime.evaluation.conformance.common import (
     assert_refused,
     outlook,
     taught,
+    variant,
 )
 from sagellm_lifetime.evaluation.conformance.contract import check_answer
 
@@ -140,14 +141,43 @@ def check_impossible_requests_are_refused(make: Make) -> None:
     assert_refused(RequestError, "a list as sequence_id", lambda: predictor.predict(asked([])))
 
 
-def check_half_refused_batch_loses_nothing(make: Make) -> None:
-    """Sequences of a batch that was refused half way can still complete, and count."""
-    predictor = make()
-    with suppress(RequestError):
-        predictor.predict_batch([asked("first"), asked("second", prompt_length="many")])
-    predictor.update("first", 60, 1.0)
-    metrics = predictor.get_metrics()
-    assert metrics["completions"] + metrics["unknown_updates"] == 1, metrics
+def check_refused_request_changes_nothing(make: Make) -> None:
+    """A sequence that runs under the id runs on, and is answered as before."""
+    predictor, twin = taught(make), taught(make)
+    tokens = list(range(30))
+    for each in (predictor, twin):
+        each.predict(asked("running", 40, 512, tokens, prompt_length=30))
+    before = str(predictor.get_metrics())  # NaN is not equal to itself
+    for said in ({"temperature": float("nan")}, {"prompt_length": "many"}, {"turn": 10**400}):
+        for age in (0, 39):
+            bad = asked("running", age, 512, tokens, **said)
+            assert_refused(RequestError, str(list(said)), partial(predictor.predict, bad))
+            assert_refused(RequestError, str(list(said)), partial(predictor.predict_batch, [bad]))
+    for ending in ((-1, 1.0), (5, float("nan")), (5, 10**400), (10**5000, 1.0), (True, 1.0)):
+        update = partial(predictor.update, "running", *ending)
+        assert_refused(RequestError, "a completion that cannot be", update)
+    later = asked("running", 41, 512, [*tokens, *range(41)], prompt_length=30)
+    assert str(predictor.get_metrics()) == before, "a refused call has changed the metrics"
+    assert outlook(predictor.predict(later)) == outlook(twin.predict(later))
+
+
+def check_refused_batch_changes_nothing(make: Make) -> None:
+    """Of a batch with one request that cannot be, none is predicted: however large it is."""
+    good, bad = asked("good"), asked("bad", prompt_length="many")
+    again = [asked("again", 3), asked("again", 0, temperature=float("inf"))]
+    for batch in ([good, bad], [bad, good], [good, *again], [good, asked("other"), bad, good]):
+        for capacity in (2, 64):
+            predictor = variant(make, capacity=capacity)
+            for name in ("one", "two"):
+                predictor.predict(asked(name, 7))
+            before = str(predictor.get_metrics())  # NaN is not equal to itself
+            assert_refused(RequestError, "the batch", partial(predictor.predict_batch, batch))
+            assert str(predictor.get_metrics()) == before, "a refused batch has changed the metrics"
+            for name in ("one", "two", "good"):
+                predictor.update(name, 60, 1.0)
+            metrics = predictor.get_metrics()
+            ends = metrics["completions"], metrics["unknown_updates"]
+            assert ends == (2, 1), f"{ends} completed and unknown after a refused batch"
 
 
 CHECKS = [
@@ -157,5 +187,6 @@ CHECKS = [
     check_missing_differs_from_zero,
     check_nonsense_does_no_harm,
     check_impossible_requests_are_refused,
-    check_half_refused_batch_loses_nothing,
+    check_refused_request_changes_nothing,
+    check_refused_batch_changes_nothing,
 ]
