@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.atomic import PRIVATE_FILE, make_folder, write_atomically
 from sagellm_lifetime.core.child import command
 from sagellm_lifetime.core.errors import HistoryError
@@ -65,6 +66,7 @@ class Journal:
             self._file.close()
             self.path.unlink(missing_ok=True)
             raise
+        self._in_child = ClosedInChild(self._file)
         self._good = 0
         self.rows = 0
         self.since = time.monotonic()
