@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.atomic import PRIVATE_FILE, make_folder, write_atomically
 from sagellm_lifetime.core.child import command
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.core.regular import open_regular
 from sagellm_lifetime.engines.vllm.breaker import LOG

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from sagellm_lifetime.core.atomic import make_folder, write_atomically
-from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
+from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular import open_regular, read_regular
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.published import MOST_BYTES, parse_stats
