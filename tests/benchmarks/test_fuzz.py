@@ -41,7 +41,7 @@ def test_another_exception_is_noticed(monkeypatch):
     assert "ZeroDivisionError" in found.violations[0]
 
 
-class Careless(LifetimeError):
+class CarelessError(LifetimeError):
     """Says whatever it was given."""
 
     def __str__(self):
@@ -55,7 +55,7 @@ class Careless(LifetimeError):
 def test_a_message_that_is_not_one_bounded_line_is_noticed(text):
     module = import_module("fuzzing")
     with pytest.raises(module.Violation):
-        module.refused(Careless(text))
+        module.refused(CarelessError(text))
 
 
 def test_a_refused_call_that_changes_something_is_noticed(tmp_path, monkeypatch):

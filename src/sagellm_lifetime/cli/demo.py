@@ -162,13 +162,12 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
     others = [name for name in verdicts if name not in paying]
     lines.append("")
     if paying:
-        gains = sorted(100 * verdicts[name].simple.gain for name in paying)
-        span = f"{gains[0]:.0f} %" if len(gains) == 1 else f"{gains[0]:.0f} to {gains[-1]:.0f} %"
-        text = f"Prediction pays on {listed(paying, 'and')}: {span} less error than the best rule "
+        gains = [f"{name} ({verdicts[name].simple.gain:.0%})" for name in paying]
+        text = f"Prediction pays on {listed(gains, 'and')}: so much less error than the best rule "
         text += "without a model."
         if others:
             text += f" On {listed(others, 'and')} it does not: a request tells too little there."
-        lines.append(text)
+        lines += wrap(text, 96)
         led = _first_choice([verdicts[name] for name in paying])
         lines.append(f"Start with {led}, the predictor that is ahead most often where it pays.")
     elif others:

@@ -228,8 +228,15 @@ def _fitted(
 
 def _check_rows(rows: pl.DataFrame, online: bool | None) -> None:
     """Refuse, before anything is trained, what could not be scored in the end."""
+    from sagellm_lifetime.evaluation.points import known_lengths
+
     if not _has_tokens(rows):
         raise CommandError("nothing to evaluate: no row of the test part has generated tokens")
+    if not known_lengths(rows)[rows["actual_length"].to_numpy() > 0].any():
+        raise CommandError(
+            "nothing to evaluate: no row of the test part ended by itself or at a cap that it "
+            "names, so every length is a lower bound"
+        )
     if online and not _has_clock(rows):
         raise CommandError(
             "--online needs 'arrival_time' in every row: add the column, or leave --online out"

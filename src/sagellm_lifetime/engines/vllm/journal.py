@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from sagellm_lifetime.core.atomic import PRIVATE_FILE, make_folder, write_atomically
 from sagellm_lifetime.core.child import command
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.core.regular import open_regular
 from sagellm_lifetime.engines.vllm.breaker import LOG
@@ -65,6 +66,7 @@ class Journal:
             self._file.close()
             self.path.unlink(missing_ok=True)
             raise
+        self._in_child = ClosedInChild(self._file)
         self._good = 0
         self.rows = 0
         self.since = time.monotonic()

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final
 
 from sagellm_lifetime.core.atomic import make_folder, write_atomically
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
+from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular import open_regular, read_regular
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.published import MOST_BYTES, parse_stats
@@ -49,6 +50,7 @@ class EngineState:
         try:
             make_folder(self.folder, private=True)
             self._lock = _locked(self.folder)
+            self._in_child = ClosedInChild(self._lock)
             try:
                 # The mode is the command line's at first.
                 (self.folder / CONTROL).unlink(missing_ok=True)
