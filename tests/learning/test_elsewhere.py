@@ -129,6 +129,7 @@ def test_update_moves_only_the_instant_parts():
         assert changed == {
             "predictor.recent.keys",
             "predictor.recent.finished",
+            "timing_order",
             *(f"timing.{model}" for model in ("", "m0", "m1")),
         }
         metrics = predictor.get_metrics()
