@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from dataclasses import dataclass, field
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -82,7 +83,8 @@ def page(results: list[Found], command: str) -> str:
     bad = sum(len(each.violations) for each in results)
     return (
         "# Inputs that nobody should send\n\n"
-        f"Of {inputs:,} inputs {bad:,} ended in anything but an answer or one clear line.\n\n"
+        f"{date.today()}. Of {inputs:,} inputs {bad:,} ended in anything but an answer or one clear "
+        "line.\n\n"
         f"    {command}\n\n"
         + table(["inputs", "number", "taken", "refused in one line", "anything else"], rows)
         + "\n\nAn input is damaged bytes, a value of another kind or size, or a file that agrees\n"
