@@ -83,8 +83,8 @@ def page(results: list[Found], command: str) -> str:
     bad = sum(len(each.violations) for each in results)
     return (
         "# Inputs that nobody should send\n\n"
-        f"{date.today()}. Of {inputs:,} inputs {bad:,} ended in anything but an answer or one clear "
-        "line.\n\n"
+        f"{date.today()}. Of {inputs:,} inputs {bad:,} ended in anything but an answer or one "
+        "clear line.\n\n"
         f"    {command}\n\n"
         + table(["inputs", "number", "taken", "refused in one line", "anything else"], rows)
         + "\n\nAn input is damaged bytes, a value of another kind or size, or a file that agrees\n"

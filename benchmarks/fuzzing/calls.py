@@ -12,7 +12,7 @@ import numpy as np
 from fuzzing import need, refused
 from fuzzing.values import anything, mostly
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.errors import LifetimeError, shown
 
 KINDS = ("survival", "orca", "linear", "baseline")
 FEATURES = {
@@ -136,9 +136,9 @@ def distribution(predictor: Any, rng: Random) -> None:
     value = mostly(rng, usual, 0.2)
     found = getattr(said.distribution, name)(value)
     if name in ("survival", "within"):
-        need(0.0 <= found <= 1.0, f"{name}({value!r}) = {found}")
+        need(0.0 <= found <= 1.0, f"{name}({shown(value)}) = {found}")
     elif name == "quantile":
-        need(found >= 1, f"{name}({value!r}) = {found}")
+        need(found >= 1, f"{name}({shown(value)}) = {found}")
 
 
 def create(predictor: Any, rng: Random) -> None:
