@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.errors import RequestError, shown
 
 LARGEST_AGE: Final = 2**53
 """Up to here every count of tokens is exact as a float, too."""
-_SHOWN: Final = 40
 
 
 def real(value: Any, what: str) -> float:
@@ -88,15 +87,3 @@ def reals(values: Any, what: str) -> np.ndarray:
     if np.isnan(array).any():
         raise RequestError(f"{what} must be numbers, got nan")
     return array
-
-
-def shown(value: Any) -> str:
-    """Return a short form of a value for a message of one line."""
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, str | Real):
-        text = repr(value) if isinstance(value, str) else str(value)
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from sagellm_lifetime.core import arguments, hazard, link
 from sagellm_lifetime.core.distribution import TOLERANCE, LengthDistribution, tolerance_parts
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.errors import RequestError, shown
 
 UNCAPPED = np.iinfo(np.int64).max // 4
 
@@ -113,7 +113,7 @@ class LengthDistributionBatch:
         """
         levels = arguments.reals(q, "quantile levels")
         if levels.ndim > 1:
-            raise RequestError(f"levels must be one number or a vector, got {arguments.shown(q)}")
+            raise RequestError(f"levels must be one number or a vector, got {shown(q)}")
         if not ((levels >= 0.0) & (levels <= 1.0)).all():
             raise RequestError("quantile levels must lie between 0 and 1")
         base = self._base()
@@ -194,7 +194,7 @@ class LengthDistributionBatch:
         numbers = arguments.reals(values, what)
         if numbers.ndim and numbers.shape != self.ages.shape:
             raise RequestError(
-                f"{what} must be one number or {len(self)} of them, got {arguments.shown(numbers)}"
+                f"{what} must be one number or {len(self)} of them, got {shown(numbers)}"
             )
         return np.broadcast_to(numbers, self.ages.shape)
 
