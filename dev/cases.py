@@ -100,8 +100,9 @@ def unseen_names(folder: Path) -> None:
     for name in ("test_cap", "test_model", "test_client"):
         need(maes[name] <= 1.03 * maes["test"], f"{name} {maes[name]} beside {maes['test']}")
     # The four test files carry the same requests; those by user are another set.
-    need(maes["u_client100"] <= 1.05 * maes["u_none"], f"by client: {maes}")
-    need(maes["alias"] <= 1.05 * maes["u_none"], f"by alias: {maes}")
+    if "u_none" in maes:  # not every copy of the case has the files of a thousand users
+        need(maes["u_client100"] <= 1.05 * maes["u_none"], f"by client: {maes}")
+        need(maes["alias"] <= 1.05 * maes["u_none"], f"by alias: {maes}")
     asked = [json.loads(line + "}") for line in re.findall(r"\{[^}]*?tokens\": \d+", output.out)]
     for each in asked:
         tokens = each["estimated_remaining_tokens"]
