@@ -412,6 +412,49 @@ def test_a_flat_log_that_is_not_plain_is_refused(tmp_path: Path, case: str) -> N
     assert expected in refused(write(tmp_path / "u.csv", content), HistoryError)
 
 
+ENDS: dict[str, tuple[dict[str, Any], str, str, float]] = {
+    # more columns, the names of start and end, how many of their units a second has
+    "block hashes": ({"hash_ids": [1]}, "start_time", "end_time", 1e3),
+    "no hashes": ({}, "start_time", "end_time", 1e3),
+    "seconds": ({}, "start_time", "end_time", 1.0),
+    "start says it": ({}, "start_time_ms", "end_time", 1e3),
+    "end says it": ({}, "start_time", "end_time_ms", 1e3),
+}
+
+
+@pytest.mark.parametrize("gap", [0.05, 7.0, 900.0])
+@pytest.mark.parametrize("case", ENDS)
+def test_start_and_end_are_scaled_alike(tmp_path: Path, case: str, gap: float) -> None:
+    more, start, end, scale = ENDS[case]
+    log = [
+        {start: i * gap * scale, end: (i * gap + 4.0) * scale, "model": "m",
+         "input_length": 30, "output_length": 100, **more}
+        for i in range(30)
+    ]  # fmt: skip
+    path = write(tmp_path / "u.jsonl", lines(*log))
+    found = read_history(path).frame
+    assert found["arrival_time"].to_list() == pytest.approx([i * gap for i in range(30)])
+    assert found["actual_time"].to_list() == pytest.approx([4.0] * 30)
+    some = read_history(path, columns=["arrival_time"]).frame  # by whatever is asked for
+    assert some["arrival_time"].to_list() == found["arrival_time"].to_list()
+
+
+def test_ends_since_1970_say_their_unit_and_a_stated_duration_comes_first(tmp_path: Path) -> None:
+    log = {"start_time_ms": 1_770_000_000_000, "end_time": 1_770_000_300, "input_tokens": 5,
+           "output_tokens": 100}  # fmt: skip
+    found = read(tmp_path, "u.jsonl", lines(log))
+    assert rows(found, "arrival_time", "actual_time") == [(1.77e9, 300.0)]
+    found = read(tmp_path, "u.jsonl", lines({**log, "latency_ms": 1500}))
+    assert found.frame["actual_time"].to_list() == [1.5]
+    assert found.ignored == ["end_time"]
+
+
+def test_ends_of_no_unit_are_refused(tmp_path: Path) -> None:
+    header = "start_time,end_time,prompt_tokens,completion_tokens\n"
+    path = write(tmp_path / "u.csv", header + "0,90000000,2,90\n")
+    assert "rename it to 'start_time_s' or" in refused(path)
+
+
 def test_reasoning_is_added_where_the_total_shows_that_it_is_apart(tmp_path: Path) -> None:
     header = "timestamp,prompt_tokens,completion_tokens,reasoning_tokens,total_tokens\n"
     found = read(tmp_path, "u.csv", header + "0,10,5,100,115\n1,10,105,100,115\n")
