@@ -188,6 +188,29 @@ def test_openai_batch(tmp_path: Path) -> None:
     assert len(found.left_out) == 3
 
 
+UNFINISHED: dict[str, dict[str, Any]] = {
+    "failed": {"status": "failed", "usage": None, "error": {"code": "server_error"}},
+    "no usage": {**chat("stop", 3), "usage": None},
+    "in progress": {"status": "in_progress", "created_at": 1_770_000_000},
+    "queued, counted so far": {"status": "queued", "usage": {"output_tokens": 0}},
+}
+
+
+@pytest.mark.parametrize("case", UNFINISHED)
+def test_openai_batch_leaves_out_what_failed_or_goes_on(tmp_path: Path, case: str) -> None:
+    log = lines(batch(0, chat("stop", 20)), batch(1, UNFINISHED[case]))
+    found = read(tmp_path, "out.jsonl", log)
+    assert rows(found, "request_id", "actual_length") == [("q0", 20)]
+    why = "failed, expired or unfinished requests without a count of tokens"
+    assert found.left_out == {why: 1}
+    assert any(f"left out: 1 {why}" in note for note in found.notes)
+
+
+def test_an_answer_without_its_count_is_a_bad_row(tmp_path: Path) -> None:
+    body = {"choices": [], "usage": {"prompt_tokens": 3}}
+    assert "line 1: has no usage" in refused(write(tmp_path / "o.jsonl", lines(batch(0, body))))
+
+
 def spend(number: int, **over: Any) -> dict[str, Any]:
     record = {
         "request_id": f"r{number}", "call_type": "acompletion", "api_key": "hashed", "spend": 0.1,
@@ -235,6 +258,30 @@ def test_litellm_with_request_and_response(tmp_path: Path) -> None:
     )
     found = read(tmp_path, "spend.csv", table(stored))
     assert rows(found, "max_length", "finish_reason", "temperature") == [(10, "length", 0.5)]
+
+
+def test_litellm_responses_and_several_choices(tmp_path: Path) -> None:
+    cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    two = {"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}
+    asked = {"max_output_tokens": 10}
+    log = [
+        spend(0, call_type="aresponses", response=cut, proxy_server_request=asked),
+        spend(1, call_type="aresponses", response={"status": "completed"}),
+        spend(2, response=two),
+        spend(3, model_parameters={"n": 3}),
+        spend(4, call_type="aresponses", response={"status": "in_progress"}),
+    ]
+    found = read(tmp_path, "spend.jsonl", lines(*log))
+    assert rows(found, "request_id", "max_length", "finish_reason") == [
+        ("r0", 10, "length"),
+        ("r1", None, "stop"),
+    ]
+    assert found.left_out == {
+        "requests with several choices, whose tokens are counted together": 2,
+        "unfinished requests, whose tokens are not all counted": 1,
+    }
+    odd = spend(0, response={"status": "incomplete", "incomplete_details": None})
+    assert "'incomplete'" in refused(write(tmp_path / "spend.jsonl", lines(odd)))
 
 
 def otlp(name: str, value: Any) -> dict[str, Any]:

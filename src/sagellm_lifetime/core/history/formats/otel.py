@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Final
 
-from sagellm_lifetime.core.history.formats.base import Format, Row, as_object, first, words
+from sagellm_lifetime.core.history.formats.base import SEVERAL, Format, Row, as_object, first, words
 from sagellm_lifetime.core.history.records import Broken, Record, Sample
 from sagellm_lifetime.core.history.times import moment
 
@@ -114,9 +114,7 @@ class OTel(Format):
         reasons = held.get("gen_ai.response.finish_reasons")
         reasons = reasons if isinstance(reasons, list) else [reasons]
         if len(reasons) > 1:
-            return self.leave_out(
-                "requests with several choices, whose tokens are counted together"
-            )
+            return self.leave_out(SEVERAL)
         start, end = moment(_any(span, _START), "start"), moment(_any(span, _END), "end")
         reason = words(reasons[0]) if reasons else None
         return [
