@@ -354,6 +354,33 @@ def test_otel_flat_spans(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_otel_finish_reasons_as_json_text(tmp_path: Path, suffix: str) -> None:
+    log = [
+        {"name": "chat", "start_time_unix_nano": START + i, "end_time_unix_nano": START + 10**9,
+         "attributes": {**GEN_AI, "gen_ai.response.finish_reasons": reasons}}
+        for i, reasons in enumerate(['["length"]', '["stop", "length"]', "[]", "max_tokens"])
+    ]  # fmt: skip
+    found = read(tmp_path, f"s.{suffix}", table(*log) if suffix == "csv" else lines(*log))
+    assert found.frame["finish_reason"].to_list() == ["length", "stop", "length"]
+    assert list(found.left_out.values()) == [1]
+    log[0]["attributes"]["gen_ai.response.finish_reasons"] = "[length"
+    damaged = write(tmp_path / "d.jsonl", lines(*log))
+    assert "line 1: gen_ai.response.finish_reasons is no list" in refused(damaged)
+
+
+def test_langfuse_caps(tmp_path: Path) -> None:
+    base = {"traceId": "t", "startTime": "2026-01-01T00:00:00Z", "usageDetails": {"output": 4}}
+    caps: list[Any] = [9.0, "9", "9.0", 9, None, "free text", 9.5, {"a": 1}]
+    log = [
+        {**base, "id": f"o{i}", "modelParameters": {"max_tokens": c}} for i, c in enumerate(caps)
+    ]
+    found = read(tmp_path, "l.jsonl", lines(*log))
+    assert found.frame["max_length"].to_list() == [9] * 4 + [None] * 4
+    assert any("caps that are no whole number were not read" in note for note in found.notes)
+    assert not any("caps that" in note for note in read(tmp_path, "l.jsonl", lines(*log[:5])).notes)
+
+
 def test_langfuse_from_the_page_and_from_storage(tmp_path: Path) -> None:
     usage = {"input": 100, "input_cached_tokens": 20, "output": 5, "output_reasoning_tokens": 30,
              "total": 155}  # fmt: skip
