@@ -523,6 +523,19 @@ def test_ends_since_1970_say_their_unit_and_a_stated_duration_comes_first(tmp_pa
     assert found.ignored == ["end_time"]
 
 
+@pytest.mark.parametrize("cell", ["x", "", "NaN", "inf", "-1", "1" * 400])
+@pytest.mark.parametrize("column", ["start_time", "end_time", "output_tokens"])
+def test_a_damaged_row_does_not_decide_the_unit(tmp_path: Path, column: str, cell: str) -> None:
+    log: list[dict[str, Any]] = [
+        {"start_time": i * 9000, "end_time": i * 9000 + 3000, "input_tokens": 5,
+         "output_tokens": 100}
+        for i in range(9)
+    ]  # fmt: skip
+    log[4][column] = cell
+    found = read(tmp_path, "u.csv", table(*log), on_bad_rows="skip").frame
+    assert found["actual_time"].to_list().count(3.0) >= 8
+
+
 def test_ends_of_no_unit_are_refused(tmp_path: Path) -> None:
     header = "start_time,end_time,prompt_tokens,completion_tokens\n"
     path = write(tmp_path / "u.csv", header + "0,90000000,2,90\n")

@@ -8,6 +8,7 @@ several requests are no requests and are refused; so is a time whose unit cannot
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Iterable
@@ -97,11 +98,20 @@ class Usage(Format):
         if end is not None and start is not None:
             row["actual_time"] = end - start
             self._subtracted = True
-            if "end" in self._open and "arrival_time" in self._open and abs(start) < EPOCH:
-                self._starts.append(start)
-                self._durations.append(end - start)
-                self._lengths.append(number(row.get("actual_length"), "actual_length") or 0.0)
+            if {"end", "arrival_time"} <= set(self._open) and abs(start) < EPOCH:
+                self._keep_for_unit(start, end, row.get("actual_length"))
         return [row]
+
+    def _keep_for_unit(self, start: float, end: float, length: object) -> None:
+        """Keep what the unit is decided by; a damaged row decides nothing, and is named later."""
+        try:
+            counted = number(length, "actual_length")
+        except ValueError:
+            return
+        if counted is not None and math.isfinite(counted) and math.isfinite(end - start):
+            self._starts.append(start)
+            self._durations.append(end - start)
+            self._lengths.append(counted)
 
     def _keep_one_duration(self) -> None:
         """Read durations of one kind: as stated, or from start to end; their units may differ."""
