@@ -323,6 +323,26 @@ def test_what_is_wrong_is_named(
     assert expected in message
 
 
+def test_a_line_of_sharegpt_that_is_not_json_is_a_bad_row(tmp_path: Path) -> None:
+    content = "".join(json.dumps(each) + "\n" for each in SHARE) + '{"id": \n[[\n'
+    message = refused(tmp_path, "sharegpt", content, "jsonl")
+    assert "2 bad rows (line 3: is not JSON; line 4: is not JSON)" in message
+    found = converted(tmp_path, "sharegpt", content, "jsonl", on_bad_rows="skip")
+    assert found.height == 2
+
+
+def test_sharegpt_says_that_it_replaced_half_a_character(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "a\ud83d"}, {"from": "gpt", "value": "\ude00 b"}]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"id": "i\udfff", "model": "\ud800", "conversations": talk}]))
+    found = convert("sharegpt", path, tmp_path / "h.jsonl", keep_content=True)
+    row = found.frame.row(0, named=True)
+    assert [row[n] for n in ("session_id", "model", "prompt_text", "output_text")] == [
+        "i\ufffd", "\ufffd", "a\ufffd", "\ufffd b"
+    ]  # fmt: skip
+    assert sum("lone surrogate" in note for note in found.notes) == 4
+
+
 def test_bad_rows_are_left_out_when_asked(tmp_path: Path) -> None:
     content = AZURE + "2023-11-16 18:15:51,1,-2\n"
     assert converted(tmp_path, "azure", content, on_bad_rows="skip").height == 3

@@ -188,6 +188,29 @@ def test_openai_batch(tmp_path: Path) -> None:
     assert len(found.left_out) == 3
 
 
+UNFINISHED: dict[str, dict[str, Any]] = {
+    "failed": {"status": "failed", "usage": None, "error": {"code": "server_error"}},
+    "no usage": {**chat("stop", 3), "usage": None},
+    "in progress": {"status": "in_progress", "created_at": 1_770_000_000},
+    "queued, counted so far": {"status": "queued", "usage": {"output_tokens": 0}},
+}
+
+
+@pytest.mark.parametrize("case", UNFINISHED)
+def test_openai_batch_leaves_out_what_failed_or_goes_on(tmp_path: Path, case: str) -> None:
+    log = lines(batch(0, chat("stop", 20)), batch(1, UNFINISHED[case]))
+    found = read(tmp_path, "out.jsonl", log)
+    assert rows(found, "request_id", "actual_length") == [("q0", 20)]
+    why = "failed, expired or unfinished requests without a count of tokens"
+    assert found.left_out == {why: 1}
+    assert any(f"left out: 1 {why}" in note for note in found.notes)
+
+
+def test_an_answer_without_its_count_is_a_bad_row(tmp_path: Path) -> None:
+    body = {"choices": [], "usage": {"prompt_tokens": 3}}
+    assert "line 1: has no usage" in refused(write(tmp_path / "o.jsonl", lines(batch(0, body))))
+
+
 def spend(number: int, **over: Any) -> dict[str, Any]:
     record = {
         "request_id": f"r{number}", "call_type": "acompletion", "api_key": "hashed", "spend": 0.1,
@@ -235,6 +258,30 @@ def test_litellm_with_request_and_response(tmp_path: Path) -> None:
     )
     found = read(tmp_path, "spend.csv", table(stored))
     assert rows(found, "max_length", "finish_reason", "temperature") == [(10, "length", 0.5)]
+
+
+def test_litellm_responses_and_several_choices(tmp_path: Path) -> None:
+    cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    two = {"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}
+    asked = {"max_output_tokens": 10}
+    log = [
+        spend(0, call_type="aresponses", response=cut, proxy_server_request=asked),
+        spend(1, call_type="aresponses", response={"status": "completed"}),
+        spend(2, response=two),
+        spend(3, model_parameters={"n": 3}),
+        spend(4, call_type="aresponses", response={"status": "in_progress"}),
+    ]
+    found = read(tmp_path, "spend.jsonl", lines(*log))
+    assert rows(found, "request_id", "max_length", "finish_reason") == [
+        ("r0", 10, "length"),
+        ("r1", None, "stop"),
+    ]
+    assert found.left_out == {
+        "requests with several choices, whose tokens are counted together": 2,
+        "unfinished requests, whose tokens are not all counted": 1,
+    }
+    odd = spend(0, response={"status": "incomplete", "incomplete_details": None})
+    assert "'incomplete'" in refused(write(tmp_path / "spend.jsonl", lines(odd)))
 
 
 def otlp(name: str, value: Any) -> dict[str, Any]:
@@ -305,6 +352,33 @@ def test_otel_flat_spans(tmp_path: Path) -> None:
         (None, 34, 1.5, "stop"),
         ("cmpl-1", 6, 1.0, "error"),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_otel_finish_reasons_as_json_text(tmp_path: Path, suffix: str) -> None:
+    log = [
+        {"name": "chat", "start_time_unix_nano": START + i, "end_time_unix_nano": START + 10**9,
+         "attributes": {**GEN_AI, "gen_ai.response.finish_reasons": reasons}}
+        for i, reasons in enumerate(['["length"]', '["stop", "length"]', "[]", "max_tokens"])
+    ]  # fmt: skip
+    found = read(tmp_path, f"s.{suffix}", table(*log) if suffix == "csv" else lines(*log))
+    assert found.frame["finish_reason"].to_list() == ["length", "stop", "length"]
+    assert list(found.left_out.values()) == [1]
+    log[0]["attributes"]["gen_ai.response.finish_reasons"] = "[length"
+    damaged = write(tmp_path / "d.jsonl", lines(*log))
+    assert "line 1: gen_ai.response.finish_reasons is no list" in refused(damaged)
+
+
+def test_langfuse_caps(tmp_path: Path) -> None:
+    base = {"traceId": "t", "startTime": "2026-01-01T00:00:00Z", "usageDetails": {"output": 4}}
+    caps: list[Any] = [9.0, "9", "9.0", 9, None, "free text", 9.5, {"a": 1}]
+    log = [
+        {**base, "id": f"o{i}", "modelParameters": {"max_tokens": c}} for i, c in enumerate(caps)
+    ]
+    found = read(tmp_path, "l.jsonl", lines(*log))
+    assert found.frame["max_length"].to_list() == [9] * 4 + [None] * 4
+    assert any("caps that are no whole number were not read" in note for note in found.notes)
+    assert not any("caps that" in note for note in read(tmp_path, "l.jsonl", lines(*log[:5])).notes)
 
 
 def test_langfuse_from_the_page_and_from_storage(tmp_path: Path) -> None:
@@ -410,6 +484,62 @@ UNPLAIN = {
 def test_a_flat_log_that_is_not_plain_is_refused(tmp_path: Path, case: str) -> None:
     content, expected = UNPLAIN[case]
     assert expected in refused(write(tmp_path / "u.csv", content), HistoryError)
+
+
+ENDS: dict[str, tuple[dict[str, Any], str, str, float]] = {
+    # more columns, the names of start and end, how many of their units a second has
+    "block hashes": ({"hash_ids": [1]}, "start_time", "end_time", 1e3),
+    "no hashes": ({}, "start_time", "end_time", 1e3),
+    "seconds": ({}, "start_time", "end_time", 1.0),
+    "start says it": ({}, "start_time_ms", "end_time", 1e3),
+    "end says it": ({}, "start_time", "end_time_ms", 1e3),
+}
+
+
+@pytest.mark.parametrize("gap", [0.05, 7.0, 900.0])
+@pytest.mark.parametrize("case", ENDS)
+def test_start_and_end_are_scaled_alike(tmp_path: Path, case: str, gap: float) -> None:
+    more, start, end, scale = ENDS[case]
+    log = [
+        {start: i * gap * scale, end: (i * gap + 4.0) * scale, "model": "m",
+         "input_length": 30, "output_length": 100, **more}
+        for i in range(30)
+    ]  # fmt: skip
+    path = write(tmp_path / "u.jsonl", lines(*log))
+    found = read_history(path).frame
+    assert found["arrival_time"].to_list() == pytest.approx([i * gap for i in range(30)])
+    assert found["actual_time"].to_list() == pytest.approx([4.0] * 30)
+    some = read_history(path, columns=["arrival_time"]).frame  # by whatever is asked for
+    assert some["arrival_time"].to_list() == found["arrival_time"].to_list()
+
+
+def test_ends_since_1970_say_their_unit_and_a_stated_duration_comes_first(tmp_path: Path) -> None:
+    log = {"start_time_ms": 1_770_000_000_000, "end_time": 1_770_000_300, "input_tokens": 5,
+           "output_tokens": 100}  # fmt: skip
+    found = read(tmp_path, "u.jsonl", lines(log))
+    assert rows(found, "arrival_time", "actual_time") == [(1.77e9, 300.0)]
+    found = read(tmp_path, "u.jsonl", lines({**log, "latency_ms": 1500}))
+    assert found.frame["actual_time"].to_list() == [1.5]
+    assert found.ignored == ["end_time"]
+
+
+@pytest.mark.parametrize("cell", ["x", "", "NaN", "inf", "-1", "1" * 400])
+@pytest.mark.parametrize("column", ["start_time", "end_time", "output_tokens"])
+def test_a_damaged_row_does_not_decide_the_unit(tmp_path: Path, column: str, cell: str) -> None:
+    log: list[dict[str, Any]] = [
+        {"start_time": i * 9000, "end_time": i * 9000 + 3000, "input_tokens": 5,
+         "output_tokens": 100}
+        for i in range(9)
+    ]  # fmt: skip
+    log[4][column] = cell
+    found = read(tmp_path, "u.csv", table(*log), on_bad_rows="skip").frame
+    assert found["actual_time"].to_list().count(3.0) >= 8
+
+
+def test_ends_of_no_unit_are_refused(tmp_path: Path) -> None:
+    header = "start_time,end_time,prompt_tokens,completion_tokens\n"
+    path = write(tmp_path / "u.csv", header + "0,90000000,2,90\n")
+    assert "rename it to 'start_time_s' or" in refused(path)
 
 
 def test_reasoning_is_added_where_the_total_shows_that_it_is_apart(tmp_path: Path) -> None:

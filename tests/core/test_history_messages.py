@@ -50,6 +50,7 @@ def test_malformed_jsonl_lines_are_rows_like_any_other(tmp_path: Path) -> None:
     history = read_history(write(tmp_path / "h.jsonl", "\n".join(lines)), on_bad_rows="skip")
     assert history.frame["actual_length"].to_list() == [1, 3, 6]
     assert history.frame["entropy"].to_list() == [None, None, [1.0, 0.5]]
+    assert history.frame["model"].to_list() == [None, "\ufffd", None]
     assert [problem.split(" ", 1)[1] for problem in history.problems] == [
         "line 2: is not JSON",
         "line 3: is not a JSON object",
@@ -108,3 +109,15 @@ def test_lists_with_holes_are_bad_rows(tmp_path: Path) -> None:
         assert "prefix_hashes is not a list of whole numbers" in message
         history = read_history(tmp_path / name, on_bad_rows="skip")
         assert history.frame["actual_length"].to_list() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_half_a_character_is_replaced_and_said(tmp_path: Path, suffix: str) -> None:
+    models = ["x\\ud800y", "\\uDFFF", "\\ud83d\\ude00", "\\u0000", "\\\\ud800"]
+    text = "\n".join(f'{{"actual_length": 3, "model": "{model}"}}' for model in models)
+    history = read_history(write(tmp_path / f"h.{suffix}", text))
+    assert history.frame["model"].to_list() == ["x\ufffdy", "\ufffd", "😀", "\0", "\\ud800"]
+    said = "model: half a character (a lone surrogate) was replaced by U+FFFD"
+    assert history.notes.count(said) == 1
+    whole = read_history(write(tmp_path / f"w.{suffix}", text.split("\n", 2)[2]))
+    assert whole.notes == []

@@ -49,6 +49,12 @@ UNUSABLE: dict[str, tuple[str, str | bytes, str]] = {
     "lines of old Mac OS": ("h.csv", "actual_length\r5\r6\r", "carriage return alone"),
     "semicolons": ("h.csv", 'model;"actual_length"\nm;5\n', "separated by ';'"),
     "tabs": ("h.csv", "model\tactual_length\nm\t5\n", "separated by '\\t'"),
+    "semicolons, other names": ("h.csv", "ts;promptTokens;completionTokens\n1;2;3\n", "by ';'"),
+    "tabs, other names": ("h.csv", "ts\tOutput Tokens\n1\t3\n", "separated by '\\t'"),
+    "in another case": ("h.csv", "Actual_Length,x\n1,2\n", "rename 'Actual_Length' to 'actual_l"),
+    "in another case jsonl": ("h.jsonl", '{"actualLength": 1}\n', "rename 'actualLength' to 'ac"),
+    "columns": ("h.csv", "a,b,c,d,e,f,g,h\n1\n", "are a, b, c, d, e, f and 2 more"),
+    "known names": ("h.csv", "a,b\n1,2\n", "completion_tokens or output_tokens, are read as docs/"),
     "no header, a long row": ("h.csv", f"5,{'x' * 200_000}\n", "no column 'actual_length'"),
     "open quote": ("h.csv", HEADER + '1,a\n2,"b\n3,c\n', "line 3 is not CSV"),
     "list in csv": ("h.csv", "actual_length,prefix_hashes\n1,[1]\n", "'prefix_hashes' holds lists"),
@@ -65,6 +71,18 @@ def test_unusable_files_get_one_clear_line(tmp_path: Path, case: str) -> None:
     message = refused(path)
     assert message.startswith(f"{path}: ")
     assert expected in message
+
+
+def test_a_first_row_without_a_header_is_not_repeated(tmp_path: Path) -> None:
+    for row in ("my secret,prompt\n", "secret,5\n", "secret\n", f"a,{'secret' * 9}\n"):
+        message = refused(write(tmp_path / "h.csv", row * 2))
+        assert "no column 'actual_length'" in message
+        assert "secret" not in message
+
+
+def test_bad_rows_are_advised_on_for_python_too(tmp_path: Path) -> None:
+    message = refused(write(tmp_path / "h.csv", HEADER + "x,m\n1,m\n"))
+    assert message.endswith("pass --on-bad-rows skip (in Python on_bad_rows='skip')")
 
 
 def test_missing_paths_get_one_clear_line(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_each_kind_of_bad_row_is_named(tmp_path: Path, kind: str, fault: str) ->
             "where it was cut from outside): write one of them for 'done'; "
         )
     expected = f"{path}: 1 bad row ({places[2]}: {text}); {advice}fix them"
-    assert refused(path, HistoryRowError) == f"{expected} or pass --on-bad-rows skip"
+    assert refused(path, HistoryRowError) == (
+        f"{expected} or pass --on-bad-rows skip (in Python on_bad_rows='skip')"
+    )
     history = read_history(path, on_bad_rows="skip")
     assert (history.frame.height, history.skipped, history.kinds) == (3, 1, {fault: 1})
 

@@ -26,7 +26,9 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.history.checks import is_plain
 from sagellm_lifetime.core.history.files import kind_of
+from sagellm_lifetime.core.history.jsonl import without_surrogates
 from sagellm_lifetime.core.history.read import ADVICE, History, OnBadRows
+from sagellm_lifetime.core.history.records import Broken
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, MAX_COUNT
 from sagellm_lifetime.core.history.streams import open_unpacked
 from sagellm_lifetime.core.history.tally import Tally, left_out
@@ -50,7 +52,9 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     try:
         for place, conversation in _conversations(path):
             try:
-                found, unasked = _answers(conversation, keep_content=keep_content)
+                if isinstance(conversation, Broken):
+                    raise ValueError(conversation.why)
+                found, unasked = _answers(conversation, tally, keep_content=keep_content)
                 tally.rows += len(found)
                 cut += unasked
                 rows += found
@@ -88,30 +92,38 @@ def _conversations(path: Path) -> Iterator[tuple[str, Any]]:
         if kind_of(path) == "jsonl":
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    yield f"line {number}", _parsed(path, line.decode("utf-8-sig"), number)
+                    yield f"line {number}", _line(line.decode("utf-8-sig"))
             return
-        value = _parsed(path, stream.read().decode("utf-8-sig"), 1)
+        value = _parsed(path, stream.read().decode("utf-8-sig"))
     if not isinstance(value, list):
         raise HistoryError(f"{path}: expected a JSON list of conversations")
     for number, item in enumerate(value, start=1):
         yield f"conversation {number}", item
 
 
-def _parsed(path: Path, text: str, first_line: int) -> Any:
+def _line(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return Broken("is not JSON")
+
+
+def _parsed(path: Path, text: str) -> Any:
     if not text.strip():
         raise HistoryError(f"{path}: the file is empty")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise HistoryError(f"{path}: line {line} is not JSON: {error.msg}") from error
+        raise HistoryError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except ValueError as error:
         raise HistoryError(f"{path}: a number has too many digits") from error
     except RecursionError as error:
         raise HistoryError(f"{path}: not a list of conversations: nested too deep") from error
 
 
-def _answers(conversation: Any, *, keep_content: bool) -> tuple[list[dict[str, Any]], int]:
+def _answers(
+    conversation: Any, tally: Tally, *, keep_content: bool
+) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of one conversation, and how many answers come before any question.
 
     Raises:
@@ -121,7 +133,11 @@ def _answers(conversation: Any, *, keep_content: bool) -> tuple[list[dict[str, A
         messages := conversation.get("conversations"), list
     ):
         raise ValueError("has no list 'conversations'")
-    identity, model = conversation.get("id"), conversation.get("model")
+    identity, model = (
+        None if held is None else without_surrogates(str(held), key, tally.say)
+        for key in ("id", "model")
+        for held in [conversation.get(key)]
+    )
     before, turn, unasked, prompt = 0, 0, 0, None
     rows = []
     for message in messages:
@@ -131,12 +147,12 @@ def _answers(conversation: Any, *, keep_content: bool) -> tuple[list[dict[str, A
         length = _length(message, text)
         # Cut conversations may open with an answer: its question is unknown, so it is no row.
         if role in _ANSWERS and prompt is not None:
-            session = None if identity is None else str(identity)
-            row = {"session_id": session, "turn": turn, "model": model and str(model)}
-            row["request_id"] = None if session is None else f"{session}#{turn}"
+            row = {"session_id": identity, "turn": turn, "model": model or None}
+            row["request_id"] = None if identity is None else f"{identity}#{turn}"
             row |= {"prompt_length": before, "actual_length": length}
             if keep_content:
-                row |= {"prompt_text": _clean(prompt), "output_text": _clean(text)}
+                texts = {"prompt_text": prompt, "output_text": text}
+                row |= {n: without_surrogates(t, n, tally.say) for n, t in texts.items()}
             rows.append(row)
             turn += 1
         elif role in _ANSWERS:
@@ -162,8 +178,3 @@ def _length(message: dict[str, Any], text: str) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
         raise ValueError("a token_count is not a whole number from 0 to 10^8")
     return count
-
-
-def _clean(text: str) -> str:
-    """A lone surrogate is legal JSON but no text."""
-    return text.encode("utf-8", "replace").decode()

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
-from sagellm_lifetime.core.history.names import suggestion
+from sagellm_lifetime.core.history.names import counts_generated, suggestion
 from sagellm_lifetime.core.history.parquet import counts_agree
 from sagellm_lifetime.core.history.quiet import no_panic_reports
 from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA, LISTS, Layout
@@ -169,7 +169,8 @@ def _without(
     """The error of a file that lacks a column it needs."""
     if kind == "csv":
         for mark in (";", "\t", "|"):
-            if any(name in _split(cell, mark) for cell in present if mark in cell):
+            parts = [part for cell in present if mark in cell for part in _split(cell, mark)]
+            if name in parts or (not layout.foreign and any(map(counts_generated, parts))):
                 message = f"{path}: the columns are separated by {mark!r}: separate them by commas"
                 return HistoryHeaderError(message)
     if kind == "jsonl":

@@ -69,5 +69,5 @@ def _rows(path: Path, reader: Format, types: dict[str, pl.DataType]) -> Iterator
                 BROKEN: values.why if isinstance(values, Broken) else None,
             }
             if not isinstance(values, Broken):
-                fill(row, values, types)
+                fill(row, values, types, reader.tally.say)
             yield row

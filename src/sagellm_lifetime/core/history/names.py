@@ -48,10 +48,20 @@ _UNITS: Final = {
 }
 
 
+def _snake(name: str) -> str:
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")
+
+
+def counts_generated(name: str) -> bool:
+    """Return True for a name of the generated tokens: a history's own in any case, or an alias."""
+    target = target_of(name)
+    return _snake(name) == "actual_length" or (target is not None and target[0] == "actual_length")
+
+
 def target_of(name: str) -> tuple[str, str | None] | None:
     """Return the history column that a foreign name stands for, and the unit if it has one."""
-    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
-    plain = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")
+    plain = _snake(name)
     if plain in _TARGETS:
         return _TARGETS[plain], None
     stem, _, unit = plain.rpartition("_")
@@ -96,11 +106,17 @@ def public_trace(names: Iterable[str]) -> str | None:
     return None
 
 
+_NAME: Final = re.compile(r"[A-Za-z_][\w.-]{0,31}")
+"""A column's name, and hardly a cell: no blanks, no number."""
+_NAMED: Final = 6
+
+
 def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) -> str:
     """Return what to do about a missing column, as the end of a one-line message.
 
-    Names only columns that it knows or that look like the wanted one: where a header is missing
-    altogether, the "columns" are the first row, and a message must not repeat somebody's prompt.
+    Names only columns that it knows, that look like the wanted one, or that all look like names:
+    where a header is missing altogether, the "columns" are the first row, and a message must not
+    repeat somebody's prompt.
     """
     names = [str(name) for name in present]
     if not foreign:
@@ -110,10 +126,22 @@ def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) ->
         renamed = _renamed(wanted, names)
         if renamed is not None:
             return renamed
+        same = next((name for name in names if _snake(name) == wanted), None)
+        if same is not None:
+            return f"rename {same!r} to {wanted!r}"
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "every row needs it (in CSV, the first line names the columns)"
+    needed = "every row needs it (in CSV, the first line names the columns)"
+    if len(names) > 1 and all(map(_NAME.fullmatch, names)):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        needed += f"; the columns are {', '.join(names[:_NAMED])}{more}"
+    if wanted == "actual_length":
+        needed += (
+            "; columns of other names, such as completion_tokens or output_tokens, are read as "
+            "docs/how-to/read-a-log.md says"
+        )
+    return needed
 
 
 def _renamed(wanted: str, names: Iterable[str]) -> str | None:

@@ -44,7 +44,7 @@ class Table(Protocol):
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table
 OnBadRows = Literal["refuse", "skip"]
-ADVICE = "fix them or pass --on-bad-rows skip"
+ADVICE = "fix them or pass --on-bad-rows skip (in Python on_bad_rows='skip')"
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _sift_file(file: RawFile, sieve: _Sieve) -> pl.DataFrame:
     if file.kind == "jsonl":
         types = {sieve.layout.names[c]: HISTORY_SCHEMA[c] for c in sieve.used}
         text = {n: t if t.is_nested() else pl.String() for n, t in types.items()}
-        return sieve.batches(jsonl_batches(file.path, text))
+        return sieve.batches(jsonl_batches(file.path, text, sieve.tally.say))
     names = [name for name in file.present if name]
     if file.frame is None:
         return sieve.batches(csv_batches(file.path, names))

@@ -19,7 +19,7 @@ NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns"
 BANDS: Final = {"ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e20)}
 """Where an epoch of a unit lies from 1973 to the year 5138; seconds lie below all of them."""
 
-_EPOCH = 1e8  # since 1970, even seconds are more; from the start of a log, they are less
+EPOCH: Final = 1e8  # since 1970, even seconds are more; from the start of a log, they are less
 _MAX_RATE = 500.0  # requests a second: more is no log of one service in this unit
 _MAX_GAP_S = 60.0  # mean seconds between requests: more is doubtful where another unit gives less
 _OFFSET = r"( ?UTC|Z|z|[+-]\d\d(?::?\d\d)?)$"
@@ -107,7 +107,7 @@ def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
     if held.is_empty():
         return documented or "s"
     low, high = held.to_numpy().min(), held.to_numpy().max()
-    if low >= _EPOCH:
+    if low >= EPOCH:
         return epoch_unit(low)
     if low == high:
         return documented or "s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import polars as pl
 
@@ -104,6 +104,22 @@ def number(value: Any, name: str) -> float | None:
         return float(value)
     except (ValueError, OverflowError):
         raise ValueError(f"{name} is not a number") from None
+
+
+SEVERAL: Final = "requests with several choices, whose tokens are counted together"
+"""Why a request with several answers is left out."""
+UNFINISHED: Final = ("in_progress", "queued")
+"""The ``status`` of a response of OpenAI's Responses API that is still being generated."""
+
+
+def ending(response: dict[str, Any]) -> str | None:
+    """Return why a response of OpenAI's Responses API ended, None where it does not say.
+
+    An incomplete one without a reason stays ``"incomplete"``, which is no known finish reason.
+    """
+    status = words(response.get("status"))
+    reason = words(dig(response, "incomplete_details.reason"))
+    return reason or status if status == "incomplete" else status
 
 
 def words(value: Any) -> str | None:

@@ -9,6 +9,7 @@ inside already, they are not. How an answer ended is not said, only that it fail
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -94,13 +95,24 @@ class Langfuse(Format):
                 "session_id": words(first(record, "sessionId", "session_id")),
                 "arrival_time": start,
                 "prompt_length": prompt,
-                "max_length": cap if isinstance(cap, int) or str(cap).isdigit() else None,
+                "max_length": self._cap(cap),
                 "actual_length": length,
                 "actual_time": seconds,
                 "finish_reason": "error" if failed else None,
                 "temperature": _temperature(asked),
             }
         ]
+
+    def _cap(self, cap: object) -> float | None:
+        """Return a cap, which is free text of whoever logged it; what is none is said."""
+        try:
+            value = number(cap, "max_tokens")
+        except ValueError:
+            value = math.nan
+        if value is not None and not value.is_integer():
+            self.tally.say("modelParameters: caps that are no whole number were not read")
+            return None
+        return value
 
     def _counts(self, record: Record) -> tuple[float | None, float | None]:
         """Return the tokens of the prompt and the generated ones, None where they are not said."""

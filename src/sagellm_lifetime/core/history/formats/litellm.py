@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from typing import ClassVar, Final
 
 from sagellm_lifetime.core.history.formats.base import (
+    SEVERAL,
+    UNFINISHED,
     Format,
     Row,
     as_object,
     dig,
+    ending,
     first,
     number,
     words,
@@ -95,11 +98,17 @@ class LiteLLM(Format):
         )
         response = as_object(record.get("response"))
         choices = response.get("choices")
-        choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+        choices = choices if isinstance(choices, list) else []
         asked = {
             **as_object(record.get("model_parameters")),
             **as_object(record.get("proxy_server_request")),
         }
+        asked_for = asked.get("n")
+        if len(choices) > 1 or (isinstance(asked_for, int) and asked_for > 1):
+            return self.leave_out(SEVERAL)
+        if response.get("status") in UNFINISHED:
+            return self.leave_out("unfinished requests, whose tokens are not all counted")
+        reason = words(dig(choices[0], "finish_reason")) if choices else ending(response)
         return [
             {
                 "request_id": words(first(record, "request_id", "id")),
@@ -108,10 +117,12 @@ class LiteLLM(Format):
                 "session_id": words(first(record, "session_id", "trace_id")),
                 "arrival_time": start,
                 "prompt_length": record.get("prompt_tokens"),
-                "max_length": first(asked, "max_tokens", "max_completion_tokens"),
+                "max_length": first(
+                    asked, "max_tokens", "max_completion_tokens", "max_output_tokens"
+                ),
                 "actual_length": length,
                 "actual_time": None if start is None or end is None or failed else end - start,
-                "finish_reason": "error" if failed else words(dig(choice, "finish_reason")),
+                "finish_reason": "error" if failed else reason,
                 "temperature": number(asked.get("temperature"), "temperature"),
             }
         ]

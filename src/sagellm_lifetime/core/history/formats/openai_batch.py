@@ -11,12 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
-from sagellm_lifetime.core.history.formats.base import Format, Row, dig, first, words
+from sagellm_lifetime.core.history.formats.base import (
+    SEVERAL,
+    UNFINISHED,
+    Format,
+    Row,
+    dig,
+    ending,
+    first,
+    words,
+)
 from sagellm_lifetime.core.history.records import Record, Sample
 from sagellm_lifetime.core.history.times import moment
 
 _OK: Final = 200
 _BODY: Final = "response.body"
+_FAILED: Final = ("failed", "cancelled")
+_NO_COUNT: Final = "failed, expired or unfinished requests without a count of tokens"
 
 
 class OpenAIBatch(Format):
@@ -33,6 +44,7 @@ class OpenAIBatch(Format):
         f"{_BODY}.choices",
         f"{_BODY}.usage",
         f"{_BODY}.status",
+        f"{_BODY}.error",
         f"{_BODY}.incomplete_details",
         f"{_BODY}.max_output_tokens",
         f"{_BODY}.temperature",
@@ -55,18 +67,21 @@ class OpenAIBatch(Format):
         """Return the request of a line; none for a failed one, which has no count."""
         body, status = dig(record, _BODY), dig(record, "response.status_code")
         if not isinstance(body, dict) or record.get("error") or status not in (None, _OK):
-            return self.leave_out("failed or expired requests without a count of tokens")
+            return self.leave_out(_NO_COUNT)
         if isinstance(body.get("data"), list) and "embedding" in str(body.get("data"))[:200]:
             return self.leave_out("embeddings, which generate nothing")
         length = first(body, "usage.completion_tokens", "usage.output_tokens")
+        status, usage = body.get("status"), body.get("usage", {})
+        if status in UNFINISHED or (
+            length is None and (usage is None or body.get("error") or status in _FAILED)
+        ):
+            return self.leave_out(_NO_COUNT)
         if length is None:
             raise ValueError("has no usage.completion_tokens and no usage.output_tokens")
         choices = body.get("choices")
         choices = choices if isinstance(choices, list) else []
         if len(choices) > 1:
-            return self.leave_out(
-                "requests with several choices, whose tokens are counted together"
-            )
+            return self.leave_out(SEVERAL)
         choice = choices[0] if choices else None
         return [
             {
@@ -76,18 +91,11 @@ class OpenAIBatch(Format):
                 "prompt_length": first(body, "usage.prompt_tokens", "usage.input_tokens"),
                 "max_length": body.get("max_output_tokens"),
                 "actual_length": length,
-                "finish_reason": words(dig(choice, "finish_reason")) or _status(body),
+                "finish_reason": words(dig(choice, "finish_reason")) or ending(body),
                 "temperature": body.get("temperature"),
                 "output_text": _text(choice),
             }
         ]
-
-
-def _status(body: dict[str, Any]) -> str | None:
-    """Return why a response of the Responses API ended."""
-    reason = words(dig(body, "incomplete_details.reason"))
-    status = words(body.get("status"))
-    return reason if status == "incomplete" else status
 
 
 def _text(choice: Any) -> str | None:

@@ -11,15 +11,17 @@ by the model's spans below them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Final
 
-from sagellm_lifetime.core.history.formats.base import Format, Row, as_object, first, words
+from sagellm_lifetime.core.history.formats.base import SEVERAL, Format, Row, as_object, first, words
 from sagellm_lifetime.core.history.records import Broken, Record, Sample
 from sagellm_lifetime.core.history.times import moment
 
 _OUTPUT: Final = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 _INPUT: Final = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
+_REASONS: Final = "gen_ai.response.finish_reasons"
 _NO_MODEL: Final = (
     "invoke_agent",
     "create_agent",
@@ -46,7 +48,7 @@ _ATTRIBUTES: Final = (
     "gen_ai.request.temperature",
     "gen_ai.request.id",
     "gen_ai.response.id",
-    "gen_ai.response.finish_reasons",
+    _REASONS,
     "gen_ai.conversation.id",
     "session.id",
     "user.id",
@@ -111,12 +113,9 @@ class OTel(Format):
             if failed and any(key.startswith("gen_ai.") for key in held):
                 return self.leave_out("failed requests without a count of tokens")
             return self.leave_out("spans without a count of generated tokens")
-        reasons = held.get("gen_ai.response.finish_reasons")
-        reasons = reasons if isinstance(reasons, list) else [reasons]
+        reasons = _reasons(held.get(_REASONS))
         if len(reasons) > 1:
-            return self.leave_out(
-                "requests with several choices, whose tokens are counted together"
-            )
+            return self.leave_out(SEVERAL)
         start, end = moment(_any(span, _START), "start"), moment(_any(span, _END), "end")
         reason = words(reasons[0]) if reasons else None
         return [
@@ -134,6 +133,16 @@ class OTel(Format):
                 "temperature": held.get("gen_ai.request.temperature"),
             }
         ]
+
+
+def _reasons(held: Any) -> list[Any]:
+    """Return the finish reasons: a list, the JSON text of one (flat exports), or one word."""
+    if isinstance(held, str) and held.lstrip().startswith("["):
+        try:
+            held = json.loads(held)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{_REASONS} is no list") from None
+    return held if isinstance(held, list) else [held]
 
 
 def _spans(record: Record) -> Iterator[Record]:
