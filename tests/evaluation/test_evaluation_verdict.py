@@ -110,6 +110,14 @@ def test_few_rows_have_no_verdict(rows):
         assert "%" not in found.says()
 
 
+def test_one_session_has_no_interval_and_no_verdict():
+    rivals = fit_rivals(history(600, seed=1), SIMPLE)
+    alone = history(60, seed=2).with_columns(session_id=pl.lit("s"))
+    found = verdict([evaluate(told(), alone, rivals=rivals)])
+    assert found.says().startswith("one session or prompt alone does not tell")
+    assert not found.pays
+
+
 def test_the_choice_is_the_untrained_unless_another_is_ahead_beyond_chance():
     rivals = fit_rivals(history(400, seed=1), SIMPLE)
     test = history(300, seed=2)

@@ -119,6 +119,8 @@ class Verdict:
             0: "no difference beyond chance",
             -1: "prediction does not pay",
         }[self.simple.sign]
+        if self.simple.margin is None and self.maes[self.simple.over] > _EQUAL:
+            head = "one session or prompt alone does not tell a difference from chance"
         text = f"{head}: {own} has {self._error(self.simple)} {simple}, "
         text += "the best rule without a model."
         if self.other is not None:
@@ -219,7 +221,6 @@ def errors(points: Points, forecast: Forecast, at: np.ndarray) -> np.ndarray:
     """Return the absolute errors that the MAE is the mean of, tokens, shape ``(len(at),)``."""
     point = np.minimum(forecast.point[at], points.cuts.horizon - points.age[at])
     return np.abs(point - (points.target[at] - points.age[at])).astype(np.float64)
-
 
 
 def _least(maes: dict[str, float]) -> str:
