@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.core.prequential import (
     censored,
@@ -122,6 +123,15 @@ def test_clocks_that_restart_are_told_from_rows_session_by_session():
     assert split(relative).by == "session"
     span = clock(relative).max() - clock(relative).min()
     assert span > 20 * relative["arrival_time"].max()
+
+
+def test_fit_says_where_it_takes_sessions_one_by_one(caplog):
+    relative = own_clocks(closed_loop(users=5, turns=10))
+    create_predictor("survival").fit(relative)
+    assert "the sessions are taken one by one" in caplog.text
+    caplog.clear()
+    create_predictor("survival").fit(relative, clock="wall")
+    assert not caplog.text
 
 
 def test_users_who_all_start_at_the_same_instant_are_on_one_clock():
