@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -332,6 +333,9 @@ def test_the_demo_names_a_network_only_where_it_is_ahead_beyond_chance():
     said = " ".join(_closing(both, "p"))
     assert "Start with survival: it needs no training." in said
     assert "Ahead of survival by more than chance: transformer on code." in said
+    few = " ".join(_closing({"few": replace(both["code"], rows=9)}, "p"))
+    assert "Prediction pays" not in few
+    assert "Start with survival" in few
     assert "Start with transformer." in " ".join(_closing({"code": both["code"]}, "p"))
 
 

@@ -159,7 +159,7 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
     for name, found in verdicts.items():
         lines += wrap(f"{name}: {found.says()}", 96, initial_indent="  ", subsequent_indent="    ")
     paying = [name for name, found in verdicts.items() if found.pays]
-    others = [name for name in verdicts if name not in paying]
+    others = [name for name, found in verdicts.items() if found.enough and not found.pays]
     lines.append("")
     if paying:
         gains = [f"{name} ({verdicts[name].simple.gain:.0%})" for name in paying]
