@@ -1,8 +1,10 @@
 """The commands end to end, on a few hundred rows."""
 
 import json
+import re
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
 from sagellm_lifetime.cli.convert import Format
+from sagellm_lifetime.cli.demo import _closing
 from sagellm_lifetime.cli.options import repeated
 from sagellm_lifetime.core.convert import FORMATS
 from sagellm_lifetime.core.history import read_history
+from sagellm_lifetime.evaluation.verdict import Gap, Verdict
 
 METRICS = {
     "mae",
@@ -109,6 +113,18 @@ def test_a_long_history_is_cut_to_its_newest_rows(cli, tmp_path, history, monkey
     done = cli("train", "--data-path", history, *SURVIVAL, "--json")
     assert done.err == "training on the newest 100 of 240 rows\n"
     assert done.json()["rows"] == 100
+
+
+def test_train_says_where_the_time_per_token_is_not_known(cli, tmp_path):
+    rows = pl.DataFrame({"actual_length": [30 + 7 * i for i in range(40)]})
+    rows.write_csv(tmp_path / "plain.csv")
+    rows.with_columns(actual_time=pl.col("actual_length") * 0.02).write_csv(tmp_path / "timed.csv")
+    plain = cli("train", "--data-path", "plain.csv", *SURVIVAL, "--json", "plain.json")
+    assert "Time per token:  unknown (0.02 s assumed)" in plain.out
+    assert json.loads((tmp_path / "plain.json").read_text())["seconds_per_token_assumed"] is True
+    timed = cli("train", "--data-path", "timed.csv", *SURVIVAL, "--json", "timed.json")
+    assert "Time per token:  0.02 s" in timed.out
+    assert json.loads((tmp_path / "timed.json").read_text())["seconds_per_token_assumed"] is False
 
 
 def test_the_demo_is_the_same_for_the_same_seed(cli, monkeypatch):
@@ -268,10 +284,59 @@ def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
         assert f"{name}: " in done.out
     assert verdicts["regular"]["pays"]
     assert "Prediction pays on regular" in done.out
-    assert f"Start with {verdicts['regular']['best_predictor']}" in done.out
+    assert f"Start with {verdicts['regular']['choice']}" in done.out
+    told = " ".join(done.out.split())
+    for group, when in (("steps", "over all steps"), ("admission", "at admission")):
+        beaten = []
+        for name, each in found.items():
+            maes = {
+                who: scores[group]["mae"]
+                for who, scores in (each["predictors"] | each["baselines"]).items()
+            }
+            best = min(maes, key=maes.get)
+            beaten += [f"{name} ({best})"] if best in each["baselines"] else []
+        said = re.search(rf"A baseline has the least error of all {when} on (.*?)\.(?: |$)", told)
+        assert (said.group(1).split(" and ") if said else []) == beaten
     for command in ("evaluate", "train", "replay"):
         assert f"sagellm-lifetime {command} --data-path FILE" in done.out
     assert "Least error of all: " in Path("report/report.md").read_text()
+
+
+def gap_to(over, gain, margin=0.02):
+    return Gap(over, gain, margin)
+
+
+def led(own, untrained, best="lightgbm"):
+    """A verdict where prediction pays and lightgbm is ahead when a request comes in."""
+    return Verdict(
+        best=own,
+        own=own,
+        simple=gap_to("residual_life", 0.2),
+        other=None,
+        untrained=untrained,
+        maes={own: 80.0, "survival": 80.3, "residual_life": 100.0},
+        at_admission={own: 60.0, "survival": 61.0, best: 50.0},
+        predictors=("survival", own),
+        rows=500,
+    )
+
+
+def test_the_demo_names_a_network_only_where_it_is_ahead_beyond_chance():
+    level, ahead = gap_to("survival", 0.004), gap_to("survival", 0.1)
+    alone = " ".join(_closing({"chat": led("lstm", level)}, "p"))
+    assert "Start with survival: it needs no training, and no other predictor is ahead" in alone
+    assert "lstm on" not in alone
+    assert "--predictor-type survival" in alone
+    assert "the least error of all at admission on chat (lightgbm)." in alone
+    assert "the least error of all over all steps" not in alone
+    both = {"chat": led("lstm", level), "code": led("transformer", ahead)}
+    said = " ".join(_closing(both, "p"))
+    assert "Start with survival: it needs no training." in said
+    assert "Ahead of survival by more than chance: transformer on code." in said
+    few = " ".join(_closing({"few": replace(both["code"], rows=9)}, "p"))
+    assert "Prediction pays" not in few
+    assert "Start with survival" in few
+    assert "Start with transformer." in " ".join(_closing({"code": both["code"]}, "p"))
 
 
 def test_evaluate_names_the_baseline_that_is_ahead(cli, tmp_path):

@@ -79,6 +79,7 @@ def test_a_load_test_is_cut_by_time_and_the_clock_is_told(cli, looped):
     assert done.json()["settings"]["clock"] == "wall"
     forced = cli(*evaluate, "--clock", "session")
     assert "one clock" not in forced.err
+    assert "the sessions are taken one by one" in forced.err
     assert forced.json()["settings"]["split"] == "session"
     assert forced.json()["settings"]["clock"] == "session"
     trained = cli("train", "--data-path", looped, *SURVIVAL, "--json")
@@ -89,7 +90,7 @@ def test_a_load_test_is_cut_by_time_and_the_clock_is_told(cli, looped):
 def test_times_that_restart_are_told(cli, looped, tmp_path):
     start = pl.col("arrival_time").min().over("session_id")
     frame = pl.read_csv(tmp_path / looped).with_columns(pl.col("arrival_time") - start)
-    frame.write_csv(tmp_path / "own.csv")
+    frame.sort("session_id", "arrival_time").write_csv(tmp_path / "own.csv")
     evaluate = ("evaluate", "--data-path", "own.csv", *SURVIVAL, "--json")
     done = cli(*evaluate)
     assert "restart with every session" in done.err
@@ -100,6 +101,16 @@ def test_times_that_restart_are_told(cli, looped, tmp_path):
         assert "restart" not in forced.err
         assert forced.json()["settings"]["split"] == "time"
         assert forced.json()["settings"]["clock"] == "wall"
+
+
+def test_users_who_start_at_the_same_instant_are_on_one_clock_in_doubt(cli, looped, tmp_path):
+    start = pl.col("arrival_time").min().over("session_id")
+    frame = pl.read_csv(tmp_path / looped).with_columns(pl.col("arrival_time") - start)
+    frame.sort("arrival_time").write_csv(tmp_path / "at_once.csv")
+    done = cli("evaluate", "--data-path", "at_once.csv", *SURVIVAL, "--json")
+    assert done.err.count("--clock session") == 1
+    assert done.json()["settings"]["split"] == "time"
+    assert done.json()["settings"]["clock"] == "wall"
 
 
 def test_a_split_by_time_needs_one_clock(refused, looped):

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.core.prequential import (
     censored,
@@ -114,11 +115,40 @@ def test_users_of_a_load_test_are_on_one_clock(order):
     assert doubtful_clock(wall)
     assert clock(wall).tolist() == wall["arrival_time"].to_list()
     assert split(wall).by == "time"
-    relative = own_clocks(closed_loop()).sort(order)
+
+
+def test_clocks_that_restart_are_told_from_rows_session_by_session():
+    relative = own_clocks(closed_loop())
     assert relative_times(relative)
     assert split(relative).by == "session"
     span = clock(relative).max() - clock(relative).min()
     assert span > 20 * relative["arrival_time"].max()
+
+
+def test_fit_says_where_it_takes_sessions_one_by_one(caplog):
+    relative = own_clocks(closed_loop(users=5, turns=10))
+    create_predictor("survival").fit(relative)
+    assert "the sessions are taken one by one" in caplog.text
+    caplog.clear()
+    create_predictor("survival").fit(relative, clock="wall")
+    assert not caplog.text
+
+
+def test_users_who_all_start_at_the_same_instant_are_on_one_clock():
+    """Ten of them at 0.0, the next request 5 s after the last end; written as they arrive."""
+    lasting = np.random.default_rng(8).uniform(1, 9, (10, 12))
+    starts = np.column_stack([np.zeros(10), (lasting + 5.0).cumsum(axis=1)[:, :-1]])
+    users = frame(
+        session_id=np.repeat([f"u{i}" for i in range(10)], 12),
+        arrival_time=starts.ravel(),
+        actual_time=lasting.ravel(),
+    ).sort("arrival_time")
+    assert not relative_times(users)
+    assert doubtful_clock(users)
+    assert clock(users).tolist() == users["arrival_time"].to_list()
+    assert split(users).by == "time"
+    assert relative_times(users, "session")
+    assert relative_times(users.sort("session_id", "arrival_time"))
 
 
 def test_sessions_that_count_from_before_their_first_request():

@@ -76,6 +76,62 @@ def test_the_best_of_several_predictors_stands_for_them():
     assert verdict([evaluate(told(), test)]) is None, "nobody to compare with"
 
 
+def test_equal_errors_are_a_tie():
+    """All answers have 5 tokens: whoever says so makes no error, baselines as well."""
+    train, test = (
+        history(100, seed=s).with_columns(actual_length=pl.lit(5), max_length=pl.lit(10))
+        for s in (1, 2)
+    )
+    exact = PointOnly(lambda r: 5 - r.current_length)
+    found = verdict([evaluate(exact, test, rivals=fit_rivals(train))])
+    said = found.says()
+    assert found.best == "rule"
+    assert not found.pays
+    assert found.simple.sign == 0
+    assert "the same error as" in said
+    assert "is ahead" not in said
+    assert "0.0 %" not in said
+    assert "Least error of all: rule, " in said
+    worse = verdict([evaluate(Fixed(400.0, 0.2), test, rivals=fit_rivals(train, SIMPLE))]).says()
+    assert "has more error than constant_median (0.0)" in worse
+
+
+@pytest.mark.parametrize("rows", [1, 29, 30])
+def test_few_rows_have_no_verdict(rows):
+    rivals = fit_rivals(history(600, seed=1), SIMPLE)
+    found = verdict([evaluate(told(), history(rows, seed=2), rivals=rivals)])
+    assert found.enough == (rows == 30)
+    assert found.to_dict()["rows"] == rows
+    if rows == 30:
+        assert "% less error than" in found.says()
+    else:
+        assert not found.pays
+        assert found.says().startswith("too few rows to say: ")
+        assert "%" not in found.says()
+
+
+def test_one_session_has_no_interval_and_no_verdict():
+    rivals = fit_rivals(history(600, seed=1), SIMPLE)
+    alone = history(60, seed=2).with_columns(session_id=pl.lit("s"))
+    found = verdict([evaluate(told(), alone, rivals=rivals)])
+    assert found.says().startswith("one session or prompt alone does not tell")
+    assert not found.pays
+
+
+def test_the_choice_is_the_untrained_unless_another_is_ahead_beyond_chance():
+    rivals = fit_rivals(history(400, seed=1), SIMPLE)
+    test = history(300, seed=2)
+    survival, near, better = Fixed(110.0, 0.7), Fixed(109.0, 0.7), told()
+    survival.name = "survival"
+    ahead = verdict([evaluate(each, test, rivals=rivals) for each in (survival, better)])
+    assert (ahead.own, ahead.choice) == ("rule", "rule")
+    assert ahead.untrained.sign == 1
+    same = verdict([evaluate(each, test, rivals=rivals) for each in (survival, near)])
+    assert same.choice == "survival"
+    assert same.to_dict()["choice"] == "survival"
+    assert verdict([evaluate(near, test, rivals=rivals)]).choice == "fixed"
+
+
 def test_rows_of_one_session_are_not_independent():
     frame = history(400, seed=3)
     repeated = pl.concat([frame.with_columns(session_id=pl.col("request_id"))] * 4)

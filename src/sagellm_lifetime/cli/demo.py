@@ -159,7 +159,7 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
     for name, found in verdicts.items():
         lines += wrap(f"{name}: {found.says()}", 96, initial_indent="  ", subsequent_indent="    ")
     paying = [name for name, found in verdicts.items() if found.pays]
-    others = [name for name in verdicts if name not in paying]
+    others = [name for name, found in verdicts.items() if found.enough and not found.pays]
     lines.append("")
     if paying:
         gains = [f"{name} ({verdicts[name].simple.gain:.0%})" for name in paying]
@@ -168,16 +168,22 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
         if others:
             text += f" On {listed(others, 'and')} it does not: a request tells too little there."
         lines += wrap(text, 96)
-        led = _first_choice([verdicts[name] for name in paying])
-        lines.append(f"Start with {led}, the predictor that is ahead most often where it pays.")
     elif others:
         lines.append(f"Prediction pays on none of these: {listed(others, 'and')}.")
-        led = _first_choice(list(verdicts.values()))
-    else:
-        led = "survival"
-    beaten = [f"{name} ({v.best})" for name, v in verdicts.items() if v.best not in v.predictors]
-    if beaten:
-        lines.append(f"A baseline has the least error of all on {listed(beaten, 'and')}.")
+    led = _first_choice(verdicts)
+    lines += wrap(_advice(verdicts, led), 96)
+    for when, best in (
+        ("over all steps", {name: v.best for name, v in verdicts.items()}),
+        ("at admission", {name: v.best_at_admission for name, v in verdicts.items()}),
+    ):
+        beaten = [
+            f"{name} ({who})"
+            for name, who in best.items()
+            if who is not None and who not in verdicts[name].predictors
+        ]
+        if beaten:
+            text = f"A baseline has the least error of all {when} on {listed(beaten, 'and')}."
+            lines += wrap(text, 96)
     lines += [
         "Next, with your own history: does it pay, and what does it buy?",
         f"  {program} evaluate --data-path FILE --predictor-type {led} --report report/own",
@@ -187,12 +193,39 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
     return lines
 
 
-def _first_choice(verdicts: list[Verdict]) -> str:
-    """The predictor that leads on most workloads, among equals the one with the larger gains."""
+def _first_choice(verdicts: dict[str, Verdict]) -> str:
+    """Return the predictor to take on most workloads where prediction pays, else on all.
+
+    :data:`UNTRAINED` among equals, then the one with the larger gains.
+    """
+    from sagellm_lifetime.evaluation.verdict import UNTRAINED
+
+    counted = [found for found in verdicts.values() if found.pays] or list(verdicts.values())
     gains: dict[str, list[float]] = {}
-    for found in verdicts:
-        gains.setdefault(found.own, []).append(found.simple.gain)
-    return max(gains, key=lambda name: (len(gains[name]), sum(gains[name])))
+    for found in counted:
+        gains.setdefault(found.choice, []).append(found.simple.gain)
+    if not gains:
+        return UNTRAINED
+    return max(gains, key=lambda name: (len(gains[name]), name == UNTRAINED, sum(gains[name])))
+
+
+def _advice(verdicts: dict[str, Verdict], led: str) -> str:
+    """Say what to start with, and where another than the untrained is ahead beyond chance."""
+    from sagellm_lifetime.evaluation.verdict import UNTRAINED
+
+    ahead: dict[str, list[str]] = {}
+    for name, found in verdicts.items():
+        if found.choice != UNTRAINED and found.pays:
+            ahead.setdefault(found.choice, []).append(name)
+    where = [f"{who} on {listed(names, 'and')}" for who, names in ahead.items()]
+    text = f"Start with {led}"
+    if led == UNTRAINED:
+        text += ": it needs no training"
+        text += ", and no other predictor is ahead of it by more than chance" if not where else ""
+    text += "."
+    if where:
+        text += f" Ahead of {UNTRAINED} by more than chance: {listed(where, 'and')}."
+    return text
 
 
 def _index(found: dict[str, list[Evaluation]], verdicts: dict[str, Verdict]) -> str:

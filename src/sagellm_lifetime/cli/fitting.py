@@ -118,6 +118,8 @@ class Reading:
                 "arrival times restart with every session: the sessions are taken one by one "
                 "(--clock wall: all times are on one clock)"
             )
+        elif restarts:
+            note("--clock session: the sessions are taken one by one, each on a clock of its own")
         elif self.clock is Clock.auto and doubtful_clock(rows):
             note(
                 "arrival times are on one clock, though the sessions begin close together "

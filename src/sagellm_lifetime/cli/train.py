@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -34,6 +34,9 @@ from sagellm_lifetime.cli.places import (
     check_json,
     default_output,
 )
+
+if TYPE_CHECKING:
+    import polars as pl
 
 WIDTHS: Final = ("hidden_size", "d_model")
 """What a network may call its width; the specification has one name for each of its two."""
@@ -119,6 +122,7 @@ def train(
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
+        "seconds_per_token_assumed": not _has_durations(rows),
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
         "read": reading.told,
@@ -163,6 +167,14 @@ def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:
     return prepare
 
 
+def _has_durations(rows: pl.DataFrame) -> bool:
+    """Return whether some row says how long its tokens took."""
+    if "actual_time" not in rows.columns:
+        return False
+    timed = rows.filter((rows["actual_time"] > 0) & (rows["actual_length"] > 0))
+    return not timed.is_empty()
+
+
 def _show(found: dict[str, Any]) -> None:
     lengths = found["length_quantiles"]
     say(f"Trained {found['predictor']} in {found['seconds']:.1f} s")
@@ -175,5 +187,8 @@ def _show(found: dict[str, Any]) -> None:
             number(found["held_out_loss"], ".4f"),
         )
         say(f"  Held-out loss:   {before} before training, {after} after (nats per sequence)")
-    say(f"  Time per token:  {found['seconds_per_token']:.4g} s")
+    pace = f"{found['seconds_per_token']:.4g} s"
+    if found["seconds_per_token_assumed"]:
+        pace = f"unknown ({pace} assumed)"
+    say(f"  Time per token:  {pace}")
     say(f"  Saved to:        {found['checkpoint']}")

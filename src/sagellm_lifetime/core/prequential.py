@@ -40,12 +40,13 @@ def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
     """Return whether arrival times restart with every session.
 
     ``wall`` and ``session`` say so. ``auto`` looks at when the sessions begin. In times that
-    restart, all begin at exactly the same time (0 usually). Users of a load test begin within a
-    short time as well, but each at a time of its own.
+    restart, all begin at exactly the same time (0 usually). In some logs a session counts from
+    before its first request: there a tenth of the sessions must begin at exactly the first time,
+    and three quarters in the first twentieth of the time.
 
-    In some logs a session counts from before its first request: there a tenth of the sessions must
-    begin at exactly the first time, three quarters in the first twentieth of the time, and the rows
-    must not be in time order (a log of one clock mostly is).
+    Users of a load test begin within a short time as well, or all at once. Rows in time order are
+    therefore taken for those of one clock: a log of one clock mostly is in that order, and a log of
+    many is mostly written session by session. :func:`doubtful_clock` says that it is a guess.
     """
     check_clock(clock)
     if clock == "wall" or not {"session_id", "arrival_time"} <= set(frame.columns):
@@ -55,13 +56,12 @@ def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
     starts, first, last = _session_starts(frame)
     if len(starts) < 2 or first == last:  # all at once: no clock is told from another
         return False
+    if frame["arrival_time"].drop_nulls().is_sorted():
+        return False
     together = int((starts == first).sum())
     if together >= _ALL * len(starts):
         return True
-    crowded = _crowded(starts, first, last)
-    if not crowded or together < max(2, _SOME * len(starts)):
-        return False
-    return not frame["arrival_time"].drop_nulls().is_sorted()
+    return _crowded(starts, first, last) and together >= max(2, _SOME * len(starts))
 
 
 def doubtful_clock(frame: pl.DataFrame) -> bool:
@@ -83,8 +83,9 @@ def _session_starts(frame: pl.DataFrame) -> tuple[pl.Series, float, float]:
 
 
 def _crowded(starts: pl.Series, first: float, last: float) -> bool:
+    together = int((starts == first).sum())
     late = float(starts.quantile(0.75))  # type: ignore[arg-type]  # there are starts
-    return late - first < 0.05 * (last - first)
+    return together >= _ALL * len(starts) or late - first < 0.05 * (last - first)
 
 
 def clock(frame: pl.DataFrame, kind: Clock = "auto") -> np.ndarray | None:

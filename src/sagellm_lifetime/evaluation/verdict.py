@@ -15,6 +15,12 @@ from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.rivals import SIMPLE
 
 _TWO_SIDED_95: Final = 1.96
+_EQUAL: Final = 1e-9
+"""Difference of two MAEs in tokens that is rounding alone."""
+LEAST_ROWS: Final = 30
+"""Scored rows below which nothing is said: 1.96 standard errors hold for many rows, not for few."""
+UNTRAINED: Final = "survival"
+"""The predictor that needs no training, and the first choice where no other is ahead of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +54,44 @@ class Verdict:
         own: the best predictor, ``own_mae`` its MAE in tokens.
         simple: against the best baseline that learns nothing but the distribution of lengths.
         other: against the best baseline that is not ``simple``, where there is one.
+        untrained: against :data:`UNTRAINED`, where it is another one of the predictors.
         maes: of everybody, tokens.
+        at_admission: the same when a request comes in, of those that were scored there.
         predictors: names of those that are no baselines.
+        rows: how many were scored.
     """
 
     best: str
     own: str
     simple: Gap
     other: Gap | None
+    untrained: Gap | None
     maes: dict[str, float]
+    at_admission: dict[str, float]
     predictors: tuple[str, ...]
+    rows: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are rows enough to say anything: :data:`LEAST_ROWS`."""
+        return self.rows >= LEAST_ROWS
 
     @property
     def pays(self) -> bool:
         """Whether a predictor is ahead of the best simple baseline by more than chance."""
-        return self.simple.sign > 0
+        return self.enough and self.simple.sign > 0
+
+    @property
+    def choice(self) -> str:
+        """The predictor to take: the best, where it is ahead of the untrained beyond chance."""
+        if self.untrained is None or (self.enough and self.untrained.sign > 0):
+            return self.own
+        return UNTRAINED
+
+    @property
+    def best_at_admission(self) -> str | None:
+        """Least MAE when a request comes in; a predictor before a baseline with the same."""
+        return _least(self.at_admission) if self.at_admission else None
 
     def to_dict(self) -> dict[str, Any]:
         """The same for ``--json``."""
@@ -70,12 +99,19 @@ class Verdict:
             "best": self.best,
             "best_predictor": self.own,
             "pays": self.pays,
+            "rows": self.rows,
+            "enough": self.enough,
+            "choice": self.choice,
+            "best_at_admission": self.best_at_admission,
             "against_simple": asdict(self.simple),
             "against_other": None if self.other is None else asdict(self.other),
         }
 
     def says(self) -> str:
         """Return two or three sentences for people; a margin is that of the 95 % interval."""
+        if not self.enough:
+            scored = "1 row was" if self.rows == 1 else f"{self.rows} rows were"
+            return f"too few rows to say: {scored} scored, and it takes {LEAST_ROWS}."
         own = f"{self.own} ({self.maes[self.own]:,.1f})"
         simple = f"{self.simple.over} ({self.maes[self.simple.over]:,.1f})"
         head = {
@@ -83,17 +119,33 @@ class Verdict:
             0: "no difference beyond chance",
             -1: "prediction does not pay",
         }[self.simple.sign]
-        text = f"{head}: {own} has {_less(self.simple)} error than {simple}, "
+        if self.simple.margin is None and self.maes[self.simple.over] > _EQUAL:
+            head = "one session or prompt alone does not tell a difference from chance"
+        text = f"{head}: {own} has {self._error(self.simple)} {simple}, "
         text += "the best rule without a model."
         if self.other is not None:
             other = f"{self.other.over} ({self.maes[self.other.over]:,.1f})"
-            chance = "" if self.other.sign else ", no more than chance"
-            difference = f"{_less(self.other)} error"
-            if self.other.gain > 0:
-                text += f" It has {difference} than the baseline {other}{chance}."
+            error = self._error(self.other)
+            ahead = self.maes[self.own] - self.maes[self.other.over]
+            chance = "" if self.other.sign or abs(ahead) <= _EQUAL else ", no more than chance"
+            if ahead <= _EQUAL:
+                text += f" It has {error} the baseline {other}{chance}."
             else:
-                text += f" The baseline {other} is ahead: {self.own} has {difference}{chance}."
-        return f"{text} Least error of all: {self.best}."
+                error = error.removesuffix(" than")
+                text += f" The baseline {other} is ahead: {self.own} has {error}{chance}."
+        tied = [n for n, mae in self.maes.items() if mae <= self.maes[self.best] + _EQUAL]
+        return f"{text} Least error of all: {', '.join(tied)}."
+
+    def _error(self, found: Gap) -> str:
+        """``9.6 ± 3.0 % less error than``, more, or the same error as the other."""
+        mine, theirs = self.maes[self.own], self.maes[found.over]
+        if abs(mine - theirs) <= _EQUAL:
+            return "the same error as"
+        if theirs <= _EQUAL:  # no share of nothing
+            return "more error than"
+        width = "" if found.margin is None else f" ± {100 * found.margin:.1f}"
+        more = "less" if mine < theirs else "more"
+        return f"{100 * abs(found.gain):.1f}{width} % {more} error than"
 
 
 def verdict(evaluations: Sequence[Evaluation]) -> Verdict | None:
@@ -115,20 +167,24 @@ def verdict(evaluations: Sequence[Evaluation]) -> Verdict | None:
     mine = [n for n in own if n in known]
     if not mine or not simple:
         return None
-    ahead = min(mine, key=known.__getitem__)
+    ahead = _least({n: known[n] for n in mine})
+    admission = {n: s["admission"]["mae"] for n, s in scores.items()}
 
     def against(names: list[str]) -> Gap:
-        over = min(names, key=known.__getitem__)
+        over = _least({n: known[n] for n in names})
         gain, margin = gap(first.points, forecasts[ahead], forecasts[over], clusters=first.clusters)
         return Gap(over, gain, margin)
 
     return Verdict(
-        best=min(known, key=known.__getitem__),
+        best=_least(known),
         own=ahead,
         simple=against(simple),
         other=against(others) if others else None,
+        untrained=against([UNTRAINED]) if UNTRAINED in mine and ahead != UNTRAINED else None,
         maes=known,
+        at_admission={n: float(mae) for n, mae in admission.items() if mae is not None},
         predictors=tuple(own),
+        rows=first.rows,
     )
 
 
@@ -167,7 +223,7 @@ def errors(points: Points, forecast: Forecast, at: np.ndarray) -> np.ndarray:
     return np.abs(point - (points.target[at] - points.age[at])).astype(np.float64)
 
 
-def _less(found: Gap) -> str:
-    """``9.6 ± 3.0 % less``, or more."""
-    width = "" if found.margin is None else f" ± {100 * found.margin:.1f}"
-    return f"{100 * abs(found.gain):.1f}{width} % {'less' if found.gain >= 0 else 'more'}"
+def _least(maes: dict[str, float]) -> str:
+    """Return the first of those with the least error, but for rounding."""
+    least = min(maes.values()) + _EQUAL
+    return next(name for name, mae in maes.items() if mae <= least)

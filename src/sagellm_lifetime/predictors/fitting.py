@@ -63,6 +63,11 @@ def fit_predictor(
         _LOG.warning(said(read.cap_reached, len(read.frame), cap_reached))
     # Told from the whole history, once: a part of it may lack the sessions' first rows.
     kind: Clock = "session" if relative_times(read.frame, clock) else "wall"
+    if clock == "auto" and kind == "session":
+        _LOG.warning(
+            "arrival times restart with every session: the sessions are taken one by one "
+            "(clock='wall': all times are on one clock)"
+        )
     frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
     older, newest = _parts(frame, kind)
 
