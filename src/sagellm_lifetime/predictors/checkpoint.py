@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -104,6 +104,7 @@ def _check_answer(answer: PredictionResult) -> None:
         or answer.confidence > 1.0
         or answer.distribution is None
         or not 0.0 <= answer.distribution.survival(100) <= 1.0
+        or not 0.0 <= answer.distribution.mean() < inf
     ):
         raise ValueError("it answers with numbers that cannot be")
 
