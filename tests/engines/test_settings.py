@@ -51,6 +51,9 @@ WRONG = [
     {"checkpoint": 5},
     {"state": None},
     {"state": "a\0b"},
+    {"state": "\ud800"},
+    {"record": "x/\ude00"},
+    {"checkpoint": "\ud83d"},
     {"record": True},
     {"record": ["a"]},
 ]
