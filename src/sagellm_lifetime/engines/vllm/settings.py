@@ -142,6 +142,10 @@ class LiveSettings:
             if asked and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
+        if self.signals and not (self.predict or self.record):
+            raise RequestError(
+                "lifetime settings: signals true needs predict: true, or record: a folder"
+            )
         if self.content and not self.record:
             raise RequestError("lifetime settings: content needs record: a folder")
 
