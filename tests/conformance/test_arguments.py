@@ -272,3 +272,24 @@ def test_seconds_per_token_go_on_in_their_order(tmp_path):
     predictor.save(tmp_path / "state")
     names = list(load_predictor(tmp_path / "state")._timing.state())
     assert names == ["", "c", "b", "order", "a", "\\ud800"]
+
+
+@pytest.mark.parametrize("question", ["survival", "quantile", "interval", "given", "within"])
+def test_a_duration_is_no_number(question):
+    found = create_predictor("survival").predict(PredictionRequest(1, [], 0, None)).distribution
+    for value in (np.timedelta64(3, "s"), np.array(np.timedelta64(3, "ns")), np.timedelta64("NaT")):
+        with pytest.raises(RequestError):
+            getattr(found, question)(value)
+
+
+def test_an_array_without_dimensions_is_no_batch():
+    with pytest.raises(RequestError, match="a batch must be a list"):
+        create_predictor("survival").predict_batch(np.array(3))
+
+
+@pytest.mark.parametrize("lesson", [None, (), "lesson", 3])
+def test_what_is_no_lesson_changes_nothing(lesson):
+    predictor = create_predictor("survival")
+    with pytest.raises(RequestError, match="a lesson must be"):
+        predictor.learn(lesson)
+    assert predictor.get_metrics()["total_predictions"] == 0

@@ -179,3 +179,34 @@ def test_mean_under_a_link_that_bends_inside_bins_and_beyond_the_grid(seed):
     assert isclose(d.mean(), alive.sum(), rel_tol=0.05, abs_tol=1.0)
     capped = replace(d, max_length=start + 500)
     assert isclose(capped.mean(), alive[:500].sum(), rel_tol=0.05, abs_tol=1.0)
+
+
+def test_a_mean_where_two_points_are_one_float():
+    """Above 2**53 the cap and the age may be the same float."""
+    start = 2**53 - 1
+    with np.errstate(all="raise"):
+        last = geometric(0.5, age=start, max_length=start + 2).given(1)
+        assert last.mean() == 1.0
+
+
+@pytest.mark.parametrize("ended", [1e15, 1e12, 0.0])
+@pytest.mark.parametrize("segment", [0, link.TAIL, link.TAIL + 1, link.SEGMENTS - 2])
+def test_a_last_segment_lost_beside_a_huge_sum(segment, ended):
+    factors = np.full(link.SEGMENTS, 1e-12)
+    factors[segment] = ended
+    curve = link.from_factors(factors)
+    assert link.last_factor(curve) > 0.0
+    with np.errstate(all="raise", under="ignore"):
+        for age in (0, 300, MAX_LENGTH + 5):
+            dist = geometric(0.01, age=age, curve=curve)
+            for each in (dist, dist.given(10**6)):
+                assert 0.0 <= each.mean() < float("inf")
+                assert each.quantile(0.5) >= 1
+
+
+def test_a_mean_under_a_link_that_stays_level_is_bounded():
+    curve = link.IDENTITY.copy()
+    knots = np.flatnonzero(np.diff(curve) < 0)[0]  # the last knot; the shares of decades follow
+    curve[1 : knots + 1] = 1e-3
+    assert link.last_factor(curve) == 0.0
+    assert 2.0**52 < geometric(0.01, curve=curve).mean() < 2.0**54

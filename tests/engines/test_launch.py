@@ -495,6 +495,15 @@ def test_time_to_write_the_rest(start, model):
         (["{model}", ON, "--", "--config", "broken.pt"], "broken.pt: not a YAML file"),
         (["{model}", ON, "--", "--additional-config", "{{"], "not a JSON object"),
         (["{model}", ON, "--", "--additional-config.a"], "--additional-config.a: needs a value"),
+        (
+            ["{model}", ON, "--additional-config", '{{"lifetime": {{"state": "\\ud801"}}}}'],
+            "state must be a path",
+        ),
+        (["{model}", ON, "--additional-config.lifetime.state", "loop"], "leads nowhere"),
+        (["{model}", ON, "--additional-config.lifetime.width", "9" * 900 + "k"], "width must be"),
+        (["{model}", ON, "--additional-config.lifetime.width", "9" * 5000 + "K"], "width must be"),
+        (["{model}", ON, "--", "--config", "date.yaml"], "additional-config cannot be given"),
+        (["{model}", ON, "--host", "é..y"], "not the name of a host"),
         (["{model}", ON, "--config=scheduler.yaml"], "give it as two words"),
         (["{model}", ON, "--config"], "--config: needs a file"),
         (
@@ -521,6 +530,8 @@ def test_refused_in_one_line(start, model, tmp_path, args, told):
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     (tmp_path / "scheduler.yaml").write_text("seed: 8001\nscheduler-cls: x.Y\n")
     (tmp_path / "priority.yaml").write_text("scheduling_policy: priority\n")
+    (tmp_path / "date.yaml").write_text("additional-config: {when: 2031-01-01}\n")
+    (tmp_path / "loop").symlink_to("loop")
     fitted().save(tmp_path / "trained")
     used = EngineState(tmp_path / "used", 0)
     assert told in start(*(each.format(model=model) for each in args))

@@ -69,6 +69,10 @@ def header(**named):
         ([*header(host=b"x", origin=b"http://x"), (b"origin", b"http://evil.example")], 403),
         (header(sec_fetch_site=b"same-origin"), 202),
         (header(sec_fetch_site=b"none"), 202),
+        (header(host=b"10.1.2.3:9000", origin=b"https://a.b", sec_fetch_site=b"same-origin"), 202),
+        (header(host=b"10.1.2.3:9000", origin=b"null", sec_fetch_site=b"same-origin"), 403),
+        (header(host=b"10.1.2.3:9000", origin=b"https://a.b", sec_fetch_site=b"none"), 403),
+        ([*header(sec_fetch_site=b"same-origin"), (b"sec-fetch-site", b"cross-site")], 403),
         (header(sec_fetch_site=b"same-site"), 403),
         (header(sec_fetch_site=b"cross-site"), 403),
         (header(host=b"x", origin=b"http://x", sec_fetch_site=b"cross-site"), 403),
@@ -77,6 +81,13 @@ def header(**named):
 def test_no_other_web_page_can_switch(folder, engine, headers, status):
     assert ask(folder, "POST", "/lifetime/mode", ACT, headers=headers)[0] == status
     assert engine.asked_for() == ("act" if status == 202 else None)
+
+
+def test_a_proxy_that_changes_the_host_is_named(folder):
+    headers = header(host=b"10.1.2.3:9000", origin=b"https://a.b")
+    error = ask(folder, "POST", "/lifetime/mode", ACT, headers=headers)[1]["error"]
+    assert "Origin https://a.b is not Host 10.1.2.3:9000" in error
+    assert "proxy" in error
 
 
 @pytest.mark.parametrize(

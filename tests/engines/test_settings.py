@@ -51,6 +51,9 @@ WRONG = [
     {"checkpoint": 5},
     {"state": None},
     {"state": "a\0b"},
+    {"state": "\ud800"},
+    {"record": "x/\ude00"},
+    {"checkpoint": "\ud83d"},
     {"record": True},
     {"record": ["a"]},
 ]
@@ -127,6 +130,10 @@ def test_what_would_do_nothing_is_refused():
         LiveSettings(predict=False, mode="act")
     with pytest.raises(LifetimeError, match="learn true needs predict"):
         LiveSettings(predict=False, mode="off", learn=True)
+    with pytest.raises(LifetimeError, match="signals true needs predict"):
+        LiveSettings.of({"signals": True, "predict": False})
+    assert LiveSettings.of({"signals": True, "predict": False, "record": "r"}).signals
+    assert not LiveSettings.of({"predict": False, "mode": "off"}).predict
     with pytest.raises(LifetimeError, match="content needs record"):
         LiveSettings(content=True)
 

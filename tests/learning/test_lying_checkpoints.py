@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from sagellm_lifetime import CheckpointError, PredictionRequest, create_predictor, load_predictor
+from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.evaluation.conformance.common import teach
 from sagellm_lifetime.learning.checkpoint import MANIFEST, MODEL, Checkpoint
 from sagellm_lifetime.learning.graphs import lstm, transformer
@@ -266,3 +267,26 @@ def test_a_network_that_says_nan_does_not_break_an_answer(learned: Any) -> None:
     answer = predictor.predict(PredictionRequest("x", [], 0, None))
     assert 0.0 <= answer.distribution.survival(10) <= 1.0
     assert answer.estimated_remaining_tokens > 0
+
+
+@pytest.mark.parametrize("segment", [32, 33, 34, 38])
+def test_a_calibration_at_its_bound_answers_with_a_mean(
+    learned: Any, tmp_path: Path, segment: int
+) -> None:
+    arrays = {key: value.copy() for key, value in learned["survival"][1].items()}
+    arrays["calibration.pit"][0, segment] = 1e15
+    loaded = load_predictor(write(tmp_path / "c", "survival", arrays))
+    for cap in (None, 50, 10**6):
+        answer = loaded.predict(PredictionRequest(f"{cap}", [], 0, cap, {})).distribution
+        assert answer is not None
+        for later in (0, 7, 10**6):
+            assert 0.0 <= answer.given(later).mean() < float("inf")
+
+
+def test_a_mean_that_cannot_be_is_met_by_the_loader(
+    learned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "c", "survival", learned["survival"][1])
+    monkeypatch.setattr(LengthDistribution, "mean", lambda self: float("inf"))
+    with pytest.raises(CheckpointError, match="numbers that cannot be"):
+        load_predictor(path)

@@ -121,6 +121,8 @@ def check_folder(path: Path | None, files: Iterable[str] = ()) -> None:
         return
     if path.exists() and not path.is_dir():
         raise CommandError(f"{path}: a file of that name is in the way")
+    if path.is_symlink() and not path.exists():
+        raise CommandError(f"{path}: a link that leads nowhere is in the way")
     _try(path, path)
     for each in files:
         check_file(path / each)

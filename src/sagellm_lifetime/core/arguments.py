@@ -25,8 +25,9 @@ def real(value: Any, what: str) -> float:
         RequestError: for everything else, booleans and NaN included.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
+        value = value[()]  # not item(), which makes an int of a duration
+    # NumPy counts its durations among the integers.
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, Real):
         raise RequestError(f"{what} must be one number, got {shown(value)}")
     try:
         number = float(value)

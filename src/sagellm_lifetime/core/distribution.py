@@ -22,6 +22,8 @@ TOLERANCE: Final = 0.10
 """The relative error of the total length that ``confidence`` speaks of."""
 _FINEST: Final = 1_000_000
 """Denominator of a tolerance, at most."""
+_LEAST_HAZARD: Final = 1.0 / arguments.LARGEST_AGE
+"""Share of those beyond the last point that a mean takes to end with each token, at least."""
 
 
 @dataclass(slots=True, eq=False, repr=False)  # frozen costs 0.5 µs each, and engines make many
@@ -102,7 +104,7 @@ class LengthDistribution:
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def mean(self) -> float:
-        """Return ``E[R]`` in tokens."""
+        """Return ``E[R]`` in tokens; what is beyond the grid adds at most 2**53 of them."""
         start = self.age + self.shift
         if self.max_length is not None and start >= self.max_length:
             return 0.0
@@ -120,7 +122,8 @@ class LengthDistribution:
         steps = self._hazards(at) - self._hazard(start)
         alive = np.exp(-steps)
         # Sum of S(n) over the integers of each step, S geometric inside a step.
-        widths = np.diff(at)
+        # The points are distinct whole numbers; above 2**53 two of them may be one float.
+        widths = np.maximum(np.diff(at), 1.0)
         ratio = np.exp(-np.maximum(np.diff(steps), 0.0) / widths)
         drop = alive[:-1] - alive[1:]
         total = float(
@@ -129,7 +132,7 @@ class LengthDistribution:
             ).sum()
         )
         if self.max_length is None:
-            total += float(alive[-1]) / -expm1(-TAIL_HAZARD * last)
+            total += float(alive[-1]) / max(-expm1(-TAIL_HAZARD * last), _LEAST_HAZARD)
         return total
 
     def within(self, point: int, tolerance: float = TOLERANCE) -> float:

@@ -61,6 +61,8 @@ _LEAST: Final = 1e-300
 def from_factors(factors: np.ndarray) -> np.ndarray:
     """Links from the factor of each segment, ``(..., SEGMENTS)`` to ``(..., LEVELS + 1)``."""
     at = np.cumsum(factors * _SPANS, axis=-1)
+    # Beside a huge sum the last segment may be lost by rounding, and its factor goes on for ever.
+    at[..., -1] = np.maximum(at[..., -1], np.nextafter(at[..., -2], inf))
     low, first = at[..., : len(_BELOW)], at[..., len(_BELOW) :]
     one = np.ones((*factors.shape[:-1], 1))
     return np.concatenate([0.0 * one, first, low / first[..., :1], one], axis=-1)

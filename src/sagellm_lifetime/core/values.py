@@ -5,6 +5,7 @@ NumPy's integers, floats and arrays count like Python's. Booleans are no numbers
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from math import isfinite
 from operator import index
@@ -54,6 +55,14 @@ def number(value: Any) -> float | None:
     except Exception:  # noqa: BLE001 - the value's own code: it is no number then
         return None
     return found if isfinite(found) else None
+
+
+def is_path(text: str) -> bool:
+    """Return True if files may be named so: it is not empty, has no NUL, and has bytes."""
+    try:
+        return b"\0" not in (named := os.fsencode(text)) and bool(named)
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may have it
+        return False
 
 
 def as_sequence_id(value: Any) -> SequenceId:

@@ -155,7 +155,13 @@ class Predictor(Predicting):
                 self._elsewhere.take(lesson)
 
     def learn(self, lesson: Lesson) -> None:
-        """Learn what another predictor with the same options was told by an ``update``."""
+        """Learn what another predictor with the same options was told by an ``update``.
+
+        Raises:
+            RequestError: something that is no lesson. Then nothing has changed.
+        """
+        if not isinstance(lesson, Lesson):
+            raise RequestError(f"a lesson must be a Lesson: {shown(lesson)}")
         with self._lock:
             self._tracker.admitted += 1
             self._note(lesson)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
+from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictors.registry import create_predictor
@@ -25,7 +26,7 @@ def as_path(path: Any) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
         raise CheckpointError(f"a checkpoint is named by a path: {shown(path)}")
-    if not found or "\0" in found:
+    if not is_path(found):
         raise CheckpointError(f"{shown(found)} names no checkpoint: give a folder")
     return Path(found)
 
@@ -104,6 +105,7 @@ def _check_answer(answer: PredictionResult) -> None:
         or answer.confidence > 1.0
         or answer.distribution is None
         or not 0.0 <= answer.distribution.survival(100) <= 1.0
+        or not 0.0 <= answer.distribution.mean() < inf
     ):
         raise ValueError("it answers with numbers that cannot be")
 

@@ -41,8 +41,10 @@ def waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
 
 def check_iterable(requests: Iterable[PredictionRequest]) -> Iterable[PredictionRequest]:
     """Return the requests of a batch. Raises :class:`RequestError` where they are none."""
-    if isinstance(requests, Iterable):
-        return requests
+    try:
+        return iter(requests)
+    except TypeError:  # an array without dimensions has an iterator by its type alone
+        pass
     raise RequestError(f"a batch must be a list of PredictionRequest: {shown(requests)}")
 
 

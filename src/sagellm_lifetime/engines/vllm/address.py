@@ -32,7 +32,7 @@ def check_address(options: Sequence[str]) -> None:
         _check_socket(path)
         return
     host, text = _given(options, "--host") or "", _given(options, "--port")
-    port = PORT if text is None else int(text) if text.strip().isdecimal() else -1
+    port = PORT if text is None else _port(text)
     if not 0 <= port <= 65535:
         raise LaunchError(f"--port {text}: not a port from 0 to 65535")
     place = f"[{host}]:{port}" if ":" in host else f"{host or '0.0.0.0'}:{port}"
@@ -43,8 +43,16 @@ def check_address(options: Sequence[str]) -> None:
         if error.errno != errno.EADDRINUSE:
             raise LaunchError(f"{place}: cannot listen there ({error.strerror or error})") from None
         taken = True
+    except (TypeError, ValueError):  # Python's own, before the system is asked for the name
+        raise LaunchError(f"{place}: cannot listen there (not the name of a host)") from None
     if taken:
         raise LaunchError(f"{place}: the port is in use; choose another with --port, or stop it")
+
+
+def _port(text: str) -> int:
+    """Return a port, -1 where it is none; Python makes no number of thousands of digits."""
+    digits = text.strip().lstrip("0") or "0"
+    return int(digits) if digits.isdecimal() and len(digits) <= len("65535") else -1
 
 
 def _given(options: Sequence[str], name: str) -> str | None:

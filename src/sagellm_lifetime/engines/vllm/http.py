@@ -25,7 +25,7 @@ from threading import Thread
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.errors import LifetimeError, one_line
 from sagellm_lifetime.engines.vllm.breaker import LOG
 from sagellm_lifetime.engines.vllm.merge import merge
 from sagellm_lifetime.engines.vllm.settings import KEY, Mode
@@ -53,6 +53,9 @@ _BODY_S: Final = 10.0
 """For a client to send a request for a mode."""
 _DISK_S: Final = 3.0
 """For a disk to read or write what an answer needs."""
+_SITE: Final = b"sec-fetch-site"
+_LONGEST: Final = 100
+"""Characters of a header in an error."""
 _MOST_HANGING: Final = 8
 """Threads that a disk which hangs may keep."""
 _PATH: Final = re.compile(r"""(?<![\w/])/[^\s/:;,"'()]+(?:/[^\s/:;,"'()]*)*""")
@@ -317,13 +320,16 @@ def is_allowed(scope: Scope) -> bool:
 def refuse_origin(scope: Scope) -> Answer | None:
     """Return the refusal of a request that a page of another origin has sent, if it is one.
 
-    Browsers say where a page comes from; other clients say nothing, and are not refused.
+    Browsers say where a page comes from; other clients say nothing, and are not refused. That a
+    page is of the same origin only a browser can say in ``Sec-Fetch-Site``: then a proxy may have
+    changed ``Host``.
     """
     refusal = 403, {"error": "sent by a web page of another origin"}
-    if _header(scope, b"sec-fetch-site") not in (None, "same-origin", "none"):
+    sites = {value.decode("latin-1") for name, value in scope["headers"] if name == _SITE}
+    if not sites <= {"same-origin", "none"}:
         return refusal
     origins = [value for name, value in scope["headers"] if name == b"origin"]
-    if not origins:
+    if not origins or (sites == {"same-origin"} and len(origins) == 1 and origins != [b"null"]):
         return None
     host = _header(scope, b"host")
     if len(origins) > 1 or host is None:
@@ -335,7 +341,13 @@ def refuse_origin(scope: Scope) -> Answer | None:
         same = (origin.hostname, origin.port or port) == (server.hostname, server.port or port)
     except (ValueError, KeyError):  # "null", say
         return refusal
-    return None if same and origin.hostname else refusal
+    if same and origin.hostname:
+        return None
+    said = one_line(origins[0].decode("latin-1")[:_LONGEST]), one_line(host[:_LONGEST])
+    return 403, {
+        "error": f"Origin {said[0]} is not Host {said[1]}: sent by a web page of another origin, "
+        "or through a proxy that changes the Host header, which then must pass it on"
+    }
 
 
 def refuse_type(scope: Scope) -> Answer | None:

@@ -18,6 +18,7 @@ from sagellm_lifetime.core.errors import (
     MissingExtraError,
     RequestError,
 )
+from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.engines.models.published import MODELS
 from sagellm_lifetime.engines.vllm.address import check_address
 from sagellm_lifetime.engines.vllm.interface import check_version
@@ -134,8 +135,8 @@ def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 def _resolved(name: str, value: Any) -> Any:
     """Return a setting as an engine gets it: paths from the root."""
-    if name in PATHS and value and isinstance(value, str) and "\0" not in value:
-        return str(Path(value).resolve())
+    if name in PATHS and isinstance(value, str) and is_path(value):
+        return os.path.realpath(value)  # which ends in a loop of links, too
     return value
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
+from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.predictors.registry import PREDICTORS
 
@@ -127,7 +128,7 @@ class LiveSettings:
             if value not in known and not (name == "predictor" and not value and self._needs_none):
                 raise UnknownNameError(name, _bounded(value), list(known))
         for name in PATHS:
-            if "\0" in getattr(self, name):
+            if getattr(self, name) and not is_path(getattr(self, name)):
                 raise _wrong(name, getattr(self, name), "a path")
         self._check_together()
 
@@ -141,6 +142,10 @@ class LiveSettings:
             if asked and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
+        if self.signals and not (self.predict or self.record):
+            raise RequestError(
+                "lifetime settings: signals true needs predict: true, or record: a folder"
+            )
         if self.content and not self.record:
             raise RequestError("lifetime settings: content needs record: a folder")
 

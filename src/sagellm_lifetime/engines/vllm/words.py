@@ -41,7 +41,7 @@ def unfolded(options: Sequence[str]) -> list[str]:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise LaunchError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict):
         raise LaunchError(f"--config {path}: not a YAML file of options and their values")
@@ -49,10 +49,13 @@ def unfolded(options: Sequence[str]) -> list[str]:
     for name, value in found.items():
         if value is not False:
             words.append(f"--{name}")
-        if isinstance(value, dict):
-            words.append(json.dumps(value))
-        elif not isinstance(value, bool):
-            words += map(str, value if isinstance(value, list) else [value])
+        try:
+            if isinstance(value, dict):
+                words.append(json.dumps(value))
+            elif not isinstance(value, bool):
+                words += map(str, value if isinstance(value, list) else [value])
+        except (TypeError, ValueError, RecursionError):  # a date in an object, a huge number
+            raise LaunchError(f"--config {path}: {name} cannot be given as an option") from None
     return [*words, *options]
 
 
@@ -141,9 +144,12 @@ def _value(text: str) -> Any:
     if match is None:
         return text
     number, suffix = match.groups()
-    if suffix in _DECIMAL:
-        return int(float(number) * _DECIMAL[suffix])
-    return int(number) * _BINARY[suffix] if number.isdecimal() else text
+    try:
+        if suffix in _DECIMAL:
+            return int(float(number) * _DECIMAL[suffix])
+        return int(number) * _BINARY[suffix] if number.isdecimal() else text
+    except (ValueError, OverflowError):  # hundreds of digits
+        return text
 
 
 def _update(found: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True) -> None:
