@@ -293,3 +293,18 @@ def test_what_is_no_lesson_changes_nothing(lesson):
     with pytest.raises(RequestError, match="a lesson must be"):
         predictor.learn(lesson)
     assert predictor.get_metrics()["total_predictions"] == 0
+
+
+@pytest.mark.parametrize("name", ["baseline", "survival", "lstm"])
+@pytest.mark.parametrize("newest", [None, "a", 1.5, True, 2**63, -(2**63) - 1])
+def test_the_newest_token_is_an_integer_for_every_predictor_and_age(name, newest):
+    predictor = create_predictor(name)
+    for age in (0, 2, 5, 40):
+        request = PredictionRequest("x", [7, 8, newest], age, None, {})
+        with pytest.raises(RequestError, match="token_ids"):
+            predictor.predict(request)
+        with pytest.raises(RequestError, match="token_ids"):
+            predictor.predict_batch([request])
+    assert predictor.get_metrics()["total_predictions"] == 0
+    for fine in ([7, np.int64(8)], np.array([7, 8]), [-(2**63)], [2**63 - 1], [], None):
+        predictor.predict(PredictionRequest("y", fine, 0, None, {}))

@@ -85,7 +85,7 @@ def test_no_other_web_page_can_switch(folder, engine, headers, status):
 
 def test_a_proxy_that_changes_the_host_is_named(folder):
     headers = header(host=b"10.1.2.3:9000", origin=b"https://a.b")
-    error = ask(folder, "POST", "/lifetime/mode", ACT, headers=headers)[1]["error"]
+    error = json.loads(ask(folder, "POST", "/lifetime/mode", ACT, headers=headers)[1])["error"]
     assert "Origin https://a.b is not Host 10.1.2.3:9000" in error
     assert "proxy" in error
 

@@ -290,3 +290,26 @@ def test_a_mean_that_cannot_be_is_met_by_the_loader(
     monkeypatch.setattr(LengthDistribution, "mean", lambda self: float("inf"))
     with pytest.raises(CheckpointError, match="numbers that cannot be"):
         load_predictor(path)
+
+
+@pytest.mark.parametrize("key", ["lessons", "predictor.tables.count", "calibration.pit"])
+@pytest.mark.parametrize("name", ["survival", "lstm"])
+def test_what_was_learned_from_a_bound_on_is_saved_and_loaded(
+    learned: Any, tmp_path: Path, name: str, key: str
+) -> None:
+    arrays = {key: value.copy() for key, value in learned[name][1].items()}
+    most = 1e15 if key == "calibration.pit" else 2**53
+    arrays[key].flat[0] = most
+    if key == "calibration.pit":
+        arrays[key][:] = most
+        arrays["calibration.counts"][:] = 0.0
+    if key == "predictor.tables.count":
+        arrays["predictor.tables.scored"][:] = most
+        arrays["predictor.tables.counted"][:] = most
+    first = load_predictor(write(tmp_path / "first", name, arrays))
+    teach(first, 3, seed=5)
+    first.save(tmp_path / "second")
+    second = load_predictor(tmp_path / "second")
+    teach(second, 70, seed=6)
+    second.save(tmp_path / "third")
+    load_predictor(tmp_path / "third")

@@ -203,8 +203,8 @@ class Calibration:
         self.maps = np.maximum.accumulate(np.clip(knots + shift, 0.0, 1.0), axis=1)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What was learned, as arrays."""
-        return {name: getattr(self, f"_{name}") for name in _WIDTHS}
+        """What was learned, as arrays that :meth:`restore` takes."""
+        return {name: np.minimum(getattr(self, f"_{name}"), _MOST) for name in _WIDTHS}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Replace what was learned with a :meth:`state`.

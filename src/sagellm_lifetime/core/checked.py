@@ -65,6 +65,11 @@ def checked_count(state: Mapping[str, np.ndarray], name: str) -> int:
     return int(checked(state, name, np.int64, (1,), 0)[0])
 
 
+def count_array(value: int) -> np.ndarray:
+    """Return a count as :func:`checked_count` takes it: int64 of shape (1,), at most ``MOST``."""
+    return np.array([min(value, MOST)], dtype=np.int64)
+
+
 def checked_keys(names: Mapping[str, Any], low: int, high: int) -> list[int]:
     """Return names that are whole numbers, as a state has keys for names.
 

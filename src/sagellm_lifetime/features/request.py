@@ -204,11 +204,13 @@ def check_request(request: PredictionRequest) -> PredictionRequest:
     """Return the request with plain ints, lists and dicts, itself where they are.
 
     NumPy's integers and arrays become Python's here, since their integers overflow where ints do
-    not. The tokens are not looked at: a prompt may be long, and few are read (see ``evidence``).
+    not. Of the tokens the newest alone is looked at, for every predictor and at every age: a prompt
+    may be long, and few are read (see ``evidence``).
 
     Raises:
         RequestError: negative, non-integer or absurd lengths, an id that is no int or str, tokens
-            that are no list, features that are no mapping.
+            that are no list, a newest token that is no integer of 64 bits, features that are no
+            mapping.
     """
     try:
         name, age, cap = request.sequence_id, request.current_length, request.max_length
@@ -221,6 +223,7 @@ def check_request(request: PredictionRequest) -> PredictionRequest:
         and 0 <= age <= LARGEST_AGE
         and (cap is None or (type(cap) is int and 0 <= cap <= _LARGEST_CAP))
         and type(tokens) is list
+        and (not tokens or (type(tokens[-1]) is int and -(2**63) <= tokens[-1] < 2**63))
         and (said is None or type(said) is dict)
     ):
         return request
@@ -242,4 +245,7 @@ def _plain(name: Any, tokens: Any, age: Any, cap: Any, said: Any) -> PredictionR
     if said is not None and not isinstance(said, Mapping):
         raise RequestError(f"prompt_features of {shown(name)} must be a dict: {shown(said)}")
     ids = [] if tokens is None else as_list("token_ids", tokens)
+    newest = whole(ids[-1]) if ids else 0
+    if newest is None or not -(2**63) <= newest < 2**63:
+        raise RequestError(f"token_ids of {shown(name)} must be a list of integers of 64 bits")
     return PredictionRequest(name, ids, length, limit, None if said is None else dict(said))

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core.checked import MOST, checked, checked_count
+from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import log_logistic
 from sagellm_lifetime.features.request import RequestFeatures
@@ -301,7 +301,7 @@ class ResidualLife:
                 left[i] = node.left[INSIDE]
             if node.fresh_until != _NEVER:
                 cached[i] = node.hazards.padded[INSIDE]
-            counted[i], fresh[i] = node.counted, node.fresh_until
+            counted[i], fresh[i] = min(node.counted, MOST), node.fresh_until
         self._stored = {}
         return {
             "keys": np.array(list(self._nodes), dtype=np.int64),
@@ -312,8 +312,8 @@ class ResidualLife:
             "fresh": fresh,
             "losses": self._losses,
             "choice": np.array(self._choice),
-            "scored": np.array([self._scored]),
-            "count": np.array([self.count]),
+            "scored": count_array(self._scored),
+            "count": count_array(self.count),
         }
 
     def restore(self, state: Arrays) -> None:

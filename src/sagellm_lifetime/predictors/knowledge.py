@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sagellm_lifetime.core.checked import checked, checked_count
+from sagellm_lifetime.core.checked import checked, checked_count, count_array
 from sagellm_lifetime.learning.arrays import Arrays, in_order, part, ranks
 from sagellm_lifetime.learning.breath import breathe
 from sagellm_lifetime.learning.residual_life import ResidualLife
@@ -26,7 +26,7 @@ def knowledge(predictor: Predictor) -> Arrays:
     }
     learned.update({f"timing.{name}": values for name, values in timing.items()})
     learned["timing_order"] = ranks(timing)
-    learned["lessons"] = np.array([predictor._lessons])
+    learned["lessons"] = count_array(predictor._lessons)
     learned.update({f"predictor.{k}": v for k, v in predictor._state().items()})
     return {key: np.array(value) for key, value in learned.items()}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.checked import checked, checked_count
+from sagellm_lifetime.core.checked import checked, checked_count, count_array
 from sagellm_lifetime.core.errors import MissingExtraError, RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import as_option
@@ -241,7 +241,7 @@ class NeuralPredictor(Predictor):
             "conversations": self._conversations.state(),
             "recent": self._recent.state(),
             "weights": self._weights or {},
-            "online": {"edge": np.array([self._edge]), "steps": np.array([self._training_steps])},
+            "online": {"edge": np.array([self._edge]), "steps": count_array(self._training_steps)},
         }
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
