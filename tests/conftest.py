@@ -1,6 +1,7 @@
 """Tests that need vLLM skip, saying so, where it is absent."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -9,10 +10,16 @@ from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 
 
+HERE = Path(__file__).parent
+MAY_NEED_VLLM = [HERE / "engines", HERE / "replay"]
+"""A test here that makes an engine asks for the fixture as it runs."""
+
+
 def pytest_collection_modifyitems(items):
-    """Mark what needs vLLM, so that ``pytest -m vllm`` runs nothing else."""
+    """Mark what needs vLLM or may need it, so that ``pytest -m vllm`` runs all of that."""
     for item in items:
-        if "vllm" in getattr(item, "fixturenames", ()):
+        asks = "vllm" in getattr(item, "fixturenames", ())
+        if asks or any(item.path.is_relative_to(folder) for folder in MAY_NEED_VLLM):
             item.add_marker("vllm")
 
 
