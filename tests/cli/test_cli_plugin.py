@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from sagellm_lifetime.cli.main import main
 from sagellm_lifetime.cli.plugin import register
+from sagellm_lifetime.engines.vllm import launch
 
 MAIN = "from sagellm_lifetime.cli.main import main"
 
@@ -35,7 +36,8 @@ def sage():
     return call, commands
 
 
-def test_under_argparse(sage, capsys):
+def test_under_argparse(sage, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)  # nothing of vLLM is imported
     call, commands = sage
     register(commands)
     assert call("llm", "lifetime", "--version") == 0
@@ -68,7 +70,8 @@ def test_under_argparse_beside_another_llm_command(sage, capsys):
     assert call("llm", "engine") == 0
 
 
-def test_under_typer():
+def test_under_typer(monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)
     app = typer.Typer()
     llm = typer.Typer()
     llm.command("serve")(lambda: print("served"))

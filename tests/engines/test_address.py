@@ -116,6 +116,7 @@ def test_what_says_nothing_is_the_default(monkeypatch):
                 check_address(words)
 
 
+@pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize("where", ["option", "after --", "file", "default"])
 @pytest.mark.parametrize("on", [[], ["--enable-lifetime-prediction"]], ids=["plain", "ours"])
 def test_the_command_says_so_before_anything_heavy(where, on, tmp_path, monkeypatch, capfd):

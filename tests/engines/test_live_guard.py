@@ -16,7 +16,6 @@ from engine_help import Engine, adds_up, fitted
 import sagellm_lifetime
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.engines.vllm import guarded
-from sagellm_lifetime.engines.vllm.signals import Signals
 from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.replay import engine as engine_of_replay
 from sagellm_lifetime.replay.engine import EngineSettings
@@ -130,6 +129,8 @@ def made(setting, tmp_path, monkeypatch):
     learned, numbers = knowledge(fitted()), itertools.count()
 
     def make():
+        from sagellm_lifetime.engines.vllm.signals import Signals  # imports vLLM
+
         predictor = create_predictor("survival")
         set_knowledge(predictor, learned)
         engine = Engine(SMALL).predict_with(

@@ -90,6 +90,7 @@ def test_a_proxy_that_changes_the_host_is_named(folder):
     assert "proxy" in error
 
 
+@pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
     ("key", "header", "status"),
     [
@@ -587,7 +588,7 @@ def test_statistics_that_cannot_be_written(engine, monkeypatch):
 
 
 @pytest.fixture
-def application():
+def application(vllm):
     """vLLM's application with its middlewares and metrics and ours, without an engine."""
     from fastapi import FastAPI
     from starlette.testclient import TestClient

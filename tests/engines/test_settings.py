@@ -151,6 +151,7 @@ def test_right_values_are_taken_as_they_are():
     assert LiveSettings.of({}) == LiveSettings()
 
 
+@pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize("said", [{"share": "0.2"}, None, "act", {"modes": "act"}], ids=str)
 def test_an_engine_core_does_not_start_with_them(said, monkeypatch):
     from types import SimpleNamespace

@@ -334,7 +334,9 @@ def test_a_command_that_is_told_to_end_leaves_nothing(tmp_path: Path, which: int
     history = tmp_path / "h.csv"
     history.write_text("actual_length\n" + "5\n" * 50)
     code = """
-        import os, sys, time
+        import os, signal, sys, time
+        for each in (signal.SIGTERM, signal.SIGHUP):  # nohup leaves a signal ignored
+            signal.signal(each, signal.SIG_DFL)
         from sagellm_lifetime.cli.main import main
         def slow(_): print("saving", file=sys.stderr, flush=True); time.sleep(60)
         os.fsync = slow
