@@ -129,8 +129,6 @@ def made(setting, tmp_path, monkeypatch):
     learned, numbers = knowledge(fitted()), itertools.count()
 
     def make():
-        from sagellm_lifetime.engines.vllm.signals import Signals  # imports vLLM
-
         predictor = create_predictor("survival")
         set_knowledge(predictor, learned)
         engine = Engine(SMALL).predict_with(
@@ -140,6 +138,8 @@ def made(setting, tmp_path, monkeypatch):
             limit_s=60.0,
             record=str(tmp_path / str(next(numbers))),
         )
+        from sagellm_lifetime.engines.vllm.signals import Signals  # imports vLLM, so not before
+
         lifetime = engine.lifetime
         lifetime._reads_tokens = True
         lifetime._signals = Signals()

@@ -176,7 +176,8 @@ def test_several_engine_cores_are_one_engine(tmp_path):
     status, body = ask(tmp_path, "POST", "/lifetime/mode", b'{"mode": "act"}')
     assert (status, json.loads(body)["engines"]) == (202, 2)
     engines[1].scheduler._service._keeper.round()
-    assert json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])["mode"] == "shadow, act"
+    mode = json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])["mode"]
+    assert mode in ("shadow, act", "act")  # the other looks every second by itself
     for engine in engines:
         engine.scheduler.shutdown()
 
