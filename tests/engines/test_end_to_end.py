@@ -29,6 +29,8 @@ ONLY_A = {"logit_bias": {"64": 100}}
 NEVER = {"stop": ["a"], "min_tokens": 240, **ONLY_A}
 """A stop string that comes up all the time, and never counts."""
 PAUSE_S = 5.0
+PAUSED = 300
+"""Sequences that are paused: enough to be at work for seconds, for statistics are a second old."""
 PATIENCE_S = 300  # a machine under load takes long to import vLLM three times
 
 
@@ -210,7 +212,7 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
 def paused(server):
     """A pause with running sequences is no step, however long."""
     thread = threading.Thread(
-        target=server.complete, kwargs={"n": 40, "max_tokens": 240, "ignore_eos": True}
+        target=server.complete, kwargs={"n": PAUSED, "max_tokens": 240, "ignore_eos": True}
     )
     first, started = server.stats(), time.monotonic()
     thread.start()
@@ -220,7 +222,7 @@ def paused(server):
     assert server.stats()["running"], "they are paused, not over"
     server.post("/resume", {})
     thread.join()
-    last = server.until(lambda s: s["lessons"] == first["lessons"] + 40, PATIENCE_S)
+    last = server.until(lambda s: s["lessons"] == first["lessons"] + PAUSED, PATIENCE_S)
     took = time.monotonic() - started
     assert last["step_seconds"] - first["step_seconds"] < took - 0.9 * PAUSE_S
     assert not any(last["faults"].values())

@@ -231,7 +231,7 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
         faults.mend()
         engine.scheduler.shutdown()
     assert opened > len(codes) // 2
-    assert cached < 5  # their answers are kept from an earlier engine
+    assert cached < 10  # their answers are kept from an earlier engine
 
 
 def test_what_handles_a_fault_may_raise_too(setting, made, faults):
