@@ -185,7 +185,7 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
     assert found["faults"] == dict.fromkeys(found["faults"], 0)
 
     paused(server)
-    before += 40
+    before += PAUSED
 
     # Seen.
     capsys.readouterr()
