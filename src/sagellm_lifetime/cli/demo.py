@@ -154,7 +154,7 @@ def _show(found: dict[str, list[Evaluation]]) -> None:
 
 
 def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
-    """What one would tell a colleague: where prediction pays, by how much, with what, and next."""
+    """Return the closing lines: where prediction pays, by how much, with what, and what is next."""
     lines = ["", "Over all steps (± is a 95 % interval):"]
     for name, found in verdicts.items():
         lines += wrap(f"{name}: {found.says()}", 96, initial_indent="  ", subsequent_indent="    ")

@@ -68,7 +68,7 @@ def told(history: History) -> dict[str, Any]:
 
 @dataclass
 class Reading:
-    """How a command reads its logs, and what there was to say about them.
+    """Read the logs of a command, and keep what was said about them.
 
     Attributes:
         on_bad_rows: refuse a log with bad rows, or skip them.

@@ -33,7 +33,7 @@ class CapReached(StrEnum):
 
 
 class Clock(StrEnum):
-    """What arrival times count from."""
+    """Origin of the arrival times of a log."""
 
     auto = "auto"
     wall = "wall"
