@@ -6,7 +6,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from distribution_rows import curve, distribution, row
+from distribution_rows import curve, distribution, row, with_atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +40,8 @@ def test_all_ages_under_all_caps(seed):
     """Every age from 0 to 60 under every cap to 70 and none, against a search by survival."""
     rng = np.random.default_rng(seed)
     values = edge_row(rng) if seed % 3 == 0 else row(rng)
+    if seed % 2:
+        values = hazard.with_atoms(values, ((40, 0.5), (41, 0.2), (64, 0.9), (100, 1.0)))
     bent = a_curve(rng)
     if bent is not None:
         bent.flags.writeable = False  # as those of a predictor are
@@ -84,7 +86,9 @@ def test_a_quantile_is_where_the_survival_says(seed, q, later):
     rng = np.random.default_rng(seed)
     d = distribution(rng)
     if seed % 2:
-        d = replace(d, row=edge_row(rng), curve=a_curve(rng))
+        values = edge_row(rng)
+        values = with_atoms(rng, values) if seed % 4 == 1 else values
+        d = replace(d, row=values, curve=a_curve(rng))
     for each in (d, d.given(later)):
         check_first(each, q, each.quantile(q))
         # Asked for exactly what the survival says at some length: no later than there.

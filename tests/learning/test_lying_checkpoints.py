@@ -153,7 +153,7 @@ LIES: dict[str, tuple[str, Any]] = {
     ),
     "noise of nothing": ("linear", change("predictor.noise", filled(0.0))),
     "one node twice": ("survival", change("predictor.tables.keys", lambda a: a * 0)),
-    "a node of a level that is none": ("survival", change("predictor.tables.keys", first(7))),
+    "a node of a level that is none": ("survival", change("predictor.tables.keys", first(15))),
     "a hazard above one": ("survival", change("predictor.tables.cached", first(1.5))),
     "counts below zero": ("survival", change("predictor.tables.ended", filled(-1.0))),
     "a choice that is none": ("survival", change("predictor.tables.choice", first(12))),

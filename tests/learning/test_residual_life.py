@@ -8,7 +8,12 @@ from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.learning import residual_life
-from sagellm_lifetime.learning.residual_life import ResidualLife, prior_hazards
+from sagellm_lifetime.learning.residual_life import (
+    LEVELS,
+    ResidualLife,
+    node_path,
+    prior_hazards,
+)
 from sagellm_lifetime.learning.shrinkage import INSIDE, alive_of
 
 NOBODY = RequestFeatures()
@@ -150,7 +155,8 @@ def test_state_round_trip_then_learning(monkeypatch):
     for features, session, length, cut in stream[400:]:
         hazards = tables.hazards(features, session)
         assert np.array_equal(hazards, twin.hazards(features, session))
-        assert np.array_equal(hazard.from_hazards(hazards), twin.row(features, session))
+        assert np.array_equal(tables.row(features, session), twin.row(features, session))
+        assert np.array_equal(hazard.from_hazards(hazards), twin.row(features, session)[: BINS + 1])
         for each in (tables, twin):
             each.learn(features, session, length, censored=cut)
     for key, value in tables.state().items():
@@ -169,9 +175,9 @@ def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(m
     monkeypatch.setattr(residual_life, "_ALWAYS", 100)
     tables, scored = ResidualLife(), []
     for features, length, cut in random_stream(900, 10):
-        before = tables._losses.copy()
+        before = tables._losses.sum() + tables._effect_losses.sum()
         tables.learn(features, 0, length, censored=cut)
-        scored.append(not np.array_equal(before, tables._losses))
+        scored.append(before != tables._losses.sum() + tables._effect_losses.sum())
     assert not scored[0], "nothing was known that could have been right"
     assert all(scored[1:101])
     later = np.flatnonzero(scored[101:])
@@ -179,7 +185,10 @@ def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(m
     gaps = np.diff(later)
     assert gaps.max() <= 13, "evenly spread"
     assert len(set(gaps.tolist())) > 1, "in step with nothing"
-    assert (tables._losses[[0, 2, 4, 5]] > 0).all(), "every level has its turn"
+    levels = [LEVELS.index(name) for name in ("all", "client alone", "prompt alone", "fine alone")]
+    crossed = [LEVELS.index(name) for name in ("prompt", "fine")]
+    assert (tables._losses[levels + crossed] > 0).all(), "every level has its turn"
+    assert (tables._effect_losses[crossed] > 0).all(), "and every effect"
 
 
 def test_weights_chosen_on_a_sample_are_those_chosen_on_all(monkeypatch):
@@ -264,11 +273,22 @@ def test_a_damaged_state_is_refused():
     learn(tables, [5, 50, 500])
     for part, damaged in (
         ("keys", np.arange(3)),
-        ("choice", np.full(7, 99)),
+        ("choice", np.full(len(LEVELS), 99)),
         ("losses", np.ones(4)),
+        ("trust", np.full(len(LEVELS), -1)),
+        ("effect_losses", np.ones(4)),
     ):
-        with pytest.raises(ValueError, match=r"'ended'|'choice'|'losses'"):
+        with pytest.raises(ValueError, match=part if part != "keys" else "ended"):
             ResidualLife().restore(tables.state() | {part: damaged})
+
+
+def test_the_state_of_another_version_is_refused_in_words():
+    tables = ResidualLife()
+    learn(tables, [5, 50, 500])
+    older = ("keys", "ended", "left", "cached", "counted", "fresh", "losses", "choice")
+    state = {part: array for part, array in tables.state().items() if part in older}
+    with pytest.raises(ValueError, match="another version, train again"):
+        ResidualLife().restore(state)
 
 
 def test_nodes_are_bounded():
@@ -307,3 +327,110 @@ def test_prior_is_wide_and_sound():
     d = LengthDistribution(hazard.from_hazards(h))
     assert d.median() == pytest.approx(200, rel=0.02)
     assert d.quantile(0.95) > 2000
+
+
+SAID = ("model_key", "client_key", "max_length")
+SIZES = {60: 40.0, 900: 250.0, 7000: 1500.0}
+"""Prompt lengths, and the lengths of their answers."""
+
+
+def asked_about(prompt, **said):
+    return RequestFeatures(prompt_length=prompt, **said)
+
+
+def by_prompt(tables, count, rng, **said):
+    """Teach answers that follow from the prompt length."""
+    for _ in range(count):
+        prompt = int(rng.choice(list(SIZES)))
+        length = int(SIZES[prompt] * rng.lognormal(0.0, 0.2)) + 1
+        tables.learn(asked_about(prompt, **said), 0, length, censored=False)
+
+
+def assert_prompts_tell(tables, **said):
+    for prompt, size in SIZES.items():
+        assert median(tables, asked_about(prompt, **said)) == pytest.approx(size, rel=0.15)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_was_never_said_before_hides_nothing(name):
+    tables = ResidualLife()
+    by_prompt(tables, 600, np.random.default_rng(20))
+    for prompt in SIZES:
+        same = tables.hazards(asked_about(prompt), 0)
+        assert np.array_equal(tables.hazards(asked_about(prompt, **{name: 5000}), 0), same)
+    # Nor does the first completion that makes it known.
+    tables.learn(asked_about(900, **{name: 5000}), 0, 260, censored=False)
+    assert_prompts_tell(tables, **{name: 5000})
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_is_not_said_any_more_hides_nothing(name):
+    tables = ResidualLife()
+    by_prompt(tables, 600, np.random.default_rng(21), **{name: 5000})
+    assert_prompts_tell(tables)
+    assert_prompts_tell(tables, **{name: 77_000})
+
+
+def test_many_who_come_a_few_times_tell_of_each_other():
+    tables, rng = ResidualLife(), np.random.default_rng(22)
+    for client in range(1, 301):
+        by_prompt(tables, 3, rng, client_key=client)
+    assert_prompts_tell(tables, client_key=17)
+    assert_prompts_tell(tables, client_key=9_999)
+
+
+def test_a_client_is_known_under_every_model():
+    tables, rng = ResidualLife(), np.random.default_rng(23)
+    for _ in range(300):
+        for client, size in ((1, 50), (2, 900)):
+            features = RequestFeatures(model_key=3, client_key=client)
+            tables.learn(features, 0, int(size * rng.lognormal(0, 0.2)) + 1, censored=False)
+    for client, size in ((1, 50), (2, 900)):
+        renamed = RequestFeatures(model_key=4, client_key=client)
+        assert median(tables, renamed) == pytest.approx(size, rel=0.15)
+
+
+def test_who_differs_from_the_others_is_believed_in_the_end():
+    tables, rng = ResidualLife(), np.random.default_rng(24)
+    by_prompt(tables, 900, rng, client_key=1)
+    for _ in range(500):
+        features = asked_about(int(rng.choice(list(SIZES))), client_key=2)
+        tables.learn(features, 0, int(rng.lognormal(np.log(100), 0.2)), censored=False)
+    for prompt in SIZES:
+        found = median(tables, asked_about(prompt, client_key=2))
+        assert found == pytest.approx(100, rel=0.2)
+    assert_prompts_tell(tables, client_key=1)
+
+
+def test_a_bulk_chooses_its_weights_by_its_newest(monkeypatch):
+    monkeypatch.setattr(residual_life, "_ALWAYS", 200)
+    tables = ResidualLife()
+    stream = list(random_stream(600, 25))
+    features, lengths, cut = (list(column) for column in zip(*stream, strict=True))
+    tables.learn_many(features, [0] * 600, np.array(lengths), np.array(cut))
+    assert tables._scored == 6 * 200, "every level, for each of the newest"
+    assert tables._choice != list(residual_life._START)
+    assert tables.count == 600
+    fresh = ResidualLife()
+    fresh.restore(tables.state())
+    for each in features[:50]:
+        assert np.array_equal(fresh.hazards(each, 0), tables.hazards(each, 0))
+
+
+def test_each_step_of_a_path_comes_after_those_it_rests_on():
+    for said in range(16):
+        features = RequestFeatures(
+            prompt_length=300 if said & 1 else None,
+            model_key=7 if said & 2 else 0,
+            client_key=8 if said & 4 else 0,
+            max_length=4096 if said & 8 else None,
+        )
+        path = node_path(features, 5)
+        seen = {-1}
+        for step in path.every:
+            assert step.above in seen
+            assert {each.key for each in step.alone} <= seen
+            seen.add(step.key)
+        assert len({step.key for step in path.every}) == len(path.every)
+        assert set(path.crossed) <= set(path.every)
+        assert path.crossed[-1].level == LEVELS.index("session")

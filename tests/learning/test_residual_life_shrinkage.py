@@ -8,11 +8,15 @@ from sagellm_lifetime.learning.residual_life import prior_hazards
 from sagellm_lifetime.learning.shrinkage import (
     INSIDE,
     OPTIONS,
+    TRUST,
     Hazards,
     alive_of,
     corrected,
+    effect_losses,
+    laid_over,
     losses,
     padded,
+    weight,
 )
 
 
@@ -104,3 +108,38 @@ def test_steps_are_those_of_the_hazards():
     assert np.isfinite(hazards.steps).all()
     assert np.allclose(np.delete(hazards.steps, 5), np.log1p(-np.delete(above, 5)))
     assert hazards.steps is hazards.steps, "kept"
+
+
+def test_an_effect_laid_over_what_it_came_from_gives_what_it_is_of():
+    above, ended, left = example(8, 2.0)
+    over = Hazards(padded(np.maximum(above, 1e-4)))
+    piece = corrected(over, padded(ended), padded(left), 4.0, 20.0)
+    whole = laid_over(over, piece.effect(over))
+    assert np.allclose(whole.padded, piece.padded, atol=1e-6)
+    assert np.allclose(whole.steps, np.log1p(-whole.padded[INSIDE]))
+    assert not whole.padded[: INSIDE.start].any()
+    none = laid_over(over, 0.0 * piece.effect(over))
+    assert np.allclose(none.padded, over.padded, atol=1e-12)
+    other = Hazards(padded(np.full(BINS, 0.01)))
+    half = laid_over(other, 0.5 * piece.effect(over))
+    ratio = np.sqrt(piece.steps / over.steps)
+    assert np.allclose(half.steps, other.steps * ratio, rtol=1e-3)
+    assert piece.effect(other) is not piece.effect(over), "kept for what it was asked for"
+
+
+def test_the_weight_of_an_effect_falls_with_what_is_known():
+    assert [weight(trust, 0) for trust in TRUST] == [0.0, 1.0, 1.0, 1.0]
+    assert [weight(trust, 30) for trust in TRUST] == [0.0, 0.5, 300 / 330, 1.0]
+
+
+@pytest.mark.parametrize("censored", [False, True])
+def test_losses_of_an_effect_are_likelihoods(censored):
+    above, ended, left = example(9, 2.0)
+    over = Hazards(padded(np.maximum(above, 1e-4)))
+    effect = corrected(over, padded(ended), padded(left), 4.0, 20.0).effect(over)
+    for k in (0, 7, 100):
+        found = effect_losses(over, effect, 40, k, censored=censored)
+        for trust, loss in zip(TRUST, found, strict=True):
+            hazards = laid_over(over, effect * weight(trust, 40)).padded[INSIDE]
+            wanted = -np.log1p(-hazards[:k]).sum() - (0 if censored else np.log(hazards[k]))
+            assert loss == pytest.approx(wanted)

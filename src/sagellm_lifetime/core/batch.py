@@ -25,7 +25,7 @@ class LengthDistributionBatch:
     """Remaining lengths of ``N`` sequences.
 
     Attributes:
-        rows: cumulative hazards, shape ``(M, BINS + 1)``.
+        rows: cumulative hazards, shape ``(M, BINS + 1)``, or wide ones, ``(M, WIDE)``.
         index: which row each sequence uses, shape ``(N,)``; sequences may share rows.
         ages: tokens generated so far, shape ``(N,)``.
         caps: cap on the total length, shape ``(N,)``; ``UNCAPPED`` for none.
@@ -56,7 +56,7 @@ class LengthDistributionBatch:
         place = {key: band for band, key in enumerate(links)}
         caps = [UNCAPPED if d.max_length is None else min(d.max_length, UNCAPPED) for d in items]
         return cls(
-            rows=np.stack([d.row for d in items]),
+            rows=hazard.stacked([d.row for d in items]),
             index=count,
             ages=np.array([d.age for d in items], dtype=np.int64),
             caps=np.array(caps, dtype=np.int64),
@@ -82,11 +82,14 @@ class LengthDistributionBatch:
     def uncapped(self, times: np.ndarray) -> np.ndarray:
         """Return ``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
 
+        To the bin of the grid: where inside it values recur is left out, for the cost.
+
         Args:
             times: tokens from now, ascending, the first 0; shape ``(T,)``.
         """
         index = self.index[:, None]
-        step = hazard.cumulative_many(self.rows, index, self.ages[:, None] + times)
+        rows = self.rows[:, : hazard.ROW]
+        step = hazard.cumulative_many(rows, index, self.ages[:, None] + times)
         step -= step[:, :1].copy()
         return np.asarray(np.exp(-self._calibrated(step)))
 

@@ -31,7 +31,8 @@ class LengthDistribution:
     """Distribution of the remaining length ``R = min(L, max_length) - age`` given ``L > age``.
 
     Attributes:
-        row: cumulative hazard of the total length on the grid, shape ``(BINS + 1,)``.
+        row: cumulative hazard of the total length on the grid, shape ``(BINS + 1,)``, or wide
+            (see :mod:`~sagellm_lifetime.core.hazard`).
         age: tokens already generated when the calibration ``curve`` was laid over it.
         shift: tokens generated since then (see :meth:`given`).
         max_length: cap on the total length, or ``None``.
@@ -109,12 +110,15 @@ class LengthDistribution:
         if self.max_length is not None and start >= self.max_length:
             return 0.0
         points = EDGES[start < EDGES]
+        if self.row.size > hazard.ROW:
+            knots = self.row[hazard.ROW : hazard.ROW + hazard.KNOTS]
+            points = np.union1d(points, knots[(knots > start) & np.isfinite(knots)])
         last = 1.0
         if self.curve is not None:
             # Inside a bin the hazard bends where a segment of the link ends.
             base = hazard.cumulative(self.row, self.age)
-            knots = [ceil(hazard.inverse(self.row, base + x)) for x in link.EDGES[1:].tolist()]
-            points = np.unique([*points, *(at for at in knots if at > start)])
+            bends = [ceil(hazard.inverse(self.row, base + x)) for x in link.EDGES[1:].tolist()]
+            points = np.unique([*points, *(at for at in bends if at > start)])
             last = link.last_factor(self.curve)
         if self.max_length is not None:
             points = np.append(points[points < self.max_length], self.max_length)

@@ -3,19 +3,41 @@
 A row ``H`` has ``BINS + 1`` entries, ``H[k] = -log P(L > EDGES[k])``, ``H[0] = 0``, never
 decreasing. The hazard is constant inside a bin, so conditioning on an age is a subtraction that
 cannot underflow: ``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
+
+A wide row says where inside its bins the hazard lies. After the ``BINS + 1`` entries come
+``KNOTS`` lengths, ascending, and the ``KNOTS`` cumulative hazards there; unused ones are infinite.
+Between two neighbours among edges and knots the hazard is constant. A value that recurs has a knot
+before it and one at it, so that all of its mass lies on that one length (:func:`with_atoms`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from math import ceil
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil, expm1, log1p
 from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.core.grid import BINS, EDGE_LIST, EDGES, MAX_LENGTH, TAIL_HAZARD, WIDTHS
+from sagellm_lifetime.core.grid import (
+    BINS,
+    EDGE_LIST,
+    EDGES,
+    MAX_LENGTH,
+    TAIL_HAZARD,
+    WIDTHS,
+    bin_of,
+)
 
 ROW = BINS + 1
+MOST_ATOMS: Final = 8
+KNOTS: Final = 2 * MOST_ATOMS
+WIDE: Final = ROW + 2 * KNOTS
+_KNOTS_END: Final = ROW + KNOTS
+_NO_KNOTS: Final = np.full(WIDE, np.inf, dtype=np.float32)
+Atoms = tuple[tuple[int, float], ...]
+"""Values that recur, ascending, and the share of those in its bin that end exactly there."""
 _WIDTH_LIST: Final[list[int]] = WIDTHS.tolist()
 _WIDTHS: Final = np.append(WIDTHS, 1).astype(np.float64)
 _TAIL_HAZARDS: Final = np.append(np.zeros(BINS), TAIL_HAZARD)
@@ -30,11 +52,26 @@ def cumulative(row: np.ndarray, length: float) -> float:
     if length >= MAX_LENGTH:
         return float(row.item(BINS) + (length - MAX_LENGTH) * TAIL_HAZARD)
     k = bisect_right(EDGE_LIST, length) - 1
-    edge = EDGE_LIST[k]
-    low = row.item(k)
+    edge, low = EDGE_LIST[k], row.item(k)
     if length == edge:
         return float(low)
-    return float(low + (row.item(k + 1) - low) * (length - edge) / _WIDTH_LIST[k])
+    high = row.item(k + 1)
+    if row.size == ROW:
+        return float(low + (high - low) * (length - edge) / _WIDTH_LIST[k])
+    i = bisect_right(row.data, length, ROW, _KNOTS_END)
+    start, end, low, high = _narrowed(row, i, edge, EDGE_LIST[k + 1], low, high)
+    return float(low + (high - low) * (length - start) / (end - start))
+
+
+def _narrowed(
+    row: np.ndarray, i: int, start: float, end: float, low: float, high: float
+) -> tuple[float, float, float, float]:
+    """Narrow a stretch of a wide row to the knots around it; knot ``i`` is the first behind."""
+    if i > ROW and row.item(i - 1) > start:
+        start, low = row.item(i - 1), row.item(i - 1 + KNOTS)
+    if i < _KNOTS_END and row.item(i) < end:
+        end, high = row.item(i), row.item(i + KNOTS)
+    return start, end, low, high
 
 
 def inverse(row: np.ndarray, hazard: float) -> float:
@@ -43,13 +80,22 @@ def inverse(row: np.ndarray, hazard: float) -> float:
     For exact whole numbers see :func:`first_reaching`.
     """
     # Not searchsorted: it makes a float64 copy of the row, and lets go of the GIL for that.
-    k = bisect_left(row.data, hazard)
+    k = bisect_left(row.data, hazard, 0, ROW)
     if k > BINS:
         return MAX_LENGTH + (hazard - row.item(BINS)) / TAIL_HAZARD
     if k == 0:
         return 0.0
-    low = row.item(k - 1)
-    return float(EDGE_LIST[k - 1] + (hazard - low) / (row.item(k) - low) * _WIDTH_LIST[k - 1])
+    start, end, low, high = _around(row, k, hazard)
+    return float(start + (hazard - low) / (high - low) * (end - start))
+
+
+def _around(row: np.ndarray, k: int, hazard: float) -> tuple[float, float, float, float]:
+    """The stretch that ends in bin ``k - 1`` and in which the hazard is reached."""
+    found = EDGE_LIST[k - 1], EDGE_LIST[k], row.item(k - 1), row.item(k)
+    if row.size > ROW:
+        i = bisect_left(row.data, hazard, _KNOTS_END, WIDE) - KNOTS
+        return _narrowed(row, i, *found)
+    return found
 
 
 def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int:
@@ -65,17 +111,16 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
         start: tokens generated so far.
     """
     target = base + step
-    k = bisect_left(row.data, target)
+    k = bisect_left(row.data, target, 0, ROW)
     if 0 < k <= BINS:
-        # Nearly always the answer lies well inside the bin: tell so without a second look-up.
-        edge, width, low = EDGE_LIST[k - 1], _WIDTH_LIST[k - 1], row.item(k - 1)
-        high = row.item(k)
-        end = ceil(edge + (target - low) / (high - low) * width)
-        n = end - start
-        if n > 1 and edge < end <= EDGE_LIST[k]:
-            span = high - low
-            at = high if end == EDGE_LIST[k] else low + span * (end - edge) / width
-            if at - base >= step > low + span * (end - 1 - edge) / width - base:
+        # Nearly always the answer lies well inside the stretch: tell so without another look-up.
+        begin, end, low, high = _around(row, k, target)
+        width, span = end - begin, high - low
+        length = ceil(begin + (target - low) / span * width)
+        n = length - start
+        if n > 1 and begin < length <= end:
+            at = high if length == end else low + span * (length - begin) / width
+            if at - base >= step > low + span * (length - 1 - begin) / width - base:
                 return n
     elif k == 0:
         n = 1
@@ -109,13 +154,45 @@ def _searched(row: np.ndarray, base: float, step: float, start: int, n: int) -> 
 
 
 def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return ``H(lengths[i])`` of ``rows[index[i]]``; float64, shape of ``lengths``."""
+    """Return ``H(lengths[i])`` of ``rows[index[i]]``; float64, shape of ``lengths``.
+
+    Where rows are wide, ``index`` and ``lengths`` have one dimension.
+    """
     k = EDGES.searchsorted(lengths, side="right") - 1
-    over = lengths - EDGES.take(k)
+    edge, width = EDGES.take(k), _WIDTHS.take(k)
     low = rows[index, k].astype(np.float64)
-    value = low + (rows[index, np.minimum(k + 1, BINS)] - low) * over / _WIDTHS.take(k)
+    high = rows[index, np.minimum(k + 1, BINS)].astype(np.float64)
+    over = lengths - edge
     # The last edge has no bin behind it, so nothing was added there: the tail comes on top.
-    return np.asarray(value + over * _TAIL_HAZARDS.take(k))
+    beyond = over * _TAIL_HAZARDS.take(k)
+    if rows.shape[1] > ROW:
+        some = np.flatnonzero(rows[index, ROW] < edge + width)
+        if some.size:
+            count = (rows[index[some], ROW:_KNOTS_END] <= lengths[some, None]).sum(axis=1)
+            start, end = edge.astype(np.float64), edge + width
+            _narrow(rows, index[some], count, (start, end, low, high), some)
+            over, width = lengths - start, end - start
+    return np.asarray(low + (high - low) * over / width + beyond)
+
+
+def _narrow(
+    rows: np.ndarray,
+    index: np.ndarray,
+    count: np.ndarray,
+    stretches: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    some: np.ndarray,
+) -> None:
+    """:func:`_narrowed` of ``some`` of the stretches, in place; ``count`` knots lie before each."""
+    start, end, low, high = stretches
+    for at, is_closer, place, value in (
+        (np.maximum(count - 1, 0), np.greater, start, low),
+        (np.minimum(count, KNOTS - 1), np.less, end, high),
+    ):
+        knot = rows[index, ROW + at]
+        closer = is_closer(knot, place[some])
+        closer &= (count > 0) if place is start else (count < KNOTS)
+        place[some[closer]] = knot[closer]
+        value[some[closer]] = rows[index, _KNOTS_END + at][closer]
 
 
 def first_reaching_many(
@@ -125,15 +202,21 @@ def first_reaching_many(
     target = base + steps
     taken = rows.take(index, axis=0)
     # First entry not below: rows never decrease, so it is the first False.
-    upper = np.clip((taken < target[:, None]).argmin(axis=1), 1, BINS)
+    upper = np.clip((taken[:, :ROW] < target[:, None]).argmin(axis=1), 1, BINS)
     where = np.arange(len(taken))
     low = taken[where, upper - 1].astype(np.float64)
     high = taken[where, upper].astype(np.float64)
-    span = high - low
-    edge, width = EDGES.take(upper - 1), WIDTHS.take(upper - 1)
+    begin, close = EDGES.take(upper - 1), EDGES.take(upper)
+    if rows.shape[1] > ROW:
+        some = np.flatnonzero(taken[:, ROW] < close)
+        if some.size:
+            count = (taken[some, _KNOTS_END:] < target[some, None]).sum(axis=1)
+            begin, close = begin.astype(np.float64), close.astype(np.float64)
+            _narrow(taken, some, count, (begin, close, low, high), some)
+    span, width = high - low, close - begin
     part = np.minimum((target - low) / np.where(span > 0, span, 1.0), 2.0)
-    end = np.ceil(edge + part * width)
-    over = end - edge
+    end = np.ceil(begin + part * width)
+    over = end - begin
     at = np.where(over == width, high, low + span * over / width)
     before = low + span * (over - 1.0) / width
     found = (end - starts).astype(np.int64)
@@ -146,11 +229,68 @@ def first_reaching_many(
     return found
 
 
+def with_atoms(row: np.ndarray, atoms: Atoms) -> np.ndarray:
+    """Return a wide row in which values that recur are exact, shape ``(WIDE,)``.
+
+    The hazard at the edges stays. Inside a bin the share of each atom ends at its length, and the
+    others are spread evenly over the bin.
+
+    Args:
+        row: cumulative hazards, shape ``(BINS + 1,)``.
+        atoms: at most :data:`MOST_ATOMS`.
+    """
+    wide = _NO_KNOTS.copy()
+    wide[:ROW] = row
+    place = ROW
+    for k, length, part in _knots(atoms):
+        low, high = row.item(k), row.item(k + 1)
+        ended = -expm1(low - high) * part
+        if ended < 1.0:
+            wide[place] = length
+            wide[place + KNOTS] = min(low - log1p(-ended), high)
+            place += 1
+    return wide
+
+
+@lru_cache(maxsize=1024)
+def _knots(atoms: Atoms) -> tuple[tuple[int, int, float], ...]:
+    """Knots of atoms: the bin, the length, and the share of the bin that has ended there."""
+    found = []
+    k, before, rest = -1, 0.0, 1.0
+    for value, share in atoms:
+        if bin_of(value) != k:
+            k, before = bin_of(value), 0.0
+            rest = max(1.0 - sum(part for other, part in atoms if bin_of(other) == k), 0.0)
+        for length, ended in ((value - 1, before), (value, before + share)):
+            even = rest * (length - EDGE_LIST[k]) / _WIDTH_LIST[k]
+            if EDGE_LIST[k] < length < EDGE_LIST[k + 1]:
+                found.append((k, length, min(ended + even, 1.0)))
+        before += share
+    return tuple(found)
+
+
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return rows as one matrix, wide if any of them is."""
+    if len({len(row) for row in rows}) <= 1:
+        return np.stack(rows)
+    return np.stack([row if len(row) == WIDE else widened(row[None])[0] for row in rows])
+
+
+def widened(rows: np.ndarray) -> np.ndarray:
+    """Return rows without atoms in the form of wide ones."""
+    return np.pad(rows, ((0, 0), (0, WIDE - ROW)), constant_values=np.inf)
+
+
 def from_hazards(discrete: np.ndarray) -> np.ndarray:
-    """Rows from per-bin hazards ``P(L in bin | L > its lower edge)``, shape ``(..., BINS)``."""
+    """Return rows from per-bin hazards ``P(L in bin | L > lower edge)``, shape ``(..., BINS)``."""
     # Ufuncs: for one row np.clip and np.cumsum take longer to find their arguments than to compute.
-    steps = np.log1p(-np.minimum(np.maximum(discrete, 0.0), 1.0 - 1e-9))
-    return from_steps(np.negative(steps, steps))
+    # In place, and summed up before the conversion, which else goes through a small buffer.
+    steps = np.negative(discrete)
+    np.minimum(np.maximum(steps, 1e-9 - 1.0, steps), 0.0, steps)
+    sums = np.add.accumulate(np.log1p(steps, steps), axis=-1)
+    rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
+    np.negative(sums, rows[..., 1:], casting="same_kind")
+    return rows
 
 
 def from_steps(steps: np.ndarray) -> np.ndarray:

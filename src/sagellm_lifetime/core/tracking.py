@@ -16,7 +16,7 @@ import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED
 from sagellm_lifetime.core.errors import UnknownSequenceError, shown
-from sagellm_lifetime.core.hazard import ROW
+from sagellm_lifetime.core.hazard import ROW, WIDE, widened
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.values import as_option, as_seconds_option
 
@@ -138,6 +138,16 @@ class Tracker:
         self._slots[sequence_id] = item.slot
         self.admitted += 1
         return item
+
+    def set_row(self, item: Tracked, row: np.ndarray) -> None:
+        """Keep the row of a sequence; from the first wide one on all rows are wide."""
+        if len(row) == WIDE and self.rows.shape[1] == ROW:
+            self.rows = widened(self.rows)
+        if len(row) == self.rows.shape[1]:
+            self.rows[item.slot] = row
+        else:
+            self.rows[item.slot, :ROW] = row
+            self.rows[item.slot, ROW:] = np.inf
 
     def take(self, sequence_id: SequenceId) -> Tracked | None:
         """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""

@@ -216,12 +216,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_file():
         return _read_file(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    if not is_checkpoint(path):
-        raise CheckpointError(
-            f"{path}: not a checkpoint ({MODEL} and {MANIFEST} are not both there)"
-        )
     for _ in range(_READS):
         try:
             text, data = _read_directory(path)
@@ -233,7 +227,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
             raise CheckpointError(f"{path}: {MODEL} is damaged or was exchanged (sha256 differs)")
         return _build(path, manifest, data)
-    raise CheckpointError(f"{path}: was replaced or removed while it was read")
+    raise CheckpointError(f"{path}: {_why_unreadable(path)}")
+
+
+def _why_unreadable(path: Path) -> str:
+    """Return why a directory, in which a file was not found, is no checkpoint."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "no such checkpoint"
+    try:
+        both = {MODEL, MANIFEST} <= set(os.listdir(folder))
+        # A writer may have moved the directory away since it was opened.
+        is_same = path.exists() and os.path.samestat(os.fstat(folder), os.stat(path))
+    except OSError:
+        both = is_same = False
+    finally:
+        os.close(folder)
+    if both or not is_same:
+        return "was replaced or removed while it was read"
+    return f"not a checkpoint ({MODEL} and {MANIFEST} are not both there)"
 
 
 def _read_directory(path: Path) -> tuple[bytes, bytes]:

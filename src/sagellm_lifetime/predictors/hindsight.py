@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.calibration import Calibration, Outcomes
 from sagellm_lifetime.predictors.records import Answered, Lesson
@@ -34,6 +35,6 @@ def calibrate(calibration: Calibration, answers: Sequence[Answered]) -> None:
     asked[:, 0] = start < lengths
     row, column = np.nonzero(asked)
     calibration.learn(
-        LengthDistributionBatch(np.stack(rows), row, ages[row, column], caps[row]),
+        LengthDistributionBatch(hazard.stacked(rows), row, ages[row, column], caps[row]),
         Outcomes(lengths[row], censored[row]),
     )

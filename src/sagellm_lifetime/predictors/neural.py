@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.checked import checked, checked_count, count_array
 from sagellm_lifetime.core.errors import MissingExtraError, RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
@@ -36,6 +35,7 @@ from sagellm_lifetime.learning.head import base_logits, corrected_row
 from sagellm_lifetime.learning.replay import ReplayStore, Sample
 from sagellm_lifetime.learning.residual_life import ResidualLife
 from sagellm_lifetime.learning.serving import Runner, Runners
+from sagellm_lifetime.learning.shrinkage import INSIDE
 from sagellm_lifetime.learning.trainer import Log, Trainer
 from sagellm_lifetime.predictors.base import Predictor, Progress
 from sagellm_lifetime.predictors.records import Completion, Lesson
@@ -114,18 +114,19 @@ class NeuralPredictor(Predictor):
     def _absorb(self, evidence: SequenceEvidence, news: NewChunks) -> None:
         take_chunks(evidence, news)
 
-    def _rows(self, evidence: Sequence[SequenceEvidence]) -> np.ndarray:
-        return np.stack([self._row(each) for each in evidence])
+    def _rows(self, evidence: Sequence[SequenceEvidence]) -> list[np.ndarray]:
+        return [self._row(each) for each in evidence]
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
-        hazards = self._tables.hazards(evidence.features, evidence.session)
-        evidence.base = base_logits(hazards)
+        known = self._tables.known(evidence.features, evidence.session)
+        evidence.base = base_logits(known.padded[INSIDE])
         mark = (evidence.age, len(evidence.chunks))
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
         if self._runner is None or self._edge < 0.0:
-            return hazard.from_hazards(hazards)
-        return corrected_row(self._runner(evidence.steps()), evidence.base, evidence.age)
+            return known.row
+        row = corrected_row(self._runner(evidence.steps()), evidence.base, evidence.age)
+        return known.exact(row)
 
     # -- learning ----------------------------------------------------------------------------
 

@@ -248,7 +248,7 @@ class Predicting(LifetimePredictorProtocol):
     def _refresh(self, items: Sequence[Tracked]) -> None:
         rows, prior = self._rows([item.evidence for item in items]), self._lessons == 0
         for item, row in zip(items, rows, strict=True):
-            self._tracker.rows[item.slot] = row
+            self._tracker.set_row(item, row)
             # One answer for each piece of evidence; a newer version of it takes its place.
             item.answers[len(item.asked) - 1 :] = [row]
             item.version, item.prior = self._version, prior
