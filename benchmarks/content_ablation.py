@@ -32,10 +32,10 @@ from sagellm_lifetime import (
     SurvivalLifetimePredictor,
     TransformerLifetimePredictor,
 )
-from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.protocol import evaluate
-from sagellm_lifetime.evaluation.recorded import recorded
 from sagellm_lifetime.evaluation.rivals import fit_rivals
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.workloads.recorded import recorded
 
 NETWORKS = {"lstm": LSTMLifetimePredictor, "transformer": TransformerLifetimePredictor}
 PROMPT = ("prompt_token_ids", "prompt_text")

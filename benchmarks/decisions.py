@@ -24,7 +24,7 @@ import numpy as np
 from common import DATA, code, load, read_lines, run_all, say, single_thread, table
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.core.splits import split
+from sagellm_lifetime.history.splits import split
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "replay.md"
 MEMORY = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 READ = """
 import resource, sys, time
-from sagellm_lifetime.core.history import read_history
+from sagellm_lifetime.history import read_history
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = time.perf_counter()
 history = read_history(sys.argv[1])

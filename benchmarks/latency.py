@@ -29,7 +29,7 @@ from reference.specification import ReferenceLSTM, ReferenceTransformer
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION
-from sagellm_lifetime.predictors.registry import has_network
+from sagellm_lifetime.predictor.registry import has_network
 
 PROMPT_TOKENS = 200
 RUNNING = 256

@@ -18,7 +18,7 @@ import numpy as np
 from common import say, single_thread, table
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
+from sagellm_lifetime.predictor.background_learner import LearningElsewhere
 
 ROWS = 15
 _DRAIN_S = 60.0

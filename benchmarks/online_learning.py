@@ -32,9 +32,9 @@ from latency import Calls, history
 
 from sagellm_lifetime import PREDICTORS, create_predictor
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
-from sagellm_lifetime.predictors.pupil import LEARNED
-from sagellm_lifetime.predictors.registry import has_network
+from sagellm_lifetime.predictor.background_learner import LearningElsewhere
+from sagellm_lifetime.predictor.registry import has_network
+from sagellm_lifetime.predictor.worker import LEARNED
 
 SWAPS = 60
 EVERY_S = 0.5

@@ -57,9 +57,9 @@ class Recording:
     def __init__(self, model: Path, folder: Path) -> None:
         os.environ.update(ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
-        from sagellm_lifetime.engines.vllm.eos import EosWatch  # first: it mends imports
-        from sagellm_lifetime.engines.vllm.launch import SCHEDULER
-        from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings
+        from sagellm_lifetime.vllm.launch.server import SCHEDULER
+        from sagellm_lifetime.vllm.logits_processor import EosWatch  # first: it mends imports
+        from sagellm_lifetime.vllm.settings import KEY, LiveSettings
 
         from vllm import LLM, SamplingParams  # isort: skip
         from vllm.sampling_params import RequestOutputKind

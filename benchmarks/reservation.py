@@ -121,7 +121,7 @@ def curves(
 ) -> tuple[int, dict[str, dict[str, Point]]]:
     """Requests of a window, and of each rule one point per setting of its knob."""
     from sagellm_lifetime import create_predictor
-    from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.history.splits import split
     from sagellm_lifetime.policies.forecast import GlobalAverage, MaxTokens, PredictedLengths
     from sagellm_lifetime.policies.plan import Plan
     from sagellm_lifetime.policies.reservation import FARTHEST

@@ -25,11 +25,11 @@ import polars as pl
 from common import DATA, PROMPTS, TRACES, load, percent, say, single_thread, table, write_json
 
 from sagellm_lifetime import PREDICTORS, create_predictor
-from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.floor import skill
 from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
-from sagellm_lifetime.predictors.registry import has_network
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.predictor.registry import has_network
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "results.md"
 RIVAL_TASK = "rivals"

@@ -34,12 +34,12 @@ from sagellm_lifetime import (
     SurvivalLifetimePredictor,
     TransformerLifetimePredictor,
 )
-from sagellm_lifetime.core.splits import split
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.features.context import Finished, RecentCompletions
 from sagellm_lifetime.features.evidence import SequenceEvidence, read_evidence
 from sagellm_lifetime.features.request import RequestFeatures, read_request
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.workloads import generate
 
 NETWORKS = {"lstm": LSTMLifetimePredictor, "transformer": TransformerLifetimePredictor}
 SEQUENTIAL = {"lstm": ("weight_hh",), "transformer": ("attention.in_proj_weight",)}

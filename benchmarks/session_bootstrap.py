@@ -17,9 +17,9 @@ import polars as pl
 from common import DATA, TRACES, load, say, single_thread, table
 
 from sagellm_lifetime import PREDICTORS, create_predictor
-from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import fit_rivals
+from sagellm_lifetime.history.splits import split
 
 DRAWS = 10_000
 

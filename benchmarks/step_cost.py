@@ -25,9 +25,9 @@ from dataclasses import replace
 import numpy as np
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
-from sagellm_lifetime.engines.vllm.timelimit import TimeLimit
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
+from sagellm_lifetime.vllm.settings import LiveSettings
+from sagellm_lifetime.vllm.time_budget import TimeLimit
 
 PROMPT = 128
 """Tokens, on average: from half to one and a half of it, so that no two are alike."""
@@ -153,8 +153,8 @@ def taught(name, length, model_config):
 
 def measure(args, predictor, mode):
     """Both schedulers after their steps, and our breaker's state."""
-    from sagellm_lifetime.engines.vllm import build
-    from sagellm_lifetime.engines.vllm.live import LiveScheduler, Scheduler
+    from sagellm_lifetime.vllm import build
+    from sagellm_lifetime.vllm.live import LiveScheduler, Scheduler
 
     settings = SETTINGS
     if args.tight:  # seven tenths of what all would hold

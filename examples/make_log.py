@@ -6,7 +6,7 @@ python examples/make_log.py log.csv [ROWS] [PROFILE]
 import sys
 
 from sagellm_lifetime import write_history
-from sagellm_lifetime.evaluation.profiles import PROFILES, generate
+from sagellm_lifetime.workloads import PROFILES, generate
 
 path = sys.argv[1] if len(sys.argv) > 1 else "log.csv"
 rows = int(sys.argv[2]) if len(sys.argv) > 2 else 3000

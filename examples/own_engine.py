@@ -8,10 +8,10 @@ from collections import deque
 import numpy as np
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.ordering import SERVICES, in_line, places
 from sagellm_lifetime.policies.state import Sequences
+from sagellm_lifetime.workloads import generate
 
 SLOTS, STEP_S = 8, 0.03  # an engine that runs eight sequences, one token of each in a step
 log = generate("chat", 1200, seed=3, capped_share=0.0, abort_share=0.0)

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.evaluation.profiles import generate
+from sagellm_lifetime.workloads import generate
 
 BATCH, STEPS = 64, 2000
 log = generate("chat", 3000, seed=2, capped_share=0.0, abort_share=0.0)

@@ -6,10 +6,10 @@ python examples/train_on_a_log.py [LOG [FOLDER]]
 import sys
 
 from sagellm_lifetime import create_predictor, load_predictor, read_history
-from sagellm_lifetime.core.splits import split
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import fit_rivals
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.workloads import generate
 
 log = read_history(sys.argv[1]).frame if len(sys.argv) > 1 else generate("chat", 2000, seed=1)
 parts = split(log)  # by time where there is a clock, else by session or prompt; never by row

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
+from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 

@@ -8,6 +8,8 @@ import sagellm_lifetime
 SOURCE = Path(sagellm_lifetime.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "files.md"
 
+WHOLE = "the package itself"
+
 
 def named():
     """The names in backticks under the heading of each package."""
@@ -22,8 +24,8 @@ def test_every_file_is_named_and_no_other():
     packages, missing, seen = named(), [], set()
     for path in sorted(SOURCE.rglob("*.py")):
         inner = path.relative_to(SOURCE).as_posix()
-        package = max((p for p in packages if inner.startswith(p + "/")), key=len, default="")
-        rest = inner[len(package) + 1 :]
+        package = max((p for p in packages if inner.startswith(p + "/")), key=len, default=WHOLE)
+        rest = inner.removeprefix(package + "/")
         names = {rest, rest.split("/")[0] + "/"} & packages.get(package, set())
         seen |= {(package, name) for name in names}
         if path.name != "__init__.py" and not names:

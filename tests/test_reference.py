@@ -10,9 +10,9 @@ import pytest
 import typer
 
 from sagellm_lifetime.cli.app import app
-from sagellm_lifetime.core.history.schema import HISTORY_SCHEMA
-from sagellm_lifetime.engines.vllm.launch import OPTIONS
-from sagellm_lifetime.engines.vllm.settings import RANGES, LiveSettings
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA
+from sagellm_lifetime.vllm.launch.server import OPTIONS
+from sagellm_lifetime.vllm.settings import RANGES, LiveSettings
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -50,7 +50,7 @@ def test_the_range_of_a_number_is_there(name):
 
 def test_every_metric_is_there(tmp_path):
     pytest.importorskip("prometheus_client")
-    from sagellm_lifetime.engines.vllm.metrics import PREFIX, LifetimeCollector
+    from sagellm_lifetime.vllm.observability.metrics import PREFIX, LifetimeCollector
 
     (tmp_path / "engine-0").mkdir()
     families = {

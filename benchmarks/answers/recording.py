@@ -14,7 +14,7 @@ from answers.plan import Ask
 
 from sagellm_lifetime import read_history
 from sagellm_lifetime.core.atomic import replacing
-from sagellm_lifetime.engines.vllm.journal import SUFFIX, take_up
+from sagellm_lifetime.vllm.journal import SUFFIX, take_up
 
 SCHEMA: dict[str, Any] = {
     "request_id": pl.String,

@@ -17,7 +17,7 @@ from fuzzing import need, refused
 from fuzzing.values import as_json, damaged
 from sagellm_lifetime import PredictionRequest, create_predictor, load_predictor
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.learning.checkpoint import Checkpoint, read_checkpoint
+from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, read_checkpoint
 
 KINDS = ("survival", "orca", "linear", "baseline")
 FILES = ("model.safetensors", "manifest.json")

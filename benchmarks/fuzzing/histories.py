@@ -12,9 +12,9 @@ import polars as pl
 
 from fuzzing import need, refused
 from fuzzing.values import as_json, damaged
-from sagellm_lifetime.core.convert import FORMATS, convert
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.core.history import read_history
+from sagellm_lifetime.history import read_history
+from sagellm_lifetime.history.convert import FORMATS, convert
 
 ROWS = 12
 

@@ -11,8 +11,8 @@ import polars as pl
 
 from fuzzing import need
 from fuzzing.values import as_json, damaged
-from sagellm_lifetime.engines.vllm.journal import take_up
-from sagellm_lifetime.engines.vllm.recorder import Recorder
+from sagellm_lifetime.vllm.journal import take_up
+from sagellm_lifetime.vllm.recorder import Recorder
 
 SOUND = 5
 ODD: list[Any] = ["\ud800", "\x00", "é", 2**64, 2**63, -1, 1.5, float("nan"), 1e308, None, True]

@@ -11,8 +11,8 @@ from typing import Any
 
 from fuzzing import need
 from fuzzing.values import as_json, damaged
-from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
-from sagellm_lifetime.engines.vllm.state import EngineState
+from sagellm_lifetime.vllm.engine_state import EngineState
+from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
 
 PASSED = 299
 STATS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 from fuzzing import need, refused
 from fuzzing.values import anything, as_json
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 
 def setup(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagellm_lifetime.engines.vllm.eos import ends  # first: it mends imports
+from sagellm_lifetime.vllm.logits_processor import ends  # first: it mends imports
 
 import torch  # isort: skip
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates

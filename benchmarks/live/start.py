@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sagellm_lifetime.cli.main import main
-from sagellm_lifetime.engines.vllm import launch
+from sagellm_lifetime.vllm.launch import server as launch
 
 SCHEDULER = "live.watched.scheduler"
 _command = launch.command

@@ -17,9 +17,9 @@ from typing import Any
 
 from live import END_AT
 from live.accounts import Accounts
-from sagellm_lifetime.engines.vllm.live import LiveScheduler, Scheduler  # first: it mends imports
-from sagellm_lifetime.engines.vllm.settings import KEY
 from sagellm_lifetime.policies.forecast import KnownLengths
+from sagellm_lifetime.vllm.live import LiveScheduler, Scheduler  # first: it mends imports
+from sagellm_lifetime.vllm.settings import KEY
 
 CONFIG = "load"
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sagellm_lifetime import _moved
+
 if TYPE_CHECKING:
     from sagellm_lifetime.core.batch import LengthDistributionBatch
     from sagellm_lifetime.core.distribution import LengthDistribution
@@ -28,23 +30,25 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnknownSequenceError,
     )
-    from sagellm_lifetime.core.history import read_history, scan_history, write_history
     from sagellm_lifetime.core.protocol import (
         LifetimePredictorProtocol,
         PredictionMetrics,
         PredictionRequest,
         PredictionResult,
     )
-    from sagellm_lifetime.predictors.base import Predictor
-    from sagellm_lifetime.predictors.baseline import BaselineLifetimePredictor
-    from sagellm_lifetime.predictors.checkpoint import load_predictor
-    from sagellm_lifetime.predictors.elsewhere import LearningElsewhere
-    from sagellm_lifetime.predictors.linear import LinearLifetimePredictor
-    from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
-    from sagellm_lifetime.predictors.orca import OrcaLifetimePredictor
-    from sagellm_lifetime.predictors.registry import PREDICTORS, create_predictor
-    from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
-    from sagellm_lifetime.predictors.transformer import TransformerLifetimePredictor
+    from sagellm_lifetime.history import read_history, scan_history, write_history
+    from sagellm_lifetime.predictor.background_learner import LearningElsewhere
+    from sagellm_lifetime.predictor.base import Predictor
+    from sagellm_lifetime.predictor.baseline import BaselineLifetimePredictor
+    from sagellm_lifetime.predictor.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.linear import LinearLifetimePredictor
+    from sagellm_lifetime.predictor.lstm import LSTMLifetimePredictor
+    from sagellm_lifetime.predictor.orca import OrcaLifetimePredictor
+    from sagellm_lifetime.predictor.registry import PREDICTORS, create_predictor
+    from sagellm_lifetime.predictor.survival import SurvivalLifetimePredictor
+    from sagellm_lifetime.predictor.transformer import TransformerLifetimePredictor
+
+_moved.install()
 
 __version__ = "0.1.0"
 
@@ -60,24 +64,24 @@ _WHERE = {
     "RequestError": "core.errors",
     "UnknownNameError": "core.errors",
     "UnknownSequenceError": "core.errors",
-    "read_history": "core.history",
-    "scan_history": "core.history",
-    "write_history": "core.history",
+    "read_history": "history",
+    "scan_history": "history",
+    "write_history": "history",
     "LifetimePredictorProtocol": "core.protocol",
     "PredictionMetrics": "core.protocol",
     "PredictionRequest": "core.protocol",
     "PredictionResult": "core.protocol",
-    "Predictor": "predictors.base",
-    "BaselineLifetimePredictor": "predictors.baseline",
-    "load_predictor": "predictors.checkpoint",
-    "LearningElsewhere": "predictors.elsewhere",
-    "LinearLifetimePredictor": "predictors.linear",
-    "LSTMLifetimePredictor": "predictors.lstm",
-    "OrcaLifetimePredictor": "predictors.orca",
-    "PREDICTORS": "predictors.registry",
-    "create_predictor": "predictors.registry",
-    "SurvivalLifetimePredictor": "predictors.survival",
-    "TransformerLifetimePredictor": "predictors.transformer",
+    "Predictor": "predictor.base",
+    "BaselineLifetimePredictor": "predictor.baseline",
+    "load_predictor": "predictor.checkpoint",
+    "LearningElsewhere": "predictor.background_learner",
+    "LinearLifetimePredictor": "predictor.linear",
+    "LSTMLifetimePredictor": "predictor.lstm",
+    "OrcaLifetimePredictor": "predictor.orca",
+    "PREDICTORS": "predictor.registry",
+    "create_predictor": "predictor.registry",
+    "SurvivalLifetimePredictor": "predictor.survival",
+    "TransformerLifetimePredictor": "predictor.transformer",
 }
 
 __all__ = [

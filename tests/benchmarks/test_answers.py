@@ -16,8 +16,8 @@ import pytest
 
 from sagellm_lifetime import read_history
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.engines.vllm.journal import Journal
-from sagellm_lifetime.engines.vllm.rows import to_line
+from sagellm_lifetime.vllm.journal import Journal
+from sagellm_lifetime.vllm.record_rows import to_line
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SOURCE = BENCHMARKS.parent / "src"
@@ -150,7 +150,7 @@ def test_answers_are_joined_with_the_plan(asks, recording, tmp_path):
 
 
 def test_the_parquet_has_the_columns_of_the_one_that_ships(asks, recording, tmp_path):
-    shipped = SOURCE / "sagellm_lifetime/evaluation/recorded/smollm2-answers.parquet"
+    shipped = SOURCE / "sagellm_lifetime/workloads/recorded/smollm2-answers.parquet"
     keys = [ask.key for ask in asks[:2]]
     killed(tmp_path, *map(row, keys))
     frame = recording.joined(recording.answered(tmp_path), asks)
@@ -223,7 +223,7 @@ def test_another_plan_is_refused(asks):
 @pytest.fixture
 def model(monkeypatch, tmp_path):
     """A folder as ``engine fetch`` writes it, whose answers are noise."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fetch"))
     tiny = import_module("tiny_llama")
     from sagellm_lifetime.engines.models.gguf import read_gguf
     from sagellm_lifetime.engines.models.llama import write_llama

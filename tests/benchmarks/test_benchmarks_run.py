@@ -37,7 +37,7 @@ def script(name: str) -> ModuleType:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data folder with one small trace."""
-    from sagellm_lifetime.evaluation.profiles import generate
+    from sagellm_lifetime.workloads import generate
 
     (tmp_path / "traces").mkdir()
     generate("coding-agent", 240).write_parquet(tmp_path / "traces" / "claude_code.parquet")

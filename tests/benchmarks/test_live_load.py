@@ -258,7 +258,7 @@ def test_nothing_of_the_load_is_learned_before():
 
 
 def test_a_length_is_told_to_nobody_who_predicts():
-    from sagellm_lifetime.engines.vllm.describe import Describer
+    from sagellm_lifetime.vllm.request_adapter import Describer
 
     client = part("client")
     describe = Describer("m", 2048, 32)
@@ -359,7 +359,7 @@ def test_accounts_are_those_of_the_replay(vllm):
 
 
 def test_every_arm_has_the_logging_scheduler(tmp_path):
-    from sagellm_lifetime.engines.vllm.settings import LiveSettings
+    from sagellm_lifetime.vllm.settings import LiveSettings
 
     arms, start = part("arms"), part("start")
     setting = arms.Setting(96, 32, 16, 2048, 2048)

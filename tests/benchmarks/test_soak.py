@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sagellm_lifetime.engines.vllm import service
+from sagellm_lifetime.vllm import service
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LEAK = 1.0

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from sagellm_lifetime import create_predictor
+from sagellm_lifetime import workloads as profiles
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.evaluation import profiles
 
 
 @pytest.fixture(scope="session")

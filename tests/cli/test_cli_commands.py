@@ -16,9 +16,9 @@ from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, lo
 from sagellm_lifetime.cli.convert import Format
 from sagellm_lifetime.cli.demo import _closing
 from sagellm_lifetime.cli.options import repeated
-from sagellm_lifetime.core.convert import FORMATS
-from sagellm_lifetime.core.history import read_history
 from sagellm_lifetime.evaluation.verdict import Gap, Verdict
+from sagellm_lifetime.history import read_history
+from sagellm_lifetime.history.convert import FORMATS
 
 METRICS = {
     "mae",
@@ -109,7 +109,7 @@ def test_training_again_replaces_the_checkpoint_and_is_the_same(cli, tmp_path, h
 
 
 def test_a_long_history_is_cut_to_its_newest_rows(cli, tmp_path, history, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.predictors.fitting.MAX_ROWS", 100)
+    monkeypatch.setattr("sagellm_lifetime.predictor.fitting.MAX_ROWS", 100)
     done = cli("train", "--data-path", history, *SURVIVAL, "--json")
     assert done.err == "training on the newest 100 of 240 rows\n"
     assert done.json()["rows"] == 100

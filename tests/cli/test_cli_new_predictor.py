@@ -13,19 +13,19 @@ PACKAGE = Path(sagellm_lifetime.__file__).parent
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = {
     "plain": """
-from sagellm_lifetime.predictors.orca import OrcaLifetimePredictor
+from sagellm_lifetime.predictor.orca import OrcaLifetimePredictor
 
 class Plain(OrcaLifetimePredictor):
     name = "plain"
 """,
     "deep": """
-from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
+from sagellm_lifetime.predictor.lstm import LSTMLifetimePredictor
 
 class Deep(LSTMLifetimePredictor):
     name = "deep"
 """,
     "fixed": """
-from sagellm_lifetime.predictors.lstm import LSTMLifetimePredictor
+from sagellm_lifetime.predictor.lstm import LSTMLifetimePredictor
 
 class Fixed(LSTMLifetimePredictor):
     name = "fixed"
@@ -44,10 +44,10 @@ def source(tmp_path_factory):
     copy = shutil.copytree(
         PACKAGE, root / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__")
     )
-    registry = copy / "predictors/registry.py"
+    registry = copy / "predictor/registry.py"
     text = registry.read_text()
     for name, code in FILES.items():
-        (copy / f"predictors/{name}.py").write_text(code)
+        (copy / f"predictor/{name}.py").write_text(code)
         text = text.replace(
             f"}}\n{ANCHOR}", f'    "{name}": "{name}:{name.title()}",\n}}\n{ANCHOR}'
         )
@@ -76,7 +76,7 @@ def command(*args):
 
 
 def test_help_names_it_and_loads_nothing(python):
-    heavy = ("torch", "onnxruntime", "onnx", "polars", "numpy", "sagellm_lifetime.predictors.base")
+    heavy = ("torch", "onnxruntime", "onnx", "polars", "numpy", "sagellm_lifetime.predictor.base")
     code = (
         "from sagellm_lifetime.cli.main import run\n"
         "for name in ('train', 'evaluate'): run([name, '--help'], 'x')\n"

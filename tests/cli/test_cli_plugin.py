@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sagellm_lifetime.cli.main import main
 from sagellm_lifetime.cli.plugin import register
-from sagellm_lifetime.engines.vllm import launch
+from sagellm_lifetime.vllm.launch import server as launch
 
 MAIN = "from sagellm_lifetime.cli.main import main"
 

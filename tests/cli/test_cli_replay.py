@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import MissingExtraError
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.metrics import MEASURED
+from sagellm_lifetime.workloads import generate
 
 REASON = "needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 DESIGN = (
@@ -126,14 +126,14 @@ def test_without_vllm(refused, history, monkeypatch):
         def absent():
             raise MissingExtraError("the replay", "vllm")
 
-        monkeypatch.setattr("sagellm_lifetime.engines.vllm.interface.check_interface", absent)
+        monkeypatch.setattr("sagellm_lifetime.vllm.compat.interface.check_interface", absent)
     monkeypatch.setattr("sagellm_lifetime.cli.replay.fit", None)  # nothing is trained before
     told = refused("replay", "--data-path", history, "--json", "out.json", "--report", "out")
     assert told == f"error: replay {REASON}\n"
 
 
 def test_help_loads_nothing():
-    heavy = ("vllm", "torch", "numpy", "polars", "matplotlib", "sagellm_lifetime.predictors.base")
+    heavy = ("vllm", "torch", "numpy", "polars", "matplotlib", "sagellm_lifetime.predictor.base")
     code = (
         "import sys\n"
         "from sagellm_lifetime.cli.main import run\n"

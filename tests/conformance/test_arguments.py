@@ -20,7 +20,7 @@ from sagellm_lifetime import (
     load_predictor,
 )
 from sagellm_lifetime.core.errors import shown
-from sagellm_lifetime.predictors.knowledge import knowledge
+from sagellm_lifetime.predictor.knowledge import knowledge
 
 HUGE = 3**20_000
 
@@ -238,7 +238,7 @@ def test_arguments_of_learning_elsewhere(tmp_path):
 @pytest.mark.parametrize("name", ["baseline", "orca"])
 def test_tables_that_are_full_keep_what_is_in_use(name, tmp_path, monkeypatch):
     """Names that come late are learned, and a checkpoint goes on in the same order."""
-    module = f"sagellm_lifetime.predictors.{name}"
+    module = f"sagellm_lifetime.predictor.{name}"
     monkeypatch.setattr(f"{module}._MAX_{'BUCKETS' if name == 'baseline' else 'MODELS'}", 4)
     predictor = create_predictor(name)
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from sagellm_lifetime import PREDICTORS, create_predictor
-from sagellm_lifetime.evaluation.conformance import CHECKS
+from sagellm_lifetime.testing import CHECKS
 
 SMALL = {
     "lstm": {"hidden_size": 16, "epochs": 2},

@@ -13,8 +13,8 @@ import pytest
 from broken import Broken
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.evaluation.conformance import CHECKS, check_predictor
-from sagellm_lifetime.predictors import registry
+from sagellm_lifetime.predictor import registry
+from sagellm_lifetime.testing import CHECKS, check_predictor
 
 BY_NAME = {check.__name__: check for check in CHECKS}
 CATCHES = {
@@ -32,7 +32,7 @@ def _registered(monkeypatch):
     """Checkpoints load by name, so the broken ones need one."""
     classes = {each.name: each for each in (Broken, *CATCHES)}
     monkeypatch.setitem(
-        sys.modules, "sagellm_lifetime.predictors.broken", SimpleNamespace(**classes)
+        sys.modules, "sagellm_lifetime.predictor.broken", SimpleNamespace(**classes)
     )
     for name in classes:
         monkeypatch.setitem(registry._WHERE, name, f"broken:{name}")

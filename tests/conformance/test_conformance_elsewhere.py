@@ -10,9 +10,9 @@ from functools import cache, partial
 import pytest
 from test_conformance import SMALL
 
-from sagellm_lifetime.evaluation.conformance import CHECKS
-from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge, take_over
-from sagellm_lifetime.predictors.registry import predictor_class
+from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge, take_over
+from sagellm_lifetime.predictor.registry import predictor_class
+from sagellm_lifetime.testing import CHECKS
 
 
 class AtOnce:
@@ -59,7 +59,8 @@ MAKES = {name: partial(taught_elsewhere(name), seed=3, **SMALL.get(name, {})) fo
 
 ALIKE_ONLY = {"check_save_and_load", "check_learning_after_load"}
 """They compare with one loaded from a file. That one learns by itself, and its calibration 32
-answers at a time; here it learns at every lesson. ``tests/learning/test_elsewhere.py`` has them."""
+answers at a time; here it learns at every lesson. ``tests/predictor/test_background_learner.py``
+has them."""
 
 
 @pytest.mark.parametrize(

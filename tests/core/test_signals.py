@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sagellm_lifetime.core.signals import windows
+from sagellm_lifetime.core.logit_signals import windows
 
 
 def test_a_window_is_the_mean_hazard_and_the_mean_entropy():

@@ -4,8 +4,8 @@ from itertools import count
 from typing import ClassVar
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 MODEL_LENGTH = 512
 MODEL = "toy"
@@ -29,7 +29,7 @@ class Engine:
 
     def __init__(self, settings=SMALL, *, asynchronous=False, scheduler_cls=None):
         self.import_vllm()
-        from sagellm_lifetime.engines.vllm.live import LiveAsyncScheduler, LiveScheduler
+        from sagellm_lifetime.vllm.live import LiveAsyncScheduler, LiveScheduler
 
         chosen = scheduler_cls or (LiveAsyncScheduler if asynchronous else LiveScheduler)
         self.scheduler = build_scheduler(settings, MODEL_LENGTH, chosen)
@@ -68,7 +68,7 @@ class Engine:
 
     def predict_with(self, predictor, **said):
         """The same, with a predictor of the test's."""
-        from sagellm_lifetime.engines.vllm import build
+        from sagellm_lifetime.vllm import build
 
         self.scheduler.vllm_config.model_config.served_model_name = MODEL
         made, build.make_predictor = build.make_predictor, lambda *_: predictor

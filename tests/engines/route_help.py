@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
+from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
 
 JSON = (b"content-type", b"application/json")
 STATS = {

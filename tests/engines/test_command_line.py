@@ -8,7 +8,7 @@ import pytest
 
 from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.engines.vllm.command_line import version_under_any_name
+from sagellm_lifetime.vllm.launch.command_line import version_under_any_name
 
 
 @pytest.mark.usefixtures("vllm")

@@ -5,9 +5,9 @@ import pytest
 from controller_help import Clock, Queue, request
 
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.engines.vllm.controller import LifetimeController
 from sagellm_lifetime.policies.forecast import KnownLengths
 from sagellm_lifetime.policies.plan import PLANS, Plan
+from sagellm_lifetime.vllm.controller import LifetimeController
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_the_cache_lets_nobody_before_a_more_urgent_class(clock):
 
 
 def test_a_long_queue_asks_the_cache_about_its_beginning(clock, monkeypatch):
-    from sagellm_lifetime.engines.vllm import controller as module
+    from sagellm_lifetime.vllm import controller as module
 
     made, waiting = lined_up(clock, three(), LENGTHS, CACHED_FIRST)
     asked = []
@@ -212,7 +212,7 @@ def test_the_input_counts_without_what_the_cache_has(clock):
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_patience_means_the_same_in_every_unit_of_service(clock, scale, monkeypatch):
-    from sagellm_lifetime.engines.vllm import controller as module
+    from sagellm_lifetime.vllm import controller as module
 
     monkeypatch.setitem(module.SERVICES, "input", lambda s, outlook: scale * s.tokens)
     made, _ = lined_up(clock, three(), LENGTHS, Plan(order="input", slack=1e6))

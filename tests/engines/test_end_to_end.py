@@ -18,8 +18,8 @@ from tiny_model import ENVIRONMENT, OPTIONS, make_model
 
 from sagellm_lifetime import load_predictor
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.core.history.read import read_history
-from sagellm_lifetime.engines.vllm.journal import take_up
+from sagellm_lifetime.history.read import read_history
+from sagellm_lifetime.vllm.journal import take_up
 
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
 LEARNED = "runs/engine/engine-0/predictor"

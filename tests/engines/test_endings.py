@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sagellm_lifetime.engines.vllm.endings import Endings
+from sagellm_lifetime.vllm.finish_reasons import Endings
 
 PIECES = ["", "one", " two", " END", " EN", "D", " three", "END now", "<eos>"]
 """The text of each token."""

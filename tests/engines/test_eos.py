@@ -11,7 +11,7 @@ VOCABULARY = 8
 
 @pytest.fixture
 def eos(vllm):
-    from sagellm_lifetime.engines.vllm import eos
+    from sagellm_lifetime.vllm import logits_processor as eos
 
     eos._notes.clear()
     return eos

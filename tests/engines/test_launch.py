@@ -10,9 +10,11 @@ from engine_help import fitted
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.engines.vllm import address, interface, launch
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
-from sagellm_lifetime.engines.vllm.state import EngineState
+from sagellm_lifetime.vllm.compat import interface
+from sagellm_lifetime.vllm.engine_state import EngineState
+from sagellm_lifetime.vllm.launch import server as launch
+from sagellm_lifetime.vllm.observability import address
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 ON = "--enable-lifetime-prediction"
 
@@ -102,12 +104,12 @@ def test_nothing_would_look_at_the_end(start, model, tmp_path):
 
 
 def test_what_is_named_is_there(vllm):
-    from sagellm_lifetime.engines.vllm.live import scheduler
+    from sagellm_lifetime.vllm.live import scheduler
 
     module, _, name = launch.MIDDLEWARE.rpartition(".")
     assert hasattr(__import__(module, fromlist=[name]), name)
     assert f"{scheduler.__module__}.{scheduler.__name__}" == launch.SCHEDULER
-    assert launch.RUNNER == "sagellm_lifetime.engines.vllm.serve"
+    assert launch.RUNNER == "sagellm_lifetime.vllm.launch.serve"
 
 
 def test_plain_vllm_where_nothing_is_asked_for(start, model):
@@ -412,8 +414,8 @@ def test_options_of_vllms_are_passed_on(start, model):
 
 @pytest.mark.usefixtures("vllm")
 def test_no_option_of_vllms_is_taken_for_one_of_ours():
-    from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
-    from sagellm_lifetime.engines.vllm.words import is_option
+    from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
+    from sagellm_lifetime.vllm.launch.vllm_args import is_option
 
     ready_for_vllm()
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -553,7 +555,7 @@ def test_refusing_imports_nothing_heavy(version):
     code = (
         "import sys\n"
         "from sagellm_lifetime.cli.main import run\n"
-        "from sagellm_lifetime.engines.vllm import interface\n"
+        "from sagellm_lifetime.vllm.compat import interface\n"
         f"interface.version = lambda: {version!r}\n"
         "assert run(['engine', 'start', '/nowhere/x', '--enable-lifetime-prediction'], 's') == 2\n"
         "print([m for m in ('vllm', 'torch', 'polars', 'onnxruntime') if m in sys.modules])"
@@ -565,7 +567,7 @@ def test_refusing_imports_nothing_heavy(version):
 def test_vllm_gets_the_scheduler_that_it_needs(vllm, monkeypatch):
     from types import SimpleNamespace
 
-    from sagellm_lifetime.engines.vllm import live
+    from sagellm_lifetime.vllm import live
 
     made = []
     for name in ("LiveScheduler", "LiveAsyncScheduler"):

@@ -7,8 +7,8 @@ import pytest
 from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.core.history import read
-from sagellm_lifetime.engines.vllm.beam import is_beam_step
+from sagellm_lifetime.history import read
+from sagellm_lifetime.vllm.beam_search import is_beam_step
 
 WIDTH = 4
 

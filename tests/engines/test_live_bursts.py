@@ -6,7 +6,7 @@ import time
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
-from sagellm_lifetime.engines.vllm import guarded
+from sagellm_lifetime.vllm import guard as guarded
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
-from sagellm_lifetime.engines.vllm import guarded
-from sagellm_lifetime.engines.vllm.breaker import LOG, Breaker
-from sagellm_lifetime.predictors import survival
-from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
-from sagellm_lifetime.predictors.survival import SurvivalLifetimePredictor
+from sagellm_lifetime.predictor import survival
+from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
+from sagellm_lifetime.predictor.survival import SurvivalLifetimePredictor
+from sagellm_lifetime.vllm import guard as guarded
+from sagellm_lifetime.vllm.circuit_breaker import LOG, Breaker
 
 
 class Faulty(SurvivalLifetimePredictor):

@@ -15,10 +15,10 @@ from engine_help import Engine, adds_up, fitted
 
 import sagellm_lifetime
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.engines.vllm import guarded
-from sagellm_lifetime.predictors.knowledge import knowledge, set_knowledge
+from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.replay import engine as engine_of_replay
 from sagellm_lifetime.replay.engine import EngineSettings
+from sagellm_lifetime.vllm import guard as guarded
 
 OURS = str(Path(sagellm_lifetime.__file__).parent)
 SMALL = EngineSettings(blocks=14, max_num_seqs=8, max_num_batched_tokens=128, prefix_caching=True)
@@ -138,7 +138,7 @@ def made(setting, tmp_path, monkeypatch):
             limit_s=60.0,
             record=str(tmp_path / str(next(numbers))),
         )
-        from sagellm_lifetime.engines.vllm.signals import Signals  # imports vLLM, so not before
+        from sagellm_lifetime.vllm.logit_signals import Signals  # imports vLLM, so not before
 
         lifetime = engine.lifetime
         lifetime._reads_tokens = True
@@ -235,7 +235,7 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
 
 
 def test_what_handles_a_fault_may_raise_too(setting, made, faults):
-    from sagellm_lifetime.engines.vllm.guarded import LiveLifetime
+    from sagellm_lifetime.vllm.guard import LiveLifetime
 
     first = LiveLifetime.passed.__code__
     usual = set(reached(made()))

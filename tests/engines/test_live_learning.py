@@ -12,14 +12,14 @@ from sagellm_lifetime import create_predictor, load_predictor
 from sagellm_lifetime.cli.stats import block
 from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.engines.vllm import learner
-from sagellm_lifetime.engines.vllm.breaker import LOG
-from sagellm_lifetime.engines.vllm.learner import STARTED_FROM, make_way
-from sagellm_lifetime.engines.vllm.merge import merge
-from sagellm_lifetime.engines.vllm.predictor import make_predictor
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
-from sagellm_lifetime.learning.claim import claim
-from sagellm_lifetime.predictors.neural import NeuralPredictor
+from sagellm_lifetime.predictor.checkpoint_lock import claim
+from sagellm_lifetime.predictor.neural import NeuralPredictor
+from sagellm_lifetime.vllm import learner
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+from sagellm_lifetime.vllm.learner import STARTED_FROM, make_way
+from sagellm_lifetime.vllm.live_predictor import make_predictor
+from sagellm_lifetime.vllm.observability.merge import merge
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 
 def until(happens):

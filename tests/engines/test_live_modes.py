@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
-from sagellm_lifetime.engines.vllm import adopt
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
 from sagellm_lifetime.policies.headroom import MOST
+from sagellm_lifetime.vllm import warm_start as adopt
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 
 def stock(asynchronous=False, settings=SMALL):

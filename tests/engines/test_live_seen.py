@@ -10,8 +10,8 @@ from route_help import JSON, STATS, ask
 
 from sagellm_lifetime.cli.stats import block
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
-from sagellm_lifetime.engines.vllm.state import EngineState, ask_for, check_free, read_stats
+from sagellm_lifetime.vllm.engine_state import EngineState, ask_for, check_free, read_stats
+from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
 
 DASHBOARD = Path(__file__).parents[2] / "dashboards" / "lifetime.json"
 

@@ -7,7 +7,7 @@ import pytest
 from engine_help import MODEL_LENGTH, SMALL, Engine, adds_up, fitted, mixed_load
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.engines.vllm.breaker import LOG
+from sagellm_lifetime.vllm.circuit_breaker import LOG
 
 
 class Recording:

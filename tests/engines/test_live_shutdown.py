@@ -6,10 +6,10 @@ import time
 import pytest
 from engine_help import Engine, fitted
 
-from sagellm_lifetime.core.history import read
-from sagellm_lifetime.engines.vllm import learner, service
-from sagellm_lifetime.engines.vllm.journal import Journal
-from sagellm_lifetime.engines.vllm.state import ask_for, read_stats
+from sagellm_lifetime.history import read
+from sagellm_lifetime.vllm import learner, service
+from sagellm_lifetime.vllm.engine_state import ask_for, read_stats
+from sagellm_lifetime.vllm.journal import Journal
 
 PATIENCE_S = 30.0
 

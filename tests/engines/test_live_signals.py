@@ -5,19 +5,19 @@ import pytest
 from engine_help import Engine
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.engines.vllm.launch import (
+from sagellm_lifetime.vllm.launch.server import (
     PROCESSOR,
     LaunchError,
     check_one_process,
     command,
     environment,
 )
-from sagellm_lifetime.engines.vllm.settings import LiveSettings
+from sagellm_lifetime.vllm.settings import LiveSettings
 
 
 @pytest.fixture
 def eos(vllm):
-    from sagellm_lifetime.engines.vllm import eos
+    from sagellm_lifetime.vllm import logits_processor as eos
 
     eos._notes.clear()
     return eos

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.engines.vllm.controller import LifetimeController
 from sagellm_lifetime.policies.forecast import KnownLengths
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.policies.state import Outlook
+from sagellm_lifetime.vllm.controller import LifetimeController
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 BLOCK = 16

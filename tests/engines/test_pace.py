@@ -7,8 +7,8 @@ import pytest
 from controller_help import Clock
 from engine_help import Engine, fitted
 
-from sagellm_lifetime.engines.vllm.breaker import Breaker
-from sagellm_lifetime.engines.vllm.pace import OUTLIER, Pace, StepClock
+from sagellm_lifetime.vllm.circuit_breaker import Breaker
+from sagellm_lifetime.vllm.step_time import OUTLIER, Pace, StepClock
 
 PAUSE_S = 300.0
 

@@ -10,10 +10,10 @@ import time
 import polars as pl
 from engine_help import Engine, fitted, mixed_load
 
-from sagellm_lifetime.core.history import read
-from sagellm_lifetime.engines.vllm.journal import Journal, take_up
-from sagellm_lifetime.engines.vllm.recorder import Recorder
-from sagellm_lifetime.engines.vllm.rows import to_line
+from sagellm_lifetime.history import read
+from sagellm_lifetime.vllm.journal import Journal, take_up
+from sagellm_lifetime.vllm.record_rows import to_line
+from sagellm_lifetime.vllm.recorder import Recorder
 
 
 def row(i, **more):
@@ -93,8 +93,8 @@ def test_a_killed_process_loses_the_last_second_at_most(tmp_path):
     code = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from sagellm_lifetime.engines.vllm.keeper import Keeper
-        from sagellm_lifetime.engines.vllm.recorder import Recorder
+        from sagellm_lifetime.vllm.periodic_thread import Keeper
+        from sagellm_lifetime.vllm.recorder import Recorder
         recorder = Recorder(Path({str(tmp_path)!r}), "w")
         Keeper("writer", 0.2, [recorder.flush]).start()
         for i in range(10_000):
@@ -166,7 +166,7 @@ def test_what_cannot_be_turned_into_parquet_is_said_and_stays(tmp_path, caplog):
 
 
 def test_what_nobody_writes_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.engines.vllm.recorder._MOST_WAITING", 5)
+    monkeypatch.setattr("sagellm_lifetime.vllm.recorder._MOST_WAITING", 5)
     recorder = Recorder(tmp_path, "w")
     for i in range(8):
         recorder.add(row(i))

@@ -10,12 +10,12 @@ import time
 import pytest
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.history import read
-from sagellm_lifetime.engines.vllm import journal as journal_module
-from sagellm_lifetime.engines.vllm import recorder as recorder_module
-from sagellm_lifetime.engines.vllm.breaker import LOG
-from sagellm_lifetime.engines.vllm.journal import Journal, take_up
-from sagellm_lifetime.engines.vllm.recorder import Recorder
+from sagellm_lifetime.history import read
+from sagellm_lifetime.vllm import journal as journal_module
+from sagellm_lifetime.vllm import recorder as recorder_module
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+from sagellm_lifetime.vllm.journal import Journal, take_up
+from sagellm_lifetime.vllm.recorder import Recorder
 
 
 def row(i, **more):

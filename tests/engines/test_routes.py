@@ -11,11 +11,12 @@ import pytest
 from route_help import JSON, STATS, ask, request
 
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
-from sagellm_lifetime.engines.vllm import http, state
-from sagellm_lifetime.engines.vllm.breaker import LOG
-from sagellm_lifetime.engines.vllm.http import LifetimeMiddleware
-from sagellm_lifetime.engines.vllm.launch import MIDDLEWARE
-from sagellm_lifetime.engines.vllm.state import EngineState, ask_for, check_free, read_published
+from sagellm_lifetime.vllm import engine_state as state
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+from sagellm_lifetime.vllm.engine_state import EngineState, ask_for, check_free, read_published
+from sagellm_lifetime.vllm.launch.server import MIDDLEWARE
+from sagellm_lifetime.vllm.observability import http
+from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
 
 ACT = b'{"mode": "act"}'
 PATHS = ("/lifetime/stats", "/lifetime/mode")
@@ -464,7 +465,7 @@ def test_a_fault_of_ours_leaves_vllms_metrics(folder, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr("sagellm_lifetime.engines.vllm.metrics.exposition", broken)
+    monkeypatch.setattr("sagellm_lifetime.vllm.observability.metrics.exposition", broken)
     for _ in range(3):
         assert metrics_of(folder) == {("vllm_running",): 3.0}
     app = LifetimeMiddleware(vllms_metrics)
@@ -482,7 +483,7 @@ def test_a_disk_that_hangs_leaves_the_server(folder, monkeypatch):
     monkeypatch.setattr(http, "_DISK_S", 0.05)
     monkeypatch.setattr(http, "_MOST_HANGING", 3)
     monkeypatch.setattr(
-        "sagellm_lifetime.engines.vllm.metrics.read_published", lambda _: free.wait(30)
+        "sagellm_lifetime.vllm.observability.metrics.read_published", lambda _: free.wait(30)
     )
     monkeypatch.setattr(http, "read_published", lambda _: free.wait(30))
     app = LifetimeMiddleware(vllms_metrics)

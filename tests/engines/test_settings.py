@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.engines.vllm import settings
-from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings
+from sagellm_lifetime.vllm import settings
+from sagellm_lifetime.vllm.settings import KEY, LiveSettings
 
 WRONG = [
     {"share": "0.2"},
@@ -156,7 +156,7 @@ def test_right_values_are_taken_as_they_are():
 def test_an_engine_core_does_not_start_with_them(said, monkeypatch):
     from types import SimpleNamespace
 
-    from sagellm_lifetime.engines.vllm import live
+    from sagellm_lifetime.vllm import live
 
     class Stock:
         def __init__(self):

@@ -2,9 +2,9 @@
 
 from engine_help import Engine, fitted, mixed_load
 
-from sagellm_lifetime.engines.vllm import shadow
-from sagellm_lifetime.engines.vllm.planner import Planner
-from sagellm_lifetime.engines.vllm.shadow import Compared
+from sagellm_lifetime.vllm import shadow
+from sagellm_lifetime.vllm.planner import Planner
+from sagellm_lifetime.vllm.shadow import Compared
 
 
 def test_all_are_compared_while_there_are_few():

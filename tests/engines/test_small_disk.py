@@ -6,10 +6,10 @@ import subprocess
 import pytest
 
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.core.history.read import read_history
-from sagellm_lifetime.engines.vllm import recorder as recorder_module
-from sagellm_lifetime.engines.vllm.recorder import Recorder
-from sagellm_lifetime.engines.vllm.state import EngineState, check_free
+from sagellm_lifetime.history.read import read_history
+from sagellm_lifetime.vllm import recorder as recorder_module
+from sagellm_lifetime.vllm.engine_state import EngineState, check_free
+from sagellm_lifetime.vllm.recorder import Recorder
 
 
 def mount(*args):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sagellm_lifetime.engines.vllm import timelimit
-from sagellm_lifetime.engines.vllm.breaker import Breaker
-from sagellm_lifetime.engines.vllm.timelimit import Hang, TimeLimit
+from sagellm_lifetime.vllm import time_budget as timelimit
+from sagellm_lifetime.vllm.circuit_breaker import Breaker
+from sagellm_lifetime.vllm.time_budget import Hang, TimeLimit
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +207,7 @@ def test_what_a_worker_costs_the_processor_is_counted():
 def test_a_script_with_a_real_alarm():
     code = (
         "import signal, time\n"
-        "from sagellm_lifetime.engines.vllm.breaker import Breaker\n"
+        "from sagellm_lifetime.vllm.circuit_breaker import Breaker\n"
         "breaker = Breaker(limit_s=2.0)\n"
         "breaker.call(None, int)\n"
         "def stop(*_): raise SystemExit(9)\n"
@@ -216,7 +216,7 @@ def test_a_script_with_a_real_alarm():
         "while True:\n"
         "    breaker.call(None, time.sleep, 0.001)\n"
     )
-    source = Path(timelimit.__file__).parents[3]
+    source = Path(timelimit.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(source)}
 
     def ended(script):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sagellm_lifetime.engines.vllm import launch
-from sagellm_lifetime.engines.vllm.settings import KEY, LiveSettings
-from sagellm_lifetime.engines.vllm.words import LaunchError, json_option, list_option, unfolded
+from sagellm_lifetime.vllm.launch import server as launch
+from sagellm_lifetime.vllm.launch.vllm_args import LaunchError, json_option, list_option, unfolded
+from sagellm_lifetime.vllm.settings import KEY, LiveSettings
 
 NAME = "--additional-config"
 
@@ -14,7 +14,7 @@ NAME = "--additional-config"
 @pytest.fixture(scope="module")
 def parse(vllm):
     """What vLLM's server makes of its command line."""
-    from sagellm_lifetime.engines.vllm.builds import ready_for_vllm
+    from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
 
     ready_for_vllm()
     from vllm.entrypoints.launchers.cli_args import make_arg_parser

@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 from evaluation_stubs import Fixed, history, remaining_is_current
 
-from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.floor import noise_floor, skill
 from sagellm_lifetime.evaluation.points import draw_points
-from sagellm_lifetime.evaluation.profiles import PROFILES, generate
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, ConstantMedian, ResidualLife, fit_rivals
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import kaplan_meier
 from sagellm_lifetime.evaluation.scoring import score_groups
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.workloads import PROFILES, generate
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 LEAKY_RIVALS = ["constant_median", "residual_life"]

@@ -7,7 +7,7 @@ import pytest
 from evaluation_stubs import history
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
-from sagellm_lifetime.core.splits import split
+from sagellm_lifetime.history.splits import split
 
 
 def test_by_time_whatever_the_order_of_the_rows():

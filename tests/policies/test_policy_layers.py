@@ -1,4 +1,4 @@
-"""Policies stand between evaluation and predictors and know nothing of any engine."""
+"""Policies stand between evaluation and the predictor and know nothing of any engine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import sagellm_lifetime.policies
 
 POLICIES = Path(sagellm_lifetime.policies.__file__).parent
 FILES = sorted(POLICIES.rglob("*.py"))
-BELOW = {"policies", "predictors", "learning", "features", "core"}
+BELOW = {"policies", "predictor", "networks", "models", "features", "history", "core"}
 ALLOWED = {"numpy", "__future__"}
 LAYERS = [
-    *("cli", "replay", "engines", "evaluation"),
-    *("policies", "predictors", "learning", "features", "core"),
+    *("cli", "replay", "vllm", "engines", "testing", "evaluation", "workloads", "policies"),
+    *("predictor", "networks", "models", "features", "history", "core"),
 ]
 
 

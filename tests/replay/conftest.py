@@ -3,10 +3,10 @@
 import polars as pl
 import pytest
 
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.cost import cost_model
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.replay.trace import at_rate, make_trace
+from sagellm_lifetime.workloads import generate
 
 
 @pytest.fixture(scope="session")

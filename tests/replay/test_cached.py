@@ -11,7 +11,7 @@ BLOCK, PROMPT = 16, 100
 
 
 def engine(vllm, *, caching):
-    from sagellm_lifetime.engines.vllm.scheduler import LifetimeScheduler
+    from sagellm_lifetime.vllm.scheduler import LifetimeScheduler
 
     settings = EngineSettings(blocks=100, block_size=BLOCK, prefix_caching=caching)
     scheduler = build_scheduler(settings, 1024, LifetimeScheduler)

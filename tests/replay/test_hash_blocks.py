@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.hash_blocks import HashBlocks, hash_blocks
 from sagellm_lifetime.replay.trace import make_trace
+from sagellm_lifetime.workloads import generate
 
 
 def rows(size: int, *, partial: bool, first: int | None = None, n: int = 60) -> pl.DataFrame:

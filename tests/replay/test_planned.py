@@ -212,8 +212,8 @@ def test_known_lengths_are_the_oracles(trace):
 
 
 def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, cost, monkeypatch):
-    from sagellm_lifetime.engines.vllm.controller import LifetimeController
     from sagellm_lifetime.policies.state import Outlook
+    from sagellm_lifetime.vllm.controller import LifetimeController
 
     lengths = {request.id: request.output_length for request in trace}
     choose, gaps = LifetimeController.victims_last, []

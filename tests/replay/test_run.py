@@ -7,8 +7,6 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.engines.vllm.interface import series, version
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.compare import replay
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.replay.load import LOADS, at_load, capacity, wait_share
@@ -16,6 +14,8 @@ from sagellm_lifetime.replay.metrics import MEASURED, metrics
 from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy, policy
 from sagellm_lifetime.replay.run import Run
 from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace, rate_of
+from sagellm_lifetime.vllm.compat.interface import series, version
+from sagellm_lifetime.workloads import generate
 
 pytestmark = pytest.mark.usefixtures("vllm")
 

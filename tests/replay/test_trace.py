@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime.core.errors import HistoryError, LifetimeError, RequestError
-from sagellm_lifetime.evaluation.profiles import generate
 from sagellm_lifetime.replay.engine import EngineSettings, check_fits
 from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace, rate_of, sample
+from sagellm_lifetime.workloads import generate
 
 
 def one_line(error):

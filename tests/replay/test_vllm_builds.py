@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sagellm_lifetime.engines.vllm import builds
+from sagellm_lifetime.vllm.compat import torch_companions as builds
 
 
 @pytest.fixture

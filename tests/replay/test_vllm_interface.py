@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sagellm_lifetime.engines.vllm import interface
-from sagellm_lifetime.engines.vllm.interface import (
+from sagellm_lifetime.vllm.compat import interface
+from sagellm_lifetime.vllm.compat.interface import (
     KNOWN_GOOD,
     VERSIONS,
     EngineInterfaceError,

@@ -9,12 +9,12 @@ import polars as pl
 
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import Clock
-from sagellm_lifetime.core.splits import split
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_possible
 from sagellm_lifetime.evaluation.rivals.base import Rival
+from sagellm_lifetime.history.prequential import Clock
+from sagellm_lifetime.history.splits import split
 
 HALF = "__half"
 

@@ -15,7 +15,7 @@ from sagellm_lifetime.cli.places import check_apart, check_json
 
 
 class Format(StrEnum):
-    """The trace and log formats that are read; ``core.convert.FORMATS`` has the same names."""
+    """The trace and log formats that are read; ``history.convert.FORMATS`` has the same names."""
 
     azure = "azure"
     burstgpt = "burstgpt"
@@ -69,7 +69,7 @@ def convert(
     json: Json = None,
 ) -> None:
     """Convert a trace or a log of another program to a history file."""
-    from sagellm_lifetime.core import convert as formats
+    from sagellm_lifetime.history import convert as formats
 
     check_json(json, source, target)
     check_apart(target, [source])

@@ -20,9 +20,9 @@ from sagellm_lifetime.core.atomic import write_atomically
 if TYPE_CHECKING:
     import polars as pl
 
-    from sagellm_lifetime.core.splits import Split
     from sagellm_lifetime.evaluation.protocol import Evaluation
     from sagellm_lifetime.evaluation.verdict import Verdict
+    from sagellm_lifetime.history.splits import Split
 
 INVENTED: Final = ("regular", "specification")
 RECORDED: Final = "smollm2-answers"
@@ -57,9 +57,9 @@ def demo(
     json: Json = None,
 ) -> None:
     """Train and compare all predictors on built-in workloads, and write a report with plots."""
-    from sagellm_lifetime.core.splits import split
     from sagellm_lifetime.evaluation.verdict import verdict
-    from sagellm_lifetime.predictors.registry import PREDICTORS, has_network
+    from sagellm_lifetime.history.splits import split
+    from sagellm_lifetime.predictor.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
@@ -96,7 +96,7 @@ def demo(
 def check_profiles(names: list[str]) -> None:
     """Raises :class:`UnknownNameError` for a workload that does not ship."""
     from sagellm_lifetime.core.errors import UnknownNameError
-    from sagellm_lifetime.evaluation.profiles import PROFILES as MEASURED
+    from sagellm_lifetime.workloads import PROFILES as MEASURED
 
     for name in names:
         known = [RECORDED, *MEASURED, *INVENTED]
@@ -105,10 +105,10 @@ def check_profiles(names: list[str]) -> None:
 
 
 def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
-    from sagellm_lifetime.evaluation import profiles
+    from sagellm_lifetime import workloads as profiles
 
     if name == RECORDED:
-        from sagellm_lifetime.evaluation.recorded import recorded
+        from sagellm_lifetime.workloads.recorded import recorded
 
         return recorded().head(rows)
     if name in INVENTED:
@@ -119,7 +119,7 @@ def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
 
 def _compare(names: list[str], parts: Split, seed: int, epochs: int) -> list[Evaluation]:
     from sagellm_lifetime.cli.beside import say_left_out, trained
-    from sagellm_lifetime.predictors.registry import has_network
+    from sagellm_lifetime.predictor.registry import has_network
 
     with progress("training the baselines"):
         rivals, left_out = trained(parts.train)

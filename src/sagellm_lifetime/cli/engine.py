@@ -18,7 +18,7 @@ from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.places import check_folder
 
-COMMAND_LINE: Final = "sagellm_lifetime.engines.vllm.command_line"
+COMMAND_LINE: Final = "sagellm_lifetime.vllm.launch.command_line"
 PREDICTOR: Final = "survival"
 """As ``launch.PREDICTOR``, which is not imported to show a help."""
 _ALIKE: Final = 0.75
@@ -142,7 +142,7 @@ def start(
     ] = None,
 ) -> None:
     """Start vLLM's OpenAI server."""
-    from sagellm_lifetime.engines.vllm.launch import (
+    from sagellm_lifetime.vllm.launch.server import (
         OPTIONS,
         check,
         command,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.evaluation.rivals.base import Rival
-    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.predictor.base import Predictor
 
 DEFAULT = "lstm"
 
@@ -203,7 +203,7 @@ def _fitted(
     reading: Reading,
 ) -> Job:
     from sagellm_lifetime.cli.beside import say_left_out, trained
-    from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.history.splits import split
 
     rows = reading.rows(data_path)
     clock = train_clock = reading.clock_of(data_path, rows)
@@ -259,7 +259,7 @@ def _from_checkpoint(
     reading: Reading,
 ) -> Job:
     from sagellm_lifetime.cli.beside import cross_fitted, say_left_out, trained
-    from sagellm_lifetime.predictors.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.checkpoint import load_predictor
 
     predictor = load_predictor(checkpoint)
     rows = reading.rows(data_path)

@@ -14,7 +14,7 @@ from sagellm_lifetime.cli.places import check_file, check_json, find_checkpoint
 from sagellm_lifetime.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.learning.checkpoint import Checkpoint as Contents
+    from sagellm_lifetime.predictor.checkpoint_file import Checkpoint as Contents
 
 SUFFIXES = (".pt", ".safetensors", ".onnx")
 NOTE = (
@@ -38,7 +38,7 @@ def export(
     json: Json = None,
 ) -> None:
     """Write a trained predictor as one file."""
-    from sagellm_lifetime.learning.checkpoint import export_checkpoint, read_checkpoint
+    from sagellm_lifetime.predictor.checkpoint_file import export_checkpoint, read_checkpoint
 
     if output_path.suffix not in SUFFIXES:
         raise CommandError(f"{output_path}: export writes {', '.join(SUFFIXES)}")
@@ -59,9 +59,9 @@ def export(
 
 
 def _export_network(source: Path, contents: Contents, target: Path) -> None:
-    from sagellm_lifetime.learning.checkpoint import write_atomically
-    from sagellm_lifetime.predictors.checkpoint import load_predictor
-    from sagellm_lifetime.predictors.neural import NeuralPredictor
+    from sagellm_lifetime.predictor.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.checkpoint_file import write_atomically
+    from sagellm_lifetime.predictor.neural import NeuralPredictor
 
     predictor = load_predictor(source)
     if not isinstance(predictor, NeuralPredictor):

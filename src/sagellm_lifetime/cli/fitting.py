@@ -14,8 +14,8 @@ from sagellm_lifetime.cli.output import note, progress
 if TYPE_CHECKING:
     import polars as pl
 
-    from sagellm_lifetime.core.history import History
-    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.history import History
+    from sagellm_lifetime.predictor.base import Predictor
 
 ClockKind = Literal["wall", "session"]
 _SHOWN: Final = 3
@@ -34,7 +34,7 @@ def check_names(given: Iterable[str]) -> list[str]:
         LifetimeError: nobody registered it, or it needs PyTorch and there is none.
     """
     from sagellm_lifetime.core.errors import MissingExtraError
-    from sagellm_lifetime.predictors.registry import has_network
+    from sagellm_lifetime.predictor.registry import has_network
 
     names = [name.strip() for several in given for name in several.split(",") if name.strip()]
     if not names:
@@ -84,8 +84,8 @@ class Reading:
 
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the checked rows of a history; say on stderr what was skipped or decided."""
-        from sagellm_lifetime.core.history import read_history
-        from sagellm_lifetime.core.history.endings import said
+        from sagellm_lifetime.history import read_history
+        from sagellm_lifetime.history.endings import said
 
         history = read_history(
             source,
@@ -110,7 +110,7 @@ class Reading:
 
         Told from all rows: a part of them may lack the rows with which its sessions begin.
         """
-        from sagellm_lifetime.core.prequential import doubtful_clock, relative_times
+        from sagellm_lifetime.history.prequential import doubtful_clock, relative_times
 
         restarts = relative_times(rows, self.clock.value)
         if self.clock is Clock.auto and restarts:
@@ -136,9 +136,9 @@ class Reading:
         Columns that nothing learns from are left out. Of a history that is longer than what is
         learned from, only that part is kept in memory.
         """
-        from sagellm_lifetime.core.history import HISTORY_SCHEMA
-        from sagellm_lifetime.core.prequential import in_time_order
-        from sagellm_lifetime.predictors.fitting import MAX_ROWS
+        from sagellm_lifetime.history import HISTORY_SCHEMA
+        from sagellm_lifetime.history.prequential import in_time_order
+        from sagellm_lifetime.predictor.fitting import MAX_ROWS
 
         columns = [name for name in HISTORY_SCHEMA if name not in ("request_id", "sample")]
         rows = self.rows(source, columns)
@@ -169,7 +169,7 @@ def fit(
         clock: what the arrival times of the rows count from.
         options: of the predictor; those that are ``None`` are left to it.
     """
-    from sagellm_lifetime.predictors.registry import create_predictor
+    from sagellm_lifetime.predictor.registry import create_predictor
 
     given = {key: value for key, value in options.items() if value is not None}
     predictor = create_predictor(name, seed=seed, **given)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from sagellm_lifetime.cli.output import listed
-from sagellm_lifetime.predictors.registry import PREDICTORS
+from sagellm_lifetime.predictor.registry import PREDICTORS
 
 PREDICTOR_HELP = listed(PREDICTORS, "or")
 WIDEST = 2048

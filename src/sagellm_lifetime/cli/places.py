@@ -23,7 +23,7 @@ def default_output(predictor: str) -> Path:
 
 def find_checkpoint(given: Path | None) -> Path:
     """The checkpoint that is meant: the one given, or the newest below ``runs/lifetime``."""
-    from sagellm_lifetime.learning.checkpoint import MANIFEST, is_checkpoint
+    from sagellm_lifetime.predictor.checkpoint_file import MANIFEST, is_checkpoint
 
     if given is not None:
         return given
@@ -42,7 +42,7 @@ def check_checkpoint_place(path: Path) -> Path:
     Returns:
         The place, links followed: a checkpoint is put there by a rename.
     """
-    from sagellm_lifetime.learning.checkpoint import (
+    from sagellm_lifetime.predictor.checkpoint_file import (
         MANIFEST,
         MODEL,
         check_directory,
@@ -94,7 +94,7 @@ def check_apart(target: Path, others: Iterable[str | Path | None]) -> None:
 def _held(source: str | Path) -> list[Path]:
     """The files behind a path, a glob or a folder, as far as there are any."""
     from sagellm_lifetime.core.errors import HistoryError
-    from sagellm_lifetime.core.history.files import find_files
+    from sagellm_lifetime.history.files import find_files
 
     try:
         return find_files(source)
@@ -104,7 +104,7 @@ def _held(source: str | Path) -> list[Path]:
 
 def check_file(path: Path) -> None:
     """Refuse the path of a file that cannot be written, or belongs to a checkpoint."""
-    from sagellm_lifetime.learning.checkpoint import MANIFEST, MODEL, is_checkpoint
+    from sagellm_lifetime.predictor.checkpoint_file import MANIFEST, MODEL, is_checkpoint
 
     if path.is_dir():
         raise CommandError(f"{path}: a folder of that name is in the way")

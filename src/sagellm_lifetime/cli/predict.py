@@ -14,7 +14,7 @@ from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.core.errors import LifetimeError
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.predictor.base import Predictor
 
 LONGEST: Final = 400
 """Characters of a message; it may repeat what the line says."""
@@ -48,7 +48,7 @@ def predict(
     A line with actual_length is a completion (sequence_id, actual_length, actual_time,
     finish_reason): it is learned from until the end of the stream.
     """
-    from sagellm_lifetime.predictors.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.checkpoint import load_predictor
 
     predictor = load_predictor(checkpoint)
     lines, bad, first = 0, 0, ""

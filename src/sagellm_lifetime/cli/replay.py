@@ -32,7 +32,7 @@ from sagellm_lifetime.cli.replayed import settings, show, told, unreached
 if TYPE_CHECKING:
     import polars as pl
 
-    from sagellm_lifetime.predictors.base import Predictor
+    from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.replay.compare import Replayed
     from sagellm_lifetime.replay.cost import StepCost
     from sagellm_lifetime.replay.engine import EngineSettings
@@ -103,7 +103,7 @@ class Job:
 
     def ready(self, seed: int) -> Predictor:
         """The predictor, fitted."""
-        from sagellm_lifetime.predictors.registry import create_predictor
+        from sagellm_lifetime.predictor.registry import create_predictor
 
         if not isinstance(self.predictor, str):
             return self.predictor
@@ -287,7 +287,7 @@ def _predictor(given: str | None) -> str:
 def _policies(given: Sequence[str]) -> list[str]:
     """Names of policies, each once; a name may be several, with commas between."""
     from sagellm_lifetime.core.errors import UnknownNameError
-    from sagellm_lifetime.predictors.registry import create_predictor
+    from sagellm_lifetime.predictor.registry import create_predictor
 
     names = [name.strip() for several in given for name in several.split(",") if name.strip()]
     if not names:
@@ -333,13 +333,13 @@ def _job(
     reading: Reading,
     hash_block_size: int | None,
 ) -> Job:
-    from sagellm_lifetime.core.splits import split
+    from sagellm_lifetime.history.splits import split
     from sagellm_lifetime.replay.hash_blocks import hash_blocks
     from sagellm_lifetime.replay.policies import POLICIES as PLAIN
 
     loaded: Predictor | None = None
     if checkpoint is not None:
-        from sagellm_lifetime.predictors.checkpoint import load_predictor
+        from sagellm_lifetime.predictor.checkpoint import load_predictor
 
         loaded = load_predictor(checkpoint)
     rows = reading.rows(data_path)
@@ -410,7 +410,7 @@ def _traces(
 def _need_vllm() -> None:
     """Load vLLM, and look whether it is the one this was written for."""
     from sagellm_lifetime.core.errors import MissingExtraError
-    from sagellm_lifetime.engines.vllm.interface import check_interface
+    from sagellm_lifetime.vllm.compat.interface import check_interface
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it logs to stdout …
     logging.getLogger("vllm").setLevel(logging.ERROR)  # … and to stderr until it has read that

@@ -40,7 +40,7 @@ def settings(
     """Everything that is the same for all policies; the same in every run of the command."""
     from statistics import median
 
-    from sagellm_lifetime.engines.vllm.interface import version
+    from sagellm_lifetime.vllm.compat.interface import version
 
     blocks = job.hash_blocks
     who = job.predictor if isinstance(job.predictor, str) else job.predictor.name

@@ -10,11 +10,11 @@ from sagellm_lifetime.cli.output import number, progress
 if TYPE_CHECKING:
     import polars as pl
 
-    from sagellm_lifetime.core.prequential import Clock
     from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
     from sagellm_lifetime.evaluation.protocol import Evaluation
     from sagellm_lifetime.evaluation.rivals.base import Rival
     from sagellm_lifetime.evaluation.scoring import Score
+    from sagellm_lifetime.history.prequential import Clock
 
 COLUMNS = (
     "",

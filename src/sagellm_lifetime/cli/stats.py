@@ -98,7 +98,7 @@ def show(found: dict[str, Any], json: str | None, *, clear: bool = False) -> Non
 
 
 def _of_checkpoint(given: Path | None) -> dict[str, Any]:
-    from sagellm_lifetime.learning.checkpoint import read_checkpoint
+    from sagellm_lifetime.predictor.checkpoint_file import read_checkpoint
 
     path = find_checkpoint(given)
     checkpoint = read_checkpoint(path)

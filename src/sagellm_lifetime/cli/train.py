@@ -136,7 +136,7 @@ def train(
 def _network_options(
     name: str, hidden_size: int | None, epochs: int | None, tensorboard: Path | None
 ) -> dict[str, Any]:
-    from sagellm_lifetime.predictors.registry import PREDICTORS, has_network, predictor_class
+    from sagellm_lifetime.predictor.registry import PREDICTORS, has_network, predictor_class
 
     given = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
     network = has_network(name)

@@ -18,8 +18,8 @@ import polars as pl
 
 from sagellm_lifetime.core.batch import UNCAPPED
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import finish_reasons
 from sagellm_lifetime.evaluation.cuts import Cuts, find_cuts
+from sagellm_lifetime.history.prequential import finish_reasons
 
 FIRST_AGE = 16
 MIN_ALIVE = 30

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import Clock
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
 from sagellm_lifetime.evaluation.floor import noise_floor, repeated, skill
 from sagellm_lifetime.evaluation.forecast import Forecast
@@ -18,6 +17,7 @@ from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.runs import Progress, run_frozen, run_online
 from sagellm_lifetime.evaluation.scoring import Score, score, score_groups
+from sagellm_lifetime.history.prequential import Clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def evaluate(
     Args:
         frame: history rows that neither the predictor nor the rivals were fitted on.
         clock: what arrival times count from, see
-            :func:`~sagellm_lifetime.core.prequential.relative_times`.
+            :func:`~sagellm_lifetime.history.prequential.relative_times`.
         max_rows: score a seeded subsample of this many rows. Online, the others are still asked
             about and learned from.
         rivals: fitted on the training part (:func:`~...rivals.fit_rivals`).

@@ -9,11 +9,9 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from sagellm_lifetime.core import prequential
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import Clock, finish_reasons, seconds
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
     PredictionRequest,
@@ -23,6 +21,8 @@ from sagellm_lifetime.core.protocol import (
 from sagellm_lifetime.evaluation.asking import Asking
 from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast
 from sagellm_lifetime.evaluation.points import Points, lengths
+from sagellm_lifetime.history import prequential
+from sagellm_lifetime.history.prequential import Clock, finish_reasons, seconds
 
 _CHUNK = 256
 _READ = 2048

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.errors import RequestError, shown
+from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.core.signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
 from sagellm_lifetime.features.request import RequestFeatures, key_of

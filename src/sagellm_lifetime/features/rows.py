@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
-from sagellm_lifetime.core.signals import SIGNAL_EVERY, SIGNALS
 
 FEATURES: Final = (
     "prompt_length",

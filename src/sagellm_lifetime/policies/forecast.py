@@ -9,7 +9,7 @@ import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
 from sagellm_lifetime.policies.state import Outlook
-from sagellm_lifetime.predictors.base import Predictor
+from sagellm_lifetime.predictor.base import Predictor
 
 
 class Forecaster(Protocol):

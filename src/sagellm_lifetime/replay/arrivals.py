@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from sagellm_lifetime.core.prequential import Clock, relative_times
+from sagellm_lifetime.history.prequential import Clock, relative_times
 
 OVERLAP = 10
 """Sessions under way at once, on average, where a history does not say when they began."""

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from sagellm_lifetime.core.errors import RequestError
-from sagellm_lifetime.engines.vllm.interface import check_interface
 from sagellm_lifetime.replay.trace import TraceRequest
+from sagellm_lifetime.vllm.compat.interface import check_interface
 
 STOP = -1
 """The token that ends a request: the only way in which the scheduler learns a length."""

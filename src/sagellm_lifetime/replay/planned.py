@@ -17,11 +17,11 @@ from sagellm_lifetime.policies.forecast import (
 )
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.policies.reservation import FARTHEST
-from sagellm_lifetime.predictors.base import Predictor
+from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.replay.policies import ReplayPolicy
 from sagellm_lifetime.replay.trace import TraceRequest
 
-SCHEDULER = "sagellm_lifetime.engines.vllm.scheduler:LifetimeScheduler"
+SCHEDULER = "sagellm_lifetime.vllm.scheduler:LifetimeScheduler"
 WATERMARK: Final = 0.05
 """Share of the pool that admission leaves free for the growth of what runs."""
 OURS: Mapping[str, str] = {
@@ -121,8 +121,8 @@ def planned_policy(
     """
 
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
-        from sagellm_lifetime.engines.vllm.controller import LifetimeController
-        from sagellm_lifetime.engines.vllm.takeover import Takeover
+        from sagellm_lifetime.vllm.controller import LifetimeController
+        from sagellm_lifetime.vllm.override import Takeover
 
         taken = Takeover(scheduler)
         taken.begin()

@@ -15,7 +15,7 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
     RequestError,
 )
-from sagellm_lifetime.core.prequential import Clock, finish_reasons
+from sagellm_lifetime.history.prequential import Clock, finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
 from sagellm_lifetime.replay.hash_blocks import USUAL, hash_blocks
 
@@ -101,7 +101,7 @@ def make_trace(
     clock: Clock = "auto",
     hash_block_size: int | None = None,
 ) -> list[TraceRequest]:
-    """The rows of a history, as :func:`~sagellm_lifetime.core.history.read_history` gives them.
+    """The rows of a history, as :func:`~sagellm_lifetime.history.read_history` gives them.
 
     Sorted by arrival, the first at 0 s. Where the history has no arrival times, or they restart
     with every session, they are drawn: see :mod:`.arrivals`. Rows that generated nothing (aborted
@@ -109,7 +109,7 @@ def make_trace(
 
     Args:
         clock: what arrival times count from, see
-            :func:`~sagellm_lifetime.core.prequential.relative_times`.
+            :func:`~sagellm_lifetime.history.prequential.relative_times`.
         hash_block_size: prompt tokens behind an id of ``prefix_hashes``; ``None``: told from the
             prompt lengths, see :mod:`.hash_blocks`.
 

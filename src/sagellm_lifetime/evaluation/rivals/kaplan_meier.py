@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.prequential import censored
 from sagellm_lifetime.evaluation.points import lengths
+from sagellm_lifetime.history.prequential import censored
 
 MIN_AT_RISK = 10
 

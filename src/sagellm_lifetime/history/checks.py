@@ -1,0 +1,224 @@
+"""What makes a row bad, as lazy expressions: typed values, and one code for the first fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryHeaderError
+from sagellm_lifetime.core.logit_signals import SIGNALS
+from sagellm_lifetime.core.protocol import FINISH_REASONS, MAX_DURATION_S
+from sagellm_lifetime.history.files import BROKEN, ROW
+from sagellm_lifetime.history.findings import UNKNOWN_REASON
+from sagellm_lifetime.history.reasons import canonical, renamed
+from sagellm_lifetime.history.schema import (
+    HISTORY_SCHEMA,
+    MAX_COUNT,
+    MAX_SECONDS,
+    NUMBERS,
+    Layout,
+)
+from sagellm_lifetime.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
+
+FAULT = "__fault"
+RENAMED = "__renamed_reason"  # another program's word for the finish reason, where it was one
+RAW_ARRIVAL = "__raw_arrival_time"  # the text, where arrival times may turn out to be ISO
+_MOMENTS: dict[str, tuple[type[pl.DataType], ...]] = {
+    "arrival_time": (pl.Datetime, pl.Date, pl.Duration),
+    "actual_time": (pl.Duration,),
+}
+"""Stored types of time that a column of seconds may have."""
+# Anything else may be a piece of a prompt gone astray.
+_SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
+
+
+@dataclass(frozen=True)
+class CellFormat:
+    """How cells are read that may be written in several ways. Plain is fast, and tried first.
+
+    Attributes:
+        unit: what the numbers of ``arrival_time`` count, a key of ``SCALES``.
+        iso: whether its text may be an ISO time.
+        words: whether finish reasons may be other programs' words.
+    """
+
+    unit: str = "s"
+    iso: bool = False
+    words: bool = False
+
+
+PLAIN = CellFormat()
+EVERY_WAY = CellFormat(iso=True, words=True)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way a row can be bad; ``kind`` is what is counted."""
+
+    kind: str
+    column: str
+    text: str  # of the message; {value} and {cap} are filled in
+    test: pl.Expr
+
+
+def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where: str) -> None:
+    """Refuse stored types that cannot mean the column: a date as a length, a number as a list."""
+    for column in columns:
+        name, stored, want = layout.names[column], schema[layout.names[column]], "text"
+        if isinstance(stored, pl.Null):
+            continue
+        text = isinstance(stored, pl.String | pl.Categorical | pl.Enum)
+        if column in NUMBERS:
+            ok, want = text or stored.is_numeric() or column in layout.values, "a number"
+            ok |= isinstance(stored, _MOMENTS.get(column, ()))
+        elif HISTORY_SCHEMA[column].is_nested():
+            inner = stored.inner if isinstance(stored, pl.List | pl.Array) else pl.Binary()
+            ok = inner.is_integer() or isinstance(inner, pl.Null)
+            ok, want = ok or (column in SIGNALS and inner.is_numeric()), _list_of(column)
+        else:
+            ok = text or stored.is_integer() or isinstance(stored, pl.Boolean)
+        if not ok:
+            raise HistoryHeaderError(f"{where}: the column {name!r} is {stored}, not {want}")
+
+
+def _list_of(column: str) -> str:
+    return "a list of numbers" if column in SIGNALS else "a list of whole numbers"
+
+
+def typed(
+    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN
+) -> pl.LazyFrame:
+    """Raw columns -> ``ROW``, the history columns (numbers as Float64), ``__filled_*``, ``BROKEN``.
+
+    A cell that is no number becomes null; whether it was filled is kept beside it.
+    """
+    schema = frame.collect_schema()
+    out = [pl.col(ROW)]
+    for column in columns:
+        raw, stored = pl.col(layout.names[column]), schema[layout.names[column]]
+        if column in NUMBERS:
+            filled = raw.is_not_null()
+            if stored.is_temporal():
+                value = stored_seconds(raw, stored)
+            else:
+                if not stored.is_numeric():
+                    raw = raw.cast(pl.String).str.strip_chars()
+                    filled &= raw != ""
+                value = raw.cast(pl.Float64, strict=False)
+                if column == "arrival_time":
+                    value = _arrival(raw, value, stored, reading)
+                    if not stored.is_numeric():
+                        out.append(raw.alias(RAW_ARRIVAL))
+            value = layout.values.get(column, value)
+            out += [value.alias(column), filled.alias(f"__filled_{column}")]
+        elif column == "finish_reason":
+            text = raw.cast(pl.String).str.strip_chars()
+            said = canonical(text) if reading.words else pl.when(text != "").then(text)
+            # A missing reason stays null: history/endings.py says what it means.
+            out.append(said.alias(column))
+            if reading.words:
+                out.append(renamed(text).alias(RENAMED))
+        else:
+            if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
+                raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
+            out.append(raw.cast(HISTORY_SCHEMA[column], strict=False).alias(column))
+    out.append(pl.col(BROKEN) if BROKEN in schema else pl.lit(None, pl.String).alias(BROKEN))
+    return frame.select(out)
+
+
+def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: CellFormat) -> pl.Expr:
+    seconds = number / SCALES[reading.unit]
+    if reading.iso and not stored.is_numeric():
+        return pl.coalesce(seconds, iso_seconds(raw))
+    return seconds
+
+
+def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) -> list[Fault]:
+    """Every check on a typed frame, in the order in which a row's first fault is named."""
+    columns = list(columns)
+    found = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]
+    for column in (c for c in columns if c in NUMBERS):
+        label, value = layout.names[column], pl.col(column)
+        filled = pl.col(f"__filled_{column}")
+        whole = HISTORY_SCHEMA[column].is_integer()
+        limit = MAX_COUNT if whole else MAX_SECONDS
+        if column == "actual_time":
+            limit = MAX_DURATION_S
+        noun = "a time" if column in layout.values and not whole else "a number"
+        if column == "arrival_time" and column not in layout.values:
+            noun = "a number of seconds or an ISO time"
+        checks = [
+            ("missing", "is missing", ~filled if column in layout.required else None),
+            ("not a number", f"is not {noun}", filled & value.is_null()),
+            ("NaN", "is NaN", value.is_nan()),
+            ("infinite", "is infinite", value.is_infinite()),
+            # Times count from any origin: an arrival before it is fine.
+            ("negative", "{value} is negative", value < 0 if column != "arrival_time" else None),
+            ("too large", f"{{value}} is over {limit}", value.abs() > limit),
+            ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
+        ]
+        found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
+        if column == "arrival_time" and reading.unit != "s":
+            low = BANDS[reading.unit][0] / SCALES[reading.unit]
+            text = f"{label} is not in {NAMES[reading.unit]} like most of the others"
+            found.append(Fault("another unit", column, text, value.abs() < low))
+    for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
+        held = pl.col(column).list
+        text = f"{layout.names[column]} is not {_list_of(column)}"
+        test = held.len() != held.drop_nulls().list.len()
+        found.append(Fault(f"not {_list_of(column)}", column, text, test))
+    if {"actual_length", "max_length"} <= set(columns):
+        text = f"{layout.names['actual_length']} {{value}} is over max_length {{cap}}"
+        test = pl.col("actual_length") > pl.col("max_length")
+        found.append(Fault("over max_length", "actual_length", text, test))
+    if "finish_reason" in columns:
+        test = ~pl.col("finish_reason").is_in(FINISH_REASONS)
+        text = f"{layout.names['finish_reason']} {{value}}is unknown"
+        found.append(Fault(UNKNOWN_REASON, "finish_reason", text, test))
+    return found
+
+
+def with_fault(frame: pl.LazyFrame, found: list[Fault]) -> pl.LazyFrame:
+    """Adds ``FAULT``: the number (from 1) of the row's first fault, 0 for a good row."""
+    numbered = list(enumerate((fault.test for fault in found), start=1))
+    code = reduce(
+        lambda rest, item: pl.when(item[1]).then(pl.lit(item[0], pl.UInt8)).otherwise(rest),
+        reversed(numbered),
+        pl.lit(0, pl.UInt8),
+    )
+    return frame.with_columns(code.alias(FAULT))
+
+
+def describe(row: dict[str, Any], found: list[Fault]) -> str:
+    """The fault of one bad row in words; shows numbers and plain reasons, never other text."""
+    fault: Fault = found[row[FAULT] - 1]
+    if fault.kind == "malformed":
+        return str(row[BROKEN])
+    value = row[fault.column]
+    if isinstance(value, list):
+        return fault.text
+    if fault.kind == UNKNOWN_REASON:
+        return fault.text.replace("{value}", f"{value!r} " if is_plain(value) else "")
+    cap = row.get("max_length")
+    return fault.text.replace("{value}", _number(value)).replace("{cap}", _number(cap))
+
+
+def is_plain(reason: str) -> bool:
+    """Return True if an unknown finish reason is one short word, which a message may repeat."""
+    return re.fullmatch(_SHOWN_REASON, reason) is not None
+
+
+def _number(value: float | None) -> str:
+    if value is not None and abs(value) < 1e15 and value.is_integer():
+        return str(int(value))
+    return f"{value:g}" if value is not None else "unknown"
+
+
+def final(columns: Iterable[str]) -> list[pl.Expr]:
+    """The history columns in their own types, from a typed frame."""
+    return [pl.col(column).cast(HISTORY_SCHEMA[column], strict=False) for column in columns]

@@ -1,0 +1,108 @@
+"""Traces and logs of other programs, converted to history files.
+
+The public traces have a module each here. Logs of running programs are read by ``--data-path``
+directly (``history.formats``), and can be converted as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
+from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen, sharegpt
+from sagellm_lifetime.history.files import find_files
+from sagellm_lifetime.history.formats import FORMATS as LOGS
+from sagellm_lifetime.history.formats import recognise
+from sagellm_lifetime.history.names import mapping, public_trace
+from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_history
+from sagellm_lifetime.history.records import sample
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA
+from sagellm_lifetime.history.times import SCALES
+from sagellm_lifetime.history.write import check_target, write_history
+
+TRACES: Final[dict[str, Callable[..., History]]] = {
+    "azure": azure.read,
+    "burstgpt": burstgpt.read,
+    "mooncake": mooncake.read,
+    "servegen": servegen.read,
+    "sharegpt": sharegpt.read,
+}
+"""Public trace -> its reader."""
+FORMATS: Final = (*TRACES, *LOGS)
+"""Every name that ``convert`` takes."""
+_CONTENT: Final = ("prompt_text", "output_text", "prompt_token_ids", "output_token_ids")
+
+
+def convert(
+    fmt: str | None,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    keep_content: bool = False,
+    on_bad_rows: OnBadRows = "refuse",
+    time_unit: str | None = None,
+) -> History:
+    """Convert a trace or a log to a history file.
+
+    Args:
+        fmt: one of ``FORMATS``; None to recognise it by its content.
+        source: the trace: a file, or (all but ``sharegpt``) a glob or a folder.
+        target: ``.csv``, ``.jsonl`` or ``.parquet``; written whole or not at all.
+        keep_content: keep the texts of prompts and answers, where the trace has them.
+        on_bad_rows: ``"refuse"`` or ``"skip"``.
+        time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not say its own.
+
+    Returns:
+        What was written, and what is to be said of it: rows skipped, columns not read, assumptions.
+
+    Only what a trace says is written: no cap and no way of finishing is made up.
+    """
+    if fmt is not None and fmt not in FORMATS:
+        raise UnknownNameError("trace format", fmt, list(FORMATS))
+    if on_bad_rows not in ("refuse", "skip"):
+        raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
+    if time_unit is not None and time_unit not in SCALES:
+        raise UnknownNameError("unit of time", time_unit, list(SCALES))
+    check_target(target)
+    path = os.fspath(source)
+    name = fmt or _recognised(path)
+    if time_unit is not None and name != "mooncake":
+        raise HistoryError(f"{path}: --time-unit is for mooncake; {name} says its unit itself")
+    found = _read(name, path, keep_content, on_bad_rows, time_unit)
+    kept = [c for c in HISTORY_SCHEMA if keep_content or c not in _CONTENT]
+    found = replace(found, frame=found.frame.select(c for c in kept if c in found.frame.columns))
+    write_history(found.frame, target)
+    return found
+
+
+def _recognised(source: str) -> str:
+    """Return the name of the format of a log by its content; ``history`` for one that is none."""
+    path = find_files(source)[0]
+    beginning = sample(path)
+    form = recognise(beginning)
+    name = public_trace(beginning.keys) or (form.name if form is not None else None)
+    # A history is read as one, and so is what nobody knows: the message is the reader's.
+    return "history" if name is None or beginning.has("actual_length") else name
+
+
+def _read(
+    name: str, source: str, keep_content: bool, on_bad_rows: OnBadRows, time_unit: str | None
+) -> History:
+    if name == "history":
+        return read_history(source, on_bad_rows=on_bad_rows)
+    if name in LOGS:
+        return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=name)
+    options = {} if time_unit is None else {"time_unit": time_unit}
+    read = TRACES[name]
+    found = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
+    if not mapping(found.ignored):
+        return found
+    beginning = sample(find_files(source)[0])
+    form = recognise(beginning)
+    if form is None or public_trace(beginning.keys) == name:
+        return found
+    note = f"no {name} trace has all of these columns: without --from it is read as {form.title}"
+    return replace(found, notes=[*found.notes, note])

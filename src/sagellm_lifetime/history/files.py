@@ -1,0 +1,297 @@
+"""Finding history files, and opening one lazily as raw columns with a row index."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
+from sagellm_lifetime.history.names import counts_generated, suggestion
+from sagellm_lifetime.history.parquet import counts_agree
+from sagellm_lifetime.history.quiet import no_panic_reports
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA, LISTS, Layout
+from sagellm_lifetime.history.streams import PACKED, open_unpacked, packing
+
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Suffixes of histories that are written; these and ``.json`` are read."""
+READABLE = {**SUFFIXES, ".json": "json"}
+SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
+SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
+READ = ".csv, .jsonl, .ndjson, .json (each also as .gz or .zst) or .parquet"
+_FOREIGN = {
+    b"PK\x03\x04": "an archive or a workbook: unpack it, or save the sheet as CSV",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"\xff\xfe": "UTF-16 text: save the file as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save the file as UTF-8",
+}
+"""How files begin that are no text, whatever their name says, and what to do about it."""
+ROW = "__row"  # where a row is: its index in the file from 0, or (by line) its line from 1
+BROKEN = "__broken"  # why a line is no row at all, else null
+
+
+class EmptyHistoryError(HistoryError):
+    """A file without rows: an error alone, passed over beside files that have some."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """An opened file: ``frame`` has the columns ``present`` as stored, and ``ROW``.
+
+    ``frame`` is None for a compressed CSV file, which is read in batches.
+    """
+
+    path: Path
+    kind: str
+    frame: pl.LazyFrame | None
+    present: tuple[str, ...]
+    others: tuple[str, ...] = ()  # columns of the file that the layout has no place for
+
+
+class MissingColumnError(HistoryHeaderError):
+    """A column that every row needs is not there: it may be another program's log.
+
+    Attributes:
+        what: the file and the column, the first half of the message.
+        present: the columns that are there instead.
+    """
+
+    def __init__(self, what: str, hint: str, present: Iterable[str]) -> None:
+        super().__init__(f"{what}: {hint}")
+        self.what, self.present = what, tuple(present)
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what a file is by its name (csv, jsonl, json or parquet), None for anything else."""
+    suffix = path.suffix.lower()
+    if suffix not in PACKED:
+        return READABLE.get(suffix)
+    kind = READABLE.get(Path(path.stem).suffix.lower())
+    return None if kind == "parquet" else kind
+
+
+def find_files(source: str | os.PathLike[str]) -> list[Path]:
+    """The history files of a path, a glob or a folder (recursive, hidden names left out)."""
+    path = Path(source)
+    if not os.fspath(source):  # an unset variable of a script, and not the folder one is in
+        raise HistoryError("no history is named: give a file, a glob or a folder")
+    if path.is_dir():
+        found = _below(path)
+        if not found:
+            raise HistoryError(f"{path}: no history files in this folder (looked for {READ})")
+        return found
+    if path.exists():
+        if kind_of(path) is None:
+            kind = repr(path.suffix) if path.suffix else "without a suffix"
+            packed = path.suffix.lower() in (*PACKED, ".zip")
+            advice = "unpack it first" if packed else f"use {READ}"
+            raise HistoryError(f"{path}: file type {kind} is not supported: {advice}")
+        if not path.is_file():
+            raise HistoryError(f"{path}: a pipe or a device, which cannot be read twice: copy it")
+        return [path]
+    if not glob.has_magic(str(path)):
+        raise HistoryError(f"{path}: no such file or folder")
+    found = []
+    for match in sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
+        if match.is_dir():
+            found += _below(match)
+        elif kind_of(match) is not None and match.is_file():
+            found.append(match)
+    if not found:
+        raise HistoryError(f"{path}: no history file matches (looked for {READ})")
+    return list(dict.fromkeys(found))  # "**" meets a file twice: by itself and through its folder
+
+
+def _below(folder: Path) -> list[Path]:
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    files = (p for p in folder.rglob("*") if kind_of(p) is not None and p.is_file())
+    return sorted(filter(visible, files))
+
+
+def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
+    """Open ``path`` for the history ``columns``; refuses an unusable header, reads no rows."""
+    kind = kind_of(path) or ""
+    frame: pl.LazyFrame | None
+    try:
+        check_start(path, kind)
+        if kind == "csv":
+            frame, present = _open_csv(path, layout)
+        elif kind == "jsonl":
+            frame, present = _open_jsonl(path, layout, columns)
+        else:
+            frame, present = _open_parquet(path)
+    except OSError as error:
+        raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
+    for column in layout.required:
+        name = layout.names[column]
+        if name not in present:
+            raise _without(path, kind, name, present, layout)
+    known = set(layout.names.values())
+    keys = present if kind != "jsonl" else _keys(_first_line(path))
+    others = tuple(name for name in keys if name and name not in known)
+    return RawFile(path, kind, frame, tuple(present), others)
+
+
+def check_start(path: Path, kind: str) -> None:
+    """Refuse a file that is empty, or whose first bytes are not those of its kind."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise HistoryError(f"{str(path)!r}: the name is not UTF-8 text: rename the file") from error
+    if kind == "parquet":
+        with path.open("rb") as plain:  # the system's own words for what cannot be read
+            start = plain.read(4096)
+    else:
+        with open_unpacked(path) as stream:
+            start = stream.read(4096)
+    if not start:
+        raise EmptyHistoryError(f"{path}: the file is empty")
+    if kind == "parquet":
+        return
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise HistoryError(f"{path}: {what}")
+    if b"\0" in (start.splitlines() or [b""])[0]:
+        raise HistoryError(f"{path}: a binary file, not {kind.upper()} text")
+
+
+def _without(
+    path: Path, kind: str, name: str, present: Iterable[str], layout: Layout
+) -> HistoryError:
+    """The error of a file that lacks a column it needs."""
+    if kind == "csv":
+        for mark in (";", "\t", "|"):
+            parts = [part for cell in present if mark in cell for part in _split(cell, mark)]
+            if name in parts or (not layout.foreign and any(map(counts_generated, parts))):
+                message = f"{path}: the columns are separated by {mark!r}: separate them by commas"
+                return HistoryHeaderError(message)
+    if kind == "jsonl":
+        first = _first_line(path)
+        if not first:
+            return EmptyHistoryError(f"{path}: the file is empty")
+        present = _keys(first)
+    hint = suggestion(name, present, foreign=layout.foreign)
+    return MissingColumnError(f"{path}: no column {name!r}", hint, present)
+
+
+def _split(cell: str, mark: str) -> list[str]:
+    return [part.strip(' "') for part in cell.split(mark)]
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names of a CSV file, stripped; blank lines before them are passed over."""
+    with open_unpacked(path) as stream:
+        for line in stream:
+            if b"\0" in line:
+                break
+            try:
+                text = line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                message = f"{path}: not UTF-8 text: is it a CSV file? save it as UTF-8"
+                raise HistoryError(message) from error
+            if text.strip():
+                return [name.strip() for name in _first_record(path, text)]
+        else:
+            raise EmptyHistoryError(f"{path}: the file is empty")
+    raise HistoryError(f"{path}: a binary file, not CSV text")
+
+
+def _first_record(path: Path, line: str) -> list[str]:
+    csv.field_size_limit(2**31 - 1)  # without a header, this is a row, and may be a long one
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        what = "the lines end in a carriage return alone" if "\r" in line[:-1] else str(error)
+        raise HistoryError(f"{path}: {what}: save it as CSV with usual line ends") from error
+
+
+def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
+    present = csv_header(path)
+    twice = sorted({name for name in present if name and present.count(name) > 1})
+    if twice:
+        raise HistoryHeaderError(f"{path}: the column {twice[0]!r} appears twice")
+    for name in LISTS:
+        if layout.names.get(name) in present:
+            raise HistoryHeaderError(
+                f"{path}: the column {layout.names[name]!r} holds lists, which CSV cannot: "
+                "use JSONL or Parquet"
+            )
+    if packing(path) is not None:
+        return None, present
+    # Everything as text: a cell that is no number must be seen and named, not guessed away.
+    frame = pl.scan_csv(path, infer_schema=False, row_index_name=ROW, glob=False)
+    stored = frame.collect_schema().names()[1:]
+    if len(stored) == len(present):
+        frame = frame.rename(dict(zip(stored, present, strict=True)), strict=False)
+    # A blank line (often the last) is no row.
+    blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    return frame.filter(~blank), present
+
+
+def _open_jsonl(
+    path: Path, layout: Layout, columns: Iterable[str]
+) -> tuple[pl.LazyFrame, list[str]]:
+    types = {layout.names[c]: t for c, t in HISTORY_SCHEMA.items() if c in layout.names}
+    wanted = {layout.names[c] for c in (*columns, *layout.required) if c in layout.names}
+    present = _keys_anywhere(path, wanted)
+    schema = {n: t if t.is_nested() else pl.String() for n, t in types.items() if n in present}
+    # This reader takes no `glob=False`: brackets in a name would be read as a pattern.
+    frame = pl.scan_ndjson(glob.escape(str(path)), schema=schema, row_index_name=ROW)
+    return frame, list(schema)
+
+
+def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
+    """Which keys a JSONL file uses at all: a text search, as a key may first come in row 10^6."""
+    missing = {json.dumps(name).encode(): name for name in wanted}
+    overlap = max(map(len, missing), default=0)
+    found: set[str] = set()
+    tail = b""
+    with open_unpacked(path) as stream:
+        while missing and (chunk := stream.read(SEARCH)):
+            text = tail + chunk
+            found |= {missing.pop(key) for key in list(missing) if key in text}
+            tail = text[-overlap:]
+    return found
+
+
+def _first_line(path: Path) -> bytes:
+    """The first line that is not blank, without a byte order mark."""
+    with open_unpacked(path) as stream:
+        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
+        return next(filter(None, lines), b"")
+
+
+def _keys(line: bytes) -> list[str]:
+    """The keys of a line of JSONL, as far as it is an object."""
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    return list(first) if isinstance(first, dict) else []
+
+
+def _open_parquet(path: Path) -> tuple[pl.LazyFrame, list[str]]:
+    if not counts_agree(path):
+        raise damaged_parquet(path)
+    try:
+        with no_panic_reports():
+            frame = pl.scan_parquet(path, row_index_name=ROW, glob=False, hive_partitioning=False)
+            return frame, frame.collect_schema().names()[1:]
+    except pl.exceptions.DuplicateError as error:
+        raise HistoryHeaderError(f"{path}: a column appears twice") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise damaged_parquet(path) from error
+
+
+def damaged_parquet(path: Path) -> HistoryError:
+    return HistoryError(
+        f"{path}: not a readable Parquet file (truncated or damaged): copy it again"
+    )

@@ -1,0 +1,132 @@
+"""Reading JSONL in chunks: memory stays bounded, and every row knows its line.
+
+A chunk is parsed by polars; where that fails (it gives up on a whole file at the first malformed
+line or NaN, and does not say where) the chunk is parsed line by line in Python.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.history.files import BROKEN, ROW
+from sagellm_lifetime.history.streams import open_unpacked
+
+CHUNK = 1 << 25  # bytes
+MAX_LINE = 1 << 28  # bytes; a longer line is no row, whatever a few packed bytes unfold into
+INT64 = 2**63
+Say = Callable[[str], None]
+"""Takes one line for the user; the same line may come again."""
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ESCAPED: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def jsonl_batches(
+    path: Path, columns: Mapping[str, pl.DataType], say: Say
+) -> Iterator[pl.DataFrame]:
+    """Frames of the raw ``columns``, with the line number in ``ROW``; ``say`` takes notes."""
+    first = 1
+    with open_unpacked(path) as stream:
+        while chunk := stream.read(CHUNK) + stream.readline(MAX_LINE):
+            if len(chunk) >= MAX_LINE and not chunk.endswith(b"\n"):
+                lines = first + chunk.count(b"\n")
+                raise HistoryError(f"{path}: line {lines} is longer than {MAX_LINE >> 20} MB")
+            data = chunk.removeprefix(b"\xef\xbb\xbf") if first == 1 else chunk
+            yield _parsed(data, first, path, columns, say)
+            first += chunk.count(b"\n")
+
+
+def _parsed(
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], say: Say
+) -> pl.DataFrame:
+    # Numbers as text: a cell that is no number must be seen and named, not guessed away.
+    try:
+        frame = pl.read_ndjson(data, schema=dict(columns))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        frame = None
+    # Of a lone surrogate polars makes a NUL, without a word.
+    if frame is None or (_ESCAPED.search(data) and _has_nul(frame)):
+        rows = list(_rows(data, first, path, columns, say))
+        schema = {**columns, ROW: pl.Int64(), BROKEN: pl.String()}
+        return pl.DataFrame(rows, schema=schema)
+    if frame.height == data.count(b"\n") + (not data.endswith(b"\n")):
+        lines = pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True)
+    else:  # blank lines, which polars passes over
+        numbered = enumerate(data.split(b"\n"), start=first)
+        lines = pl.Series([n for n, line in numbered if line.strip()], dtype=pl.Int64)
+    return frame.with_columns(lines.alias(ROW))
+
+
+def _has_nul(frame: pl.DataFrame) -> bool:
+    texts = frame.select(pl.col(pl.String).str.contains("\0", literal=True).any())
+    return any(texts.row(0)) if texts.width else False
+
+
+def _rows(
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], say: Say
+) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(data.split(b"\n"), start=first):
+        if not line.strip():
+            continue
+        row: dict[str, Any] = {ROW: number, BROKEN: None}
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            message = f"{path}: line {number} is not UTF-8 text: save the file as UTF-8"
+            raise HistoryError(message) from error
+        except (ValueError, RecursionError):
+            row[BROKEN] = "is not JSON"
+        else:
+            if isinstance(value, dict):
+                fill(row, value, columns, say)
+            else:
+                row[BROKEN] = "is not a JSON object"
+        yield row
+
+
+def without_surrogates(text: str, name: str, say: Say) -> str:
+    """Return ``text`` with U+FFFD for lone surrogates, which are legal JSON but no text; say so."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    say(f"{name}: half a character (a lone surrogate) was replaced by U+FFFD")
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def fill(
+    row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.DataType], say: Say
+) -> None:
+    """Put the cells of ``value`` into ``row`` in the types of ``columns``.
+
+    What cannot be is said in the cell ``BROKEN``, what was changed by ``say``.
+    """
+    for name, dtype in columns.items():
+        cell = value.get(name)
+        if cell is None:
+            continue
+        if not dtype.is_nested():
+            text = cell if isinstance(cell, str) else json.dumps(cell)
+            row[name] = without_surrogates(text, name, say)
+        elif dtype == pl.List(pl.Float64()):
+            if isinstance(cell, list) and all(map(_is_number, cell)):
+                row[name] = [float(item) for item in cell]
+            else:
+                row[BROKEN] = f"has a {name} that is not a list of numbers"
+        elif isinstance(cell, list) and all(map(_is_whole, cell)):
+            # Of unsigned hashes the top bit goes, as it does in a request.
+            row[name] = [item if item < INT64 else item - INT64 for item in cell]
+        else:
+            row[BROKEN] = f"has a {name} that is not a list of whole numbers"
+
+
+def _is_whole(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool) and -INT64 <= item < 2 * INT64
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, float) or _is_whole(item)

@@ -1,0 +1,276 @@
+"""Reading a history: a path, glob, folder or frame -> checked rows, or one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import polars as pl
+
+from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
+from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
+from sagellm_lifetime.history.endings import (
+    CapReached,
+    check_cap_reached,
+    finish_reason,
+    unstated_at_cap,
+)
+from sagellm_lifetime.history.files import (
+    EmptyHistoryError,
+    MissingColumnError,
+    find_files,
+    kind_of,
+    open_file,
+)
+from sagellm_lifetime.history.findings import Tally, left_out, listed
+from sagellm_lifetime.history.plausible import unit_warning
+from sagellm_lifetime.history.reasons import KNOWN
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
+from sagellm_lifetime.history.streams import packing
+from sagellm_lifetime.history.tables import as_frame
+from sagellm_lifetime.history.validate import sift_frame, sift_path
+
+
+class Table(Protocol):
+    """A table of any library that speaks Arrow, such as pandas and pyarrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Hand the rows over."""
+
+
+Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table
+OnBadRows = Literal["refuse", "skip"]
+ADVICE = "fix them or pass --on-bad-rows skip (in Python on_bad_rows='skip')"
+
+
+@dataclass(frozen=True)
+class History:
+    """Checked rows, and what was left out to get them.
+
+    Attributes:
+        frame: the rows, columns in the order and types of ``HISTORY_SCHEMA``. Columns that no file
+            has are absent, except ``finish_reason`` (filled in, see :mod:`.endings`) and those
+            asked for by name (null).
+        skipped: number of bad rows left out; 0 unless ``on_bad_rows="skip"``.
+        problems: the first bad rows, as ``"file line 7: actual_length is NaN"``.
+        kinds: number of bad rows of each kind.
+        cap_reached: number of rows that give no finish reason and end exactly at their own
+            ``max_length``, whatever they were counted as.
+        notes: lines for the user: what was understood, assumed or not read.
+        left_out: requests of a foreign log that a history cannot hold, by the reason.
+        ignored: columns that were not read.
+        formats: the foreign formats that were recognised, in words.
+    """
+
+    frame: pl.DataFrame
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
+    cap_reached: int = 0
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)
+
+
+def read_history(
+    source: Source,
+    *,
+    on_bad_rows: OnBadRows = "refuse",
+    columns: Sequence[str] | None = None,
+    cap_reached: CapReached = "length",
+) -> History:
+    """Read and check a history.
+
+    Args:
+        source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
+            mixed, and compressed), a polars frame, or a table of another library that speaks Arrow
+            (pandas, pyarrow). A log of another program is recognised by its content
+            (``history.formats``) and read as one.
+        on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
+            such rows out and reports them.
+        columns: read (and check) only these, and return exactly these, null where no file has them.
+            On ten million rows this is what keeps ids and texts out of memory.
+        cap_reached: finish reason of a row that gives none and ends exactly at its own
+            ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself).
+
+    Raises:
+        HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
+    """
+    if on_bad_rows not in ("refuse", "skip"):
+        raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
+    check_cap_reached(cap_reached)
+    for name in columns or ():
+        if name not in HISTORY_SCHEMA:
+            raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
+    wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
+    if not isinstance(source, str | os.PathLike):
+        tally = Tally()
+        if not isinstance(source, pl.DataFrame | pl.LazyFrame):
+            source = as_frame(source)
+        frame = sift_frame(source.lazy(), NATIVE, wanted, tally)
+        found = _settle([frame], tally, "history", on_bad_rows)
+    else:
+        native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
+        found = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
+    at_cap = found.frame.select(unstated_at_cap(found.frame.columns).sum()).item()
+    frame = _shaped(found.frame, columns, cap_reached)
+    return replace(found, frame=frame, cap_reached=at_cap)
+
+
+def read_as(
+    source: str | os.PathLike[str],
+    layouts: Mapping[str, Layout],
+    wanted: Iterable[str],
+    *,
+    on_bad_rows: OnBadRows,
+    form: str | None = None,
+) -> History:
+    """Read files whose columns are laid out by kind of file as ``layouts`` says.
+
+    Args:
+        source: a file, a glob or a folder.
+        layouts: kind of file -> where the columns are.
+        wanted: history columns.
+        on_bad_rows: ``"refuse"`` or ``"skip"``.
+        form: the name of a foreign format (``history.formats``); None to recognise it.
+    """
+    paths, tally = _paths(source), Tally()
+    wanted = list(wanted)
+    frames: list[pl.DataFrame] = []
+    empty: EmptyHistoryError | None = None
+    for path in paths:
+        try:
+            layout = NATIVE if form else layout_for(path, layouts)
+            frames.append(sift_path(path, layout, wanted, tally, form))
+        except EmptyHistoryError as error:
+            empty = error  # one of many may be empty: a recorder has just opened it
+        except MissingColumnError:
+            # A folder of logs may hold settings and reports as well, which are no logs.
+            if len(paths) == 1 or kind_of(path) != "json":
+                raise
+            tally.say(f"passed over {path.name}: no log that is known")
+    if not frames:
+        raise empty or HistoryError(f"{source}: no history and no log that is known in it")
+    return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+
+
+def _paths(source: str | os.PathLike[str]) -> list[Path]:
+    try:
+        return find_files(source)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise HistoryError(f"{source}: {error.strerror or 'cannot be read'}") from error
+
+
+def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
+    """Return the layout of a file's kind. Raises HistoryError where the format has none."""
+    kind = kind_of(path) or ""
+    if kind == "json" and "jsonl" in layouts and not layouts["jsonl"].foreign:
+        kind = "jsonl"
+    if kind not in layouts:
+        known = " or ".join(f".{kind}" for kind in layouts)
+        raise HistoryError(f"{path}: this format comes as {known}, not {path.suffix}")
+    return layouts[kind]
+
+
+def _settle(
+    frames: list[pl.DataFrame], tally: Tally, source: str, on_bad_rows: OnBadRows
+) -> History:
+    if tally.bad and on_bad_rows != "skip":
+        raise tally.error(source, what=ADVICE)
+    # No rechunk: it would hold every column twice.
+    frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal", rechunk=False)
+    if not frame.height:
+        raise tally.error(source, what="no good row is left")
+    problems = [f"{name} {place}" for name, place in tally.problems]
+    return History(
+        frame,
+        tally.bad,
+        problems,
+        dict(tally.kinds.most_common()),
+        notes=_notes(frame, tally),
+        left_out=dict(tally.left_out.most_common()),
+        ignored=list(tally.ignored),
+        formats=list(tally.formats),
+    )
+
+
+def _notes(frame: pl.DataFrame, tally: Tally) -> list[str]:
+    """Return what there is to say besides bad rows, one line each."""
+    notes = [f"read as {' and '.join(tally.formats)}"] if tally.formats else []
+    notes += tally.notes
+    if tally.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in tally.renamed.most_common()]
+        notes.append(f"finish reasons: {listed(words)}")
+    if tally.left_out:
+        notes.append(f"left out: {left_out(tally)}")
+    if tally.ignored:
+        names = [_with_nearest(name) for name in tally.ignored]
+        notes.append(f"columns not read: {listed(names)}")
+    if (warning := unit_warning(frame)) is not None:
+        notes.append(warning)
+    return notes
+
+
+def _with_nearest(name: str) -> str:
+    """Return a column's name, with the history column that it may be a slip of."""
+    if name in HISTORY_SCHEMA:  # of a public trace, which knows no such column
+        return name
+    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
+    return f"{name} (did you mean {close[0]}?)" if close else name
+
+
+def _shaped(
+    frame: pl.DataFrame, columns: Sequence[str] | None, cap_reached: CapReached
+) -> pl.DataFrame:
+    frame = frame.with_columns(finish_reason(frame.columns, cap_reached))
+    if columns is None:
+        return frame.select(c for c in HISTORY_SCHEMA if c in frame.columns)
+    missing = [pl.lit(None, HISTORY_SCHEMA[c]).alias(c) for c in columns if c not in frame.columns]
+    return frame.with_columns(missing).select(columns)
+
+
+def scan_history(
+    source: str | os.PathLike[str], *, cap_reached: CapReached = "length"
+) -> pl.LazyFrame:
+    """The rows of a path, glob or folder as a lazy frame in the types of ``HISTORY_SCHEMA``.
+
+    For files known to be good, or larger than memory: headers are checked, rows are not (a cell
+    that does not fit its column becomes null, and a malformed line fails at ``collect``). Unknown
+    columns are dropped, columns that no file has are absent, except ``finish_reason``, which is
+    filled in as :func:`read_history` does. Compressed files and logs of other programs are not
+    scanned: :func:`read_history` reads them.
+    """
+    check_cap_reached(cap_reached)
+    frames = []
+    for path in _paths(source):
+        if kind_of(path) == "json" or packing(path) is not None:
+            raise HistoryError(f"{path}: only plain CSV, JSONL and Parquet are scanned: read it")
+        try:
+            file = open_file(path, NATIVE, HISTORY_SCHEMA)
+        except EmptyHistoryError:
+            continue
+        if file.frame is None:
+            raise HistoryError(f"{path}: compressed, which cannot be scanned: read it")
+        used = [column for column in HISTORY_SCHEMA if column in file.present]
+        check_types(file.frame.collect_schema(), NATIVE, used, str(path))
+        out = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
+        frames.append(typed(file.frame, NATIVE, used, EVERY_WAY).select(out))
+    if not frames:
+        raise EmptyHistoryError(f"{source}: the file is empty")
+    joined = pl.concat(frames, how="diagonal")
+    present = joined.collect_schema().names()
+    joined = joined.with_columns(finish_reason(present, cap_reached))
+    present = [*present, "finish_reason"]
+    return joined.select(c for c in HISTORY_SCHEMA if c in present)
+
+
+def _fitting(column: str) -> pl.Expr:
+    """A whole-number column without its fractions: 12.5 is no 12."""
+    value = pl.col(column)
+    whole = column in NUMBERS and HISTORY_SCHEMA[column].is_integer()
+    return pl.when(value % 1 == 0).then(value) if whole else value

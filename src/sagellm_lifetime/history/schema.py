@@ -1,0 +1,63 @@
+"""The columns of a history file, and how the columns of another format map onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+# The table of the design, section 5, in its order; only ``actual_length`` is required. The last
+# three are additions, what a request says (section 4) as a recorder sees it: the temperature it was
+# sampled at, and what the model itself gave along the way (nats): one entry for the generated
+# tokens 1–16, one for 17–32, … (core/logit_signals.py).
+HISTORY_SCHEMA: dict[str, pl.DataType] = {
+    "request_id": pl.String(),
+    "model": pl.String(),
+    "client_id": pl.String(),
+    "session_id": pl.String(),
+    "prompt_id": pl.String(),
+    "arrival_time": pl.Float64(),
+    "turn": pl.Int64(),
+    "sample": pl.Int64(),
+    "prompt_length": pl.Int64(),
+    "max_length": pl.Int64(),
+    "actual_length": pl.Int64(),
+    "actual_time": pl.Float64(),
+    "finish_reason": pl.String(),
+    "prompt_text": pl.String(),
+    "output_text": pl.String(),
+    "prompt_token_ids": pl.List(pl.Int64()),
+    "output_token_ids": pl.List(pl.Int64()),
+    "prefix_hashes": pl.List(pl.Int64()),
+    "temperature": pl.Float64(),
+    "eos_logprob": pl.List(pl.Float64()),
+    "entropy": pl.List(pl.Float64()),
+}
+NUMBERS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_numeric())
+LISTS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_nested())
+
+# Above these a value is a mistake (a time in milliseconds, a byte count), not a long answer.
+MAX_COUNT = 10**8
+MAX_SECONDS = 10**11
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each history column is found in a file, and what must be there.
+
+    Attributes:
+        names: history column -> column of the file; messages speak of the column of the file.
+        required: history columns that must be there and filled.
+        values: history column -> expression over the file's (text) columns that gives the number,
+            where a plain cast is not enough; a null from a filled cell is a bad row.
+        foreign: whether this is another program's format.
+    """
+
+    names: Mapping[str, str]
+    required: tuple[str, ...] = ("actual_length",)
+    values: Mapping[str, pl.Expr] = field(default_factory=dict)
+    foreign: bool = False
+
+
+NATIVE = Layout({name: name for name in HISTORY_SCHEMA})

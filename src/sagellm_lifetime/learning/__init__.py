@@ -1,1 +1,0 @@
-"""What predictors learn with."""

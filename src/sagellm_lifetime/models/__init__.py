@@ -1,0 +1,1 @@
+"""Length models, one kind a file."""

@@ -1,0 +1,1 @@
+"""Neural length models: evidence, training (PyTorch) and serving (onnxruntime)."""

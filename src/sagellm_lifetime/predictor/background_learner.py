@@ -1,0 +1,264 @@
+"""Online learning that never holds up an engine: lessons are learned in a process of their own.
+
+    update ──► instant parts (scores, seconds per token, recent completions, conversations)
+       └─────► lesson ──► courier thread ──► pupil process: tables, calibration, gradient steps
+    predictor ◄── swapped in, one step ◄── courier thread ◄── checkpoint, every few seconds
+
+What comes back is the checkpoint itself. So what the engine uses is at any moment what a restart
+would start from, and there is one form of the state, not two.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from threading import TIMEOUT_MAX, Condition
+from typing import Any, Final, Self
+
+from sagellm_lifetime.core import forking
+from sagellm_lifetime.core.arrays import read_arrays
+from sagellm_lifetime.core.errors import CheckpointError, RequestError, shown
+from sagellm_lifetime.core.values import as_option, as_seconds_option
+from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.checkpoint import as_path, load_predictor
+from sagellm_lifetime.predictor.checkpoint_file import MODEL, is_checkpoint
+from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.knowledge import knowledge, let_go, set_knowledge, take_over
+from sagellm_lifetime.predictor.records import Lesson
+from sagellm_lifetime.predictor.registry import predictor_class
+from sagellm_lifetime.predictor.supervisor import Courier, Waiting
+from sagellm_lifetime.predictor.worker import LEARNED, TROUBLE, Task
+
+_MOST_WAITING: Final = 10**7
+_PATIENCE_S: Final = 10.0
+"""For the last process that wrote the checkpoint to end."""
+_FORKED: Final = (
+    "this process was forked from the one that learns: what the predictor is told here teaches it "
+    "nothing; use a clone() of it"
+)
+_OF_THE_RUN: Final = ("seed", "capacity", "expire_after", "online", "epochs")
+"""Options that may differ from those of the checkpoint: they do not shape what was learned."""
+
+
+def mismatch(learned: Predictor, mine: Predictor) -> str:
+    """Why one cannot go on with what the other has learned; empty where it can."""
+    if learned.name != mine.name:
+        return f"holds a {learned.name!r} predictor, not {mine.name!r}"
+    for option, value in mine._options.items():
+        found = learned._options.get(option)
+        if option not in _OF_THE_RUN and found != value:
+            return f"learned with {option}={found!r}, not {value!r}"
+    return ""
+
+
+class LearningElsewhere:
+    """Makes a predictor learn in another process, from now until :meth:`stop`.
+
+    The predictor stays the object it is, with all its methods; its :meth:`~Predictor.update` takes
+    some ten microseconds whatever there is to learn, and ``get_metrics`` counts what became of the
+    lessons.
+
+    It belongs to the process that made it. In a forked child the predictor answers as before, but
+    lessons are dropped and counted, with one warning; a :meth:`Predictor.clone` learns there.
+
+    Args:
+        predictor: one of the registry, fitted or not.
+        path: checkpoint directory, for this learner alone. Where it is one already, the predictor
+            goes on from it. ``None`` keeps the state in a temporary place, gone at the end.
+        every: seconds between two checkpoints, at least; more where writing one takes long.
+        most_waiting: lessons that wait to be sent, at most; then the oldest is dropped.
+
+    Raises:
+        CheckpointError: the place cannot be written, another process learns into it, or it holds
+            a checkpoint of another predictor.
+        RequestError: the predictor learns in another process already, or is not in the registry;
+            or an argument of another type, or out of its range.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        path: str | Path | None = None,
+        *,
+        every: float = 5.0,
+        most_waiting: int = 2048,
+    ) -> None:
+        if not isinstance(predictor, Predictor):
+            raise RequestError(f"only a predictor can learn elsewhere: {shown(predictor)}")
+        every = as_seconds_option("every", every)
+        most_waiting = as_option("most_waiting", most_waiting, 1, _MOST_WAITING)
+        place = None if path is None else as_path(path)
+        if predictor._elsewhere is not None:
+            raise RequestError("the predictor learns in another process already")
+        if type(predictor) is not predictor_class(predictor.name):
+            raise RequestError(
+                f"{type(predictor).__name__} is not in the registry, and the learning process "
+                "makes its predictor by name"
+            )
+        self.predictor = predictor
+        self._folder = tempfile.mkdtemp(prefix="sagellm-lifetime-") if place is None else None
+        self.path = (place or Path(str(self._folder), "state")).absolute()
+        self._most_waiting = most_waiting
+        self._waiting: Waiting = deque()
+        self._taken = self._dropped = self._swaps = 0
+        self._learned = -1
+        self._trouble: str | None = None
+        self._news = Condition()
+        self._is_forked = self._has_warned = False
+        try:
+            self._claim = claim(self.path, _PATIENCE_S)
+        except BaseException:
+            self._remove_folder()
+            raise
+        try:
+            if is_checkpoint(self.path):
+                self._go_on()
+            predictor.save(self.path)  # with the options of this run
+            predictor._expect_swaps()
+        except BaseException:
+            self._let_go()
+            raise
+        task = Task(str(self.path), every, os.getpid(), private=place is None)
+        self._courier = Courier(task, self._waiting, self._claim, self._hear)
+        forking.register(self)
+        self._courier.start()
+        predictor._elsewhere = self
+
+    def _fork_lock(self) -> None:
+        """Return ``None``: what the engine's thread changes is under the predictor's lock."""
+
+    def _after_fork(self, *, whole: bool) -> None:
+        self._is_forked = True
+        self._news = Condition()
+        self._dropped += self._courier.abandon()
+        self._trouble = _FORKED
+
+    def _go_on(self) -> None:
+        """Know what the last run had learned."""
+        learned, mine = load_predictor(self.path), self.predictor
+        odd = mismatch(learned, mine)
+        if odd:
+            raise CheckpointError(
+                f"{self.path}: {odd}; choose another directory, or remove it to start anew"
+            )
+        with mine._lock:
+            set_knowledge(mine, knowledge(learned))
+            mine.summary = dict(learned.summary)
+
+    # -- on the engine's thread --------------------------------------------------------------
+
+    def take(self, lesson: Lesson) -> None:
+        """Record a lesson; the predictor's ``update`` calls this, under its lock."""
+        self._taken += 1
+        if self._courier.is_stopping:
+            self._dropped += 1
+            if self._is_forked and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(_FORKED, RuntimeWarning, stacklevel=3)
+            return
+        self._queue(lesson)
+
+    def _queue(self, lesson: Lesson | None) -> None:
+        waiting = self._waiting
+        if len(waiting) >= self._most_waiting:
+            # The courier takes from the same end: what it took is not dropped.
+            with suppress(IndexError):
+                self._dropped += waiting.popleft()[1] is not None
+        waiting.append((self._taken, lesson))
+
+    def counts(self) -> dict[str, Any]:
+        """What became of the lessons.
+
+        Each that was taken is in the state in use, on the way, dropped (for too many waited, or it
+        came after the end), or lost with a process that died before it had saved.
+        """
+        courier = self._courier
+        return {
+            "lessons_taken": self._taken,
+            "lessons_on_the_way": courier.on_the_way,
+            "lessons_dropped": self._dropped,
+            "lessons_lost": courier.lost,
+            "learner_running": courier.is_teaching,
+            "learner_restarts": courier.restarts,
+            "learner_swaps": self._swaps,
+            "learner_trouble": self._trouble,
+        }
+
+    # -- on the courier's thread -------------------------------------------------------------
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        self._trouble = said.get(TROUBLE)
+        if LEARNED not in said:
+            return
+        try:
+            learned = read_arrays(self.path / MODEL)
+            breathe()
+            replaced = take_over(self.predictor, learned)
+        except (OSError, ValueError) as error:
+            self._trouble = f"{self.path}: cannot be read ({error})"
+            return
+        let_go(replaced)
+        with self._news:
+            self._swaps += 1
+            self._learned = said[LEARNED]
+            self._news.notify_all()
+
+    # -- from any other thread ---------------------------------------------------------------
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until the process is there, and all that was taken has been learned and swapped in.
+
+        For tests, and for reading out; an engine has no reason to wait.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether that was achieved.
+        """
+        timeout = as_seconds_option("timeout", timeout)
+        if self._is_forked:
+            return False
+        with self.predictor._lock:
+            wanted = self._taken
+            self._queue(None)
+        with self._news:
+            return self._news.wait_for(lambda: self._learned >= wanted, min(timeout, TIMEOUT_MAX))
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """End the process; what it has learned by then is saved and swapped in.
+
+        Lessons that come later are dropped and counted, for an engine must not find itself taking
+        gradient steps; a :meth:`Predictor.clone` learns by itself again.
+
+        Args:
+            timeout: seconds after which it is killed. Then the state is that of the last
+                checkpoint.
+        """
+        timeout = as_seconds_option("timeout", timeout)
+        if not self._courier.is_stopping:
+            self._courier.stop(timeout)
+            with self.predictor._lock:
+                self._dropped += sum(lesson is not None for _, lesson in self._waiting)
+                self._waiting.clear()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        release(self._claim)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,106 @@
+"""The specification's moving average by ``max_length``, with its faults repaired."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.arrays import ORDER, in_order, ranks
+from sagellm_lifetime.core.checked import checked, checked_keys
+from sagellm_lifetime.core.values import as_option
+from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
+from sagellm_lifetime.predictor.base import Predictor, Progress
+from sagellm_lifetime.predictor.bulk_feedback import learn_rows
+from sagellm_lifetime.predictor.records import Completion, Evidence
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_BUCKET: Final = 10
+_UNCAPPED: Final = -1
+_MAX_BUCKETS: Final = 4096
+_LARGEST_BUCKET: Final = 2**63 - 1
+_LONGEST: Final = 10**8
+_LARGEST_WINDOW: Final = 10**6
+_PRIOR_SHARE: Final = 0.8
+"""The specification's guess before any history: 80 % of ``max_length``."""
+
+
+class BaselineLifetimePredictor(Predictor):
+    """Moving average of the lengths seen for the same ``max_length``, rounded down to tens.
+
+    Repaired against the specification: completions go to the bucket of the ``max_length`` that was
+    asked for (it filed them under the length they turned out to have), the metrics are filled,
+    time is learned, and the average becomes a distribution with the spread of the window. A bucket
+    without history uses the average of all buckets; without any, 80 % of ``max_length``. Aborted
+    sequences are left out of the average; capped ones count at their cap.
+
+    Args:
+        window_size: completions averaged per bucket.
+    """
+
+    name = "baseline"
+
+    def __init__(self, window_size: int = 100, **options: Any) -> None:
+        super().__init__(**options)
+        self._options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
+        self._windows: OrderedDict[int, deque[int]] = OrderedDict()
+        """By bucket, least recently updated first."""
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        return np.stack([self._row(each) for each in evidence])
+
+    def _row(self, evidence: Evidence) -> np.ndarray:
+        cap = evidence.features.max_length
+        window = self._windows.get(_bucket(cap)) or self._windows.get(_EVERY)
+        if not window:
+            guess = PRIOR_MEDIAN if cap is None else max(_PRIOR_SHARE * cap, 1.0)
+            return hazard.log_logistic(guess, PRIOR_LOG_SD)
+        lengths = np.maximum(np.array(window, dtype=np.float64), 1.0)
+        mean = lengths.mean()
+        spread = np.sqrt(np.mean(np.log(lengths / mean) ** 2))
+        share = len(lengths) / (len(lengths) + 2.0)
+        return hazard.log_logistic(mean, max(share * spread + (1 - share) * PRIOR_LOG_SD, 0.02))
+
+    def _learn(self, completion: Completion) -> None:
+        cap = completion.evidence.features.max_length
+        if completion.censored and (cap is None or completion.length < cap):
+            return
+        for bucket in (_bucket(cap), _EVERY):
+            window = self._windows.setdefault(bucket, deque(maxlen=self._options["window_size"]))
+            window.append(completion.length)
+            self._windows.move_to_end(bucket)
+        while len(self._windows) > _MAX_BUCKETS:
+            self._windows.popitem(last=False)
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._windows = OrderedDict()
+        learn_rows(self, older, progress)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
+        return {**windows, ORDER: ranks(windows)}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        size = self._options["window_size"]
+        windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
+        windows = in_order(windows, state.get(ORDER))
+        buckets = checked_keys(windows, _EVERY, _LARGEST_BUCKET)
+        found = [checked(windows, name, np.int64, (None,), 0, _LONGEST) for name in windows]
+        if len(found) > _MAX_BUCKETS or not all(1 <= len(each) <= size for each in found):
+            raise ValueError(f"more than {_MAX_BUCKETS} windows, or one of other than 1 to {size}")
+        self._windows = OrderedDict(
+            (bucket, deque(window.tolist(), maxlen=size))
+            for bucket, window in zip(buckets, found, strict=True)
+        )
+
+
+_EVERY: Final = -2
+
+
+def _bucket(max_length: int | None) -> int:
+    return _UNCAPPED if max_length is None else max_length // _BUCKET * _BUCKET

@@ -1,0 +1,154 @@
+"""From a history to a fitted predictor: the older part in bulk, the newest as it would be served.
+
+The newest part is replayed in time order, predicted at arrival and learned at the finish, through
+the same ``predict`` and ``update`` an engine calls. So the calibration is learned on predictions
+that had not seen their outcome, and online choices are made as they will be made later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from sagellm_lifetime.core.calibration import Calibration
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.features.rows import HistoryRequests
+from sagellm_lifetime.history.prequential import (
+    Clock,
+    censored,
+    events,
+    finish_reasons,
+    in_time_order,
+    relative_times,
+    seconds,
+)
+from sagellm_lifetime.history.splits import split
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.history.endings import CapReached
+    from sagellm_lifetime.predictor.base import Predictor, Progress
+
+_LOG = logging.getLogger(__name__)
+_CONTENT_AGES = [16 * 2**k for k in range(10)]
+"""Ages at which a replayed sequence with content is asked about again."""
+MAX_ROWS = 300_000
+"""The newest rows of a longer history; older ones say little about tomorrow."""
+_REPLAY_SHARE = 0.2
+_MAX_REPLAY = 6000
+_LEAST = 20
+"""Rows below which nothing is held out."""
+
+
+def fit_predictor(
+    predictor: Predictor,
+    history: Any,
+    progress: Progress | None,
+    cap_reached: CapReached = "length",
+    clock: Clock = "auto",
+) -> None:
+    """Fit in place; the predictor is unchanged if the history cannot be used."""
+    from sagellm_lifetime.history import read_history
+    from sagellm_lifetime.history.endings import said
+
+    read = read_history(history, cap_reached=cap_reached)
+    if isinstance(history, str | os.PathLike):
+        for line in read.notes:
+            _LOG.warning(line)
+    if read.cap_reached:
+        _LOG.warning(said(read.cap_reached, len(read.frame), cap_reached))
+    # Told from the whole history, once: a part of it may lack the sessions' first rows.
+    kind: Clock = "session" if relative_times(read.frame, clock) else "wall"
+    if clock == "auto" and kind == "session":
+        _LOG.warning(
+            "arrival times restart with every session: the sessions are taken one by one "
+            "(clock='wall': all times are on one clock)"
+        )
+    frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
+    older, newest = _parts(frame, kind)
+
+    predictor._calibration = Calibration()
+    predictor._scores = Scores()
+    predictor._tracker = predictor._tracker.emptied()
+    predictor._timing = _timing(older)
+    predictor._pending = []
+    predictor._lessons = len(older)
+    predictor._predict_calls = 0
+    predictor._fitting = True
+    try:
+        predictor._fit(older, newest, progress)
+        predictor._version += 1
+        _replay(predictor, newest, progress, kind)
+    finally:
+        predictor._fitting = False
+    predictor._calibrate_pending()
+    # What it scored while it was being fitted is not what it scores in service.
+    predictor._scores = Scores()
+    predictor._tracker = predictor._tracker.emptied()
+    predictor._predict_calls = 0
+    predictor.summary = _summary(frame)
+    if read.cap_reached:
+        predictor.summary["cap_reached"] = {"rows": read.cap_reached, "as": cap_reached}
+
+
+def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The part to learn in bulk and the part to replay: by time, session or prompt, not by row.
+
+    A held-out prompt that was also trained on (another sample, another model) would make the
+    calibration believe that every prompt is known.
+    """
+    if len(frame) < _LEAST:
+        return frame, frame.clear()
+    share = 1.0 - min(_REPLAY_SHARE, _MAX_REPLAY / len(frame))
+    try:
+        parts = split(frame, "auto", share, clock=clock)
+    except HistoryError:
+        # One session (or prompt) holds nearly everything: the newest rows, then.
+        parts = split(frame, "order", share)
+    return in_time_order(parts.train, clock=clock), in_time_order(parts.test, clock=clock)
+
+
+def _summary(frame: pl.DataFrame) -> dict[str, Any]:
+    lengths = frame["actual_length"]
+    return {
+        "rows": len(frame),
+        "columns": frame.columns,
+        "censored": int(censored(frame).sum()),
+        "length_quantiles": {
+            str(q): lengths.quantile(q, interpolation="nearest") for q in (0.1, 0.5, 0.9, 0.99)
+        },
+    }
+
+
+def _timing(frame: pl.DataFrame) -> TokenTiming:
+    timing = TokenTiming()
+    if "actual_time" in frame.columns:
+        columns = [c for c in ("model", "actual_length", "actual_time") if c in frame.columns]
+        known = frame.select(columns).filter(pl.col("actual_time").is_not_null()).tail(50_000)
+        for row in known.iter_rows(named=True):
+            timing.update(row.get("model"), row["actual_length"], row["actual_time"])
+    return timing
+
+
+def _replay(
+    predictor: Predictor, frame: pl.DataFrame, progress: Progress | None, clock: Clock
+) -> None:
+    requests = HistoryRequests(frame)
+    lengths = frame["actual_length"].to_list()
+    times = seconds(frame, missing=0.0).tolist()
+    reasons = finish_reasons(frame)
+    for step, (row, finished) in enumerate(events(frame, clock)):
+        if not finished:
+            predictor.predict(requests.request(row))
+        else:
+            if requests.has_content:
+                for age in _CONTENT_AGES:
+                    if age < lengths[row]:
+                        predictor.predict(requests.request(row, age))
+            predictor.update(row, lengths[row], times[row], finish_reason=reasons[row])
+        if progress and step % 512 == 0:
+            progress("calibrating", step / (2 * len(frame)))

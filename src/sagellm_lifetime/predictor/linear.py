@@ -1,0 +1,118 @@
+"""Linear regression on prompt features: what the specification describes as FastServe's.
+
+The cited paper (Wu et al., arXiv 2305.05920) schedules by skip-join queues on the prompt length
+and predicts no output lengths; this is the predictor the specification describes under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log, log1p, sqrt
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
+from sagellm_lifetime.predictor.base import Predictor, Progress
+from sagellm_lifetime.predictor.bulk_feedback import learn_rows
+from sagellm_lifetime.predictor.records import Completion, Evidence
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_INPUTS: Final = 8
+_RIDGE: Final = 1.0
+_MEMORY: Final = 1.0 - 1.0 / 5000.0
+_PRIOR_WEIGHT: Final = 4.0
+
+
+class LinearLifetimePredictor(Predictor):
+    """Ridge regression of ``log L`` on prompt features, with slow forgetting.
+
+    The normal equations are kept and solved when asked: the recursive form saves the solution of
+    an 8 x 8 system and lost its footing on inputs that hardly vary (dev/LOG.md). The spread of the
+    residuals becomes the spread of the distribution. Aborted sequences are left out; capped ones
+    count at their cap.
+    """
+
+    name = "linear"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._moments = np.zeros((_INPUTS, _INPUTS))
+        self._products = np.zeros(_INPUTS)
+        self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
+        self._noise = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
+        self._weights: np.ndarray | None = None
+
+    def _solution(self) -> np.ndarray:
+        if self._weights is None:
+            ridge = np.eye(_INPUTS) * _RIDGE
+            self._weights = np.linalg.solve(self._moments + ridge, self._products)
+        return self._weights
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        rows = []
+        for each in evidence:
+            # Extrapolated far enough, a line says anything: keep it on the grid.
+            log_length = float(np.clip(self._solution() @ inputs(each.features), 0.0, 11.7))
+            rows.append(hazard.log_logistic(exp(log_length), self._log_sd()))
+        return np.stack(rows)
+
+    def _log_sd(self) -> float:
+        return max(sqrt(self._noise[1] / self._noise[0]), 0.02)
+
+    def _learn(self, completion: Completion) -> None:
+        features = completion.evidence.features
+        cap = features.max_length
+        if completion.censored and (cap is None or completion.length < cap):
+            return
+        x = inputs(features)
+        y = log(max(completion.length, 1))
+        gap = y - float(self._solution() @ x)
+        self._moments = self._moments * _MEMORY + np.outer(x, x)
+        self._products = self._products * _MEMORY + x * y
+        self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
+        self._weights = None
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._reset()
+        learn_rows(self, older, progress)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return {"moments": self._moments, "products": self._products, "noise": self._noise}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        moments = checked(state, "moments", np.float64, (_INPUTS, _INPUTS)).copy()
+        noise = checked(state, "noise", np.float64, (2,), 0.0).copy()
+        # Sums of squares and products: with the ridge there is one solution, and a good one.
+        if not np.array_equal(moments, moments.T) or (
+            np.linalg.eigvalsh(moments + _RIDGE * np.eye(_INPUTS)).min() < _RIDGE / 2
+        ):
+            raise ValueError("'moments' holds what cannot be sums of squares")
+        if not noise[0] > 0.0:
+            raise ValueError("'noise' holds the residuals of no sequence")
+        self._moments, self._noise = moments, noise
+        self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
+        self._weights = None
+
+
+def inputs(features: RequestFeatures) -> np.ndarray:
+    """What is regressed on: an offset, and logarithms with "was it said" beside them."""
+    x = np.zeros(_INPUTS)
+    x[0] = 1.0
+    if features.prompt_length is not None:
+        x[1], x[2] = log1p(features.prompt_length), 1.0
+    if features.max_length is not None:
+        x[3], x[4] = log1p(features.max_length), 1.0
+    if features.turn is not None:
+        x[5], x[6] = log1p(max(features.turn, 0)), 1.0
+    if features.temperature is not None:
+        x[7] = features.temperature
+    return x

@@ -1,0 +1,84 @@
+"""History mean and variance: what the specification describes as the Orca reference.
+
+The cited paper (Yu et al., OSDI 2022) schedules iterations and predicts no lengths; this is the
+predictor the specification describes under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.arrays import ORDER, in_order, ranks
+from sagellm_lifetime.core.checked import checked, checked_keys
+from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
+from sagellm_lifetime.predictor.base import Predictor, Progress
+from sagellm_lifetime.predictor.bulk_feedback import learn_rows
+from sagellm_lifetime.predictor.records import Completion, Evidence
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_EVERY: Final = 0
+_MAX_MODELS: Final = 1024
+_LARGEST_KEY: Final = 2**32 - 1
+_MOST: Final = 1e20
+"""Tokens squared: the spread of 2000 of the longest sequences there are."""
+_ENOUGH: Final = 8.0
+"""Completions of a model from which its own moments are used."""
+
+
+class OrcaLifetimePredictor(Predictor):
+    """Mean and variance of past lengths, per model and over all, as a log-logistic.
+
+    Aborted sequences are left out; capped ones count at their cap.
+    """
+
+    name = "orca"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._moments: dict[int, Moments] = {}
+        """By model, least recently updated first."""
+
+    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        return np.stack([self._row(each) for each in evidence])
+
+    def _row(self, evidence: Evidence) -> np.ndarray:
+        moments = self._moments.get(evidence.features.model_key)
+        if moments is None or moments.weight < _ENOUGH:
+            moments = self._moments.get(_EVERY)
+        if moments is None:
+            return hazard.log_logistic(PRIOR_MEDIAN, PRIOR_LOG_SD)
+        return hazard.log_logistic(*moments.log_normal())
+
+    def _learn(self, completion: Completion) -> None:
+        cap = completion.evidence.features.max_length
+        if completion.censored and (cap is None or completion.length < cap):
+            return
+        for key in (completion.evidence.features.model_key, _EVERY):
+            moments = self._moments.pop(key, None) or Moments()
+            moments.add(completion.length)
+            self._moments[key] = moments  # the most recently updated is last
+        if len(self._moments) > _MAX_MODELS:
+            del self._moments[next(iter(self._moments))]
+
+    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
+        self._moments = {}
+        learn_rows(self, older, progress)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        moments = {str(key): moments.state() for key, moments in self._moments.items()}
+        return {**moments, ORDER: ranks(moments)}
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        named = {key: value for key, value in state.items() if key != ORDER}
+        named = in_order(named, state.get(ORDER))
+        keys = checked_keys(named, 0, _LARGEST_KEY)
+        if len(keys) > _MAX_MODELS:
+            raise ValueError(f"moments of {len(keys)} models, more than {_MAX_MODELS}")
+        moments = [checked(named, name, np.float64, (3,), 0.0, _MOST).tolist() for name in named]
+        self._moments = {key: Moments(*each) for key, each in zip(keys, moments, strict=True)}

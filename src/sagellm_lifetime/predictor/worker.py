@@ -1,0 +1,157 @@
+"""The process that learns: a replica of a predictor, lessons in, checkpoints out.
+
+Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Lessons come on the standard input, and
+the words of :data:`LEARNED` and :data:`TROUBLE` go back, one JSON object a line. It ends when the
+input does: when its parent closes the pipe, or is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.predictor.checkpoint import load_predictor
+from sagellm_lifetime.predictor.frames import Frame, frames
+
+LESSON: Final = b"L"
+"""A pickled lesson. Pickle is for this private pipe between two processes of one program; what is
+written to disk never is."""
+SAVE: Final = b"S"
+"""Write the checkpoint now."""
+END: Final = b"E"
+"""Nothing more will come. A pipe that ends without it says that the parent was killed."""
+LEARNED: Final = "learned"
+"""Number of the last lesson that is in the checkpoint."""
+TROUBLE: Final = "trouble"
+"""Why the checkpoint could not be written."""
+_WAKE_S: Final = 0.5
+"""How often it looks whether its parent is there: a fork of the parent may keep the pipe open."""
+_SHARE: Final = 0.05
+"""Of its time that it spends on checkpoints, at most."""
+_NICENESS: Final = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a pupil is started with.
+
+    Attributes:
+        path: the checkpoint it starts from and writes.
+        every: seconds between two checkpoints, at least.
+        parent: process id of who started it.
+        private: whether nobody needs the folder around ``path`` once the parent is gone.
+    """
+
+    path: str
+    every: float
+    parent: int
+    private: bool
+
+    def text(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
+
+
+class Pupil:
+    """Learns lessons in the order in which they come.
+
+    Args:
+        task: what it was started with.
+        inbox: file descriptor of the lessons.
+        outbox: file descriptor of what is said back.
+    """
+
+    def __init__(self, task: Task, inbox: int, outbox: int) -> None:
+        self._task = task
+        self._path = Path(task.path)
+        self._inbox, self._outbox = inbox, outbox
+        try:
+            self._replica = load_predictor(self._path)
+        except CheckpointError as error:
+            self._say(TROUBLE, str(error))
+            raise
+        self._number = self._saved = 0
+        self._next_save = time.monotonic() + task.every
+        self._told_to_end = self._dismissed = False
+
+    def end(self, *_: Any) -> None:
+        """Learn what was sent, save, and end; for use as a signal handler."""
+        self._told_to_end = True
+
+    def run(self) -> None:
+        """Until nobody teaches any more."""
+        for frame in frames(self._inbox, self._patience):
+            if frame is not None:
+                self._heed(frame)
+            elif self._told_to_end or self._is_orphan():
+                break  # and not before all that was sent is learned
+            if self._number > self._saved and time.monotonic() >= self._next_save:
+                self._save()
+        if self._task.private and not (self._dismissed or self._told_to_end):
+            shutil.rmtree(self._path.parent, ignore_errors=True)
+        elif self._number > self._saved:
+            self._save()
+
+    def _patience(self) -> float:
+        if self._told_to_end:
+            return 0.0
+        if self._number == self._saved:
+            return _WAKE_S
+        return min(max(self._next_save - time.monotonic(), 0.0), _WAKE_S)
+
+    def _heed(self, frame: Frame) -> None:
+        self._number = frame.number
+        if frame.kind == LESSON:
+            # Pickled by our parent, over a pipe that nobody else has: never by a file or a client.
+            # A lesson that cannot be learned ends the process, which is then started anew from the
+            # last checkpoint: half a lesson is no state to go on from.
+            self._replica.learn(pickle.loads(frame.body))
+        elif frame.kind == SAVE:
+            self._save()
+        else:
+            self._dismissed = True
+
+    def _save(self) -> None:
+        start = time.monotonic()
+        try:
+            self._replica.save(self._path)
+        except CheckpointError as error:
+            self._say(TROUBLE, str(error))
+        else:
+            self._saved = self._number
+            self._say(LEARNED, self._number)
+        took = time.monotonic() - start
+        self._next_save = time.monotonic() + max(self._task.every, took / _SHARE)
+
+    def _say(self, what: str, value: Any) -> None:
+        # A parent that was killed hears nothing, and its pupil saves all the same.
+        with suppress(BrokenPipeError):
+            os.write(self._outbox, json.dumps({what: value}).encode() + b"\n")
+
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._task.parent
+
+
+def main() -> None:
+    """Of a process of its own; the task is its last argument."""
+    # Engines stop with Ctrl-C, which reaches the whole group: the pupil ends when its pipe does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    # What a library prints must not come between the lines.
+    outbox = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    pupil = Pupil(Task(**json.loads(sys.argv[-1])), sys.stdin.fileno(), outbox)
+    signal.signal(signal.SIGTERM, pupil.end)
+    pupil.run()
+    # All is written. Taking PyTorch down in good order takes more than a second.
+    os._exit(0)

@@ -1,0 +1,157 @@
+"""What the checks share: requests, a stream of lessons, and what is compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult
+from sagellm_lifetime.predictor.base import Predictor
+
+Make = Callable[[], Predictor]
+LEVELS: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+MODEL_FILE: Final = "model.safetensors"
+
+EXAMPLES: Final = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+"""Of every property: reproducible, and quick enough for a cross product."""
+
+
+_taught: WeakKeyDictionary[Make, dict[int, Predictor]] = WeakKeyDictionary()
+
+
+class Lesson(NamedTuple):
+    """One sequence: how it is asked about, and what becomes of it."""
+
+    requests: list[PredictionRequest]
+    length: int
+    seconds: float
+    finish_reason: str
+
+
+def asked(
+    sequence_id: Any, age: Any = 0, cap: Any = 512, tokens: Sequence[int] = (), **said: Any
+) -> PredictionRequest:
+    """A request; keywords become ``prompt_features``."""
+    return PredictionRequest(sequence_id, list(tokens), age, cap, said or None)
+
+
+def lessons(count: int, *, seed: int = 0, name: str = "lesson") -> Iterator[Lesson]:
+    """A varied stream: clients, sessions, caps, prompts with content, every way to finish."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        client = int(rng.integers(4))
+        length = int(np.clip(rng.lognormal(4.0 + client / 2, 0.4), 2, 500))
+        prompt = rng.integers(0, 30_000, int(rng.integers(1, 80))).tolist()
+        said = {"client_id": f"c{client}", "session_id": f"s{i % 7}", "model": f"m{client % 2}"}
+        cap = (512, 600, None, 2048)[client]
+        requests = [PredictionRequest(f"{name}-{i}", prompt, 0, cap, dict(said))]
+        for age in (40, 130):
+            if age < length and client % 2:
+                written = rng.integers(0, 30_000, age).tolist()
+                requests.append(
+                    PredictionRequest(f"{name}-{i}", prompt + written, age, cap, dict(said))
+                )
+        reason = str(rng.choice(["stop", "stop", "stop", "abort", "error"]))
+        yield Lesson(requests, length, length * 0.01, reason)
+
+
+def teach(predictor: Predictor, count: int = 24, *, seed: int = 0, name: str = "lesson") -> None:
+    """Predict and update a stream of :func:`lessons`."""
+    for lesson in lessons(count, seed=seed, name=name):
+        for request in lesson.requests:
+            predictor.predict(request)
+        predictor.update(
+            lesson.requests[0].sequence_id,
+            lesson.length,
+            lesson.seconds,
+            finish_reason=lesson.finish_reason,
+        )
+
+
+def taught(make: Make, count: int = 24) -> Predictor:
+    """A new predictor that knows a stream of lessons.
+
+    Each stream is taught once per ``make``, and clones are handed out: teaching a network takes
+    longer than all that is checked. (``check_seeded`` and ``check_clone`` teach anew.)
+    """
+    masters = _taught.setdefault(make, {})
+    if count not in masters:
+        masters[count] = make()
+        teach(masters[count], count)
+    return masters[count].clone()
+
+
+def variant(make: Make, **options: Any) -> Predictor:
+    """A new predictor with some options changed; options it does not take are left out."""
+    predictor = make()
+    known = predictor._options
+    return type(predictor)(**{**known, **{k: v for k, v in options.items() if k in known}})
+
+
+def questions(name: str = "q") -> list[PredictionRequest]:
+    """Requests of many kinds, one sequence each."""
+    rng = np.random.default_rng(7)
+    kinds = [
+        asked(f"{name}0", 0, 512, client_id="c0", model="m0"),
+        asked(f"{name}1", 0, None, client_id="c3", session_id="s1"),
+        asked(f"{name}2", 17, 600, client_id="c1", prompt_length=40),
+        asked(f"{name}3", 300, 65_535, client_id="nobody"),
+        asked(f"{name}4", 0, None),
+        asked(f"{name}5", 5000, None, client_id="c2"),
+        asked(f"{name}6", 511, 512),
+        asked(f"{name}7", 512, 512),
+    ]
+    content = rng.integers(0, 30_000, 260).tolist()
+    kinds.append(asked(f"{name}8", 200, 2048, content, client_id="c3", session_id="s2"))
+    kinds.append(asked(f"{name}9", 0, 2048, content, prompt_text="List ten ideas. Why?"))
+    return kinds
+
+
+def outlook(result: PredictionResult) -> tuple[Any, ...]:
+    """Everything an answer says, comparable with ``==``."""
+    distribution = result.distribution
+    assert distribution is not None, "a prediction carries its distribution"
+    return (
+        result.estimated_remaining_tokens,
+        result.confidence,
+        result.estimated_time,
+        result.source,
+        *(distribution.quantile(level) for level in LEVELS),
+        *(distribution.survival(n) for n in (0, 1, 10, 100, 1000, 100_000)),
+    )
+
+
+def outlooks(predictor: Predictor, requests: Sequence[PredictionRequest]) -> list[tuple[Any, ...]]:
+    """Answers to requests, one at a time."""
+    return [outlook(predictor.predict(request)) for request in requests]
+
+
+def assert_refused(kind: type[Exception], what: str, call: Callable[[], object]) -> None:
+    """The call raises that error, in one line."""
+    try:
+        call()
+    except kind as error:
+        message = str(error)
+    else:
+        raise AssertionError(f"{what} was not refused")
+    assert "\n" not in message, f"the error for {what} has more than one line"
+
+
+def what_is_known(predictor: Predictor) -> bytes:
+    """What was learned: the arrays of a checkpoint, byte for byte."""
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save(Path(folder) / "checkpoint")
+        return (Path(folder) / "checkpoint" / MODEL_FILE).read_bytes()

@@ -1,0 +1,125 @@
+"""What is learned: the same for the same seed, copied and saved without loss, and private."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.checkpoint import load_predictor
+from sagellm_lifetime.testing.common import (
+    Make,
+    asked,
+    outlook,
+    outlooks,
+    questions,
+    taught,
+    teach,
+    variant,
+    what_is_known,
+)
+
+
+def _through_file(predictor: Predictor) -> Predictor:
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save(Path(folder) / "checkpoint")
+        return load_predictor(Path(folder) / "checkpoint")
+
+
+def check_seeded(make: Make) -> None:
+    """Equal seeds and equal calls give equal answers and equal knowledge."""
+    one, other = make(), make()
+    teach(one)
+    teach(other)
+    assert outlooks(one, questions()) == outlooks(other, questions())
+    assert what_is_known(one) == what_is_known(other)
+
+
+def check_clone(make: Make) -> None:
+    """A clone knows the same, shares nothing and tracks nothing."""
+    predictor = make()
+    teach(predictor)
+    predictor.predict(asked("running"))
+    twin = predictor.clone()
+    assert type(twin) is type(predictor)
+    assert twin.get_metrics()["running"] == 0, "a clone tracks nothing"
+    known = what_is_known(predictor)
+    assert what_is_known(twin) == known, "a clone knows something else"
+    answers = outlooks(predictor, questions())
+    assert outlooks(twin, questions()) == answers
+    teach(twin, 30, seed=5, name="of the twin")
+    assert what_is_known(twin) != known, "a clone does not learn"
+    assert what_is_known(predictor) == known, "teaching a clone taught the original"
+    assert outlooks(predictor, questions("again")) == outlooks(predictor, questions("once more"))
+    assert outlooks(predictor, questions()) == answers
+    known_by_twin = what_is_known(twin)
+    teach(predictor, 30, seed=6, name="of the original")
+    assert what_is_known(twin) == known_by_twin, "teaching the original taught its clone"
+
+
+def check_save_and_load(make: Make) -> None:
+    """Through a file: equal bytes, equal answers; untrained, taught, and with odd prefix hashes."""
+    for count in (0, 1, 24):
+        predictor = taught(make, count)
+        for i in range(count):
+            hashes = [-7, 2**64 - 1 - i % 3, -(2**40) - i, i]
+            predictor.predict(asked(f"h{i}", prefix_hashes=hashes, model="modèle \ud800"))
+            predictor.update(f"h{i}", 90 + i, 1.0)
+        loaded = _through_file(predictor)
+        assert type(loaded) is type(predictor)
+        assert what_is_known(loaded) == what_is_known(predictor), "saving again differs"
+        assert outlooks(loaded, questions()) == outlooks(predictor, questions())
+        request = asked("h", prefix_hashes=[-7, 2**64 - 1, 5])
+        assert outlook(loaded.predict(request)) == outlook(predictor.predict(request))
+
+
+def check_learning_after_load(make: Make) -> None:
+    """A predictor that was saved and loaded goes on as if it had not been."""
+    predictor, twin = (variant(make, online="off") for _ in range(2))
+    for each in (predictor, twin):
+        teach(each, 40)
+    # Saving settles what waits to be learned; both do.
+    what_is_known(twin)
+    loaded = _through_file(predictor)
+    for each in (loaded, twin):
+        teach(each, 40, seed=9, name="later")
+    assert outlooks(loaded, questions()) == outlooks(twin, questions())
+    assert what_is_known(loaded) == what_is_known(twin)
+
+
+def check_checkpoints_are_private(make: Make) -> None:
+    """No content, no id of a session, client or request, and no token ids in a checkpoint."""
+    predictor = make()
+    marker = "S3CRET-marker"
+    token = 190_887_135
+    for i in range(24):
+        said = {
+            "prompt_text": f"{marker} please {i}",
+            "output_text": f"well, {marker} " * 20,
+            "session_id": f"{marker}-session",
+            "client_id": f"{marker}-client",
+        }
+        predictor.predict(asked(f"{marker}{i}", 0, 512, [token] * 60, **said))
+        predictor.predict(asked(f"{marker}{i}", 40, 512, [token] * 100, **said))
+        predictor.update(f"{marker}{i}", 50, 1.0)
+    predictor.predict(asked(f"{marker}-running", 0, 512, [token] * 60))
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.save(Path(folder) / "checkpoint")
+        files = [p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()]
+    assert files
+    for data in files:
+        assert marker.encode() not in data, "content or ids are in the checkpoint"
+        assert str(token).encode() not in data, "token ids are in the checkpoint"
+        for kind in (np.int64, np.int32, np.float32, np.float64):
+            assert kind(token).tobytes() not in data, "token ids are in the checkpoint"
+
+
+CHECKS = [
+    check_seeded,
+    check_clone,
+    check_save_and_load,
+    check_learning_after_load,
+    check_checkpoints_are_private,
+]

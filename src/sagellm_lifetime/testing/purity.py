@@ -1,0 +1,80 @@
+"""``predict`` learns nothing, changes nothing it was given and keeps no hold of it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from sagellm_lifetime.testing.common import (
+    Make,
+    asked,
+    lessons,
+    outlook,
+    outlooks,
+    questions,
+    taught,
+    what_is_known,
+)
+
+
+def check_predict_learns_nothing(make: Make) -> None:
+    """Any number of predictions leave what is learned as it was, byte for byte."""
+    predictor = taught(make)
+    before = what_is_known(predictor)
+    for _ in range(3):
+        for request in questions():
+            predictor.predict(request)
+    predictor.predict_batch(questions("batch"))
+    assert what_is_known(predictor) == before, "predict() changed what is learned"
+
+
+def check_asking_again_gives_the_same(make: Make) -> None:
+    """The same question has the same answer until something is learned."""
+    predictor = taught(make)
+    requests = questions()
+    assert outlooks(predictor, requests) == outlooks(predictor, requests)
+
+
+def check_other_sequences_do_not_matter(make: Make) -> None:
+    """What is asked about one sequence does not change the answer to another."""
+    predictor, twin = taught(make), taught(make)
+    for lesson in lessons(20, seed=3, name="other"):
+        for request in lesson.requests:
+            twin.predict(request)
+    assert outlooks(predictor, questions()) == outlooks(twin, questions())
+
+
+def check_arguments_are_untouched(make: Make) -> None:
+    """Tokens and features come back as they were given."""
+    predictor = taught(make)
+    for request in questions():
+        copy = deepcopy(request)
+        predictor.predict(request)
+        predictor.predict_batch([request])
+        assert request == copy, "predict() changed its request"
+
+
+def check_no_hold_of_arguments(make: Make) -> None:
+    """An engine appends to its token list and reuses its dict: nothing kept may change with it."""
+    predictor, twin = taught(make), taught(make)
+    for i in range(24):
+        tokens = list(range(i, i + 90))
+        said = {"client_id": f"c{i % 3}", "prefix_hashes": [i, i + 1], "prompt_length": 50}
+        mine = asked(f"held{i}", 40, 512)
+        mine.token_ids, mine.prompt_features = tokens, said
+        theirs = deepcopy(mine)
+        assert outlook(predictor.predict(mine)) == outlook(twin.predict(theirs))
+        tokens[:] = [0] * 200
+        said.update(client_id="someone else", prefix_hashes=[], prompt_length=3)
+        mine.sequence_id, mine.current_length = "another", 0
+        for each in (predictor, twin):
+            each.update(f"held{i}", 100 + i, 1.0)
+    assert what_is_known(predictor) == what_is_known(twin), "it learned from a list changed later"
+
+
+CHECKS = [
+    check_predict_learns_nothing,
+    check_asking_again_gives_the_same,
+    check_other_sequences_do_not_matter,
+    check_arguments_are_untouched,
+    check_no_hold_of_arguments,
+]

@@ -1,0 +1,241 @@
+"""A circuit breaker round every call into predictor and policies: an engine never pays for them.
+
+    closed ──fault──▶ open ──pause──▶ trial ──32 good steps──▶ closed
+                        ▲               │
+                        └────fault──────┘   (the pause doubles)
+
+An exception, nonsense or slowness opens it for a while. After a hang it stays open: what hung may
+hold a lock, or hang again.
+
+Whoever is over the budget by the clock, on average, is suspect: then it is looked at whether it is
+so in most steps, or by the processor's time too. If not, the machine is busy, where any call takes
+milliseconds now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar
+
+from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.vllm.step_time import OUTLIER
+from sagellm_lifetime.vllm.time_budget import (
+    Hang,
+    Means,
+    TimeLimit,
+    from_signal_handler,
+)
+
+LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
+"""Below vLLM's own logger, so that it comes out where the engine's lines do."""
+FAULTS: Final = ("exception", "hang", "nonsense", "slow")
+State = Literal["closed", "trial", "open", "stuck"]
+T = TypeVar("T")
+
+_WARM: Final = 32
+"""Steps before the averages count, and before a trial has been passed."""
+_WEIGHT: Final = 1.0 / 32.0
+"""Of the newest step in the averages."""
+_MOST: Final = 0.5
+"""Share of the steps that may be over the budget by the clock."""
+_LONGEST_PAUSE_S: Final = 600.0
+
+
+class NonsenseError(LifetimeError, ValueError):
+    """An answer that cannot be: not a number, of the wrong shape, not a permutation."""
+
+
+def named(error: Exception) -> str:
+    """An error in a log: its text may quote what a client has sent, a prompt; but what the system
+    says of a file may be said."""
+    if isinstance(error, OSError):
+        return str(error)
+    LOG.debug("what was raised", exc_info=error)
+    return type(error).__name__
+
+
+class Breaker:
+    """Makes calls, and stops making them when they do harm.
+
+    Args:
+        limit_s: seconds a call may take before it counts as hung.
+        share: of a step's duration that all calls of a step may take, on average.
+        floor_s: seconds of a step that are always allowed.
+        pause_s: seconds for which it stays open the first time.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_s: float = 1.0,
+        share: float = 0.05,
+        floor_s: float = 0.002,
+        pause_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state: State = "closed"
+        self.reason = ""
+        """Why it opened last."""
+        self.faults = dict.fromkeys(FAULTS, 0)
+        self.spent = 0.0
+        """Seconds of the present step."""
+        self._worked = 0.0
+        """Of the processor, in the present step."""
+        self.spent_total = 0.0
+        self._share = share
+        self._floor = floor_s
+        self._first_pause = self._pause = pause_s
+        self._clock = clock
+        self._until = 0.0
+        self._limit = TimeLimit(limit_s)
+        # Averages over the steps, in seconds: what calls cost by the clock and of the processor,
+        # and how long a step takes; and the share of the steps that were over the budget.
+        self._cost = self._busy = self._pace = self._over = 0.0
+        self._steps = 0
+        self._suspected = 0
+        """Steps since the clock said that it costs too much; 0 while it does not."""
+
+    @property
+    def allows(self) -> bool:
+        """Whether calls are made."""
+        return self.state in ("closed", "trial")
+
+    @property
+    def time_limit(self) -> Means:
+        """What ends a call that takes too long."""
+        return self._limit.means
+
+    def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
+        """``function(*args)``, or ``fallback`` when it is not called or fails.
+
+        What a signal handler raises meanwhile is not about the call, and raised again.
+        """
+        if not self.allows:
+            return fallback
+        started = time.perf_counter()
+        worked = self._limit.thread_time() if self._suspected else 0.0
+        try:
+            return self._limit(function, *args)
+        except Hang:
+            self._open("hang", f"took longer than {self._limit.seconds:g} s")
+        except NonsenseError as error:
+            self._open("nonsense", str(error))
+        except Exception as error:  # whatever it is, the engine goes on
+            if from_signal_handler(error):
+                raise
+            self._raised(error)
+        finally:
+            self.spent += time.perf_counter() - started
+            if self._suspected:
+                self._worked += self._limit.thread_time() - worked
+        return fallback
+
+    def quick(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """A call that only writes something down: without a time limit, and uncounted."""
+        if self.allows:
+            try:
+                function(*args, **options)
+            except Exception as error:  # whatever it is, the engine goes on
+                if from_signal_handler(error):
+                    raise
+                self._raised(error)
+
+    def fault(self, error: Exception) -> None:
+        """Open it for what was raised beside its calls; logged when it was closed."""
+        if self.allows:
+            self._raised(error)
+        else:
+            self.faults["exception"] += 1
+            LOG.debug("what was raised", exc_info=error)
+
+    def steps(self, count: int, seconds: float) -> None:
+        """So many steps of the engine are over, which took so long together; calls were made in
+        the last of them, if at all."""
+        spent, worked = self.spent, self._worked
+        self.excuse()
+        if not self.allows:
+            return
+        self._steps += count
+        weight = max(_weight(count), count / self._steps)
+        pace = seconds / count
+        if self._steps > _WARM and self._pace:
+            pace = min(pace, OUTLIER * self._pace)
+        self._pace += weight * (pace - self._pace)
+        self._cost += weight * (spent / count - self._cost)
+        budget = max(self._floor, self._share * self._pace)
+        if self._steps < _WARM:
+            return
+        if self._cost > budget:
+            self._suspect(count, spent, worked, budget)
+        else:
+            self._suspected = 0
+            if self.state == "trial":
+                self.state, self._pause = "closed", self._first_pause
+                LOG.warning("lifetime prediction is back")
+
+    def _suspect(self, count: int, spent: float, worked: float, budget: float) -> None:
+        """Over the budget by the clock: is it so in most steps, or by the processor's time?"""
+        if not self._suspected:  # nothing of it has been measured yet
+            self._suspected = 1
+            self._busy = self._over = 0.0
+            return
+        self._suspected += count
+        weight = max(_weight(count), count / (self._suspected - 1))
+        self._busy += weight * (worked / count - self._busy)
+        self._over += weight * ((spent > budget) / count - self._over)  # all in one of them
+        if self._suspected > _WARM:
+            if self._busy > budget:
+                self._open("slow", f"{_ms(self._busy)} a step on average, of {_ms(budget)}")
+            elif self._over > _MOST:
+                self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
+
+    def ready(self) -> bool:
+        """Whether calls are made from now on; after the pause they are, on trial."""
+        if self.state == "open" and self._clock() >= self._until:
+            self.state = "trial"
+            self._forget()
+        return self.allows
+
+    def excuse(self) -> None:
+        """What this step has cost so far is not its usual cost (a start)."""
+        self.spent_total += self.spent
+        self.spent = self._worked = 0.0
+
+    def close(self) -> None:
+        """Let go of what the time limit holds."""
+        self._limit.close()
+
+    def _forget(self) -> None:
+        self._steps = self._suspected = 0
+        self._cost = self._busy = self._pace = self._over = 0.0
+
+    def _raised(self, error: Exception) -> None:
+        # Only its type: the reason is in statistics, too, that need no API key.
+        self._open("exception", type(error).__name__)
+        LOG.debug("what was raised", exc_info=error)
+
+    def _open(self, kind: str, reason: str) -> None:
+        again = self.state == "trial"
+        self.faults[kind] += 1
+        self.reason = " ".join(f"{kind}: {reason}".split())
+        if kind == "hang":
+            self.state = "stuck"
+            LOG.error("lifetime prediction is off until restart (%s)", self.reason)
+            return
+        self.state = "open"
+        longest = max(_LONGEST_PAUSE_S, self._first_pause)
+        self._pause = min(2.0 * self._pause, longest) if again else self._first_pause
+        self._until = self._clock() + self._pause
+        LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
+
+
+def _weight(steps: int) -> float:
+    """Of the newest steps in the averages."""
+    return 1.0 - (1.0 - _WEIGHT) ** steps
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"

@@ -1,0 +1,308 @@
+"""A journal of completions: JSON lines that survive the process, turned into Parquet.
+
+A journal is locked by the process that writes it, so whoever can lock it knows that its writer is
+gone. Its Parquet bears its name: taking a journal up twice gives the same file. Lines of it that
+cannot be read are kept in a file of that name, too (``.damaged``), and never stop the others.
+
+Folders that are made here have mode 0700, files 0600: a record says who asked, and may hold
+content.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from sagellm_lifetime.core.atomic import PRIVATE_FILE, make_folder, write_atomically
+from sagellm_lifetime.core.child_process import command
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.forking import ClosedInChild
+from sagellm_lifetime.core.regular_files import open_regular
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+from sagellm_lifetime.vllm.record_rows import LENGTH, RowError, from_line
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SUFFIX: Final = ".journal"
+"""Not one of a history: a folder with a journal can be read as one."""
+DAMAGED: Final = ".damaged"
+_NICENESS: Final = 10
+_SHOWN: Final = 5
+"""Damaged lines that are named in a message."""
+_NOTES: Final = 50
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Polars makes a NUL of a lone one without a word."""
+Say = Callable[[str], object]
+
+
+class Journal:
+    """One file that grows.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        make_folder(folder, private=True)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.path = folder / f"completions-{stamp}-{writer}-{secrets.token_hex(3)}{SUFFIX}"
+        # Unbuffered: what was written is the system's, whatever becomes of this process.
+        self._file = open(self.path, "xb", buffering=0, opener=_private)  # noqa: SIM115 - for long
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+            raise
+        self._in_child = ClosedInChild(self._file)
+        self._good = 0
+        self.rows = 0
+        self.since = time.monotonic()
+        self.is_sound = True
+        """False after a failure that may have left half a line at its end."""
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Append lines, all or none.
+
+        Raises:
+            OSError: the disk is full, say; the journal is as it was, or is not sound any more.
+        """
+        data = b"".join(lines)
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            try:
+                self._file.truncate(self._good)
+                self._file.seek(self._good)
+            except OSError:
+                self.is_sound = False
+            raise
+        self._good += len(data)
+        self.rows += len(lines)
+
+    def is_there(self) -> bool:
+        """Return whether the file still has a name: somebody may have removed the folder."""
+        return os.fstat(self._file.fileno()).st_nlink > 0
+
+    def close(self) -> None:
+        """Unlock it; whoever comes next may take it up."""
+        self._file.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, PRIVATE_FILE)
+
+
+def take_up(folder: Path, say: Say = LOG.warning) -> Iterator[Path]:
+    """Turn journals whose writers are gone into Parquet; yields the new files.
+
+    A journal that cannot be turned stays, and the others are taken up all the same.
+
+    Args:
+        folder: of the record.
+        say: is told of damaged lines, one line of text for each journal that has any.
+
+    Raises:
+        HistoryError: in the end, if journals could not be read, turned or removed.
+    """
+    failures: list[str] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            target = _take_up_one(path, say)
+        except FileNotFoundError:
+            continue  # another has just taken it up
+        except OSError as error:
+            failures.append(f"{path}: {error.strerror or error}")
+        except HistoryError as error:
+            failures.append(str(error))
+        else:
+            if target is not None:
+                yield target
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise HistoryError(failures[0] + more)
+
+
+def _take_up_one(path: Path, say: Say) -> Path | None:
+    with open_regular(path, os.O_RDWR) as file:  # network file systems lock for writers only
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None  # its writer lives
+        if not path.exists():
+            return None  # another has just taken it up
+        target = to_parquet(path, file, say)
+        path.unlink()
+    return target
+
+
+def take_up_elsewhere(folder: Path) -> subprocess.Popen[str]:
+    """Start :func:`take_up` in a process of its own.
+
+    Polars starts a thread for every core and keeps some twenty megabytes, and what it computes
+    it takes from the engine. The process says on its standard error what was damaged, and what
+    went wrong, in which case it exits with another code than 0.
+    """
+    return subprocess.Popen(
+        command(__name__, str(folder)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "POLARS_MAX_THREADS": "1"},
+    )
+
+
+def main() -> None:
+    """Take up the folder named by the last argument, in a process of its own."""
+    os.nice(_NICENESS)
+    notes: list[str] = []
+    failure = None
+    try:
+        for _ in take_up(Path(sys.argv[-1]), say=notes.append):
+            pass
+    except HistoryError as error:
+        failure = str(error)
+    if len(notes) > _NOTES:  # a pipe takes some 60 kB before anybody reads it
+        notes[_NOTES:] = [f"and so in {len(notes) - _NOTES} more journals"]
+    for note in notes:
+        print(note, file=sys.stderr)
+    sys.exit(failure)
+
+
+def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | None:
+    """Write the rows of a journal as a history file beside it; ``None`` where there are none.
+
+    Args:
+        path: of the journal.
+        file: the journal, open for reading.
+        say: is told of damaged lines.
+
+    Raises:
+        HistoryError: a file cannot be written; what is there of it is whole.
+    """
+    import polars as pl
+
+    from sagellm_lifetime.history.write import write_history
+
+    data = file.read()
+    frame = _read_whole(data)
+    if frame is None:
+        read = _read_lines(data)
+        if read.damaged:
+            kept = path.with_suffix(DAMAGED)
+            lines = b"".join(line + b"\n" for line in read.damaged)
+            write_atomically(kept, lines, private=True, error=HistoryError)
+            say(read.describe(path, kept))
+        elif read.changed:
+            say(read.describe(path, None))
+        frame = _to_frame(path, read.rows)
+    used = [name for name in frame.columns if frame[name].null_count() < len(frame)]
+    if not used:
+        return None
+    target = path.with_suffix(".parquet")
+    try:
+        write_history(frame.select(used), target, private=True)
+    except pl.exceptions.PanicException as error:
+        raise HistoryError(f"{target}: cannot be written ({type(error).__name__})") from error
+    return target
+
+
+def _read_whole(data: bytes) -> pl.DataFrame | None:
+    """Return the rows of an undamaged journal; ``None`` where it has to be read line by line."""
+    import polars as pl
+
+    from sagellm_lifetime.history.findings import Tally
+    from sagellm_lifetime.history.schema import NATIVE
+    from sagellm_lifetime.history.validate import sift_frame
+
+    if not data.endswith(b"\n") or _SURROGATE.search(data):
+        return None
+    try:
+        frame = pl.read_ndjson(data, schema=HISTORY_SCHEMA)
+        if len(frame) != data.count(b"\n") or frame[LENGTH].null_count():
+            return None
+        tally = Tally()
+        sift_frame(frame.lazy(), NATIVE, HISTORY_SCHEMA, tally)
+    except (HistoryError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+    return None if tally.bad else frame
+
+
+@dataclass
+class _Lines:
+    """What was read line by line."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[bytes] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Of the first damaged lines."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """What was left out of other lines -> how often."""
+
+    def describe(self, path: Path, kept: Path | None) -> str:
+        """Return one line that counts and names what was damaged, and quotes nothing of it."""
+        parts = []
+        if self.damaged:
+            more = "; …" if len(self.damaged) > len(self.problems) else ""
+            parts.append(
+                f"{len(self.damaged)} of {len(self.damaged) + len(self.rows)} lines damaged "
+                f"({'; '.join(self.problems)}{more}), left out and kept as {kept}"
+            )
+        if self.changed:
+            kinds = ", ".join(f"{count} × {what}" for what, count in self.changed.items())
+            parts.append(f"values left out or replaced: {kinds}")
+        return f"{path}: {'; '.join(parts)}"
+
+
+def _read_lines(data: bytes) -> _Lines:
+    read = _Lines()
+    lines = data.split(b"\n")
+    last = lines.pop()  # empty, unless a crash of the machine has torn it
+    for number, line in enumerate(lines, start=1):
+        try:
+            row, changed = from_line(line)
+        except RowError as error:
+            _note(read, line, f"line {number}: {error}")
+            continue
+        read.rows.append(row)
+        for what in changed:
+            read.changed[what] = read.changed.get(what, 0) + 1
+    if last:
+        _note(read, last, f"line {len(lines) + 1}: torn")
+    return read
+
+
+def _note(read: _Lines, line: bytes, problem: str) -> None:
+    read.damaged.append(line)
+    if len(read.problems) < _SHOWN:
+        read.problems.append(problem)
+
+
+def _to_frame(path: Path, rows: list[dict[str, Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        return pl.DataFrame(rows, schema=HISTORY_SCHEMA)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise HistoryError(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def name_of(rank: int) -> str:
+    """What a writer is called in the names of its files."""
+    return f"engine{rank}-{os.getpid()}"

@@ -1,0 +1,1 @@
+"""Starting vLLM with prediction."""

@@ -1,0 +1,319 @@
+"""From our options to vLLM's command line, and every refusal that needs no engine to be started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from sagellm_lifetime.core.errors import (
+    CheckpointError,
+    MissingExtraError,
+    RequestError,
+)
+from sagellm_lifetime.core.values import is_path
+from sagellm_lifetime.engines.models.published import MODELS
+from sagellm_lifetime.predictor.registry import has_network, predictor_class
+from sagellm_lifetime.vllm.compat.interface import check_version
+from sagellm_lifetime.vllm.engine_state import check_free
+from sagellm_lifetime.vllm.launch.vllm_args import (
+    LaunchError,
+    first_of,
+    has_keys,
+    json_option,
+    list_option,
+    option_of,
+    plain,
+    unfolded,
+)
+from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, width_of
+from sagellm_lifetime.vllm.observability.address import check_address
+from sagellm_lifetime.vllm.settings import (
+    KEY,
+    PATHS,
+    LiveSettings,
+    cannot_act,
+    check_keys,
+    shown_value,
+)
+
+SCHEDULER: Final = "sagellm_lifetime.vllm.live.scheduler"
+MIDDLEWARE: Final = "sagellm_lifetime.vllm.observability.http.LifetimeMiddleware"
+PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
+RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
+BACKEND: Final = "--distributed-executor-backend"
+STATE: Final = Path("runs") / "engine"
+"""Where a running engine is watched and switched by default."""
+PREDICTOR: Final = "survival"
+OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "predict": "--enable-lifetime-prediction",
+        "mode": "--lifetime-mode",
+        "policy": "--lifetime-policy",
+        "min_confidence": "--lifetime-min-confidence",
+        "predictor": "--predictor-type",
+        "width": "--predictor-hidden-size",
+        "checkpoint": "--predictor-checkpoint",
+        "learn": "--enable-online-learning",
+        "signals": "--watch-eos",
+        "record": "--record",
+        "content": "--record-content",
+        "state": "--state",
+    }
+)
+"""Our options, by the setting they stand for; the other settings have none."""
+_HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHUTDOWN_S: Final = 10
+_ADDITIONAL: Final = "--additional-config"
+_IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""On a CPU vLLM makes a worker process of "uni" unless this is off. In a server nothing else reads
+it: the engine core is a process of its own either way."""
+_CONFIGS: Final = ("config.json", "params.json")
+_PROCESSORS: Final = "--logits-processors"
+_SPECULATIVE: Final = (
+    *("--speculative-config", "-sc"),
+    *("--spec-method", "--spec-model", "--spec-tokens"),
+)
+_SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
+"""How ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (it may hold keys of S3)
+begin, since vLLM takes abbreviations, too; no other option of vLLM begins like that."""
+
+
+def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> LiveSettings | None:
+    """Put together what our options say and what ``--additional-config`` says under "lifetime".
+
+    Args:
+        explicit: settings that were given as options of ours.
+        options: those that go to vLLM.
+
+    Returns:
+        The settings, or ``None`` where neither prediction nor a record is asked for.
+
+    Raises:
+        LifetimeError: the two contradict each other, or a value is of a wrong type or range.
+    """
+    options = unfolded(options)
+    _, additional = json_option(options, _ADDITIONAL)
+    if not (explicit.get("predict") or explicit.get("record")):
+        if KEY in additional and option_of(options, "--scheduler-cls") != SCHEDULER:
+            raise LaunchError(
+                f'{_ADDITIONAL}: "{KEY}" does nothing without {OPTIONS["predict"]} or --record DIR'
+            )
+        return None
+    theirs = additional.get(KEY, {})
+    if not isinstance(theirs, dict):
+        return LiveSettings.of(theirs)  # which says what is wrong
+    check_keys(theirs)
+    _check_agree(theirs, explicit)
+    said = {**theirs, **explicit}
+    said.setdefault("predict", False)
+    said.setdefault("mode", "shadow" if said["predict"] else "off")
+    # A checkpoint says itself what it holds.
+    said.setdefault("predictor", "" if said.get("checkpoint") else PREDICTOR)
+    said.setdefault("state", str(STATE))
+    return LiveSettings.of({name: _resolved(name, value) for name, value in said.items()})
+
+
+def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse two values of one setting."""
+    for name, value in ours.items():
+        if name in theirs and _resolved(name, theirs[name]) != _resolved(name, value):
+            option = OPTIONS.get(name, name)
+            given = "" if value is True else f" {value}"
+            raise LaunchError(
+                f"{option}{given}: {_ADDITIONAL} has {KEY}.{name} = {shown_value(theirs[name])}; "
+                "leave one of them out"
+            )
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """Return a setting as an engine gets it: paths from the root."""
+    if name in PATHS and isinstance(value, str) and is_path(value):
+        return os.path.realpath(value)  # which ends in a loop of links, too
+    return value
+
+
+def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> None:
+    """Refuse in one line what would fail later, or not do what it says.
+
+    Args:
+        model: a hub name (taken as it is: whether the hub has it is only known there) or a folder.
+        settings: what was asked for, ``None`` for nothing.
+        options: those that go to vLLM.
+
+    Raises:
+        LifetimeError: one line that says what to do.
+    """
+    if find_spec("vllm") is None:
+        raise MissingExtraError("the engine", "vllm")
+    if settings is not None:
+        check_version()
+    check_model(model)
+    options = unfolded(options)
+    other = option_of(options, "--model")
+    if other not in (None, model):
+        raise LaunchError(f"--model {other}: the model is {model} already; leave one of them out")
+    check_address(options)
+    if settings is None:
+        return
+    if option_of(options, "--scheduler-cls") is not None:
+        raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
+    policy = option_of(options, "--scheduling-policy") or "fcfs"
+    if settings.mode == "act" and cannot_act(policy):
+        raise LaunchError(cannot_act(policy))
+    if settings.signals:
+        check_processors(options)
+        check_one_process(options)
+        if os.environ.get(_IN_PROCESS) not in (None, "0"):
+            raise LaunchError(f"--watch-eos sets {_IN_PROCESS}=0; your environment has another")
+    if settings.predict:
+        made = check_predictor(settings)
+        if settings.signals and not settings.record and not has_network(made):
+            raise LaunchError(
+                f"--watch-eos: {made} does not look at it; use lstm or transformer, or --record DIR"
+            )
+    if settings.state:
+        check_free(Path(settings.state))
+
+
+def check_model(model: str) -> None:
+    """Refuse a folder without a model, a file that is none, and a name that cannot be one.
+
+    vLLM takes whatever is not there for a name of the hub, and says so a minute later.
+    """
+    path = Path(model)
+    owner = model.partition("/")[0]
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _CONFIGS):
+            raise LaunchError(f"{model}: no model in this folder ({_CONFIGS[0]} is missing)")
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise LaunchError(f"{model}: a file, but not a .gguf; give the folder of a model")
+    elif "://" in model:
+        return
+    elif model.startswith((".", "/", "~")):
+        raise LaunchError(f"{model}: no such folder{_fetched(model)}")
+    elif Path(owner).is_dir():
+        raise LaunchError(f"{model}: no such folder in {owner}{_fetched(model)}")
+    elif not _HUB.fullmatch(model):
+        raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def _fetched(model: str) -> str:
+    """How to come by a model that can be fetched, if it is named like one."""
+    name = next((name for name in MODELS if name in model.lower()), None)
+    if name is None:
+        return ""
+    return f"; `sage llm engine fetch {name} {shlex.quote(model)}` fetches one"
+
+
+def check_processors(options: Sequence[str]) -> None:
+    """Refuse what vLLM refuses beside a logits processor."""
+    speculative = first_of(options, _SPECULATIVE)
+    if speculative:
+        raise LaunchError(
+            f"--watch-eos: not with {speculative}: speculative decoding takes no logits processor"
+        )
+
+
+def check_one_process(options: Sequence[str]) -> None:
+    """Refuse what would keep the model, and its signals, out of the engine core's process."""
+    for name in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"):
+        if option_of(options, name) not in (None, "1"):
+            raise LaunchError(f"--watch-eos: not with {name}, which has worker processes")
+    if option_of(options, BACKEND) not in (None, "uni"):
+        raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
+
+
+def check_predictor(settings: LiveSettings) -> str:
+    """The predictor's name; refuse one, or a checkpoint, that cannot be made.
+
+    Raises:
+        LifetimeError: it is unknown, another than was asked for, or cannot be loaded.
+    """
+    if settings.predictor:
+        predictor_class(settings.predictor)
+        if settings.width and not has_width(settings.predictor):
+            raise RequestError(f"--predictor-hidden-size: {settings.predictor} has no hidden layer")
+    made = make_predictor(settings)
+    if settings.checkpoint and settings.predictor and made.name != settings.predictor:
+        raise CheckpointError(
+            f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
+        )
+    width = width_of(made)
+    if settings.width and width not in (None, settings.width):
+        raise CheckpointError(
+            f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
+        )
+    return made.name
+
+
+def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
+    """Return what is run: vLLM's server with our scheduler and routes, or vLLM's alone.
+
+    What we set ourselves is put together with what the user gives: lists and
+    ``--additional-config``; what cannot be is refused by :func:`check`, or is the user's.
+
+    Args:
+        model: a hub name or a folder.
+        settings: what was asked for, ``None`` for nothing.
+        options: those that go to vLLM.
+
+    Raises:
+        LaunchError: an ``--additional-config`` that is no JSON object, or has other settings.
+    """
+    line = [sys.executable, "-m", RUNNER, model]
+    if settings is None:
+        return [*line, *options]
+    said = unfolded(options)
+    rest, _ = json_option(options, _ADDITIONAL)
+    _, additional = json_option(said, _ADDITIONAL)
+    if has_keys(said[: len(said) - len(options)], _ADDITIONAL):
+        # vLLM puts these behind all others, where they would take the place of ours.
+        raise LaunchError(f"{_ADDITIONAL}.KEY in a --config file: write it as one object there")
+    theirs, ours = additional.get(KEY, {}), settings.json()
+    if not isinstance(theirs, dict):
+        LiveSettings.of(theirs)  # which says what is wrong
+    _check_agree(theirs, ours)
+    additional[KEY] = {**theirs, **ours}
+    LiveSettings.of(additional[KEY])
+    line += ["--scheduler-cls", SCHEDULER]
+    if settings.signals:
+        rest, _ = list_option(rest, _PROCESSORS)
+        _, processors = list_option(said, _PROCESSORS)
+        line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
+        if option_of(said, BACKEND) is None:
+            line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
+    if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in said):
+        line += ["--middleware", MIDDLEWARE]
+    if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
+        # vLLM kills an engine core at once, and with it what was not written or saved yet.
+        line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
+    return [*line, *rest, _ADDITIONAL, json.dumps(additional)]
+
+
+def shown(line: Sequence[str]) -> str:
+    """A command as it may be printed: without what is secret in it."""
+    words = []
+    secret = False
+    for word in line:
+        if word.startswith("-"):
+            key, mark, _ = word.partition("=")
+            secret = _SECRET.match(plain(key)) is not None
+            words.append(f"{key}=***" if secret and mark else word)
+        else:  # there may be several keys
+            words.append("***" if secret else word)
+    return shlex.join(words)
+
+
+def environment(settings: LiveSettings | None) -> dict[str, str]:
+    """What the server's environment must say besides."""
+    watched = settings is not None and settings.signals
+    return {_IN_PROCESS: "0"} if watched else {}

@@ -1,0 +1,37 @@
+"""The model's own signals of a request, from the logits processor to predictor and history."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from copy import copy
+from typing import Any
+
+from sagellm_lifetime.core.logit_signals import SIGNALS, windows
+from sagellm_lifetime.vllm import logits_processor as eos
+
+
+class Signals:
+    """Of one engine core whose model runs in its own process; elsewhere nothing is ever seen."""
+
+    def ask(self, request: Any) -> None:
+        """Have a request watched, under its own name whatever the client has said."""
+        # A copy: samples of one prompt may share theirs.
+        request.sampling_params = params = copy(request.sampling_params)
+        params.extra_args = {**(params.extra_args or {}), eos.ASK: request.request_id}
+
+    def seen(self, request_id: str) -> dict[str, list[float]]:
+        """What ``prompt_features`` say of a running sequence."""
+        notes = eos.noted(request_id)
+        return _named([note[0] for note in notes], [note[1] for note in notes])
+
+    def taken(self, request_id: str) -> dict[str, list[float]]:
+        """The columns of a finished one, which is watched no more."""
+        return _named(*eos.taken(request_id))
+
+    def keep(self, request_ids: Container[str]) -> None:
+        """Forget all but these requests."""
+        eos.keep(request_ids)
+
+
+def _named(eos_logprob: list[float], entropy: list[float]) -> dict[str, list[float]]:
+    return dict(zip(SIGNALS, windows(eos_logprob, entropy), strict=True)) if eos_logprob else {}

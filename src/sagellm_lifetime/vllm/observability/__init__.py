@@ -1,0 +1,1 @@
+"""What a running engine publishes: statistics, metrics, the HTTP routes."""

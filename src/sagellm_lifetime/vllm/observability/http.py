@@ -1,0 +1,422 @@
+"""Routes beside vLLM's own, as an ASGI middleware (``--middleware`` names it):
+
+    GET  /lifetime/stats     what ``sage llm lifetime stats --engine URL`` shows
+    POST /lifetime/mode      {"mode": "off" | "shadow" | "act"}
+    GET  /metrics            vLLM's answer, and our metrics after it
+
+Both of ours need the API key, if there is one. A mode is taken as ``application/json`` only, and
+from a web page only if the page comes from this server, so that no other page can switch it.
+
+Answers come from files that the engine cores write once a second: nothing here talks to an engine.
+A fault of ours, a damaged file or a disk that hangs never changes what vLLM answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from threading import Thread
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from sagellm_lifetime.core.errors import LifetimeError, one_line
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+from sagellm_lifetime.vllm.engine_state import (
+    MOST_REQUEST_BYTES,
+    Published,
+    ask_for,
+    finite,
+    parse_mode,
+    read_published,
+)
+from sagellm_lifetime.vllm.observability.merge import merge
+from sagellm_lifetime.vllm.settings import KEY, Mode
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = tuple[int, dict[str, Any]]
+
+METRICS: Final = "/metrics"
+STATS: Final = "/lifetime/stats"
+MODE: Final = "/lifetime/mode"
+_METHODS: Final = {STATS: ("GET", "HEAD", "OPTIONS"), MODE: ("POST", "OPTIONS")}
+_BODY_S: Final = 10.0
+"""For a client to send a request for a mode."""
+_DISK_S: Final = 3.0
+"""For a disk to read or write what an answer needs."""
+_SITE: Final = b"sec-fetch-site"
+_LONGEST: Final = 100
+"""Characters of a header in an error."""
+_MOST_HANGING: Final = 8
+"""Threads that a disk which hangs may keep."""
+_PATH: Final = re.compile(r"""(?<![\w/])/[^\s/:;,"'()]+(?:/[^\s/:;,"'()]*)*""")
+
+
+class LifetimeMiddleware:
+    """Answers its routes, adds to vLLM's metrics, and passes everything else on.
+
+    Args:
+        app: vLLM's.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._disk = Disk()
+        self._complaint = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] == "http" and path == METRICS and scope["method"] == "GET":
+            await self._metrics(scope, receive, send)
+        elif scope["type"] == "http" and path.startswith("/lifetime/"):
+            await self._route(path, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a route of ours; whatever goes wrong is an answer, too."""
+        method, state = scope["method"], state_of(scope)
+        allowed = _METHODS.get(path)
+        head = method == "HEAD"
+        if allowed is None:
+            error = {"error": f"no such route; there are {STATS}, {MODE}"}
+            await _answer(send, 404, error, head=head)
+        elif method not in allowed:
+            error = {"error": f"{path} takes {' and '.join(allowed)}"}
+            await _answer(send, 405, error, [_allow(allowed)], head=head)
+        elif method == "OPTIONS":  # no permission for other origins in it
+            await _answer(send, 204, None, [_allow(allowed)])
+        elif not is_allowed(scope):
+            challenge = [(b"www-authenticate", b"Bearer")]
+            await _answer(send, 401, {"error": "Unauthorized"}, challenge, head=head)
+        elif state is None:
+            error = {"error": f"no state folder: additional_config has no {KEY}.state"}
+            await _answer(send, 404, error, head=head)
+        elif path == STATS:
+            await _answer(send, *await self._from_disk(stats, state), head=head)
+        elif refusal := refuse_origin(scope) or refuse_type(scope):
+            await _answer(send, *refusal)
+        else:
+            body = await _body(receive)
+            if body is None:
+                return  # the client has gone
+            if isinstance(body, bytes):
+                body = await self._from_disk(change_mode, state, body)
+            await _answer(send, *body)
+
+    async def _from_disk(self, function: Callable[..., Answer], *args: Any) -> Answer:
+        try:
+            return await self._disk(function, *args)
+        except TimeoutError:
+            return 503, {"error": "the disk of the state folder does not answer"}
+        except Exception as error:  # noqa: BLE001  # of a route beside an engine's, which goes on
+            self._complain(error)
+            return 500, {"error": f"internal error ({type(error).__name__})"}
+
+    async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let vLLM answer; our metrics are added unless anything of ours or of it is unexpected."""
+        state = state_of(scope)
+        if state is None:
+            await self._app(scope, receive, send)
+            return
+        messages: list[Message] = []
+
+        async def hold(message: Message) -> None:
+            messages.append(message)
+
+        await self._app(scope, receive, hold)
+        try:
+            messages = await self._disk(with_metrics, messages, state, scope)
+        except Exception as error:  # noqa: BLE001  # vLLM's metrics are answered all the same
+            self._complain(error)
+        for message in messages:
+            await send(message)
+
+    def _complain(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, LifetimeError) else type(error).__name__
+        if text != self._complaint:
+            LOG.error("statistics of lifetime prediction cannot be answered: %s", text)
+        self._complaint = text
+
+
+class Disk:
+    """Runs calls that wait for a disk in threads, so that the server's event loop does not."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(*args)``.
+
+        Raises:
+            TimeoutError: it takes too long, or too many others do so already.
+        """
+        if self._running >= _MOST_HANGING:
+            raise TimeoutError
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            self._running -= 1
+            if done.done():  # nobody waits for it any more
+                return
+            if error is None:
+                done.set_result(result)
+            else:
+                done.set_exception(error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = function(*args)
+            except Exception as raised:  # noqa: BLE001  # raised where it is waited for
+                error = raised
+            try:
+                loop.call_soon_threadsafe(settle, result, error)
+            except RuntimeError:  # the server has ended in the meantime
+                LOG.debug("an answer came after the end")
+
+        self._running += 1
+        # Daemons: a disk that hangs must not keep the server from ending.
+        Thread(target=work, name="lifetime-disk", daemon=True).start()
+        return await asyncio.wait_for(done, _DISK_S)
+
+
+def state_of(scope: Scope) -> Path | None:
+    """Return the state folder that the server was configured with, if any."""
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    config = getattr(args, "additional_config", None)
+    settings = config.get(KEY) if isinstance(config, dict) else None
+    state = settings.get("state") if isinstance(settings, dict) else None
+    return Path(state) if isinstance(state, str) and state else None
+
+
+def stats(state: Path) -> Answer:
+    """Return status and answer of ``GET /lifetime/stats``."""
+    published = read_published(state)
+    if not published.engines:
+        return 503, {"error": _why_none(published.unreadable)}
+    answer: dict[str, Any] = without_paths(merge(published.engines, published.unreadable), state)
+    return 200, answer
+
+
+def change_mode(state: Path, body: bytes) -> Answer:
+    """Return status and answer of ``POST /lifetime/mode``."""
+    try:
+        mode = parse_mode(body)
+    except ValueError as error:
+        return 400, {"error": f"the body is {error}"}
+    published = read_published(state)
+    refusal = _refuse_mode(mode, published)
+    if refusal is not None:
+        return refusal[0], {"error": without_paths(refusal[1], state)}
+    try:
+        count = ask_for(state, mode)
+    except LifetimeError as error:
+        LOG.error("the mode cannot be changed: %s", error)
+        return 503, {"error": without_paths(str(error), state)}
+    if not count:
+        return 503, {"error": _why_none(published.unreadable)}
+    return 202, {"mode": mode, "engines": count}
+
+
+def _refuse_mode(mode: Mode, published: Published) -> tuple[int, str] | None:
+    """Return status and reason where the engine cores cannot be in a mode."""
+    if mode == "off":
+        return None
+    if published.unreadable:  # what they can do is not known
+        return 503, _why_none(published.unreadable)
+    refusals = [engine["cannot_act"] for engine in published.engines if engine["cannot_act"]]
+    if mode == "act" and refusals:
+        return 409, refusals[0]
+    if any(engine["predictor"] is None for engine in published.engines):
+        return 409, "started without --enable-lifetime-prediction"
+    return None
+
+
+def _why_none(unreadable: list[str]) -> str:
+    if unreadable:
+        return f"statistics that cannot be read: {unreadable[0]}"
+    return "no engine core has written statistics yet"
+
+
+def without_paths(value: Any, state: Path) -> Any:
+    """Return an answer whose texts name no absolute path: the state folder is ``STATE`` in it."""
+    if isinstance(value, dict):
+        return {key: without_paths(item, state) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item, state) for item in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    for folder in (state.absolute(), state.resolve()):
+        value = value.replace(f"{folder}/", "STATE/")
+    return _PATH.sub(lambda path: f"…/{path[0].rstrip('/').rpartition('/')[2]}", value)
+
+
+def with_metrics(messages: list[Message], state: Path, scope: Scope) -> list[Message]:
+    """Return vLLM's answer to a request for metrics with ours in it.
+
+    Args:
+        messages: of vLLM's whole answer; one of another form than is known is returned as it is.
+        state: folder the engine cores publish to.
+        scope: of the request.
+    """
+    from sagellm_lifetime.vllm.observability.metrics import PREFIX, exposition
+
+    start, *parts = messages
+    headers = {name.lower(): value for name, value in start.get("headers", ())}
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
+    encoding = headers.get(b"content-encoding", b"identity")
+    names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("name[]", [])
+    if (
+        start.get("status") != 200
+        or kind not in (b"text/plain", b"application/openmetrics-text")
+        or encoding not in (b"identity", b"gzip")
+        or any(part["type"] != "http.response.body" for part in parts)
+        or (names and not any(name.startswith(PREFIX) for name in names))
+    ):
+        return messages
+    body = b"".join(part.get("body", b"") for part in parts)
+    if encoding == b"gzip":
+        body = gzip.decompress(body)
+    ours = exposition(state, names, openmetrics=kind != b"text/plain")
+    if kind != b"text/plain":
+        body = body.removesuffix(b"# EOF\n")
+    elif not body.endswith(b"\n") and body:
+        body += b"\n"
+    body += ours
+    if encoding == b"gzip":
+        body = gzip.compress(body)
+    kept = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+    start = {**start, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
+    return [start, {"type": "http.response.body", "body": body}]
+
+
+def is_allowed(scope: Scope) -> bool:
+    """Return whether a request bears the key that vLLM asks for, as vLLM itself would read it.
+
+    vLLM looks at ``/v1`` alone.
+    """
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
+    keys = [key for key in ([given] if isinstance(given, str) else given) if key]
+    if not keys:
+        return True
+    scheme, _, token = (_header(scope, b"authorization") or "").partition(" ")
+    matches = [hmac.compare_digest(token.encode(), key.encode()) for key in keys]
+    return scheme.lower() == "bearer" and any(matches)
+
+
+def refuse_origin(scope: Scope) -> Answer | None:
+    """Return the refusal of a request that a page of another origin has sent, if it is one.
+
+    Browsers say where a page comes from; other clients say nothing, and are not refused. That a
+    page is of the same origin only a browser can say in ``Sec-Fetch-Site``: then a proxy may have
+    changed ``Host``.
+    """
+    refusal = 403, {"error": "sent by a web page of another origin"}
+    sites = {value.decode("latin-1") for name, value in scope["headers"] if name == _SITE}
+    if not sites <= {"same-origin", "none"}:
+        return refusal
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    if not origins or (sites == {"same-origin"} and len(origins) == 1 and origins != [b"null"]):
+        return None
+    host = _header(scope, b"host")
+    if len(origins) > 1 or host is None:
+        return refusal
+    try:
+        origin = urlsplit(origins[0].decode("latin-1"))
+        port = {"http": 80, "https": 443}[origin.scheme]
+        server = urlsplit(f"//{host}")
+        same = (origin.hostname, origin.port or port) == (server.hostname, server.port or port)
+    except (ValueError, KeyError):  # "null", say
+        return refusal
+    if same and origin.hostname:
+        return None
+    said = one_line(origins[0].decode("latin-1")[:_LONGEST]), one_line(host[:_LONGEST])
+    return 403, {
+        "error": f"Origin {said[0]} is not Host {said[1]}: sent by a web page of another origin, "
+        "or through a proxy that changes the Host header, which then must pass it on"
+    }
+
+
+def refuse_type(scope: Scope) -> Answer | None:
+    """Return the refusal of a body that is not declared as JSON, if it is one.
+
+    A page of another origin may send the other types without asking the server first.
+    """
+    said = _header(scope, b"content-type") or ""
+    if said.partition(";")[0].strip().lower() == "application/json":
+        return None
+    return 415, {"error": "the content type must be application/json"}
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of that name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def _body(receive: Receive) -> bytes | Answer | None:
+    """Return the body, the refusal of it, or None where the client has gone."""
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_S):
+            # A piece has a byte at least; many empty ones are no request.
+            for _ in range(MOST_REQUEST_BYTES + 1):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                body += message.get("body", b"")
+                if len(body) > MOST_REQUEST_BYTES:
+                    break
+                if not message.get("more_body"):
+                    return body
+    except TimeoutError:
+        return 408, {"error": f"the body did not come within {_BODY_S:g} s"}
+    return 413, {"error": f"the body is longer than {MOST_REQUEST_BYTES} bytes"}
+
+
+def _allow(methods: tuple[str, ...]) -> tuple[bytes, bytes]:
+    return b"allow", ", ".join(methods).encode()
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    content: dict[str, Any] | None,
+    more: list[tuple[bytes, bytes]] | None = None,
+    *,
+    head: bool = False,
+) -> None:
+    """Send an answer of JSON, or without a body where ``content`` is None.
+
+    Args:
+        send: of the request.
+        status: of HTTP.
+        content: the JSON object.
+        more: headers.
+        head: send the headers alone.
+    """
+    body = b""
+    headers = [(b"cache-control", b"no-store"), *(more or ())]
+    if content is not None:
+        body = json.dumps(finite(content), allow_nan=False).encode()
+        headers += [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else body})

@@ -1,0 +1,69 @@
+"""Statistics of several engine cores as those of one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sagellm_lifetime.vllm.observability.published import COUNTS
+
+STALE_S: Final = 10.0
+"""Statistics older than this come from an engine core that does not write any more."""
+
+
+def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what ``GET /lifetime/stats`` answers: sums and means over all, and each for itself.
+
+    Args:
+        engines: statistics of at least one engine core, checked
+            (:func:`~sagellm_lifetime.vllm.observability.published.parse_stats`).
+        unreadable: what is wrong with the statistics of others, which are in no sum.
+    """
+    found: dict[str, Any] = {
+        key: _common([engine.get(key) for engine in engines])
+        for key in ("predictor", "policy", "mode", "learning", "cannot_act")
+    }
+    for key in COUNTS:
+        found[key] = sum(engine.get(key) or 0 for engine in engines)
+    sums = _sum([engine.get("sums", {}) for engine in engines])
+    scored = sums.get("scored")
+    for key, of in (
+        ("mae", "absolute_error"),
+        ("mse", "squared_error"),
+        ("accuracy_within_10_percent", "within_10_percent"),
+        ("avg_confidence", "confidence"),
+    ):
+        found[key] = _ratio(sums.get(of), scored)
+    found["seconds_per_token"] = _ratio(sums.get("seconds"), sums.get("tokens"))
+    found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
+    found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
+    found["learner_running"] = all(engine["learner_running"] for engine in engines)
+    troubles = [engine["learner_trouble"] for engine in engines if engine["learner_trouble"]]
+    found["learner_trouble"] = _common(troubles) if troubles else None
+    found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
+    reasons = [e["breaker"]["reason"] for e in engines if e["breaker"]["state"] != "closed"]
+    found["breaker_reason"] = _common(reasons) if reasons else None
+    found["stale"] = sum(engine["age"] > STALE_S for engine in engines)
+    decisions = [engine["decisions"] for engine in engines]
+    found["decisions"] = {
+        kind: [sum(pair) for pair in zip(*(each[kind] for each in decisions), strict=True)]
+        for kind in ("admission", "preemption")
+    }
+    found["unreadable"] = list(unreadable)
+    found["engines"] = list(engines)
+    return found
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all say, or the different things that they say."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else ", ".join(map(str, different))
+
+
+def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    keys = dict.fromkeys(key for each in counts for key in each)
+    return {key: sum(each.get(key) or 0 for each in counts) for key in keys}
+
+
+def _ratio(of: float | None, by: float | None) -> float | None:
+    return of / by if of is not None and by else None

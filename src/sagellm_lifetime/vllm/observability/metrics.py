@@ -1,0 +1,188 @@
+"""Prometheus metrics: the statistics of every engine core, read when they are asked for.
+
+Prefix ``lifetime_predictor_``, base units, one label ``engine`` for the engine core and none per
+request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sagellm_lifetime.vllm.engine_state import read_published
+from sagellm_lifetime.vllm.settings import MODES
+
+PREFIX: Final = "lifetime_predictor_"
+_COUNTERS: Final = {
+    "predictions": ("total_predictions", "Sequences that were predicted."),
+    "completions": ("completions", "Predicted sequences that ended by themselves."),
+    "censored": ("censored", "Predicted sequences that were capped or aborted."),
+    "capped": ("capped", "Of them, those that reached a cap; they are not scored."),
+    "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
+    "beam_steps": ("beam_steps", "Steps of beam search, which are no sequences."),
+    "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
+    "lessons_taken": ("lessons_taken", "Completions handed to the learner."),
+    "lessons_dropped": ("lessons_dropped", "Of them, too many to wait, or too late."),
+    "lessons_lost": ("lessons_lost", "Of them, lost with a learning process that died."),
+    "learner_restarts": ("learner_restarts", "Learning processes started anew."),
+    "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
+    "steps": ("steps", "Steps of the engine core."),
+    "step_seconds": ("step_seconds", "Duration of these steps."),
+    "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
+    "recorded": ("recorded", "Completions written to the record."),
+    "record_lost": ("record_lost", "Completions that could not be written."),
+    "record_replaced": ("record_replaced", "Values left out of written completions."),
+}
+_SUMS: Final = {
+    "scored": ("scored", "Predictions compared with the length of what ended by itself."),
+    "absolute_error_tokens": ("absolute_error", "Sum of their absolute errors."),
+    "squared_error_tokens": ("squared_error", "Sum of their squared errors."),
+    "within_10_percent": ("within_10_percent", "Of them within 10 percent of the total length."),
+    "confidence": ("confidence", "Sum of their confidences."),
+}
+_GAUGES: Final = {
+    "running_sequences": ("running", "Predicted sequences that have not ended."),
+    "lessons_on_the_way": ("lessons_on_the_way", "Lessons that are not in use yet."),
+    "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
+    "stats_age_seconds": ("age", "Age of these figures."),
+}
+Values = list[tuple[dict[str, Any], float | None]]
+"""Statistics of an engine core, and one figure of them."""
+_BREAKER: Final = ("closed", "trial", "open", "stuck")
+
+
+class LifetimeCollector(Collector):
+    """The metrics of all engine cores at one moment.
+
+    Args:
+        state: folder the engine cores publish to.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._published = read_published(state)
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them; a figure that an engine core does not know is left out."""
+        engines = self._published.engines
+        for name, (key, text) in _COUNTERS.items():
+            yield _counter(name, text, [(each, each.get(key)) for each in engines])
+        for name, (key, text) in _SUMS.items():
+            yield _counter(name, text, [(each, each["sums"].get(key)) for each in engines])
+        for name, (key, text) in _GAUGES.items():
+            yield _gauge(name, text, [(each, each.get(key)) for each in engines])
+        # None for an engine core that is not to learn: a 0 is a learner that is not there.
+        yield _gauge(
+            "learner_running",
+            "1 while a process is there that learns.",
+            [(each, float(each["learner_running"])) for each in engines if each["learning"]],
+        )
+        yield _states("mode", "1 for the mode it is in.", MODES,
+                      [(each, each["mode"]) for each in engines])  # fmt: skip
+        yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
+                      [(each, each["breaker"]["state"]) for each in engines])  # fmt: skip
+        yield from _kinds(engines)
+        info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
+        for each in engines:
+            said = {"predictor": str(each["predictor"]), "policy": each["policy"]}
+            info.add_metric([_name(each)], said)
+        yield info
+        unreadable = GaugeMetricFamily(
+            PREFIX + "stats_unreadable", "1 where the statistics of an engine core are damaged.",
+            labels=["engine"],
+        )  # fmt: skip
+        for text in self._published.unreadable:
+            unreadable.add_metric([text.partition(":")[0].removeprefix("engine-")], 1.0)
+        yield unreadable
+
+
+def exposition(state: Path, names: Sequence[str], *, openmetrics: bool) -> bytes:
+    """Return the metrics as text, in the format of Prometheus or in OpenMetrics.
+
+    Args:
+        state: folder the engine cores publish to.
+        names: of the samples that are wanted; empty for all.
+        openmetrics: whether in OpenMetrics, whose last line is ``# EOF``.
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.openmetrics import exposition as openmetrics_exposition
+
+    families = list(LifetimeCollector(state).collect())
+    if names:
+        for family in families:
+            family.samples = [sample for sample in family.samples if sample.name in names]
+        families = [family for family in families if family.samples]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(families))
+    text: bytes = (openmetrics_exposition.generate_latest if openmetrics else generate_latest)(
+        registry
+    )
+    return text
+
+
+class _Collected(Collector):
+    """Metrics that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _name(stats: dict[str, Any]) -> str:
+    return str(stats["engine"])
+
+
+def _kinds(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    labels = ["engine", "kind"]
+    faults = CounterMetricFamily(
+        PREFIX + "faults", "Faults that opened the circuit breaker.", labels=labels
+    )
+    made = CounterMetricFamily(
+        PREFIX + "decisions", "Decisions of the engine in shadow mode.", labels=labels
+    )
+    others = CounterMetricFamily(
+        PREFIX + "decisions_differing",
+        "Of them, those that would have differed; an estimate where not all are compared.",
+        labels=labels,
+    )
+    for stats in engines:
+        for kind, count in stats["breaker"]["faults"].items():
+            if count is not None:
+                faults.add_metric([_name(stats), kind], count)
+        for kind, (count, differing) in stats["decisions"].items():
+            made.add_metric([_name(stats), kind], count)
+            others.add_metric([_name(stats), kind], differing)
+    yield from (faults, made, others)
+
+
+def _counter(name: str, text: str, values: Values) -> Metric:
+    return _filled(CounterMetricFamily(PREFIX + name, text, labels=["engine"]), values)
+
+
+def _gauge(name: str, text: str, values: Values) -> Metric:
+    return _filled(GaugeMetricFamily(PREFIX + name, text, labels=["engine"]), values)
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Values) -> Metric:
+    for stats, value in values:
+        if value is not None:
+            family.add_metric([_name(stats)], value)
+    return family
+
+
+def _states(
+    name: str, text: str, states: tuple[str, ...], now: list[tuple[dict[str, Any], str]]
+) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "state"])
+    for stats, is_in in now:
+        for state in states:
+            family.add_metric([_name(stats), state], float(state == is_in))
+    return family

@@ -1,0 +1,171 @@
+"""The fields of ``stats.json``: what an engine core publishes, and the check of what is read back.
+
+The file is read by another process than the one that wrote it, and may be damaged. Whoever reads
+it relies on the types below, so that a damaged file is one clear line and never an exception in a
+route of the server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from sagellm_lifetime.vllm.settings import MODES
+
+COUNTS: Final = (
+    "total_predictions",
+    "completions",
+    "censored",
+    "scored",
+    "capped",
+    "running",
+    "unpredicted",
+    "beam_steps",
+    "lessons",
+    "lessons_taken",
+    "lessons_on_the_way",
+    "lessons_dropped",
+    "lessons_lost",
+    "learner_restarts",
+    "learner_swaps",
+    "steps",
+    "step_seconds",
+    "overhead_seconds",
+    "recorded",
+    "record_lost",
+    "record_waiting",
+    "record_replaced",
+)
+"""Numbers that add up over engine cores; one that is missing or null is unknown."""
+MOST_BYTES: Final = 1 << 20
+_LARGEST: Final = 1e18
+_DEPTH: Final = 4
+"""Levels of objects and lists that an unknown field may have."""
+
+
+def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
+    """Return the statistics in ``data`` if every field has its type.
+
+    Fields that are not known here are kept as they are.
+
+    Args:
+        data: content of a ``stats.json``.
+        rank: of the engine core whose folder it lies in.
+
+    Raises:
+        ValueError: they cannot be statistics of this engine core; the message names the field.
+    """
+    try:
+        stats = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(stats, dict):
+        raise ValueError("not a JSON object")
+    if not _is_shallow(stats, _DEPTH):
+        raise ValueError("nested too deeply, or text that is not Unicode")
+    for name, fits in _FIELDS.items():
+        if name not in stats:
+            raise ValueError(f"{name} is missing")
+        if not fits(stats[name]):
+            raise ValueError(f"{name} is not what it should be")
+    for name in COUNTS:
+        if not _is_number(stats.get(name)):
+            raise ValueError(f"{name} is not a number")
+    if stats["engine"] != rank:
+        raise ValueError("of another engine core")
+    return stats
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Return True for JSON of at most ``depth`` levels whose texts can all be written as UTF-8."""
+    if isinstance(value, str):
+        return _is_text(value)
+    if isinstance(value, dict):
+        items = value.values()
+        return depth > 0 and all(map(_is_text, value)) and _are_shallow(items, depth)
+    return not isinstance(value, list) or (depth > 0 and _are_shallow(value, depth))
+
+
+def _are_shallow(values: Any, depth: int) -> bool:
+    return all(_is_shallow(value, depth - 1) for value in values)
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    if value is None:
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -_LARGEST <= value <= _LARGEST
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_breaker(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), str)
+        and _is_text_or_none(value.get("reason"))
+        and _are_counts(value.get("faults"))
+    )
+
+
+def _are_decisions(value: Any) -> bool:
+    """Return True for ``{"admission": [made, differing], "preemption": […]}``."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"admission", "preemption"}
+        and all(
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(number is not None and _is_number(number) for number in pair)
+            for pair in value.values()
+        )
+    )
+
+
+def _is_mode(value: Any) -> bool:
+    return isinstance(value, str) and value in MODES
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+_FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
+    "engine": _is_rank,
+    "predictor": _is_text_or_none,
+    "policy": _is(str),
+    "learning": _is(bool),
+    "mode": _is_mode,
+    "cannot_act": _is(str),
+    "finish_reasons": _are_counts,
+    "sums": _are_counts,
+    "decisions": _are_decisions,
+    "breaker": _is_breaker,
+    "learner_running": _is(bool),
+    "learner_trouble": _is_text_or_none,
+}

@@ -1,0 +1,246 @@
+"""Completions of a live engine, written by another thread than the engine's."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.vllm.circuit_breaker import LOG, named
+from sagellm_lifetime.vllm.journal import SUFFIX, Journal, take_up, take_up_elsewhere
+from sagellm_lifetime.vllm.record_rows import RowError, fit, to_line
+
+_MOST_WAITING: Final = 100_000
+"""Completions that wait while nothing can be written; of more, the newest are dropped."""
+_MOST_WAITING_BYTES: Final = 1 << 28
+"""The same in bytes of JSON, for rows with content."""
+_AT_ONCE_BYTES: Final = 1 << 18
+"""Written in one piece, or not at all: what fits on a disk that is nearly full is written."""
+_CANNOT_WRITE: Final = "cannot be written"
+_CANNOT_ROTATE: Final = "cannot be turned into Parquet"
+_FULL: Final = "memory is full"
+Row = dict[str, Any] | Callable[[], dict[str, Any]]
+
+
+class Recorder:
+    """Takes rows from the engine, writes them when it is told to, rotates them into Parquet.
+
+    Nothing here ever fails. While nothing can be written, rows wait in memory, up to a bound, and
+    are written when there is room again. A row that cannot be recorded, one for which there is no
+    more room in memory, and those that still wait in the end are counted in ``lost``; a value that
+    the history format cannot hold is left out and counted in ``replaced``. All of it is logged,
+    each kind once.
+
+    Args:
+        folder: where the files go.
+        writer: name of this process in their names.
+        content: whether rows carry token ids.
+        rotate_rows: rows after which a journal becomes a Parquet file.
+        rotate_s: seconds after which it does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: str,
+        *,
+        content: bool = False,
+        rotate_rows: int = 10_000,
+        rotate_s: float = 600.0,
+    ) -> None:
+        self.content = content
+        self.recorded = 0
+        self.replaced = 0
+        """Values left out, or texts in which a character was replaced."""
+        self._folder = folder
+        self._writer = writer
+        self._rotate_rows = rotate_rows
+        self._rotate_s = rotate_s
+        self._rows: deque[Row] = deque()
+        # Two counts: each thread adds to its own.
+        self._lost_by_engine = 0
+        self._lost_by_writer = 0
+        self._lines: deque[bytes] = deque()
+        """What was made of rows, and waits to be written; the writer's thread alone changes it."""
+        self._line_bytes = 0
+        self._journal: Journal | None = None
+        self._left_over = True
+        """Whether there may be journals that nobody writes any more."""
+        self._helper: subprocess.Popen[str] | None = None
+        """Takes them up."""
+        self._closing = False
+        self._complaints: set[str] = set()
+        """What was said already, and does not need to be said again."""
+        self._is_full = False
+        """Whether a row was dropped since rows were written last."""
+
+    def missed(self) -> None:
+        """Count a completion that could not be described."""
+        self._lost_by_engine += 1
+
+    @property
+    def lost(self) -> int:
+        """Completions that were not recorded, and will not be."""
+        return self._lost_by_engine + self._lost_by_writer
+
+    @property
+    def waiting(self) -> int:
+        """Completions that wait to be written."""
+        return len(self._rows) + len(self._lines)
+
+    def take(self, make: Callable[[], dict[str, Any]]) -> None:
+        """One completion; on the engine's thread, which leaves making a row of it to the writer."""
+        self.add(make)
+
+    def take_now(self, make: Callable[[], dict[str, Any]]) -> None:
+        """The same, where what the row is made of is about to change."""
+        try:
+            row = make()
+        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+            self._lost_by_engine += 1
+            self._say_once(f"a completion is left out: {named(error)}")
+        else:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """One completion, or what makes it."""
+        if self.waiting >= _MOST_WAITING:
+            self._lost_by_engine += 1
+            self._is_full = True
+        else:
+            self._rows.append(row)
+
+    def flush(self) -> None:
+        """Write what has come since the last time; on the writer's thread."""
+        for _ in range(len(self._rows)):
+            self._make(self._rows.popleft())
+        try:
+            self._write()
+        except OSError as error:
+            self._say_once(_CANNOT_WRITE, f"{error}; completions wait for room")
+            if self._is_full:
+                self._say_once(_FULL, f"{self.waiting} completions wait: newer ones are dropped")
+        else:
+            if _CANNOT_WRITE in self._complaints:
+                LOG.warning("completions are recorded in %s again", self._folder)
+            self._is_full = False
+            self._complaints -= {_CANNOT_WRITE, _FULL}
+        try:
+            self._rotate()
+        except (OSError, HistoryError) as error:
+            self._say_once(_CANNOT_ROTATE, f"{error}; journals stay as they are")
+        else:
+            self._complaints.discard(_CANNOT_ROTATE)
+
+    def close(self) -> None:
+        """Write everything, and leave Parquet only."""
+        self._closing = True
+        self.flush()
+        if self._lines:
+            LOG.error("%d completions that waited for room are lost", len(self._lines))
+            self._lost_by_writer += len(self._lines)
+            self._lines.clear()
+            self._line_bytes = 0
+
+    def _make(self, row: Row) -> None:
+        """Make a line of a row, unless it is one of something that no row can be made of."""
+        try:
+            fitted, changed = fit(row() if callable(row) else row)
+            line = to_line(fitted)
+        except RowError as error:
+            self._refuse(str(error))
+            return
+        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+            self._refuse(named(error))
+            return
+        for what in changed:
+            self.replaced += 1
+            if what not in self._complaints:
+                self._complaints.add(what)
+                LOG.warning("recorded in %s without a value: %s", self._folder, what)
+        if self._line_bytes + len(line) > _MOST_WAITING_BYTES:
+            self._lost_by_writer += 1
+            self._is_full = True
+            return
+        self._lines.append(line)
+        self._line_bytes += len(line)
+
+    def _write(self) -> None:
+        """Append all lines that wait to the journal, piece by piece, the oldest first."""
+        while self._lines:
+            journal = self._open_journal()
+            piece, size = 0, 0
+            for line in self._lines:
+                if piece and size + len(line) > _AT_ONCE_BYTES:
+                    break
+                piece, size = piece + 1, size + len(line)
+            try:
+                journal.write(list(islice(self._lines, piece)))
+            except OSError:
+                if not journal.is_sound:
+                    journal.close()
+                    self._journal, self._left_over = None, True
+                raise
+            for _ in range(piece):
+                self._lines.popleft()
+            self._line_bytes -= size
+            self.recorded += piece
+
+    def _open_journal(self) -> Journal:
+        """Return the journal that is written, a new one where there is none."""
+        journal = self._journal
+        if journal is not None and not journal.is_there():
+            LOG.error("%s was removed, with %d completions", journal.path, journal.rows)
+            journal.close()
+            journal = None
+        self._journal = journal or Journal(self._folder, self._writer)
+        return self._journal
+
+    def _rotate(self) -> None:
+        journal = self._journal
+        if journal is not None and (
+            self._closing
+            or journal.rows >= self._rotate_rows
+            or time.monotonic() - journal.since >= self._rotate_s
+        ):
+            journal.close()
+            self._journal, self._left_over = None, True
+        self._mind_helper()
+        if self._closing:
+            for _ in take_up(self._folder):
+                pass
+        elif self._left_over and self._helper is None:
+            self._left_over = False
+            mine = self._journal.path if self._journal is not None else None
+            if any(path != mine for path in self._folder.glob(f"*{SUFFIX}")):
+                self._helper = take_up_elsewhere(self._folder)
+
+    def _mind_helper(self) -> None:
+        """See to it when it has ended; what it could not do is tried at the next rotation."""
+        helper = self._helper
+        if helper is not None and (self._closing or helper.poll() is not None):
+            self._helper = None
+            _, text = helper.communicate()
+            notes = text.splitlines()
+            failure = f"the process ended with {helper.returncode}"
+            if helper.returncode and notes:
+                failure = notes.pop()
+            for note in notes:
+                LOG.warning("%s", note)
+            if helper.returncode:
+                raise HistoryError(failure)
+
+    def _refuse(self, reason: str) -> None:
+        self._lost_by_writer += 1
+        self._say_once(f"a completion is left out: {reason}")
+
+    def _say_once(self, what: str, details: str = "") -> None:
+        if what not in self._complaints:
+            self._complaints.add(what)
+            reason = f"{what}: {details}" if details else what
+            LOG.error("completions cannot be recorded in %s: %s", self._folder, reason)

@@ -1,0 +1,159 @@
+"""A request of vLLM as a question to the predictor.
+
+What a client says of itself (``vllm_xargs`` over HTTP, ``extra_args`` in Python) is taken where it
+has the right form and left out where it has not: a client must not be able to break predictions.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.request import PREFIX_HEAD
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.vllm.logit_signals import Signals
+
+_NUMBER: Final = (int, float)
+_LONGEST_NAME: Final = 256
+_MOST_TURNS: Final = 1_000_000
+_PREFIX_TOKENS: Final = 512
+"""Tokens between two of the block hashes that are kept: what public traces have (Mooncake)."""
+_HASH_BITS: Final = 2**63 - 1
+
+
+class Describer:
+    """Knows what all requests of an engine have in common.
+
+    Args:
+        model: served name.
+        max_model_len: tokens of prompt and output together.
+        block_size: tokens one block hash stands for.
+        signals: what the model says of the end, where that is watched.
+    """
+
+    def __init__(
+        self, model: str, max_model_len: int, block_size: int, signals: Signals | None = None
+    ) -> None:
+        self._model = model
+        self._max_model_len = max_model_len
+        self._block_size = block_size
+        self._stride = max(1, _PREFIX_TOKENS // block_size)
+        self._signals = signals
+
+    def __call__(self, request: Any) -> PredictionRequest:
+        """Everything: the prompt and what was generated so far."""
+        return PredictionRequest(
+            request.request_id,
+            list(request._all_token_ids) if request.prompt_token_ids else [],
+            request.num_output_tokens,
+            self.cap(request),
+            {**self.features(request), **self._seen(request)},
+        )
+
+    def came(self, request: Any) -> PredictionRequest:
+        """As it came, however much it has generated since."""
+        prompt = request._all_token_ids[: request.num_prompt_tokens]
+        return PredictionRequest(
+            request.request_id,
+            prompt if request.prompt_token_ids else [],
+            0,
+            self.cap(request),
+            self.features(request),
+        )
+
+    def grown(self, request: Any) -> PredictionRequest:
+        """What is new: the generated tokens alone, where they cannot be taken for the prompt."""
+        generated = list(request._output_token_ids)
+        if len(generated) == request.num_prompt_tokens:
+            return self(request)
+        return PredictionRequest(
+            request.request_id, generated, len(generated), self.cap(request), self._seen(request)
+        )
+
+    def _seen(self, request: Any) -> dict[str, list[float]]:
+        return self._signals.seen(request.request_id) if self._signals is not None else {}
+
+    def cap(self, request: Any) -> int:
+        """Tokens it may generate at most."""
+        room = self._max_model_len - request.num_prompt_tokens
+        return max(min(request.max_tokens, room), request.num_output_tokens, 1)
+
+    def who(self, request: Any) -> dict[str, Any]:
+        """Who asks, as far as it was said."""
+        said = request.sampling_params.extra_args
+        lora, session = request.lora_request, request.session_id
+        found: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
+        if said or session is not None:
+            found |= _said(said or {}, session)
+        if request.block_hashes:
+            prefix = self.prefix(request)
+            if prefix:
+                found["prefix_hashes"] = prefix
+        return found
+
+    def temperature(self, request: Any) -> float | None:
+        """Of the sampling."""
+        said = request.sampling_params.temperature
+        return float(said) if isinstance(said, _NUMBER) and isfinite(said) else None
+
+    def prefix(self, request: Any) -> list[int]:
+        """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
+        blocks = request.num_prompt_tokens // self._block_size
+        hashes = request.block_hashes[self._stride - 1 : blocks : self._stride]
+        return [int.from_bytes(each[:8], "little") & _HASH_BITS for each in hashes[:PREFIX_HEAD]]
+
+    def features(self, request: Any) -> dict[str, Any]:
+        """The keys of ``prompt_features`` that an engine can tell."""
+        found = self.who(request)
+        found["prompt_length"] = request.num_prompt_tokens
+        found["arrival_time"] = request.arrival_time
+        temperature = self.temperature(request)
+        if temperature is not None:
+            found["temperature"] = temperature
+        if request.structured_output_request is not None:
+            found["response_format"] = "json"
+        return found
+
+    def row(
+        self,
+        request: Any,
+        seconds: float,
+        reason: str,
+        content: bool,
+        signals: dict[str, Any],
+    ) -> dict[str, Any]:
+        """A completion in the history format; token ids only with ``content``."""
+        row = self.who(request) | signals
+        sample, mark, parent = request.request_id.partition("_")
+        if mark and sample.isdecimal():  # vLLM's name for one of n samples
+            row["prompt_id"], row["sample"] = parent, int(sample)
+        row["request_id"] = request.request_id
+        row["arrival_time"] = request.arrival_time
+        row["prompt_length"] = request.num_prompt_tokens
+        row["max_length"] = self.cap(request)
+        row["actual_length"] = request.num_output_tokens
+        row["actual_time"] = seconds
+        row["finish_reason"] = reason
+        row["temperature"] = self.temperature(request)
+        if content:
+            row["prompt_token_ids"] = list(request.prompt_token_ids or ())
+            row["output_token_ids"] = list(request._output_token_ids)
+        return row
+
+
+def _said(said: dict[str, Any], session: Any) -> dict[str, Any]:
+    """What a client says of itself, and the session that the engine knows it by."""
+    names = {"client_id": said.get("client_id"), "session_id": said.get("session_id")}
+    if names["session_id"] is None:
+        names["session_id"] = session
+    found: dict[str, Any] = {
+        name: str(value)[:_LONGEST_NAME]
+        for name, value in names.items()
+        if isinstance(value, str | int) and not isinstance(value, bool)
+    }
+    turn = said.get("turn")
+    if type(turn) is int and 0 <= turn <= _MOST_TURNS:
+        found["turn"] = turn
+    return found

@@ -1,0 +1,211 @@
+"""What a live engine is told: ``--additional-config '{"lifetime": {...}}'``, as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
+
+from sagellm_lifetime.core.errors import RequestError, UnknownNameError
+from sagellm_lifetime.core.values import is_path
+from sagellm_lifetime.policies.plan import PLANS
+from sagellm_lifetime.predictor.registry import PREDICTORS
+
+KEY: Final = "lifetime"
+"""Where vLLM's ``additional_config`` has them."""
+Mode = Literal["off", "shadow", "act"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+WIDEST: Final = 2048
+"""Units of a network's hidden layer: a wider one is larger than a checkpoint may be."""
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may be: from ``least`` to ``most``, both included."""
+
+    least: float
+    most: float
+    is_whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        kinds = int if self.is_whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        return self.least <= value <= self.most  # false for NaN
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_whole else "a number"
+        return f"{kind} from {self.least:g} to {self.most:g}"
+
+
+FLAGS: Final = ("predict", "learn", "signals", "content")
+"""Settings that are ``true`` or ``false``."""
+NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"mode": MODES, "policy": tuple(PLANS), "predictor": PREDICTORS}
+)
+"""Settings that are one of some names."""
+PATHS: Final = ("checkpoint", "state", "record")
+"""Settings that are a path, or empty."""
+RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {
+        "min_confidence": Range(0.0, 1.0),
+        "width": Range(0, WIDEST, is_whole=True),
+        "learn_every_s": Range(0.01, 86_400.0),
+        # More would leave nothing for an engine to admit sequences to.
+        "watermark": Range(0.0, 0.9),
+        "limit_s": Range(0.001, 3600.0),
+        "share": Range(0.0, 1.0),
+        "floor_s": Range(0.0, 3600.0),
+        "pause_s": Range(0.01, 86_400.0),
+    }
+)
+"""Settings that are a number."""
+_LONGEST: Final = 60
+"""Characters of a value in an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """How prediction is set up in an engine.
+
+    Attributes:
+        predict: whether there is a predictor at all; without, completions are only recorded.
+        mode: to start in; ``off`` and back is a switch away while the engine runs.
+        policy: a key of ``policies.plan.PLANS``.
+        min_confidence: below it the engine's own rule decides.
+        predictor: a registered name; unused where there is a checkpoint.
+        width: hidden size of a network, 0 for its own.
+        checkpoint: directory or exported file; empty for none.
+        learn: whether the predictor learns from completions, in a process of its own.
+        learn_every_s: seconds after which what was learned is saved and served, at least.
+        signals: whether the predictor is told the model's EOS log-probability and entropy.
+        watermark: share of the KV pool that ``act`` leaves free at admission where others wait,
+            at least, unless the plan keeps room itself or the engine was started with more.
+        state: folder for statistics, the switch, and what was learned; empty for none.
+        record: folder for completions; empty for none.
+        content: whether token ids are recorded.
+        limit_s: seconds one call may take before the engine gives prediction up.
+        share: of a step's duration that prediction may take on average.
+        floor_s: seconds of a step that it may take whatever the step's duration.
+        pause_s: seconds it stays off after a fault.
+    """
+
+    predict: bool = True
+    mode: Mode = "shadow"
+    policy: str = "lifetime"
+    min_confidence: float = 0.0
+    predictor: str = "survival"
+    width: int = 0
+    checkpoint: str = ""
+    learn: bool = False
+    learn_every_s: float = 5.0
+    signals: bool = False
+    watermark: float = 0.05
+    state: str = ""
+    record: str = ""
+    content: bool = False
+    limit_s: float = 1.0
+    share: float = 0.05
+    floor_s: float = 0.002
+    pause_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise :class:`RequestError` for the first setting that is of a wrong type or range."""
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "true or false")
+        for name in (*NAMES, *PATHS):
+            if not isinstance(getattr(self, name), str):
+                raise _wrong(name, getattr(self, name), "text")
+        for name, allowed in RANGES.items():
+            if getattr(self, name) not in allowed:
+                raise _wrong(name, getattr(self, name), str(allowed))
+        for name, known in NAMES.items():
+            value = getattr(self, name)
+            # A checkpoint says itself which predictor it holds.
+            if value not in known and not (name == "predictor" and not value and self._needs_none):
+                raise UnknownNameError(name, _bounded(value), list(known))
+        for name in PATHS:
+            if getattr(self, name) and not is_path(getattr(self, name)):
+                raise _wrong(name, getattr(self, name), "a path")
+        self._check_together()
+
+    @property
+    def _needs_none(self) -> bool:
+        return bool(self.checkpoint) or not self.predict
+
+    def _check_together(self) -> None:
+        """Refuse what would do nothing, or not what it says."""
+        for name, asked in (("mode", self.mode == "act"), ("learn", self.learn)):
+            if asked and not self.predict:
+                value = shown_value(getattr(self, name))
+                raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
+        if self.signals and not (self.predict or self.record):
+            raise RequestError(
+                "lifetime settings: signals true needs predict: true, or record: a folder"
+            )
+        if self.content and not self.record:
+            raise RequestError("lifetime settings: content needs record: a folder")
+
+    @classmethod
+    def of(cls, said: object) -> Self:
+        """Return the settings of a JSON object, missing ones by their defaults.
+
+        Raises:
+            RequestError: it is no object, a key is unknown, or a value is of a wrong type or range.
+            UnknownNameError: a mode, policy or predictor that is none.
+        """
+        if not isinstance(said, Mapping):
+            raise RequestError(
+                f"lifetime settings: must be an object of names and values, got {shown_value(said)}"
+            )
+        check_keys(said)
+        return cls(**said)
+
+    def json(self) -> dict[str, Any]:
+        """As ``additional_config`` takes them: what differs from the defaults, and the mode."""
+        default = type(self)()
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name == "mode" or value != getattr(default, name)
+        }
+
+
+def check_keys(said: Mapping[Any, Any]) -> None:
+    """Raise :class:`RequestError` that names the first key that is no setting, and the nearest."""
+    names = [field.name for field in fields(LiveSettings)]
+    for key in said:
+        if key not in names:
+            close = difflib.get_close_matches(str(key)[:_LONGEST], names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise RequestError(f"lifetime settings: unknown key {shown_value(key)}: {hint}")
+
+
+def _wrong(name: str, value: object, allowed: str) -> RequestError:
+    return RequestError(f"lifetime settings: {name} must be {allowed}, got {shown_value(value)}")
+
+
+def shown_value(value: object) -> str:
+    """Return a value as Python writes it, cut to a readable length."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(_bounded(value))
+    try:
+        return _bounded(repr(value))
+    except ValueError:  # an integer of thousands of digits has no text
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def cannot_act(policy: str) -> str:
+    """Why our order cannot be kept under a scheduling policy of vLLM, or nothing."""
+    if policy == "fcfs":
+        return ""
+    return f"--scheduling-policy {policy} keeps an order of its own: use fcfs to act"

@@ -1,0 +1,40 @@
+"""Module paths of version 0.1.0 lead to the modules of now, with a warning."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from sagellm_lifetime import _moved
+
+
+def test_every_old_path_leads_to_a_module():
+    for new in {*_moved._MODULES.values(), *_moved._PACKAGES.values()}:
+        assert importlib.util.find_spec(f"sagellm_lifetime.{new}") is not None, new
+
+
+def test_an_old_path_gives_the_names_of_now_and_a_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        old = importlib.import_module("sagellm_lifetime.core.history.read")
+    new = importlib.import_module("sagellm_lifetime.history.read")
+    assert caught[-1].category is DeprecationWarning
+    assert str(caught[-1].message).endswith("is now sagellm_lifetime.history.read")
+    assert old.read_history is new.read_history
+    assert new.__spec__.name == new.__name__ == "sagellm_lifetime.history.read"
+    assert pickle.loads(pickle.dumps(old.read_history)) is new.read_history
+
+
+def test_a_name_that_never_was_is_still_unknown():
+    with pytest.raises(ModuleNotFoundError, match=r"core\.nothing"):
+        importlib.import_module("sagellm_lifetime.core.nothing")
+
+
+def test_new_paths_give_no_warning():
+    code = "import sagellm_lifetime, sagellm_lifetime.history.read, sagellm_lifetime.cli.main"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True)
