@@ -135,7 +135,7 @@ def test_damaged_checkpoint(refused, tmp_path, survival):
 
 @pytest.mark.parametrize("extra", [["--online"], []], ids=" ".join)
 def test_what_cannot_be_scored_is_refused_before_training(refused, tmp_path, monkeypatch, extra):
-    monkeypatch.setattr("sagellm_lifetime.cli.evaluate.fit", None)
+    monkeypatch.setattr("sagellm_lifetime.SurvivalLifetimePredictor.fit", None)
     evaluate = ("evaluate", "--predictor-type", "survival", "--data-path", "h.csv", *extra)
     path = tmp_path / "h.csv"
     path.write_text("actual_length\n" + "0\n" * 99)

@@ -14,6 +14,7 @@ from sagellm_lifetime.cli.output import note, progress
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.evaluation.dataset import Dataset
     from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.base import Predictor
 
@@ -104,6 +105,14 @@ class Reading:
             "clock": None,
         }
         return history.frame
+
+    def dataset(self, source: str) -> Dataset:
+        """Return the checked rows of a history and their clock, for a library call."""
+        from sagellm_lifetime.evaluation.dataset import Dataset
+
+        rows = self.rows(source)
+        clock = self.clock_of(source, rows)
+        return Dataset(rows, source, clock, self.told[source])
 
     def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
         """Return the clock of a whole log, ``wall`` or ``session``; say it where it is in doubt.
