@@ -12,8 +12,8 @@ from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.vllm.compat import interface
 from sagellm_lifetime.vllm.engine_state import EngineState
+from sagellm_lifetime.vllm.launch import address
 from sagellm_lifetime.vllm.launch import server as launch
-from sagellm_lifetime.vllm.observability import address
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 ON = "--enable-lifetime-prediction"

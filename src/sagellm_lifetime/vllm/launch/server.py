@@ -22,6 +22,7 @@ from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.predictor.registry import has_network, predictor_class
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
+from sagellm_lifetime.vllm.launch.address import check_address
 from sagellm_lifetime.vllm.launch.vllm_args import (
     LaunchError,
     first_of,
@@ -33,7 +34,6 @@ from sagellm_lifetime.vllm.launch.vllm_args import (
     unfolded,
 )
 from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, width_of
-from sagellm_lifetime.vllm.observability.address import check_address
 from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
