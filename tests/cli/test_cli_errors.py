@@ -118,7 +118,7 @@ def test_outputs_are_refused_before_the_work(refused, tmp_path, history):
 
 
 def test_networks_without_torch(refused, history, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.cli.fitting.find_spec", lambda name: None)
+    monkeypatch.setattr("sagellm_lifetime.core.extras.find_spec", lambda name: None)
     assert "isagellm-lifetime[train]" in refused("train", "--data-path", history)
     assert "isagellm-lifetime[train]" in refused("evaluate", "--data-path", history)
 

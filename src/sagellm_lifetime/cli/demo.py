@@ -14,7 +14,7 @@ from sagellm_lifetime.cli.fitting import has_torch
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import Json, Seed
 from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.places import check_json, check_report
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.atomic import write_atomically
 
@@ -63,7 +63,7 @@ def demo(
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
-    check_folder(output)
+    check_report(output)
     check_json(json)
     left_out = [] if has_torch() else [name for name in PREDICTORS if has_network(name)]
     names = [name for name in PREDICTORS if name not in left_out]

@@ -24,7 +24,7 @@ from sagellm_lifetime.cli.options import (
     Seed,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.places import check_json, check_report
 from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, note_left_out, score_rows
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def evaluate(
         raise CommandError("--split cuts --data-path, which is scored whole here: leave it out")
     from sagellm_lifetime.evaluation.report import FILES, write_report
 
-    check_folder(report, FILES)
+    check_report(report, FILES)
     written = [report / each for each in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
     if split is Way.time and clock is Clock.session:

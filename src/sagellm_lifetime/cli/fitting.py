@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
 from sagellm_lifetime.cli.output import note, progress
+from sagellm_lifetime.core.extras import is_installed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,8 +24,8 @@ _SHOWN: Final = 3
 
 
 def has_torch() -> bool:
-    """Whether networks can be trained here; does not load PyTorch."""
-    return find_spec("torch") is not None
+    """Return True if networks can be trained here; PyTorch is not loaded."""
+    return is_installed("torch")
 
 
 def check_names(given: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from sagellm_lifetime.cli.options import (
     OnBadRows,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_folder, check_json
+from sagellm_lifetime.cli.places import check_json, check_report
 
 if TYPE_CHECKING:
     from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
@@ -195,7 +195,7 @@ def replay(
         cost_model=cost_model,
         hash_block_size=hash_block_size,
     )
-    check_folder(report, FILES)
+    check_report(report, FILES)
     written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
     reading = Reading(on_bad_rows, cap_reached, clock)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.errors import HistoryError, MissingExtraError
 from sagellm_lifetime.evaluation.forecast import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_possible
@@ -87,7 +87,7 @@ def cross_fitted(
         rival = CrossFitted(name)
         try:
             rival.fit(marked)
-        except HistoryError as error:
+        except (HistoryError, MissingExtraError) as error:
             left_out[name] = str(error)
         else:
             rivals.append(Cached(rival))
