@@ -1,6 +1,6 @@
 """A real model under load, with and without prediction: five servers, one after another.
 
-    sage llm engine fetch smollm2 models/smollm2
+    python tools/fetch_model.py smollm2 models/smollm2
     PYTHONPATH=src python benchmarks/record_answers.py models/smollm2 --output answers.parquet
     PYTHONPATH=src python benchmarks/live_load.py models/smollm2 --data answers.parquet \\
         --runs runs.jsonl --report report.md

@@ -1,6 +1,6 @@
 """Real answers of a small chat model, recorded: the plan of ``answers/`` through vLLM.
 
-    sage llm engine fetch smollm2 models/smollm2
+    python tools/fetch_model.py smollm2 models/smollm2
     PYTHONPATH=src python benchmarks/record_answers.py models/smollm2 --output answers.parquet
 
 Needs the ``[vllm]`` extra. Sampling is on (temperatures and seeds of the plan, min-p, a penalty on

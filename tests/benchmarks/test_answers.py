@@ -222,11 +222,11 @@ def test_another_plan_is_refused(asks):
 
 @pytest.fixture
 def model(monkeypatch, tmp_path):
-    """A folder as ``engine fetch`` writes it, whose answers are noise."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fetch"))
+    """A folder as ``tools/fetch_model.py`` writes it, whose answers are noise."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
     tiny = import_module("tiny_llama")
-    from sagellm_lifetime.engines.models.gguf import read_gguf
-    from sagellm_lifetime.engines.models.llama import write_llama
+    from small_models.gguf import read_gguf
+    from small_models.llama import write_llama
 
     folder = tmp_path / "tiny"
     folder.mkdir()

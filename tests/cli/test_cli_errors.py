@@ -118,7 +118,7 @@ def test_outputs_are_refused_before_the_work(refused, tmp_path, history):
 
 
 def test_networks_without_torch(refused, history, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.cli.fitting.find_spec", lambda name: None)
+    monkeypatch.setattr("sagellm_lifetime.core.extras.find_spec", lambda name: None)
     assert "isagellm-lifetime[train]" in refused("train", "--data-path", history)
     assert "isagellm-lifetime[train]" in refused("evaluate", "--data-path", history)
 
@@ -135,7 +135,7 @@ def test_damaged_checkpoint(refused, tmp_path, survival):
 
 @pytest.mark.parametrize("extra", [["--online"], []], ids=" ".join)
 def test_what_cannot_be_scored_is_refused_before_training(refused, tmp_path, monkeypatch, extra):
-    monkeypatch.setattr("sagellm_lifetime.cli.evaluate.fit", None)
+    monkeypatch.setattr("sagellm_lifetime.SurvivalLifetimePredictor.fit", None)
     evaluate = ("evaluate", "--predictor-type", "survival", "--data-path", "h.csv", *extra)
     path = tmp_path / "h.csv"
     path.write_text("actual_length\n" + "0\n" * 99)

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sagellm_lifetime.cli.main import main
+from sagellm_lifetime.cli.main import main, run
 from sagellm_lifetime.cli.plugin import register
 from sagellm_lifetime.vllm.launch import server as launch
 
@@ -51,8 +51,6 @@ def test_under_argparse(sage, capsys, monkeypatch):
     assert call("llm", "lifetime", "trai") == 2
     assert call("llm") == 0
     assert "lifetime" in capsys.readouterr().out
-    assert call("llm", "engine", "fetch", "nobody", "DIR") == 2
-    assert capsys.readouterr().err == "error: unknown model 'nobody': choose one of smollm2\n"
     assert call("llm", "engine", "start", "--help") == 0
     assert "sage llm engine start" in capsys.readouterr().out
     assert call("llm", "engine", "start", "/nowhere/model", "--", "--port", "1") == 2
@@ -196,3 +194,11 @@ def test_installing_it_activates_nothing_in_vllm():
     groups = {*project["entry-points"], *installed}
     assert "sage.cli.plugins" in groups
     assert not [group for group in groups if group.split(".")[0] == "vllm"]
+
+
+def test_the_group_engine_alone_shows_its_commands(capsys):
+    assert run(["engine"], "sage llm") == 0
+    shown = capsys.readouterr()
+    assert "sage llm engine" in shown.out
+    assert {"start", "vllm"} <= set(shown.out.split())
+    assert shown.err == ""

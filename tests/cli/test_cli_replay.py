@@ -127,7 +127,9 @@ def test_without_vllm(refused, history, monkeypatch):
             raise MissingExtraError("the replay", "vllm")
 
         monkeypatch.setattr("sagellm_lifetime.vllm.compat.interface.check_interface", absent)
-    monkeypatch.setattr("sagellm_lifetime.cli.replay.fit", None)  # nothing is trained before
+    monkeypatch.setattr(
+        "sagellm_lifetime.SurvivalLifetimePredictor.fit", None
+    )  # nothing is trained before
     told = refused("replay", "--data-path", history, "--json", "out.json", "--report", "out")
     assert told == f"error: replay {REASON}\n"
 

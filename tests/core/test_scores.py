@@ -4,8 +4,8 @@ import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.core.scores import Scores
-from sagellm_lifetime.vllm.observability.published import COUNTS
 from sagellm_lifetime.vllm.prediction_statistics import Tally
+from sagellm_lifetime.vllm.published import COUNTS
 
 
 def test_a_cap_that_was_reached_is_no_hit():

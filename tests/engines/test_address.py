@@ -8,9 +8,9 @@ import pytest
 
 from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
+from sagellm_lifetime.vllm.launch import address
+from sagellm_lifetime.vllm.launch.address import check_address
 from sagellm_lifetime.vllm.launch.vllm_args import LaunchError
-from sagellm_lifetime.vllm.observability import address
-from sagellm_lifetime.vllm.observability.address import check_address
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from sagellm_lifetime.cli import engine
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.vllm.compat import interface
 from sagellm_lifetime.vllm.engine_state import EngineState
+from sagellm_lifetime.vllm.launch import address
 from sagellm_lifetime.vllm.launch import server as launch
-from sagellm_lifetime.vllm.observability import address
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 ON = "--enable-lifetime-prediction"
@@ -143,14 +143,11 @@ def test_names_of_the_hub_are_taken_as_they_are(start):
     ("name", "told"),
     [
         ("./nope", "./nope: no such folder\n"),
-        ("../smollm2", "no such folder; `sage llm engine fetch smollm2 ../smollm2` fetches one"),
+        ("../smollm2", "../smollm2: no such folder\n"),
         ("~/nope", "no such folder"),
         ("/nowhere", "no such folder"),
         ("models/nope", "models/nope: no such folder in models\n"),
-        (
-            "models/smollm2x",
-            "no such folder in models; `sage llm engine fetch smollm2 models/smollm2x` fetches one",
-        ),
+        ("models/smollm2x", "models/smollm2x: no such folder in models\n"),
         ("models/a/b", "no such folder in models"),
         ("nowhere/a/b", "not a name of the hub"),
         ("README.md", "README.md: a file, but not a .gguf"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from time import perf_counter
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import fit, has_torch
+from sagellm_lifetime.cli.fitting import has_torch
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import Json, Seed
 from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_folder, check_json
-from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, measure, score_rows, to_json
+from sagellm_lifetime.cli.places import check_json, check_report
+from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from sagellm_lifetime.evaluation.protocol import Evaluation
     from sagellm_lifetime.evaluation.verdict import Verdict
-    from sagellm_lifetime.history.splits import Split
 
 INVENTED: Final = ("regular", "specification")
 RECORDED: Final = "smollm2-answers"
@@ -57,24 +57,22 @@ def demo(
     json: Json = None,
 ) -> None:
     """Train and compare all predictors on built-in workloads, and write a report with plots."""
+    from sagellm_lifetime.evaluation.study import to_json
     from sagellm_lifetime.evaluation.verdict import verdict
-    from sagellm_lifetime.history.splits import split
     from sagellm_lifetime.predictor.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
-    check_folder(output)
+    check_report(output)
     check_json(json)
     left_out = [] if has_torch() else [name for name in PREDICTORS if has_network(name)]
     names = [name for name in PREDICTORS if name not in left_out]
     started = perf_counter()
-    found: dict[str, list[Evaluation]] = {}
+    found: dict[str, Sequence[Evaluation]] = {}
     for each in profiles:
         work = _workload(each, rows, seed)
         note(f"{each}: {len(work):,} requests, 70% to train on, the others to score")
-        # Of the recorded answers some repeat a prompt: all of them go to the same part.
-        parts = split(work, "session" if each == RECORDED else "auto")
-        found[each] = _compare(names, parts, seed, epochs)
+        found[each] = _compare(each, work, names, seed, epochs)
         _report(output if len(profiles) == 1 else output / each, each, found[each])
     page = output / "report.md"
     verdicts = {each: ahead for each, done in found.items() if (ahead := verdict(done))}
@@ -117,22 +115,31 @@ def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
     return profiles.generate(name, rows, seed=seed)
 
 
-def _compare(names: list[str], parts: Split, seed: int, epochs: int) -> list[Evaluation]:
-    from sagellm_lifetime.cli.beside import say_left_out, trained
+def _compare(
+    name: str, work: pl.DataFrame, predictors: list[str], seed: int, epochs: int
+) -> Sequence[Evaluation]:
+    """Train all predictors on a part of a workload, and score them on the rest, frozen."""
+    from sagellm_lifetime.evaluation.dataset import Dataset
+    from sagellm_lifetime.evaluation.study import Study, StudySettings
     from sagellm_lifetime.predictor.registry import has_network
 
-    with progress("training the baselines"):
-        rivals, left_out = trained(parts.train)
-    say_left_out(left_out)
-    done = []
-    for name in names:
-        passes = epochs if has_network(name) else None
-        predictor = fit(name, parts.train, seed=seed, epochs=passes)
-        done.append(measure(predictor, parts.test, rivals, seed=seed, label=f"scoring {name}"))
-    return done
+    settings = StudySettings(
+        predictors=predictors,
+        # Of the recorded answers some repeat a prompt: all of them go to the same part.
+        split="session" if name == RECORDED else "auto",
+        online=False,
+        seed=seed,
+        options={each: {"epochs": epochs} for each in predictors if has_network(each)},
+    )
+    study = Study(Dataset.of(work, name), settings)
+    with progress(name) as step:
+        study.fit(step)
+    note_left_out(study.left_out)
+    with progress(name) as step:
+        return study.run(step).evaluations
 
 
-def _report(folder: Path, name: str, evaluations: list[Evaluation]) -> None:
+def _report(folder: Path, name: str, evaluations: Sequence[Evaluation]) -> None:
     from sagellm_lifetime.evaluation.report import write_report
 
     with progress("drawing the report"):
@@ -142,7 +149,7 @@ def _report(folder: Path, name: str, evaluations: list[Evaluation]) -> None:
             raise CommandError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def _show(found: dict[str, list[Evaluation]]) -> None:
+def _show(found: dict[str, Sequence[Evaluation]]) -> None:
     lines: list[list[str] | None] = []
     for name, evaluations in found.items():
         blank = [""] * (len(COLUMNS) - 1)
@@ -228,7 +235,7 @@ def _advice(verdicts: dict[str, Verdict], led: str) -> str:
     return text
 
 
-def _index(found: dict[str, list[Evaluation]], verdicts: dict[str, Verdict]) -> str:
+def _index(found: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict]) -> str:
     from sagellm_lifetime.evaluation.report import all_scores, score_table
 
     lines = ["# Lifetime predictors: demo", ""]

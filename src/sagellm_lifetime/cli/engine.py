@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from sagellm_lifetime.cli.fetch import fetch
 from sagellm_lifetime.cli.guard import CommandError, guarded
 from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
@@ -242,4 +241,3 @@ def vllm(
 _PASSING: Final = {"ignore_unknown_options": True}
 app.command(context_settings=_PASSING)(guarded(start))
 app.command(context_settings={**_PASSING, "help_option_names": []})(guarded(vllm))
-app.command()(guarded(fetch))

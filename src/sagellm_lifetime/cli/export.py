@@ -12,6 +12,7 @@ from sagellm_lifetime.cli.options import Checkpoint, Json
 from sagellm_lifetime.cli.output import say, write_json
 from sagellm_lifetime.cli.places import check_file, check_json, find_checkpoint
 from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictor.checkpoint_file import Checkpoint as Contents
@@ -70,14 +71,21 @@ def _export_network(source: Path, contents: Contents, target: Path) -> None:
         )
     if predictor._runner is None:
         raise CheckpointError(f"{source}: this {contents.predictor} was never trained: train it")
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(predictor._runner.model())
+    onnx = _onnx()
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(predictor._runner.model()))
     model.producer_name = "sagellm-lifetime"
     model.doc_string = NOTE
     metadata = {"predictor": contents.predictor, "manifest": _manifest(contents)}
     onnx.helper.set_model_props(model, metadata)
     write_atomically(target, model.SerializeToString())
+
+
+def _onnx() -> Any:
+    """Return the package ``onnx``, which checks the graph and writes what is known about it."""
+    require("onnx", "an .onnx file", "train")
+    import onnx
+
+    return onnx
 
 
 def _manifest(contents: Contents) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
 from sagellm_lifetime.cli.output import note, progress
+from sagellm_lifetime.core.extras import is_installed
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.evaluation.dataset import Dataset
     from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.base import Predictor
 
@@ -23,8 +24,8 @@ _SHOWN: Final = 3
 
 
 def has_torch() -> bool:
-    """Whether networks can be trained here; does not load PyTorch."""
-    return find_spec("torch") is not None
+    """Return True if networks can be trained here; PyTorch is not loaded."""
+    return is_installed("torch")
 
 
 def check_names(given: Iterable[str]) -> list[str]:
@@ -104,6 +105,14 @@ class Reading:
             "clock": None,
         }
         return history.frame
+
+    def dataset(self, source: str) -> Dataset:
+        """Return the checked rows of a history and their clock, for a library call."""
+        from sagellm_lifetime.evaluation.dataset import Dataset
+
+        rows = self.rows(source)
+        clock = self.clock_of(source, rows)
+        return Dataset(rows, source, clock, self.told[source])
 
     def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
         """Return the clock of a whole log, ``wall`` or ``session``; say it where it is in doubt.

@@ -11,6 +11,7 @@ from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.output import STDOUT
 from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.core.extras import require_plots
 
 RUNS: Final = Path("runs") / "lifetime"
 """Where ``train`` writes by default, and where the other commands look."""
@@ -113,6 +114,13 @@ def check_file(path: Path) -> None:
     if path.name in (MODEL, MANIFEST) and is_checkpoint(path.parent):
         raise CommandError(f"{path}: part of a checkpoint, which it would destroy")
     check_place(path)
+
+
+def check_report(folder: Path | None, files: Iterable[str] = ()) -> None:
+    """Refuse a report that cannot be written, or cannot be drawn without the extra ``report``."""
+    if folder is not None:
+        require_plots()
+        check_folder(folder, files)
 
 
 def check_folder(path: Path | None, files: Iterable[str] = ()) -> None:

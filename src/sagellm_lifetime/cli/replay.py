@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import ClockKind, Reading, check_names, fit
+from sagellm_lifetime.cli.fitting import Reading, check_names
 from sagellm_lifetime.cli.guard import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
@@ -25,22 +23,12 @@ from sagellm_lifetime.cli.options import (
     Json,
     OnBadRows,
 )
-from sagellm_lifetime.cli.output import note, progress, write_json
-from sagellm_lifetime.cli.places import check_folder, check_json
-from sagellm_lifetime.cli.replayed import settings, show, told, unreached
+from sagellm_lifetime.cli.output import note, progress, say, table, write_json
+from sagellm_lifetime.cli.places import check_json, check_report
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from sagellm_lifetime.predictor.base import Predictor
-    from sagellm_lifetime.replay.compare import Replayed
-    from sagellm_lifetime.replay.cost import StepCost
-    from sagellm_lifetime.replay.engine import EngineSettings
-    from sagellm_lifetime.replay.hash_blocks import HashBlocks
-    from sagellm_lifetime.replay.load import Calibrated
-    from sagellm_lifetime.replay.policies import ReplayPolicy
+    from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
     from sagellm_lifetime.replay.report import Comparison
-    from sagellm_lifetime.replay.trace import TraceRequest
 
 POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
 REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens")
@@ -68,48 +56,9 @@ LOAD: Final = "knee"
 COST: Final = "a100-7b"
 BLOCKS: Final = 6000
 REQUESTS: Final = 300
-RATES: Final = (1e-6, 1e6)
 MOST_BLOCKS: Final = 4_000_000
 """64 million tokens; vLLM makes an object of each block, for every run anew: 8 s, and 1 GB."""
 NEEDS_VLLM: Final = "replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
-
-
-@dataclass
-class Job:
-    """What is replayed, and who is asked.
-
-    Attributes:
-        rows: the requests are drawn from these.
-        how: where they and the predictor come from, for people.
-        train: what the predictor learns from; ``None`` where it has learned, or nobody asks it.
-        predictor: a loaded one, or what the one to be trained is called.
-        split: how the history was cut, ``None`` where it was not.
-        clock: what the arrival times of ``rows`` count from.
-        hash_blocks: prompt tokens behind an id of ``prefix_hashes``, ``None`` where no row needs
-            it.
-        train_clock: what those of ``train`` count from.
-        min_confidence: of the plans.
-    """
-
-    rows: pl.DataFrame
-    how: str
-    train: pl.DataFrame | None
-    predictor: Predictor | str
-    split: str | None
-    clock: ClockKind
-    hash_blocks: HashBlocks | None
-    train_clock: ClockKind = "wall"
-    min_confidence: float = 0.0
-
-    def ready(self, seed: int) -> Predictor:
-        """The predictor, fitted."""
-        from sagellm_lifetime.predictor.registry import create_predictor
-
-        if not isinstance(self.predictor, str):
-            return self.predictor
-        if self.train is None:
-            return create_predictor(self.predictor, seed=seed)
-        return fit(self.predictor, self.train, seed=seed, clock=self.train_clock)
 
 
 def replay(
@@ -230,54 +179,39 @@ def replay(
         raise CommandError("a checkpoint is of one type: leave --predictor-type out")
     if offline and load is not None:
         raise CommandError("--offline has all requests there at once: leave --load out")
-    load = LOAD if load is None else load
-    who = _predictor(predictor_type)
-    names = _policies(policy or POLICIES)
-    _check_load(load)
-    from sagellm_lifetime.replay.cost import cost_model as find_cost
-    from sagellm_lifetime.replay.engine import EngineSettings
+    predictor = _predictor(predictor_type)
+    from sagellm_lifetime.replay.experiment import OFFLINE, ExperimentSettings, describe
     from sagellm_lifetime.replay.report import FILES, write_report
 
-    check_folder(report, FILES)
-    written = [report / each for each in FILES] if report is not None else []
+    settings = ExperimentSettings(
+        policies=_policies(policy or POLICIES),
+        load=OFFLINE if offline else load or LOAD,
+        blocks=blocks,
+        max_model_len=max_model_len,
+        max_requests=max_requests,
+        seeds=seeds,
+        predictor=predictor,
+        min_confidence=min_confidence,
+        cost_model=cost_model,
+        hash_block_size=hash_block_size,
+    )
+    check_report(report, FILES)
+    written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
-
-    cost = find_cost(cost_model)
     reading = Reading(on_bad_rows, cap_reached, clock)
-    job = _job(data_path, names, who, train_path, checkpoint, reading, hash_block_size)
-    job.min_confidence = min_confidence
-    engine = EngineSettings(
-        blocks=blocks, max_model_len=max_model_len, prefix_caching=_shares_prompts(job.rows)
-    )
-    traces = _traces(job, max_requests, seeds, engine)
-    _need_vllm()
-    note(job.how)
-    if seeds > 1 and max_requests >= len(job.rows):
-        note(f"all {len(job.rows):,} requests are in every seed: give a smaller --max-requests")
-
-    found, rates = _compare(job, names, traces, engine, cost, "" if offline else load)
-    found.settings = settings(
-        data=data_path,
-        job=job,
-        load="offline" if offline else load,
-        rates=rates,
-        requests=[len(trace) for trace in traces],
-        engine=engine,
-        cost=cost,
-        read=reading.told,
-    )
-    how = told(found.settings)
-    if not found.settings["load_reached"]:
-        note(unreached(load))
-    if json is not None:
-        write_json(found.to_json(), json)
-    if json != "-":
-        show(found, how)
+    experiment = _experiment(reading, data_path, train_path, checkpoint, settings)
+    _load_vllm()
+    for line in (experiment.how, *experiment.notes):
+        note(line)
+    with progress("replay") as step:
+        comparison = experiment.run(step)
+    _show(comparison, json)
     if report is not None:
-        note(f"report: {write_report(report, found, how=how)}")
+        note(f"report: {write_report(report, comparison, how=describe(comparison.settings))}")
 
 
 def _predictor(given: str | None) -> str:
+    """Return the name of the one predictor that is asked."""
     names = check_names([given or PREDICTOR])
     if len(names) > 1:
         raise CommandError("one --predictor-type at a time")
@@ -285,130 +219,34 @@ def _predictor(given: str | None) -> str:
 
 
 def _policies(given: Sequence[str]) -> list[str]:
-    """Names of policies, each once; a name may be several, with commas between."""
-    from sagellm_lifetime.core.errors import UnknownNameError
-    from sagellm_lifetime.predictor.registry import create_predictor
-
+    """Return names of policies, each once; an option may hold several, with commas between."""
     names = [name.strip() for several in given for name in several.split(",") if name.strip()]
-    if not names:
-        raise CommandError("no policy is named: choose one with --policy")
-    known = _known(create_predictor("baseline"))
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("policy", name, list(known))
     return list(dict.fromkeys(names))
 
 
-def _known(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
-    from sagellm_lifetime.replay.planned import planned_policies
-    from sagellm_lifetime.replay.policies import POLICIES as PLAIN
-
-    return PLAIN | planned_policies(predictor, min_confidence)
-
-
-def _check_load(load: str) -> None:
-    from sagellm_lifetime.core.errors import UnknownNameError
-    from sagellm_lifetime.replay.load import LOADS
-
-    if load in LOADS:
-        return
-    try:
-        rate = float(load)
-    except ValueError:
-        known = [*LOADS, "a number (requests a second)"]
-        raise UnknownNameError("load", load, known) from None
-    least, most = RATES
-    if not (math.isfinite(rate) and least <= rate <= most):
-        raise CommandError(
-            f"--load: {least:g} to {most:,.0f} requests a second are possible, not {load}"
-        )
-
-
-def _job(
+def _experiment(
+    reading: Reading,
     data_path: str,
-    names: Sequence[str],
-    who: str,
     train_path: str | None,
     checkpoint: Path | None,
-    reading: Reading,
-    hash_block_size: int | None,
-) -> Job:
-    from sagellm_lifetime.history.splits import split
-    from sagellm_lifetime.replay.hash_blocks import hash_blocks
-    from sagellm_lifetime.replay.policies import POLICIES as PLAIN
+    settings: ExperimentSettings,
+) -> Experiment:
+    """Read what the options name, and put it together."""
+    from sagellm_lifetime.replay.experiment import Experiment
 
-    loaded: Predictor | None = None
-    if checkpoint is not None:
-        from sagellm_lifetime.predictor.checkpoint import load_predictor
+    if checkpoint is None:
+        data = reading.dataset(data_path)
+        train = None if train_path is None else reading.dataset(train_path)
+        return Experiment(data, settings, train=train)
+    from sagellm_lifetime.predictor.checkpoint import load_predictor
 
-        loaded = load_predictor(checkpoint)
-    rows = reading.rows(data_path)
-    clock = reading.clock_of(data_path, rows)
-    blocks = hash_blocks(rows, hash_block_size)
-    if loaded is not None:
-        how = f"{loaded.name} of {checkpoint}"
-        return Job(_in_order(rows, clock), how, None, loaded, None, clock, blocks)
-    asked = any(name not in PLAIN for name in names)
-    if train_path is not None:
-        train = reading.rows(train_path)
-        how = f"trained on {len(train):,} rows of {train_path}"
-        train_clock = reading.clock_of(train_path, train)
-        job = Job(_in_order(rows, clock), how, train, who, None, clock, blocks, train_clock)
-    else:
-        cut = split(rows, clock=clock)
-        how = (
-            f"split by {cut.by}: trained on {len(cut.train):,} rows, requests from the other "
-            f"{len(cut.test):,}"
-        )
-        job = Job(cut.test, how, cut.train, who, cut.by, clock, blocks, clock)
-    assert job.train is not None
-    if not asked:
-        job.how, job.train = f"requests from {len(job.rows):,} rows; no predictor is asked", None
-    elif not (job.train["actual_length"] > 0).any():
-        raise CommandError("nothing to train on: no row of the training part has generated tokens")
-    return job
+    predictor = load_predictor(checkpoint)
+    data = reading.dataset(data_path)
+    return Experiment(data, settings, predictor=predictor, origin=str(checkpoint))
 
 
-def _in_order(rows: pl.DataFrame, clock: ClockKind) -> pl.DataFrame:
-    """By arrival where that says something, so that neighbours came one after the other."""
-    recorded = "arrival_time" in rows.columns and not rows["arrival_time"].null_count()
-    if not recorded or clock == "session":
-        return rows
-    return rows.sort("arrival_time", maintain_order=True)
-
-
-def _shares_prompts(rows: pl.DataFrame) -> bool:
-    """Whether the history says which prompts begin alike: then the engine caches prefixes."""
-    return any(
-        name in rows.columns and rows[name].null_count() < len(rows)
-        for name in ("prefix_hashes", "prompt_token_ids")
-    )
-
-
-def _traces(
-    job: Job, max_requests: int, seeds: int, engine: EngineSettings
-) -> list[list[TraceRequest]]:
-    """The requests of each seed; that they fit is looked at before anything is trained."""
-    from sagellm_lifetime.replay.engine import check_fits
-    from sagellm_lifetime.replay.trace import make_trace, sample
-
-    size = None if job.hash_blocks is None else job.hash_blocks.tokens
-    traces = [
-        make_trace(
-            sample(job.rows, max_requests, seed=seed),
-            seed=seed,
-            clock=job.clock,
-            hash_block_size=size,
-        )
-        for seed in range(seeds)
-    ]
-    for trace in traces:
-        check_fits(trace, engine)
-    return traces
-
-
-def _need_vllm() -> None:
-    """Load vLLM, and look whether it is the one this was written for."""
+def _load_vllm() -> None:
+    """Import vLLM without its messages, and check that it is a version this was written for."""
     from sagellm_lifetime.core.errors import MissingExtraError
     from sagellm_lifetime.vllm.compat.interface import check_interface
 
@@ -421,63 +259,19 @@ def _need_vllm() -> None:
         raise CommandError(NEEDS_VLLM) from None
 
 
-def _compare(
-    job: Job,
-    names: Sequence[str],
-    traces: Sequence[Sequence[TraceRequest]],
-    engine: EngineSettings,
-    cost: StepCost,
-    load: str,
-) -> tuple[Comparison, list[Calibrated]]:
-    """Replay every seed with every policy; ``load`` is empty where all come at once."""
-    from sagellm_lifetime.replay.load import Calibrated, at_load
-    from sagellm_lifetime.replay.report import Comparison
-    from sagellm_lifetime.replay.trace import at_once
+def _show(comparison: Comparison, json: str | None) -> None:
+    """Write the JSON, and print the table where the JSON does not go to stdout."""
+    from sagellm_lifetime.replay.experiment import describe, not_reached
+    from sagellm_lifetime.replay.report import COLUMNS, LEGEND, cost_lines
 
-    found = Comparison({}, cost, engine.blocks, {name: [] for name in names})
-    rates: list[Calibrated] = []
-    for seed, trace in enumerate(traces):
-        known = _known(job.ready(seed), job.min_confidence)
-        which = f"seed {seed}, " if len(traces) > 1 else ""
-        with progress("replaying") as step:
-
-            def look(tried: int, share: float, which: str = which) -> None:
-                step(f"{which}finding the load, try {tried}", share)
-
-            at = Calibrated(at_once(trace), 0.0)
-            if load:
-                look(0, 0.0)
-                at = at_load(load, trace, engine, cost, look)
-            rates.append(at)
-            for i, name in enumerate(names):
-
-                def tell(share: float, what: str = which + name, before: int = i) -> None:
-                    step(what, (before + share) / len(names))
-
-                found.runs[name].append(_run(known[name], at, engine, cost, tell))
-    return found, rates
-
-
-def _run(
-    policy: ReplayPolicy,
-    at: Calibrated,
-    engine: EngineSettings,
-    cost: StepCost,
-    tell: Callable[[float], None],
-) -> Replayed:
-    from sagellm_lifetime.replay.compare import Replayed
-    from sagellm_lifetime.replay.compare import replay as run_policy
-    from sagellm_lifetime.replay.metrics import metrics
-
-    if policy.name == "fcfs" and at.default is not None:  # was run to find the load
-        return Replayed(policy, at.default, metrics(at.default), {})
-    ran, last, runs = 0, 0, max(len(policy.grid), 1)
-
-    def finished(done: int) -> None:
-        nonlocal ran, last
-        ran += done < last  # the next entry of its grid has begun
-        last = done
-        tell((ran + done / len(at.trace)) / runs)
-
-    tell(0.0)
-    return run_policy(at.trace, engine, cost, policy, progress=finished)
+    settings = comparison.settings
+    if not settings["load_reached"]:
+        note(not_reached(settings["load"]))
+    if json is not None:
+        write_json(comparison.to_json(), json)
+    if json == "-":
+        return
+    say(describe(settings))
+    table(COLUMNS, comparison.rows())
+    for line in (LEGEND, *comparison.says(), *cost_lines(comparison.cost), comparison.pace()):
+        say(line)

@@ -1,20 +1,15 @@
-"""Evaluations as tables on the terminal and as the JSON of the design."""
+"""Evaluations as a table on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sagellm_lifetime.cli.output import number, progress
+from sagellm_lifetime.cli.output import note, number
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
     from sagellm_lifetime.evaluation.protocol import Evaluation
-    from sagellm_lifetime.evaluation.rivals.base import Rival
     from sagellm_lifetime.evaluation.scoring import Score
-    from sagellm_lifetime.history.prequential import Clock
 
 COLUMNS = (
     "",
@@ -34,31 +29,10 @@ LEGEND = (
 )
 
 
-def measure(
-    predictor: LifetimePredictorProtocol,
-    rows: pl.DataFrame,
-    rivals: Sequence[Rival],
-    *,
-    online: bool = False,
-    clock: Clock = "auto",
-    seed: int = 0,
-    max_rows: int | None = None,
-    label: str,
-) -> Evaluation:
-    """One evaluation, with progress on stderr."""
-    from sagellm_lifetime.evaluation.protocol import evaluate
-
-    with progress(label) as step:
-        return evaluate(
-            predictor,
-            rows,
-            online=online,
-            clock=clock,
-            seed=seed,
-            max_rows=max_rows,
-            rivals=rivals,
-            progress=lambda done, total: step("", done / max(total, 1)),
-        )
+def note_left_out(left_out: Mapping[str, str]) -> None:
+    """Say on stderr, one line each, which baselines are missing and why."""
+    for name, reason in left_out.items():
+        note(f"left out beside: {name} ({reason})")
 
 
 def score_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
@@ -75,7 +49,7 @@ def score_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
 
 
 def _least(scores: Sequence[Score]) -> float | None:
-    return min((each["mae"] for each in scores if each["mae"] is not None), default=None)
+    return min((score["mae"] for score in scores if score["mae"] is not None), default=None)
 
 
 def _row(name: str, admission: Score, steps: Score, least: Mapping[str, float | None]) -> list[str]:
@@ -93,18 +67,3 @@ def _row(name: str, admission: Score, steps: Score, least: Mapping[str, float | 
 
 def _starred(value: float | None, least: float | None) -> str:
     return number(value) + ("*" if value is not None and value == least else " ")
-
-
-def to_json(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of the design for the first predictor; all of them below ``predictors``."""
-    from sagellm_lifetime.evaluation.verdict import verdict
-
-    ahead = verdict(evaluations)
-    found = {
-        **evaluations[0].to_dict(),
-        "verdict": None if ahead is None else ahead.to_dict(),
-        "settings": settings,
-    }
-    if len(evaluations) > 1:
-        found["predictors"] = {each.name: each.to_dict() for each in evaluations}
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +33,7 @@ from sagellm_lifetime.cli.places import (
     check_json,
     default_output,
 )
+from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
     import polars as pl
@@ -144,10 +144,8 @@ def _network_options(
         if value is not None and not network:
             others = listed([each for each in PREDICTORS if has_network(each)], "and")
             raise CommandError(f"{option} is for {others}; {name} has no network")
-    if tensorboard is not None and find_spec("tensorboard") is None:
-        from sagellm_lifetime.core.errors import MissingExtraError
-
-        raise MissingExtraError("--tensorboard", "train")
+    if tensorboard is not None:
+        require("tensorboard", "--tensorboard", "train")
     taken = signature(predictor_class(name)).parameters
     width = next((each for each in WIDTHS if each in taken), None)
     if width is None and hidden_size is not None:

@@ -10,7 +10,6 @@ exits with 2; a library user catches :class:`LifetimeError` for all of them.
     │   ├── HistoryHeaderError           … because of its columns
     │   └── HistoryRowError              … because of its rows
     ├── CheckpointError (ValueError)     a checkpoint that cannot be loaded or written
-    ├── ModelError (ValueError)          a model that cannot be fetched or laid out
     ├── UnknownNameError (ValueError)    a predictor, policy or format nobody registered
     └── MissingExtraError (ImportError)  an optional part that is not installed
 """
@@ -84,10 +83,6 @@ class HistoryRowError(HistoryError):
 
 class CheckpointError(LifetimeError, ValueError):
     """A checkpoint that is missing, damaged, of another kind, or cannot be written."""
-
-
-class ModelError(LifetimeError, ValueError):
-    """A model that cannot be fetched, is not what it should be, or cannot be laid out."""
 
 
 class UnknownNameError(LifetimeError, ValueError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from sagellm_lifetime.core.atomic import replacing, write_atomically
+from sagellm_lifetime.core.extras import require_plots
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.scoring import Score
 from sagellm_lifetime.evaluation.verdict import verdict
@@ -68,11 +69,15 @@ def write_report(
     Args:
         evaluations: one per predictor, made with the same frame, seed and rivals; the rivals are
             taken from the first.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
     from sagellm_lifetime.evaluation import plots
 
     if not evaluations:
         raise ValueError("a report needs at least one evaluation")
+    require_plots()
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, _, _ in _PLOTS:

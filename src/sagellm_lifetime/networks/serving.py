@@ -9,7 +9,7 @@ itself as long as it lives, and the next one gets a session that is free.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Session:
         for name, view in self._views.items():
             options.add_initializer(name, view)
         self.run = onnxruntime.InferenceSession(
-            self.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
+            self.model(), options, providers=["CPUExecutionProvider"]
         ).run
 
     def load(self, arrays: Weights) -> None:
@@ -66,8 +66,8 @@ class Session:
         for name, array in arrays.items():
             np.copyto(self._arrays[name], array)
 
-    def model(self) -> Any:
-        """The ONNX model with the parameters as they are."""
+    def model(self) -> bytes:
+        """Return the ONNX model with the parameters as they are."""
         return self._graph.model(IN, OUTPUT, self._arrays)
 
 
@@ -109,8 +109,8 @@ class Runner:
         feeds = {"x": x, "lengths": np.array([len(steps)], dtype=np.int32)}
         return np.asarray(self._run([OUTPUT], feeds)[0])[0]
 
-    def model(self) -> Any:
-        """The network as an ONNX model, which takes padded batches too."""
+    def model(self) -> bytes:
+        """Return the network as an ONNX model, which takes padded batches too."""
         return self._session.model()
 
     def __del__(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.core.atomic import replacing, write_atomically
+from sagellm_lifetime.core.extras import require_plots
 from sagellm_lifetime.evaluation.plots import COLOURS
 from sagellm_lifetime.replay.compare import Replayed
 from sagellm_lifetime.replay.cost import StepCost
@@ -144,7 +145,12 @@ def cost_lines(cost: StepCost) -> list[str]:
 
 
 def write_report(folder: Path | str, found: Comparison, *, how: str = "") -> Path:
-    """Write ``report.md`` and its two plots; returns the path of ``report.md``."""
+    """Write ``report.md`` and its two plots; return the path of ``report.md``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_plots()
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, plot in ((LATENCY_PLOT, latency_cdf), (MEMORY_PLOT, memory)):

@@ -24,7 +24,7 @@ from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular_files import open_regular, read_regular
 from sagellm_lifetime.vllm.circuit_breaker import LOG
-from sagellm_lifetime.vllm.observability.published import MOST_BYTES, parse_stats
+from sagellm_lifetime.vllm.published import MOST_BYTES, parse_stats
 from sagellm_lifetime.vllm.settings import MODES, Mode
 
 STATS: Final = "stats.json"

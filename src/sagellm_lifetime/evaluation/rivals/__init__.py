@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.errors import HistoryError, MissingExtraError
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.boosted import LightGbm
 from sagellm_lifetime.evaluation.rivals.constant import ConstantMedian
@@ -28,7 +28,7 @@ def fit_possible(train: pl.DataFrame) -> tuple[list[Rival], dict[str, str]]:
     for name in RIVALS:
         try:
             rivals += fit_rivals(train, [name])
-        except HistoryError as error:
+        except (HistoryError, MissingExtraError) as error:
             left_out[name] = str(error)
     return rivals, left_out
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.extras import require
 from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.metrics import mae
 from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
@@ -59,6 +60,7 @@ class LightGbm(Rival):
                 f"the lightgbm rival needs {_MIN_ROWS} finished sequences to train on, "
                 f"got {len(ended)}"
             )
+        require("lightgbm", "the baseline lightgbm", "report")
         self._columns = Columns()
         self._columns.fit(ended)
         self._target = self._choose(ended, curve_of(train))

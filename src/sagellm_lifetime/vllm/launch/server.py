@@ -19,10 +19,10 @@ from sagellm_lifetime.core.errors import (
     RequestError,
 )
 from sagellm_lifetime.core.values import is_path
-from sagellm_lifetime.engines.models.published import MODELS
 from sagellm_lifetime.predictor.registry import has_network, predictor_class
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
+from sagellm_lifetime.vllm.launch.address import check_address
 from sagellm_lifetime.vllm.launch.vllm_args import (
     LaunchError,
     first_of,
@@ -34,7 +34,6 @@ from sagellm_lifetime.vllm.launch.vllm_args import (
     unfolded,
 )
 from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, width_of
-from sagellm_lifetime.vllm.observability.address import check_address
 from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
@@ -199,19 +198,11 @@ def check_model(model: str) -> None:
     elif "://" in model:
         return
     elif model.startswith((".", "/", "~")):
-        raise LaunchError(f"{model}: no such folder{_fetched(model)}")
+        raise LaunchError(f"{model}: no such folder")
     elif Path(owner).is_dir():
-        raise LaunchError(f"{model}: no such folder in {owner}{_fetched(model)}")
+        raise LaunchError(f"{model}: no such folder in {owner}")
     elif not _HUB.fullmatch(model):
         raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
-
-
-def _fetched(model: str) -> str:
-    """How to come by a model that can be fetched, if it is named like one."""
-    name = next((name for name in MODELS if name in model.lower()), None)
-    if name is None:
-        return ""
-    return f"; `sage llm engine fetch {name} {shlex.quote(model)}` fetches one"
 
 
 def check_processors(options: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sagellm_lifetime.vllm.observability.published import COUNTS
+from sagellm_lifetime.vllm.published import COUNTS
 
 STALE_S: Final = 10.0
 """Statistics older than this come from an engine core that does not write any more."""
@@ -16,7 +16,7 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
 
     Args:
         engines: statistics of at least one engine core, checked
-            (:func:`~sagellm_lifetime.vllm.observability.published.parse_stats`).
+            (:func:`~sagellm_lifetime.vllm.published.parse_stats`).
         unreadable: what is wrong with the statistics of others, which are in no sum.
     """
     found: dict[str, Any] = {

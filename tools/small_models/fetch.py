@@ -12,11 +12,11 @@ from typing import Final
 from zipfile import BadZipFile, ZipFile
 
 from sagellm_lifetime.core.atomic import temporary_folder
-from sagellm_lifetime.core.errors import ModelError
-from sagellm_lifetime.engines.models import wheels
-from sagellm_lifetime.engines.models.gguf import read_gguf
-from sagellm_lifetime.engines.models.llama import write_llama
-from sagellm_lifetime.engines.models.published import Published, published
+from small_models import wheels
+from small_models.errors import ModelError
+from small_models.gguf import read_gguf
+from small_models.llama import write_llama
+from small_models.published import Published, published
 
 ORIGIN: Final = "origin.json"
 """Beside the model: which wheel it was made of, and how large each file is."""

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from small_models.errors import ModelError
+from small_models.gguf import read_gguf
+from small_models.llama import write_llama
 from tiny_llama import HEADS, KV_HEADS, SAID, SHAPES, WIDTH, WORDS, gguf_file
-
-from sagellm_lifetime.core.errors import ModelError
-from sagellm_lifetime.engines.models.gguf import read_gguf
-from sagellm_lifetime.engines.models.llama import write_llama
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sagellm_lifetime.core.errors import ModelError
-from sagellm_lifetime.engines.models.gguf import Gguf, Tensor
+from small_models.errors import ModelError
+from small_models.gguf import Gguf, Tensor
 
 _OUTSIDE: Final = {
     "token_embd.weight": "model.embed_tokens.weight",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sagellm_lifetime.core.errors import UnknownNameError
-from sagellm_lifetime.engines.models.wheels import Wheel
+from small_models.wheels import Wheel
 
 
 @dataclass(frozen=True, slots=True)

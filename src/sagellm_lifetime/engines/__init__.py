@@ -1,1 +1,0 @@
-"""Engines that act on predictions."""

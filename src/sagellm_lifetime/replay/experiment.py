@@ -1,0 +1,376 @@
+"""Replay a history through vLLM's own scheduler and compare policies.
+
+>>> settings = ExperimentSettings(policies=("fcfs", "lifetime"), load="overload")
+>>> experiment = Experiment(Dataset.read("log.jsonl"), settings)  # doctest: +SKIP
+>>> experiment.run().figures()["lifetime"]["mean_latency_s"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Final
+
+import polars as pl
+
+from sagellm_lifetime.core.arguments import level
+from sagellm_lifetime.core.errors import HistoryError, RequestError, UnknownNameError
+from sagellm_lifetime.evaluation.dataset import Dataset
+from sagellm_lifetime.evaluation.study import Progress, labelled
+from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
+from sagellm_lifetime.replay.compare import Replayed
+from sagellm_lifetime.replay.compare import replay as run_policy
+from sagellm_lifetime.replay.cost import cost_model
+from sagellm_lifetime.replay.engine import EngineSettings, check_fits
+from sagellm_lifetime.replay.hash_blocks import HashBlocks, hash_blocks
+from sagellm_lifetime.replay.load import LOADS, Calibrated, at_load
+from sagellm_lifetime.replay.metrics import metrics
+from sagellm_lifetime.replay.planned import planned_policies
+from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy
+from sagellm_lifetime.replay.report import Comparison
+from sagellm_lifetime.replay.trace import TraceRequest, at_once, make_trace, sample
+from sagellm_lifetime.vllm.compat.interface import check_interface, version
+
+OFFLINE: Final = "offline"
+"""The load at which all requests are there from the start."""
+RATES: Final = (1e-6, 1e6)
+"""Lowest and highest load, requests a second."""
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """What is replayed, and how.
+
+    Attributes:
+        policies: names of policies; :func:`known_policies` has them all.
+        load: ``relaxed``, ``knee``, ``overload``, a number (requests a second) or ``offline``.
+        blocks: KV blocks of 16 tokens in the pool.
+        max_model_len: tokens of prompt and output together that the engine takes; ``None``: what
+            the longest request may come to.
+        max_requests: most requests of one seed, neighbours in the history.
+        seeds: how often requests are drawn; figures are medians.
+        predictor: name of the predictor that is trained and asked.
+        min_confidence: vLLM's own rule decides where a prediction is less confident, 0 to 1.
+        cost_model: name of the seconds of a step.
+        hash_block_size: prompt tokens behind one id of ``prefix_hashes``; ``None``: inferred.
+
+    Raises:
+        UnknownNameError: no policy, load, predictor or cost model has the name.
+        RequestError: a number is out of range.
+
+    >>> ExperimentSettings(policies=("fcfs",), load="2.5").seeds
+    1
+    >>> ExperimentSettings(load="heavy")
+    Traceback (most recent call last):
+    ...
+    sagellm_lifetime.core.errors.UnknownNameError: unknown load 'heavy': choose one of relaxed, \
+knee, overload, a number (requests a second)
+    """
+
+    policies: Sequence[str] = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
+    load: str = "knee"
+    blocks: int = 6000
+    max_model_len: int | None = None
+    max_requests: int = 300
+    seeds: int = 1
+    predictor: str = "survival"
+    min_confidence: float = 0.0
+    cost_model: str = "a100-7b"
+    hash_block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        predictor_class(self.predictor)
+        _check_policies(self.policies)
+        check_load(self.load)
+        cost_model(self.cost_model)
+        level(self.min_confidence, "min_confidence")
+        least = {"blocks": 2, "max_requests": 1, "seeds": 1}
+        optional = {"max_model_len": 1, "hash_block_size": 1}
+        for name, lowest in (least | optional).items():
+            value = getattr(self, name)
+            if not (value is None and name in optional) and value < lowest:
+                raise RequestError(f"{name} must be {lowest} or more, got {value}")
+
+
+def known_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
+    """Return all policies by name: vLLM's own, and plans that ask ``predictor``."""
+    return POLICIES | planned_policies(predictor, min_confidence)
+
+
+def check_load(load: str) -> None:
+    """Refuse a load that is neither a name nor a possible number of requests a second.
+
+    Raises:
+        UnknownNameError: neither a name nor a number.
+        RequestError: a number out of range.
+    """
+    if load in LOADS or load == OFFLINE:
+        return
+    try:
+        rate = float(load)
+    except ValueError:
+        known = [*LOADS, "a number (requests a second)"]
+        raise UnknownNameError("load", load, known) from None
+    lowest, highest = RATES
+    if not (math.isfinite(rate) and lowest <= rate <= highest):
+        raise RequestError(
+            f"--load: {lowest:g} to {highest:,.0f} requests a second are possible, not {load}"
+        )
+
+
+def _check_policies(names: Sequence[str]) -> None:
+    if not names:
+        raise RequestError("no policy is named: choose one with --policy")
+    known = known_policies(create_predictor("baseline"))
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("policy", name, list(known))
+
+
+class Experiment:
+    """A history, policies, and the predictor that they ask.
+
+    Everything that can be refused without vLLM is refused here, before anything is trained.
+
+    Args:
+        data: the requests are drawn from it; cut in two where there is nothing else to train on.
+        settings: what is replayed.
+        train: history that the predictor is trained on.
+        predictor: a trained predictor to ask in place of the one that the settings name.
+        origin: where ``predictor`` comes from, for people.
+
+    Raises:
+        HistoryError: the history cannot be split, trained on or replayed.
+        RequestError: a request does not fit into the pool or the model length.
+
+    Attributes:
+        how: where the requests and the predictor come from, in one sentence.
+        notes: what is odd about the setting, a sentence each.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        settings: ExperimentSettings | None = None,
+        *,
+        train: Dataset | None = None,
+        predictor: Predictor | None = None,
+        origin: str = "memory",
+    ) -> None:
+        self.settings = settings or ExperimentSettings()
+        self._read = [data] if train is None else [data, train]
+        self._given = predictor
+        self._train: Dataset | None = None
+        self._split: str | None = None
+        self._hash_blocks = hash_blocks(data.rows, self.settings.hash_block_size)
+        if predictor is not None:
+            self._requests = _in_arrival_order(data)
+            self.how = f"{predictor.name} of {origin}"
+        else:
+            self._choose_training(data, train)
+        self._engine = EngineSettings(
+            blocks=self.settings.blocks,
+            max_model_len=self.settings.max_model_len,
+            prefix_caching=_shares_prompts(self._requests.rows),
+        )
+        self._cost = cost_model(self.settings.cost_model)
+        self._traces = self._draw()
+        self.notes: list[str] = []
+        count = len(self._requests.rows)
+        if self.settings.seeds > 1 and self.settings.max_requests >= count:
+            self.notes.append(
+                f"all {count:,} requests are in every seed: give a smaller --max-requests"
+            )
+
+    def _choose_training(self, data: Dataset, train: Dataset | None) -> None:
+        """Set what is trained on and what is replayed."""
+        if train is not None:
+            self._requests = _in_arrival_order(data)
+            self.how = f"trained on {len(train.rows):,} rows of {train.name}"
+        else:
+            parts = split(data.rows, clock=data.clock)
+            self._requests = replace(data, rows=parts.test)
+            train = replace(data, rows=parts.train)
+            self._split = parts.by
+            self.how = (
+                f"split by {parts.by}: trained on {len(parts.train):,} rows, requests from the "
+                f"other {len(parts.test):,}"
+            )
+        if all(name in POLICIES for name in self.settings.policies):
+            self.how = f"requests from {len(self._requests.rows):,} rows; no predictor is asked"
+        elif not train.has_tokens:
+            raise HistoryError(
+                "nothing to train on: no row of the training part has generated tokens"
+            )
+        else:
+            self._train = train
+
+    def _draw(self) -> list[list[TraceRequest]]:
+        """Return the requests of each seed; all of them fit into the engine."""
+        tokens = None if self._hash_blocks is None else self._hash_blocks.tokens
+        traces = [
+            make_trace(
+                sample(self._requests.rows, self.settings.max_requests, seed=seed),
+                seed=seed,
+                clock=self._requests.clock,
+                hash_block_size=tokens,
+            )
+            for seed in range(self.settings.seeds)
+        ]
+        for trace in traces:
+            check_fits(trace, self._engine)
+        return traces
+
+    def run(self, progress: Progress | None = None) -> Comparison:
+        """Train, find the load, and replay every seed with every policy.
+
+        Args:
+            progress: called with what is being done and the share of it that is done.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+            LifetimeError: another vLLM, or a predictor that cannot be trained on the history.
+        """
+        check_interface()
+        names = self.settings.policies
+        comparison = Comparison({}, self._cost, self._engine.blocks, {name: [] for name in names})
+        loads = []
+        for seed, trace in enumerate(self._traces):
+            several = len(self._traces) > 1
+            tell = labelled(progress or _silent, f"seed {seed}" if several else "")
+            known = known_policies(self._predictor(seed, tell), self.settings.min_confidence)
+            at = self._at_load(trace, tell)
+            loads.append(at)
+            for i, name in enumerate(names):
+                step = _part(tell, name, i, len(names))
+                comparison.runs[name].append(self._run_policy(known[name], at, step))
+        comparison.settings = self._record(loads)
+        return comparison
+
+    def _predictor(self, seed: int, progress: Progress) -> Predictor:
+        """Return the predictor that the policies ask, trained."""
+        if self._given is not None:
+            return self._given
+        predictor = create_predictor(self.settings.predictor, seed=seed)
+        if self._train is not None:
+            tell = labelled(progress, f"training {predictor.name}")
+            predictor.fit(self._train.rows, progress=tell, clock=self._train.clock)
+        return predictor
+
+    def _at_load(self, trace: Sequence[TraceRequest], progress: Progress) -> Calibrated:
+        """Return the trace as fast as the load wants it."""
+        if self.settings.load == OFFLINE:
+            return Calibrated(at_once(trace), 0.0)
+
+        def tell(attempt: int, share: float) -> None:
+            progress(f"finding the load, try {attempt}", share)
+
+        tell(0, 0.0)
+        return at_load(self.settings.load, trace, self._engine, self._cost, tell)
+
+    def _run_policy(
+        self, policy: ReplayPolicy, at: Calibrated, progress: Callable[[float], None]
+    ) -> Replayed:
+        """Return the run of one policy; ``progress`` is told the share of it that is done."""
+        if policy.name == "fcfs" and at.default is not None:  # was run to find the load
+            return Replayed(policy, at.default, metrics(at.default), {})
+        runs, earlier, last = max(len(policy.grid), 1), 0, 0
+
+        def finished(done: int) -> None:
+            nonlocal earlier, last
+            earlier += done < last  # the next entry of the grid has begun
+            last = done
+            progress((earlier + done / len(at.trace)) / runs)
+
+        progress(0.0)
+        return run_policy(at.trace, self._engine, self._cost, policy, progress=finished)
+
+    def _record(self, loads: Sequence[Calibrated]) -> dict[str, Any]:
+        """Return everything that is the same for all policies, for the JSON."""
+        settings, engine, blocks = self.settings, self._engine, self._hash_blocks
+        asked = self._given is not None or self._train is not None
+        name = settings.predictor if self._given is None else self._given.name
+        return {
+            "data": self._read[0].name,
+            "how": self.how,
+            "split": self._split,
+            "clock": self._read[0].recorded_clock,
+            "read": {each.name: dict(each.reading) for each in self._read},
+            "predictor": name if asked else None,
+            "min_confidence": settings.min_confidence,
+            "training_rows": None if self._train is None else len(self._train.rows),
+            "requests": median(len(trace) for trace in self._traces),
+            "seeds": len(loads),
+            "load": settings.load,
+            "load_reached": all(at.reached for at in loads),
+            "rate": median(at.rate for at in loads) or None,
+            "rates": [at.rate or None for at in loads],
+            "capacity": median(at.capacity for at in loads) or None,
+            "engine": f"vLLM {version()}",
+            "blocks": engine.blocks,
+            "block_size": engine.block_size,
+            "max_model_len": engine.max_model_len,
+            "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "prefix_caching": engine.prefix_caching,
+            "hash_block_size": None if blocks is None else blocks.tokens,
+            "hash_block_size_source": None if blocks is None else blocks.source,
+            "cost_model": asdict(self._cost),
+        }
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Return the settings of a comparison that an experiment made, as one sentence."""
+    if settings["rate"] is None:
+        arrivals = "all at once"
+    else:
+        arrivals = f"{settings['rate']:.3g} a second"
+        if settings["capacity"] is not None:
+            capacity = f"{settings['capacity']:.3g} is what fcfs gets done"
+            arrivals += f" ({settings['load']}; {capacity})"
+    if settings["seeds"] > 1:
+        arrivals += f", medians over {settings['seeds']} seeds"
+    if not settings["load_reached"]:
+        arrivals += f"; {not_reached(settings['load'])}"
+    caching = "on" if settings["prefix_caching"] else "off"
+    if settings["hash_block_size"] is not None:
+        blocks = HashBlocks(settings["hash_block_size"], settings["hash_block_size_source"])
+        caching += f" ({blocks.said})"
+    return (
+        f"{settings['requests']:,.0f} requests of {settings['data']}, {arrivals}; "
+        f"{settings['engine']}, {settings['blocks']:,} blocks of {settings['block_size']} tokens, "
+        f"prefix caching {caching}"
+    )
+
+
+def not_reached(load: str) -> str:
+    """Return the warning that no rate which was tried made the load that was asked for."""
+    return f"NOT {load}: no rate that was tried lets vLLM's default queue as that load wants it"
+
+
+def _in_arrival_order(data: Dataset) -> Dataset:
+    """Sort by arrival where all rows are on one clock, so that neighbours came in succession."""
+    if not data.has_all_arrivals or data.clock == "session":
+        return data
+    return replace(data, rows=data.rows.sort("arrival_time", maintain_order=True))
+
+
+def _shares_prompts(rows: pl.DataFrame) -> bool:
+    """Return True if the history says which prompts begin alike: then prefixes are cached."""
+    return any(
+        name in rows.columns and rows[name].null_count() < len(rows)
+        for name in ("prefix_hashes", "prompt_token_ids")
+    )
+
+
+def _part(progress: Progress, what: str, index: int, count: int) -> Callable[[float], None]:
+    """Return a callback for the share of one part of ``count``."""
+    return lambda share: progress(what, (index + share) / count)
+
+
+def _silent(_what: str, _share: float) -> None:
+    return

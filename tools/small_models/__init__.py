@@ -1,0 +1,1 @@
+"""A small chat model for machines without a model hub: from the package index, as vLLM loads it."""
