@@ -85,7 +85,7 @@ class Reading:
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the checked rows of a history; say on stderr what was skipped or decided."""
         from sagellm_lifetime.history import read_history
-        from sagellm_lifetime.history.endings import said
+        from sagellm_lifetime.history.reasons import cap_reached_note
 
         history = read_history(
             source,
@@ -95,7 +95,7 @@ class Reading:
         )
         tell(history)
         if history.cap_reached:
-            note(said(history.cap_reached, len(history.frame), self.cap_reached.value))
+            note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
         self.told[source] = {
             "rows": len(history.frame),
             **told(history),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import Forecast, cdf
+from sagellm_lifetime.evaluation.point_forecasts import Forecast, cdf
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import kaplan_meier

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import INNER, LEVELS, Forecast, cdf, column
+from sagellm_lifetime.evaluation.point_forecasts import INNER, LEVELS, Forecast, cdf, column
 from sagellm_lifetime.evaluation.points import Points
 
 Score = dict[str, float | int | None]

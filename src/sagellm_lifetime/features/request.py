@@ -19,11 +19,17 @@ from zlib import crc32
 
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.core.values import as_list, as_sequence_id, number, whole, whole_or_exact
+from sagellm_lifetime.core.values import (
+    LARGEST_AGE,
+    as_list,
+    as_sequence_id,
+    number,
+    whole,
+    whole_or_exact,
+)
 
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
-LARGEST_AGE: Final = 2**53
 _LARGEST_CAP: Final = 2**63 - 1
 """``sys.maxsize`` is how some engines say "no cap"."""
 _BLOCK_BITS: Final = 2**63 - 1

@@ -11,7 +11,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history.files import BROKEN, ROW
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats import FORMATS, Format, recognise
 from sagellm_lifetime.history.formats.base import unread
 from sagellm_lifetime.history.jsonl import fill
@@ -34,14 +34,14 @@ def find_format(path: Path, beginning: Sample, name: str | None = None) -> type[
 
 
 def batches(
-    path: Path, form: type[Format], beginning: Sample, columns: Sequence[str], tally: Tally
+    path: Path, form: type[Format], beginning: Sample, columns: Sequence[str], findings: Findings
 ) -> tuple[Format, Iterator[pl.DataFrame]]:
     """Return the reader of a file, and frames of ``columns`` with their places in ``ROW``."""
-    reader = form(tally)
+    reader = form(findings)
     if form.name in FORMATS:
-        tally.formats[form.title] = None
+        findings.formats[form.title] = None
     if form.used:  # else the reader says itself what it does not read
-        tally.ignored.update(dict.fromkeys(unread(beginning.records, form)))
+        findings.ignored.update(dict.fromkeys(unread(beginning.records, form)))
     types = {c: t if t.is_nested() else pl.String() for c in columns for t in [HISTORY_SCHEMA[c]]}
     return reader, _frames(path, reader, types)
 
@@ -69,5 +69,5 @@ def _rows(path: Path, reader: Format, types: dict[str, pl.DataType]) -> Iterator
                 BROKEN: values.why if isinstance(values, Broken) else None,
             }
             if not isinstance(values, Broken):
-                fill(row, values, types, reader.tally.say)
+                fill(row, values, types, reader.findings.add_note)
             yield row

@@ -10,7 +10,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
-from sagellm_lifetime.history.endings import finish_reason
+from sagellm_lifetime.history.reasons import finish_reason
 
 Clock = Literal["auto", "wall", "session"]
 """What arrival times count from: one origin, or each session's own start."""

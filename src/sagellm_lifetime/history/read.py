@@ -13,12 +13,6 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
-from sagellm_lifetime.history.endings import (
-    CapReached,
-    check_cap_reached,
-    finish_reason,
-    unstated_at_cap,
-)
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -26,13 +20,19 @@ from sagellm_lifetime.history.files import (
     kind_of,
     open_file,
 )
-from sagellm_lifetime.history.findings import Tally, left_out, listed
-from sagellm_lifetime.history.plausible import unit_warning
-from sagellm_lifetime.history.reasons import KNOWN
+from sagellm_lifetime.history.findings import Findings, left_out, listed
+from sagellm_lifetime.history.reasons import (
+    KNOWN,
+    CapReached,
+    check_cap_reached,
+    finish_reason,
+    unstated_at_cap,
+)
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.history.streams import packing
 from sagellm_lifetime.history.tables import as_frame
-from sagellm_lifetime.history.validate import sift_frame, sift_path
+from sagellm_lifetime.history.times import unit_warning
+from sagellm_lifetime.history.validate import validate_file, validate_frame
 
 
 class Table(Protocol):
@@ -109,11 +109,11 @@ def read_history(
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
     if not isinstance(source, str | os.PathLike):
-        tally = Tally()
+        findings = Findings()
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
-        frame = sift_frame(source.lazy(), NATIVE, wanted, tally)
-        found = _settle([frame], tally, "history", on_bad_rows)
+        frame = validate_frame(source.lazy(), NATIVE, wanted, findings)
+        found = _settle([frame], findings, "history", on_bad_rows)
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
         found = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
@@ -139,24 +139,24 @@ def read_as(
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         form: the name of a foreign format (``history.formats``); None to recognise it.
     """
-    paths, tally = _paths(source), Tally()
+    paths, findings = _paths(source), Findings()
     wanted = list(wanted)
     frames: list[pl.DataFrame] = []
     empty: EmptyHistoryError | None = None
     for path in paths:
         try:
             layout = NATIVE if form else layout_for(path, layouts)
-            frames.append(sift_path(path, layout, wanted, tally, form))
+            frames.append(validate_file(path, layout, wanted, findings, form))
         except EmptyHistoryError as error:
             empty = error  # one of many may be empty: a recorder has just opened it
         except MissingColumnError:
             # A folder of logs may hold settings and reports as well, which are no logs.
             if len(paths) == 1 or kind_of(path) != "json":
                 raise
-            tally.say(f"passed over {path.name}: no log that is known")
+            findings.add_note(f"passed over {path.name}: no log that is known")
     if not frames:
         raise empty or HistoryError(f"{source}: no history and no log that is known in it")
-    return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+    return _settle(frames, findings, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
 
 
 def _paths(source: str | os.PathLike[str]) -> list[Path]:
@@ -178,38 +178,38 @@ def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
 
 
 def _settle(
-    frames: list[pl.DataFrame], tally: Tally, source: str, on_bad_rows: OnBadRows
+    frames: list[pl.DataFrame], findings: Findings, source: str, on_bad_rows: OnBadRows
 ) -> History:
-    if tally.bad and on_bad_rows != "skip":
-        raise tally.error(source, what=ADVICE)
+    if findings.bad and on_bad_rows != "skip":
+        raise findings.error(source, what=ADVICE)
     # No rechunk: it would hold every column twice.
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal", rechunk=False)
     if not frame.height:
-        raise tally.error(source, what="no good row is left")
-    problems = [f"{name} {place}" for name, place in tally.problems]
+        raise findings.error(source, what="no good row is left")
+    problems = [f"{name} {place}" for name, place in findings.problems]
     return History(
         frame,
-        tally.bad,
+        findings.bad,
         problems,
-        dict(tally.kinds.most_common()),
-        notes=_notes(frame, tally),
-        left_out=dict(tally.left_out.most_common()),
-        ignored=list(tally.ignored),
-        formats=list(tally.formats),
+        dict(findings.kinds.most_common()),
+        notes=_notes(frame, findings),
+        left_out=dict(findings.left_out.most_common()),
+        ignored=list(findings.ignored),
+        formats=list(findings.formats),
     )
 
 
-def _notes(frame: pl.DataFrame, tally: Tally) -> list[str]:
+def _notes(frame: pl.DataFrame, findings: Findings) -> list[str]:
     """Return what there is to say besides bad rows, one line each."""
-    notes = [f"read as {' and '.join(tally.formats)}"] if tally.formats else []
-    notes += tally.notes
-    if tally.renamed:
-        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in tally.renamed.most_common()]
+    notes = [f"read as {' and '.join(findings.formats)}"] if findings.formats else []
+    notes += findings.notes
+    if findings.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
         notes.append(f"finish reasons: {listed(words)}")
-    if tally.left_out:
-        notes.append(f"left out: {left_out(tally)}")
-    if tally.ignored:
-        names = [_with_nearest(name) for name in tally.ignored]
+    if findings.left_out:
+        notes.append(f"left out: {left_out(findings)}")
+    if findings.ignored:
+        names = [_with_nearest(name) for name in findings.ignored]
         notes.append(f"columns not read: {listed(names)}")
     if (warning := unit_warning(frame)) is not None:
         notes.append(warning)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import polars as pl
 
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.metrics import mae
+from sagellm_lifetime.evaluation.point_forecasts import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.columns import Columns

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 import polars as pl
 
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.records import Broken, Record, Sample
 
 Row = dict[str, Any]
@@ -34,8 +34,8 @@ class Format(ABC):
     used: ClassVar[tuple[str, ...]]
     hidden: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
 
     @classmethod
     @abstractmethod
@@ -62,7 +62,7 @@ class Format(ABC):
 
     def leave_out(self, why: str) -> list[Row]:
         """Count one request that a history cannot hold, and return no row."""
-        self.tally.left_out[why] += 1
+        self.findings.left_out[why] += 1
         return []
 
 

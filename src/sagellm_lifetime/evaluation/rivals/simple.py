@@ -1,11 +1,11 @@
-"""The constant: every total is the training median."""
+"""The rivals that know lengths and ages only: a constant, and the residual life by age."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import curve_of
@@ -23,3 +23,15 @@ class ConstantMedian(Rival):
     def forecast(self, frame: pl.DataFrame, points: Points) -> Forecast:
         left = np.maximum(self._median - points.age, 1)
         return Forecast(np.minimum(left, np.maximum(points.cap - points.age, 0)))
+
+
+class ResidualLife(Rival):
+    """Quantiles of ``L - a`` given ``L > a`` from the training part, censored rows included."""
+
+    name = "residual_life"
+
+    def fit(self, train: pl.DataFrame) -> None:
+        self._curve = curve_of(train)
+
+    def forecast(self, frame: pl.DataFrame, points: Points) -> Forecast:
+        return from_quantiles(self._curve.residual(points.age, LEVELS), points.age, points.cap)
