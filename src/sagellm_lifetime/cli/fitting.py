@@ -169,6 +169,7 @@ def fit(
         clock: what the arrival times of the rows count from.
         options: of the predictor; those that are ``None`` are left to it.
     """
+    from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.registry import create_predictor
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -176,5 +177,6 @@ def fit(
     if prepare is not None:
         prepare(predictor)
     with progress(label or f"training {name}") as step:
-        predictor.fit(rows, progress=step, clock=clock)
+        # The rows were validated when they were read; a History is not validated again.
+        predictor.fit(History(rows), progress=step, clock=clock)
     return predictor

@@ -74,7 +74,8 @@ class RequestError(LifetimeError, ValueError):
     """A prediction request, a completion or a query with an impossible value.
 
     >>> from sagellm_lifetime import PredictionRequest, create_predictor
-    >>> create_predictor("baseline").predict(PredictionRequest(1, [], -1, None))  # doctest: +ELLIPSIS
+    >>> request = PredictionRequest(1, [], -1, None)
+    >>> create_predictor("baseline").predict(request)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     sagellm_lifetime.core.errors.RequestError: current_length of 1 must be an int from 0 to ...
     """
@@ -85,7 +86,8 @@ class UnknownSequenceError(RequestError, KeyError):
 
     >>> import numpy as np
     >>> from sagellm_lifetime import create_predictor
-    >>> create_predictor("baseline").quantiles(["never seen"], np.array([0]), 0.5)  # doctest: +ELLIPSIS
+    >>> predictor = create_predictor("baseline")
+    >>> predictor.quantiles(["never seen"], np.array([0]), 0.5)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     sagellm_lifetime.core.errors.UnknownSequenceError: ...
     """

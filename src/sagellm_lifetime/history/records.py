@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -53,15 +53,24 @@ class Sample:
 
 def sample(path: Path) -> Sample:
     """Return the beginning of a log; empty if nothing in it is a record."""
+    return sample_and_records(path)[0]
+
+
+def sample_and_records(path: Path) -> tuple[Sample, Iterator[tuple[str, Record | Broken]]]:
+    """Return the beginning of a log and all its records, in one reading.
+
+    Raises:
+        HistoryError: the file cannot be read; also from the iterator, further on.
+    """
+    rows = records(path)
+    beginning = list(islice(rows, LOOKED_AT))
     keys: dict[str, None] = {}
     if kind_of(path) == "csv":
         keys.update(dict.fromkeys(_header(path)))
-    first = [
-        value for _, value in islice(records(path), LOOKED_AT) if not isinstance(value, Broken)
-    ]
+    first = [value for _, value in beginning if not isinstance(value, Broken)]
     for record in first:
         keys.update(dict.fromkeys(record))
-    return Sample(tuple(keys), tuple(first))
+    return Sample(tuple(keys), tuple(first)), chain(beginning, rows)
 
 
 def records(path: Path) -> Iterator[tuple[str, Record | Broken]]:

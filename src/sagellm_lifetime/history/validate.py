@@ -35,13 +35,13 @@ from sagellm_lifetime.history.files import (
     open_file,
 )
 from sagellm_lifetime.history.findings import KEPT, UNKNOWN_REASON, Findings, left_out
-from sagellm_lifetime.history.foreign import batches, find_format
+from sagellm_lifetime.history.foreign import Records, batches, find_format
 from sagellm_lifetime.history.formats import Format
 from sagellm_lifetime.history.formats.native import Native
 from sagellm_lifetime.history.jsonl import jsonl_batches
 from sagellm_lifetime.history.names import nested_hint, public_trace, suggestion
 from sagellm_lifetime.history.parquet import damaged_parquet, no_panic_reports
-from sagellm_lifetime.history.records import Sample, sample
+from sagellm_lifetime.history.records import Sample, sample_and_records
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, Layout
 from sagellm_lifetime.history.times import NAMES, epoch_unit, iso_seconds
 
@@ -87,33 +87,38 @@ def _validate_source(
         except MissingColumnError as error:
             if layout.foreign or public_trace(error.present) is not None:
                 raise
-            beginning = sample(path)
+            beginning, records = sample_and_records(path)
             foreign = find_format(path, beginning)
             if foreign is None:
                 hint = nested_hint(beginning.records)
                 raise HistoryHeaderError(f"{error.what}: {hint}") if hint else error from None
-            return _validate_records(path, foreign, beginning, columns, findings)
+            return _validate_records(path, foreign, beginning, records, columns, findings)
         findings.ignored.update(dict.fromkeys(file.others))
         validator = _Validator(layout, _used(layout, columns, file.present), findings, str(path))
         return _validate_columns(file, validator)
-    beginning = sample(path)
+    beginning, records = sample_and_records(path)
     if not beginning.records and kind_of(path) != "csv":
         raise EmptyHistoryError(f"{path}: no records in it (expected JSON objects)")
     if form is None and "actual_length" in beginning.keys:
-        return _validate_records(path, None, beginning, columns, findings)
+        return _validate_records(path, None, beginning, records, columns, findings)
     foreign = find_format(path, beginning, form)
     if foreign is None:
         hint = nested_hint(beginning.records) or suggestion("actual_length", beginning.keys)
         raise MissingColumnError(f"{path}: no column 'actual_length'", hint, beginning.keys)
-    return _validate_records(path, foreign, beginning, columns, findings)
+    return _validate_records(path, foreign, beginning, records, columns, findings)
 
 
 def _validate_records(
-    path: Path, form: type[Format] | None, beginning: Sample, columns: list[str], findings: Findings
+    path: Path,
+    form: type[Format] | None,
+    beginning: Sample,
+    records: Records,
+    columns: list[str],
+    findings: Findings,
 ) -> pl.DataFrame:
     """Validate a file record by record: a log of another program, or (None) a history as JSON."""
     used = _used(NATIVE, columns, HISTORY_SCHEMA)
-    reader, frames = batches(path, form or Native, beginning, used, findings)
+    reader, frames = batches(form or Native, beginning, records, used, findings)
     good = _Validator(NATIVE, used, findings, str(path)).batched(frames, word="")
     try:
         good = reader.settle(good)

@@ -40,7 +40,7 @@ _NO_QUESTIONS = {"system"}
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens ``text`` has; 0 for an empty one."""
+    """Return about how many tokens ``text`` has; 0 for an empty one."""
     return sum(1 for _ in _PIECES.finditer(text))
 
 
@@ -54,10 +54,10 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
             try:
                 if isinstance(conversation, Broken):
                     raise ValueError(conversation.why)
-                found, unasked = _answers(conversation, findings, keep_content=keep_content)
-                findings.rows += len(found)
+                answers, unasked = _answers(conversation, findings, keep_content=keep_content)
+                findings.rows += len(answers)
                 cut += unasked
-                rows += found
+                rows += answers
             except ValueError as error:
                 findings.kinds["malformed"] += 1
                 findings.add_problem(str(path), f"{place}: {error}")
@@ -163,8 +163,8 @@ def _answers(
     return rows, unasked
 
 
-def _role(said: Any) -> str:
-    role = said.strip().lower() if isinstance(said, str) else ""
+def _role(value: Any) -> str:
+    role = value.strip().lower() if isinstance(value, str) else ""
     if role not in _ANSWERS | _INPUTS:
         shown = f"the role {role!r}, which is unknown" if is_plain(role) else "no known role"
         raise ValueError(f"a message has {shown} (answers are {', '.join(sorted(_ANSWERS))})")
