@@ -104,9 +104,9 @@ def window(frame: pl.DataFrame, number: int, options: argparse.Namespace) -> pl.
 
 def drawn(frame: pl.DataFrame, predictor: Any, seed: int) -> pl.DataFrame:
     """The same requests with lengths as the predictor expects them; none above the longest."""
-    from sagellm_lifetime.evaluation.asking import Asking
+    from sagellm_lifetime.evaluation.points import EvaluationRequests
 
-    asker, asking, rng = predictor.clone(), Asking(frame), np.random.default_rng(seed)
+    asker, asking, rng = predictor.clone(), EvaluationRequests(frame), np.random.default_rng(seed)
     lengths = []
     for row in range(len(frame)):
         asker.predict(asking.request(row, 0))

@@ -21,7 +21,7 @@ from common import percent, say, single_thread, table, write_json
 from reference.specification import REFERENCES, ReferenceBaseline
 
 from sagellm_lifetime import PREDICTORS, LifetimePredictorProtocol, create_predictor
-from sagellm_lifetime.evaluation import specification
+from sagellm_lifetime.evaluation import specification_benchmark as specification
 
 TARGET = "MAE < 10 and at least 70 % within 10 %"
 

@@ -115,7 +115,7 @@ def test_online_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_specification_benchmark(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sagellm_lifetime.evaluation import specification
+    from sagellm_lifetime.evaluation import specification_benchmark as specification
 
     for name in ("SAMPLES", "samples"):  # put back afterwards
         monkeypatch.setattr(specification, name, getattr(specification, name))
@@ -200,7 +200,7 @@ def test_no_data_is_one_line(tmp_path: Path) -> None:
 
 def test_references_are_as_wrong_as_the_specification() -> None:
     """The figures of dev notes: 55–58 / 9 %, 98–102 / 0 %, 101–104 / 0 %."""
-    from sagellm_lifetime.evaluation.specification import run_benchmark
+    from sagellm_lifetime.evaluation.specification_benchmark import run_benchmark
 
     references = import_module("reference.specification")
     found = run_benchmark(references.ReferenceBaseline())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import INNER, LEVELS, cdf, column, from_quantiles
+from sagellm_lifetime.evaluation.point_forecasts import INNER, LEVELS, cdf, column, from_quantiles
 
 pairs = st.lists(
     st.tuples(

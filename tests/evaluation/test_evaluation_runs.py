@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.evaluation.asking import Asking
+from sagellm_lifetime.evaluation.points import EvaluationRequests
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import ConstantMedian, ResidualLife
 
@@ -183,7 +183,7 @@ def test_requests_hold_what_was_known_and_no_more():
             "actual_time": [1.0, 2.0],
         }
     )
-    asking = Asking(frame)
+    asking = EvaluationRequests(frame)
     first, later = asking.request(0, 0), asking.request(0, 3)
     assert first.token_ids == [7, 8]
     assert later.token_ids == [7, 8, 1, 2, 3]

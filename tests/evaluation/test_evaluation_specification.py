@@ -7,7 +7,7 @@ import pytest
 from evaluation_stubs import Fixed, PointOnly, remaining_is_current
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.evaluation.specification import (
+from sagellm_lifetime.evaluation.specification_benchmark import (
     bayes_floor,
     length_masses,
     run_benchmark,

@@ -8,9 +8,15 @@ from sagellm_lifetime.core.grid import MAX_LENGTH
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION, RecentCompletions
 from sagellm_lifetime.features.encode import WIDTH, admission_step, finished_step, log_scaled
-from sagellm_lifetime.features.evidence import MOST_CHUNKS, read_chunks, read_evidence
+from sagellm_lifetime.features.evidence import (
+    CHUNK_AGES,
+    MOST_CHUNKS,
+    chunks_at,
+    generated_tokens,
+    read_chunks,
+    read_evidence,
+)
 from sagellm_lifetime.features.request import RequestFeatures, key_of, read_request
-from sagellm_lifetime.features.trajectory import CHUNK_AGES, chunks_at, generated_tokens
 
 SAID = {"client_id": "c", "session_id": "s"}
 

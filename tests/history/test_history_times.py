@@ -23,8 +23,7 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
 )
 from sagellm_lifetime.history import jsonl, read_history, scan_history, streams
-from sagellm_lifetime.history.parquet import counts_agree
-from sagellm_lifetime.history.quiet import no_panic_reports
+from sagellm_lifetime.history.parquet import counts_agree, no_panic_reports
 from sagellm_lifetime.history.reasons import KNOWN
 from sagellm_lifetime.history.times import iso_seconds, moment, plausible_unit
 from sagellm_lifetime.predictor.registry import create_predictor

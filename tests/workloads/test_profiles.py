@@ -24,7 +24,7 @@ from sagellm_lifetime.workloads import (
     specification,
 )
 from sagellm_lifetime.workloads.endings import CAPS
-from sagellm_lifetime.workloads.frame import COLUMNS
+from sagellm_lifetime.workloads.generate import COLUMNS
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 FILES = {

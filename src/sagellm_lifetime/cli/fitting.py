@@ -86,7 +86,7 @@ class Reading:
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the checked rows of a history; say on stderr what was skipped or decided."""
         from sagellm_lifetime.history import read_history
-        from sagellm_lifetime.history.endings import said
+        from sagellm_lifetime.history.reasons import cap_reached_note
 
         history = read_history(
             source,
@@ -96,7 +96,7 @@ class Reading:
         )
         tell(history)
         if history.cap_reached:
-            note(said(history.cap_reached, len(history.frame), self.cap_reached.value))
+            note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
         self.told[source] = {
             "rows": len(history.frame),
             **told(history),
@@ -178,6 +178,7 @@ def fit(
         clock: what the arrival times of the rows count from.
         options: of the predictor; those that are ``None`` are left to it.
     """
+    from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.registry import create_predictor
 
     given = {key: value for key, value in options.items() if value is not None}
@@ -185,5 +186,6 @@ def fit(
     if prepare is not None:
         prepare(predictor)
     with progress(label or f"training {name}") as step:
-        predictor.fit(rows, progress=step, clock=clock)
+        # The rows were validated when they were read; a History is not validated again.
+        predictor.fit(History(rows), progress=step, clock=clock)
     return predictor

@@ -1,4 +1,4 @@
-"""Named arrays: parts of them, and reading a file of them without holding anybody up."""
+"""Named arrays: their order, parts of them, and reading a file of them without the GIL."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ DTYPES: Final = {
     "I32": "int32",
     "BOOL": "bool",
 }
-"""Types of safetensors that a predictor has."""
+"""Types of safetensors that a checkpoint may have, as NumPy calls them."""
 ORDER: Final = "order"
-"""Name of the array of :func:`ranks`, beside arrays that are named by numbers."""
+"""Name under which the array of :func:`ranks` is stored."""
 _LENGTH_BYTES: Final = 8
 
 
 def ranks(names: Collection[str]) -> np.ndarray:
     """Return the place of each of ``names`` in alphabetical order, int64 of shape ``(N,)``.
 
-    A file keeps its arrays sorted by name; with these :func:`in_order` undoes that.
+    A file keeps its arrays sorted by name; :func:`in_order` restores their order.
     """
-    place = {name: i for i, name in enumerate(sorted(names))}
-    return np.array([place[name] for name in names], dtype=np.int64)
+    rank_of = {name: rank for rank, name in enumerate(sorted(names))}
+    return np.array([rank_of[name] for name in names], dtype=np.int64)
 
 
 def in_order(arrays: Arrays, order: np.ndarray | None) -> Arrays:
     """Return the arrays in the order they had when :func:`ranks` was called.
 
-    Sorted by name for ``None``, as in files of before there was an order.
+    ``None``, for files written before there was an order, means sorted by name.
 
     Raises:
         ValueError: ranks of other arrays.
@@ -54,23 +54,27 @@ def in_order(arrays: Arrays, order: np.ndarray | None) -> Arrays:
 
 
 def part(arrays: Arrays, prefix: str) -> Arrays:
-    """Those arrays whose name starts so, without the prefix."""
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    """Return the arrays whose names start with ``prefix``, under names without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The arrays of a ``.safetensors`` file that this package wrote, as views of one buffer.
+    """Return the arrays of a ``.safetensors`` file that this package wrote, as views of one buffer.
 
-    Other threads run on meanwhile: all that takes long is one read, which needs no GIL, whereas
-    safetensors copies under it (10 ms for a large table). A file from elsewhere is read with
-    ``predictor.checkpoint_file``, which trusts nothing.
+    Other threads run meanwhile: the one long operation is a read, which needs no GIL, whereas
+    safetensors copies under it (10 ms for a large table). A file of unknown origin is read with
+    ``predictor.checkpoint_file``, which checks everything.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is shorter than it says.
+        ValueError: it is shorter than when it was opened.
     """
     with open(path, "rb", buffering=0) as file:
-        # Of the open file: another may have its name by now.
+        # The size of the open file: another file may have its name by now.
         data = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
         if file.readinto(data.data) != len(data):
             raise ValueError(f"{path}: changed while it was read")

@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all.
 
-What is new is written under a random name beside its target, ``.NAME.RANDOM.tmp``, flushed to the
-disk and renamed. Its writer holds a lock on it until then. So whoever writes the same target next
-can tell what a killed writer left, and removes it, from what another writer is busy with.
+New content is written under a random name beside its target, ``.NAME.RANDOM.tmp``, flushed to the
+disk and renamed. Its writer holds a lock on it until then, so that the next writer of the same
+target can tell what a killed writer left, and removes it, from what another writer is writing.
 
 Modes: a file that replaces another keeps its mode; a new one follows the umask, or is readable by
 its owner only where it is ``private`` (records, states, content).
@@ -27,7 +27,7 @@ from sagellm_lifetime.core.errors import LifetimeError
 _SUFFIX: Final = ".tmp"
 _RANDOM_BYTES: Final = 6
 _LONGEST_NAME: Final = 200
-"""Bytes of the target's name in a temporary one: file systems take 255 in all."""
+"""Bytes of the target's name in a temporary one; file systems allow 255 in all."""
 _TRIES: Final = 100
 _CANNOT_LOCK: Final = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF, errno.ENOSYS)
 _CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -49,7 +49,7 @@ def write_atomically(
         error: class of the one-line error.
 
     Raises:
-        LifetimeError: as ``error``; the place cannot be written, and is as it was before.
+        LifetimeError: as ``error``; the file cannot be written and is as it was before.
     """
     try:
         make_folder(path.parent, private=private)
@@ -64,7 +64,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of ``path`` if the block ends without an exception.
 
     Raises:
-        OSError: the place cannot be written, or holds something else than a file.
+        OSError: the file cannot be written, or ``path`` is a device or a pipe.
     """
     remove_leftovers(path)
     old_mode = _mode_of(path)
@@ -84,9 +84,9 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside ``path``, to be filled and renamed; what is left of it is removed.
+    """Make a folder beside ``path``, to be filled and renamed; remove what is left of it.
 
-    The folder is its owner's only. Raises :class:`OSError` where it cannot be made.
+    Only its owner can read the folder. Raise :class:`OSError` if it cannot be made.
     """
     remove_leftovers(path)
     folder, descriptor = _create(path, _new_folder)
@@ -101,9 +101,9 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_alone(path: Path) -> Iterator[bool]:
-    """Lock a file or folder for the block; yield whether that worked, that is, nobody holds it.
+    """Lock a file or folder for the block; yield True if nobody else holds it.
 
-    False also where it is gone, another user's, or on a file system without locks.
+    Yield False also if it is gone, another user's, or on a file system without locks.
     """
     try:
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
@@ -130,7 +130,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise :class:`OSError` where nothing of that name can be written; leave nothing there."""
+    """Raise :class:`OSError` if no file of that name can be written; leave nothing behind."""
     with suppress(FileNotFoundError):
         os.lstat(path)  # a name too long for the file system
     temporary, descriptor = _create(path, lambda name: _new_file(name, private=True))
@@ -141,9 +141,9 @@ def check_place(path: Path) -> None:
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
-    """Make a folder and its missing parents; of a private one they are the owner's only.
+    """Make a folder and its missing parents, readable by the owner only if ``private``.
 
-    Folders that are there keep their modes. Raises :class:`OSError` where one cannot be made.
+    Existing folders keep their modes. Raise :class:`OSError` if one cannot be made.
     """
     mode = PRIVATE_FOLDER if private else 0o777
     missing = [path]
@@ -166,14 +166,14 @@ def sync_folder(path: Path) -> None:
 
 
 def _mode_of(path: Path) -> int | None:
-    """Permissions of the file at ``path``, or ``None`` where there is none."""
+    """Return the permissions of the file at ``path``, or ``None`` if there is none."""
     try:
-        found = os.lstat(path).st_mode
+        mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return None
-    if stat.S_ISREG(found):
-        return stat.S_IMODE(found) & 0o777
-    if stat.S_ISLNK(found):
+    if stat.S_ISREG(mode):
+        return stat.S_IMODE(mode) & 0o777
+    if stat.S_ISLNK(mode):
         return None
     # A rename would put a file in the place of a device or a pipe.
     raise OSError(errno.EINVAL, "not a regular file")
@@ -184,7 +184,7 @@ def _stem(path: Path) -> str:
 
 
 def _create(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
-    """Make something temporary beside ``path`` and lock it; return its name and descriptor."""
+    """Make a temporary file or folder beside ``path`` and lock it; return name and descriptor."""
     for _ in range(_TRIES):
         name = f".{_stem(path)}.{secrets.token_hex(_RANDOM_BYTES)}{_SUFFIX}"
         temporary = path.with_name(name)
@@ -219,7 +219,7 @@ def _new_folder(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Return whether the lock was free, or ``None`` where the file system has no locks."""
+    """Lock a file; return True if it was free, ``None`` if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -239,9 +239,9 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove_unheld(path: Path) -> None:
-    """Remove a temporary file or folder unless its writer lives, or that cannot be told."""
-    with held_alone(path) as alone:
-        if alone and path.is_dir():
+    """Remove a temporary file or folder unless its writer lives or that is unknown."""
+    with held_alone(path) as is_unheld:
+        if is_unheld and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif alone:
+        elif is_unheld:
             path.unlink(missing_ok=True)

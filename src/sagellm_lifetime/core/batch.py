@@ -1,7 +1,8 @@
 """The vectorised twin of :class:`LengthDistribution`: thousands of sequences at once.
 
-Its answers are those of the scalar form to the last bit: the operations are the same, in the same
-order. Hence the exponentials one by one: those of NumPy differ from the scalar one, by machine.
+Its answers equal those of the scalar form to the last bit, because the operations are the same, in
+the same order. Exponentials are therefore computed one by one: those of NumPy differ from the
+scalar one, by machine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sagellm_lifetime.core import arguments, hazard, link
+from sagellm_lifetime.core import hazard, link, values
 from sagellm_lifetime.core.distribution import TOLERANCE, LengthDistribution, tolerance_parts
 from sagellm_lifetime.core.errors import RequestError, shown
 
@@ -31,6 +32,16 @@ class LengthDistributionBatch:
         caps: cap on the total length, shape ``(N,)``; ``UNCAPPED`` for none.
         curves: calibration links, shape ``(B, LEVELS + 1)``, or ``None``.
         bands: which link each sequence uses, shape ``(N,)``; -1 for none.
+
+    >>> import numpy as np
+    >>> from sagellm_lifetime import LengthDistribution
+    >>> from sagellm_lifetime.core.hazard import log_logistic
+    >>> short, long = (LengthDistribution(log_logistic(m, 0.5)) for m in (100.0, 1000.0))
+    >>> batch = LengthDistributionBatch.stack([short, long])
+    >>> batch.median().tolist()
+    [100, 1000]
+    >>> batch.quantile(np.array([0.1, 0.9])).shape
+    (2, 2)
     """
 
     rows: np.ndarray
@@ -48,20 +59,20 @@ class LengthDistributionBatch:
         """
         if any(d.shift for d in items):
             raise RequestError("stack() takes distributions as predicted, before given()")
-        count = np.arange(len(items))
+        index = np.arange(len(items))
         if not items:
-            return cls(np.zeros((0, hazard.ROW), dtype=np.float32), count, count, count)
-        # Few links serve many sequences.
+            return cls(np.zeros((0, hazard.ROW), dtype=np.float32), index, index, index)
+        # Many sequences share few links.
         links = {id(d.curve): d.curve for d in items if d.curve is not None}
-        place = {key: band for band, key in enumerate(links)}
+        band_of = {key: band for band, key in enumerate(links)}
         caps = [UNCAPPED if d.max_length is None else min(d.max_length, UNCAPPED) for d in items]
         return cls(
             rows=hazard.stacked([d.row for d in items]),
-            index=count,
+            index=index,
             ages=np.array([d.age for d in items], dtype=np.int64),
             caps=np.array(caps, dtype=np.int64),
             curves=np.stack(list(links.values())) if links else None,
-            bands=np.array([place.get(id(d.curve), -1) for d in items]),
+            bands=np.array([band_of.get(id(d.curve), -1) for d in items]),
         )
 
     def __len__(self) -> int:
@@ -76,13 +87,13 @@ class LengthDistributionBatch:
         Raises:
             RequestError: NaN, or another shape.
         """
-        # Infinity is no place on the grid, and nobody gets as far as 1e300.
-        return self._survival(np.minimum(self._each(n, "n"), 1e300), self._base())
+        # Infinity has no place on the grid; no sequence is as long as 1e300.
+        return self._survival(np.minimum(self._per_sequence(n, "n"), 1e300), self._base())
 
     def uncapped(self, times: np.ndarray) -> np.ndarray:
         """Return ``P(R > times[j])`` of every sequence if it had no cap, shape ``(N, T)``.
 
-        To the bin of the grid: where inside it values recur is left out, for the cost.
+        Resolved to the bins of the grid: recurring values inside a bin are left out, for the cost.
 
         Args:
             times: tokens from now, ascending, the first 0; shape ``(T,)``.
@@ -114,7 +125,7 @@ class LengthDistributionBatch:
         Raises:
             RequestError: levels that are NaN or outside 0 to 1, or in more than one dimension.
         """
-        levels = arguments.reals(q, "quantile levels")
+        levels = values.as_reals(q, "quantile levels")
         if levels.ndim > 1:
             raise RequestError(f"levels must be one number or a vector, got {shown(q)}")
         if not ((levels >= 0.0) & (levels <= 1.0)).all():
@@ -131,8 +142,8 @@ class LengthDistributionBatch:
             return np.ones(len(self), dtype=np.int64)
         steps = np.full(len(self), link.threshold(None, level))
         if self.curves is not None and self.bands is not None:
-            found = link.thresholds(self.curves, level).take(self.bands, mode="wrap")
-            steps = np.where(self.bands < 0, steps, found)
+            calibrated = link.thresholds(self.curves, level).take(self.bands, mode="wrap")
+            steps = np.where(self.bands < 0, steps, calibrated)
         return hazard.first_reaching_many(self.rows, self.index, base, steps, self.ages)
 
     def median(self) -> np.ndarray:
@@ -144,7 +155,7 @@ class LengthDistributionBatch:
 
         Raise :class:`RequestError` if ``level`` is not one number between 0 and 1.
         """
-        tail = (1.0 - arguments.level(level, "the level of an interval")) / 2.0
+        tail = (1.0 - values.as_level(level, "the level of an interval")) / 2.0
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def within(self, points: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
@@ -155,10 +166,10 @@ class LengthDistributionBatch:
         """
         whole = points
         if not _are_counts(points) or points.shape != self.ages.shape:
-            each = self._each(points, "points")
-            whole = np.clip(each, -1, arguments.LARGEST_AGE).astype(np.int64)
-            if (whole != each).any():
-                raise RequestError(f"points must be whole numbers up to {arguments.LARGEST_AGE}")
+            numbers = self._per_sequence(points, "points")
+            whole = np.clip(numbers, -1, values.LARGEST_AGE).astype(np.int64)
+            if (whole != numbers).any():
+                raise RequestError(f"points must be whole numbers up to {values.LARGEST_AGE}")
         if (whole < 0).any():
             raise RequestError("points must be 0 or more")
         below, above, parts = tolerance_parts(tolerance)
@@ -186,18 +197,18 @@ class LengthDistributionBatch:
         )
 
     def _calibrated(self, steps: np.ndarray) -> np.ndarray:
-        """Calibrated cumulative hazards, shape ``(N,)`` or ``(N, T)``."""
+        """Return calibrated cumulative hazards, shape ``(N,)`` or ``(N, T)``."""
         if self.curves is None or self.bands is None:
             return steps
         bands = self.bands if steps.ndim == 1 else self.bands[:, None]
         return np.where(bands < 0, steps, link.forward_many(self.curves, bands, steps))
 
-    def _each(self, values: np.ndarray | float, what: str) -> np.ndarray:
-        """One number for each sequence, float64."""
-        numbers = arguments.reals(values, what)
+    def _per_sequence(self, given: np.ndarray | float, name: str) -> np.ndarray:
+        """Return one number for each sequence, float64, shape ``(N,)``."""
+        numbers = values.as_reals(given, name)
         if numbers.ndim and numbers.shape != self.ages.shape:
             raise RequestError(
-                f"{what} must be one number or {len(self)} of them, got {shown(numbers)}"
+                f"{name} must be one number or {len(self)} of them, got {shown(numbers)}"
             )
         return np.broadcast_to(numbers, self.ages.shape)
 
@@ -205,5 +216,5 @@ class LengthDistributionBatch:
         return hazard.cumulative_many(self.rows, self.index, self.ages)
 
 
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, np.ndarray) and values.dtype.kind in "iu"
+def _are_counts(points: Any) -> bool:
+    return isinstance(points, np.ndarray) and points.dtype.kind in "iu"

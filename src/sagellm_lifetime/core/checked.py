@@ -1,8 +1,7 @@
-"""Checks of arrays that come from a file: nothing in them is taken at its word.
+"""Checks of the arrays of a file: name, type, shape and range.
 
-A checkpoint can agree with its own checksum and hold what no predictor ever learned. So whoever
-restores a state asks for each array by name, type, shape and range; what passes can be computed
-with.
+A checkpoint can agree with its own checksum and still hold what no predictor ever learned. So each
+array is checked when a state is restored; what passes is safe to compute with.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 MOST: Final = 2**53
-"""More than can ever be counted; the largest whole number that a float64 tells from the next."""
+"""Largest count; the largest whole number that a float64 tells from the next."""
 
 
 def checked(
@@ -44,12 +43,12 @@ def checked(
     if array.dtype != dtype:
         raise ValueError(f"{name!r} holds {array.dtype}, not {np.dtype(dtype)}")
     if array.ndim != len(shape) or any(
-        want is not None and got != want for got, want in zip(array.shape, shape, strict=True)
+        wanted is not None and size != wanted
+        for size, wanted in zip(array.shape, shape, strict=True)
     ):
-        wanted = " x ".join("N" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name!r} has the shape {array.shape}, not {wanted}")
-    # Two passes and no copy. NaN is the smallest and the largest of what it is in, and no
-    # comparison with it holds.
+        text = " x ".join("N" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name!r} has the shape {array.shape}, not {text}")
+    # Two passes and no copy. An array with NaN has NaN for minimum, and the comparison fails.
     if array.size and not (low <= array.min() and array.max() <= high):
         bounds = f"from {low:g} to {high:g}" if high < inf else f"of at least {low:g}"
         raise ValueError(f"{name!r} holds values that are not {bounds}")
@@ -71,10 +70,10 @@ def count_array(value: int) -> np.ndarray:
 
 
 def checked_keys(names: Mapping[str, Any], low: int, high: int) -> list[int]:
-    """Return names that are whole numbers, as a state has keys for names.
+    """Return the keys of a state whose names are whole numbers, in order.
 
     Raises:
-        ValueError: one is none, or out of range.
+        ValueError: a name is no whole number, or out of range.
     """
     keys = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Work that is done in a process of its own, so that an engine's neither waits nor grows."""
+"""Running work in a process of its own, so that the engine's neither waits nor grows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CODE: Final = (
 
 
 def command(module: str, argument: str) -> list[str]:
-    """Command line of a Python like this one that calls ``main()`` of a module of ours.
+    """Return the command line of a Python that calls ``main()`` of a module of this package.
 
-    Not multiprocessing: its children import the main module of the program anew, and the processes
-    of an engine, being daemons, may have none.
+    Not multiprocessing: its children import the program's main module again, and an engine's
+    processes, being daemons, may have no children.
 
     Args:
         module: dotted name.
-        argument: found there as ``sys.argv[-1]``.
+        argument: passed on as ``sys.argv[-1]``.
     """
-    path = json.dumps([str(each) for each in sys.path])
+    path = json.dumps([str(entry) for entry in sys.path])
     return [sys.executable, "-c", _CODE, path, module, argument]

@@ -1,8 +1,8 @@
 """The distribution of a length, conditioned on what has been generated already.
 
-One definition serves all answers: the survival ``P(R > n)`` as computed in floats. A quantile is
-the smallest ``n`` at which it says so, a median and an interval are quantiles, a confidence is a
-difference of two survivals, and the batch does the same operations in the same order.
+All answers derive from the survival ``P(R > n)`` as computed in floats: a quantile is the smallest
+``n`` that reaches its level, a median and an interval are quantiles, a confidence is a difference
+of two survivals. The batch does the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core import arguments, hazard, link
+from sagellm_lifetime.core import hazard, link, values
 from sagellm_lifetime.core.grid import EDGES, TAIL_HAZARD
 
 TOLERANCE: Final = 0.10
 """The relative error of the total length that ``confidence`` speaks of."""
 _FINEST: Final = 1_000_000
-"""Denominator of a tolerance, at most."""
-_LEAST_HAZARD: Final = 1.0 / arguments.LARGEST_AGE
-"""Share of those beyond the last point that a mean takes to end with each token, at least."""
+"""Largest denominator of a tolerance."""
+_LEAST_HAZARD: Final = 1.0 / values.LARGEST_AGE
+"""Least share that a mean lets end with each token beyond the last point."""
 
 
 @dataclass(slots=True, eq=False, repr=False)  # frozen costs 0.5 µs each, and engines make many
@@ -37,6 +37,13 @@ class LengthDistribution:
         shift: tokens generated since then (see :meth:`given`).
         max_length: cap on the total length, or ``None``.
         curve: calibration link, shape ``(LEVELS + 1,)``, or ``None`` for none.
+
+    >>> from sagellm_lifetime.core.hazard import log_logistic
+    >>> distribution = LengthDistribution(log_logistic(median=200.0, log_sd=0.5), max_length=512)
+    >>> distribution.median(), distribution.given(150).median()
+    (200, 82)
+    >>> distribution.survival(511) > 0.0 == distribution.survival(512)
+    True
     """
 
     row: np.ndarray
@@ -55,7 +62,7 @@ class LengthDistribution:
         ``given(a).given(b)`` is ``given(a + b)``. Raise :class:`RequestError` if ``age`` is not a
         whole number of 0 or more.
         """
-        age = arguments.tokens(age, "age")
+        age = values.as_token_count(age, "age")
         if self.curve is None:
             return replace(self, age=self.age + age)
         return replace(self, shift=self.shift + age)
@@ -66,9 +73,9 @@ class LengthDistribution:
         Between two whole numbers the hazard is shared out evenly. Raise :class:`RequestError` if
         ``n`` is NaN or not one number.
         """
-        # Nearly all are plain numbers, which are told without a call; NaN is not below anything.
-        if (type(n) is not int and type(n) is not float) or not n <= arguments.LARGEST_AGE:
-            n = arguments.real(n, "n")
+        # A call costs more than this test, which nearly every argument passes; NaN fails it.
+        if (type(n) is not int and type(n) is not float) or not n <= values.LARGEST_AGE:
+            n = values.as_real(n, "n")
         if n < 0:
             return 1.0
         total = self.age + self.shift + n
@@ -81,7 +88,7 @@ class LengthDistribution:
 
         Raise :class:`RequestError` if ``q`` is not one number between 0 and 1.
         """
-        q = arguments.level(q, "a quantile level")
+        q = values.as_level(q, "a quantile level")
         start = self.age + self.shift
         room = None if self.max_length is None else self.max_length - start
         if room is not None and room <= 0:
@@ -101,7 +108,7 @@ class LengthDistribution:
 
         Raise :class:`RequestError` if ``level`` is not one number between 0 and 1.
         """
-        tail = (1.0 - arguments.level(level, "the level of an interval")) / 2.0
+        tail = (1.0 - values.as_level(level, "the level of an interval")) / 2.0
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def mean(self) -> float:
@@ -118,7 +125,7 @@ class LengthDistribution:
             # Inside a bin the hazard bends where a segment of the link ends.
             base = hazard.cumulative(self.row, self.age)
             bends = [ceil(hazard.inverse(self.row, base + x)) for x in link.EDGES[1:].tolist()]
-            points = np.unique([*points, *(at for at in bends if at > start)])
+            points = np.unique([*points, *(bend for bend in bends if bend > start)])
             last = link.last_factor(self.curve)
         if self.max_length is not None:
             points = np.append(points[points < self.max_length], self.max_length)
@@ -146,11 +153,11 @@ class LengthDistribution:
         ``point`` is not a whole number of 0 or more, or ``tolerance`` not from 0 to below 1.
         """
         start = self.age + self.shift
-        low, high = tolerance_band(start + arguments.tokens(point, "point"), tolerance)
+        low, high = tolerance_band(start + values.as_token_count(point, "point"), tolerance)
         return self.survival(low - 1 - start) - self.survival(high - start)
 
     def _hazard(self, total: float) -> float:
-        """Calibrated cumulative hazard between ``age`` and ``total``."""
+        """Return the calibrated cumulative hazard between ``age`` and ``total``."""
         step = hazard.cumulative(self.row, total) - hazard.cumulative(self.row, self.age)
         return step if self.curve is None else link.forward(self.curve, step)
 
@@ -199,13 +206,13 @@ def tolerance_parts(tolerance: Any) -> tuple[int, int, int]:
 
     A tolerance is taken as the decimal that it is written as, to a millionth: 0.1 is a tenth.
     """
-    return _parts(arguments.tolerance(tolerance))
+    return _parts(values.as_tolerance(tolerance))
 
 
 @lru_cache(maxsize=64)
 def _parts(tolerance: float) -> tuple[int, int, int]:
     share = Fraction(repr(tolerance)).limit_denominator(_FINEST)
-    if share == 1:  # the nearest below 1 that the denominator can say
+    if share == 1:  # the nearest fraction below 1
         share = Fraction(_FINEST - 1, _FINEST)
-    parts, of = share.numerator, share.denominator
-    return of - parts, of + parts, of
+    parts, whole = share.numerator, share.denominator
+    return whole - parts, whole + parts, whole

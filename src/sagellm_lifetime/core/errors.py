@@ -10,8 +10,8 @@ exits with 2; a library user catches :class:`LifetimeError` for all of them.
     │   ├── HistoryHeaderError           … because of its columns
     │   └── HistoryRowError              … because of its rows
     ├── CheckpointError (ValueError)     a checkpoint that cannot be loaded or written
-    ├── UnknownNameError (ValueError)    a predictor, policy or format nobody registered
-    └── MissingExtraError (ImportError)  an optional part that is not installed
+    ├── UnknownNameError (ValueError)    a predictor, policy or format that is not registered
+    └── MissingExtraError (ImportError)  an optional dependency that is not installed
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 LONGEST: Final = 600
-"""Characters of a message: it may name a path or a value of somebody else's, of any length."""
+"""Most characters of a message, which may repeat a path or a value of any length."""
 _SHOWN: Final = 80
 
 
@@ -27,7 +27,7 @@ def shown(value: object, most: int = _SHOWN) -> str:
     """Return a value as a message may repeat it: one line of about ``most`` characters.
 
     Numbers and names are shown as they are, cut where they are long; anything else by its type,
-    since its own words may be of any length, or fail.
+    since its ``repr`` may be of any length, or fail.
     """
     if isinstance(value, int) and value.bit_length() > 4 * most:
         # Python refuses to write whole numbers of more than 4,300 digits.
@@ -51,10 +51,18 @@ def one_line(text: str) -> str:
 
 
 class LifetimeError(Exception):
-    """Base of every error this package raises on purpose; its message is one bounded line."""
+    """Base of every error this package raises on purpose; its message is one bounded line.
+
+    >>> from sagellm_lifetime import LifetimeError, create_predictor
+    >>> try:
+    ...     create_predictor("crystal-ball")
+    ... except LifetimeError as error:
+    ...     print(str(error)[:32])
+    unknown predictor 'crystal-ball'
+    """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(one_line(each) if isinstance(each, str) else each for each in args))
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
     def __str__(self) -> str:
         # A KeyError would show the repr of its message.
@@ -62,38 +70,90 @@ class LifetimeError(Exception):
 
 
 class RequestError(LifetimeError, ValueError):
-    """A prediction request, a completion or a question with an impossible value."""
+    """A prediction request, a completion or a query with an impossible value.
+
+    >>> from sagellm_lifetime import PredictionRequest, create_predictor
+    >>> request = PredictionRequest(1, [], -1, None)
+    >>> create_predictor("baseline").predict(request)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.RequestError: current_length of 1 must be an int from 0 to ...
+    """
 
 
 class UnknownSequenceError(RequestError, KeyError):
-    """A sequence that is not tracked: never predicted, ended, forgotten, or replaced."""
+    """A sequence that is not tracked: never predicted, ended, discarded, expired or replaced.
+
+    >>> import numpy as np
+    >>> from sagellm_lifetime import create_predictor
+    >>> predictor = create_predictor("baseline")
+    >>> predictor.quantiles(["never seen"], np.array([0]), 0.5)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.UnknownSequenceError: ...
+    """
 
 
 class HistoryError(LifetimeError, ValueError):
-    """A history file, glob or folder that cannot be used."""
+    """A history file, glob, folder or frame that cannot be used.
+
+    >>> from sagellm_lifetime import read_history
+    >>> read_history("no-such-file.csv")
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.HistoryError: no-such-file.csv: no such file or folder
+    """
 
 
 class HistoryHeaderError(HistoryError):
-    """The columns are not those of the history format; the message names the column."""
+    """A history whose columns are not those of the format; the message names the column.
+
+    >>> import polars
+    >>> from sagellm_lifetime import read_history
+    >>> read_history(polars.DataFrame({"length": [5]}))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.HistoryHeaderError: history: no column 'actual_length': ...
+    """
 
 
 class HistoryRowError(HistoryError):
-    """Rows that break the history format; the message counts them and names the first lines."""
+    """A history with bad rows; the message counts them and names the first lines.
+
+    >>> import polars
+    >>> from sagellm_lifetime import read_history
+    >>> read_history(polars.DataFrame({"actual_length": [5, -1]}))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.HistoryRowError: history: 1 bad row (row 2: actual_length -1 ...
+    """
 
 
 class CheckpointError(LifetimeError, ValueError):
-    """A checkpoint that is missing, damaged, of another kind, or cannot be written."""
+    """A checkpoint that is missing, damaged, of another kind, or cannot be written.
+
+    >>> from sagellm_lifetime import load_predictor
+    >>> load_predictor("no-such-folder")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.CheckpointError: no-such-folder: ...
+    """
 
 
 class UnknownNameError(LifetimeError, ValueError):
-    """A name that is not in the list of names; the message gives the list."""
+    """A name that is not registered; the message lists those that are.
+
+    >>> from sagellm_lifetime import create_predictor
+    >>> create_predictor("crystal-ball")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.UnknownNameError: unknown predictor 'crystal-ball': choose ...
+    """
 
     def __init__(self, kind: str, name: object, known: list[str]) -> None:
         super().__init__(f"unknown {kind} {shown(name)}: choose one of {', '.join(known)}")
 
 
 class MissingExtraError(LifetimeError, ImportError):
-    """An optional dependency is not installed; the message gives the pip command."""
+    """An optional dependency that is not installed; the message gives the pip command.
+
+    >>> raise MissingExtraError("training 'lstm'", "train")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.MissingExtraError: training 'lstm' needs: pip install 'isage...
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs: pip install 'isagellm-lifetime[{extra}]'")

@@ -1,12 +1,12 @@
-"""What a forked child may go on with: whole objects, and none of its parent's claims.
+"""Keep objects consistent across ``os.fork``.
 
-``os.fork`` copies memory and open files, and of all threads only the one that forks. A lock that
-another thread held stays locked in the child for ever, and what it guards may be half changed
-there. So before a fork the locks of all living objects are taken, and let go of on both sides. A
-lock that is not to be had in time (somebody fits a predictor for minutes) does not hold up the
-fork; in the child its object is told that it is not whole.
+``os.fork`` copies memory, open files and only the thread that forks. A lock that another thread
+held stays locked in the child for ever, and what it guards may be half changed there. So before a
+fork the locks of all registered objects are taken, and released in both processes. A lock that is
+not free in time (a fit takes minutes) does not delay the fork; in the child its object is told that
+it is not whole.
 
-``subprocess`` runs nothing of this: it starts another program.
+``subprocess`` is not affected: it starts another program.
 """
 
 from __future__ import annotations
@@ -20,53 +20,54 @@ from weakref import WeakSet
 from sagellm_lifetime.core.errors import LifetimeError
 
 PATIENCE_S: Final = 0.5
-"""How long a fork waits for all locks together."""
+"""Longest time that a fork waits for all locks together."""
 
 
 class ForkAware(Protocol):
-    """An object that a forked child may meet."""
+    """An object that a forked child may use."""
 
     def _fork_lock(self) -> Any:
-        """Return the lock that guards it (``acquire(timeout=…)``, ``release()``), or ``None``."""
+        """Return the lock of the object (``acquire(timeout=…)``, ``release()``), or ``None``."""
 
     def _after_fork(self, *, whole: bool) -> None:
-        """Become what the object is to be in a forked child; called there, once, by one thread.
+        """Prepare the object for use in a forked child; called there once, by one thread.
 
         Args:
-            whole: its lock was held by the thread that forked, so nothing is half changed.
+            whole: True if the thread that forked held the lock, so that nothing is half changed.
         """
 
 
 class _Forks:
-    """The objects to be told of a fork, and what is held during one."""
+    """The objects that are told of a fork, and the locks that are held during one."""
 
     def __init__(self) -> None:
         self._objects: WeakSet[ForkAware] = WeakSet()
         self._lock = Lock()
         self._held = local()
-        """Of the thread that forks: objects, their locks, and whether they were to be had."""
+        """Of the thread that forks: objects, their locks, and which locks it holds."""
         os.register_at_fork(
             before=self._before,
             after_in_parent=self._after_in_parent,
             after_in_child=self._after_in_child,
         )
 
-    def add(self, each: ForkAware) -> None:
+    def add(self, item: ForkAware) -> None:
+        """Register an object, for as long as it lives."""
         with self._lock:
-            self._objects.add(each)
+            self._objects.add(item)
 
     def _before(self) -> None:
-        ends = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
 
-        def take(lock: Any) -> bool:
-            return bool(lock.acquire(timeout=max(ends - time.monotonic(), 0.0)))
+        def acquire(lock: Any) -> bool:
+            return bool(lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)))
 
         taken: list[tuple[ForkAware, Any, bool]] = []
         self._held.taken = taken
-        self._held.alone = take(self._lock)
-        for each in list(self._objects):
-            lock = each._fork_lock()
-            taken.append((each, lock, lock is None or take(lock)))
+        self._held.has_own_lock = acquire(self._lock)
+        for item in list(self._objects):
+            lock = item._fork_lock()
+            taken.append((item, lock, lock is None or acquire(lock)))
 
     def _release(self) -> list[tuple[ForkAware, Any, bool]]:
         taken: list[tuple[ForkAware, Any, bool]] = self._held.taken
@@ -78,25 +79,25 @@ class _Forks:
 
     def _after_in_parent(self) -> None:
         self._release()
-        if self._held.alone:
+        if self._held.has_own_lock:
             self._lock.release()
 
     def _after_in_child(self) -> None:
         self._lock = Lock()
-        for each, _, whole in self._release():
-            each._after_fork(whole=whole)
+        for item, _, whole in self._release():
+            item._after_fork(whole=whole)
 
 
 _forks: Final = _Forks()
 
 
-def register(each: ForkAware) -> None:
-    """Tell an object of every fork of this process, as long as it lives."""
-    _forks.add(each)
+def register(item: ForkAware) -> None:
+    """Tell an object of every fork of this process, for as long as it lives."""
+    _forks.add(item)
 
 
 class Torn:
-    """Stands for the lock of an object that was half changed at the fork: nobody gets it."""
+    """The lock of an object that was half changed at the fork; taking it is an error."""
 
     def __enter__(self) -> None:
         """Raise :class:`LifetimeError`."""
@@ -106,15 +107,15 @@ class Torn:
         )
 
     def __exit__(self, *_: object) -> None:
-        """Never reached."""
+        """Do nothing: the block is never entered."""
 
     def acquire(self, *, timeout: float = 0.0) -> bool:
-        """Return False, to another fork."""
+        """Return False: another fork cannot take it either."""
         return False
 
 
 class ClosedInChild:
-    """Closes a file in forked children, so that a lock on it (``flock``) is this process's alone.
+    """A file that forked children close, so that its lock (``flock``) is this process's alone.
 
     Args:
         file: an open file, unbuffered or flushed.

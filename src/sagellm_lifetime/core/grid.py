@@ -2,7 +2,7 @@
 
 Edges are the integers up to 16 and then 12 per octave (a ratio of 1.06, so that "within 10 %" is
 resolved) up to 131,072 tokens. Bin ``k`` holds the lengths ``EDGES[k] < L <= EDGES[k + 1]``.
-Beyond the last edge the hazard is constant, so every age has a sound answer.
+Beyond the last edge the hazard is constant, so every age has a defined answer.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TAIL_HAZARD: Final = 4.0 / MAX_LENGTH
 
 
 def bin_of(length: int) -> int:
-    """Index of the bin that holds ``length`` (``>= 1``); the last bin takes all that is longer."""
+    """Return the bin that holds ``length`` tokens (1 or more); the last takes all longer ones."""
     return min(max(bisect_left(EDGE_LIST, length) - 1, 0), BINS - 1)
 
 
 def bins_of(lengths: np.ndarray) -> np.ndarray:
-    """Vectorised :func:`bin_of`."""
-    found = np.searchsorted(EDGES, lengths, side="left") - 1
-    return np.clip(found, 0, BINS - 1)
+    """Return :func:`bin_of` of each length, int64, shape of ``lengths``."""
+    bins = np.searchsorted(EDGES, lengths, side="left") - 1
+    return np.clip(bins, 0, BINS - 1)

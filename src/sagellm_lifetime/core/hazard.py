@@ -66,7 +66,7 @@ def cumulative(row: np.ndarray, length: float) -> float:
 def _narrowed(
     row: np.ndarray, i: int, start: float, end: float, low: float, high: float
 ) -> tuple[float, float, float, float]:
-    """Narrow a stretch of a wide row to the knots around it; knot ``i`` is the first behind."""
+    """Narrow a stretch of a wide row to the knots around it; ``i`` is the first knot after it."""
     if i > ROW and row.item(i - 1) > start:
         start, low = row.item(i - 1), row.item(i - 1 + KNOTS)
     if i < _KNOTS_END and row.item(i) < end:
@@ -79,7 +79,7 @@ def inverse(row: np.ndarray, hazard: float) -> float:
 
     For exact whole numbers see :func:`first_reaching`.
     """
-    # Not searchsorted: it makes a float64 copy of the row, and lets go of the GIL for that.
+    # Not searchsorted, which makes a float64 copy of the row and releases the GIL for that.
     k = bisect_left(row.data, hazard, 0, ROW)
     if k > BINS:
         return MAX_LENGTH + (hazard - row.item(BINS)) / TAIL_HAZARD
@@ -90,19 +90,19 @@ def inverse(row: np.ndarray, hazard: float) -> float:
 
 
 def _around(row: np.ndarray, k: int, hazard: float) -> tuple[float, float, float, float]:
-    """The stretch that ends in bin ``k - 1`` and in which the hazard is reached."""
-    found = EDGE_LIST[k - 1], EDGE_LIST[k], row.item(k - 1), row.item(k)
+    """Return the stretch inside bin ``k - 1`` in which the hazard is reached."""
+    stretch = EDGE_LIST[k - 1], EDGE_LIST[k], row.item(k - 1), row.item(k)
     if row.size > ROW:
         i = bisect_left(row.data, hazard, _KNOTS_END, WIDE) - KNOTS
-        return _narrowed(row, i, *found)
-    return found
+        return _narrowed(row, i, *stretch)
+    return stretch
 
 
 def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int:
     """Return the smallest ``n >= 1`` with ``H(start + n) - base >= step``.
 
-    The comparison is the one of floats, as :func:`cumulative` returns them: whoever asks for a
-    survival and whoever asks for a quantile never disagree.
+    Floats are compared as :func:`cumulative` returns them, so that a survival and a quantile never
+    disagree.
 
     Args:
         row: cumulative hazards, shape ``(BINS + 1,)``.
@@ -113,7 +113,7 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
     target = base + step
     k = bisect_left(row.data, target, 0, ROW)
     if 0 < k <= BINS:
-        # Nearly always the answer lies well inside the stretch: tell so without another look-up.
+        # The answer nearly always lies well inside the stretch, which needs no other look-up.
         begin, end, low, high = _around(row, k, target)
         width, span = end - begin, high - low
         length = ceil(begin + (target - low) / span * width)
@@ -130,7 +130,7 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
 
 
 def _searched(row: np.ndarray, base: float, step: float, start: int, n: int) -> int:
-    """:func:`first_reaching` from a guess ``n``, by doubling the distance and halving it again."""
+    """Return :func:`first_reaching` by bisection, from a guess ``n`` and growing steps."""
     far = 1
     if cumulative(row, start + n) - base >= step:
         low, high = n - 1, n
@@ -163,7 +163,7 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
     low = rows[index, k].astype(np.float64)
     high = rows[index, np.minimum(k + 1, BINS)].astype(np.float64)
     over = lengths - edge
-    # The last edge has no bin behind it, so nothing was added there: the tail comes on top.
+    # The last edge has no bin after it, so the tail is added separately.
     beyond = over * _TAIL_HAZARDS.take(k)
     if rows.shape[1] > ROW:
         some = np.flatnonzero(rows[index, ROW] < edge + width)
@@ -182,7 +182,7 @@ def _narrow(
     stretches: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     some: np.ndarray,
 ) -> None:
-    """:func:`_narrowed` of ``some`` of the stretches, in place; ``count`` knots lie before each."""
+    """Narrow ``some`` of the stretches in place; ``count`` knots lie before each."""
     start, end, low, high = stretches
     for at, is_closer, place, value in (
         (np.maximum(count - 1, 0), np.greater, start, low),
@@ -222,7 +222,7 @@ def first_reaching_many(
     found = (end - starts).astype(np.int64)
     sure = (at - base >= steps) & ((before - base < steps) | (found == 1))
     sure &= (over >= 1.0) & (over <= width) & (found >= 1)
-    # Where rounding put it beside the whole number, and beyond the grid, it is searched for.
+    # Search where rounding missed the whole number, and beyond the grid.
     for i in np.flatnonzero(~sure).tolist():
         row = rows[index.item(i)]
         found[i] = first_reaching(row, base.item(i), steps.item(i), starts.item(i))
@@ -254,8 +254,8 @@ def with_atoms(row: np.ndarray, atoms: Atoms) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _knots(atoms: Atoms) -> tuple[tuple[int, int, float], ...]:
-    """Knots of atoms: the bin, the length, and the share of the bin that has ended there."""
-    found = []
+    """Return the knots of atoms: bin, length, and the share of the bin that has ended there."""
+    knots = []
     k, before, rest = -1, 0.0, 1.0
     for value, share in atoms:
         if bin_of(value) != k:
@@ -264,9 +264,9 @@ def _knots(atoms: Atoms) -> tuple[tuple[int, int, float], ...]:
         for length, ended in ((value - 1, before), (value, before + share)):
             even = rest * (length - EDGE_LIST[k]) / _WIDTH_LIST[k]
             if EDGE_LIST[k] < length < EDGE_LIST[k + 1]:
-                found.append((k, length, min(ended + even, 1.0)))
+                knots.append((k, length, min(ended + even, 1.0)))
         before += share
-    return tuple(found)
+    return tuple(knots)
 
 
 def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -283,8 +283,8 @@ def widened(rows: np.ndarray) -> np.ndarray:
 
 def from_hazards(discrete: np.ndarray) -> np.ndarray:
     """Return rows from per-bin hazards ``P(L in bin | L > lower edge)``, shape ``(..., BINS)``."""
-    # Ufuncs: for one row np.clip and np.cumsum take longer to find their arguments than to compute.
-    # In place, and summed up before the conversion, which else goes through a small buffer.
+    # Ufuncs, because np.clip and np.cumsum spend more time on their arguments than on one row.
+    # Summed in place before the conversion, which else goes through a small buffer.
     steps = np.negative(discrete)
     np.minimum(np.maximum(steps, 1e-9 - 1.0, steps), 0.0, steps)
     sums = np.add.accumulate(np.log1p(steps, steps), axis=-1)
@@ -294,14 +294,14 @@ def from_hazards(discrete: np.ndarray) -> np.ndarray:
 
 
 def from_steps(steps: np.ndarray) -> np.ndarray:
-    """Rows from per-bin increments of the cumulative hazard, shape ``(..., BINS)``."""
+    """Return rows from increments of the cumulative hazard per bin, shape ``(..., BINS)``."""
     rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
     np.add.accumulate(steps, axis=-1, out=rows[..., 1:])
     return rows
 
 
 def log_logistic(median: float, log_sd: float) -> np.ndarray:
-    """Row of the log-logistic distribution with that median and standard deviation of ``log L``.
+    """Return the row of a log-logistic law with this median and standard deviation of ``log L``.
 
     ``S(n) = 1 / (1 + (n / median) ** beta)`` with ``beta = pi / (sqrt(3) * log_sd)``
     (Bennett 1983): a closed form beside the log-normal, with the heavier tail that lengths have.

@@ -43,7 +43,7 @@ EXPECTED: Final[np.ndarray] = np.exp(-EDGES[:-1]) * -np.expm1(-np.diff(EDGES))
 of them lives through there: the two are equal."""
 _SPANS: Final = np.diff(EDGES)
 _BOUNDS: Final = np.append(EDGES[:-1], EDGES[-2] + 256.0)
-"""``EDGES``, and where an outcome weighs no more for lying further out: none moves the tail."""
+"""``EDGES``, the last one moved to where an outcome weighs no more for lying further out."""
 
 _FIRST: Final = float(_EVEN[0])
 _KNOTS: Final[list[float]] = [0.0, *_EVEN.tolist(), *_ABOVE.tolist()]
@@ -59,9 +59,9 @@ _LEAST: Final = 1e-300
 
 
 def from_factors(factors: np.ndarray) -> np.ndarray:
-    """Links from the factor of each segment, ``(..., SEGMENTS)`` to ``(..., LEVELS + 1)``."""
+    """Return links of shape ``(..., LEVELS + 1)`` from factors of shape ``(..., SEGMENTS)``."""
     at = np.cumsum(factors * _SPANS, axis=-1)
-    # Beside a huge sum the last segment may be lost by rounding, and its factor goes on for ever.
+    # Rounding may lose the last segment beside a huge sum, yet its factor applies to all beyond.
     at[..., -1] = np.maximum(at[..., -1], np.nextafter(at[..., -2], inf))
     low, first = at[..., : len(_BELOW)], at[..., len(_BELOW) :]
     one = np.ones((*factors.shape[:-1], 1))
@@ -76,7 +76,7 @@ for _shared in (EDGES, EXPECTED, IDENTITY):
 def forward(curve: np.ndarray, step: float) -> float:
     """Return the calibrated cumulative hazard ``F(step)``; 0 below 0.
 
-    It never falls, not even by rounding, and is exactly what :func:`forward_many` returns.
+    Never decreasing, not even by rounding, and exactly what :func:`forward_many` returns.
     """
     if step < _FIRST:
         # A difference of two hazards may be below zero by rounding, and factors are large here.
@@ -97,7 +97,7 @@ def forward(curve: np.ndarray, step: float) -> float:
 
 def backward(curve: np.ndarray, step: float) -> float:
     """Return the inverse of :func:`forward`, up to rounding (see :func:`threshold`)."""
-    # Bisecting an array in Python looks at few entries and is faster than a call into numpy.
+    # Bisecting in Python looks at few entries and is faster than a call into NumPy.
     first = curve.item(1)
     if step < first:
         share = max(step, 0.0) / first
@@ -111,7 +111,7 @@ def backward(curve: np.ndarray, step: float) -> float:
 
 
 def last_factor(curve: np.ndarray) -> float:
-    """Factor behind the last knot, however far."""
+    """Return the factor beyond the last knot."""
     return float(curve.item(_LAST) - curve.item(_LAST - 1)) / _WIDTHS[-1]
 
 
@@ -159,39 +159,39 @@ def thresholds(curves: np.ndarray, q: float) -> np.ndarray:
 
 
 _kept: dict[tuple[int, float], tuple[np.ndarray | None, Any]] = {}
-"""Thresholds of links and levels that are asked for again and again, with the link they are of."""
+"""Cached thresholds by id of the link and level, each with its link."""
 _MOST_KEPT: Final = 1024
 
 
-def _keep(key: tuple[int, float], found: tuple[np.ndarray | None, Any]) -> None:
-    """Keep the thresholds of a link that nobody can write to."""
-    if found[0] is None or not found[0].flags.writeable:
+def _keep(key: tuple[int, float], entry: tuple[np.ndarray | None, Any]) -> None:
+    """Cache the thresholds of a link, unless the link can be written to."""
+    if entry[0] is None or not entry[0].flags.writeable:
         if len(_kept) >= _MOST_KEPT:
             _kept.clear()
-        _kept[key] = found
+        _kept[key] = entry
 
 
 def _threshold(curve: np.ndarray | None, q: float, lived: float) -> float:
-    def reached(step: float) -> bool:
+    def is_reached(step: float) -> bool:
         return 1.0 - exp(lived - (step if curve is None else forward(curve, step))) >= q
 
     hazard = lived - log1p(-min(q, _NEARLY))
     guess = max(hazard if curve is None else backward(curve, hazard), _LEAST)
     low = high = guess
     far = _EPSILON
-    if reached(high):
-        while reached(low):
+    if is_reached(high):
+        while is_reached(low):
             high = low
             low = guess * (1.0 - far) if far < 1.0 else 0.0
             far *= 2.0
     else:
-        while high < inf and not reached(high):
+        while high < inf and not is_reached(high):
             low = high
             high = guess * (1.0 + far)
             far *= 2.0
     middle = (low + high) / 2.0
     while low < middle < high:
-        if reached(middle):
+        if is_reached(middle):
             high = middle
         else:
             low = middle
@@ -202,18 +202,18 @@ def _threshold(curve: np.ndarray | None, q: float, lived: float) -> float:
 def lived(
     step: tuple[np.ndarray, np.ndarray], bins: tuple[np.ndarray, np.ndarray], censored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What ``N`` outcomes say about the factors.
+    """Return what ``N`` outcomes contribute to the factors.
 
-    A length is an integer, so an outcome is a whole step of predicted hazard; it is taken to lie
-    in it as predicted, uniform in probability. In the tail it may lie anywhere in the bin of the
-    grid: that a bin has the same hazard all over is a convention and not what was predicted, and
-    where a bin holds nearly everything, one length would make a tail out of its place in it.
-    A censored outcome lived up to its length.
+    A length is an integer, so an outcome covers a step of predicted hazard; it is spread over that
+    step as predicted, uniform in probability. In the tail it is spread over its whole bin of the
+    grid: the constant hazard inside a bin is a convention and not a prediction, and where a bin
+    holds nearly everything, the place of one length in it would make a tail. A censored outcome
+    lived up to its length.
 
     Args:
         step: predicted cumulative hazard one token before the outcome, and at it, shape ``(N,)``.
         bins: the same where the bin of the outcome begins and ends.
-        censored: whether the outcome is only a lower bound, shape ``(N,)``.
+        censored: True where the outcome is only a lower bound, shape ``(N,)``.
 
     Returns:
         The share of each outcome that ended in each segment, and the predicted hazard that it
@@ -231,7 +231,7 @@ def lived(
 
 
 def _within(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`lived` of outcomes that lie in the steps ``low..high`` as predicted."""
+    """Return :func:`lived` of outcomes that lie in the steps ``low..high`` as predicted."""
     # Where nothing was predicted the step is empty: then its end counts.
     high = np.clip(high, 1e-30, _BOUNDS[-1])[:, None]
     low = np.minimum(low[:, None], high * (1.0 - 1e-6))
@@ -239,6 +239,6 @@ def _within(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inside = np.clip(_BOUNDS - low, 0.0, step)
     ends = -np.expm1(-step)
     ended = np.diff(-np.expm1(-inside) / ends, axis=1)
-    # Before the step everybody lives. Inside it this is the integral of who has not ended yet.
+    # Before the step nothing has ended; inside it, integrate the share that has not ended yet.
     rest = ended - np.diff(inside, axis=1) * np.exp(-step) / ends
     return ended, np.diff(np.minimum(_BOUNDS, low), axis=1) + np.maximum(rest, 0.0)

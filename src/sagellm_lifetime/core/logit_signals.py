@@ -1,4 +1,4 @@
-"""What the model itself says of the end, token by token, as a history and a request hold it."""
+"""Signals of the served model about its end, in the form that histories and requests hold."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import numpy as np
 
 SIGNALS: Final = ("eos_logprob", "entropy")
 SIGNAL_EVERY: Final = 16
-"""Generated tokens to an entry."""
+"""Generated tokens per entry."""
 _LEAST = -100.0
-"""Log-probability of what cannot be."""
+"""Lower bound of a log-probability, for an impossible end."""
 
 
 def windows(
     eos_logprob: Sequence[float], entropy: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """Both signals over the tokens 1–16, 17–32, …; a window that is not full is left out.
+    """Return both signals over the tokens 1–16, 17–32, …, without a window that is not full.
 
-    Of the probability of an end the mean is taken before the logarithm: the mean hazard of the last
-    16 tokens, in which one moment of doubt at the end of a paragraph counts. A mean of logarithms
-    tells a third as much (dev/LOG.md).
+    The probabilities of an end are averaged before the logarithm, so that one high value, say at
+    the end of a paragraph, counts. A mean of logarithms predicts a third as much (dev/LOG.md).
 
     Args:
         eos_logprob: log-probability of an end before each generated token, nats.

@@ -1,4 +1,4 @@
-"""The contract of the specification, field for field; what is added is optional and last."""
+"""The protocol of the specification, field for field; additions are optional and come last."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SequenceId = int | str
 FinishReason = Literal["stop", "length", "abort", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 MAX_DURATION_S: Final = 10**8
-"""Seconds from arrival to finish, three years: above this a time is a mistake (milliseconds, a
-clock that jumped), and an estimate that rests on it would overflow."""
+"""Longest time from arrival to finish in seconds, three years: a longer one is a mistake
+(milliseconds, a clock that jumped), and an estimate from it would overflow."""
 
 
 @dataclass
@@ -33,6 +33,14 @@ class PredictionRequest:
             different from a zero. The recognised keys are listed in ``features.request``. All are
             read at the first request of a sequence; later only what is new may be, which is
             ``output_text``, ``eos_logprob`` and ``entropy``.
+
+    >>> request = PredictionRequest(
+    ...     sequence_id="req-1",
+    ...     token_ids=[],
+    ...     current_length=40,
+    ...     max_length=512,
+    ...     prompt_features={"client_id": "batch", "prompt_length": 900},
+    ... )
     """
 
     sequence_id: SequenceId
@@ -54,6 +62,11 @@ class PredictionResult:
         estimated_time: seconds until the sequence ends.
         distribution: distribution of the remaining length, conditioned on the age.
         source: ``"model"``, ``"prior"`` (nothing was learned yet) or ``"fallback"``.
+
+    >>> from sagellm_lifetime import create_predictor
+    >>> result = create_predictor("baseline").predict(PredictionRequest(1, [], 0, 512))
+    >>> result.source, result.estimated_remaining_tokens == result.distribution.median()
+    ('prior', True)
     """
 
     estimated_remaining_tokens: int
@@ -70,10 +83,18 @@ class PredictionMetrics:
     The first prediction of each is the one that counts: later ones are easier and their number
     depends on the answer. ``mae`` and ``mse`` are in tokens and tokens squared.
 
-    Sequences that were cut off are left out of all but ``total_predictions``. Where a cap was
-    reached, the length is the cap and says nothing of the predictor: its answer is bounded by the
-    cap, so that nearly every one would be a hit. ``get_metrics`` counts them beside these fields,
-    as ``capped``, and all that were cut off as ``censored``.
+    Sequences that were cut off count in ``total_predictions`` only. Where a cap was reached, the
+    length is the cap, which bounds the answer too, so that nearly every answer would be a hit.
+    ``get_metrics`` counts them beside these fields, as ``capped``, and all that were cut off as
+    ``censored``.
+
+    >>> from sagellm_lifetime import create_predictor
+    >>> predictor = create_predictor("baseline")
+    >>> result = predictor.predict(PredictionRequest(1, [], 0, 512))
+    >>> predictor.update(1, actual_length=100, actual_time=2.0)
+    >>> metrics = predictor.get_metrics()
+    >>> metrics["mae"] == abs(result.estimated_remaining_tokens - 100)
+    True
     """
 
     total_predictions: int
@@ -84,11 +105,26 @@ class PredictionMetrics:
 
 
 class LifetimePredictorProtocol(ABC):
-    """What an engine calls. ``predict`` never changes what is learned; ``update`` does."""
+    """The interface that an engine calls; ``update`` learns, ``predict`` never does.
+
+    >>> class AlwaysHundred(LifetimePredictorProtocol):
+    ...     def predict(self, request):
+    ...         return PredictionResult(100, confidence=0.1, estimated_time=2.0)
+    ...     def update(self, sequence_id, actual_length, actual_time, *, finish_reason="stop"):
+    ...         pass
+    ...     def get_metrics(self):
+    ...         return {}
+    >>> AlwaysHundred().predict(PredictionRequest(1, [], 0, None)).estimated_remaining_tokens
+    100
+    """
 
     @abstractmethod
     def predict(self, request: PredictionRequest) -> PredictionResult:
-        """Predict how many more tokens the sequence will generate."""
+        """Predict how many more tokens the sequence will generate.
+
+        Raises:
+            RequestError: the request has an impossible value; nothing has changed.
+        """
 
     @abstractmethod
     def update(
@@ -109,4 +145,4 @@ class LifetimePredictorProtocol(ABC):
 
     @abstractmethod
     def get_metrics(self) -> dict[str, Any]:
-        """The fields of :class:`PredictionMetrics`, and more."""
+        """Return the fields of :class:`PredictionMetrics`, and more."""

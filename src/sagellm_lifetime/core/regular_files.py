@@ -1,4 +1,4 @@
-"""Reading files that another process may have put there: never a link, a pipe or a device."""
+"""Read files that another process may have put there: never a link, a pipe or a device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
     Args:
         path: the file.
-        flags: of :func:`os.open`.
+        flags: those of :func:`os.open`.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    added = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags | added, 0o600)
+    safe_flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | safe_flags, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))

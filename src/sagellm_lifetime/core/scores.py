@@ -11,11 +11,11 @@ from sagellm_lifetime.core.protocol import PredictionMetrics
 
 @dataclass(slots=True)
 class Scores:
-    """Counts of what ended, and sums over the ``scored``: those that ended by themselves.
+    """Counts of ended sequences, and sums over the ``scored`` ones, which ended by themselves.
 
-    A sequence that reached its cap is not scored. Its length is the cap, by which the answer was
-    bounded: nearly any answer would be a hit, and say nothing of the predictor. It is counted as
-    ``capped``, and as every other that was cut off, as ``censored``.
+    A sequence that reached its cap is not scored: its length is the cap, which bounded the answer
+    too, so that nearly any answer would be a hit. It is counted as ``capped`` and, like every
+    other that was cut off, as ``censored``.
     """
 
     scored: int = 0
@@ -28,21 +28,21 @@ class Scores:
     capped: int = 0
     unknown_updates: int = 0
 
-    def ended(self, reason: str, length: int, said: tuple[int, float] | None) -> None:
+    def ended(self, reason: str, length: int, first: tuple[int, float] | None) -> None:
         """Count one sequence that ended.
 
         Args:
             reason: finish reason.
             length: tokens generated.
-            said: total and confidence of its first prediction, or ``None`` where there was none.
+            first: total and confidence of its first prediction; ``None`` without one.
         """
         if reason != "stop":
             self.censored += 1
             self.capped += reason == "length"
             return
         self.completions += 1
-        if said is not None:
-            total, confidence = said
+        if first is not None:
+            total, confidence = first
             error = abs(total - length)
             self.scored += 1
             self.absolute += error
@@ -51,7 +51,7 @@ class Scores:
             self.confidence += confidence
 
     def metrics(self, total_predictions: int) -> dict[str, Any]:
-        """Fields of :class:`PredictionMetrics`; NaN where nothing has been scored yet."""
+        """Return the fields of :class:`PredictionMetrics`, NaN while nothing has been scored."""
 
         def mean(value: float) -> float:
             return value / self.scored if self.scored else float("nan")

@@ -12,9 +12,11 @@ import numpy as np
 from sagellm_lifetime.core.protocol import MAX_DURATION_S
 
 DEFAULT_SECONDS_PER_TOKEN: Final = 0.02
-"""The specification's constant; used only before anything was learned."""
+"""The specification's constant, used until something was learned."""
 _WINDOW: Final = 257
-_EVERY: Final = ""
+"""Newest completions of which the median is taken."""
+_ALL_MODELS: Final = ""
+"""Name of the median over all models in a state."""
 
 
 class _RollingMedian:
@@ -26,6 +28,7 @@ class _RollingMedian:
         self.median = DEFAULT_SECONDS_PER_TOKEN
 
     def add(self, value: float) -> None:
+        """Take in a value and drop the oldest of a full window."""
         if len(self.recent) == _WINDOW:
             old = self.recent.popleft()
             del self._sorted[bisect_left(self._sorted, old)]
@@ -37,11 +40,11 @@ class _RollingMedian:
 class TokenTiming:
     """``actual_time / actual_length``, as a rolling median per model and over all models.
 
-    The time runs from arrival to finish, so waiting and prefill are in it, as they are in what an
-    engine reports; the median keeps stragglers and clock jumps out.
+    The time runs from arrival to finish, so it includes waiting and prefill, as an engine reports
+    it; the median is not moved by stragglers and clock jumps.
 
     Args:
-        max_models: models with a median of their own; the least recently updated makes room.
+        max_models: models with a median of their own; the least recently updated is dropped.
     """
 
     def __init__(self, max_models: int = 256) -> None:
@@ -51,20 +54,20 @@ class TokenTiming:
         """Least recently updated first."""
 
     def update(self, model: str | None, length: int, seconds: float) -> None:
-        """Learn from one completion; ignored unless both numbers are positive and no mistake."""
+        """Learn from one completion; ignore it unless both numbers are positive and plausible."""
         if length <= 0 or not 0.0 < seconds <= MAX_DURATION_S:
             return
         ratio = seconds / length
         self._all.add(ratio)
         if model:
-            found = self._by_model.get(model)
-            if found is None:
-                found = self._by_model[model] = _RollingMedian()
+            median = self._by_model.get(model)
+            if median is None:
+                median = self._by_model[model] = _RollingMedian()
                 if len(self._by_model) > self._max_models:
                     self._by_model.popitem(last=False)
             else:
                 self._by_model.move_to_end(model)
-            found.add(ratio)
+            median.add(ratio)
 
     def seconds_per_token(self, model: str | None = None) -> float:
         """Return the median seconds per token of the model, else of all models, else 0.02."""
@@ -77,19 +80,19 @@ class TokenTiming:
         return [known[model] for model in models]
 
     def state(self) -> dict[str, list[float]]:
-        """Return what was learned by model, least recently updated first; of all under ``""``."""
-        found = {_EVERY: list(self._all.recent)} if self._all.recent else {}
-        return {**found, **{key: list(median.recent) for key, median in self._by_model.items()}}
+        """Return the ratios by model, least recently updated first; those of all under ``""``."""
+        ratios = {_ALL_MODELS: list(self._all.recent)} if self._all.recent else {}
+        return {**ratios, **{key: list(median.recent) for key, median in self._by_model.items()}}
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """Replace what was learned with a :meth:`state`, whose order counts.
 
         Raises:
-            ValueError: seconds per token that cannot be, or none of a model.
+            ValueError: impossible seconds per token, or a model without any.
         """
-        found = {key: _restored(values) for key, values in state.items()}
-        self._all = found.pop(_EVERY) if _EVERY in found else _RollingMedian()
-        self._by_model = OrderedDict(list(found.items())[-self._max_models :])
+        medians = {key: _restored(values) for key, values in state.items()}
+        self._all = medians.pop(_ALL_MODELS) if _ALL_MODELS in medians else _RollingMedian()
+        self._by_model = OrderedDict(list(medians.items())[-self._max_models :])
 
 
 def _restored(values: Sequence[float]) -> _RollingMedian:

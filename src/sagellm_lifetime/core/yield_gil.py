@@ -1,18 +1,17 @@
-"""Taking a breath between two pieces of work, beside an engine's thread.
-
-Python takes the GIL from a thread that computes only after 5 ms, and one that waits for it does not
-get it from one that lets it go and takes it back at once, as NumPy does. It gets it from one that
-sleeps.
-"""
+"""Letting other threads have the GIL between two pieces of work, beside an engine's thread."""
 
 from __future__ import annotations
 
 import time
 from typing import Final
 
-_BREATH_S: Final = 0.0002
+_PAUSE_S: Final = 0.0002
 
 
-def breathe() -> None:
-    """Let the other threads have the GIL. Between two breaths: half a ms."""
-    time.sleep(_BREATH_S)
+def yield_gil() -> None:
+    """Sleep for 0.2 ms, so that another thread gets the GIL; call it about every 0.5 ms of work.
+
+    Python takes the GIL from a computing thread only after 5 ms, and a thread that releases it and
+    takes it back at once, as NumPy does, keeps it from those that wait. Sleeping gives it away.
+    """
+    time.sleep(_PAUSE_S)

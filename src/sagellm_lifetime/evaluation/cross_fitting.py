@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, MissingExtraError
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_possible
 from sagellm_lifetime.evaluation.rivals.base import Rival

@@ -1,13 +1,13 @@
-"""Rows whose end was not seen, and how they count all the same.
+"""Count rows whose end was not seen, without bias.
 
-The longest answers are cut most often. A score over the rest alone is a score over the short ones:
-a constant can then beat the true distribution. Two remedies of survival analysis:
+The longest answers are cut most often, so a score over the rest alone is a score over the short
+ones, and a constant can beat the true distribution. Two remedies of survival analysis:
 
 - A horizon: lengths and predictions count up to it, as under a cap that all rows share. A row that
-  was cut beyond it is as good as any other (restricted means: Irwin 1949; Uno et al. 2014).
-- Weights: a row cut before the horizon is stood for by those that went on, each weighted by the
-  inverse of its chance of not having been cut until its own end (IPCW: Robins & Rotnitzky 1992; for
-  scores, Graf et al. 1999). Sound where who is cut does not depend on what would have followed.
+  was cut beyond it counts like any other (restricted means: Irwin 1949; Uno et al. 2014).
+- Weights: rows that went on stand for those cut before the horizon, each weighted by the inverse of
+  its chance of not having been cut until its own end (IPCW: Robins & Rotnitzky 1992; for scores,
+  Graf et al. 1999). This is unbiased if being cut does not depend on what would have followed.
 
 The chance is the Kaplan-Meier estimate of the time to a cut. The horizon ends where it falls below
 a tenth, so that no row stands for more than ten.
@@ -26,13 +26,13 @@ NEVER: Final = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cuts:
-    """What was cut among the scored rows.
+    """The cut rows among the scored ones.
 
     Attributes:
-        rows: scored rows.
-        cut: those whose end was not seen.
-        before: those of them cut before the horizon; others stand for them.
-        horizon: lengths count up to here, tokens; ``NEVER`` where nothing needs it.
+        rows: number of scored rows.
+        cut: number of those whose end was not seen.
+        before: number of those cut before the horizon; others stand for them.
+        horizon: tokens up to which lengths count; ``NEVER`` if none is needed.
         at: lengths at which something was cut, ascending.
         chances: chance of not being cut before each length of ``at``, and beyond the last.
     """
@@ -50,13 +50,13 @@ class Cuts:
 
     @property
     def largest_weight(self) -> float:
-        """How many rows one row stands for, at most."""
+        """Return the largest number of rows that one row stands for."""
         if not self.before:
             return 1.0
         return float(1.0 / self.chance(np.array([min(self.horizon, NEVER - 1)]))[0])
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for ``--json``; no horizon is ``None``."""
+        """Return the counts for ``--json``; no horizon is ``None``."""
         return {
             "rows": self.cut,
             "horizon": None if self.horizon == NEVER else self.horizon,
@@ -65,7 +65,7 @@ class Cuts:
         }
 
     def says(self) -> list[str]:
-        """Return sentences for people; none where nothing was cut."""
+        """Return sentences for a report; none if nothing was cut."""
         if not self.cut:
             return []
         ended = self.rows - self.cut
@@ -88,7 +88,7 @@ class Cuts:
 
 
 def find_cuts(length: np.ndarray, known: np.ndarray) -> Cuts:
-    """Return what was cut.
+    """Return the cut rows of a frame.
 
     Args:
         length: total tokens of each row, or a lower bound, 1 or more; shape ``(n,)``.
@@ -98,7 +98,7 @@ def find_cuts(length: np.ndarray, known: np.ndarray) -> Cuts:
     cut = np.bincount(inverse, ~known, len(at))
     ended = np.bincount(inverse, known, len(at))
     at_risk = (cut + ended)[::-1].cumsum()[::-1]
-    # Whoever ends at a length was not cut there: an end comes before a cut at the same length.
+    # At equal lengths an end precedes a cut, so a row that ended there was not at risk of a cut.
     stays = 1.0 - cut / np.maximum(at_risk - ended, 1.0)
     after = np.cumprod(stays)
     before = np.concatenate([[1.0], after[:-1]])
@@ -108,12 +108,12 @@ def find_cuts(length: np.ndarray, known: np.ndarray) -> Cuts:
         last = int(reachable[-1])
         if last < len(at) - 1 or cut[last]:
             horizon = int(at[last])
-    place = np.flatnonzero(cut)
+    cut_at = np.flatnonzero(cut)
     return Cuts(
         rows=len(length),
         cut=int(cut.sum()),
         before=int((~known & (length < horizon)).sum()),
         horizon=horizon,
-        at=at[place],
-        chances=np.concatenate([[1.0], after[place]]),
+        at=at[cut_at],
+        chances=np.concatenate([[1.0], after[cut_at]]),
     )

@@ -1,4 +1,4 @@
-"""The noise floor: how well a length can be known when the same prompt is answered again."""
+"""The noise floor: how well a length is predicted by other answers to the same prompt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MIN_SAMPLES = 3
 
 
 def repeated(frame: pl.DataFrame) -> np.ndarray:
-    """Rows that the floor is known of; bool, shape ``(n,)``.
+    """Return which rows the floor is computed from; bool, shape ``(n,)``.
 
-    Those of one ``prompt_id`` (and of one ``model`` where there are models) with at least three
-    samples of known length.
+    Those whose ``prompt_id`` (and ``model``, if there is one) has at least three samples of known
+    length.
     """
     if "prompt_id" not in frame.columns:
         return np.zeros(len(frame), dtype=bool)
@@ -31,10 +31,10 @@ def _keys(frame: pl.DataFrame) -> list[str]:
 
 
 def noise_floor(frame: pl.DataFrame) -> dict[str, float | int | None] | None:
-    """Scores of predicting each repeated sample by the median of the others, at admission.
+    """Return the scores of predicting each repeated sample by the median of the others.
 
-    Over the rows that are :func:`repeated`; ``None`` when there is none. A prediction made of two
-    or three other samples is itself noisy, so this is an estimate of the floor from above.
+    Over the rows that are :func:`repeated`, at admission; ``None`` without such rows. The median of
+    two or three other samples is itself noisy, so this overestimates the floor.
     """
     rows = frame.filter(pl.Series(repeated(frame)))
     if rows.is_empty():
@@ -63,9 +63,9 @@ def noise_floor(frame: pl.DataFrame) -> dict[str, float | int | None] | None:
 def skill(
     mae: float | None, constant: float | None, floor: dict[str, float | int | None]
 ) -> float | None:
-    """``(MAE_constant - MAE) / (MAE_constant - MAE_floor)``: 0 like a constant, 1 at the floor.
+    """Return ``(MAE_constant - MAE) / (MAE_constant - MAE_floor)``: 0 a constant, 1 the floor.
 
-    Both errors over the :func:`repeated` rows, as the floor is: others may be easier.
+    Both errors are over the :func:`repeated` rows, as the floor is. ``None`` if one is undefined.
     """
     best = floor["mae"]
     if mae is None or constant is None or best is None or constant <= best:

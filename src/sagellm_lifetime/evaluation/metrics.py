@@ -1,4 +1,4 @@
-"""Metrics of point predictions, intervals and confidence; functions of arrays.
+"""Metrics of point predictions, intervals and confidence, as functions of arrays.
 
 Shapes: every array has shape ``(N,)``, quantiles ``(N, Q)``. Lengths are in tokens. ``weights``
 (default: all equal) are the shares of the points; every metric accepts them. Metrics of order are
@@ -30,7 +30,7 @@ ECE_BINS = 15
 
 
 def average(values: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Weighted mean; NaN without points or without weight."""
+    """Return the weighted mean; NaN without points or without weight."""
     if len(values) == 0:
         return float("nan")
     if weights is None:
@@ -40,14 +40,18 @@ def average(values: np.ndarray, weights: np.ndarray | None = None) -> float:
 
 
 def mae(predicted: np.ndarray, actual: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Mean absolute error in tokens (the same for remaining and for total lengths)."""
+    """Return the mean absolute error in tokens (equal for remaining and total lengths).
+
+    >>> mae(np.array([100, 200]), np.array([110, 180]))
+    15.0
+    """
     return average(np.abs(predicted - actual).astype(np.float64), weights)
 
 
 def median_ae(
     predicted: np.ndarray, actual: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Weighted median of the absolute error, tokens (the lower one of two)."""
+    """Return the weighted median of the absolute error in tokens (the lower one of two)."""
     if len(predicted) == 0:
         return float("nan")
     errors = np.abs(predicted - actual)
@@ -57,21 +61,21 @@ def median_ae(
 
 
 def hits_10pct(predicted_total: np.ndarray, actual_total: np.ndarray) -> np.ndarray:
-    """``|T - L| <= 0.1 L`` on total lengths, in exact integer arithmetic; bool."""
+    """Return where ``|T - L| <= 0.1 L`` on total lengths, in exact integers; shape ``(N,)``."""
     return np.asarray(10 * np.abs(predicted_total - actual_total) <= actual_total)
 
 
 def within_10pct(
     predicted_total: np.ndarray, actual_total: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Share of points whose predicted total is within 10 % of the actual total."""
+    """Return the share of points whose predicted total is within 10 % of the actual total."""
     return average(hits_10pct(predicted_total, actual_total).astype(np.float64), weights)
 
 
 def within_10_tokens(
     predicted: np.ndarray, actual: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Share of points with an error of at most 10 tokens."""
+    """Return the share of points with an error of at most 10 tokens."""
     return average((np.abs(predicted - actual) <= 10).astype(np.float64), weights)
 
 
@@ -81,7 +85,7 @@ def pinball(
     levels: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> float:
-    """Mean pinball loss over points and levels, tokens.
+    """Return the mean pinball loss over points and levels, in tokens.
 
     ``max(q (y - x), (q - 1) (y - x))`` for the quantile ``x`` at level ``q`` (Koenker & Bassett
     1978, "Regression quantiles").
@@ -101,7 +105,7 @@ def crps(
     levels: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> float:
-    """Continuous ranked probability score, tokens, as twice the mean pinball loss.
+    """Return the continuous ranked probability score in tokens: twice the mean pinball loss.
 
     ``CRPS = 2 * integral of the pinball loss over the levels`` (Gneiting & Ranjan 2011, "Comparing
     density forecasts using threshold- and quantile-weighted scoring rules", eq. 9), here with 19
@@ -113,7 +117,7 @@ def crps(
 def coverage(
     low: np.ndarray, high: np.ndarray, actual: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Share of points with ``low <= actual <= high``, both ends included."""
+    """Return the share of points with ``low <= actual <= high``, both ends included."""
     return average(((low <= actual) & (actual <= high)).astype(np.float64), weights)
 
 
@@ -123,25 +127,28 @@ def reliability(
     weights: np.ndarray | None = None,
     bins: int = ECE_BINS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, share of hits and share of points in equal-width bins of confidence.
+    """Return mean confidence, share of hits and share of points per bin of confidence.
 
-    Three arrays of shape ``(bins,)``; empty bins hold NaN, NaN, 0.
+    The bins have equal width. Three arrays of shape ``(bins,)``; empty bins hold NaN, NaN, 0.
     """
     weight = np.ones(len(confidence)) if weights is None else weights
     index = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
     mass = np.bincount(index, weight, bins)
     stated = np.bincount(index, weight * confidence, bins)
-    found = np.bincount(index, weight * hits, bins)
+    hit = np.bincount(index, weight * hits, bins)
     safe = np.where(mass > 0, mass, np.nan)
-    return stated / safe, found / safe, mass / max(float(mass.sum()), 1e-300)
+    return stated / safe, hit / safe, mass / max(float(mass.sum()), 1e-300)
 
 
 def confidence_ece(
     confidence: np.ndarray, hits: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Expected calibration error of ``confidence``: weighted mean over 15 equal-width bins of
-    ``|share of hits - mean confidence|`` (Naeini et al. 2015; Guo et al. 2017, eq. 5)."""
+    """Return the expected calibration error of ``confidence``.
+
+    The weighted mean over 15 equal-width bins of ``|share of hits - mean confidence|`` (Naeini et
+    al. 2015; Guo et al. 2017, eq. 5).
+    """
     if len(confidence) == 0:
         return float("nan")
-    stated, found, share = reliability(confidence, hits, weights)
-    return float(np.nansum(np.abs(found - stated) * share))
+    stated, hit_share, share = reliability(confidence, hits, weights)
+    return float(np.nansum(np.abs(hit_share - stated) * share))

@@ -1,4 +1,4 @@
-"""The plots of a report; matplotlib is imported when the first one is drawn, without pyplot."""
+"""Draw the plots of a report; matplotlib is imported with the first plot, without pyplot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import Forecast, cdf
+from sagellm_lifetime.evaluation.point_forecasts import Forecast, cdf
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.rivals.kaplan_meier import kaplan_meier
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe & Ito: told apart by colour-blind readers too. Predictors are coloured, rivals grey."""
+"""Colours of predictors, safe for colour-blind readers (Okabe & Ito); rivals are grey."""
 _RIVALS: Final = (":", "--", "-.", (0, (5, 1)))
 _GREY: Final = "#777777"
 _SAMPLE: Final = 1500
 
 
 def error_by_age(evaluations: Sequence[Evaluation]) -> Figure:
-    """MAE at admission and at each age, all predictors and rivals."""
+    """Draw the MAE of all predictors and rivals at admission and at each age."""
     figure, (axes,) = _figure(1)
     ages = _ages(evaluations[0])
     for name, scores, style in _series(evaluations):
@@ -35,14 +35,14 @@ def error_by_age(evaluations: Sequence[Evaluation]) -> Figure:
         )
     _age_axis(axes, ages)
     axes.set_yscale("log")
-    _plain(axes.yaxis)
+    _set_plain_labels(axes.yaxis)
     axes.yaxis.set_major_locator(_one_two_five())
     axes.set_ylabel("mean absolute error (tokens)")
     return _with_legend(figure, axes)
 
 
 def coverage_by_age(evaluations: Sequence[Evaluation]) -> Figure:
-    """Coverage of the 80 % and the 90 % interval at each age."""
+    """Draw the coverage of the 80 % and the 90 % interval at each age."""
     figure, panels = _figure(2, sharey=True)
     ages = _ages(evaluations[0])
     for axes, level in zip(panels, (80, 90), strict=True):
@@ -61,7 +61,7 @@ def coverage_by_age(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def reliability(evaluations: Sequence[Evaluation]) -> Figure:
-    """Stated confidence against the share that was within 10 %, over all steps."""
+    """Draw stated confidence against the share that was within 10 %, over all steps."""
     figure, (axes,) = _figure(1)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
     for evaluation, colour in zip(evaluations, _colours(evaluations), strict=True):
@@ -69,10 +69,12 @@ def reliability(evaluations: Sequence[Evaluation]) -> Figure:
         if forecast.confidence is None:
             continue
         at, hits, weight = confidence_hits(points, forecast, points.groups()["steps"])
-        stated, found, share = metrics.reliability(forecast.confidence[at], hits, weight)
+        stated, hit_share, share = metrics.reliability(forecast.confidence[at], hits, weight)
         seen = share > 0.002
-        axes.plot(stated[seen], found[seen], color=colour, linewidth=1.2, label=evaluation.name)
-        axes.scatter(stated[seen], found[seen], s=400 * share[seen] + 6, color=colour, alpha=0.6)
+        axes.plot(stated[seen], hit_share[seen], color=colour, linewidth=1.2, label=evaluation.name)
+        axes.scatter(
+            stated[seen], hit_share[seen], s=400 * share[seen] + 6, color=colour, alpha=0.6
+        )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("stated confidence")
@@ -81,7 +83,7 @@ def reliability(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def survival(evaluations: Sequence[Evaluation]) -> Figure:
-    """Mean predicted survival against Kaplan-Meier, at admission and at a later age."""
+    """Draw mean predicted survival against Kaplan-Meier, at admission and at a later age."""
     first = evaluations[0]
     groups = first.points.groups()
     later = [age for age in ("256", "128", "64", "32", "16") if age in groups][:1]
@@ -101,14 +103,14 @@ def survival(evaluations: Sequence[Evaluation]) -> Figure:
         axes.set_xlim(1, grid[-1])
         axes.set_xlabel("further tokens n")
         axes.set_title("at admission" if group == "admission" else f"at age {group}", fontsize=10)
-        _plain(axes.xaxis)
+        _set_plain_labels(axes.xaxis)
     panels[0].set_ylabel("P(more than n further tokens)")
     panels[0].set_ylim(0, 1.01)
     return _with_legend(figure, panels[-1])
 
 
 def predicted_actual(evaluations: Sequence[Evaluation]) -> Figure:
-    """Predicted against actual total at admission, log axes, a panel for each predictor."""
+    """Draw predicted against actual totals at admission, log axes, one panel per predictor."""
     figure, panels = _figure(len(evaluations), sharey=True, square=True)
     points = evaluations[0].points
     index = _known(points, points.groups()["admission"])
@@ -131,8 +133,8 @@ def predicted_actual(evaluations: Sequence[Evaluation]) -> Figure:
         axes.set_aspect("equal")
         axes.set_title(evaluation.name, fontsize=10)
         axes.set_xlabel("actual total (tokens)")
-        _plain(axes.xaxis)
-        _plain(axes.yaxis)
+        _set_plain_labels(axes.xaxis)
+        _set_plain_labels(axes.yaxis)
     panels[0].set_ylabel("predicted total (tokens)")
     return figure
 
@@ -161,8 +163,8 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _plain(axis: Any) -> None:
-    """Numbers as people write them: 100, 1,000."""
+def _set_plain_labels(axis: Any) -> None:
+    """Set the tick labels of an axis to plain numbers: 100, 1,000."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
@@ -189,15 +191,15 @@ def _colours(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _styles(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Line style by name: the predictors in their order, then the rivals of the first."""
-    found: dict[str, dict[str, Any]] = {
+    """Return line styles by name: predictors in their order, then the rivals of the first."""
+    styles: dict[str, dict[str, Any]] = {
         evaluation.name: {"color": colour, "linewidth": 1.6, "marker": "", "zorder": 3}
         for evaluation, colour in zip(evaluations, _colours(evaluations), strict=True)
     }
-    rivals = [name for name in evaluations[0].scores if name not in found]
+    rivals = [name for name in evaluations[0].scores if name not in styles]
     for name, line in zip(rivals, _RIVALS * len(rivals), strict=False):
-        found[name] = {"color": _GREY, "linewidth": 1.3, "linestyle": line}
-    return found
+        styles[name] = {"color": _GREY, "linewidth": 1.3, "linestyle": line}
+    return styles
 
 
 def _series(evaluations: Sequence[Evaluation]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -206,8 +208,8 @@ def _series(evaluations: Sequence[Evaluation]) -> list[tuple[str, dict[str, Any]
 
 
 def _forecasts(evaluations: Sequence[Evaluation]) -> list[tuple[str, Forecast, dict[str, Any]]]:
-    found = {n: f for e in reversed(evaluations) for n, f in e.forecasts.items()}
-    return [(name, found[name], style) for name, style in _styles(evaluations).items()]
+    forecasts = {n: f for e in reversed(evaluations) for n, f in e.forecasts.items()}
+    return [(name, forecasts[name], style) for name, style in _styles(evaluations).items()]
 
 
 def _mean_survival(forecast: Forecast, index: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Where predictions are asked for: ages that do not depend on the answer.
+"""Points at which predictions are asked for, and the requests there.
 
-Never a fraction of the true length. Three groups of points:
+Ages never depend on the answer, say as a fraction of its length. Three groups of points:
 
 - admission: age 0 of every row;
 - ages: 16, 32, 64, ... over the rows still alive there (``age < L``);
@@ -12,18 +12,21 @@ Never a fraction of the true length. Three groups of points:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.batch import UNCAPPED
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.evaluation.cuts import Cuts, find_cuts
+from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.history.prequential import finish_reasons
 
 FIRST_AGE = 16
 MIN_ALIVE = 30
-"""An age is reported only when at least this many rows that can be scored are alive there."""
+"""An age is reported only where at least this many scorable rows are longer than it."""
 STEPS_PER_ROW = 4
 
 
@@ -36,9 +39,9 @@ class Points:
         age: tokens generated so far, shape ``(P,)``; ladder points ascend inside a row.
         length: total length of that row (a lower bound where it is not ``known``).
         cap: cap on the total, ``UNCAPPED`` for none.
-        known: whether the total is known (see :func:`known_lengths`).
+        known: True where the total is known (see :func:`known_lengths`).
         target: total up to the horizon of ``cuts``: what point metrics compare with.
-        seen: whether ``target`` is known.
+        seen: True where ``target`` is known.
         weight: ``L / m`` for steps, 1 for the ladder.
         stands_for: how many rows at that age a seen row stands for, itself and those cut before
             its ``target``; 1 where nothing was cut.
@@ -62,30 +65,31 @@ class Points:
 
     @property
     def remaining(self) -> np.ndarray:
-        """Tokens still to come, shape ``(P,)``."""
+        """Return the remaining tokens, shape ``(P,)``."""
         return self.length - self.age
 
     def __len__(self) -> int:
         return len(self.row)
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Indices of the scored points of ``admission``, each age (``"16"`` ...) and ``steps``.
+        """Return the indices of the scored points of each group.
 
-        Those at or beyond the horizon are left out: nothing is left to predict there.
+        Groups are ``admission``, the ages (``"16"`` ...) and ``steps``. Points at or beyond the
+        horizon are left out: nothing is left to predict there.
         """
         inside = self.scored & (self.age < self.cuts.horizon)
         ladder = ~self.step & inside
-        found = {"admission": np.flatnonzero(ladder & (self.age == 0))}
+        groups = {"admission": np.flatnonzero(ladder & (self.age == 0))}
         for age in ladder_ages(int(self.age.max(initial=0)) + 1):
             index = np.flatnonzero(ladder & (self.age == age))
             if self.seen[index].sum() >= MIN_ALIVE:
-                found[str(age)] = index
-        found["steps"] = np.flatnonzero(self.step & inside)
-        return found
+                groups[str(age)] = index
+        groups["steps"] = np.flatnonzero(self.step & inside)
+        return groups
 
 
 def ladder_ages(longest: int) -> list[int]:
-    """16, 32, 64, ... below ``longest``."""
+    """Return 16, 32, 64, ... below ``longest`` tokens."""
     ages = []
     age = FIRST_AGE
     while age < longest:
@@ -95,25 +99,25 @@ def ladder_ages(longest: int) -> list[int]:
 
 
 def caps(frame: pl.DataFrame) -> np.ndarray:
-    """``max_length`` per row, ``UNCAPPED`` where it is missing; int64."""
+    """Return ``max_length`` per row, ``UNCAPPED`` where it is missing; int64, shape ``(n,)``."""
     if "max_length" not in frame.columns:
         return np.full(len(frame), UNCAPPED, dtype=np.int64)
     return frame["max_length"].cast(pl.Int64).fill_null(UNCAPPED).to_numpy()
 
 
 def known_lengths(frame: pl.DataFrame) -> np.ndarray:
-    """Rows whose total is known; bool, shape ``(n,)``.
+    """Return which rows have a known total; bool, shape ``(n,)``.
 
-    ``stop`` rows are. A ``length`` row that reached its ``max_length`` is: the engine's total is
-    ``min(L, cap) = cap``. Other ``length`` rows, ``abort`` and ``error`` are only "at least this
-    many": see :mod:`.cuts`.
+    The total of a ``stop`` row is known. So is that of a ``length`` row that reached its
+    ``max_length``: the engine's total is ``min(L, cap) = cap``. Of other ``length`` rows, ``abort``
+    and ``error`` it is at least the length: see :mod:`.cuts`.
     """
     reason, length = np.array(finish_reasons(frame), dtype=object), lengths(frame)
     return np.asarray((reason == "stop") | ((reason == "length") & (length >= caps(frame))))
 
 
 def lengths(frame: pl.DataFrame) -> np.ndarray:
-    """``actual_length`` as int64; a missing column is a :class:`HistoryError`."""
+    """Return ``actual_length`` as int64. Raise :class:`HistoryError` if there is no such column."""
     if "actual_length" not in frame.columns:
         raise HistoryError("column 'actual_length' is missing: it is the one column required")
     return frame["actual_length"].cast(pl.Int64).to_numpy()
@@ -122,17 +126,19 @@ def lengths(frame: pl.DataFrame) -> np.ndarray:
 def draw_steps(
     length: np.ndarray, rng: np.random.Generator, per_row: int = STEPS_PER_ROW
 ) -> np.ndarray:
-    """Stratified ages, shape ``(n, per_row)``: one in each of ``per_row`` parts of ``0 .. L-1``."""
+    """Return stratified ages, shape ``(n, per_row)``: one in each part of ``0 .. L - 1``."""
     part = (np.arange(per_row) + rng.random((len(length), per_row))) / per_row
     return np.minimum((part * length[:, None]).astype(np.int64), length[:, None] - 1)
 
 
 def draw_points(frame: pl.DataFrame, *, seed: int = 0, scored: np.ndarray | None = None) -> Points:
-    """Points of a frame, row by row: the ladder in ascending age, then the steps.
+    """Return the points of a frame, row by row: the ladder in ascending age, then the steps.
 
-    Rows of length 0 say nothing about prediction and give no point.
+    Rows of length 0 give no point: there is nothing to predict.
 
     Args:
+        frame: rows in the history format.
+        seed: seed of the ages of the steps.
         scored: bool, shape ``(n,)``; rows that are left out of the metrics get no step points.
     """
     length = lengths(frame)
@@ -165,3 +171,23 @@ def draw_points(frame: pl.DataFrame, *, seed: int = 0, scored: np.ndarray | None
         scored=score[row],
         cuts=cuts,
     )
+
+
+_evaluation_numbers = count()
+
+
+class EvaluationRequests:
+    """Requests of the rows of a frame, under ids that no other evaluation uses."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._requests = HistoryRequests(frame)
+        self._evaluation = next(_evaluation_numbers)
+
+    def sequence_id(self, row: int, point: int | None = None) -> str:
+        """Return the id of a row's sequence, or of the separate one of a single point."""
+        base = f"evaluate-{self._evaluation}-{row}"
+        return base if point is None else f"{base}-{point}"
+
+    def request(self, row: int, age: int, point: int | None = None) -> PredictionRequest:
+        """Return the request of a row at an age in tokens."""
+        return self._requests.request(row, age, self.sequence_id(row, point))

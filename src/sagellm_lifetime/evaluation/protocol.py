@@ -12,7 +12,7 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
 from sagellm_lifetime.evaluation.floor import noise_floor, repeated, skill
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.runs import Progress, run_frozen, run_online

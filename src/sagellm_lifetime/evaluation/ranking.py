@@ -1,15 +1,15 @@
-"""Metrics of order: does the predictor know which sequence ends first?"""
+"""Metrics of order: whether the predictor tells which sequence ends first."""
 
 from __future__ import annotations
 
 import numpy as np
 
 C_INDEX_CAP = 3000
-"""Harrell's index looks at all pairs of at most this many points (a seeded subsample)."""
+"""Largest number of points whose pairs Harrell's index compares (a seeded subsample)."""
 
 
 def _pairs(weights: np.ndarray, groups: np.ndarray) -> float:
-    """Total weight ``w_i w_j`` of the pairs that share a group; ``groups`` are codes 0..G-1."""
+    """Return the total weight ``w_i w_j`` of pairs in one group; ``groups`` are codes 0..G-1."""
     sums = np.bincount(groups, weights)
     squares = np.bincount(groups, weights**2)
     return float((sums**2 - squares).sum() / 2.0)
@@ -20,8 +20,10 @@ def _codes(values: np.ndarray) -> np.ndarray:
 
 
 def _discordant(ranks: np.ndarray, weights: np.ndarray) -> float:
-    """Weight of the pairs ``i < j`` with ``ranks[i] > ranks[j]``: a bottom-up merge sort, each
-    level one vectorised pass over all of its blocks."""
+    """Return the weight of the pairs ``i < j`` with ``ranks[i] > ranks[j]``.
+
+    A bottom-up merge sort; each level is one vectorised pass over all of its blocks.
+    """
     n = len(ranks)
     span = int(ranks.max(initial=0)) + 2
     position = np.arange(n)
@@ -41,8 +43,14 @@ def _discordant(ranks: np.ndarray, weights: np.ndarray) -> float:
 
 
 def kendall_tau(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Kendall's tau-b between two arrays, ties corrected (Kendall 1945; Knight 1966 for counting
-    the inversions by sorting). Pairs weigh ``w_i w_j``. NaN where one side is constant."""
+    """Return Kendall's tau-b between two arrays, with correction for ties.
+
+    Kendall 1945; Knight 1966 for counting the inversions by sorting. Pairs weigh ``w_i w_j``. NaN
+    if one side is constant.
+
+    >>> kendall_tau(np.array([1, 2, 3]), np.array([10, 30, 20]))
+    0.3333333333333333
+    """
     if len(x) < 2:
         return float("nan")
     weight = np.ones(len(x)) if weights is None else weights / weights.mean()
@@ -66,7 +74,7 @@ def c_index(
     weights: np.ndarray | None = None,
     cap: int = C_INDEX_CAP,
 ) -> float:
-    """Harrell's concordance on censored data (Harrell et al. 1982), between 0 and 1.
+    """Return Harrell's concordance on censored data (Harrell et al. 1982), between 0 and 1.
 
     A pair counts when it is known who ended first: the smaller ``observed`` is an ``event`` (not
     censored), or both are equal and only one is. It is concordant when the smaller prediction

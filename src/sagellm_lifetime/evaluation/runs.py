@@ -18,9 +18,8 @@ from sagellm_lifetime.core.protocol import (
     PredictionResult,
     SequenceId,
 )
-from sagellm_lifetime.evaluation.asking import Asking
-from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast
-from sagellm_lifetime.evaluation.points import Points, lengths
+from sagellm_lifetime.evaluation.point_forecasts import LEVELS, Forecast
+from sagellm_lifetime.evaluation.points import EvaluationRequests, Points, lengths
 from sagellm_lifetime.history import prequential
 from sagellm_lifetime.history.prequential import Clock, finish_reasons, seconds
 
@@ -38,7 +37,7 @@ class Asker:
     """
 
     def __init__(
-        self, predictor: LifetimePredictorProtocol, asking: Asking, points: Points
+        self, predictor: LifetimePredictorProtocol, asking: EvaluationRequests, points: Points
     ) -> None:
         self._predictor = predictor
         self._asking = asking
@@ -122,7 +121,7 @@ def run_frozen(
     progress: Progress | None = None,
 ) -> Forecast:
     """All predictions, then discard: nothing is learned."""
-    asker = Asker(predictor, Asking(frame), points)
+    asker = Asker(predictor, EvaluationRequests(frame), points)
     rows = np.unique(points.row).tolist()
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
@@ -154,7 +153,7 @@ def run_online(
     arrival = _arrivals(frame, clock)
     length, duration = lengths(frame), seconds(frame)
     reason = finish_reasons(frame)
-    asking = Asking(frame)
+    asking = EvaluationRequests(frame)
     asker = Asker(predictor, asking, points)
     asked = set(np.unique(points.row).tolist())
     order = [row for row in np.argsort(arrival, kind="stable").tolist() if row in asked]

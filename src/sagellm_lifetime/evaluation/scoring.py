@@ -1,4 +1,4 @@
-"""From forecasts to the metrics of the design, group by group."""
+"""Score forecasts: all metrics, for each group of points."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import math
 import numpy as np
 
 from sagellm_lifetime.evaluation import metrics
-from sagellm_lifetime.evaluation.forecast import INNER, LEVELS, Forecast, cdf, column
+from sagellm_lifetime.evaluation.point_forecasts import INNER, LEVELS, Forecast, cdf, column
 from sagellm_lifetime.evaluation.points import Points
 
 Score = dict[str, float | int | None]
 
 
 def score_groups(points: Points, forecast: Forecast) -> dict[str, Score]:
-    """Metrics of one forecast for admission, each age and the steps."""
+    """Return the metrics of a forecast for admission, each age and the steps."""
     return {name: score(points, forecast, index) for name, index in points.groups().items()}
 
 
 def score(points: Points, forecast: Forecast, index: np.ndarray) -> Score:
-    """Return the metrics at some points; ``None`` where a metric is not defined.
+    """Return the metrics at the points of ``index``; ``None`` for a metric that is not defined.
 
     Where rows were cut (:mod:`.cuts`), errors, hits and order compare the total up to the horizon
-    with the prediction up to the horizon, weighted for those cut before; the intervals are counted
-    as :func:`covered` says and the confidence as :func:`confidence_hits` says. ``mae_ended`` is the
-    error over the rows of known length alone: without the longest, where those were cut.
+    with the prediction up to the horizon, weighted for those cut before; intervals are counted by
+    :func:`covered`, the confidence by :func:`confidence_hits`. ``mae_ended`` is the error over the
+    rows of known length alone, which lack the longest where those were cut.
 
     A forecast without quantiles is a point mass: its CRPS is its MAE, and it has no intervals.
     """
@@ -34,7 +34,7 @@ def score(points: Points, forecast: Forecast, index: np.ndarray) -> Score:
     actual, point = length - age, np.minimum(forecast.point[at], room)
     total = age + point
     ended = index[points.known[index]]
-    found: dict[str, float | None] = {
+    values: dict[str, float | None] = {
         "mae": metrics.mae(point, actual, weight),
         "median_ae": metrics.median_ae(point, actual, weight),
         "within_10pct": metrics.within_10pct(total, length, weight),
@@ -56,25 +56,26 @@ def score(points: Points, forecast: Forecast, index: np.ndarray) -> Score:
     }
     if forecast.quantiles is not None:
         q = np.minimum(forecast.quantiles[at], room[:, None])
-        found["crps"] = metrics.crps(q[:, INNER], actual, LEVELS[INNER], weight)
+        values["crps"] = metrics.crps(q[:, INNER], actual, LEVELS[INNER], weight)
         for level in (80, 90):
             inside = covered(points, forecast.quantiles, index, level)
-            found[f"coverage_{level}"] = metrics.average(inside, points.weight[index])
+            values[f"coverage_{level}"] = metrics.average(inside, points.weight[index])
     if forecast.confidence is not None:
-        told, hits, mass = confidence_hits(points, forecast, index)
-        found["confidence_ece"] = metrics.confidence_ece(forecast.confidence[told], hits, mass)
+        checkable, hits, mass = confidence_hits(points, forecast, index)
+        stated = forecast.confidence[checkable]
+        values["confidence_ece"] = metrics.confidence_ece(stated, hits, mass)
     return {"n": len(at), "n_cut": len(index) - len(ended)} | {
         key: value if value is not None and math.isfinite(value) else None
-        for key, value in found.items()
+        for key, value in values.items()
     }
 
 
 def covered(points: Points, quantiles: np.ndarray, index: np.ndarray, level: int) -> np.ndarray:
-    """Return for each point whether its interval covers, shape ``(len(index),)``.
+    """Return how far each interval covers its outcome, 0 to 1, shape ``(len(index),)``.
 
-    1 or 0 where the end was seen. Of a row that was cut, the share of the forecast beyond the cut
-    that lies inside the interval: what a calibrated forecast may expect (as D-calibration counts
-    censored rows: Haider et al. 2020). Where the forecast had no chance left beyond the cut, 0.
+    1 or 0 where the end was seen. For a row that was cut, the share of the forecast beyond the cut
+    that lies inside the interval, as D-calibration counts censored rows (Haider et al. 2020); 0 if
+    the forecast had no chance left beyond the cut.
 
     Args:
         quantiles: of all points, at :data:`LEVELS`.
@@ -102,9 +103,9 @@ def confidence_hits(
     """Return the points at which the confidence can be checked, their hits and their weights.
 
     A total within 10 % is known to be missed once the row is longer than the prediction allows, so
-    a row that was cut later than that is as good as one that ended. Those cut before are stood for
-    by the others. Predictions too long to be checked before the horizon are left out, whatever came
-    of them: which these are does not depend on the answer.
+    a row that was cut later than that counts like one that ended. The others stand for those cut
+    before. Predictions too long to be checked before the horizon are left out, whatever their
+    outcome, so that the selection does not depend on the answer.
 
     Returns:
         Three arrays of one shape: indices, hits (bool) and weights.
@@ -114,8 +115,8 @@ def confidence_hits(
     end = np.minimum(points.length[index], missed_at)
     # Under a cap that is reached nothing is longer than the cap, which is the total then.
     checkable = (missed_at <= points.cuts.horizon) | (points.cap[index] <= points.cuts.horizon)
-    told = checkable & (points.known[index] | (points.length[index] >= missed_at))
-    at, end = index[told], end[told]
+    is_known = checkable & (points.known[index] | (points.length[index] >= missed_at))
+    at, end = index[is_known], end[is_known]
     chance = points.cuts.chance
     weight = points.weight[at] * chance(points.age[at] + 1) / chance(end)
-    return at, metrics.hits_10pct(total[told], points.length[at]), weight
+    return at, metrics.hits_10pct(total[is_known], points.length[at]), weight

@@ -1,4 +1,4 @@
-"""Who is ahead over all steps, baselines included, and whether prediction pays."""
+"""The verdict over all steps: who is ahead, baselines included, and whether prediction pays."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.rivals import SIMPLE
 
 _TWO_SIDED_95: Final = 1.96
 _EQUAL: Final = 1e-9
-"""Difference of two MAEs in tokens that is rounding alone."""
+"""Difference of two MAEs in tokens that counts as rounding."""
 LEAST_ROWS: Final = 30
-"""Scored rows below which nothing is said: 1.96 standard errors hold for many rows, not for few."""
+"""Fewest scored rows for a verdict: the interval of 1.96 standard errors holds for many rows."""
 UNTRAINED: Final = "survival"
-"""The predictor that needs no training, and the first choice where no other is ahead of it."""
+"""The predictor that needs no training, chosen unless another is ahead of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How much less error one has than another, over the same steps.
+    """The difference in error between two forecasts over the same steps.
 
     Attributes:
-        over: name of the other.
-        gain: share of the other's MAE that is saved; negative where the other is ahead.
-        margin: half width of the 95 % interval of ``gain``; ``None`` from one cluster alone.
+        over: name of the other forecast.
+        gain: share of the other's MAE that is saved; negative if the other is ahead.
+        margin: half width of the 95 % interval of ``gain``; ``None`` with one cluster only.
     """
 
     over: str
@@ -39,7 +39,7 @@ class Gap:
 
     @property
     def sign(self) -> Literal[-1, 0, 1]:
-        """1 ahead, -1 behind, 0 level: the interval holds no difference."""
+        """Return 1 for ahead, -1 for behind, 0 if the interval includes no difference."""
         if self.margin is None or abs(self.gain) <= self.margin:
             return 0
         return 1 if self.gain > 0 else -1
@@ -47,18 +47,18 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the steps of one workload say; the best of each kind was chosen on the same steps.
+    """The comparison on one workload; the best of each kind is chosen on the same steps.
 
     Attributes:
         best: least MAE of all.
         own: the best predictor, ``own_mae`` its MAE in tokens.
-        simple: against the best baseline that learns nothing but the distribution of lengths.
-        other: against the best baseline that is not ``simple``, where there is one.
-        untrained: against :data:`UNTRAINED`, where it is another one of the predictors.
-        maes: of everybody, tokens.
-        at_admission: the same when a request comes in, of those that were scored there.
-        predictors: names of those that are no baselines.
-        rows: how many were scored.
+        simple: gap to the best baseline that learns only the distribution of lengths.
+        other: gap to the best other baseline, if there is one.
+        untrained: gap to :data:`UNTRAINED`, if it is another one of the predictors.
+        maes: MAE by name, tokens.
+        at_admission: MAE at admission by name, of those that were scored there.
+        predictors: names that are not baselines.
+        rows: number of scored rows.
     """
 
     best: str
@@ -73,28 +73,28 @@ class Verdict:
 
     @property
     def enough(self) -> bool:
-        """Whether there are rows enough to say anything: :data:`LEAST_ROWS`."""
+        """Return True if there are at least :data:`LEAST_ROWS` rows."""
         return self.rows >= LEAST_ROWS
 
     @property
     def pays(self) -> bool:
-        """Whether a predictor is ahead of the best simple baseline by more than chance."""
+        """Return True if a predictor is ahead of the best simple baseline beyond chance."""
         return self.enough and self.simple.sign > 0
 
     @property
     def choice(self) -> str:
-        """The predictor to take: the best, where it is ahead of the untrained beyond chance."""
+        """Return the best predictor if it beats the untrained one beyond chance, else that."""
         if self.untrained is None or (self.enough and self.untrained.sign > 0):
             return self.own
         return UNTRAINED
 
     @property
     def best_at_admission(self) -> str | None:
-        """Least MAE when a request comes in; a predictor before a baseline with the same."""
+        """Return the name with the least MAE at admission; a predictor before an equal baseline."""
         return _least(self.at_admission) if self.at_admission else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for ``--json``."""
+        """Return the verdict for ``--json``."""
         return {
             "best": self.best,
             "best_predictor": self.own,
@@ -108,7 +108,7 @@ class Verdict:
         }
 
     def says(self) -> str:
-        """Return two or three sentences for people; a margin is that of the 95 % interval."""
+        """Return two or three sentences for a report, with margins of the 95 % interval."""
         if not self.enough:
             scored = "1 row was" if self.rows == 1 else f"{self.rows} rows were"
             return f"too few rows to say: {scored} scored, and it takes {LEAST_ROWS}."
@@ -136,23 +136,23 @@ class Verdict:
         tied = [n for n, mae in self.maes.items() if mae <= self.maes[self.best] + _EQUAL]
         return f"{text} Least error of all: {', '.join(tied)}."
 
-    def _error(self, found: Gap) -> str:
-        """``9.6 ± 3.0 % less error than``, more, or the same error as the other."""
-        mine, theirs = self.maes[self.own], self.maes[found.over]
+    def _error(self, other: Gap) -> str:
+        """Return a phrase such as ``9.6 ± 3.0 % less error than`` or ``the same error as``."""
+        mine, theirs = self.maes[self.own], self.maes[other.over]
         if abs(mine - theirs) <= _EQUAL:
             return "the same error as"
-        if theirs <= _EQUAL:  # no share of nothing
+        if theirs <= _EQUAL:  # a share of 0 is undefined
             return "more error than"
-        width = "" if found.margin is None else f" ± {100 * found.margin:.1f}"
+        width = "" if other.margin is None else f" ± {100 * other.margin:.1f}"
         more = "less" if mine < theirs else "more"
-        return f"{100 * abs(found.gain):.1f}{width} % {more} error than"
+        return f"{100 * abs(other.gain):.1f}{width} % {more} error than"
 
 
 def verdict(evaluations: Sequence[Evaluation]) -> Verdict | None:
-    """Return who is ahead; ``None`` where nothing was scored or no simple baseline stands beside.
+    """Return who is ahead; ``None`` if nothing was scored or there is no simple baseline.
 
     Args:
-        evaluations: one per predictor, over the same frame, with the same seed and rivals.
+        evaluations: one per predictor, of the same frame, seed and rivals.
     """
     first = evaluations[0]
     forecasts = {e.name: e.forecasts[e.name] for e in evaluations}
@@ -170,7 +170,7 @@ def verdict(evaluations: Sequence[Evaluation]) -> Verdict | None:
     ahead = _least({n: known[n] for n in mine})
     admission = {n: s["admission"]["mae"] for n, s in scores.items()}
 
-    def against(names: list[str]) -> Gap:
+    def gap_to(names: list[str]) -> Gap:
         over = _least({n: known[n] for n in names})
         gain, margin = gap(first.points, forecasts[ahead], forecasts[over], clusters=first.clusters)
         return Gap(over, gain, margin)
@@ -178,9 +178,9 @@ def verdict(evaluations: Sequence[Evaluation]) -> Verdict | None:
     return Verdict(
         best=_least(known),
         own=ahead,
-        simple=against(simple),
-        other=against(others) if others else None,
-        untrained=against([UNTRAINED]) if UNTRAINED in mine and ahead != UNTRAINED else None,
+        simple=gap_to(simple),
+        other=gap_to(others) if others else None,
+        untrained=gap_to([UNTRAINED]) if UNTRAINED in mine and ahead != UNTRAINED else None,
         maes=known,
         at_admission={n: float(mae) for n, mae in admission.items() if mae is not None},
         predictors=tuple(own),
@@ -218,12 +218,12 @@ def gap(
 
 
 def errors(points: Points, forecast: Forecast, at: np.ndarray) -> np.ndarray:
-    """Return the absolute errors that the MAE is the mean of, tokens, shape ``(len(at),)``."""
+    """Return the absolute errors up to the horizon in tokens, shape ``(len(at),)``."""
     point = np.minimum(forecast.point[at], points.cuts.horizon - points.age[at])
     return np.abs(point - (points.target[at] - points.age[at])).astype(np.float64)
 
 
 def _least(maes: dict[str, float]) -> str:
-    """Return the first of those with the least error, but for rounding."""
+    """Return the first name with the least error, up to rounding."""
     least = min(maes.values()) + _EQUAL
     return next(name for name, mae in maes.items() if mae <= least)

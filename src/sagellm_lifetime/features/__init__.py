@@ -1,1 +1,1 @@
-"""What a request says before and while it generates."""
+"""Features of a request, at admission and while it generates."""

@@ -15,11 +15,18 @@ OF_CLIENT: Final = 2
 _FIELDS: Final = 5
 _LARGEST_KEY: Final = 2**32 - 1
 _LONGEST: Final = 10**8
-"""Tokens; no completion is told to have more."""
+"""Most tokens of a completion."""
 
 
 class Finished(NamedTuple):
-    """What is remembered of one completion."""
+    """What is kept of one completion.
+
+    Attributes:
+        length: generated tokens.
+        censored: True if the length is only a lower bound.
+        prompt_length: prompt tokens, ``None`` if unknown.
+        client_key: hash of the client, 0 if unknown.
+    """
 
     length: int
     censored: bool
@@ -28,35 +35,39 @@ class Finished(NamedTuple):
 
 
 class RecentCompletions:
-    """Bounded memory: the least recently finished session or client goes first."""
+    """The last completions of each session and client, bounded.
+
+    Args:
+        capacity: sessions and clients that are kept; the least recently finished is dropped.
+    """
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
         self._items: OrderedDict[tuple[int, int], deque[Finished]] = OrderedDict()
 
     def session(self, session: int) -> list[Finished]:
-        """Last completions of a session, oldest first; a key of 0 has none."""
+        """Return the last completions of a session, oldest first; none for the key 0."""
         return list(self._items.get((0, session), ())) if session else []
 
     def client(self, features: RequestFeatures) -> list[Finished]:
-        """Last completions of a client, oldest first."""
+        """Return the last completions of a client, oldest first."""
         key = features.client_key
         return list(self._items.get((1, key), ())) if key else []
 
     def learn(
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
     ) -> None:
-        """Remember one completion."""
+        """Record one completion of ``length`` tokens, ``censored`` if it is a lower bound."""
         client = features.client_key
         finished = Finished(length, censored, features.prompt_length, client)
         if session:
-            self._remember((0, session), finished, OF_SESSION)
+            self._append((0, session), finished, OF_SESSION)
         if client:
-            self._remember((1, client), finished, OF_CLIENT)
+            self._append((1, client), finished, OF_CLIENT)
         while len(self._items) > self._capacity:
             self._items.popitem(last=False)
 
-    def _remember(self, owner: tuple[int, int], finished: Finished, size: int) -> None:
+    def _append(self, owner: tuple[int, int], finished: Finished, size: int) -> None:
         items = self._items.get(owner)
         if items is None:
             items = self._items[owner] = deque(maxlen=size)
@@ -65,26 +76,26 @@ class RecentCompletions:
         items.append(finished)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What is remembered: keys, and rows of (owner, length, censored, prompt, client)."""
+        """Return the completions as arrays: keys, and (owner, length, censored, prompt, client)."""
         keys = np.array(list(self._items), dtype=np.int64).reshape(-1, 2)
         rows = [
             (
                 owner,
-                f.length,
-                f.censored,
-                -1 if f.prompt_length is None else f.prompt_length,
-                f.client_key,
+                finished.length,
+                finished.censored,
+                -1 if finished.prompt_length is None else finished.prompt_length,
+                finished.client_key,
             )
             for owner, items in enumerate(self._items.values())
-            for f in items
+            for finished in items
         ]
         return {"keys": keys, "finished": np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what is remembered with a :meth:`state`.
+        """Replace the completions with those of a :meth:`state`.
 
         Raises:
-            ValueError: arrays that do not fit, or with completions that cannot be.
+            ValueError: arrays that do not fit, or with impossible completions.
         """
         sizes = (OF_SESSION, OF_CLIENT)
         rows = checked(state, "keys", np.int64, (None, 2), 0)
@@ -95,7 +106,7 @@ class RecentCompletions:
             raise ValueError("'keys' names sessions or clients that cannot be")
         if (finished < least).any() or (finished > most).any():
             raise ValueError("'finished' holds completions that cannot be")
-        keys = [(kind, key) for kind, key in rows.tolist()]
+        keys = [(owner_type, key) for owner_type, key in rows.tolist()]
         self._items = OrderedDict((key, deque(maxlen=sizes[key[0]])) for key in keys)
         for owner, length, censored, prompt, client in finished.tolist():
             self._items[keys[owner]].append(

@@ -1,8 +1,8 @@
-"""Which conversation a request belongs to, told from its shared prompt blocks.
+"""Tell from shared prompt blocks which conversation a request belongs to.
 
 A trace without session ids still shows conversations: a follow-up starts with the blocks of the
-turn before. Blocks that many different prompts continue from (a system prompt) say nothing; the
-first block past them names the conversation.
+turn before. Blocks that many different prompts continue from (a system prompt) do not identify a
+conversation; the first block after them does.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ _BRANCHES = 8
 
 
 class Conversations:
-    """Bounded memory of which block follows which; the least recently met makes room."""
+    """Which prompt block follows which, bounded.
+
+    Args:
+        capacity: blocks that are kept; the least recently seen is dropped.
+    """
 
     def __init__(self, capacity: int = 50_000) -> None:
         self._capacity = capacity
         self._next: OrderedDict[int, set[int]] = OrderedDict()
 
     def key(self, features: RequestFeatures) -> int:
-        """Session key of a request: its own, else its conversation's, else 0."""
+        """Return the session key of a request: its own, else its conversation's, else 0."""
         if features.session_key or not features.prefix_head:
             return features.session_key
         for block in features.prefix_head:
@@ -37,7 +41,7 @@ class Conversations:
         return 0
 
     def learn(self, features: RequestFeatures) -> None:
-        """Note which blocks follow which."""
+        """Record which blocks of a prompt follow which."""
         head = features.prefix_head
         if len(head) < 2:
             return
@@ -52,7 +56,7 @@ class Conversations:
             self._next.popitem(last=False)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What was learned: one row per block, followers padded with -1."""
+        """Return one row per block and its followers, padded with -1; int64, shape ``(N, 10)``."""
         rows = np.full((len(self._next), _BRANCHES + 2), -1, dtype=np.int64)
         for row, (block, after) in zip(rows, self._next.items(), strict=True):
             row[0] = block
@@ -63,11 +67,12 @@ class Conversations:
         """Replace what was learned with a :meth:`state`.
 
         Raises:
-            ValueError: an array that does not fit, or with blocks that cannot be.
+            ValueError: an array that does not fit, or with impossible blocks.
         """
         rows = checked(state, "blocks", np.int64, (None, _BRANCHES + 2), -1, _LARGEST_BLOCK)
         if len(rows) > self._capacity or (len(rows) and rows[:, 0].min() < 0):
             raise ValueError(f"'blocks' holds more than {self._capacity} blocks, or none in a row")
         self._next = OrderedDict(
-            (block, {each for each in after if each >= 0}) for block, *after in rows.tolist()
+            (block, {follower for follower in after if follower >= 0})
+            for block, *after in rows.tolist()
         )

@@ -1,7 +1,7 @@
 """Steps of evidence as vectors: recent completions, the admission, chunks of the generation.
 
-All steps share one layout of ``WIDTH`` numbers, zero where a number does not apply or was not
-said; lengths enter as logarithms, so that 30 and 30,000 tokens are both of order one.
+All steps share one layout of ``WIDTH`` numbers, zero where a number does not apply or is unknown;
+lengths enter as logarithms, so that 30 and 30,000 tokens are both of order one.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import numpy as np
 from sagellm_lifetime.features.context import Finished
 from sagellm_lifetime.features.request import RequestFeatures
 
-_KINDS: Final = ("session", "client", "admission", "chunk")
+_STEP_TYPES: Final = ("session", "client", "admission", "chunk")
 _SCALE: Final = 1.0 / 8.0
 """``log1p(3000) / 8`` is about one."""
 SHARED: Final = 8
 LEXICAL: Final = 12
 STRUCTURE: Final = 14
-_KIND: Final = 0
-_COMMON: Final = len(_KINDS)
+_COMMON: Final = len(_STEP_TYPES)
 _SPECIFIC: Final = _COMMON + SHARED
 WIDTH: Final = _SPECIFIC + 10 + LEXICAL + STRUCTURE
 """Numbers per step."""
@@ -31,16 +30,23 @@ _STRUCTURE_AT: Final = _LEXICAL_AT + LEXICAL
 
 
 def log_scaled(value: float) -> float:
-    """``log(1 + value) / 8``."""
+    """Return ``log(1 + value) / 8``."""
     return log1p(value) * _SCALE
 
 
 def finished_step(
-    finished: Finished, features: RequestFeatures, kind: str, recency: int
+    finished: Finished, features: RequestFeatures, step_type: str, recency: int
 ) -> np.ndarray:
-    """A recent completion of the same session or client, ``recency`` completions ago (0 = last)."""
+    """Return the step of a recent completion, float32, shape ``(WIDTH,)``.
+
+    Args:
+        finished: the completion.
+        features: the request that is predicted.
+        step_type: ``"session"`` or ``"client"``: whose completion it is.
+        recency: how many completions ago it was; 0 is the last.
+    """
     x = np.zeros(WIDTH, dtype=np.float32)
-    x[_KINDS.index(kind)] = 1.0
+    x[_STEP_TYPES.index(step_type)] = 1.0
     x[_COMMON] = log_scaled(finished.length)
     x[_COMMON + 1] = float(finished.censored)
     x[_COMMON + 2] = recency / 8.0
@@ -58,7 +64,13 @@ def finished_step(
 def admission_step(
     features: RequestFeatures, lexical: np.ndarray | None, asked_age: int
 ) -> np.ndarray:
-    """What the request says, and at which age it was first asked about."""
+    """Return the step of an admission, float32, shape ``(WIDTH,)``.
+
+    Args:
+        features: the request.
+        lexical: counts of its prompt, shape ``(LEXICAL,)``, or ``None``.
+        asked_age: tokens generated when it was first predicted.
+    """
     x = np.zeros(WIDTH, dtype=np.float32)
     x[2] = 1.0
     x[_COMMON] = log_scaled(asked_age)
@@ -85,7 +97,10 @@ def admission_step(
 
 
 def chunk_step(age: int, size: int, structure: np.ndarray) -> np.ndarray:
-    """A chunk of ``size`` generated tokens that ends at ``age``."""
+    """Return the step of a chunk of ``size`` generated tokens that ends at ``age``.
+
+    ``structure`` has shape ``(STRUCTURE,)``; the step is float32 of shape ``(WIDTH,)``.
+    """
     x = np.zeros(WIDTH, dtype=np.float32)
     x[3] = 1.0
     x[_COMMON] = log_scaled(age)

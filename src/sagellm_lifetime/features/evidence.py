@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, Final, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.errors import RequestError, shown
+from sagellm_lifetime.core.grid import MAX_LENGTH
 from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
@@ -22,7 +24,6 @@ from sagellm_lifetime.features.text import (
     token_structure,
     word_buckets,
 )
-from sagellm_lifetime.features.trajectory import CHUNK_AGES, chunks_at, generated_tokens
 
 NAME_BUCKETS: Final = 2048
 MOST_CHUNKS: Final = 6
@@ -32,7 +33,7 @@ _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
 class Step(NamedTuple):
-    """One step: numbers ``(WIDTH,)``, buckets of tokens, buckets of names."""
+    """One step: numbers ``(WIDTH,)``, buckets of tokens, buckets of names (int64)."""
 
     numbers: np.ndarray
     tokens: np.ndarray
@@ -41,13 +42,16 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class SequenceEvidence:
-    """Everything a network knows about one running sequence.
+    """The steps that a network reads of one running sequence.
 
     Attributes:
+        features: the request at admission.
+        session: key of its session, 0 for none.
         start: recent completions and the admission.
         chunks: the generation so far.
-        age: when the newest step was read.
-        marks: per answer, the age and the number of chunks it was given on.
+        age: tokens generated when the newest step was read.
+        chunks_read: complete chunks that were looked at, with content or without.
+        marks: the age and the number of chunks of each answer.
         base: logits of the residual-life table at the last answer, shape ``(BINS,)``.
     """
 
@@ -61,7 +65,7 @@ class SequenceEvidence:
     base: np.ndarray | None = None
 
     def steps(self, chunks: int | None = None) -> list[Step]:
-        """The sequence as it was after so many chunks (all of them by default)."""
+        """Return the steps after ``chunks`` chunks (by default all of them)."""
         read = self.chunks if chunks is None else self.chunks[:chunks]
         return [*self.start, *read[-MOST_CHUNKS:]]
 
@@ -69,12 +73,19 @@ class SequenceEvidence:
 def read_evidence(
     request: PredictionRequest, session: int, features: RequestFeatures, recent: RecentCompletions
 ) -> SequenceEvidence:
-    """Evidence at the first request of a sequence."""
+    """Return the evidence at the first request of a sequence.
+
+    Args:
+        request: the request.
+        session: key of its session, 0 for none.
+        features: what the request says.
+        recent: recent completions of sessions and clients.
+    """
     start = []
     of_session = recent.session(session)
-    for kind, finished in (("client", recent.client(features)), ("session", of_session)):
-        for i, each in enumerate(finished):
-            numbers = finished_step(each, features, kind, len(finished) - 1 - i)
+    for owner, completions in (("client", recent.client(features)), ("session", of_session)):
+        for i, finished in enumerate(completions):
+            numbers = finished_step(finished, features, owner, len(completions) - 1 - i)
             start.append(Step(numbers, _NONE, _NONE))
     text = (request.prompt_features or {}).get("prompt_text")
     prompt = request.token_ids[: max(len(request.token_ids) - request.current_length, 0)]
@@ -89,7 +100,7 @@ def read_evidence(
 
 
 class NewChunks(NamedTuple):
-    """Chunks that a request completes: at which age, how many are complete, and their steps."""
+    """Chunks that a request completes: its age, the number of complete chunks, the new steps."""
 
     age: int
     complete: int
@@ -97,7 +108,7 @@ class NewChunks(NamedTuple):
 
 
 def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
-    """Take in the chunks that were completed since the last call; return whether there were any."""
+    """Add the chunks that were completed since the last call; return True if there were any."""
     new = new_chunks(evidence, request)
     if new is None:
         return False
@@ -115,7 +126,7 @@ def take_chunks(evidence: SequenceEvidence, new: NewChunks) -> None:
 def check_content(request: PredictionRequest) -> None:
     """Raise :class:`RequestError` where tokens or text could not be read, at whatever age.
 
-    Looks at every token, so it is for requests of which part may be read later, not for each step.
+    It looks at every token, so it is for requests whose parts are read later, not for each step.
     """
     check_tokens(request.token_ids)
     _output_text(request)
@@ -134,13 +145,13 @@ def _output_text(request: PredictionRequest) -> str | None:
 def new_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> NewChunks | None:
     """Return the chunks that were completed since the last call, or ``None`` if there are none.
 
-    Changes nothing. Raises :class:`RequestError` where tokens or text cannot be read.
+    Nothing is changed. Raise :class:`RequestError` if tokens or text cannot be read.
     """
     age = request.current_length
     complete = chunks_at(age)
     if complete <= evidence.chunks_read:
         return None
-    said = request.prompt_features or {}
+    prompt_features = request.prompt_features or {}
     tokens = generated_tokens(request, evidence.features.prompt_length)
     text = _output_text(request)
     if not tokens and not text:
@@ -150,7 +161,7 @@ def new_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> NewChu
         begin, end = CHUNK_AGES[i - 1] if i else 0, CHUNK_AGES[i]
         if tokens:
             buckets = token_buckets(tokens[begin:end])
-            eos, entropy = (_signal(said.get(name), begin, end) for name in SIGNALS)
+            eos, entropy = (_signal(prompt_features.get(name), begin, end) for name in SIGNALS)
             structure = token_structure(buckets, eos, entropy)
         else:
             # Characters stand in for tokens: the text so far, cut in proportion.
@@ -163,7 +174,7 @@ def new_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> NewChu
 
 
 def _signal(value: Any, begin: int, end: int) -> list[float]:
-    """What a signal says of the tokens from ``begin`` to ``end``: a number speaks of all."""
+    """Return a signal's values for the tokens from ``begin`` to ``end``; a number is for all."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -174,9 +185,43 @@ def _signal(value: Any, begin: int, end: int) -> list[float]:
 
 
 def _number(value: Any) -> float | None:
-    """A float within bounds (the logarithm of a probability of 0 is -inf), ``None`` for none."""
+    """Return a float within bounds (the logarithm of a probability may be -inf), else ``None``."""
     try:
         number = float(value)
-    except Exception:  # noqa: BLE001 - the value's own code: it is no number then
+    except Exception:  # noqa: BLE001 - the value's own code failed, so it is no number
         return None
     return None if isnan(number) else min(max(number, -_SIGNAL), _SIGNAL)
+
+
+def _chunk_ages() -> list[int]:
+    ages, base = [16], 32
+    while base <= MAX_LENGTH:
+        ages += [base, base * 3 // 2]
+        base *= 2
+    return ages
+
+
+CHUNK_AGES: Final[list[int]] = _chunk_ages()
+"""Ages at which a chunk ends: 16, 32, 48, 64, 96, 128, 192, …; two per octave, so that there are
+few at any length."""
+
+
+def chunks_at(age: int) -> int:
+    """Return how many chunks are complete at ``age`` tokens."""
+    return bisect_right(CHUNK_AGES, age)
+
+
+def generated_tokens(request: PredictionRequest, prompt_length: int | None) -> list[int]:
+    """Return the generated part of ``token_ids``, empty if only the prompt was passed.
+
+    By contract ``token_ids`` is the prompt followed by the generated tokens; the generated tokens
+    alone are accepted too. An engine that always passes only the prompt is recognised by the prompt
+    length, if that is known.
+    """
+    age, n = request.current_length, len(request.token_ids)
+    if age == 0 or n < age:
+        return []
+    is_output_only = n == age and n != prompt_length
+    if prompt_length is not None and n != prompt_length + age and not is_output_only:
+        return []
+    return request.token_ids[n - age :]

@@ -1,11 +1,12 @@
-"""What a request says at admission, reduced to numbers and hashed keys.
+"""The features of a request at admission, reduced to numbers and hashed keys.
 
-Nothing of the content survives this step: token ids and text become bucket numbers and counts.
+No content is kept: token ids and text become bucket numbers and counts.
 
 Recognised ``prompt_features`` keys, all optional: prompt_length, prompt_text, output_text, model,
 client_id, session_id, turn, arrival_time, prefix_hashes, temperature, has_tools, response_format,
 enable_thinking, eos_logprob, entropy, hidden_state. Unknown keys are ignored. The two signals are
-numbers (as of now), or lists with an entry for the generated tokens 1–16, 17–32, … (signals.py).
+numbers (as of now), or lists with an entry for the generated tokens 1–16, 17–32, …
+(``core/logit_signals.py``).
 """
 
 from __future__ import annotations
@@ -19,24 +20,31 @@ from zlib import crc32
 
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.core.values import as_list, as_sequence_id, number, whole, whole_or_exact
+from sagellm_lifetime.core.values import (
+    LARGEST_AGE,
+    as_list,
+    as_sequence_id,
+    number,
+    whole,
+    whole_or_exact,
+)
 
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
-LARGEST_AGE: Final = 2**53
 _LARGEST_CAP: Final = 2**63 - 1
-"""``sys.maxsize`` is how some engines say "no cap"."""
+"""Largest ``max_length``: some engines write "no cap" as ``sys.maxsize``."""
 _BLOCK_BITS: Final = 2**63 - 1
 _HOTTEST: Final = 10.0
 _LONGEST_NAME: Final = 128
-"""Characters of a model's name that are kept: seconds per token go by it, into checkpoints too."""
+"""Characters of a model's name that are kept: it is stored with the seconds per token."""
 
 
 @dataclass(slots=True)
 class RequestFeatures:
-    """Numbers and keys of one request; ``None`` is "not said", which is not zero.
+    """Numbers and keys of one request.
 
-    Keys are 32-bit hashes, 0 for "not said".
+    ``None`` means unknown, which is not zero. Keys are 32-bit hashes, 0 for unknown. Lengths are
+    in tokens.
     """
 
     prompt_length: int | None = None
@@ -55,13 +63,13 @@ class RequestFeatures:
 
 
 def key_of(kind: str, value: Any) -> int:
-    """Stable 32-bit hash of a name (never 0), the same in every process."""
+    """Return a stable 32-bit hash of a name, never 0 and the same in every process."""
     return crc32(f"{kind}={value}".encode("utf-8", "surrogatepass")) or 1
 
 
 @lru_cache(maxsize=256)
 def _model_key(model: str) -> int:
-    """Of few models there are many requests."""
+    """Return the key of a model, cached: many requests name few models."""
     return key_of("model", model)
 
 
@@ -69,13 +77,13 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
     """Return the features of one request.
 
     Raises:
-        RequestError: a recognised key has a value that cannot be.
+        RequestError: a recognised key has an impossible value.
     """
-    said = request.prompt_features
+    given = request.prompt_features
     tokens = len(request.token_ids) - request.current_length
-    if not said:
+    if not given:
         return RequestFeatures(tokens if tokens > 0 else None, request.max_length)
-    get = said.get
+    get = given.get
     model, client, session = get("model"), get("client_id"), get("session_id")
     length, turn, arrival = get("prompt_length"), get("turn"), get("arrival_time")
     temperature, format_, blocks = get("temperature"), get("response_format"), get("prefix_hashes")
@@ -103,7 +111,7 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
 
 
 def _name(value: Any) -> str:
-    """A name or a number; a collection is none, and the text of a long one leaves things out."""
+    """Return a name or a number as text. Raise :class:`ValueError` for other collections."""
     if type(value) is str:
         return value
     if isinstance(value, Collection) and not isinstance(value, str | bytes):
@@ -112,7 +120,7 @@ def _name(value: Any) -> str:
 
 
 def _model(value: Any) -> str:
-    """Name of a model: the whole of it, or its beginning and its hash."""
+    """Return the name of a model, a long one as its beginning and its hash."""
     name = _name(value)
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 9]} {key_of('model', name):08x}"
@@ -125,17 +133,17 @@ def _text(value: Any) -> None:
 
 
 def _real(value: Any) -> float:
-    """A finite number; text that is one counts, as it does in a history."""
+    """Return a finite number, also from text, as in a history."""
     if type(value) is float and isfinite(value):
         return value
-    found = number(float(value) if isinstance(value, str) else value)
-    if found is None:
+    real = number(float(value) if isinstance(value, str) else value)
+    if real is None:
         raise ValueError
-    return found
+    return real
 
 
 def _temperature(value: Any) -> float:
-    """Bounded, for it enters as it is: one of 1e19 would outweigh all others together."""
+    """Return a temperature within bounds: it is not scaled, and 1e19 would outweigh all others."""
     return min(max(_real(value), -_HOTTEST), _HOTTEST)
 
 
@@ -160,12 +168,12 @@ def _flag(value: Any) -> bool | None:
 
 
 def _prefix(values: Any) -> tuple[int, ...]:
-    """Hashes may be negative or have more than 64 bits; what is kept is an int64 >= 0."""
+    """Return the leading hashes, of any sign and size, as int64 of 0 or more."""
     head = (values if type(values) is list else as_list("prefix_hashes", values))[:PREFIX_HEAD]
-    found = [each if type(each) is int else whole(each) for each in head]
-    if None in found:
+    hashes = [block if type(block) is int else whole(block) for block in head]
+    if None in hashes:
         raise ValueError
-    return tuple([each & _BLOCK_BITS for each in found if each is not None])
+    return tuple([block & _BLOCK_BITS for block in hashes if block is not None])
 
 
 _READERS: Final[dict[str, tuple[Callable[[Any], object], str]]] = {
@@ -183,20 +191,21 @@ _READERS: Final[dict[str, tuple[Callable[[Any], object], str]]] = {
     "enable_thinking": (bool, "true or false"),
     "prefix_hashes": (_prefix, "a list of whole numbers"),
 }
-"""How each key is read, and what it must be: looked at again to name the one that was refused."""
+"""The reader of each key and what it must be, used to name the key that was refused."""
 
 
 def _refusal(request: PredictionRequest) -> RequestError:
-    said, place = request.prompt_features or {}, f"prompt_features of {shown(request.sequence_id)}"
+    given = request.prompt_features or {}
+    place = f"prompt_features of {shown(request.sequence_id)}"
     for key, (read, wanted) in _READERS.items():
-        value = said.get(key)
+        value = given.get(key)
         try:
             if value is not None:
                 read(value)
         except Exception:  # noqa: BLE001 - as above
-            # A text may be a piece of a prompt: where one is expected, only the type is told.
-            found = f"not {type(value).__name__}" if read is _text else shown(value)
-            return RequestError(f"{place}: {key} must be {wanted}: {found}")
+            # Text may be a piece of a prompt, so only its type is shown.
+            shown_value = f"not {type(value).__name__}" if read is _text else shown(value)
+            return RequestError(f"{place}: {key} must be {wanted}: {shown_value}")
     return RequestError(f"{place}: they cannot be read")
 
 
@@ -204,8 +213,8 @@ def check_request(request: PredictionRequest) -> PredictionRequest:
     """Return the request with plain ints, lists and dicts, itself where they are.
 
     NumPy's integers and arrays become Python's here, since their integers overflow where ints do
-    not. Of the tokens the newest alone is looked at, for every predictor and at every age: a prompt
-    may be long, and few are read (see ``evidence``).
+    not. Of the tokens only the newest is checked, for every predictor and at every age: a prompt
+    may be long, and few tokens are read (see :mod:`.evidence`).
 
     Raises:
         RequestError: negative, non-integer or absurd lengths, an id that is no int or str, tokens
@@ -214,7 +223,7 @@ def check_request(request: PredictionRequest) -> PredictionRequest:
     """
     try:
         name, age, cap = request.sequence_id, request.current_length, request.max_length
-        tokens, said = request.token_ids, request.prompt_features
+        tokens, given = request.token_ids, request.prompt_features
     except AttributeError:
         raise RequestError(f"a request must be a PredictionRequest: {shown(request)}") from None
     if (
@@ -224,14 +233,14 @@ def check_request(request: PredictionRequest) -> PredictionRequest:
         and (cap is None or (type(cap) is int and 0 <= cap <= _LARGEST_CAP))
         and type(tokens) is list
         and (not tokens or (type(tokens[-1]) is int and -(2**63) <= tokens[-1] < 2**63))
-        and (said is None or type(said) is dict)
+        and (given is None or type(given) is dict)
     ):
         return request
-    return _plain(name, tokens, age, cap, said)
+    return _plain_request(name, tokens, age, cap, given)
 
 
-def _plain(name: Any, tokens: Any, age: Any, cap: Any, said: Any) -> PredictionRequest:
-    """The request of values of any type that are exactly what is wanted."""
+def _plain_request(name: Any, tokens: Any, age: Any, cap: Any, given: Any) -> PredictionRequest:
+    """Return the request of values of any type as plain Python values."""
     name, length, limit = as_sequence_id(name), whole(age), whole(cap)
     if length is None or not 0 <= length <= LARGEST_AGE:
         raise RequestError(
@@ -242,10 +251,10 @@ def _plain(name: Any, tokens: Any, age: Any, cap: Any, said: Any) -> PredictionR
             f"max_length of {shown(name)} must be None or an int from 0 to {_LARGEST_CAP}: "
             f"{shown(cap)}"
         )
-    if said is not None and not isinstance(said, Mapping):
-        raise RequestError(f"prompt_features of {shown(name)} must be a dict: {shown(said)}")
+    if given is not None and not isinstance(given, Mapping):
+        raise RequestError(f"prompt_features of {shown(name)} must be a dict: {shown(given)}")
     ids = [] if tokens is None else as_list("token_ids", tokens)
     newest = whole(ids[-1]) if ids else 0
     if newest is None or not -(2**63) <= newest < 2**63:
         raise RequestError(f"token_ids of {shown(name)} must be a list of integers of 64 bits")
-    return PredictionRequest(name, ids, length, limit, None if said is None else dict(said))
+    return PredictionRequest(name, ids, length, limit, None if given is None else dict(given))

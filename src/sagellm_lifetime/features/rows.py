@@ -1,4 +1,4 @@
-"""The requests behind a history: what an engine would have known at an age, and nothing else."""
+"""Rebuild the requests of a history: only what an engine would have known at an age."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FEATURES: Final = (
 
 
 class HistoryRequests:
-    """Builds the requests of a frame.
+    """The requests of a frame, at any age.
 
-    ``token_ids`` are the prompt's ids and the first ``age`` generated ids, as far as the frame has
-    them; without generated ids they are the prompt's at age 0 and empty later (never a prompt that
-    could be taken for generated tokens).
+    ``token_ids`` are the prompt's ids and the first ``age`` generated ids, if the frame has them;
+    without generated ids they are the prompt's at age 0 and empty later (a prompt could be taken
+    for generated tokens).
 
-    The signals (``eos_logprob``, ``entropy``) are the entries that are full at ``age``.
+    The signals (``eos_logprob``, ``entropy``) are the entries that are complete at ``age``.
 
     Without generated ids, ``output_text`` is cut at the share ``age / actual_length`` of its
-    characters. The total length serves only to find where the text of ``age`` tokens ends; beyond
-    the text itself it tells the average number of characters per token, nothing of the length.
+    characters. The total length only locates the end of the text of ``age`` tokens; it reveals the
+    average number of characters per token and nothing of the length.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
@@ -49,7 +49,7 @@ class HistoryRequests:
         self._features = _features(frame)
         self._signals = {name: _column(frame, name) for name in SIGNALS if name in frame.columns}
         self.has_content = any(self._output_ids) or any(self._text)
-        """Whether any row has generated tokens or text."""
+        """True if any row has generated tokens or text."""
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -57,13 +57,13 @@ class HistoryRequests:
     def request(
         self, row: int, age: int = 0, sequence_id: SequenceId | None = None
     ) -> PredictionRequest:
-        """The request of a row at an age; its id is the row's number unless given."""
+        """Return the request of a row at an age in tokens; its id is the row unless given."""
         return PredictionRequest(
             sequence_id=row if sequence_id is None else sequence_id,
             token_ids=self._tokens(row, age),
             current_length=age,
             max_length=self._caps[row],
-            prompt_features=self._said(row, age) or None,
+            prompt_features=self._prompt_features(row, age) or None,
         )
 
     def _tokens(self, row: int, age: int) -> list[int]:
@@ -72,16 +72,16 @@ class HistoryRequests:
             return [*prompt, *output[:age]]
         return list(prompt) if age == 0 else []
 
-    def _said(self, row: int, age: int) -> dict[str, Any]:
-        said = dict(self._features[row])
+    def _prompt_features(self, row: int, age: int) -> dict[str, Any]:
+        features = dict(self._features[row])
         for name, column in self._signals.items():
             entries = (column[row] or [])[: age // SIGNAL_EVERY]
             if entries:
-                said[name] = entries
+                features[name] = entries
         text = self._text[row]
         if text and age and not self._output_ids[row]:
-            said["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]
-        return said
+            features["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]
+        return features
 
 
 def _column(frame: pl.DataFrame, name: str) -> list[Any]:

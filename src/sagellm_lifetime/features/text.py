@@ -1,4 +1,4 @@
-"""Counts and hashed words of a text; the text itself is not kept."""
+"""Reduce a text to counts and hashed words; the text itself is not kept."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s", re.MULTILINE)
 _HEADING = re.compile(r"^#+\s", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_CONCLUSIONS: Final = ("overall", "in conclusion", "in summary", "finally")
+_CLOSINGS: Final = ("let me know", "hope this", "feel free", "any other")
 
 
 def token_buckets(token_ids: list[int]) -> np.ndarray:
-    """Return the buckets of token ids; of a long list the first and the last 64.
+    """Return the buckets of token ids, int64; of a long list the first and the last 64.
 
     Raises:
         RequestError: one of those is no integer of 64 bits.
@@ -45,15 +47,15 @@ def check_tokens(token_ids: list[int]) -> None:
     NumPy would read 1.5, ``True`` and ``"1"`` as 1.
     """
     if not _INT.issuperset(map(type, token_ids)):
-        if any(whole(each) is None for each in token_ids):
+        if any(whole(token) is None for token in token_ids):
             raise RequestError("token_ids must be a list of integers")
-        token_ids = [int(each) for each in token_ids]
+        token_ids = [int(token) for token in token_ids]
     if token_ids and not -(2**63) <= min(token_ids) <= max(token_ids) < 2**63:
         raise RequestError("token_ids must be integers of at most 64 bits")
 
 
 def word_buckets(text: str) -> np.ndarray:
-    """Buckets of the words of a text; of a long one the first and the last 64."""
+    """Return the buckets of the words of a text, int64; of a long one the first and last 64."""
     half = MOST_WORDS // 2
     words = _WORD.findall(text[: 12 * MOST_WORDS].lower())
     if len(words) > half and len(text) > 12 * MOST_WORDS:
@@ -63,7 +65,7 @@ def word_buckets(text: str) -> np.ndarray:
 
 
 def lexical(text: str) -> np.ndarray:
-    """What kind of prompt it is: sizes and marks, shape ``(LEXICAL,)``."""
+    """Return sizes and punctuation of a prompt, float32, shape ``(LEXICAL,)``."""
     n = max(len(text), 1)
     words = text.count(" ") + 1
     return np.array(
@@ -86,8 +88,11 @@ def lexical(text: str) -> np.ndarray:
 
 
 def text_structure(text: str) -> np.ndarray:
-    """Shape of a generated text so far, shape ``(STRUCTURE,)``: lists, code, where it stands."""
-    tail = text[-400:]
+    """Return the structure of a generated text so far, float32, shape ``(STRUCTURE,)``.
+
+    Lists, headings, code, and whether it ends like a last sentence.
+    """
+    ending = text[-400:].lower()
     last_line = text[text.rfind("\n") + 1 :]
     open_code = text.count("```") % 2
     return np.array(
@@ -103,8 +108,8 @@ def text_structure(text: str) -> np.ndarray:
             bool(_SENTENCE_END.search(text[-3:])),
             log1p(len(last_line)) / 6,
             bool(_BULLET.match(last_line)),
-            any(w in tail.lower() for w in ("overall", "in conclusion", "in summary", "finally")),
-            any(w in tail.lower() for w in ("let me know", "hope this", "feel free", "any other")),
+            any(phrase in ending for phrase in _CONCLUSIONS),
+            any(phrase in ending for phrase in _CLOSINGS),
             log1p(len(text)) / 8,
         ],
         dtype=np.float32,
@@ -112,7 +117,13 @@ def text_structure(text: str) -> np.ndarray:
 
 
 def token_structure(recent: np.ndarray, eos: list[float], entropy: list[float]) -> np.ndarray:
-    """Shape of a chunk of token buckets, with EOS log-probabilities and entropies where given."""
+    """Return the structure of a chunk of tokens, float32, shape ``(STRUCTURE,)``.
+
+    Args:
+        recent: buckets of the tokens.
+        eos: log-probabilities of an end (nats), may be empty.
+        entropy: entropies (nats), may be empty.
+    """
     x = np.zeros(STRUCTURE, dtype=np.float32)
     x[1] = len(np.unique(recent)) / max(len(recent), 1)
     if eos:

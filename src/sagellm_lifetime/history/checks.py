@@ -1,4 +1,4 @@
-"""What makes a row bad, as lazy expressions: typed values, and one code for the first fault."""
+"""The checks of a row as lazy expressions: typed values, and a code for the first fault."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from sagellm_lifetime.history.schema import (
 from sagellm_lifetime.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
 
 FAULT = "__fault"
-RENAMED = "__renamed_reason"  # another program's word for the finish reason, where it was one
+RENAMED = "__renamed_reason"  # another program's word for the finish reason, else null
 RAW_ARRIVAL = "__raw_arrival_time"  # the text, where arrival times may turn out to be ISO
 _MOMENTS: dict[str, tuple[type[pl.DataType], ...]] = {
     "arrival_time": (pl.Datetime, pl.Date, pl.Duration),
     "actual_time": (pl.Duration,),
 }
 """Stored types of time that a column of seconds may have."""
-# Anything else may be a piece of a prompt gone astray.
+# Any other text may be a piece of a prompt in the wrong column.
 _SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
 
 
 @dataclass(frozen=True)
 class CellFormat:
-    """How cells are read that may be written in several ways. Plain is fast, and tried first.
+    """How cells are read that may be written in several ways; plain reading is tried first.
 
     Attributes:
         unit: what the numbers of ``arrival_time`` count, a key of ``SCALES``.
-        iso: whether its text may be an ISO time.
-        words: whether finish reasons may be other programs' words.
+        iso: True if its text may be an ISO time.
+        words: True if finish reasons may be other programs' words.
     """
 
     unit: str = "s"
@@ -58,7 +58,7 @@ EVERY_WAY = CellFormat(iso=True, words=True)
 
 @dataclass(frozen=True)
 class Fault:
-    """One way a row can be bad; ``kind`` is what is counted."""
+    """One way a row can be bad; faults of one ``kind`` are counted together."""
 
     kind: str
     column: str
@@ -67,23 +67,23 @@ class Fault:
 
 
 def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where: str) -> None:
-    """Refuse stored types that cannot mean the column: a date as a length, a number as a list."""
+    """Raise :class:`HistoryHeaderError` for stored types that do not fit: a date as a length."""
     for column in columns:
-        name, stored, want = layout.names[column], schema[layout.names[column]], "text"
+        name, stored, wanted = layout.names[column], schema[layout.names[column]], "text"
         if isinstance(stored, pl.Null):
             continue
-        text = isinstance(stored, pl.String | pl.Categorical | pl.Enum)
+        is_text = isinstance(stored, pl.String | pl.Categorical | pl.Enum)
         if column in NUMBERS:
-            ok, want = text or stored.is_numeric() or column in layout.values, "a number"
-            ok |= isinstance(stored, _MOMENTS.get(column, ()))
+            fits, wanted = is_text or stored.is_numeric() or column in layout.values, "a number"
+            fits |= isinstance(stored, _MOMENTS.get(column, ()))
         elif HISTORY_SCHEMA[column].is_nested():
             inner = stored.inner if isinstance(stored, pl.List | pl.Array) else pl.Binary()
-            ok = inner.is_integer() or isinstance(inner, pl.Null)
-            ok, want = ok or (column in SIGNALS and inner.is_numeric()), _list_of(column)
+            fits = inner.is_integer() or isinstance(inner, pl.Null)
+            fits, wanted = fits or (column in SIGNALS and inner.is_numeric()), _list_of(column)
         else:
-            ok = text or stored.is_integer() or isinstance(stored, pl.Boolean)
-        if not ok:
-            raise HistoryHeaderError(f"{where}: the column {name!r} is {stored}, not {want}")
+            fits = is_text or stored.is_integer() or isinstance(stored, pl.Boolean)
+        if not fits:
+            raise HistoryHeaderError(f"{where}: the column {name!r} is {stored}, not {wanted}")
 
 
 def _list_of(column: str) -> str:
@@ -93,9 +93,10 @@ def _list_of(column: str) -> str:
 def typed(
     frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN
 ) -> pl.LazyFrame:
-    """Raw columns -> ``ROW``, the history columns (numbers as Float64), ``__filled_*``, ``BROKEN``.
+    """Return ``ROW``, the typed history columns, ``__filled_*`` and ``BROKEN`` of raw columns.
 
-    A cell that is no number becomes null; whether it was filled is kept beside it.
+    Numbers are Float64; a cell that is no number becomes null, and ``__filled_*`` says whether it
+    held anything.
     """
     schema = frame.collect_schema()
     out = [pl.col(ROW)]
@@ -118,9 +119,9 @@ def typed(
             out += [value.alias(column), filled.alias(f"__filled_{column}")]
         elif column == "finish_reason":
             text = raw.cast(pl.String).str.strip_chars()
-            said = canonical(text) if reading.words else pl.when(text != "").then(text)
-            # A missing reason stays null: history/endings.py says what it means.
-            out.append(said.alias(column))
+            reason = canonical(text) if reading.words else pl.when(text != "").then(text)
+            # A missing reason stays null; reasons.finish_reason fills it in after the checks.
+            out.append(reason.alias(column))
             if reading.words:
                 out.append(renamed(text).alias(RENAMED))
         else:
@@ -139,9 +140,9 @@ def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: CellFo
 
 
 def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) -> list[Fault]:
-    """Every check on a typed frame, in the order in which a row's first fault is named."""
+    """Return the checks of a typed frame; a row is described by the first one that it fails."""
     columns = list(columns)
-    found = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]
+    checks = [Fault("malformed", "", "{value}", pl.col(BROKEN).is_not_null())]
     for column in (c for c in columns if c in NUMBERS):
         label, value = layout.names[column], pl.col(column)
         filled = pl.col(f"__filled_{column}")
@@ -152,7 +153,7 @@ def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) 
         noun = "a time" if column in layout.values and not whole else "a number"
         if column == "arrival_time" and column not in layout.values:
             noun = "a number of seconds or an ISO time"
-        checks = [
+        tests = [
             ("missing", "is missing", ~filled if column in layout.required else None),
             ("not a number", f"is not {noun}", filled & value.is_null()),
             ("NaN", "is NaN", value.is_nan()),
@@ -162,30 +163,30 @@ def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) 
             ("too large", f"{{value}} is over {limit}", value.abs() > limit),
             ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
         ]
-        found += [Fault(k, column, f"{label} {t}", e) for k, t, e in checks if e is not None]
+        checks += [Fault(k, column, f"{label} {t}", e) for k, t, e in tests if e is not None]
         if column == "arrival_time" and reading.unit != "s":
             low = BANDS[reading.unit][0] / SCALES[reading.unit]
             text = f"{label} is not in {NAMES[reading.unit]} like most of the others"
-            found.append(Fault("another unit", column, text, value.abs() < low))
+            checks.append(Fault("another unit", column, text, value.abs() < low))
     for column in (c for c in columns if HISTORY_SCHEMA[c].is_nested()):
-        held = pl.col(column).list
+        items = pl.col(column).list
         text = f"{layout.names[column]} is not {_list_of(column)}"
-        test = held.len() != held.drop_nulls().list.len()
-        found.append(Fault(f"not {_list_of(column)}", column, text, test))
+        test = items.len() != items.drop_nulls().list.len()
+        checks.append(Fault(f"not {_list_of(column)}", column, text, test))
     if {"actual_length", "max_length"} <= set(columns):
         text = f"{layout.names['actual_length']} {{value}} is over max_length {{cap}}"
         test = pl.col("actual_length") > pl.col("max_length")
-        found.append(Fault("over max_length", "actual_length", text, test))
+        checks.append(Fault("over max_length", "actual_length", text, test))
     if "finish_reason" in columns:
         test = ~pl.col("finish_reason").is_in(FINISH_REASONS)
         text = f"{layout.names['finish_reason']} {{value}}is unknown"
-        found.append(Fault(UNKNOWN_REASON, "finish_reason", text, test))
-    return found
+        checks.append(Fault(UNKNOWN_REASON, "finish_reason", text, test))
+    return checks
 
 
-def with_fault(frame: pl.LazyFrame, found: list[Fault]) -> pl.LazyFrame:
-    """Adds ``FAULT``: the number (from 1) of the row's first fault, 0 for a good row."""
-    numbered = list(enumerate((fault.test for fault in found), start=1))
+def with_fault(frame: pl.LazyFrame, checks: list[Fault]) -> pl.LazyFrame:
+    """Return the frame with ``FAULT``: the number (from 1) of a row's first fault, 0 for none."""
+    numbered = list(enumerate((fault.test for fault in checks), start=1))
     code = reduce(
         lambda rest, item: pl.when(item[1]).then(pl.lit(item[0], pl.UInt8)).otherwise(rest),
         reversed(numbered),
@@ -194,9 +195,9 @@ def with_fault(frame: pl.LazyFrame, found: list[Fault]) -> pl.LazyFrame:
     return frame.with_columns(code.alias(FAULT))
 
 
-def describe(row: dict[str, Any], found: list[Fault]) -> str:
-    """The fault of one bad row in words; shows numbers and plain reasons, never other text."""
-    fault: Fault = found[row[FAULT] - 1]
+def describe(row: dict[str, Any], checks: list[Fault]) -> str:
+    """Return the fault of a bad row in words, with numbers and plain reasons but no other text."""
+    fault: Fault = checks[row[FAULT] - 1]
     if fault.kind == "malformed":
         return str(row[BROKEN])
     value = row[fault.column]
@@ -220,5 +221,5 @@ def _number(value: float | None) -> str:
 
 
 def final(columns: Iterable[str]) -> list[pl.Expr]:
-    """The history columns in their own types, from a typed frame."""
+    """Return the history columns of a typed frame in their final types."""
     return [pl.col(column).cast(HISTORY_SCHEMA[column], strict=False) for column in columns]

@@ -1,7 +1,7 @@
-"""Reading CSV record by record: slow, but it knows the line of everything that is wrong.
+"""Read CSV record by record: slow, but with the line of every fault.
 
-The fast reader gives up on a file at the first malformed record and does not say which. Only then
-is the file read here, in batches, so that memory stays bounded.
+The fast reader stops at the first malformed record and does not say which. Only then is the file
+read here, in batches, so that memory stays bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = 50_000
 
 
 def csv_batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Frames of text ``columns``, with the line number in ``ROW``."""
+    """Yield frames of text ``columns``, with the line number in ``ROW``."""
     schema = {**dict.fromkeys(columns, pl.String()), ROW: pl.Int64(), BROKEN: pl.String()}
     batch: list[dict[str, Any]] = []
     for row in _rows(path, columns):
@@ -48,10 +48,14 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def csv_records(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    """The header and then every record with its first line; a blank line is an empty record."""
+    """Yield the header and then every record with its first line; a blank line is an empty record.
+
+    Raises:
+        HistoryError: a quote is left open, if ``strict``, or the file is not UTF-8.
+    """
     csv.field_size_limit(2**31 - 1)  # a process-wide limit of 128 kB would refuse a long prompt
     reader = csv.reader(_text_lines(path), strict=strict)
-    started = False
+    has_started = False
     while True:
         line = reader.line_num + 1
         try:
@@ -61,8 +65,8 @@ def csv_records(path: Path, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             message = f"{path}: line {line} is not CSV: an open or stray quote in it"
             raise HistoryError(message) from error
-        if started or any(cells):
-            started = True
+        if has_started or any(cells):
+            has_started = True
             yield line, cells
 
 
@@ -77,17 +81,16 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def line_numbers(path: Path, rows: Sequence[int]) -> list[int]:
-    """The line of each of the row indices, as an editor counts, from 1.
+    """Return the line of each of the row indices, from 1 as an editor counts.
 
-    Quoted line breaks set rows and lines apart, so the file is walked, and only when there is
-    something to report.
+    Quoted line breaks set rows and lines apart, so the file is read again, only to report faults.
     """
     records = csv_records(path, strict=False)
     next(records, None)
-    wanted, found = set(rows), dict[int, int]()
+    wanted, lines = set(rows), dict[int, int]()
     for index, (line, _) in enumerate(records):
         if index in wanted:
-            found[index] = line
-            if len(found) == len(wanted):
+            lines[index] = line
+            if len(lines) == len(wanted):
                 break
-    return [found.get(row, row + 2) for row in rows]
+    return [lines.get(row, row + 2) for row in rows]

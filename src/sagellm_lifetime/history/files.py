@@ -1,4 +1,4 @@
-"""Finding history files, and opening one lazily as raw columns with a row index."""
+"""Find history files, and open one lazily as raw columns with a row index."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, HistoryHeaderError
 from sagellm_lifetime.history.names import counts_generated, suggestion
-from sagellm_lifetime.history.parquet import counts_agree
-from sagellm_lifetime.history.quiet import no_panic_reports
+from sagellm_lifetime.history.parquet import counts_agree, damaged_parquet, no_panic_reports
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, LISTS, Layout
 from sagellm_lifetime.history.streams import PACKED, open_unpacked, packing
 
@@ -31,13 +30,13 @@ _FOREIGN = {
     b"\xff\xfe": "UTF-16 text: save the file as UTF-8",
     b"\xfe\xff": "UTF-16 text: save the file as UTF-8",
 }
-"""How files begin that are no text, whatever their name says, and what to do about it."""
+"""First bytes of files that are no text, and what to do about them."""
 ROW = "__row"  # where a row is: its index in the file from 0, or (by line) its line from 1
 BROKEN = "__broken"  # why a line is no row at all, else null
 
 
 class EmptyHistoryError(HistoryError):
-    """A file without rows: an error alone, passed over beside files that have some."""
+    """A file without rows: an error by itself, skipped beside files that have rows."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,19 @@ def kind_of(path: Path) -> str | None:
 
 
 def find_files(source: str | os.PathLike[str]) -> list[Path]:
-    """The history files of a path, a glob or a folder (recursive, hidden names left out)."""
+    """Return the history files of a path, a glob or a folder (recursive, without hidden names).
+
+    Raises:
+        HistoryError: there is none, or a named file is not of a supported kind.
+    """
     path = Path(source)
-    if not os.fspath(source):  # an unset variable of a script, and not the folder one is in
+    if not os.fspath(source):  # an unset variable of a script; not the current folder
         raise HistoryError("no history is named: give a file, a glob or a folder")
     if path.is_dir():
-        found = _below(path)
-        if not found:
+        files = _below(path)
+        if not files:
             raise HistoryError(f"{path}: no history files in this folder (looked for {READ})")
-        return found
+        return files
     if path.exists():
         if kind_of(path) is None:
             kind = repr(path.suffix) if path.suffix else "without a suffix"
@@ -97,27 +100,31 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
         return [path]
     if not glob.has_magic(str(path)):
         raise HistoryError(f"{path}: no such file or folder")
-    found = []
+    files = []
     for match in sorted(Path(name) for name in glob.glob(str(path), recursive=True)):
         if match.is_dir():
-            found += _below(match)
+            files += _below(match)
         elif kind_of(match) is not None and match.is_file():
-            found.append(match)
-    if not found:
+            files.append(match)
+    if not files:
         raise HistoryError(f"{path}: no history file matches (looked for {READ})")
-    return list(dict.fromkeys(found))  # "**" meets a file twice: by itself and through its folder
+    return list(dict.fromkeys(files))  # "**" matches a file and its folder, so it comes twice
 
 
 def _below(folder: Path) -> list[Path]:
-    def visible(path: Path) -> bool:
+    def is_visible(path: Path) -> bool:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
     files = (p for p in folder.rglob("*") if kind_of(p) is not None and p.is_file())
-    return sorted(filter(visible, files))
+    return sorted(filter(is_visible, files))
 
 
 def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
-    """Open ``path`` for the history ``columns``; refuses an unusable header, reads no rows."""
+    """Open ``path`` for the history ``columns`` without reading rows.
+
+    Raises:
+        HistoryError: the file cannot be read, or its header cannot be used.
+    """
     kind = kind_of(path) or ""
     frame: pl.LazyFrame | None
     try:
@@ -141,7 +148,7 @@ def open_file(path: Path, layout: Layout, columns: Iterable[str]) -> RawFile:
 
 
 def check_start(path: Path, kind: str) -> None:
-    """Refuse a file that is empty, or whose first bytes are not those of its kind."""
+    """Raise :class:`HistoryError` for a file that is empty or does not begin like its kind."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -166,7 +173,7 @@ def check_start(path: Path, kind: str) -> None:
 def _without(
     path: Path, kind: str, name: str, present: Iterable[str], layout: Layout
 ) -> HistoryError:
-    """The error of a file that lacks a column it needs."""
+    """Return the error of a file that lacks a required column."""
     if kind == "csv":
         for mark in (";", "\t", "|"):
             parts = [part for cell in present if mark in cell for part in _split(cell, mark)]
@@ -187,7 +194,7 @@ def _split(cell: str, mark: str) -> list[str]:
 
 
 def csv_header(path: Path) -> list[str]:
-    """The column names of a CSV file, stripped; blank lines before them are passed over."""
+    """Return the column names of a CSV file, stripped; blank lines before them are skipped."""
     with open_unpacked(path) as stream:
         for line in stream:
             if b"\0" in line:
@@ -215,9 +222,9 @@ def _first_record(path: Path, line: str) -> list[str]:
 
 def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
     present = csv_header(path)
-    twice = sorted({name for name in present if name and present.count(name) > 1})
-    if twice:
-        raise HistoryHeaderError(f"{path}: the column {twice[0]!r} appears twice")
+    duplicates = sorted({name for name in present if name and present.count(name) > 1})
+    if duplicates:
+        raise HistoryHeaderError(f"{path}: the column {duplicates[0]!r} appears twice")
     for name in LISTS:
         if layout.names.get(name) in present:
             raise HistoryHeaderError(
@@ -226,7 +233,7 @@ def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str
             )
     if packing(path) is not None:
         return None, present
-    # Everything as text: a cell that is no number must be seen and named, not guessed away.
+    # Everything as text, so that a cell that is no number is found and named.
     frame = pl.scan_csv(path, infer_schema=False, row_index_name=ROW, glob=False)
     stored = frame.collect_schema().names()[1:]
     if len(stored) == len(present):
@@ -249,7 +256,7 @@ def _open_jsonl(
 
 
 def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
-    """Which keys a JSONL file uses at all: a text search, as a key may first come in row 10^6."""
+    """Return which of the wanted keys occur in a JSONL file: a key may first come in row 10^6."""
     missing = {json.dumps(name).encode(): name for name in wanted}
     overlap = max(map(len, missing), default=0)
     found: set[str] = set()
@@ -263,14 +270,14 @@ def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
 
 
 def _first_line(path: Path) -> bytes:
-    """The first line that is not blank, without a byte order mark."""
+    """Return the first line that is not blank, without a byte order mark."""
     with open_unpacked(path) as stream:
         lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
         return next(filter(None, lines), b"")
 
 
 def _keys(line: bytes) -> list[str]:
-    """The keys of a line of JSONL, as far as it is an object."""
+    """Return the keys of a line of JSONL; none if it is no object."""
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
@@ -289,9 +296,3 @@ def _open_parquet(path: Path) -> tuple[pl.LazyFrame, list[str]]:
         raise HistoryHeaderError(f"{path}: a column appears twice") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise damaged_parquet(path) from error
-
-
-def damaged_parquet(path: Path) -> HistoryError:
-    return HistoryError(
-        f"{path}: not a readable Parquet file (truncated or damaged): copy it again"
-    )

@@ -1,4 +1,4 @@
-"""What a reader has to say: bad rows by kind and place, rows left out, and what it understood."""
+"""What reading a history found: bad rows by kind and place, rows left out, and notes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ UNKNOWN_REASON = "unknown finish reason"
 
 
 @dataclass
-class Tally:
-    """Bad rows: how many of each kind, and where the first ones are; and other things to say.
+class Findings:
+    """Bad rows and notes, collected while files are read.
 
     Attributes:
-        kinds: bad rows of each kind.
-        problems: the first of them, as ``(file, "line 7: ...")``.
-        rows: all rows seen, good and bad.
-        left_out: requests that a foreign log holds and a history cannot, by the reason.
-        notes: what was understood or assumed, each once, in the order in which it came up.
-        ignored: columns that were not read, each once, in their order.
+        kinds: number of bad rows of each kind.
+        problems: the first bad rows, as ``(file, "line 7: ...")``.
+        rows: number of rows read, good and bad.
+        left_out: number of requests of a foreign log that a history cannot hold, by the reason.
+        notes: lines for the user on what was assumed, each once, in order of appearance.
+        ignored: columns that were not read, each once, in order.
         formats: the foreign formats that were recognised.
         reasons: unknown finish reasons that are plain words.
-        renamed: other programs' words for a finish reason, in the rows that were read.
+        renamed: other programs' words for a finish reason, and how many good rows have them.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -42,21 +42,28 @@ class Tally:
 
     @property
     def bad(self) -> int:
+        """Return the number of bad rows."""
         return self.kinds.total()
 
-    def note(self, where: str, problem: str) -> None:
+    def add_problem(self, where: str, problem: str) -> None:
+        """Record where a row is bad and why; only the first ``KEPT`` are kept."""
         if len(self.problems) < KEPT:
             self.problems.append((where, problem))
 
-    def say(self, note: str) -> None:
-        """Keep one line for the user; the same line once."""
+    def add_note(self, note: str) -> None:
+        """Record one line for the user; a line that is known already is not repeated."""
         self.notes[note] = None
 
     def error(self, source: str, *, what: str) -> HistoryRowError:
-        """The one line that says how many rows are bad, names the first, and what to do."""
-        several = {name for name, _ in self.problems} != {source}
+        """Return an error that counts the bad rows, names the first and gives advice.
+
+        Args:
+            source: the file, glob or folder, as the user named it.
+            what: the advice at the end of the message.
+        """
+        has_several_files = {name for name, _ in self.problems} != {source}
         places = [
-            f"{os.path.basename(name)} {problem}" if several else problem
+            f"{os.path.basename(name)} {problem}" if has_several_files else problem
             for name, problem in self.problems[:SHOWN]
         ]
         more = self.bad - len(places)
@@ -70,19 +77,19 @@ class Tally:
 
     def _reason_advice(self) -> str:
         words = ", ".join(f"{word!r}" for word, _ in self.reasons.most_common(NAMED))
-        *some, last = FINISH_REASONS
+        *others, last = FINISH_REASONS
         return (
-            f"a finish reason is {', '.join(some)} or {last} (length where a cap was met, abort "
+            f"a finish reason is {', '.join(others)} or {last} (length where a cap was met, abort "
             f"where it was cut from outside): write one of them for {words}"
         )
 
 
-def left_out(tally: Tally) -> str:
-    """Return how many requests were left out and why, empty for none."""
-    return ", ".join(f"{count:,} {why}" for why, count in tally.left_out.most_common())
+def left_out(findings: Findings) -> str:
+    """Return in words how many requests were left out and why; empty if none were."""
+    return ", ".join(f"{count:,} {why}" for why, count in findings.left_out.most_common())
 
 
 def listed(names: list[str]) -> str:
-    """Return names with commas between, the first of many."""
+    """Return names separated by commas: the first twelve, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

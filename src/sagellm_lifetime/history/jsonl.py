@@ -1,7 +1,7 @@
-"""Reading JSONL in chunks: memory stays bounded, and every row knows its line.
+"""Read JSONL in chunks, with bounded memory and the line of every row.
 
-A chunk is parsed by polars; where that fails (it gives up on a whole file at the first malformed
-line or NaN, and does not say where) the chunk is parsed line by line in Python.
+A chunk is parsed by polars. Where that fails (it stops at the first malformed line or NaN and does
+not add_note where), the chunk is parsed line by line in Python.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from sagellm_lifetime.history.files import BROKEN, ROW
 from sagellm_lifetime.history.streams import open_unpacked
 
 CHUNK = 1 << 25  # bytes
-MAX_LINE = 1 << 28  # bytes; a longer line is no row, whatever a few packed bytes unfold into
+MAX_LINE = 1 << 28  # bytes; a longer line is no row, as a small compressed file may hold
 INT64 = 2**63
-Say = Callable[[str], None]
-"""Takes one line for the user; the same line may come again."""
+AddNote = Callable[[str], None]
+"""Take one line for the user; the same line may come again."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPED: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def jsonl_batches(
-    path: Path, columns: Mapping[str, pl.DataType], say: Say
+    path: Path, columns: Mapping[str, pl.DataType], add_note: AddNote
 ) -> Iterator[pl.DataFrame]:
-    """Frames of the raw ``columns``, with the line number in ``ROW``; ``say`` takes notes."""
+    """Yield frames of the raw ``columns``, with the line number in ``ROW``.
+
+    Raises:
+        HistoryError: a line is too long or not UTF-8.
+    """
     first = 1
     with open_unpacked(path) as stream:
         while chunk := stream.read(CHUNK) + stream.readline(MAX_LINE):
@@ -38,26 +42,26 @@ def jsonl_batches(
                 lines = first + chunk.count(b"\n")
                 raise HistoryError(f"{path}: line {lines} is longer than {MAX_LINE >> 20} MB")
             data = chunk.removeprefix(b"\xef\xbb\xbf") if first == 1 else chunk
-            yield _parsed(data, first, path, columns, say)
+            yield _parsed(data, first, path, columns, add_note)
             first += chunk.count(b"\n")
 
 
 def _parsed(
-    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], say: Say
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], add_note: AddNote
 ) -> pl.DataFrame:
-    # Numbers as text: a cell that is no number must be seen and named, not guessed away.
+    # Numbers as text, so that a cell that is no number is found and named.
     try:
         frame = pl.read_ndjson(data, schema=dict(columns))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         frame = None
-    # Of a lone surrogate polars makes a NUL, without a word.
+    # Polars silently makes a NUL of a lone surrogate.
     if frame is None or (_ESCAPED.search(data) and _has_nul(frame)):
-        rows = list(_rows(data, first, path, columns, say))
+        rows = list(_rows(data, first, path, columns, add_note))
         schema = {**columns, ROW: pl.Int64(), BROKEN: pl.String()}
         return pl.DataFrame(rows, schema=schema)
     if frame.height == data.count(b"\n") + (not data.endswith(b"\n")):
         lines = pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True)
-    else:  # blank lines, which polars passes over
+    else:  # blank lines, which polars skips
         numbered = enumerate(data.split(b"\n"), start=first)
         lines = pl.Series([n for n, line in numbered if line.strip()], dtype=pl.Int64)
     return frame.with_columns(lines.alias(ROW))
@@ -69,7 +73,7 @@ def _has_nul(frame: pl.DataFrame) -> bool:
 
 
 def _rows(
-    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], say: Say
+    data: bytes, first: int, path: Path, columns: Mapping[str, pl.DataType], add_note: AddNote
 ) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(data.split(b"\n"), start=first):
         if not line.strip():
@@ -84,26 +88,29 @@ def _rows(
             row[BROKEN] = "is not JSON"
         else:
             if isinstance(value, dict):
-                fill(row, value, columns, say)
+                fill(row, value, columns, add_note)
             else:
                 row[BROKEN] = "is not a JSON object"
         yield row
 
 
-def without_surrogates(text: str, name: str, say: Say) -> str:
-    """Return ``text`` with U+FFFD for lone surrogates, which are legal JSON but no text; say so."""
+def without_surrogates(text: str, name: str, add_note: AddNote) -> str:
+    """Return ``text`` with U+FFFD for lone surrogates, legal in JSON but no text; note it."""
     if text.isascii() or not _SURROGATE.search(text):
         return text
-    say(f"{name}: half a character (a lone surrogate) was replaced by U+FFFD")
+    add_note(f"{name}: half a character (a lone surrogate) was replaced by U+FFFD")
     return _SURROGATE.sub("\ufffd", text)
 
 
 def fill(
-    row: dict[str, Any], value: dict[str, Any], columns: Mapping[str, pl.DataType], say: Say
+    row: dict[str, Any],
+    value: dict[str, Any],
+    columns: Mapping[str, pl.DataType],
+    add_note: AddNote,
 ) -> None:
     """Put the cells of ``value`` into ``row`` in the types of ``columns``.
 
-    What cannot be is said in the cell ``BROKEN``, what was changed by ``say``.
+    A cell that does not fit is described in the cell ``BROKEN``, a change is noted.
     """
     for name, dtype in columns.items():
         cell = value.get(name)
@@ -111,7 +118,7 @@ def fill(
             continue
         if not dtype.is_nested():
             text = cell if isinstance(cell, str) else json.dumps(cell)
-            row[name] = without_surrogates(text, name, say)
+            row[name] = without_surrogates(text, name, add_note)
         elif dtype == pl.List(pl.Float64()):
             if isinstance(cell, list) and all(map(_is_number, cell)):
                 row[name] = [float(item) for item in cell]

@@ -1,4 +1,4 @@
-"""Names that other programs give to a history's columns, and what gives a public trace away."""
+"""Other programs' names for the columns of a history, and the columns of public traces."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ _TRACES: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
     "servegen": (_SERVEGEN, _SERVEGEN_MORE),
     "sharegpt": (frozenset({"conversations"}), frozenset({"id", "model", "system", "tools"})),
 }
-"""Public trace -> columns that it always has, and those that it may have: it never has another."""
+"""Public trace -> columns that it always has, and those that it may have; it has no others."""
 _SERVEGEN_OWN: Final = frozenset({"reason_ratio", "text_tokens"})
-"""Columns that only ServeGen writes: without one of them, its times and counts are anybody's."""
+"""Columns that only ServeGen writes; without one of them, the others may be any log's."""
 
 
 def public_trace(names: Iterable[str]) -> str | None:
-    """Return the public trace whose columns these are, by what it has and what it never has."""
+    """Return the public trace whose columns these are, None if they are of none."""
     held = {name for name in names if name}
     for trace, (always, may) in _TRACES.items():
         if always <= held <= always | may and (trace != "servegen" or held & _SERVEGEN_OWN):
@@ -107,7 +107,7 @@ def public_trace(names: Iterable[str]) -> str | None:
 
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.-]{0,31}")
-"""A column's name, and hardly a cell: no blanks, no number."""
+"""A column's name, which a cell hardly looks like: no blanks, no number."""
 _NAMED: Final = 6
 
 
@@ -145,27 +145,27 @@ def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) ->
 
 
 def _renamed(wanted: str, names: Iterable[str]) -> str | None:
-    """Return which of the columns to rename to what, if one of them may be the wanted one."""
-    found = mapping(names)
-    of = {target: name for name, (target, _) in reversed(found.items())}
-    if wanted not in of:
+    """Return the advice to rename columns, if one of them may be the wanted one."""
+    targets = mapping(names)
+    name_of = {target: name for name, (target, _) in reversed(targets.items())}
+    if wanted not in name_of:
         return None
-    other = [
+    others = [
         f"{name!r} to {target!r}"
         + (" (in seconds)" if target in ("arrival_time", "actual_time") else "")
-        for name, (target, _) in found.items()
+        for name, (target, _) in targets.items()
         if target not in (wanted, name, *_PARTS)
     ]
-    more = f", and {', '.join(other)}" if other else ""
-    return f"rename {of[wanted]!r} to {wanted!r} if it counts the generated tokens{more}"
+    more = f", and {', '.join(others)}" if others else ""
+    return f"rename {name_of[wanted]!r} to {wanted!r} if it counts the generated tokens{more}"
 
 
 def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:
-    """Return where in nested records the generated tokens are, as the end of a message."""
+    """Return a hint to generated tokens in nested records, as the end of a message."""
     for record in records:
         for path in _nested(record, ""):
-            found = target_of(path.rsplit(".", 1)[-1])
-            if found is not None and found[0] == "actual_length":
+            target = target_of(path.rsplit(".", 1)[-1])
+            if target is not None and target[0] == "actual_length":
                 return (
                     f"the generated tokens may be in {path!r}: write what is inside as columns "
                     "of the history"

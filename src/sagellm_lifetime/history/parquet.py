@@ -1,18 +1,30 @@
-"""Whether a Parquet file's counts agree with each other, before polars allocates by them.
+"""Guards around reading Parquet files that may be damaged.
 
-A damaged count of values makes polars allocate as many: that can end the whole process, which no
-handler catches. The counts stand three times, in the file's footer, in each column chunk's and in
-the header of each page; here they are only compared. What cannot be understood is left to polars,
-whose errors are handled.
+Counts: :func:`counts_agree` compares the counts of a file before polars allocates by them. A
+damaged count of values makes polars allocate as many, which can end the process. The counts are in
+the file's footer, in each column chunk's and in the header of each page. What cannot be understood
+is left to polars, whose errors are handled. Both kinds of header are Thrift structs in the compact
+protocol (parquet-format, parquet.thrift).
 
-Both kinds of header are Thrift structs in the compact protocol (parquet-format, parquet.thrift).
+Panic reports: on some damaged files polars panics inside. Python gets an exception, which is
+handled, but the Rust side has printed a report and a stack to stderr before.
+:func:`no_panic_reports` buffers stderr meanwhile and drops those reports; all other output is
+written afterwards.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
+
+from sagellm_lifetime.core.errors import HistoryError
 
 _FOOTER: Final = 8  # bytes at the end: the length of the footer, and b"PAR1"
 _HEADER: Final = 1 << 16  # bytes read for a page's header; longer statistics are left to polars
@@ -28,8 +40,15 @@ _TYPE, _PAGE_UNPACKED, _PAGE_PACKED = 1, 2, 3
 _PAGE_VALUES: Final = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
 
 
+def damaged_parquet(path: Path) -> HistoryError:
+    """Return the error of a Parquet file that polars cannot read."""
+    return HistoryError(
+        f"{path}: not a readable Parquet file (truncated or damaged): copy it again"
+    )
+
+
 class DisagreementError(Exception):
-    """Counts of the file contradict each other."""
+    """Two counts of the file contradict each other."""
 
 
 def counts_agree(path: Path) -> bool:
@@ -44,7 +63,7 @@ def counts_agree(path: Path) -> bool:
     except DisagreementError:
         return False
     except (ValueError, IndexError, KeyError, TypeError, AttributeError):
-        return True  # not understood: polars has its own say
+        return True  # not understood, so polars decides
     return True
 
 
@@ -71,7 +90,7 @@ def _check(stream: IO[bytes]) -> None:
 
 def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
     """Return the paths of the columns whose rows may hold several values."""
-    found: set[tuple[bytes, ...]] = set()
+    repeated_paths: set[tuple[bytes, ...]] = set()
     stack: list[tuple[tuple[bytes, ...], bool, int]] = []  # path, repeated, children left
     for element in schema[1:]:
         while stack and stack[-1][2] == 0:
@@ -85,8 +104,8 @@ def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
         if children:
             stack.append((path, repeated, children))
         elif repeated:
-            found.add(path)
-    return found
+            repeated_paths.add(path)
+    return repeated_paths
 
 
 def _check_pages(stream: IO[bytes], meta: dict[int, Any], size: int) -> None:
@@ -180,3 +199,59 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _zigzag(data: bytes, at: int) -> tuple[int, int]:
     value, at = _varint(data, at)
     return (value >> 1) ^ -(value & 1), at
+
+
+_REPORT = re.compile(
+    rb"\n?thread '[^\n]*panicked at [^\n]*\n"  # the head, then the message and the stack
+    rb"(?:(?!\n|thread ')[^\n]*\n?)*"
+)
+_STDERR = 2
+_lock = threading.Lock()
+_readers = 0
+_saved_stderr = -1
+_buffer: IO[bytes] | None = None
+
+
+@contextmanager
+def no_panic_reports() -> Iterator[None]:
+    """Drop panic reports that reach stderr in the block; several threads may be in it at once."""
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _readers, _saved_stderr, _buffer  # noqa: PLW0603 - stderr is one for the whole process
+    with _lock:
+        _readers += 1
+        if _readers > 1:
+            return
+        try:
+            buffer = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the last reader to leave
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            _saved_stderr = os.dup(_STDERR)
+            os.dup2(buffer.fileno(), _STDERR)
+            _buffer = buffer
+        except (OSError, ValueError):  # stderr is closed or the disk full: reports may show
+            _buffer = None
+
+
+def _leave() -> None:
+    global _readers, _buffer  # noqa: PLW0603
+    with _lock:
+        _readers -= 1
+        if _readers or _buffer is None:
+            return
+        buffer, _buffer = _buffer, None
+        if sys.stderr is not None and not sys.stderr.closed:
+            sys.stderr.flush()
+        os.dup2(_saved_stderr, _STDERR)
+        os.close(_saved_stderr)
+        with buffer:
+            buffer.seek(0)
+            rest = _REPORT.sub(b"", buffer.read())
+        if rest.strip():
+            os.write(_STDERR, rest)

@@ -1,4 +1,4 @@
-"""The order in which a serving system sees a history: each arrival, and each finish, in time."""
+"""Replay a history in time order, as a server sees it: each arrival and each finish."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import UnknownNameError
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
-from sagellm_lifetime.history.endings import finish_reason
+from sagellm_lifetime.history.reasons import finish_reason
 
 Clock = Literal["auto", "wall", "session"]
 """What arrival times count from: one origin, or each session's own start."""
-_ALL: Final = 0.95
+_NEARLY_ALL: Final = 0.95
 _SOME: Final = 0.1
 
 
 def seconds(frame: pl.DataFrame, *, missing: float | None = None) -> np.ndarray:
-    """Time from arrival to finish of each row; where it is missing, 0.02 s per token."""
+    """Return the seconds from arrival to finish of each row, shape ``(N,)``.
+
+    Where they are missing: ``missing``, or 0.02 s per token if that is ``None``.
+    """
     lengths = frame["actual_length"].to_numpy().astype(np.float64)
     assumed = (
         lengths * DEFAULT_SECONDS_PER_TOKEN if missing is None else np.full(len(lengths), missing)
@@ -37,16 +40,16 @@ def check_clock(clock: str) -> None:
 
 
 def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
-    """Return whether arrival times restart with every session.
+    """Return True if arrival times restart with every session.
 
-    ``wall`` and ``session`` say so. ``auto`` looks at when the sessions begin. In times that
-    restart, all begin at exactly the same time (0 usually). In some logs a session counts from
+    ``wall`` and ``session`` state it. ``auto`` looks at when the sessions begin. In times that
+    restart, all begin at exactly the same time (usually 0). In some logs a session counts from
     before its first request: there a tenth of the sessions must begin at exactly the first time,
     and three quarters in the first twentieth of the time.
 
     Users of a load test begin within a short time as well, or all at once. Rows in time order are
-    therefore taken for those of one clock: a log of one clock mostly is in that order, and a log of
-    many is mostly written session by session. :func:`doubtful_clock` says that it is a guess.
+    therefore taken to be on one clock: a log of one clock mostly is in that order, and a log of
+    many is mostly written session by session. :func:`doubtful_clock` tells when this is a guess.
     """
     check_clock(clock)
     if clock == "wall" or not {"session_id", "arrival_time"} <= set(frame.columns):
@@ -54,18 +57,18 @@ def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
     if clock == "session":
         return True
     starts, first, last = _session_starts(frame)
-    if len(starts) < 2 or first == last:  # all at once: no clock is told from another
+    if len(starts) < 2 or first == last:  # all at once, so the clock does not matter
         return False
     if frame["arrival_time"].drop_nulls().is_sorted():
         return False
     together = int((starts == first).sum())
-    if together >= _ALL * len(starts):
+    if together >= _NEARLY_ALL * len(starts):
         return True
     return _crowded(starts, first, last) and together >= max(2, _SOME * len(starts))
 
 
 def doubtful_clock(frame: pl.DataFrame) -> bool:
-    """Return whether the times of a log could be meant either way: its sessions begin together."""
+    """Return True if the clock of a log is in doubt, because its sessions begin together."""
     if not {"session_id", "arrival_time"} <= set(frame.columns):
         return False
     starts, first, last = _session_starts(frame)
@@ -73,7 +76,7 @@ def doubtful_clock(frame: pl.DataFrame) -> bool:
 
 
 def _session_starts(frame: pl.DataFrame) -> tuple[pl.Series, float, float]:
-    """First arrival of each named session, and the first and last arrival of these rows."""
+    """Return the first arrival of each named session, and the first and last of all of them."""
     rows = frame.select("session_id", "arrival_time").drop_nulls()
     if rows.is_empty():
         return rows["arrival_time"], 0.0, 0.0
@@ -85,7 +88,7 @@ def _session_starts(frame: pl.DataFrame) -> tuple[pl.Series, float, float]:
 def _crowded(starts: pl.Series, first: float, last: float) -> bool:
     together = int((starts == first).sum())
     late = float(starts.quantile(0.75))  # type: ignore[arg-type]  # there are starts
-    return together >= _ALL * len(starts) or late - first < 0.05 * (last - first)
+    return together >= _NEARLY_ALL * len(starts) or late - first < 0.05 * (last - first)
 
 
 def clock(frame: pl.DataFrame, kind: Clock = "auto") -> np.ndarray | None:
@@ -100,11 +103,11 @@ def clock(frame: pl.DataFrame, kind: Clock = "auto") -> np.ndarray | None:
     arrival = frame["arrival_time"].cast(pl.Float64).to_numpy()
     if not relative_times(frame, kind):
         return arrival
-    order = frame["session_id"].fill_null("").rank("dense").to_numpy()
-    _, first = np.unique(order, return_index=True)
+    session = frame["session_id"].fill_null("").rank("dense").to_numpy()
+    _, first = np.unique(session, return_index=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    place = rank[order - 1]
+    place = rank[session - 1]
     spans = np.zeros(len(first))
     np.maximum.at(spans, place, arrival + seconds(frame) - arrival.min() + 1.0)
     return np.asarray(arrival - arrival.min() + (np.cumsum(spans) - spans)[place])
@@ -114,10 +117,15 @@ _clock = clock  # where a parameter is called ``clock``
 
 
 def in_time_order(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") -> pl.DataFrame:
-    """Rows by arrival on one clock; without a clock, sessions (else rows) in a seeded random order.
+    """Return the rows by arrival, or, without times, whole sessions (else rows) in random order.
 
-    Files without times are often sorted by model or by prompt, and whoever learns in that order
-    meets every model as a stranger and then never anything else.
+    Files without times are often sorted by model or by prompt; learning in that order would meet
+    one model after the other.
+
+    Args:
+        frame: history rows.
+        seed: seed of the random order.
+        clock: what arrival times count from, see :func:`relative_times`.
     """
     arrival = _clock(frame, clock)
     if arrival is not None:
@@ -131,9 +139,9 @@ def in_time_order(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") 
 
 
 def events(frame: pl.DataFrame, clock: Clock = "auto") -> Iterator[tuple[int, bool]]:
-    """``(row, finished)`` in time order; at equal times a finish comes before an arrival.
+    """Yield ``(row, is_finish)`` in time order; at equal times a finish precedes an arrival.
 
-    Without arrival times the rows are taken to come one after the other.
+    Without arrival times the rows come one after the other.
     """
     n = len(frame)
     arrival = _clock(frame, clock)
@@ -144,8 +152,8 @@ def events(frame: pl.DataFrame, clock: Clock = "auto") -> Iterator[tuple[int, bo
         # Strictly after its own arrival, also where it took no time.
         finish = np.maximum(arrival + seconds(frame), np.nextafter(arrival, np.inf))
     times = np.concatenate([arrival, finish])
-    finished = np.arange(2 * n) >= n
-    for event in np.lexsort((~finished, times)):
+    is_finish = np.arange(2 * n) >= n
+    for event in np.lexsort((~is_finish, times)):
         yield int(event % n), bool(event >= n)
 
 
@@ -161,5 +169,5 @@ def finish_reasons(frame: pl.DataFrame) -> list[str]:
 
 
 def censored(frame: pl.DataFrame) -> np.ndarray:
-    """Rows whose length is only a lower bound (every finish but ``stop``), shape ``(N,)``."""
+    """Return which rows are only lower bounds (every finish but ``stop``); bool, ``(N,)``."""
     return np.array([reason != "stop" for reason in finish_reasons(frame)], dtype=bool)

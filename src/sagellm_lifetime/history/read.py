@@ -1,4 +1,4 @@
-"""Reading a history: a path, glob, folder or frame -> checked rows, or one clear line."""
+"""Read a history from a path, glob, folder or frame: validated rows, or one clear line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
-from sagellm_lifetime.history.endings import (
-    CapReached,
-    check_cap_reached,
-    finish_reason,
-    unstated_at_cap,
-)
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -26,30 +20,37 @@ from sagellm_lifetime.history.files import (
     kind_of,
     open_file,
 )
-from sagellm_lifetime.history.findings import Tally, left_out, listed
-from sagellm_lifetime.history.plausible import unit_warning
-from sagellm_lifetime.history.reasons import KNOWN
+from sagellm_lifetime.history.findings import Findings, left_out, listed
+from sagellm_lifetime.history.reasons import (
+    KNOWN,
+    CapReached,
+    check_cap_reached,
+    finish_reason,
+    unstated_at_cap,
+)
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.history.streams import packing
 from sagellm_lifetime.history.tables import as_frame
-from sagellm_lifetime.history.validate import sift_frame, sift_path
+from sagellm_lifetime.history.times import unit_warning
+from sagellm_lifetime.history.validate import validate_file, validate_frame
 
 
 class Table(Protocol):
     """A table of any library that speaks Arrow, such as pandas and pyarrow."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Hand the rows over."""
+        """Return the rows as an Arrow stream."""
 
 
-Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table
 OnBadRows = Literal["refuse", "skip"]
 ADVICE = "fix them or pass --on-bad-rows skip (in Python on_bad_rows='skip')"
 
 
 @dataclass(frozen=True)
 class History:
-    """Checked rows, and what was left out to get them.
+    """Validated rows, and what was left out to get them.
+
+    :func:`read_history` and ``fit`` take it for validated and read it no second time.
 
     Attributes:
         frame: the rows, columns in the order and types of ``HISTORY_SCHEMA``. Columns that no file
@@ -77,6 +78,9 @@ class History:
     formats: list[str] = field(default_factory=list)
 
 
+Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table | History
+
+
 def read_history(
     source: Source,
     *,
@@ -84,23 +88,35 @@ def read_history(
     columns: Sequence[str] | None = None,
     cap_reached: CapReached = "length",
 ) -> History:
-    """Read and check a history.
+    """Read and validate a history.
 
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
             mixed, and compressed), a polars frame, or a table of another library that speaks Arrow
             (pandas, pyarrow). A log of another program is recognised by its content
-            (``history.formats``) and read as one.
+            (``history.formats``) and read as one. A :class:`History` is returned as it is.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
-        columns: read (and check) only these, and return exactly these, null where no file has them.
-            On ten million rows this is what keeps ids and texts out of memory.
+        columns: read (and validate) only these, and return exactly these, null where no file has
+            them. This keeps ids and texts of a large log out of memory.
         cap_reached: finish reason of a row that gives none and ends exactly at its own
             ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself).
 
     Raises:
         HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
+
+    >>> import polars
+    >>> rows = polars.DataFrame({"actual_length": [120, 80], "finish_reason": ["stop", "eos"]})
+    >>> history = read_history(rows)
+    >>> history.frame["finish_reason"].to_list()
+    ['stop', 'stop']
+    >>> history.notes
+    ['finish reasons: eos → stop (1)']
     """
+    if isinstance(source, History):
+        if source.frame.is_empty():
+            raise EmptyHistoryError("history: it has no rows")
+        return source
     if on_bad_rows not in ("refuse", "skip"):
         raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
     check_cap_reached(cap_reached)
@@ -109,17 +125,17 @@ def read_history(
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
     if not isinstance(source, str | os.PathLike):
-        tally = Tally()
+        findings = Findings()
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
-        frame = sift_frame(source.lazy(), NATIVE, wanted, tally)
-        found = _settle([frame], tally, "history", on_bad_rows)
+        frame = validate_frame(source.lazy(), NATIVE, wanted, findings)
+        history = _history_of([frame], findings, "history", on_bad_rows)
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
-        found = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
-    at_cap = found.frame.select(unstated_at_cap(found.frame.columns).sum()).item()
-    frame = _shaped(found.frame, columns, cap_reached)
-    return replace(found, frame=frame, cap_reached=at_cap)
+        history = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
+    at_cap = history.frame.select(unstated_at_cap(history.frame.columns).sum()).item()
+    frame = _shaped(history.frame, columns, cap_reached)
+    return replace(history, frame=frame, cap_reached=at_cap)
 
 
 def read_as(
@@ -130,7 +146,7 @@ def read_as(
     on_bad_rows: OnBadRows,
     form: str | None = None,
 ) -> History:
-    """Read files whose columns are laid out by kind of file as ``layouts`` says.
+    """Read and validate files whose columns are laid out as ``layouts`` says.
 
     Args:
         source: a file, a glob or a folder.
@@ -138,25 +154,28 @@ def read_as(
         wanted: history columns.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         form: the name of a foreign format (``history.formats``); None to recognise it.
+
+    Raises:
+        HistoryError: a file cannot be used, or has bad rows that are not to be skipped.
     """
-    paths, tally = _paths(source), Tally()
+    paths, findings = _paths(source), Findings()
     wanted = list(wanted)
     frames: list[pl.DataFrame] = []
     empty: EmptyHistoryError | None = None
     for path in paths:
         try:
             layout = NATIVE if form else layout_for(path, layouts)
-            frames.append(sift_path(path, layout, wanted, tally, form))
+            frames.append(validate_file(path, layout, wanted, findings, form))
         except EmptyHistoryError as error:
-            empty = error  # one of many may be empty: a recorder has just opened it
+            empty = error  # one of many may be empty, say a recorder's newest
         except MissingColumnError:
-            # A folder of logs may hold settings and reports as well, which are no logs.
+            # A folder of logs may also hold settings and reports.
             if len(paths) == 1 or kind_of(path) != "json":
                 raise
-            tally.say(f"passed over {path.name}: no log that is known")
+            findings.add_note(f"passed over {path.name}: no log that is known")
     if not frames:
         raise empty or HistoryError(f"{source}: no history and no log that is known in it")
-    return _settle(frames, tally, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+    return _history_of(frames, findings, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
 
 
 def _paths(source: str | os.PathLike[str]) -> list[Path]:
@@ -167,7 +186,7 @@ def _paths(source: str | os.PathLike[str]) -> list[Path]:
 
 
 def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
-    """Return the layout of a file's kind. Raises HistoryError where the format has none."""
+    """Return the layout of a file's kind. Raise :class:`HistoryError` if the format has none."""
     kind = kind_of(path) or ""
     if kind == "json" and "jsonl" in layouts and not layouts["jsonl"].foreign:
         kind = "jsonl"
@@ -177,39 +196,39 @@ def layout_for(path: Path, layouts: Mapping[str, Layout]) -> Layout:
     return layouts[kind]
 
 
-def _settle(
-    frames: list[pl.DataFrame], tally: Tally, source: str, on_bad_rows: OnBadRows
+def _history_of(
+    frames: list[pl.DataFrame], findings: Findings, source: str, on_bad_rows: OnBadRows
 ) -> History:
-    if tally.bad and on_bad_rows != "skip":
-        raise tally.error(source, what=ADVICE)
+    if findings.bad and on_bad_rows != "skip":
+        raise findings.error(source, what=ADVICE)
     # No rechunk: it would hold every column twice.
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal", rechunk=False)
     if not frame.height:
-        raise tally.error(source, what="no good row is left")
-    problems = [f"{name} {place}" for name, place in tally.problems]
+        raise findings.error(source, what="no good row is left")
+    problems = [f"{name} {place}" for name, place in findings.problems]
     return History(
         frame,
-        tally.bad,
+        findings.bad,
         problems,
-        dict(tally.kinds.most_common()),
-        notes=_notes(frame, tally),
-        left_out=dict(tally.left_out.most_common()),
-        ignored=list(tally.ignored),
-        formats=list(tally.formats),
+        dict(findings.kinds.most_common()),
+        notes=_notes(frame, findings),
+        left_out=dict(findings.left_out.most_common()),
+        ignored=list(findings.ignored),
+        formats=list(findings.formats),
     )
 
 
-def _notes(frame: pl.DataFrame, tally: Tally) -> list[str]:
-    """Return what there is to say besides bad rows, one line each."""
-    notes = [f"read as {' and '.join(tally.formats)}"] if tally.formats else []
-    notes += tally.notes
-    if tally.renamed:
-        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in tally.renamed.most_common()]
+def _notes(frame: pl.DataFrame, findings: Findings) -> list[str]:
+    """Return the notes for the user besides bad rows, one line each."""
+    notes = [f"read as {' and '.join(findings.formats)}"] if findings.formats else []
+    notes += findings.notes
+    if findings.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
         notes.append(f"finish reasons: {listed(words)}")
-    if tally.left_out:
-        notes.append(f"left out: {left_out(tally)}")
-    if tally.ignored:
-        names = [_with_nearest(name) for name in tally.ignored]
+    if findings.left_out:
+        notes.append(f"left out: {left_out(findings)}")
+    if findings.ignored:
+        names = [_with_nearest(name) for name in findings.ignored]
         notes.append(f"columns not read: {listed(names)}")
     if (warning := unit_warning(frame)) is not None:
         notes.append(warning)
@@ -217,8 +236,8 @@ def _notes(frame: pl.DataFrame, tally: Tally) -> list[str]:
 
 
 def _with_nearest(name: str) -> str:
-    """Return a column's name, with the history column that it may be a slip of."""
-    if name in HISTORY_SCHEMA:  # of a public trace, which knows no such column
+    """Return a column's name, with the history column that it may be a misspelling of."""
+    if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
         return name
     close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
     return f"{name} (did you mean {close[0]}?)" if close else name
@@ -237,13 +256,23 @@ def _shaped(
 def scan_history(
     source: str | os.PathLike[str], *, cap_reached: CapReached = "length"
 ) -> pl.LazyFrame:
-    """The rows of a path, glob or folder as a lazy frame in the types of ``HISTORY_SCHEMA``.
+    """Return the rows of a path, glob or folder as a lazy frame, not validated.
 
-    For files known to be good, or larger than memory: headers are checked, rows are not (a cell
+    Columns have the types of ``HISTORY_SCHEMA``. For files known to be good, or larger than memory:
+    headers are checked, rows are not (a cell
     that does not fit its column becomes null, and a malformed line fails at ``collect``). Unknown
     columns are dropped, columns that no file has are absent, except ``finish_reason``, which is
     filled in as :func:`read_history` does. Compressed files and logs of other programs are not
     scanned: :func:`read_history` reads them.
+
+    Raises:
+        HistoryError: a file cannot be scanned, or its header cannot be used.
+
+    >>> import tempfile, polars
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     polars.DataFrame({"actual_length": [120, 80]}).write_csv(f"{folder}/log.csv")
+    ...     scan_history(folder).select(polars.col("actual_length").sum()).collect().item()
+    200
     """
     check_cap_reached(cap_reached)
     frames = []
@@ -270,7 +299,7 @@ def scan_history(
 
 
 def _fitting(column: str) -> pl.Expr:
-    """A whole-number column without its fractions: 12.5 is no 12."""
+    """Return a column, null where it must be whole and is not: 12.5 is not 12."""
     value = pl.col(column)
     whole = column in NUMBERS and HISTORY_SCHEMA[column].is_integer()
     return pl.when(value % 1 == 0).then(value) if whole else value

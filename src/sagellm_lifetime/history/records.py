@@ -1,7 +1,7 @@
-"""A log as records: one dict a line of JSONL, an item of a JSON array, a row of CSV or Parquet.
+"""Read a log as records: one dict per line of JSONL, JSON item, or row of CSV or Parquet.
 
 For logs of other programs, whose records are nested or grouped. The history format itself is read
-in columns, which is faster (``sift``); only a plain ``.json`` file comes through here.
+in columns, which is faster (:mod:`.validate`); only a plain ``.json`` file is read here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,10 +17,9 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history.csvlines import csv_records
-from sagellm_lifetime.history.files import check_start, damaged_parquet, kind_of
+from sagellm_lifetime.history.files import check_start, kind_of
 from sagellm_lifetime.history.jsonl import MAX_LINE
-from sagellm_lifetime.history.parquet import counts_agree
-from sagellm_lifetime.history.quiet import no_panic_reports
+from sagellm_lifetime.history.parquet import counts_agree, damaged_parquet, no_panic_reports
 from sagellm_lifetime.history.streams import open_unpacked
 
 Record = dict[str, Any]
@@ -53,16 +52,25 @@ class Sample:
 
 
 def sample(path: Path) -> Sample:
-    """Return the beginning of a log; empty where nothing in it is a record."""
+    """Return the beginning of a log; empty if nothing in it is a record."""
+    return sample_and_records(path)[0]
+
+
+def sample_and_records(path: Path) -> tuple[Sample, Iterator[tuple[str, Record | Broken]]]:
+    """Return the beginning of a log and all its records, in one reading.
+
+    Raises:
+        HistoryError: the file cannot be read; also from the iterator, further on.
+    """
+    rows = records(path)
+    beginning = list(islice(rows, LOOKED_AT))
     keys: dict[str, None] = {}
     if kind_of(path) == "csv":
         keys.update(dict.fromkeys(_header(path)))
-    found = [
-        value for _, value in islice(records(path), LOOKED_AT) if not isinstance(value, Broken)
-    ]
-    for record in found:
+    first = [value for _, value in beginning if not isinstance(value, Broken)]
+    for record in first:
         keys.update(dict.fromkeys(record))
-    return Sample(tuple(keys), tuple(found))
+    return Sample(tuple(keys), tuple(first)), chain(beginning, rows)
 
 
 def records(path: Path) -> Iterator[tuple[str, Record | Broken]]:
@@ -138,7 +146,7 @@ def _record(value: Any) -> Record | Broken:
 
 
 def _json(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Record | Broken]]:
-    """One array of records, one object, an object around an array ``data``, or several objects."""
+    """Yield the records of a JSON text: an array, an object, one with ``data``, or several."""
     try:
         text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

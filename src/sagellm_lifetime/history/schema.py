@@ -51,7 +51,7 @@ class Layout:
         required: history columns that must be there and filled.
         values: history column -> expression over the file's (text) columns that gives the number,
             where a plain cast is not enough; a null from a filled cell is a bad row.
-        foreign: whether this is another program's format.
+        foreign: True if this is another program's format.
     """
 
     names: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Splits into a training and a test part: by time, session or prompt; never by row."""
+"""Split a history into a training and a test part by time, session or prompt, never by row."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class Split:
 def split(
     frame: pl.DataFrame, by: str = "auto", share: float = SHARE, *, clock: Clock = "auto"
 ) -> Split:
-    """Cut a history.
+    """Return a training and a test part of a history.
 
-    ``auto``: by time where there are arrival times on one clock; else by session, by prompt, and
-    in file order (taken for time order) where the history has none of these columns. ``clock`` says
-    what arrival times count from, see :func:`~sagellm_lifetime.history.prequential.relative_times`.
+    ``auto`` splits by time where there are arrival times on one clock; else by session, by prompt,
+    and in file order (taken for time order) where the history has none of these columns. ``clock``
+    says what arrival times count from, see
+    :func:`~sagellm_lifetime.history.prequential.relative_times`.
+    ``share`` of the rows, or as near as whole groups come to it, is the training part.
 
     Raises:
         HistoryError: the column is missing, or one part would be empty.
@@ -59,12 +61,10 @@ def _choose(frame: pl.DataFrame, clock: Clock) -> str:
 
 
 def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split:
-    """Whole groups, in the order of a hash of their name, until the training part is full.
+    """Return a split by whole groups, in the order of a hash of their names.
 
-    At least one group trains; of a single one no part is left to test.
-
-    Rows without a name are groups of their own; those of one prompt are one, and so are all
-    sessions in which it was asked.
+    At least one group is in the training part. A row without a name is a group of its own; rows of
+    one prompt are one group, and so are all sessions in which it was asked.
     """
     alone = pl.concat_str([pl.lit("row "), pl.int_range(pl.len()).cast(pl.String)])
     columns = [column, *(["prompt_id"] if _present(frame, "prompt_id") else [])]
@@ -77,23 +77,23 @@ def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split
     hashes = [_hash(name) for name in sizes["group"].to_list()]
     ordered = sizes.with_columns(pl.Series("hash", hashes)).sort("hash", "group")
     within = int((ordered["len"].cum_sum() <= len(frame) * share).sum())
-    train = ordered["group"][: max(within, 1)]  # the first is taken though it be too large
+    train = ordered["group"][: max(within, 1)]  # the first, even if it is too large
     inside = names["group"].is_in(train.implode())
     return _checked(Split(frame.filter(inside), frame.filter(~inside), way))
 
 
 def _linked(names: pl.DataFrame) -> pl.DataFrame:
-    """With a column ``group``: rows that a name or a prompt connects, over any number of others.
+    """Return ``names`` with a column ``group``: rows connected by names or prompts, transitively.
 
-    A group is named after its smallest name, so one that nothing else is linked to keeps its own.
+    A group is called by the smallest of its names.
     """
-    found = names.with_columns(group=pl.col("name"))
+    linked = names.with_columns(group=pl.col("name"))
     while True:
-        wider = found.with_columns(group=pl.col("group").min().over("prompt"))
+        wider = linked.with_columns(group=pl.col("group").min().over("prompt"))
         wider = wider.with_columns(group=pl.col("group").min().over("name"))
-        if wider["group"].equals(found["group"]):
-            return found
-        found = wider
+        if wider["group"].equals(linked["group"]):
+            return linked
+        linked = wider
 
 
 def _hash(name: str) -> str:
@@ -104,13 +104,13 @@ def _cut(frame: pl.DataFrame, at: int, way: str) -> Split:
     return _checked(Split(frame[:at], frame[at:], way))
 
 
-def _checked(found: Split) -> Split:
-    if found.train.is_empty() or found.test.is_empty():
+def _checked(parts: Split) -> Split:
+    if parts.train.is_empty() or parts.test.is_empty():
         raise HistoryError(
-            f"cannot split {len(found.train) + len(found.test)} rows by {found.by}: one part would "
+            f"cannot split {len(parts.train) + len(parts.test)} rows by {parts.by}: one part would "
             "be empty; give a larger history, or a separate --train-path"
         )
-    return found
+    return parts
 
 
 def _present(frame: pl.DataFrame, column: str) -> bool:

@@ -1,4 +1,4 @@
-"""Log files as bytes, whatever compression they are in: gzip, zstd, bzip2 or xz, by content."""
+"""Open log files as bytes, uncompressed on the way: gzip, zstd, bzip2 or xz, told by content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_SEPARATOR = "\x1f"  # a character that text files do not have: a line stays 
 
 
 def packing(path: Path) -> str | None:
-    """Return how a file is compressed, by its first bytes; None where it is not."""
+    """Return how a file is compressed, by its first bytes; None if it is not."""
     with path.open("rb") as stream:
         start = stream.read(8)
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
@@ -38,37 +38,45 @@ def packing(path: Path) -> str | None:
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, unpacked on the way.
+    """Open a file for reading, uncompressed on the way.
 
     Raises:
         HistoryError: the compressed file is truncated or damaged, found while it is read.
     """
-    how = packing(path)
+    compression = packing(path)
     try:
-        with _opened(path, how) as stream:
+        with _opened(path, compression) as stream:
             yield stream
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise HistoryError(f"{path}: damaged or truncated ({how}): copy it again") from error
+        raise HistoryError(
+            f"{path}: damaged or truncated ({compression}): copy it again"
+        ) from error
     except OSError as error:
-        if how == "bzip2" and error.errno is None:
-            raise HistoryError(f"{path}: damaged or truncated ({how}): copy it again") from error
+        if compression == "bzip2" and error.errno is None:
+            raise HistoryError(
+                f"{path}: damaged or truncated ({compression}): copy it again"
+            ) from error
         raise
 
 
-def _opened(path: Path, how: str | None) -> IO[bytes]:
-    if how == "gzip":
+def _damaged(path: Path, compression: str | None) -> HistoryError:
+    return HistoryError(f"{path}: damaged or truncated ({compression}): copy it again")
+
+
+def _opened(path: Path, compression: str | None) -> IO[bytes]:
+    if compression == "gzip":
         return cast("IO[bytes]", gzip.open(path, "rb"))
-    if how == "bzip2":
+    if compression == "bzip2":
         return bz2.open(path, "rb")
-    if how == "xz":
+    if compression == "xz":
         return lzma.open(path, "rb")
-    if how == "zstd":
+    if compression == "zstd":
         return _zstd(path)
     return path.open("rb")
 
 
 def _zstd(path: Path) -> IO[bytes]:
-    """Unpack zstd: by the ``zstandard`` package where it is installed, else by polars, whole."""
+    """Open a zstd file: with the package ``zstandard`` if installed, else whole with polars."""
     if find_spec("zstandard") is not None:
         return cast("IO[bytes]", import_module("zstandard").open(str(path), "rb"))
     try:

@@ -1,6 +1,6 @@
-"""Tables of other libraries as polars frames: pandas, pyarrow, and whoever else speaks Arrow.
+"""Convert tables of other libraries (pandas, pyarrow, any with Arrow) to polars frames.
 
-None of them is imported here: a table is known by the Arrow interface that it offers.
+None of them is imported here: a table is recognised by its Arrow interface.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def as_frame(source: Any) -> pl.DataFrame:
     """Return a table of another library as a polars frame; NaN that means "missing" is null.
 
     Raises:
-        HistoryError: it is no table, or a column holds what no column can.
+        HistoryError: it is no table, or a column mixes types.
     """
     is_pandas = hasattr(source, "columns") and hasattr(source, "notna")
-    speaks_arrow = hasattr(source, "__arrow_c_stream__")
-    if not speaks_arrow and not is_pandas:
+    has_arrow = hasattr(source, "__arrow_c_stream__")
+    if not has_arrow and not is_pandas:
         raise HistoryError(
             "a history is a path, a polars frame or a table that speaks Arrow, "
             f"such as a pandas DataFrame, not {shown(source)}"
         )
     try:
-        return pl.DataFrame(source) if speaks_arrow else _of_pandas(source)
+        return pl.DataFrame(source) if has_arrow else _of_pandas(source)
     except _FAILURES as error:
         if is_pandas:
             return _of_pandas(source)
@@ -45,7 +45,7 @@ def as_frame(source: Any) -> pl.DataFrame:
 
 
 def _of_pandas(table: Any) -> pl.DataFrame:
-    """Return a pandas DataFrame column by column: slower than Arrow, and it names what is wrong."""
+    """Return a pandas DataFrame, converted by column: slower than Arrow, but with clear errors."""
     columns: dict[str, pl.Series] = {}
     for place, label in enumerate(table.columns):
         name = str(label)
@@ -60,5 +60,7 @@ def _of_pandas(table: Any) -> pl.DataFrame:
                 raise HistoryError(
                     f"history: the column {name!r} has values of several types"
                 ) from error
-            columns[name] = pl.Series(name, [None] * len(table))  # of no use to anybody
+            columns[name] = pl.Series(
+                name, [None] * len(table)
+            )  # not a history column, so not needed
     return pl.DataFrame(list(columns.values()))

@@ -1,9 +1,9 @@
-"""Moments as people write them, in seconds: ISO 8601, epochs in other units, stored datetimes.
+"""Moments in seconds, from ISO 8601, epochs in other units or stored datetimes; units checked.
 
 A number is a moment in seconds unless it is too large to be one: since 1973 milliseconds,
 microseconds and nanoseconds since 1970 lie in bands of their own, above every moment in seconds up
-to the year 5138. Numbers from another origin carry no unit in themselves;
-``plausible_unit`` decides by the rate they would mean.
+to the year 5138. Numbers from another origin carry no unit; ``plausible_unit`` decides by the rate
+of requests they would mean, ``unit_warning`` looks at the seconds per generated token.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def stored_seconds(raw: pl.Expr, stored: pl.DataType) -> pl.Expr:
 
 
 def epoch_unit(value: float) -> str:
-    """Return the unit in which ``value`` is a moment since 1970: seconds where it is no other."""
+    """Return the unit in which ``value`` is a moment since 1970; seconds if none other fits."""
     size = abs(value)
     return next((unit for unit, (low, high) in BANDS.items() if low <= size < high), "s")
 
 
 def moment(value: Any, name: str) -> float | None:
-    """Return one moment in seconds: a number in any unit since 1970, or ISO text; None for none.
+    """Return a moment in seconds from a number in any unit since 1970 or ISO text; None for none.
 
     Raises:
         ValueError: it is neither; the message names the field ``name`` and quotes nothing.
@@ -85,14 +85,14 @@ def moment(value: Any, name: str) -> float | None:
 
 def _iso(text: str, name: str) -> float:
     try:
-        found = datetime.fromisoformat(text.strip().removesuffix("UTC").strip())
+        parsed = datetime.fromisoformat(text.strip().removesuffix("UTC").strip())
     except ValueError:
         raise ValueError(f"{name} is no time") from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
 def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
-    """Return the unit of moments that do not say theirs, ``"s"`` or finer; None where it is open.
+    """Return the unit of moments that do not say theirs, ``"s"`` or finer; None if it is unclear.
 
     Args:
         moments: numbers from any origin, in an unknown unit.
@@ -100,7 +100,7 @@ def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
 
     Seconds are ruled out where they would mean that requests come more than a minute apart while
     milliseconds would be an ordinary load; milliseconds where they would mean more than 500
-    requests a second. In between it is open, and so it is where a format that counts whole
+    requests a second. In between it is unclear, as it is where a format that counts whole
     milliseconds has fractions.
     """
     held = moments.cast(pl.Float64).drop_nulls().drop_nans()
@@ -120,3 +120,46 @@ def _unit_by_gap(gap: float, fractions: bool, documented: str | None) -> str | N
     if gap <= _MAX_GAP_S:
         return "s" if documented in (None, "s") else None
     return None if fractions and gap < 10 * _MAX_GAP_S and documented == "ms" else documented
+
+
+SLOWEST: Final = 2.0
+"""Median seconds per generated token above which a log is hardly in seconds."""
+FASTEST: Final = 1e-4
+"""Median seconds per generated token below which a log is hardly in seconds."""
+_MEDIAN_ROWS: Final = 100_000  # rows that a median is taken of
+_LONG_TOKENS: Final = 32  # tokens: of shorter answers the time is mostly waiting
+
+
+def seconds_per_token(frame: pl.DataFrame) -> float | None:
+    """Return the median of ``actual_time`` per generated token, None without such rows.
+
+    Answers of at least 32 tokens decide where there are some: a short one has mostly waited.
+    """
+    if not {"actual_time", "actual_length"} <= set(frame.columns):
+        return None
+    step = max(1, frame.height // _MEDIAN_ROWS)
+    known = (
+        frame.select("actual_time", "actual_length")
+        .gather_every(step)
+        .lazy()
+        .filter(pl.col("actual_time").is_not_null() & (pl.col("actual_length") > 0))
+    )
+    ratio = pl.col("actual_time") / pl.col("actual_length")
+    long = ratio.filter(pl.col("actual_length") >= _LONG_TOKENS).median()
+    median: float | None = known.select(pl.coalesce(long, ratio.median())).collect().item()
+    return median
+
+
+def unit_warning(frame: pl.DataFrame) -> str | None:
+    """Return a line for the user if ``actual_time`` is hardly in seconds, else None."""
+    per_token_s = seconds_per_token(frame)
+    if per_token_s is None or per_token_s == 0.0 or FASTEST <= per_token_s <= SLOWEST:
+        return None
+    if per_token_s > SLOWEST:
+        guess = "milliseconds" if per_token_s / 1e3 <= SLOWEST else "microseconds or nanoseconds"
+    else:
+        guess = "minutes or hours"
+    return (
+        f"actual_time: {per_token_s:.3g} s a token at the median: is it in {guess}? "
+        "it should be seconds"
+    )

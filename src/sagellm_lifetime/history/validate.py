@@ -1,4 +1,4 @@
-"""Splitting one opened file (or frame) into its good rows and a tally of its bad ones."""
+"""Validate one file or frame: return its good rows, count and name its bad ones."""
 
 from __future__ import annotations
 
@@ -31,53 +31,55 @@ from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
     RawFile,
-    damaged_parquet,
     kind_of,
     open_file,
 )
-from sagellm_lifetime.history.findings import KEPT, UNKNOWN_REASON, Tally, left_out
-from sagellm_lifetime.history.foreign import batches, find_format
+from sagellm_lifetime.history.findings import KEPT, UNKNOWN_REASON, Findings, left_out
+from sagellm_lifetime.history.foreign import Records, batches, find_format
 from sagellm_lifetime.history.formats import Format
 from sagellm_lifetime.history.formats.native import Native
 from sagellm_lifetime.history.jsonl import jsonl_batches
 from sagellm_lifetime.history.names import nested_hint, public_trace, suggestion
-from sagellm_lifetime.history.quiet import no_panic_reports
-from sagellm_lifetime.history.records import Sample, sample
+from sagellm_lifetime.history.parquet import damaged_parquet, no_panic_reports
+from sagellm_lifetime.history.records import Sample, sample_and_records
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, Layout
 from sagellm_lifetime.history.times import NAMES, epoch_unit, iso_seconds
 
 CHECKED = ("max_length", "finish_reason")
-"""Columns that are read whatever is asked for: the checks and the finish reasons need them."""
+"""Columns that are always read, because the checks and the finish reasons need them."""
 Failure = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
-def sift_path(
-    path: Path, layout: Layout, columns: Iterable[str], tally: Tally, form: str | None = None
+def validate_file(
+    path: Path, layout: Layout, columns: Iterable[str], findings: Findings, form: str | None = None
 ) -> pl.DataFrame:
-    """Return the good rows of one file; what is wrong, left out or assumed goes to the tally.
+    """Return the good rows of one file; record in ``findings`` what is bad, left out or assumed.
 
     Args:
         path: the file.
-        layout: where its columns are; a file that has not those of a history may be a log of
-            another program, and is then read as that.
+        layout: where its columns are; a file without the columns of a history may be a log of
+            another program, and is then read as one.
         columns: the history columns that are wanted.
-        tally: keeps what there is to say.
+        findings: what reading found, added to.
         form: the name of a foreign format; None to recognise it by its content.
+
+    Raises:
+        HistoryError: the file cannot be used; the message is one line.
     """
-    before = tally.rows
+    before = findings.rows
     try:
-        good = _sift_any(path, layout, [*columns, *CHECKED], tally, form)
+        good = _validate_source(path, layout, [*columns, *CHECKED], findings, form)
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    if tally.rows == before:
-        if tally.left_out:
-            raise EmptyHistoryError(f"{path}: no request in it ({left_out(tally)})")
+    if findings.rows == before:
+        if findings.left_out:
+            raise EmptyHistoryError(f"{path}: no request in it ({left_out(findings)})")
         raise EmptyHistoryError(f"{path}: the file has no rows")
     return good
 
 
-def _sift_any(
-    path: Path, layout: Layout, columns: list[str], tally: Tally, form: str | None
+def _validate_source(
+    path: Path, layout: Layout, columns: list[str], findings: Findings, form: str | None
 ) -> pl.DataFrame:
     if form is None and kind_of(path) != "json":
         try:
@@ -85,34 +87,39 @@ def _sift_any(
         except MissingColumnError as error:
             if layout.foreign or public_trace(error.present) is not None:
                 raise
-            beginning = sample(path)
-            found = find_format(path, beginning)
-            if found is None:
+            beginning, records = sample_and_records(path)
+            foreign = find_format(path, beginning)
+            if foreign is None:
                 hint = nested_hint(beginning.records)
                 raise HistoryHeaderError(f"{error.what}: {hint}") if hint else error from None
-            return _sift_foreign(path, found, beginning, columns, tally)
-        tally.ignored.update(dict.fromkeys(file.others))
-        sieve = _Sieve(layout, _used(layout, columns, file.present), tally, str(path))
-        return _sift_file(file, sieve)
-    beginning = sample(path)
+            return _validate_records(path, foreign, beginning, records, columns, findings)
+        findings.ignored.update(dict.fromkeys(file.others))
+        validator = _Validator(layout, _used(layout, columns, file.present), findings, str(path))
+        return _validate_columns(file, validator)
+    beginning, records = sample_and_records(path)
     if not beginning.records and kind_of(path) != "csv":
         raise EmptyHistoryError(f"{path}: no records in it (expected JSON objects)")
     if form is None and "actual_length" in beginning.keys:
-        return _sift_foreign(path, None, beginning, columns, tally)
-    found = find_format(path, beginning, form)
-    if found is None:
+        return _validate_records(path, None, beginning, records, columns, findings)
+    foreign = find_format(path, beginning, form)
+    if foreign is None:
         hint = nested_hint(beginning.records) or suggestion("actual_length", beginning.keys)
         raise MissingColumnError(f"{path}: no column 'actual_length'", hint, beginning.keys)
-    return _sift_foreign(path, found, beginning, columns, tally)
+    return _validate_records(path, foreign, beginning, records, columns, findings)
 
 
-def _sift_foreign(
-    path: Path, form: type[Format] | None, beginning: Sample, columns: list[str], tally: Tally
+def _validate_records(
+    path: Path,
+    form: type[Format] | None,
+    beginning: Sample,
+    records: Records,
+    columns: list[str],
+    findings: Findings,
 ) -> pl.DataFrame:
-    """Read a file record by record: a log of another program, or (None) a history as JSON."""
+    """Validate a file record by record: a log of another program, or (None) a history as JSON."""
     used = _used(NATIVE, columns, HISTORY_SCHEMA)
-    reader, frames = batches(path, form or Native, beginning, used, tally)
-    good = _Sieve(NATIVE, used, tally, str(path)).batches(frames, word="")
+    reader, frames = batches(form or Native, beginning, records, used, findings)
+    good = _Validator(NATIVE, used, findings, str(path)).batched(frames, word="")
     try:
         good = reader.settle(good)
     except HistoryError as error:
@@ -124,30 +131,35 @@ def _sift_foreign(
     )
 
 
-def _sift_file(file: RawFile, sieve: _Sieve) -> pl.DataFrame:
+def _validate_columns(file: RawFile, validator: _Validator) -> pl.DataFrame:
+    """Validate a history file, whose columns are read as such: faster than record by record."""
     if file.kind == "jsonl":
-        types = {sieve.layout.names[c]: HISTORY_SCHEMA[c] for c in sieve.used}
+        types = {validator.layout.names[c]: HISTORY_SCHEMA[c] for c in validator.used}
         text = {n: t if t.is_nested() else pl.String() for n, t in types.items()}
-        return sieve.batches(jsonl_batches(file.path, text, sieve.tally.say))
+        return validator.batched(jsonl_batches(file.path, text, validator.findings.add_note))
     names = [name for name in file.present if name]
     if file.frame is None:
-        return sieve.batches(csv_batches(file.path, names))
+        return validator.batched(csv_batches(file.path, names))
     if file.kind == "parquet":
         try:
             with no_panic_reports():
-                return sieve.stored(file.frame)
+                return validator.stored(file.frame)
         except Failure as error:
             raise damaged_parquet(file.path) from error
     try:
-        return sieve.lazily(file.frame, lambda rows: line_numbers(file.path, rows))
+        return validator.lazily(file.frame, lambda rows: line_numbers(file.path, rows))
     except Failure:
-        return sieve.batches(csv_batches(file.path, names))
+        return validator.batched(csv_batches(file.path, names))
 
 
-def sift_frame(
-    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], tally: Tally
+def validate_frame(
+    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], findings: Findings
 ) -> pl.DataFrame:
-    """The same for a frame in memory, or a lazy one."""
+    """Return the good rows of a frame, as :func:`validate_file` does.
+
+    Raises:
+        HistoryError: a required column is missing, or the frame cannot be collected.
+    """
     where = "history"
     try:
         schema = frame.collect_schema()
@@ -157,48 +169,64 @@ def sift_frame(
                 raise HistoryHeaderError(f"{where}: no column {name!r}: {hint}")
         used = _used(layout, columns, schema.names())
         raw = frame.select(layout.names[c] for c in used).with_row_index(ROW)
-        good = _Sieve(layout, used, tally, where).stored(raw)
+        good = _Validator(layout, used, findings, where).stored(raw)
     except Failure as error:
         kind = type(error).__name__
         raise HistoryError(f"{where}: the frame cannot be collected ({kind})") from error
-    if not tally.rows:
+    if not findings.rows:
         raise EmptyHistoryError(f"{where}: the frame has no rows")
     return good
 
 
 def _used(layout: Layout, columns: Iterable[str], present: Iterable[str]) -> list[str]:
-    """The columns to read, in schema order."""
+    """Return the history columns to read, in schema order."""
     wanted = {*columns, *layout.required, *CHECKED}
-    there = set(present)
-    return [c for c in HISTORY_SCHEMA if c in wanted and layout.names.get(c) in there]
+    names = set(present)
+    return [c for c in HISTORY_SCHEMA if c in wanted and layout.names.get(c) in names]
 
 
 @dataclass
-class _Sieve:
+class _Validator:
+    """The checks of one source, and how its cells are read.
+
+    Attributes:
+        layout: where the columns are.
+        used: the history columns to read.
+        findings: what reading found, added to.
+        where: the source, as messages name it.
+        reading: how cells are read that may be written in several ways.
+        faults: the checks for this way of reading.
+    """
+
     layout: Layout
     used: list[str]
-    tally: Tally
+    findings: Findings
     where: str
     reading: CellFormat = PLAIN
-    found: list[Fault] = field(init=False)
+    faults: list[Fault] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.found = faults(self.layout, self.used, self.reading)
+        self.faults = faults(self.layout, self.used, self.reading)
 
     def stored(self, raw: pl.LazyFrame) -> pl.DataFrame:
-        """A source with types of its own (Parquet, a frame): rows count from 1."""
+        """Return the good rows of a typed source (Parquet, a frame); messages count rows from 1."""
         schema = raw.collect_schema()
         check_types(schema, self.layout, self.used, self.where)
         for column in ("arrival_time", "actual_time"):
             name = self.layout.names.get(column)
             if column in self.used and name is not None and schema[name].is_temporal():
-                self.tally.say(f"{name}: {schema[name]} read as seconds")
+                self.findings.add_note(f"{name}: {schema[name]} read as seconds")
         return self.lazily(raw, None)
 
     def lazily(
         self, raw: pl.LazyFrame, lines: Callable[[list[int]], list[int]] | None
     ) -> pl.DataFrame:
-        """Count, describe, collect: a few streaming passes, so that no copy is ever held."""
+        """Return the good rows of a lazy frame, in streaming passes that never hold a copy.
+
+        Args:
+            raw: the columns as stored, with ``ROW``.
+            lines: turns row indices into line numbers; None to count rows.
+        """
         marked, counts = self._marked(raw)
         total = sum(counts.values())
         bad = {code: n for code, n in counts.items() if code}
@@ -213,12 +241,12 @@ class _Sieve:
             marked = marked.filter(pl.col(FAULT) == 0)
         good = marked.select(final(self.used)).collect(engine="streaming")
         for code, count in bad.items():
-            self.tally.kinds[self.found[code - 1].kind] += count
-        self.tally.rows += total
+            self.findings.kinds[self.faults[code - 1].kind] += count
+        self.findings.rows += total
         return good
 
-    def batches(self, batches: Iterable[pl.DataFrame], word: str = "line ") -> pl.DataFrame:
-        """The same over batches that carry their line numbers (or places in words) already."""
+    def batched(self, batches: Iterable[pl.DataFrame], word: str = "line ") -> pl.DataFrame:
+        """Return the good rows of batches whose ``ROW`` holds line numbers or places in words."""
         kept = [pl.DataFrame(schema={c: HISTORY_SCHEMA[c] for c in self.used})]
         for batch in batches:
             marked = self._marked(batch.lazy(), at_once=True)[0].collect()
@@ -227,41 +255,41 @@ class _Sieve:
                 first = bad.head(KEPT)
                 self._note(first, [f"{word}{place}" for place in first[ROW]])
                 self._keep_reasons(bad.lazy().filter(self._reason_test()))
-                self.tally.kinds.update(self.found[code - 1].kind for code in bad[FAULT])
-            self.tally.rows += marked.height
+                self.findings.kinds.update(self.faults[code - 1].kind for code in bad[FAULT])
+            self.findings.rows += marked.height
             kept.append(marked.filter(pl.col(FAULT) == 0).select(final(self.used)))
         return pl.concat(kept, rechunk=False)
 
     def _marked(
         self, raw: pl.LazyFrame, *, at_once: bool = False
     ) -> tuple[pl.LazyFrame, dict[int, int]]:
-        """Mark the rows with their faults, and count those.
+        """Return the rows marked with their first faults, and the number of rows of each fault.
 
-        Cells that are not plain are first met as faults: they are then read in the other ways that
-        people write them, and what that means is said.
+        Where plain reading finds faults that another way of reading would not, that way is taken
+        and noted.
         """
         while True:
-            marked = with_fault(typed(raw, self.layout, self.used, self.reading), self.found)
+            marked = with_fault(typed(raw, self.layout, self.used, self.reading), self.faults)
             if at_once:
                 marked = marked.collect().lazy()
             counts, renamed = self._counts(marked)
             better = self._better_reading(counts, marked)
             if better == self.reading:
-                self.tally.renamed.update(renamed)
+                self.findings.renamed.update(renamed)
                 return marked, counts
             name = self.layout.names.get("arrival_time")
             if better.unit != self.reading.unit:
-                self.tally.say(f"{name}: read as {NAMES[better.unit]} since 1970")
+                self.findings.add_note(f"{name}: read as {NAMES[better.unit]} since 1970")
             if better.iso != self.reading.iso:
-                self.tally.say(
+                self.findings.add_note(
                     f"{name}: ISO times read as seconds since 1970 (UTC where they say no offset)"
                 )
-            self.reading, self.found = better, faults(self.layout, self.used, better)
+            self.reading, self.faults = better, faults(self.layout, self.used, better)
 
     def _counts(self, marked: pl.LazyFrame) -> tuple[dict[int, int], Counter[str]]:
         """Return the number of rows of each fault, and of good rows with a renamed reason."""
-        words = self.reading.words and "finish_reason" in self.used
-        keys = [FAULT, RENAMED] if words else [FAULT]
+        has_renamed = self.reading.words and "finish_reason" in self.used
+        keys = [FAULT, RENAMED] if has_renamed else [FAULT]
         grouped = marked.group_by(keys).len().collect(engine="streaming")
         counts: Counter[int] = Counter()
         renamed: Counter[str] = Counter()
@@ -272,9 +300,9 @@ class _Sieve:
         return dict(counts), renamed
 
     def _better_reading(self, counts: dict[int, int], marked: pl.LazyFrame) -> CellFormat:
-        """Return how cells should be read, from the faults that the present way gives."""
+        """Return how cells should be read, judging by the faults of the present way."""
         reading, faulty = self.reading, {}
-        for code, fault in enumerate(self.found, start=1):
+        for code, fault in enumerate(self.faults, start=1):
             if code in counts:
                 faulty[fault.column, fault.kind] = code
         if ("finish_reason", UNKNOWN_REASON) in faulty and not reading.words:
@@ -286,16 +314,16 @@ class _Sieve:
             cells = marked.filter(pl.col(FAULT) == no_number).select(RAW_ARRIVAL)
             if cells.select(iso_seconds(pl.first()).is_not_null().any()).collect().item():
                 reading = replace(reading, iso=True)
-        # Most rows, and not one: a single moment that is too large is a mistake in that row.
+        # Only where most rows are too large: a single one is a mistake in that row.
         large = counts.get(faulty.get(("arrival_time", "too large"), 0), 0)
-        tried = reading.unit != "s" or ("arrival_time", "too large") not in faulty
-        if not tried and 2 * large > sum(counts.values()):
+        may_rescale = reading.unit == "s" and ("arrival_time", "too large") in faulty
+        if may_rescale and 2 * large > sum(counts.values()):
             size = marked.select(pl.col("arrival_time").abs().median()).collect().item()
             reading = replace(reading, unit=epoch_unit(size))
         return reading
 
     def _reason_test(self) -> pl.Expr:
-        codes = [i for i, fault in enumerate(self.found, start=1) if fault.kind == UNKNOWN_REASON]
+        codes = [i for i, fault in enumerate(self.faults, start=1) if fault.kind == UNKNOWN_REASON]
         return pl.col(FAULT).is_in(codes)
 
     def _keep_reasons(self, bad: pl.LazyFrame) -> None:
@@ -304,16 +332,19 @@ class _Sieve:
         counted = bad.group_by("finish_reason").len().collect()
         for reason, count in counted.iter_rows():
             if is_plain(reason):
-                self.tally.reasons[reason] += count
+                self.findings.reasons[reason] += count
 
     def _note(self, rows: pl.DataFrame, places: list[str]) -> None:
         for row, place in zip(rows.to_dicts(), places, strict=True):
-            self.tally.note(self.where, f"{place}: {describe(row, self.found)}")
+            self.findings.add_problem(self.where, f"{place}: {describe(row, self.faults)}")
 
     def _refuse_text_columns(self, raw: pl.LazyFrame, bad: dict[int, int], total: int) -> None:
-        """A text column without one number in it is the wrong column, not ``total`` bad rows."""
+        """Raise :class:`HistoryHeaderError` for a number column without one number in it.
+
+        It is the wrong column, which says more than ``total`` bad rows.
+        """
         for code, count in bad.items():
-            fault = self.found[code - 1]
+            fault = self.faults[code - 1]
             if fault.kind == "not a number" and count == total:
                 name = self.layout.names[fault.column]
                 stored = raw.collect_schema()[name]

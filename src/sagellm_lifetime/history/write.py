@@ -1,4 +1,4 @@
-"""Writing a history file: whole or not at all."""
+"""Write a history file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sagellm_lifetime.history.files import SUFFIXES, SUPPORTED
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """The target as a path; refuses early what could not be written after hours of work."""
+    """Return the target as a path, checked before hours of work are spent on its content.
+
+    Raises:
+        HistoryError: it could not be written.
+    """
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise HistoryError(
@@ -42,11 +46,18 @@ def write_history(
     Args:
         frame: rows in the history format.
         path: the file.
-        private: readable by its owner only; else it keeps the mode of the file it replaces, or
-            follows the umask.
+        private: make the file readable by its owner only; otherwise it keeps the mode of the file
+            it replaces, or follows the umask.
 
     Raises:
         HistoryError: it cannot be written; the message is one line.
+
+    >>> import tempfile, polars
+    >>> from sagellm_lifetime import read_history
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_history(polars.DataFrame({"actual_length": [120, 80]}), f"{folder}/new.parquet")
+    ...     len(read_history(f"{folder}/new.parquet").frame)
+    2
     """
     target = check_target(path)
     kind = SUFFIXES[target.suffix.lower()]

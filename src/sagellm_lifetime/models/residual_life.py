@@ -32,7 +32,7 @@ from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import MOST_ATOMS, log_logistic
-from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
 from sagellm_lifetime.models.shrinkage import (
@@ -530,14 +530,14 @@ class ResidualLife:
         self._stored = {}
         for name, (dtype, shape, low, high) in _STORED.items():
             self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
-            breathe()
+            yield_gil()
         _check_habits(state, len(keys))
         self._stored |= {name: state[name] for name in _RAGGED}
         self._nodes = OrderedDict()
         for start in range(0, len(keys), _PIECE):
             some = keys[start : start + _PIECE]
             self._nodes.update(zip(some, range(start, start + len(some)), strict=True))
-            breathe()
+            yield_gil()
         if len(self._nodes) < len(keys):
             raise ValueError("'keys' names a node twice")
         self._max_nodes = max(self._max_nodes, len(self._nodes))
@@ -556,7 +556,7 @@ class ResidualLife:
         while self._nodes:
             for _ in range(min(_FREED, len(self._nodes))):
                 self._nodes.popitem()
-            breathe()
+            yield_gil()
 
 
 def _check_habits(state: Arrays, nodes: int) -> None:

@@ -24,7 +24,7 @@ from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.arrays import read_arrays
 from sagellm_lifetime.core.errors import CheckpointError, RequestError, shown
 from sagellm_lifetime.core.values import as_option, as_seconds_option
-from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import as_path, load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MODEL, is_checkpoint
@@ -198,7 +198,7 @@ class LearningElsewhere:
             return
         try:
             learned = read_arrays(self.path / MODEL)
-            breathe()
+            yield_gil()
             replaced = take_over(self.predictor, learned)
         except (OSError, ValueError) as error:
             self._trouble = f"{self.path}: cannot be read ({error})"

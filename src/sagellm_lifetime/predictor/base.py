@@ -28,8 +28,8 @@ from sagellm_lifetime.predictor.records import Answered, Completion, Elsewhere, 
 if TYPE_CHECKING:
     import polars as pl
 
-    from sagellm_lifetime.history.endings import CapReached
     from sagellm_lifetime.history.prequential import Clock
+    from sagellm_lifetime.history.reasons import CapReached
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""

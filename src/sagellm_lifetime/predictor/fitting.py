@@ -30,7 +30,7 @@ from sagellm_lifetime.history.prequential import (
 from sagellm_lifetime.history.splits import split
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.history.endings import CapReached
+    from sagellm_lifetime.history.reasons import CapReached
     from sagellm_lifetime.predictor.base import Predictor, Progress
 
 _LOG = logging.getLogger(__name__)
@@ -53,14 +53,14 @@ def fit_predictor(
 ) -> None:
     """Fit in place; the predictor is unchanged if the history cannot be used."""
     from sagellm_lifetime.history import read_history
-    from sagellm_lifetime.history.endings import said
+    from sagellm_lifetime.history.reasons import cap_reached_note
 
     read = read_history(history, cap_reached=cap_reached)
     if isinstance(history, str | os.PathLike):
         for line in read.notes:
             _LOG.warning(line)
     if read.cap_reached:
-        _LOG.warning(said(read.cap_reached, len(read.frame), cap_reached))
+        _LOG.warning(cap_reached_note(read.cap_reached, len(read.frame), cap_reached))
     # Told from the whole history, once: a part of it may lack the sessions' first rows.
     kind: Clock = "session" if relative_times(read.frame, clock) else "wall"
     if clock == "auto" and kind == "session":

@@ -8,7 +8,7 @@ import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
 from sagellm_lifetime.core.checked import checked, checked_count, count_array
-from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def take_over(predictor: Predictor, learned: Arrays) -> dict[str, Any]:
         What was replaced, for :func:`let_go`.
     """
     twin = predictor._twin()
-    breathe()
+    yield_gil()
     set_knowledge(twin, learned, instant=False)
-    breathe()
+    yield_gil()
     fresh = {k: v for k, v in vars(twin).items() if k not in predictor._STAYS}
     with predictor._lock:
         replaced = dict(vars(predictor))

@@ -28,8 +28,8 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
-from sagellm_lifetime.core.values import as_ages, as_levels, as_sequence_ids
-from sagellm_lifetime.features.request import LARGEST_AGE, check_request, read_request
+from sagellm_lifetime.core.values import LARGEST_AGE, as_ages, as_levels, as_sequence_ids
+from sagellm_lifetime.features.request import check_request, read_request
 from sagellm_lifetime.predictor.checks import check_iterable, waves
 from sagellm_lifetime.predictor.records import Evidence
 

@@ -19,7 +19,7 @@ from threading import Event, Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.child_process import command
-from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor import worker as pupil
 from sagellm_lifetime.predictor.frames import Frame, packed, ready
 from sagellm_lifetime.predictor.records import Lesson
@@ -178,7 +178,7 @@ class Courier(Thread):
         # One that has died takes nothing; that it has is heard on the other pipe.
         with suppress(BrokenPipeError, BlockingIOError):
             data = data[os.write(pipe, data) :]
-        breathe()
+        yield_gil()
         return data
 
     def _dismiss(self, process: subprocess.Popen[bytes]) -> bool:

@@ -227,9 +227,9 @@ def _read_whole(data: bytes) -> pl.DataFrame | None:
     """Return the rows of an undamaged journal; ``None`` where it has to be read line by line."""
     import polars as pl
 
-    from sagellm_lifetime.history.findings import Tally
+    from sagellm_lifetime.history.findings import Findings
     from sagellm_lifetime.history.schema import NATIVE
-    from sagellm_lifetime.history.validate import sift_frame
+    from sagellm_lifetime.history.validate import validate_frame
 
     if not data.endswith(b"\n") or _SURROGATE.search(data):
         return None
@@ -237,11 +237,11 @@ def _read_whole(data: bytes) -> pl.DataFrame | None:
         frame = pl.read_ndjson(data, schema=HISTORY_SCHEMA)
         if len(frame) != data.count(b"\n") or frame[LENGTH].null_count():
             return None
-        tally = Tally()
-        sift_frame(frame.lazy(), NATIVE, HISTORY_SCHEMA, tally)
+        findings = Findings()
+        validate_frame(frame.lazy(), NATIVE, HISTORY_SCHEMA, findings)
     except (HistoryError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
-    return None if tally.bad else frame
+    return None if findings.bad else frame
 
 
 @dataclass

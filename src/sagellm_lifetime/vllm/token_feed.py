@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sagellm_lifetime.features.trajectory import CHUNK_AGES
+from sagellm_lifetime.features.evidence import CHUNK_AGES
 
 
 @dataclass(frozen=True, slots=True)

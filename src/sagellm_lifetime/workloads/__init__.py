@@ -1,7 +1,7 @@
 """Workloads that ship with the package: histories drawn from published statistics.
 
 The five profiles of :data:`PROFILES` are made from public traces (``scripts/make_profiles.py``);
-what is stored is figures only, each over five rows or more, with their citation. :func:`regular`
+only figures are stored, each over five rows or more, with their citation. :func:`regular`
 and :func:`specification` are invented workloads of known difficulty.
 """
 

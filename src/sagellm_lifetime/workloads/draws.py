@@ -1,15 +1,17 @@
-"""What a workload asks for and answers, before anyone aborts or caps anything."""
+"""Draw requests from a profile: who asks, when, how long prompts and answers are.
+
+Caps, cancellations and durations come afterwards (:mod:`.endings`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sagellm_lifetime.workloads.arrivals import renewal
-from sagellm_lifetime.workloads.joint import Floats, Ints, pooled
-from sagellm_lifetime.workloads.sequence import correlated, turns
+from sagellm_lifetime.workloads.histograms import Floats, Ints, pooled
 from sagellm_lifetime.workloads.store import Group, Profile, Sessions
 
 Names = NDArray[np.str_]
@@ -17,7 +19,16 @@ Names = NDArray[np.str_]
 
 @dataclass
 class Draws:
-    """Parallel arrays, one entry per request; ``session`` and ``turn`` only where there are any."""
+    """Requests of a workload as parallel arrays, one entry each.
+
+    Attributes:
+        group: number of the request's group in the profile.
+        prompt: prompt tokens.
+        output: tokens the model generates if nothing stops it.
+        arrival: seconds from the first arrival.
+        session: number of the session, ``None`` where the workload has none.
+        turn: number of the turn in its session, from 0; ``None`` where there are no sessions.
+    """
 
     group: Ints
     prompt: Ints
@@ -28,39 +39,45 @@ class Draws:
 
 
 def independent(profile: Profile, rng: np.random.Generator, n: int) -> Draws:
-    """Requests without sessions; with probability ``repeat`` the client of the last one again."""
+    """Return ``n`` requests without sessions.
+
+    With probability ``profile.repeat`` a request comes from the client of the one before.
+    """
     group = _groups(rng, profile.groups, n)
     if profile.repeat > 0:
         fresh = rng.random(n) >= profile.repeat
         fresh[:1] = True
         group = group[np.maximum.accumulate(np.where(fresh, np.arange(n), 0))]
-    prompt_at, output_at = rng.random(n), rng.random(n)
+    prompt_uniform, output_uniform = rng.random(n), rng.random(n)
     prompt, output = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-    for number, one in enumerate(profile.groups):
-        mine = group == number
-        prompt[mine] = one.joint.prompts(prompt_at[mine])
-        output[mine] = one.joint.outputs(prompt[mine], output_at[mine])
+    for number, member in enumerate(profile.groups):
+        is_member = group == number
+        prompt[is_member] = member.joint.prompts(prompt_uniform[is_member])
+        output[is_member] = member.joint.outputs(prompt[is_member], output_uniform[is_member])
     return Draws(group, prompt, output, _arrivals(profile, rng, n))
 
 
 def conversations(profile: Profile, sessions: Sessions, rng: np.random.Generator, n: int) -> Draws:
-    """Requests in sessions: prompts grow from turn to turn, outputs of a session resemble."""
+    """Return ``n`` requests in sessions, sorted by arrival.
+
+    Prompts grow from turn to turn, and the answers of a session are of similar length.
+    """
     sizes = _sizes(sessions, rng, n)
     session = np.repeat(np.arange(len(sizes)), sizes)
     turn = turns(sizes)
-    group = _kinds(profile, sessions, rng, turn)
-    prompt_at = correlated(rng, sizes, sessions.prompt_persistent)
-    prompt_at = prompt_at[np.lexsort((prompt_at, session))]
+    group = _session_groups(profile, sessions, rng, turn)
+    prompt_uniform = correlated(rng, sizes, sessions.prompt_persistent)
+    prompt_uniform = prompt_uniform[np.lexsort((prompt_uniform, session))]
     everyone = pooled([g.joint for g in profile.groups], [g.share for g in profile.groups])
-    prompt = everyone.prompts(prompt_at)
-    output_at = correlated(rng, sizes, sessions.persistent, sessions.recent, sessions.decay)
+    prompt = everyone.prompts(prompt_uniform)
+    output_uniform = correlated(rng, sizes, sessions.persistent, sessions.recent, sessions.decay)
     output = np.zeros(n, dtype=np.int64)
-    for number, one in enumerate(profile.groups):
-        mine = group == number
-        output[mine] = one.joint.outputs(prompt[mine], output_at[mine])
+    for number, member in enumerate(profile.groups):
+        is_member = group == number
+        output[is_member] = member.joint.outputs(prompt[is_member], output_uniform[is_member])
     arrival = _turn_times(sessions, rng, sizes, turn)
     order = np.argsort(arrival, kind="stable")
-    if profile.gap_mean_s is not None:  # the order of the turns, the clock of the whole service
+    if profile.gap_mean_s is not None:  # keep the order of the turns, take the service's clock
         times = _arrivals(profile, rng, n)
         arrival[order] = times
     return Draws(
@@ -80,7 +97,7 @@ def _arrivals(profile: Profile, rng: np.random.Generator, n: int) -> Floats:
 
 
 def _sizes(sessions: Sessions, rng: np.random.Generator, n: int) -> Ints:
-    """Sizes of sessions that hold ``n`` turns together; the last one is cut to fit."""
+    """Return the sizes of sessions that together hold ``n`` turns; the last one is cut to fit."""
     sizes = sessions.sizes.draw_integers(rng, max(n, 1))
     enough = int(np.searchsorted(np.cumsum(sizes), n)) + 1 if n else 0
     sizes = sizes[:enough]
@@ -89,16 +106,18 @@ def _sizes(sessions: Sessions, rng: np.random.Generator, n: int) -> Ints:
     return sizes
 
 
-def _kinds(profile: Profile, sessions: Sessions, rng: np.random.Generator, turn: Ints) -> Ints:
-    """A Markov chain over the groups, started afresh by every session."""
+def _session_groups(
+    profile: Profile, sessions: Sessions, rng: np.random.Generator, turn: Ints
+) -> Ints:
+    """Return the group of each turn: a Markov chain, started afresh by every session."""
     if sessions.transitions is None:
         return _groups(rng, profile.groups, len(turn))
     number = {group.name: index for index, group in enumerate(profile.groups)}
     table = np.zeros((len(number) + 1, len(number)))
     for before, after in sessions.transitions.items():
         row = number.get(before, len(number))
-        for kind, weight in after.items():
-            table[row, number[kind]] = weight
+        for name, weight in after.items():
+            table[row, number[name]] = weight
     cumulative = np.cumsum(table / table.sum(axis=1, keepdims=True), axis=1)
     chosen = np.zeros(len(turn), dtype=np.int64)
     before_first = len(number)
@@ -111,12 +130,56 @@ def _kinds(profile: Profile, sessions: Sessions, rng: np.random.Generator, turn:
 
 
 def _turn_times(sessions: Sessions, rng: np.random.Generator, sizes: Ints, turn: Ints) -> Floats:
-    """Seconds at which the turns arrive, before any clock of the whole service is laid over."""
+    """Return the arrival of each turn in seconds, on the sessions' own clocks."""
     gaps = np.where(turn == 0, 0.0, sessions.gaps.draw(rng, len(turn)))
     elapsed = np.cumsum(gaps)
     elapsed -= np.repeat(elapsed[np.cumsum(sizes) - sizes], sizes)
     if sessions.starts_every_s is not None:
         starts = renewal(rng, len(sizes), sessions.starts_every_s, 1.0)
-    else:  # the service's own clock follows: only the interleaving matters
+    else:  # the service's clock replaces these times, so only their order matters
         starts = rng.random(len(sizes)) * max(len(turn), 1) * 0.3
     return elapsed + np.repeat(starts, sizes)
+
+
+def renewal(rng: np.random.Generator, n: int, mean_s: float, cv: float) -> Floats:
+    """Return ``n`` ascending arrival times in seconds, the first 0, with gamma-distributed gaps.
+
+    Daily and weekly rhythms of a trace are not reproduced.
+
+    Args:
+        rng: source of randomness.
+        n: number of arrivals.
+        mean_s: mean gap in seconds.
+        cv: coefficient of variation of the gaps; 1 is a Poisson stream, more means bursts.
+    """
+    shape = 1.0 / cv**2
+    times = np.cumsum(rng.gamma(shape, mean_s / shape, size=n))
+    return times - times[0] if n else times
+
+
+def correlated(
+    rng: np.random.Generator, sizes: Ints, persistent: float, recent: float = 0.0, decay: float = 0
+) -> Floats:
+    """Return one uniform number per turn, sessions one after the other (Gaussian copula).
+
+    Over all sessions the numbers are uniform; within a session, the normal scores of turns ``k``
+    apart correlate by ``persistent + recent * decay ** k``.
+    """
+    total = int(sizes.sum())
+    first = np.cumsum(sizes) - sizes
+    score = np.sqrt(persistent) * np.repeat(rng.standard_normal(len(sizes)), sizes)
+    score += np.sqrt(1.0 - persistent - recent) * rng.standard_normal(total)
+    if recent > 0:
+        shock = rng.standard_normal(total)
+        wave = shock.copy()
+        for turn in range(1, int(sizes.max(initial=1))):
+            at = first[sizes > turn] + turn
+            wave[at] = decay * wave[at - 1] + np.sqrt(1.0 - decay**2) * shock[at]
+        score += np.sqrt(recent) * wave
+    cdf = NormalDist().cdf
+    return np.fromiter((cdf(value) for value in score.tolist()), dtype=np.float64, count=total)
+
+
+def turns(sizes: Ints) -> Ints:
+    """Return 0, 1, … within each session, sessions one after the other."""
+    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,4 +1,4 @@
-"""Caps, cancellations and durations. All of it is invented: no public trace carries any.
+"""Invent caps, cancellations and durations, which no public trace carries.
 
 Seconds follow a stated model, so that predictors of time have something to learn:
 ``actual_time = (0.2 + prompt_length / 8000 + 0.02 * actual_length) * noise``, the noise
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sagellm_lifetime.core.errors import RequestError
-from sagellm_lifetime.workloads.joint import Floats, Ints
+from sagellm_lifetime.workloads.histograms import Floats, Ints
 
 CAPS = (256, 512, 1024, 2048, 4096)
 QUEUE_S = 0.2
@@ -24,7 +24,14 @@ TIME_SPREAD = 0.1
 
 @dataclass
 class Endings:
-    """How each request ended; ``cap`` 0 means that the request set none."""
+    """How each request ended, as parallel arrays.
+
+    Attributes:
+        cap: ``max_length`` in tokens; 0 where the request set none.
+        length: generated tokens.
+        reason: finish reason of the history format.
+        seconds: from arrival to finish.
+    """
 
     cap: Ints
     length: Ints
@@ -35,11 +42,14 @@ class Endings:
 def end(
     rng: np.random.Generator, prompt: Ints, output: Ints, *, abort_share: float, capped_share: float
 ) -> Endings:
-    """End requests that would generate ``output`` tokens if nobody interfered.
+    """Return how requests end that would generate ``output`` tokens if nothing stopped them.
 
-    A share ``capped_share`` sets a ``max_length`` drawn from :data:`CAPS`, whatever its answer
-    would be; who meets it ends with ``length``. A share ``abort_share`` is cancelled at a
-    uniformly drawn token of what it would have generated and ends with ``abort``.
+    A share ``capped_share`` sets a ``max_length`` drawn from :data:`CAPS`, independent of its
+    answer; a request that reaches it ends with ``length``. A share ``abort_share`` is cancelled
+    at a uniformly drawn token of its answer and ends with ``abort``.
+
+    Raises:
+        RequestError: a share outside 0 to 1.
     """
     for name, share in (("abort_share", abort_share), ("capped_share", capped_share)):
         if not 0.0 <= share <= 1.0:
@@ -58,7 +68,7 @@ def end(
 
 
 def seconds(rng: np.random.Generator, prompt: Ints, length: Ints) -> Floats:
-    """The duration model of this module."""
+    """Return seconds from arrival to finish by the duration model of this module."""
     noise = np.exp(TIME_SPREAD * rng.standard_normal(len(length)))
     first = QUEUE_S + prompt / PREFILL_TOKENS_PER_S
     return np.asarray((first + SECONDS_PER_TOKEN * length) * noise, dtype=np.float64)

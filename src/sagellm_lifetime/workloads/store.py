@@ -1,4 +1,4 @@
-"""The JSON files of the profiles, read and checked for shape."""
+"""Read the JSON files of the profiles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from sagellm_lifetime.core.errors import UnknownNameError
-from sagellm_lifetime.workloads.joint import Joint
-from sagellm_lifetime.workloads.spread import Spread
+from sagellm_lifetime.workloads.histograms import Joint, Spread
 
 HISTOGRAMS = frozenset({"cells", "prompt", "output"})
 PROFILES: tuple[str, ...] = (
@@ -28,7 +27,11 @@ PROFILES: tuple[str, ...] = (
 class Group:
     """Requests of one client, of one kind of input, or of the whole service.
 
-    ``members`` > 1: so many clients of one histogram, each with the same share of the requests.
+    Attributes:
+        name: the client or the kind.
+        share: share of the requests.
+        members: clients that share this histogram, each with the same share of the requests.
+        joint: histogram of prompt and output lengths.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sessions:
-    """How the turns of one conversation hang together.
+    """How the turns of one conversation depend on each other.
 
     ``persistent`` is the correlation of two outputs however far apart, ``recent`` what
     neighbouring turns have on top of it, times ``decay`` per turn (all on normal scores).
@@ -57,7 +60,7 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Profile:
-    """One workload. ``facts`` is the file without its histograms, for people to read."""
+    """One workload as its file describes it; ``facts`` is the file without its histograms."""
 
     name: str
     facts: dict[str, Any]
@@ -71,7 +74,7 @@ class Profile:
 
 @cache
 def load(name: str) -> Profile:
-    """The profile of this name, read once."""
+    """Return the profile of this name, read once. Raise :class:`UnknownNameError` for others."""
     if name not in PROFILES:
         raise UnknownNameError("profile", name, list(PROFILES))
     folder = resources.files("sagellm_lifetime.workloads")

@@ -1,4 +1,4 @@
-"""The rivals that stand beside every predictor, fitted on the training part only."""
+"""The baselines that every predictor is compared with, fitted on the training part only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError, MissingExtraError
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.boosted import LightGbm
-from sagellm_lifetime.evaluation.rivals.constant import ConstantMedian
-from sagellm_lifetime.evaluation.rivals.residual import ResidualLife
+from sagellm_lifetime.evaluation.rivals.simple import ConstantMedian, ResidualLife
 
 RIVALS: dict[str, Callable[[], Rival]] = {
     ConstantMedian.name: ConstantMedian,
@@ -19,11 +18,11 @@ RIVALS: dict[str, Callable[[], Rival]] = {
 }
 
 SIMPLE = (ConstantMedian.name, ResidualLife.name)
-"""Those that know the lengths of the training part and the age, and nothing of a request."""
+"""Rivals that use lengths and ages only, and nothing of a request."""
 
 
 def fit_possible(train: pl.DataFrame) -> tuple[list[Rival], dict[str, str]]:
-    """Return the rivals that ``train`` is enough for, fitted, and why each other is left out."""
+    """Return the fitted rivals, and by name why each other one could not be fitted."""
     rivals, left_out = [], {}
     for name in RIVALS:
         try:
@@ -34,7 +33,7 @@ def fit_possible(train: pl.DataFrame) -> tuple[list[Rival], dict[str, str]]:
 
 
 def fit_rivals(train: pl.DataFrame, names: list[str] | None = None) -> list[Rival]:
-    """Return all rivals (or the named ones), fitted.
+    """Return all rivals (or those in ``names``), fitted on ``train``.
 
     Raises:
         HistoryError: there are too few rows for one of them; see :func:`fit_possible`.

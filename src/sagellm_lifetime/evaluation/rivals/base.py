@@ -1,4 +1,4 @@
-"""What every rival is: fitted on the training part, then asked for quantiles at points."""
+"""The interface of rivals: fitted on the training part, then asked for forecasts at points."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import ClassVar
 
 import polars as pl
 
-from sagellm_lifetime.evaluation.forecast import Forecast
+from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points
 
 
 class Rival(ABC):
-    """A baseline that stands beside every predictor."""
+    """A baseline that every predictor is compared with."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def fit(self, train: pl.DataFrame) -> None:
-        """Learn from the training part."""
+        """Learn from the training part.
+
+        Raises:
+            HistoryError: there are too few rows.
+        """
 
     @abstractmethod
     def forecast(self, frame: pl.DataFrame, points: Points) -> Forecast:
-        """Answer every point of ``frame``."""
+        """Return the forecast at every point of ``frame``."""

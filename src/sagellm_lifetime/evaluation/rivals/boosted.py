@@ -10,8 +10,8 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.extras import require
-from sagellm_lifetime.evaluation.forecast import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.metrics import mae
+from sagellm_lifetime.evaluation.point_forecasts import LEVELS, Forecast, from_quantiles
 from sagellm_lifetime.evaluation.points import Points, draw_points, lengths
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.rivals.columns import Columns
@@ -54,6 +54,7 @@ class LightGbm(Rival):
     name = "lightgbm"
 
     def fit(self, train: pl.DataFrame) -> None:
+        """Train one booster per quantile. Raise :class:`HistoryError` for fewer than 20 rows."""
         ended = train.filter(pl.Series(observed(train) & (lengths(train) > 0)))
         if len(ended) < _MIN_ROWS:
             raise HistoryError(
@@ -67,9 +68,10 @@ class LightGbm(Rival):
         self._boosters = [self._train(ended, self._target, level) for level in QUANTILES]
 
     def forecast(self, frame: pl.DataFrame, points: Points) -> Forecast:
+        """Return the forecast at every point."""
         features = self._features(frame, points.row, points.age)
-        found = np.column_stack([_predict(booster, features) for booster in self._boosters])
-        levels = _interpolate(np.sort(found, axis=1))
+        values = np.column_stack([_predict(booster, features) for booster in self._boosters])
+        levels = _interpolate(np.sort(values, axis=1))
         return from_quantiles(self._target.remaining(levels, points.age), points.age, points.cap)
 
     def _choose(self, ended: pl.DataFrame, curve: Curve) -> Target:
@@ -114,7 +116,7 @@ def _predict(booster: Booster, features: np.ndarray) -> np.ndarray:
 
 
 def _training_ages(length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and ages of the training samples: age 0, and drawn ages below the length."""
+    """Return rows and ages of the training samples: age 0, and drawn ages below the length."""
     rng = np.random.default_rng(0)
     shape = (len(length), _AGES_PER_ROW // 2)
     top = np.log1p(float(length.max(initial=1)))
@@ -129,11 +131,14 @@ def _training_ages(length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return row, drawn[row, which]
 
 
-def _interpolate(found: np.ndarray) -> np.ndarray:
-    """From :data:`QUANTILES` to :data:`LEVELS`, linear in the normal score, tails continued."""
+def _interpolate(values: np.ndarray) -> np.ndarray:
+    """Return values at :data:`LEVELS` from those at :data:`QUANTILES`, shape ``(N, 21)``.
+
+    Linear in the normal score; the tails continue the outermost segments.
+    """
     score = NormalDist().inv_cdf
     have = np.array([score(q) for q in QUANTILES])
     want = np.array([score(q) for q in LEVELS])
     k = np.clip(np.searchsorted(have, want) - 1, 0, len(have) - 2)
     part = (want - have[k]) / (have[k + 1] - have[k])
-    return np.asarray(found[:, k] + (found[:, k + 1] - found[:, k]) * part)
+    return np.asarray(values[:, k] + (values[:, k + 1] - values[:, k]) * part)

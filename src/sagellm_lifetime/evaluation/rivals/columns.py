@@ -15,7 +15,7 @@ _PREFIX_BLOCKS = 3
 
 
 class Columns:
-    """Numbers as they are; names and leading prefix blocks as categories; words of the prompt.
+    """Encoder of history columns as numbers, categories (names, prefix blocks) and words.
 
     Categories seen fewer than 20 times in training, and new ones, count as missing.
     """
@@ -30,7 +30,7 @@ class Columns:
         self.categorical = list(range(len(self._codes)))
 
     def matrix(self, frame: pl.DataFrame) -> np.ndarray:
-        """Features per row, float32, NaN for missing, shape ``(n, F)``; categories first."""
+        """Return features per row, float32, shape ``(n, F)``; categories first, NaN for missing."""
         columns = _categorical(frame)
         empty = pl.Series([None] * len(frame), dtype=pl.String)
         parts = [_encode(columns.get(name, empty), codes) for name, codes in self._codes.items()]
@@ -51,14 +51,14 @@ def _present(frame: pl.DataFrame, name: str) -> bool:
 
 
 def _categorical(frame: pl.DataFrame) -> dict[str, pl.Series]:
-    found = {name: frame[name].cast(pl.String) for name in _NAMES if _present(frame, name)}
+    columns = {name: frame[name].cast(pl.String) for name in _NAMES if _present(frame, name)}
     if _present(frame, "prefix_hashes"):
         for block in range(_PREFIX_BLOCKS):
             hashes = frame["prefix_hashes"].list.get(block, null_on_oob=True)
-            found[f"prefix_{block}"] = hashes.cast(pl.String)
+            columns[f"prefix_{block}"] = hashes.cast(pl.String)
     if _present(frame, "prompt_text"):
-        found["first_word"] = lexical.first_word(frame["prompt_text"])
-    return found
+        columns["first_word"] = lexical.first_word(frame["prompt_text"])
+    return columns
 
 
 def _categories(column: pl.Series) -> dict[str, int]:
@@ -75,8 +75,8 @@ def _numbers(frame: pl.DataFrame, name: str) -> np.ndarray:
     return _column(frame, name, pl.Float64).cast(pl.Float64).to_numpy()
 
 
-def _column(frame: pl.DataFrame, name: str, kind: pl.DataType | type[pl.DataType]) -> pl.Series:
-    """The column, or one of nulls."""
+def _column(frame: pl.DataFrame, name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Series:
+    """Return the column, or one of nulls."""
     if name in frame.columns:
         return frame[name]
-    return pl.Series(name, [None] * len(frame), dtype=kind)
+    return pl.Series(name, [None] * len(frame), dtype=dtype)

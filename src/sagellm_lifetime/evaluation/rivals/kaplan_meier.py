@@ -16,7 +16,7 @@ MIN_AT_RISK = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """``survival[i] = P(L > at[i])``, a step function that starts with ``at[0] = 0``.
+    """A step function ``survival[i] = P(L > at[i])`` that starts with ``at[0] = 0``.
 
     ``reliable`` is the last age that still has ``MIN_AT_RISK`` rows.
     """
@@ -26,15 +26,15 @@ class Curve:
     reliable: int
 
     def alive(self, ages: np.ndarray) -> np.ndarray:
-        """``P(L > age)``."""
+        """Return ``P(L > age)``, shape of ``ages``."""
         return self.survival[np.searchsorted(self.at, ages, side="right") - 1]
 
     def residual(self, ages: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        """Quantiles of ``L - a`` given ``L > a``, tokens, shape ``(len(ages), len(levels))``.
+        """Return quantiles of ``L - a`` given ``L > a``, tokens, shape ``(ages, levels)``.
 
-        Past the last reliable age the residual life grows in proportion to the age, as that of a
-        power-law tail does. Where censoring hides the end of the curve, its last length stands
-        for what is beyond.
+        Beyond the last reliable age the residual life grows in proportion to the age, as that of a
+        power-law tail does. Where censoring hides the end of the curve, its last length is used
+        for all beyond.
         """
         base = np.minimum(ages, self.reliable)
         target = self.alive(base)[:, None] * (1.0 - levels)
@@ -47,7 +47,7 @@ class Curve:
 
 
 def kaplan_meier(length: np.ndarray, event: np.ndarray) -> Curve:
-    """Product-limit estimate (Kaplan & Meier 1958) over whole tokens.
+    """Return the product-limit estimate (Kaplan & Meier 1958) over whole tokens.
 
     Args:
         length: total lengths, or lower bounds.
@@ -66,7 +66,7 @@ def kaplan_meier(length: np.ndarray, event: np.ndarray) -> Curve:
 
 
 def observed(frame: pl.DataFrame) -> np.ndarray:
-    """Rows that ended by themselves: ``stop``. Everything else is a lower bound; bool."""
+    """Return which rows ended by themselves (``stop``); others are lower bounds; bool."""
     return ~censored(frame)
 
 

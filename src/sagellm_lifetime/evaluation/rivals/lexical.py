@@ -38,7 +38,7 @@ _LIMIT: Final = r"(?i)\b(\d{1,5})\s*(?:-\s*)?(?:words?|sentences?|items|examples
 
 
 def counts(text: pl.Series) -> np.ndarray:
-    """Counts of shape ``(n, 2 + patterns + words + 1)``; a missing text counts as missing."""
+    """Return counts, shape ``(n, 2 + patterns + words + 1)``; NaN for a missing text."""
     column = pl.col("text")
     table = pl.DataFrame({"text": text}).select(
         column.str.len_chars().alias("chars"),
@@ -57,12 +57,12 @@ def counts(text: pl.Series) -> np.ndarray:
 
 
 def first_word(text: pl.Series) -> pl.Series:
-    """The first word in lower case: "list", "write", "what"."""
+    """Return the first word in lower case: "list", "write", "what"."""
     return text.str.to_lowercase().str.extract(r"([a-z]+)").alias("first_word")
 
 
 def vocabulary(text: pl.Series, size: int = 150) -> list[str]:
-    """The words that most prompts have, those in more than 40 % or fewer than 20 left out."""
+    """Return the commonest words, without those in more than 40 % or in fewer than 20 prompts."""
     words = _words(text).list.unique().explode(empty_as_null=True).drop_nulls().rename("word")
     counted = words.value_counts(name="n")
     counted = counted.filter(pl.col("n").is_between(20, 0.4 * len(text)))
@@ -70,11 +70,11 @@ def vocabulary(text: pl.Series, size: int = 150) -> list[str]:
 
 
 def occurrences(text: pl.Series, words: list[str]) -> np.ndarray:
-    """Whether each word occurs, shape ``(n, len(words))``."""
-    found = pl.DataFrame({"words": _words(text)}).select(
+    """Return 1 where a word occurs, else 0; float32, shape ``(n, len(words))``."""
+    table = pl.DataFrame({"words": _words(text)}).select(
         pl.col("words").list.contains(word).cast(pl.Float32).alias(word) for word in words
     )
-    return found.to_numpy()
+    return table.to_numpy()
 
 
 def _words(text: pl.Series) -> pl.Series:

@@ -1,7 +1,7 @@
-"""What the boosted rival regresses on: three logarithmic views of the same remaining length.
+"""Regression targets of the boosted rival: three logarithmic forms of the remaining length.
 
 All are monotone in the remaining length at a given age, so a quantile of one is a quantile of the
-other. Which one trees follow best depends on the workload: regular totals, or heavy tails.
+other. Which one trees fit best depends on the workload: regular totals, or heavy tails.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from sagellm_lifetime.evaluation.rivals.kaplan_meier import Curve
 
 
 class Target:
-    """``log`` of a length, relative to a reference at that age."""
+    """The logarithm of a length, relative to a reference at its age.
+
+    Args:
+        curve: Kaplan-Meier curve of the training part, which gives the residual-life table.
+        total: use the total length; otherwise the remaining one.
+        by_age: refer to the residual-life table at the age; otherwise to its start.
+    """
 
     def __init__(self, curve: Curve, *, total: bool, by_age: bool) -> None:
-        """
-        Args:
-            curve: Kaplan-Meier curve of the training part, which gives the residual-life table.
-            total: regress on the total length; otherwise on the remaining one.
-            by_age: refer to the residual-life table at the age; otherwise to its start.
-        """
         self._curve = curve
         self._total = total
         self._by_age = by_age
 
     def of(self, remaining: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """Regression target, shape ``(N,)``."""
+        """Return the regression target of remaining tokens at ages, shape ``(N,)``."""
         return np.asarray(np.log(remaining + age * self._total) - self._reference(age))
 
     def remaining(self, value: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """Back to remaining tokens, at least 1; ``value`` of shape ``(N, Q)``."""
+        """Return remaining tokens, 1 or more, from values of the target, shape ``(N, Q)``."""
         length = np.exp(value + self._reference(age)[:, None])
         return np.asarray(np.maximum(length - age[:, None] * self._total, 1.0))
 

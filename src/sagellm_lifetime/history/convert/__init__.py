@@ -1,4 +1,4 @@
-"""Traces and logs of other programs, converted to history files.
+"""Convert traces and logs of other programs to history files.
 
 The public traces have a module each here. Logs of running programs are read by ``--data-path``
 directly (``history.formats``), and can be converted as well.
@@ -56,9 +56,13 @@ def convert(
         time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not say its own.
 
     Returns:
-        What was written, and what is to be said of it: rows skipped, columns not read, assumptions.
+        The rows written, with the rows skipped, columns not read and assumptions made.
 
-    Only what a trace says is written: no cap and no way of finishing is made up.
+    Raises:
+        HistoryError: the source cannot be read or the target not written.
+        UnknownNameError: no such format, unit or way with bad rows.
+
+    Only what a trace holds is written: no cap and no finish reason is invented.
     """
     if fmt is not None and fmt not in FORMATS:
         raise UnknownNameError("trace format", fmt, list(FORMATS))
@@ -79,12 +83,12 @@ def convert(
 
 
 def _recognised(source: str) -> str:
-    """Return the name of the format of a log by its content; ``history`` for one that is none."""
+    """Return the name of a log's format by its content, ``history`` if it is of none."""
     path = find_files(source)[0]
     beginning = sample(path)
     form = recognise(beginning)
     name = public_trace(beginning.keys) or (form.name if form is not None else None)
-    # A history is read as one, and so is what nobody knows: the message is the reader's.
+    # An unknown log is read as a history too, whose reader has the better message.
     return "history" if name is None or beginning.has("actual_length") else name
 
 

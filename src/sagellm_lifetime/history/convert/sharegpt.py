@@ -26,7 +26,7 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history.checks import is_plain
 from sagellm_lifetime.history.files import kind_of
-from sagellm_lifetime.history.findings import Tally, left_out
+from sagellm_lifetime.history.findings import Findings, left_out
 from sagellm_lifetime.history.jsonl import without_surrogates
 from sagellm_lifetime.history.read import ADVICE, History, OnBadRows
 from sagellm_lifetime.history.records import Broken
@@ -40,13 +40,13 @@ _NO_QUESTIONS = {"system"}
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens ``text`` has; 0 for an empty one."""
+    """Return about how many tokens ``text`` has; 0 for an empty one."""
     return sum(1 for _ in _PIECES.finditer(text))
 
 
 def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     """Return the answers of a file of conversations."""
-    path, tally = Path(source), Tally()
+    path, findings = Path(source), Findings()
     rows: list[dict[str, Any]] = []
     cut = 0
     try:
@@ -54,36 +54,36 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
             try:
                 if isinstance(conversation, Broken):
                     raise ValueError(conversation.why)
-                found, unasked = _answers(conversation, tally, keep_content=keep_content)
-                tally.rows += len(found)
+                answers, unasked = _answers(conversation, findings, keep_content=keep_content)
+                findings.rows += len(answers)
                 cut += unasked
-                rows += found
+                rows += answers
             except ValueError as error:
-                tally.kinds["malformed"] += 1
-                tally.note(str(path), f"{place}: {error}")
+                findings.kinds["malformed"] += 1
+                findings.add_problem(str(path), f"{place}: {error}")
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
     except UnicodeDecodeError as error:
         raise HistoryError(f"{path}: not UTF-8 text: save the file as UTF-8") from error
-    if tally.bad and on_bad_rows != "skip":
-        raise tally.error(str(path), what=ADVICE)
+    if findings.bad and on_bad_rows != "skip":
+        raise findings.error(str(path), what=ADVICE)
     if not rows:
         raise HistoryError(f"{path}: no answer in it: expected conversations with gpt messages")
     content = ("prompt_text", "output_text") if keep_content else ()
     names = ("request_id", "model", "session_id", "turn", "prompt_length", "actual_length")
     empty = sum(1 for row in rows if row["actual_length"] == 0)
     if empty:
-        tally.say(f"{empty:,} answers have no text: they are kept, with the length 0")
+        findings.add_note(f"{empty:,} answers have no text: they are kept, with the length 0")
     if cut:
-        tally.left_out["answers before any question, whose prompt is unknown"] = cut
-        tally.say(f"left out: {left_out(tally)}")
+        findings.left_out["answers before any question, whose prompt is unknown"] = cut
+        findings.add_note(f"left out: {left_out(findings)}")
     return History(
         pl.DataFrame(rows, schema={n: HISTORY_SCHEMA[n] for n in (*names, *content)}),
-        tally.bad,
-        [f"{name} {problem}" for name, problem in tally.problems],
-        dict(tally.kinds.most_common()),
-        notes=list(tally.notes),
-        left_out=dict(tally.left_out),
+        findings.bad,
+        [f"{name} {problem}" for name, problem in findings.problems],
+        dict(findings.kinds.most_common()),
+        notes=list(findings.notes),
+        left_out=dict(findings.left_out),
     )
 
 
@@ -122,7 +122,7 @@ def _parsed(path: Path, text: str) -> Any:
 
 
 def _answers(
-    conversation: Any, tally: Tally, *, keep_content: bool
+    conversation: Any, findings: Findings, *, keep_content: bool
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of one conversation, and how many answers come before any question.
 
@@ -134,7 +134,7 @@ def _answers(
     ):
         raise ValueError("has no list 'conversations'")
     identity, model = (
-        None if held is None else without_surrogates(str(held), key, tally.say)
+        None if held is None else without_surrogates(str(held), key, findings.add_note)
         for key in ("id", "model")
         for held in [conversation.get(key)]
     )
@@ -152,7 +152,7 @@ def _answers(
             row |= {"prompt_length": before, "actual_length": length}
             if keep_content:
                 texts = {"prompt_text": prompt, "output_text": text}
-                row |= {n: without_surrogates(t, n, tally.say) for n, t in texts.items()}
+                row |= {n: without_surrogates(t, n, findings.add_note) for n, t in texts.items()}
             rows.append(row)
             turn += 1
         elif role in _ANSWERS:
@@ -163,8 +163,8 @@ def _answers(
     return rows, unasked
 
 
-def _role(said: Any) -> str:
-    role = said.strip().lower() if isinstance(said, str) else ""
+def _role(value: Any) -> str:
+    role = value.strip().lower() if isinstance(value, str) else ""
     if role not in _ANSWERS | _INPUTS:
         shown = f"the role {role!r}, which is unknown" if is_plain(role) else "no known role"
         raise ValueError(f"a message has {shown} (answers are {', '.join(sorted(_ANSWERS))})")

@@ -80,7 +80,7 @@ class AIPerf(Format):
         if visible is None and reasoning is None:
             return None
         if reasoning:
-            self.tally.say("reasoning_token_count is counted apart, and was added")
+            self.findings.add_note("reasoning_token_count is counted apart, and was added")
         return (visible or 0.0) + (reasoning or 0.0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats.base import Format, Row, number, words
 from sagellm_lifetime.history.records import Record, Sample
 
@@ -30,8 +30,8 @@ class Bailian(Format):
         "type",
     )
 
-    def __init__(self, tally: Tally) -> None:
-        super().__init__(tally)
+    def __init__(self, findings: Findings) -> None:
+        super().__init__(findings)
         self._root: dict[str, str] = {}
 
     @classmethod
@@ -47,7 +47,7 @@ class Bailian(Format):
         root = chat if parent in (None, "-1") else self._root.get(parent, parent)
         self._root[chat] = root
         turn = number(record.get("turn"), "turn")
-        self.tally.say("hash_ids name blocks of 16 tokens; timestamp is read as seconds")
+        self.findings.add_note("hash_ids name blocks of 16 tokens; timestamp is read as seconds")
         return [
             {
                 "request_id": chat,

@@ -1,4 +1,4 @@
-"""What every reader of a foreign log shares: the class to fill in, and how values are taken."""
+"""The base class of readers of foreign logs, and helpers that take values out of records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 import polars as pl
 
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.records import Broken, Record, Sample
 
 Row = dict[str, Any]
@@ -19,14 +19,14 @@ Row = dict[str, Any]
 class Format(ABC):
     """One program's log. A new one is a file beside this one and a line in ``formats``.
 
-    An instance reads one file, so it may remember what it has seen of a session.
+    An instance reads one file, so it may keep what it has read of a session.
 
     Attributes:
-        name: as ``convert --from`` and the messages call it.
-        title: what it is, for people.
-        used: paths of the record that are read, with dots between keys; the others are told.
-        hidden: the same for paths that nobody needs to be told of: content, and what only repeats
-            what is read.
+        name: its name in ``convert --from`` and in messages.
+        title: its description in messages.
+        used: paths of the record that are read, with dots between keys; others are noted as not
+            read.
+        hidden: paths that are not read and not noted either: content, and repetitions.
     """
 
     name: ClassVar[str]
@@ -34,8 +34,8 @@ class Format(ABC):
     used: ClassVar[tuple[str, ...]]
     hidden: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
 
     @classmethod
     @abstractmethod
@@ -44,7 +44,7 @@ class Format(ABC):
 
     @classmethod
     def unusable(cls, sample: Sample) -> str | None:
-        """Return why a log of this format has no requests that could be read, None if it may."""
+        """Return why a log of this format holds no readable requests, None if it may."""
         del sample
         return None
 
@@ -57,17 +57,17 @@ class Format(ABC):
         """
 
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the rows of the whole file, with what only the whole file can decide."""
+        """Return all rows of the file, completed by what only the whole file can decide."""
         return frame
 
     def leave_out(self, why: str) -> list[Row]:
         """Count one request that a history cannot hold, and return no row."""
-        self.tally.left_out[why] += 1
+        self.findings.left_out[why] += 1
         return []
 
 
 def dig(record: Any, path: str) -> Any:
-    """Return what lies at a path of keys with dots between, None where there is nothing."""
+    """Return the value at a path of keys separated by dots, None if there is none."""
     for key in path.split("."):
         if not isinstance(record, dict):
             return None
@@ -77,11 +77,11 @@ def dig(record: Any, path: str) -> Any:
 
 def first(record: Any, *paths: str) -> Any:
     """Return the first of several paths that holds something, else None."""
-    return next((found for path in paths if (found := dig(record, path)) not in (None, "")), None)
+    return next((value for path in paths if (value := dig(record, path)) not in (None, "")), None)
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return an object that may be stored as JSON text, as CSV exports do; empty for none."""
+    """Return an object, which may be JSON text as in CSV exports; empty if it is none."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -113,7 +113,7 @@ UNFINISHED: Final = ("in_progress", "queued")
 
 
 def ending(response: dict[str, Any]) -> str | None:
-    """Return why a response of OpenAI's Responses API ended, None where it does not say.
+    """Return why a response of OpenAI's Responses API ended, None if it does not state it.
 
     An incomplete one without a reason stays ``"incomplete"``, which is no known finish reason.
     """
@@ -132,17 +132,17 @@ def words(value: Any) -> str | None:
 def unread(records: Iterable[Record], form: type[Format]) -> list[str]:
     """Return the paths of the records that ``form`` does not read, each once, in their order."""
     known = (*form.used, *form.hidden)
-    found = {path: None for record in records for path in _paths(record, "", known)}
-    return list(found)
+    paths = {path: None for record in records for path in _paths(record, "", known)}
+    return list(paths)
 
 
 def _paths(record: Record, prefix: str, known: tuple[str, ...]) -> Iterator[str]:
     for key, value in record.items():
         path = f"{prefix}{key}"
-        if any(path == each or path.startswith(f"{each}.") for each in known):
+        if any(path == other or path.startswith(f"{other}.") for other in known):
             continue
-        # Only into what is read in part: the keys of anything else may be somebody's content.
-        if isinstance(value, dict) and any(each.startswith(f"{path}.") for each in known):
+        # Only into objects that are read in part: the keys of others may be content.
+        if isinstance(value, dict) and any(other.startswith(f"{path}.") for other in known):
             yield from _paths(value, f"{path}.", known)
         elif value is not None:
             yield path

@@ -110,7 +110,7 @@ class Langfuse(Format):
         except ValueError:
             value = math.nan
         if value is not None and not value.is_integer():
-            self.tally.say("modelParameters: caps that are no whole number were not read")
+            self.findings.add_note("modelParameters: caps that are no whole number were not read")
             return None
         return value
 
@@ -129,18 +129,20 @@ class Langfuse(Format):
         prompt, output = _first(held, _INPUT), _first(held, _OUTPUT)
         more_in = {k: v for k, v in held.items() if k.startswith("input_") or k in _CACHED}
         more_out = {k: v for k, v in held.items() if k.startswith("output_")}
-        for each in (more_in, more_out):
-            each.pop("input_tokens", None)
-            each.pop("output_tokens", None)
+        for details in (more_in, more_out):
+            details.pop("input_tokens", None)
+            details.pop("output_tokens", None)
         if held.get("total") == (prompt or 0.0) + (output or 0.0):
             return prompt, output
         added_in, added_out = sum(more_in.values()), sum(more_out.values())
         if output is not None and added_out:
-            self.tally.say(
+            self.findings.add_note(
                 f"{', '.join(more_out)} counted apart, and was added to the output tokens"
             )
         if prompt is not None and added_in:
-            self.tally.say(f"{', '.join(more_in)} counted apart, and was added to the prompt")
+            self.findings.add_note(
+                f"{', '.join(more_in)} counted apart, and was added to the prompt"
+            )
         return (
             None if prompt is None else prompt + added_in,
             None if output is None and not more_out else (output or 0.0) + added_out,

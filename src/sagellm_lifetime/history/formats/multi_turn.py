@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats.base import Format, Row, number, words
 from sagellm_lifetime.history.records import Record, Sample
 from sagellm_lifetime.history.times import SCALES
@@ -32,8 +32,8 @@ class MultiTurn(Format):
         "model",
     )
 
-    def __init__(self, tally: Tally) -> None:
-        super().__init__(tally)
+    def __init__(self, findings: Findings) -> None:
+        super().__init__(findings)
         self._turns: dict[str, int] = {}
 
     @classmethod
@@ -52,12 +52,12 @@ class MultiTurn(Format):
             raise ValueError("timestamp is missing, and so is a delay")
         self._turns[session] = turn + 1
         if start is None:
-            self.tally.say(
+            self.findings.add_note(
                 "turns with a delay have no arrival time: the delay counts from the end of the "
                 "answer before, which the trace does not say"
             )
         if turn:
-            self.tally.say(
+            self.findings.add_note(
                 "input_length of a later turn is taken as it stands; where the trace counts only "
                 "what is new (AIPerf), the server's prompt is longer by the turns before"
             )

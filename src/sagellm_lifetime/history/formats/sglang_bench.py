@@ -42,7 +42,7 @@ class SglangBench(Format):
 
     def rows(self, record: Record) -> Iterable[Row | Broken]:
         """Return one row a request of the run."""
-        self.tally.say(
+        self.findings.add_note(
             "SGLang's benchmark asks for fixed lengths unless it is run with --disable-ignore-eos: "
             "then they say nothing of the model"
         )

@@ -2,7 +2,7 @@
 
 For logs of no format of their own. Read only where it is plain what they are: generated tokens,
 prompt tokens and something more (a time, a model, an id, a cap, a finish reason) under
-the names of ``names.ALIASES``, each history column once. The mapping is said. Rows that count
+the names of ``names.ALIASES``, each history column once. The mapping is noted. Rows that count
 several requests are no requests and are refused; so is a time whose unit cannot be told.
 """
 
@@ -17,18 +17,20 @@ from typing import Final
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.history.findings import Tally
+from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats.base import Format, Row, number
 from sagellm_lifetime.history.names import mapping, target_of
-from sagellm_lifetime.history.plausible import FASTEST, SLOWEST, seconds_per_token
 from sagellm_lifetime.history.records import Record, Sample
 from sagellm_lifetime.history.times import (
     EPOCH,
+    FASTEST,
     NAMES,
     SCALES,
+    SLOWEST,
     epoch_unit,
     moment,
     plausible_unit,
+    seconds_per_token,
 )
 
 _TIMES: Final = ("arrival_time", "actual_time", "end")
@@ -43,12 +45,12 @@ class Usage(Format):
     title = "a log of requests"
     used = ()
 
-    def __init__(self, tally: Tally) -> None:
-        super().__init__(tally)
+    def __init__(self, findings: Findings) -> None:
+        super().__init__(findings)
         self._columns: dict[str, tuple[str, str | None]] = {}
-        self._seen: set[str] = set()
+        self._known_names: set[str] = set()
         self._open: list[str] = []  # history columns of times whose unit is not known yet
-        self._subtracted = False  # whether a duration was made from a start and an end
+        self._has_subtracted = False  # a duration was made from a start and an end
         # Starts, durations and lengths where neither end says its unit: all of one unknown unit.
         self._starts, self._durations, self._lengths = array("d"), array("d"), array("d")
 
@@ -74,7 +76,7 @@ class Usage(Format):
     def rows(self, record: Record) -> Iterable[Row]:
         """Return the request of a row."""
         for name in record:
-            if name not in self._seen:
+            if name not in self._known_names:
                 self._understand(name)
         self._keep_one_duration()
         row: Row = {}
@@ -84,7 +86,7 @@ class Usage(Format):
                 cell = self._time(cell, name, target, unit or self._unit_of_ends(record, target))
             elif target == "prefix_hashes" and not isinstance(cell, list):
                 if cell is not None:  # a CSV cell, which holds no list
-                    self.tally.ignored[name] = None
+                    self.findings.ignored[name] = None
                 continue
             row[target] = cell
         end, reasoning, total = (
@@ -97,13 +99,13 @@ class Usage(Format):
             row["actual_length"] = self._with_reasoning(row, reasoning, total)
         if end is not None and start is not None:
             row["actual_time"] = end - start
-            self._subtracted = True
+            self._has_subtracted = True
             if {"end", "arrival_time"} <= set(self._open) and abs(start) < EPOCH:
                 self._keep_for_unit(start, end, row.get("actual_length"))
         return [row]
 
     def _keep_for_unit(self, start: float, end: float, length: object) -> None:
-        """Keep what the unit is decided by; a damaged row decides nothing, and is named later."""
+        """Keep what the unit is decided by; a damaged row decides nothing and is named later."""
         try:
             counted = number(length, "actual_length")
         except ValueError:
@@ -114,12 +116,12 @@ class Usage(Format):
             self._lengths.append(counted)
 
     def _keep_one_duration(self) -> None:
-        """Read durations of one kind: as stated, or from start to end; their units may differ."""
+        """Drop one of two kinds of durations, stated or from start to end: units may differ."""
         held = {target: name for name, (target, _) in self._columns.items()}
         if "end" in held and "actual_time" in held:
-            spare = held["actual_time" if self._subtracted else "end"]
+            spare = held["actual_time" if self._has_subtracted else "end"]
             del self._columns[spare]
-            self.tally.ignored[spare] = None
+            self.findings.ignored[spare] = None
 
     def _unit_of_ends(self, record: Record, target: str) -> str | None:
         """Return the unit that only the other of start and end states, None where there is none.
@@ -132,16 +134,18 @@ class Usage(Format):
             if other != target and other in ("arrival_time", "end") and unit is not None:
                 value = number(record.get(name), name)
                 if value is not None and abs(value) / SCALES[unit] < EPOCH:
-                    self.tally.say(f"start and end: both read as {NAMES[unit]}, as {name!r} says")
+                    self.findings.add_note(
+                        f"start and end: both read as {NAMES[unit]}, as {name!r} says"
+                    )
                     return unit
         return None
 
     def _understand(self, name: str) -> None:
-        """Decide what a column is; one that comes late may stand for nothing that is there."""
-        self._seen.add(name)
+        """Record which history column a column stands for; one that is taken stays taken."""
+        self._known_names.add(name)
         target = target_of(name)
         if target is None or target[0] in {held for held, _ in self._columns.values()}:
-            self.tally.ignored[name] = None
+            self.findings.ignored[name] = None
         else:
             self._columns[name] = target
 
@@ -153,7 +157,7 @@ class Usage(Format):
             value = moment(cell, name)
             counted = cell if isinstance(cell, int | float) else _number_or_none(cell)
             if counted is not None and (epoch := epoch_unit(counted)) != "s":
-                self.tally.say(f"{name}: read as {NAMES[epoch]} since 1970")
+                self.findings.add_note(f"{name}: read as {NAMES[epoch]} since 1970")
         else:
             value = number(cell, name)
         if unit is not None:
@@ -171,22 +175,28 @@ class Usage(Format):
             return None
         if total is not None and prompt is not None:
             if number(total, "total tokens") == prompt + length + apart:
-                self.tally.say("reasoning tokens are counted apart (by the total), and were added")
+                self.findings.add_note(
+                    "reasoning tokens are counted apart (by the total), and were added"
+                )
                 return length + apart
             return length
-        self.tally.say(
+        self.findings.add_note(
             "reasoning tokens are taken to be inside of the generated ones: no total says"
         )
         return length
 
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Say what each column was taken for; decide the units of times, or refuse."""
-        said = [
+        """Return the frame with its times in seconds, and note what each column was taken for.
+
+        Raises:
+            HistoryError: the unit of a time cannot be told.
+        """
+        renamed = [
             f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else "")
             for name, (target, unit) in self._columns.items()
             if target not in ("reasoning", "total", "end") and (name != target or unit)
         ]
-        self.tally.say(f"columns taken for history columns: {', '.join(said)}")
+        self.findings.add_note(f"columns taken for history columns: {', '.join(renamed)}")
         if self._durations:
             frame = self._settle_ends(frame)
         elif "arrival_time" in self._open and "arrival_time" in frame.columns:
@@ -212,7 +222,7 @@ class Usage(Format):
         if unit == "s":
             return frame
         end = self._name_of("end")
-        self.tally.say(f"{name}, {end}: read as {NAMES[unit]} ({why})")
+        self.findings.add_note(f"{name}, {end}: read as {NAMES[unit]} ({why})")
         times = [c for c in ("arrival_time", "actual_time") if c in frame.columns]
         return frame.with_columns(pl.col(times) / SCALES[unit])
 
@@ -223,7 +233,7 @@ class Usage(Format):
             raise self._no_unit(name, "by the rate of requests")
         if unit == "s":
             return frame
-        self.tally.say(f"{name}: read as {NAMES[unit]} (by the rate of requests)")
+        self.findings.add_note(f"{name}: read as {NAMES[unit]} (by the rate of requests)")
         return frame.with_columns(pl.col("arrival_time") / SCALES[unit])
 
     def _unit_by_rate(self, starts: pl.Series) -> str | None:
@@ -250,7 +260,7 @@ class Usage(Format):
                 f"the unit of {name!r} cannot be told ({per_token:.3g} a token): rename it to "
                 f"{name + '_s'!r} or {name + '_ms'!r}"
             )
-        self.tally.say(
+        self.findings.add_note(
             f"{name}: read as milliseconds (as seconds it would be {per_token:.3g} s a token)"
         )
         return frame.with_columns(pl.col("actual_time") / SCALES["ms"])

@@ -1,12 +1,14 @@
-"""A joint histogram of prompt and output length, sampled by its inverse distribution functions.
+"""Histograms that workloads are drawn from: lengths jointly, sizes and gaps alone.
 
-Drawing from uniforms that the caller supplies (instead of from a generator) lets a session give
-its turns correlated uniforms while the marginals stay exactly those of the histogram.
+The joint one is sampled by its inverse distribution functions. Drawing from uniforms that the
+caller supplies (instead of from a generator) lets a session give its turns correlated uniforms
+while the marginals stay exactly those of the histogram.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,14 @@ Cells = Iterable[Sequence[int]]
 
 
 class Joint:
-    """Weights over (prompt cell, output cell); cell ``i`` holds ``edges[i] <= n < edges[i + 1]``.
+    """Histogram of prompt and output length; cell ``i`` holds ``edges[i] <= n < edges[i + 1]``.
 
-    Within a cell lengths are log-uniform integers.
+    Within a cell, lengths are log-uniform integers.
+
+    Args:
+        prompt_edges: ascending edges of the prompt cells, tokens, shape ``(P + 1,)``.
+        output_edges: the same for outputs, shape ``(O + 1,)``.
+        weights: weight of each cell, shape ``(P, O)``; any positive sum.
     """
 
     def __init__(self, prompt_edges: Ints, output_edges: Ints, weights: Floats) -> None:
@@ -41,7 +48,7 @@ class Joint:
         prompt: Cells,
         output: Cells,
     ) -> Joint:
-        """Build from rectangles ``[prompt from, prompt to, output from, output to, weight]``.
+        """Return a histogram of rectangles ``[prompt from, to, output from, to, weight]``.
 
         Ends are cell numbers, inclusive. A rectangle of more than one cell (its rows were too few
         to be told apart) spreads its weight as if prompt and output were independent in it, with
@@ -55,16 +62,20 @@ class Joint:
         return cls(prompt_edges, output_edges, weights)
 
     def prompts(self, uniform: Floats) -> Ints:
-        """Prompt lengths at these points of the prompt marginal."""
+        """Return prompt lengths at points from 0 to 1 of the prompt marginal, same shape."""
         cumulative = self._prompt_cumulative
         point = uniform * cumulative[-1]
         cell = np.minimum(np.searchsorted(cumulative, point, side="right"), len(cumulative) - 1)
         return _within(self.prompt_edges, cell, point, cumulative[cell], cumulative[cell - 1])
 
     def outputs(self, prompts: Ints, uniform: Floats) -> Ints:
-        """Output lengths at these points of the output distribution given each prompt length.
+        """Return output lengths at points of the distribution given each prompt length.
 
-        A prompt cell that the histogram never saw answers with the output marginal.
+        A prompt cell without weight stands for the output marginal.
+
+        Args:
+            prompts: prompt tokens, shape ``(N,)``.
+            uniform: points from 0 to 1, shape ``(N,)``.
         """
         row = np.searchsorted(self.prompt_edges, prompts, side="right") - 1
         row = np.clip(row, 0, len(self.prompt_edges) - 2)
@@ -78,7 +89,7 @@ class Joint:
 
 
 def _marginal(edges: Ints, runs: Cells) -> Floats:
-    """Weights of one axis; a run of several cells spreads by their logarithmic width."""
+    """Return the weights of one axis; a run of cells is spread by their logarithmic width."""
     width = np.diff(np.log(edges))
     weights = np.zeros(len(width))
     for low, high, weight in runs:
@@ -87,7 +98,7 @@ def _marginal(edges: Ints, runs: Cells) -> Floats:
 
 
 def _within(edges: Ints, cell: Ints, point: Floats, upper: Floats, lower: Floats) -> Ints:
-    """The log-uniform integer of ``cell`` at ``point`` of the cumulative weights around it."""
+    """Return the log-uniform integer of ``cell`` at ``point`` of the cumulative weights."""
     lower = np.where(cell > 0, lower, 0.0)
     width = upper - lower
     share = np.clip((point - lower) / np.where(width > 0, width, 1.0), 0.0, 1.0)
@@ -97,8 +108,32 @@ def _within(edges: Ints, cell: Ints, point: Floats, upper: Floats, lower: Floats
 
 
 def pooled(joints: Sequence[Joint], shares: Sequence[float]) -> Joint:
-    """The mixture of histograms on the same edges."""
+    """Return the mixture of histograms on the same edges, weighted by ``shares``."""
     weights = np.zeros_like(joints[0].weights)
     for joint, share in zip(joints, shares, strict=True):
         weights += share * joint.weights
     return Joint(joints[0].prompt_edges, joints[0].output_edges, weights)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Histogram of one quantity; cell ``i`` holds ``edges[i] <= x < edges[i + 1]``.
+
+    Session sizes in turns, or gaps between turns in seconds.
+    """
+
+    edges: Sequence[float]
+    weights: Sequence[float]
+
+    def draw(self, rng: np.random.Generator, n: int) -> Floats:
+        """Return ``n`` values: uniform in a cell that begins at zero, else log-uniform."""
+        weights = np.asarray(self.weights, dtype=np.float64)
+        edges = np.asarray(self.edges, dtype=np.float64)
+        cell = rng.choice(len(weights), size=n, p=weights / weights.sum())
+        low, high, share = edges[cell], edges[cell + 1], rng.random(n)
+        safe = np.where(low > 0, low, 1.0)
+        return np.where(low > 0, safe * (high / safe) ** share, share * high)
+
+    def draw_integers(self, rng: np.random.Generator, n: int) -> Ints:
+        """Return ``n`` values rounded down, at least 1."""
+        return np.maximum(np.floor(self.draw(rng, n) + 1e-9).astype(np.int64), 1)

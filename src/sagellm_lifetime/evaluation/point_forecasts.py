@@ -1,4 +1,4 @@
-"""What every predictor and every rival says about every point, in one form."""
+"""The forecasts of predictors and rivals at all points, in one form."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from sagellm_lifetime.core.distribution import TOLERANCE
 
 LEVELS: Final[np.ndarray] = np.array([0.01, *np.arange(1, 20) / 20, 0.99])
-"""Quantile levels that are kept; the 19 inner ones, 0.05 apart, make the CRPS."""
+"""Quantile levels that are kept; the CRPS uses the 19 inner ones, 0.05 apart."""
 LEVELS.flags.writeable = False
 INNER: Final = slice(1, 20)
 
 
 def column(level: float) -> int:
-    """Column of a quantile level in :attr:`Forecast.quantiles`."""
+    """Return the column of a quantile level in :attr:`Forecast.quantiles`."""
     return int(np.argmin(np.abs(LEVELS - level)))
 
 
@@ -37,7 +37,7 @@ class Forecast:
 
 
 def from_quantiles(quantiles: np.ndarray, ages: np.ndarray, caps: np.ndarray) -> Forecast:
-    """Forecast of a rival that has quantiles: whole tokens, at least one, at most up to the cap.
+    """Return the forecast of quantiles, in whole tokens from 1 up to the cap.
 
     Quantiles that cross are sorted (Chernozhukov et al. 2010). The point is the median; the
     confidence is the mass, linear between the quantiles, of the lengths within 10 %.
@@ -58,8 +58,10 @@ def from_quantiles(quantiles: np.ndarray, ages: np.ndarray, caps: np.ndarray) ->
 
 
 def cdf(quantiles: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """``P(R <= at)`` per row, from quantiles at :data:`LEVELS`: the largest level whose quantile
-    is at most ``at``, and linearly on towards the next one."""
+    """Return ``P(R <= at)`` per row, shape ``(P,)``, from quantiles at :data:`LEVELS`.
+
+    The largest level whose quantile is at most ``at``, and linearly on towards the next one.
+    """
     count = (quantiles <= at[:, None]).sum(axis=1)
     padded = np.column_stack([np.zeros(len(at)), quantiles, 2.0 * quantiles[:, -1] + 1.0])
     levels = np.array([0.0, *LEVELS, 1.0])

@@ -1,9 +1,9 @@
-"""The specification's own benchmark, exactly as it is written, and its repaired twin.
+"""The specification's own benchmark, exactly as written, and a repaired one.
 
-The benchmark predicts at ``actual // 2``: the age gives the answer away. The rule "remaining =
-current length" scores an MAE of 0.49 tokens and 100 % there, so its figures say how fast a
-predictor learns that rule, nothing of lifetimes. It is kept, labelled as leaking. The twin draws
-the ages independently of the length, and the best that anyone can reach stands beside.
+The benchmark predicts at ``actual // 2``: the age reveals the answer. The rule "remaining =
+current length" scores an MAE of 0.49 tokens and 100 % there, so its figures only tell how
+fast a predictor learns that rule. It is kept, labelled as leaking. The repaired benchmark draws the
+ages independently of the length and reports the best possible scores too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Progress = Callable[[int, int], None]
 
 
 def samples(seed: int = 0, count: int = SAMPLES) -> Iterator[tuple[int, int]]:
-    """``(max_length, actual)`` of the specification: ``max_length = randint(50, 500)``, ``actual =
-    int(max_length * uniform(0.6, 0.9))``."""
+    """Yield ``(max_length, actual)`` as the specification draws them.
+
+    ``max_length = randint(50, 500)``, ``actual = int(max_length * uniform(0.6, 0.9))``.
+    """
     rng = random.Random(seed)
     for _ in range(count):
         cap = rng.randint(*CAPS)
@@ -36,10 +38,10 @@ def samples(seed: int = 0, count: int = SAMPLES) -> Iterator[tuple[int, int]]:
 def run_benchmark(
     predictor: LifetimePredictorProtocol, *, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The benchmark of the specification, from whatever state the predictor is in (untrained).
+    """Run the benchmark of the specification on an untrained predictor; return its scores.
 
-    Each sample is predicted once, at half of its true length with the token
-    ids 0, 1, 2, ... and learned at once. An error counts as a hit below 10 % of the actual total.
+    Each sample is predicted once, at half of its true length with the token ids 0, 1, 2, ..., and
+    learned at once. An error below 10 % of the actual total counts as a hit.
     """
     errors, actuals, rule = [], [], []
     for i, (cap, actual) in enumerate(samples(seed)):
@@ -67,10 +69,11 @@ def run_benchmark(
 def run_repaired(
     predictor: LifetimePredictorProtocol, *, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The same lengths, asked at age 0 and at an age below 60 % of ``max_length``, then learned.
+    """Run the repaired benchmark; return its scores.
 
-    That age is uniform on ``0 .. int(0.6 max_length) - 1``: every sample is alive there, so it says
-    nothing of the length. ``last_half`` leaves out the 500 samples it takes to learn.
+    The same lengths, predicted at age 0 and at an age that is uniform on ``0 .. int(0.6 *
+    max_length) - 1``, then learned. Every sample is alive at that age, so it reveals nothing of the
+    length. ``last_half`` leaves out the first 500 samples, from which the predictor learns.
     """
     ages = np.random.default_rng(seed)
     errors = np.zeros((SAMPLES, 2), dtype=np.int64)
@@ -91,22 +94,22 @@ def run_repaired(
         if progress is not None:
             progress(i + 1, SAMPLES)
     half = SAMPLES // 2
-    found: dict[str, Any] = {"leaks": False, "samples": SAMPLES}
+    scores: dict[str, Any] = {"leaks": False, "samples": SAMPLES}
     for j, name in enumerate(("admission", "uniform_age")):
-        found[name] = _means(errors[:, j], hits[:, j])
-        found[name]["last_half"] = _means(errors[half:, j], hits[half:, j])
-    found["rule_remaining_is_current"] = _means(rule, 10 * rule <= lengths)
-    found["bayes_floor"] = bayes_floor()
-    found["bayes_floor_on_these_samples"] = _best_on(caps, lengths)
-    return found
+        scores[name] = _means(errors[:, j], hits[:, j])
+        scores[name]["last_half"] = _means(errors[half:, j], hits[half:, j])
+    scores["rule_remaining_is_current"] = _means(rule, 10 * rule <= lengths)
+    scores["bayes_floor"] = bayes_floor()
+    scores["bayes_floor_on_these_samples"] = _best_on(caps, lengths)
+    return scores
 
 
 def bayes_floor() -> dict[str, float]:
-    """The best possible scores given ``max_length``, over the distribution of the benchmark.
+    """Return the best possible scores given ``max_length``, over the benchmark's distribution.
 
-    ``actual = int(max_length * U)`` with ``U`` uniform on (0.6, 0.9): its probabilities are exact.
+    ``actual = int(max_length * U)`` with ``U`` uniform on (0.6, 0.9) has exact probabilities.
     ``mae`` and ``within_10pct`` are those of the median, which has the least MAE;
-    ``best_within_10pct`` is the share of the total that is chosen for that share alone.
+    ``best_within_10pct`` is the share for the total that maximises it.
     """
     rows = []
     for cap in range(CAPS[0], CAPS[1] + 1):
@@ -125,7 +128,7 @@ def bayes_floor() -> dict[str, float]:
 
 
 def length_masses(cap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Possible lengths ``int(cap * U)``, ``U`` uniform on (0.6, 0.9), and their probabilities."""
+    """Return the lengths ``int(cap * U)``, ``U`` uniform on (0.6, 0.9), and their probabilities."""
     low, high = SHARES[0] * cap, SHARES[1] * cap
     length = np.arange(int(low), int(np.ceil(high)))
     mass = np.minimum(length + 1, high) - np.maximum(length, low)
@@ -148,5 +151,5 @@ def _means(errors: np.ndarray, hits: np.ndarray) -> dict[str, Any]:
 
 
 def _strict(errors: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-    """As the specification counts: ``error < 0.1 * actual``, strictly."""
+    """Return the scores as the specification counts hits: ``error < 0.1 * actual``, strictly."""
     return _means(errors, errors < 0.1 * lengths)
