@@ -108,14 +108,8 @@ def text_structure(text: str) -> np.ndarray:
             bool(_SENTENCE_END.search(text[-3:])),
             log1p(len(last_line)) / 6,
             bool(_BULLET.match(last_line)),
-            any(
-                word in tail.lower()
-                for word in ("overall", "in conclusion", "in summary", "finally")
-            ),
-            any(
-                word in tail.lower()
-                for word in ("let me know", "hope this", "feel free", "any other")
-            ),
+            any(phrase in ending for phrase in _CONCLUSIONS),
+            any(phrase in ending for phrase in _CLOSINGS),
             log1p(len(text)) / 8,
         ],
         dtype=np.float32,
