@@ -23,7 +23,7 @@ from sagellm_lifetime import (
 from sagellm_lifetime.networks.serving import Session
 from sagellm_lifetime.predictor.knowledge import knowledge
 from sagellm_lifetime.predictor.registry import has_network
-from sagellm_lifetime.testing.common import lessons, outlooks, questions, teach
+from sagellm_lifetime.testing.common import finished_sequences, outlooks, questions, teach
 
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
 SOON = 60.0
@@ -102,7 +102,7 @@ def test_it_learns_what_learning_inline_would(name, tmp_path):
     predictor, twin = made(name), made(name)
     with learning(predictor, tmp_path / "state", every=3600.0) as learner:
         for at in range(2):
-            stream = list(lessons(70, seed=at, name=f"round {at}"))
+            stream = list(finished_sequences(70, seed=at, name=f"round {at}"))
             for each in (predictor, twin):
                 ask(each, stream)
                 finish(each, stream)

@@ -61,7 +61,7 @@ def median_ae(
 
 
 def hits_10pct(predicted_total: np.ndarray, actual_total: np.ndarray) -> np.ndarray:
-    """Return where ``|T - L| <= 0.1 L`` on total lengths, in exact integers; shape ``(N,)``."""
+    """Return where ``|T - L| <= 0.1 L`` on total lengths, in exact integers; bool, ``(N,)``."""
     return np.asarray(10 * np.abs(predicted_total - actual_total) <= actual_total)
 
 

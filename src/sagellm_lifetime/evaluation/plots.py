@@ -69,12 +69,10 @@ def reliability(evaluations: Sequence[Evaluation]) -> Figure:
         if forecast.confidence is None:
             continue
         at, hits, weight = confidence_hits(points, forecast, points.groups()["steps"])
-        stated, hit_share, share = metrics.reliability(forecast.confidence[at], hits, weight)
+        stated, hits_in, share = metrics.reliability(forecast.confidence[at], hits, weight)
         seen = share > 0.002
-        axes.plot(stated[seen], hit_share[seen], color=colour, linewidth=1.2, label=evaluation.name)
-        axes.scatter(
-            stated[seen], hit_share[seen], s=400 * share[seen] + 6, color=colour, alpha=0.6
-        )
+        axes.plot(stated[seen], hits_in[seen], color=colour, linewidth=1.2, label=evaluation.name)
+        axes.scatter(stated[seen], hits_in[seen], s=400 * share[seen] + 6, color=colour, alpha=0.6)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("stated confidence")

@@ -83,7 +83,7 @@ class Verdict:
 
     @property
     def choice(self) -> str:
-        """Return the best predictor if it beats the untrained one beyond chance, else that."""
+        """Return the best predictor if it is ahead of the untrained one, else the untrained."""
         if self.untrained is None or (self.enough and self.untrained.sign > 0):
             return self.own
         return UNTRAINED

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from sagellm_lifetime.core.values import as_level
 from sagellm_lifetime.core.errors import HistoryError, RequestError, UnknownNameError
+from sagellm_lifetime.core.values import as_level
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.study import Progress, labelled
 from sagellm_lifetime.history.splits import split

@@ -1,4 +1,4 @@
-"""Checks that every predictor must pass; run them on yours (needs ``hypothesis``).
+"""Conformance checks that every predictor must pass (they need ``hypothesis``).
 
     from sagellm_lifetime.testing import CHECKS, check_predictor
 
@@ -13,8 +13,8 @@ or one test per check:
 
 ``make`` returns a new, untrained predictor each time, always with the same seed. A check raises
 ``AssertionError`` with what was expected. Small options (a narrow network, few epochs) keep the
-whole suite at a few seconds per predictor. Loading goes by name, so a predictor has its line in
-``predictor.registry`` before its checkpoints can be checked.
+whole suite at a few seconds per predictor. Checkpoints are loaded by name, so the predictor must be
+in ``predictor.registry``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CHECKS: Final[list[Check]] = [
 
 
 def check_predictor(make: Make) -> None:
-    """Run every check on the predictors that ``make`` makes.
+    """Run every check on the predictors that ``make`` returns.
 
     Raises:
         AssertionError: from the first check that fails.

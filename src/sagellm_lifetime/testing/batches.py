@@ -1,4 +1,4 @@
-"""``predict_batch`` and the array form say what ``predict`` says."""
+"""Checks that ``predict_batch`` and ``quantiles`` equal ``predict``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sagellm_lifetime.testing.common import (
     LEVELS,
     Make,
     asked,
-    lessons,
+    finished_sequences,
     questions,
     taught,
     teach,
@@ -37,7 +37,7 @@ def _assert_equal(batch: list[PredictionResult], single: list[PredictionResult])
 
 
 def check_batch_equals_single(make: Make) -> None:
-    """Answers, their order and what is tracked, untrained and taught, in every batch size."""
+    """Check answers, their order and what is tracked, untrained and taught, for batch sizes."""
     for count in (0, 24):
         predictor, twin = taught(make, count), taught(make, count)
         requests = questions()
@@ -50,12 +50,12 @@ def check_batch_equals_single(make: Make) -> None:
 
 
 def check_empty_batch(make: Make) -> None:
-    """Nothing asked, nothing answered."""
+    """Check that an empty batch gives an empty list."""
     assert make().predict_batch([]) == []
 
 
 def check_same_sequence_twice_in_a_batch(make: Make) -> None:
-    """An id may occur several times, growing, or starting anew."""
+    """Check that an id may occur several times in a batch, older or as a new sequence."""
     predictor, twin = taught(make), taught(make)
     requests: list[PredictionRequest] = []
     tokens = list(range(400))
@@ -67,10 +67,10 @@ def check_same_sequence_twice_in_a_batch(make: Make) -> None:
 
 
 def check_batch_larger_than_capacity(make: Make) -> None:
-    """Sequences that push each other out of the tracker still get their own answers."""
+    """Check that sequences that evict each other from the tracker get their own answers."""
     predictor, twin = variant(make, capacity=3), variant(make, capacity=3)
-    for each in (predictor, twin):
-        teach(each)
+    for learner in (predictor, twin):
+        teach(learner)
     requests = questions()
     requests.append(asked("q4", 1, None))
     _assert_equal(predictor.predict_batch(requests), [twin.predict(r) for r in requests])
@@ -78,29 +78,29 @@ def check_batch_larger_than_capacity(make: Make) -> None:
 
 
 def check_learning_after_batches(make: Make) -> None:
-    """Completions of sequences asked about in batches teach what they teach otherwise."""
+    """Check that completions of sequences predicted in batches teach the same."""
     predictor, twin = make(), make()
-    stream = list(lessons(40))
+    stream = list(finished_sequences(40))
     for start in range(0, len(stream), 8):
         part = stream[start : start + 8]
-        predictor.predict_batch([request for lesson in part for request in lesson.requests])
-        for lesson in part:
-            for request in lesson.requests:
+        predictor.predict_batch([request for sequence in part for request in sequence.requests])
+        for sequence in part:
+            for request in sequence.requests:
                 twin.predict(request)
-        for lesson in part:
-            for each in (predictor, twin):
-                each.update(
-                    lesson.requests[0].sequence_id,
-                    lesson.length,
-                    lesson.seconds,
-                    finish_reason=lesson.finish_reason,
+        for sequence in part:
+            for learner in (predictor, twin):
+                learner.update(
+                    sequence.requests[0].sequence_id,
+                    sequence.length,
+                    sequence.seconds,
+                    finish_reason=sequence.finish_reason,
                 )
     requests = questions()
     _assert_equal(predictor.predict_batch(requests), [twin.predict(r) for r in requests])
 
 
 def check_array_form_equals_predict(make: Make) -> None:
-    """``quantiles(ids, ages, levels)`` is the distribution of ``predict`` at those ages."""
+    """Check that ``quantiles(ids, ages, levels)`` equals the distributions of ``predict``."""
     predictor = taught(make)
     requests = questions()
     ages = np.array([r.current_length for r in requests])
@@ -113,7 +113,7 @@ def check_array_form_equals_predict(make: Make) -> None:
         assert result.distribution is not None
         wanted = [result.distribution.quantile(level) for level in LEVELS]
         assert row == wanted, f"{row} by array, {wanted} by predict"
-    # Later, without asking predict first: as predict says when it is asked then.
+    # At later ages, without predict before: equal to what predict returns afterwards.
     later = np.where(ages < 512, ages + 3, ages)
     points = predictor.quantiles(ids, later, 0.5)
     assert points.shape == (len(ids),)
@@ -132,13 +132,13 @@ def check_array_form_equals_predict(make: Make) -> None:
 
 
 def check_array_form_knows_the_newest_cap(make: Make) -> None:
-    """A cap said, raised or lowered after the first request bounds the array form too."""
+    """Check that a cap set, raised or lowered after the first request bounds ``quantiles``."""
     predictor = taught(make)
     for age, cap in ((0, None), (1, 20), (2, 40), (3, None)):
         wanted = predictor.predict(asked("capped", age, cap)).distribution
         assert wanted is not None
-        found = predictor.quantiles(["capped"], np.array([age]), 0.99).tolist()
-        assert found == [wanted.quantile(0.99)], f"cap {cap}: {found}"
+        values = predictor.quantiles(["capped"], np.array([age]), 0.99).tolist()
+        assert values == [wanted.quantile(0.99)], f"cap {cap}: {values}"
 
 
 CHECKS = [

@@ -1,4 +1,4 @@
-"""What the checks share: requests, a stream of lessons, and what is compared."""
+"""Helpers of the checks: requests, finished sequences to learn from, and comparisons."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ EXAMPLES: Final = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
-"""Of every property: reproducible, and quick enough for a cross product."""
-
+"""Hypothesis settings of every property: reproducible, and quick enough for all predictors."""
 
 _taught: WeakKeyDictionary[Make, dict[int, Predictor]] = WeakKeyDictionary()
 
 
-class Lesson(NamedTuple):
-    """One sequence: how it is asked about, and what becomes of it."""
+class FinishedSequence(NamedTuple):
+    """The requests of one sequence, and how it ended."""
 
     requests: list[PredictionRequest]
     length: int
@@ -42,50 +41,52 @@ class Lesson(NamedTuple):
 
 
 def asked(
-    sequence_id: Any, age: Any = 0, cap: Any = 512, tokens: Sequence[int] = (), **said: Any
+    sequence_id: Any, age: Any = 0, cap: Any = 512, tokens: Sequence[int] = (), **features: Any
 ) -> PredictionRequest:
-    """A request; keywords become ``prompt_features``."""
-    return PredictionRequest(sequence_id, list(tokens), age, cap, said or None)
+    """Return a request; keywords become ``prompt_features``."""
+    return PredictionRequest(sequence_id, list(tokens), age, cap, features or None)
 
 
-def lessons(count: int, *, seed: int = 0, name: str = "lesson") -> Iterator[Lesson]:
-    """A varied stream: clients, sessions, caps, prompts with content, every way to finish."""
+def finished_sequences(
+    count: int, *, seed: int = 0, name: str = "lesson"
+) -> Iterator[FinishedSequence]:
+    """Yield varied sequences: clients, sessions, caps, prompts with content, ways to finish."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         client = int(rng.integers(4))
         length = int(np.clip(rng.lognormal(4.0 + client / 2, 0.4), 2, 500))
         prompt = rng.integers(0, 30_000, int(rng.integers(1, 80))).tolist()
-        said = {"client_id": f"c{client}", "session_id": f"s{i % 7}", "model": f"m{client % 2}"}
+        features = {"client_id": f"c{client}", "session_id": f"s{i % 7}", "model": f"m{client % 2}"}
         cap = (512, 600, None, 2048)[client]
-        requests = [PredictionRequest(f"{name}-{i}", prompt, 0, cap, dict(said))]
+        requests = [PredictionRequest(f"{name}-{i}", prompt, 0, cap, dict(features))]
         for age in (40, 130):
             if age < length and client % 2:
                 written = rng.integers(0, 30_000, age).tolist()
                 requests.append(
-                    PredictionRequest(f"{name}-{i}", prompt + written, age, cap, dict(said))
+                    PredictionRequest(f"{name}-{i}", prompt + written, age, cap, dict(features))
                 )
         reason = str(rng.choice(["stop", "stop", "stop", "abort", "error"]))
-        yield Lesson(requests, length, length * 0.01, reason)
+        yield FinishedSequence(requests, length, length * 0.01, reason)
 
 
 def teach(predictor: Predictor, count: int = 24, *, seed: int = 0, name: str = "lesson") -> None:
-    """Predict and update a stream of :func:`lessons`."""
-    for lesson in lessons(count, seed=seed, name=name):
-        for request in lesson.requests:
+    """Predict and update :func:`finished_sequences` with a predictor."""
+    for sequence in finished_sequences(count, seed=seed, name=name):
+        for request in sequence.requests:
             predictor.predict(request)
         predictor.update(
-            lesson.requests[0].sequence_id,
-            lesson.length,
-            lesson.seconds,
-            finish_reason=lesson.finish_reason,
+            sequence.requests[0].sequence_id,
+            sequence.length,
+            sequence.seconds,
+            finish_reason=sequence.finish_reason,
         )
 
 
 def taught(make: Make, count: int = 24) -> Predictor:
-    """A new predictor that knows a stream of lessons.
+    """Return a new predictor that has learned from ``count`` sequences.
 
-    Each stream is taught once per ``make``, and clones are handed out: teaching a network takes
-    longer than all that is checked. (``check_seeded`` and ``check_clone`` teach anew.)
+    It is taught once per ``make`` and cloned afterwards, because teaching a network takes longer
+    than all checks. (``check_seeded`` and ``check_clone`` teach anew.)
     """
     masters = _taught.setdefault(make, {})
     if count not in masters:
@@ -95,14 +96,14 @@ def taught(make: Make, count: int = 24) -> Predictor:
 
 
 def variant(make: Make, **options: Any) -> Predictor:
-    """A new predictor with some options changed; options it does not take are left out."""
+    """Return a new predictor with some options changed; options it does not take are ignored."""
     predictor = make()
     known = predictor._options
     return type(predictor)(**{**known, **{k: v for k, v in options.items() if k in known}})
 
 
 def questions(name: str = "q") -> list[PredictionRequest]:
-    """Requests of many kinds, one sequence each."""
+    """Return requests of many kinds, one sequence each."""
     rng = np.random.default_rng(7)
     kinds = [
         asked(f"{name}0", 0, 512, client_id="c0", model="m0"),
@@ -121,7 +122,7 @@ def questions(name: str = "q") -> list[PredictionRequest]:
 
 
 def outlook(result: PredictionResult) -> tuple[Any, ...]:
-    """Everything an answer says, comparable with ``==``."""
+    """Return all numbers of an answer as a tuple, comparable with ``==``."""
     distribution = result.distribution
     assert distribution is not None, "a prediction carries its distribution"
     return (
@@ -135,15 +136,15 @@ def outlook(result: PredictionResult) -> tuple[Any, ...]:
 
 
 def outlooks(predictor: Predictor, requests: Sequence[PredictionRequest]) -> list[tuple[Any, ...]]:
-    """Answers to requests, one at a time."""
+    """Return :func:`outlook` of the answers to requests, predicted one at a time."""
     return [outlook(predictor.predict(request)) for request in requests]
 
 
-def assert_refused(kind: type[Exception], what: str, call: Callable[[], object]) -> None:
-    """The call raises that error, in one line."""
+def assert_refused(error_type: type[Exception], what: str, call: Callable[[], object]) -> None:
+    """Raise :class:`AssertionError` unless the call raises that error, with one line."""
     try:
         call()
-    except kind as error:
+    except error_type as error:
         message = str(error)
     else:
         raise AssertionError(f"{what} was not refused")
@@ -151,7 +152,7 @@ def assert_refused(kind: type[Exception], what: str, call: Callable[[], object])
 
 
 def what_is_known(predictor: Predictor) -> bytes:
-    """What was learned: the arrays of a checkpoint, byte for byte."""
+    """Return what was learned: the bytes of the arrays of a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(Path(folder) / "checkpoint")
         return (Path(folder) / "checkpoint" / MODEL_FILE).read_bytes()

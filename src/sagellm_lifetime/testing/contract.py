@@ -1,4 +1,4 @@
-"""The contract of an answer: bounds, consistency, and a sound answer before any training."""
+"""Checks of the contract of an answer: bounds, consistency, and answers before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AGES = (0, 1, 6, 7, 511, 512, 600, 10_000, 10**6)
 
 
 def check_answer(result: PredictionResult, request: PredictionRequest) -> None:
-    """One answer keeps the contract."""
+    """Check that one answer keeps the contract."""
     estimate, age, cap = (
         result.estimated_remaining_tokens,
         int(request.current_length),
@@ -45,7 +45,7 @@ def check_answer(result: PredictionResult, request: PredictionRequest) -> None:
 
 
 def check_protocol(make: Make) -> None:
-    """It is a predictor, with a name, and new ones are made each time."""
+    """Check that ``make`` returns a new predictor with a name each time."""
     predictor = make()
     assert isinstance(predictor, LifetimePredictorProtocol)
     assert isinstance(predictor, Predictor)
@@ -57,7 +57,7 @@ def check_protocol(make: Make) -> None:
 
 
 def check_answers_keep_the_contract(make: Make) -> None:
-    """At every age under every cap, untrained and taught."""
+    """Check answers at many ages under many caps, untrained and taught."""
     for predictor in (make(), taught(make)):
         for cap in _CAPS:
             for age in _AGES:
@@ -66,7 +66,7 @@ def check_answers_keep_the_contract(make: Make) -> None:
 
 
 def check_time_is_estimate_times_seconds_per_token(make: Make) -> None:
-    """0.02 s per token until something was learned, then what was measured."""
+    """Check that time is 0.02 s per token until something was learned, then as measured."""
     predictor = make()
     result = predictor.predict(asked(1))
     wanted = result.estimated_remaining_tokens * DEFAULT_SECONDS_PER_TOKEN
@@ -80,7 +80,7 @@ def check_time_is_estimate_times_seconds_per_token(make: Make) -> None:
 
 
 def check_useful_before_training(make: Make) -> None:
-    """A finite prior of low confidence, said to be one; a model after the first lesson."""
+    """Check that a prior is finite and of low confidence, and a model after one completion."""
     predictor = make()
     for i, cap in enumerate((None, 4096, 65_535)):
         result = predictor.predict(asked(f"prior{i}", 0, cap))
@@ -94,13 +94,13 @@ def check_useful_before_training(make: Make) -> None:
 
 
 def check_older_sequences_live_on(make: Make) -> None:
-    """The median of the total length never falls as a sequence ages."""
+    """Check that the median of the total length never falls as a sequence ages."""
     predictor = taught(make)
     totals = [
         age + predictor.predict(asked("ageing", age, 4096)).estimated_remaining_tokens
         for age in (0, 1, 10, 50, 200, 1000, 4000)
     ]
-    # Calibration differs from band to band of ages, by a little.
+    # Calibration differs a little between bands of ages.
     assert all(b >= 0.8 * a for a, b in pairwise(totals)), totals
 
 

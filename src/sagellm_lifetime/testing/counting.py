@@ -1,4 +1,4 @@
-"""Tracking and metrics: every sequence is counted once, whatever happens to it."""
+"""Checks of tracking and metrics: every sequence is counted exactly once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _assert_adds_up(predictor: Predictor) -> dict[str, Any]:
 
 
 def check_life_of_a_sequence(make: Make) -> None:
-    """Unknown, completed twice, aborted, discarded and re-used ids are all defined."""
+    """Check ids that are unknown, completed twice, aborted, discarded and used again."""
     predictor = make()
     predictor.update("unknown", 10, 1.0)
     predictor.discard("unknown")
@@ -63,7 +63,7 @@ def check_life_of_a_sequence(make: Make) -> None:
 
 
 def check_capacity_and_expiry(make: Make) -> None:
-    """Tracking is bounded: the sequence not heard of for longest makes room."""
+    """Check that tracking is bounded and drops the least recently predicted sequence."""
     predictor = variant(make, capacity=4)
     for i in range(4):
         predictor.predict(asked(i))
@@ -84,7 +84,7 @@ def check_capacity_and_expiry(make: Make) -> None:
 
 
 def check_counts_add_up(make: Make) -> None:
-    """Whatever is called in whatever order, no sequence is lost or counted twice."""
+    """Check that calls in any order neither lose a sequence nor count one twice."""
     ids = st.integers(0, 5)
     steps = st.one_of(
         st.tuples(st.just("predict"), ids, st.integers(0, 60)),
@@ -95,19 +95,20 @@ def check_counts_add_up(make: Make) -> None:
 
     @EXAMPLES
     @given(st.lists(steps, max_size=40), st.sampled_from([2, 4, 100]))
-    def law(sequence: list[tuple[str, int, Any]], capacity: int) -> None:
+    def law(calls: list[tuple[str, int, Any]], capacity: int) -> None:
         predictor = variant(make, capacity=capacity, online="off")
         running: dict[int, int] = {}
-        for kind, i, what in sequence:
-            if kind in ("predict", "batch"):
-                if kind == "predict":
-                    predictor.predict(asked(i, what))
+        for call, i, argument in calls:
+            if call in ("predict", "batch"):
+                if call == "predict":
+                    predictor.predict(asked(i, argument))
                 else:
-                    predictor.predict_batch([asked(i, what), asked(i + 1, what), asked(i, what)])
-                    running[i + 1] = what
-                running[i] = what
-            elif kind == "update":
-                predictor.update(i, 70, 1.0, finish_reason=what)
+                    ids_in_batch = (i, i + 1, i)
+                    predictor.predict_batch([asked(name, argument) for name in ids_in_batch])
+                    running[i + 1] = argument
+                running[i] = argument
+            elif call == "update":
+                predictor.update(i, 70, 1.0, finish_reason=argument)
                 running.pop(i, None)
             else:
                 predictor.discard(i)
@@ -121,14 +122,14 @@ def check_counts_add_up(make: Make) -> None:
 
 
 def check_metrics_by_hand(make: Make) -> None:
-    """NaN before anything is scored; then the first prediction of each that ends by itself."""
+    """Check metrics against hand-computed ones, and NaN before anything is scored."""
     predictor = make()
     metrics = predictor.get_metrics()
     assert set(_FIELDS) <= set(metrics), f"fields missing: {set(_FIELDS) - set(metrics)}"
     assert metrics["total_predictions"] == 0
     for field in _FIELDS[1:]:
         assert isnan(metrics[field]), f"{field} is {metrics[field]} before anything was scored"
-    errors, hits, said = [], [], []
+    errors, hits, confidences = [], [], []
     lengths = (100, 80, 400, 250, 31, 300, 290, 305, 120)
     for i, length in enumerate(lengths):
         first = predictor.predict(asked(i, i))
@@ -143,14 +144,14 @@ def check_metrics_by_hand(make: Make) -> None:
         error = i + first.estimated_remaining_tokens - length
         errors.append(abs(error))
         hits.append(abs(error) <= 0.1 * length)
-        said.append(first.confidence)
+        confidences.append(first.confidence)
     n = len(errors)
     wanted = {
         "total_predictions": len(lengths),
         "mae": sum(errors) / n,
         "mse": sum(e * e for e in errors) / n,
         "accuracy_within_10_percent": sum(hits) / n,
-        "avg_confidence": sum(said) / n,
+        "avg_confidence": sum(confidences) / n,
         "scored": n,
         "capped": 1,
         "censored": 2,
@@ -161,12 +162,12 @@ def check_metrics_by_hand(make: Make) -> None:
 
 
 def check_threads(make: Make) -> None:
-    """Four threads predict, update and discard at once; nothing fails and counts add up."""
+    """Check that counts add up after four threads predict, update and discard at once."""
     predictor = make()
-    each = 30
+    per_thread = 30
 
     def work(thread: int) -> None:
-        for i in range(each):
+        for i in range(per_thread):
             name = f"{thread}-{i}"
             predictor.predict(asked(name))
             predictor.predict_batch([asked(name, 3), asked("shared", i)])
@@ -179,7 +180,7 @@ def check_threads(make: Make) -> None:
                 predictor.get_metrics()
 
     interval = sys.getswitchinterval()
-    # Switched every few instructions, what is not guarded soon breaks.
+    # Switching threads every few instructions soon breaks what is not guarded.
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
@@ -188,8 +189,8 @@ def check_threads(make: Make) -> None:
     finally:
         sys.setswitchinterval(interval)
     metrics = _assert_adds_up(predictor)
-    assert metrics["completions"] == 4 * (each - each // 3)
-    assert metrics["discarded"] == 4 * (each // 3)
+    assert metrics["completions"] == 4 * (per_thread - per_thread // 3)
+    assert metrics["discarded"] == 4 * (per_thread // 3)
     assert metrics["running"] == 1
 
 

@@ -1,4 +1,4 @@
-"""``fit``: from every form of a history, all or nothing, the same each time."""
+"""Checks of ``fit``: every form of a history, all or nothing, reproducible."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.history import read_history
 from sagellm_lifetime.testing.common import (
     Make,
     asked,
@@ -24,7 +25,7 @@ from sagellm_lifetime.testing.common import (
 
 
 def history(rows: int = 120, *, seed: int = 0) -> pl.DataFrame:
-    """A small history with every column that matters: two clients, sessions, aborts, gaps."""
+    """Return a small history with two clients, sessions, aborts and missing values."""
     rng = np.random.default_rng(seed)
     client = rng.integers(0, 2, rows)
     lengths = np.clip(rng.lognormal(np.where(client, 6.0, 4.0), 0.3), 1, 2000).astype(int)
@@ -46,17 +47,18 @@ def history(rows: int = 120, *, seed: int = 0) -> pl.DataFrame:
 
 
 def check_fit_takes_every_form(make: Make) -> None:
-    """A frame, a lazy frame and a path teach the same."""
+    """Check that a frame, a lazy frame, a validated history and a path teach the same."""
     frame = history()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "history.parquet"
         frame.write_parquet(path)
-        known = [what_is_known(make().fit(form)) for form in (frame, frame.lazy(), path, str(path))]
+        forms = (frame, frame.lazy(), read_history(frame), path, str(path))
+        known = [what_is_known(make().fit(form)) for form in forms]
     assert known[1:] == known[:-1], "the form of the history changes what is learned"
 
 
 def check_fit_teaches(make: Make) -> None:
-    """A fitted predictor is a model, counts nothing as its own, and returns itself."""
+    """Check that ``fit`` returns the predictor, a model that counts no row as a prediction."""
     predictor = make()
     fitted = predictor.fit(history())
     assert fitted is predictor, "fit() returns the predictor"
@@ -69,14 +71,14 @@ def check_fit_teaches(make: Make) -> None:
 
 
 def check_fit_starts_from_scratch(make: Make) -> None:
-    """What was learned before does not show."""
+    """Check that nothing is left of what was learned before."""
     fresh, used = make().fit(history()), taught(make).fit(history())
     assert outlooks(fresh, questions()) == outlooks(used, questions())
     assert what_is_known(fresh) == what_is_known(used)
 
 
 def check_fit_needs_only_lengths(make: Make) -> None:
-    """Nothing but ``actual_length``, one row, equal rows, zeros, only aborts, no time passing."""
+    """Check histories with only lengths, one row, equal rows, zeros, only aborts, no times."""
     small: list[dict[str, Any]] = [
         {"actual_length": [300] * 80},
         {"actual_length": [7]},
@@ -97,7 +99,7 @@ def check_fit_needs_only_lengths(make: Make) -> None:
 
 
 def check_bad_histories_are_refused(make: Make) -> None:
-    """A :class:`HistoryError` of one line, and everything as it was before."""
+    """Check that a bad history raises one line of :class:`HistoryError` and changes nothing."""
     predictor = taught(make)
     predictor.predict(asked("running"))
     known, answers = what_is_known(predictor), outlooks(predictor, questions())
@@ -121,7 +123,7 @@ def check_bad_histories_are_refused(make: Make) -> None:
 
 
 def check_interrupted_fit_changes_nothing(make: Make) -> None:
-    """Ctrl-C in the middle of a fit leaves the predictor as it was."""
+    """Check that Ctrl-C in the middle of a fit leaves the predictor as it was."""
     predictor = taught(make)
     known = what_is_known(predictor)
     steps = 0
@@ -138,7 +140,7 @@ def check_interrupted_fit_changes_nothing(make: Make) -> None:
 
 
 def check_fit_is_deterministic(make: Make) -> None:
-    """The same history and seed, the same predictor."""
+    """Check that the same history and seed give the same predictor."""
     one, other = make().fit(history()), make().fit(history())
     assert outlooks(one, questions()) == outlooks(other, questions())
     assert what_is_known(one) == what_is_known(other)

@@ -1,4 +1,4 @@
-"""What may be asked: every kind of id and number, missing and unknown features, nonsense."""
+"""Checks of inputs: kinds of ids and numbers, missing and unknown features, nonsense."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ _IMPOSSIBLE: list[tuple[Any, Any]] = [
 
 
 def check_every_kind_of_id_and_number(make: Make) -> None:
-    """Ids are ints or strings, NumPy's integers are integers; each sequence is its own."""
+    """Check ids that are ints or strings and NumPy's integers; each sequence is its own."""
     predictor = make()
     for name in (0, -5, 2**70, "0", "", "req-1#2", "käse\n"):
         request = asked(name)
         check_answer(predictor.predict(request), request)
     assert predictor.get_metrics()["total_predictions"] == 7, "1 and '1' are two sequences"
     plain = outlook(make().predict(asked(1, 200, 250)))
-    for kind in (np.uint8, np.int16, np.int32, np.uint64, np.int64):
-        request = asked(1, kind(200), kind(250))
+    for integer in (np.uint8, np.int16, np.int32, np.uint64, np.int64):
+        request = asked(1, integer(200), integer(250))
         result = make().predict(request)
         check_answer(result, request)
-        assert outlook(result) == plain, f"{kind.__name__} lengths change the answer"
+        assert outlook(result) == plain, f"{integer.__name__} lengths change the answer"
     predictor.predict(asked(1))
     numbers: tuple[Any, Any] = np.int32(300), np.float32(3.0)
     predictor.update(1, *numbers)
 
 
 def check_empty_and_partial_tokens(make: Make) -> None:
-    """No tokens, the prompt alone at a later age, prompt and output: all are answered."""
+    """Check answers without tokens, with the prompt alone, and with prompt and output."""
     predictor = taught(make)
     for i, tokens in enumerate(([], [1, 2, 3], list(range(100)), list(range(140)))):
         for age in (0, 40, 100):
@@ -85,22 +85,22 @@ def check_empty_and_partial_tokens(make: Make) -> None:
 
 
 def check_unknown_features_are_ignored(make: Make) -> None:
-    """A key nobody knows changes nothing."""
+    """Check that an unknown key changes nothing."""
     predictor, twin = taught(make), taught(make)
     plain = predictor.predict(asked("x", 0, 512, client_id="c1"))
-    odd = twin.predict(asked("x", 0, 512, client_id="c1", nobody_knows=object()))
+    odd = twin.predict(asked("x", 0, 512, client_id="c1", unknown_key=object()))
     assert outlook(plain) == outlook(odd)
 
 
 def check_missing_differs_from_zero(make: Make) -> None:
-    """``None`` and 0 are two answers where the contract says so, and both are taken."""
+    """Check that ``None`` and 0 are accepted, and differ where the contract says so."""
     predictor = taught(make)
     assert predictor.predict(asked("none", 0, None)).estimated_remaining_tokens >= 1
     assert predictor.predict(asked("zero", 0, 0)).estimated_remaining_tokens == 0
     for key in ("prompt_length", "turn", "temperature", "arrival_time", "has_tools"):
         for value in (0, None):
-            said: dict[str, Any] = {key: value}
-            request = asked(f"{key} {value}", 0, 512, **said)
+            features: dict[str, Any] = {key: value}
+            request = asked(f"{key} {value}", 0, 512, **features)
             check_answer(predictor.predict(request), request)
     without = outlook(predictor.predict(asked("without")))
     nothing = outlook(predictor.predict(asked("nothing", prompt_length=None, turn=None)))
@@ -108,12 +108,12 @@ def check_missing_differs_from_zero(make: Make) -> None:
 
 
 def check_nonsense_does_no_harm(make: Make) -> None:
-    """An odd feature is refused with one line or answered soundly, and poisons nothing."""
+    """Check that an odd feature is refused in one line or answered, and spoils nothing."""
     predictor = make()
     for _ in range(2):
-        for i, said in enumerate(_NONSENSE):
+        for i, odd in enumerate(_NONSENSE):
             tokens = list(range(150))
-            request = PredictionRequest(f"odd{i}", tokens, 100, 512, {"prompt_length": 50, **said})
+            request = PredictionRequest(f"odd{i}", tokens, 100, 512, {"prompt_length": 50, **odd})
             with suppress(RequestError):
                 check_answer(predictor.predict(request), request)
                 predictor.update(f"odd{i}", 200, 1.0)
@@ -128,7 +128,7 @@ def check_nonsense_does_no_harm(make: Make) -> None:
 
 
 def check_impossible_requests_are_refused(make: Make) -> None:
-    """One line, nothing tracked; a batch with one of them is refused as a whole."""
+    """Check that a refusal is one line and tracks nothing, also for the rest of a batch."""
     predictor = make()
     for age, cap in _IMPOSSIBLE:
         bad, what = asked("bad", age, cap), f"age {age!r} under cap {cap!r}"
@@ -142,17 +142,17 @@ def check_impossible_requests_are_refused(make: Make) -> None:
 
 
 def check_refused_request_changes_nothing(make: Make) -> None:
-    """A sequence that runs under the id runs on, and is answered as before."""
+    """Check that a refused request leaves the running sequence of its id as it was."""
     predictor, twin = taught(make), taught(make)
     tokens = list(range(30))
-    for each in (predictor, twin):
-        each.predict(asked("running", 40, 512, tokens, prompt_length=30))
+    for learner in (predictor, twin):
+        learner.predict(asked("running", 40, 512, tokens, prompt_length=30))
     before = str(predictor.get_metrics())  # NaN is not equal to itself
-    for said in ({"temperature": float("nan")}, {"prompt_length": "many"}, {"turn": 10**400}):
+    for odd in ({"temperature": float("nan")}, {"prompt_length": "many"}, {"turn": 10**400}):
         for age in (0, 39):
-            bad = asked("running", age, 512, tokens, **said)
-            assert_refused(RequestError, str(list(said)), partial(predictor.predict, bad))
-            assert_refused(RequestError, str(list(said)), partial(predictor.predict_batch, [bad]))
+            bad = asked("running", age, 512, tokens, **odd)
+            assert_refused(RequestError, str(list(odd)), partial(predictor.predict, bad))
+            assert_refused(RequestError, str(list(odd)), partial(predictor.predict_batch, [bad]))
     for ending in ((-1, 1.0), (5, float("nan")), (5, 10**400), (10**5000, 1.0), (True, 1.0)):
         update = partial(predictor.update, "running", *ending)
         assert_refused(RequestError, "a completion that cannot be", update)
@@ -162,7 +162,7 @@ def check_refused_request_changes_nothing(make: Make) -> None:
 
 
 def check_refused_batch_changes_nothing(make: Make) -> None:
-    """Of a batch with one request that cannot be, none is predicted: however large it is."""
+    """Check that a batch with one impossible request predicts nothing, whatever its size."""
     good, bad = asked("good"), asked("bad", prompt_length="many")
     again = [asked("again", 3), asked("again", 0, temperature=float("inf"))]
     for batch in ([good, bad], [bad, good], [good, *again], [good, asked("other"), bad, good]):

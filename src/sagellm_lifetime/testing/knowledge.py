@@ -1,4 +1,4 @@
-"""What is learned: the same for the same seed, copied and saved without loss, and private."""
+"""Checks of what is learned: reproducible, copied and saved without loss, private."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _through_file(predictor: Predictor) -> Predictor:
 
 
 def check_seeded(make: Make) -> None:
-    """Equal seeds and equal calls give equal answers and equal knowledge."""
+    """Check that equal seeds and calls give equal answers and equal checkpoints."""
     one, other = make(), make()
     teach(one)
     teach(other)
@@ -38,7 +38,7 @@ def check_seeded(make: Make) -> None:
 
 
 def check_clone(make: Make) -> None:
-    """A clone knows the same, shares nothing and tracks nothing."""
+    """Check that a clone has learned the same, shares nothing and tracks nothing."""
     predictor = make()
     teach(predictor)
     predictor.predict(asked("running"))
@@ -60,7 +60,7 @@ def check_clone(make: Make) -> None:
 
 
 def check_save_and_load(make: Make) -> None:
-    """Through a file: equal bytes, equal answers; untrained, taught, and with odd prefix hashes."""
+    """Check that a file keeps bytes and answers; untrained, taught, with odd prefix hashes."""
     for count in (0, 1, 24):
         predictor = taught(make, count)
         for i in range(count):
@@ -76,33 +76,33 @@ def check_save_and_load(make: Make) -> None:
 
 
 def check_learning_after_load(make: Make) -> None:
-    """A predictor that was saved and loaded goes on as if it had not been."""
+    """Check that a loaded predictor learns on like the one that was saved."""
     predictor, twin = (variant(make, online="off") for _ in range(2))
-    for each in (predictor, twin):
-        teach(each, 40)
-    # Saving settles what waits to be learned; both do.
+    for learner in (predictor, twin):
+        teach(learner, 40)
+    # Saving learns what is still queued, so the twin is saved as well.
     what_is_known(twin)
     loaded = _through_file(predictor)
-    for each in (loaded, twin):
-        teach(each, 40, seed=9, name="later")
+    for learner in (loaded, twin):
+        teach(learner, 40, seed=9, name="later")
     assert outlooks(loaded, questions()) == outlooks(twin, questions())
     assert what_is_known(loaded) == what_is_known(twin)
 
 
 def check_checkpoints_are_private(make: Make) -> None:
-    """No content, no id of a session, client or request, and no token ids in a checkpoint."""
+    """Check that a checkpoint holds no content, token ids, or ids of sessions and clients."""
     predictor = make()
     marker = "S3CRET-marker"
     token = 190_887_135
     for i in range(24):
-        said = {
+        features = {
             "prompt_text": f"{marker} please {i}",
             "output_text": f"well, {marker} " * 20,
             "session_id": f"{marker}-session",
             "client_id": f"{marker}-client",
         }
-        predictor.predict(asked(f"{marker}{i}", 0, 512, [token] * 60, **said))
-        predictor.predict(asked(f"{marker}{i}", 40, 512, [token] * 100, **said))
+        predictor.predict(asked(f"{marker}{i}", 0, 512, [token] * 60, **features))
+        predictor.predict(asked(f"{marker}{i}", 40, 512, [token] * 100, **features))
         predictor.update(f"{marker}{i}", 50, 1.0)
     predictor.predict(asked(f"{marker}-running", 0, 512, [token] * 60))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Laws of the distributions that a predictor answers with, searched by hypothesis."""
+"""Checks of the distributions in answers, with examples searched by hypothesis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _distribution(
 
 
 def check_survival_falls_from_one_to_zero(make: Make) -> None:
-    """``P(R > n)`` is 1 before anything is generated, never rises and ends at 0."""
+    """Check that ``P(R > n)`` is 1 at the start, never rises and ends at 0."""
     predictor = taught(make)
 
     @EXAMPLES
@@ -56,7 +56,7 @@ def check_survival_falls_from_one_to_zero(make: Make) -> None:
 
 
 def check_quantile_is_inverse_of_survival(make: Make) -> None:
-    """Quantiles never fall and are the smallest length that reaches their level."""
+    """Check that quantiles never fall and are the smallest lengths that reach their levels."""
     predictor = taught(make)
 
     @EXAMPLES
@@ -68,15 +68,15 @@ def check_quantile_is_inverse_of_survival(make: Make) -> None:
         assert 1.0 - d.survival(n) >= level, f"{n} is too small"
         assert n == 1 or 1.0 - d.survival(n - 1) < level, f"{n} is too large"
         levels = sorted({*LEVELS, level})
-        found = [d.quantile(each) for each in levels]
-        assert found == sorted(found), "a quantile falls"
+        quantiles = [d.quantile(level) for level in levels]
+        assert quantiles == sorted(quantiles), "a quantile falls"
         assert d.quantile(0.5) == d.median()
 
     law()
 
 
 def check_conditioning(make: Make) -> None:
-    """``given(a).given(b)`` is ``given(a + b)``, and both are the conditional law."""
+    """Check that ``given(a).given(b)`` is ``given(a + b)``, and both the conditional law."""
     predictor = taught(make)
 
     @EXAMPLES
@@ -87,8 +87,8 @@ def check_conditioning(make: Make) -> None:
         for n in (0, 1, 10, 500):
             assert isclose(twice.survival(n), once.survival(n), rel_tol=1e-9, abs_tol=1e-12)
             if d.survival(a) > 1e-9:
-                law = d.survival(a + n) / d.survival(a)
-                assert isclose(d.given(a).survival(n), law, rel_tol=1e-6, abs_tol=1e-9)
+                conditional = d.survival(a + n) / d.survival(a)
+                assert isclose(d.given(a).survival(n), conditional, rel_tol=1e-6, abs_tol=1e-9)
         assert [twice.quantile(q) for q in LEVELS] == [once.quantile(q) for q in LEVELS]
         if room is not None:
             assert d.given(room).quantile(0.9) == 0, "something remains at the cap"
@@ -97,7 +97,7 @@ def check_conditioning(make: Make) -> None:
 
 
 def check_intervals_are_nested(make: Make) -> None:
-    """A wider level holds the narrower one, and both hold the median."""
+    """Check that a wider interval contains the narrower one, and both the median."""
     predictor = taught(make)
 
     @EXAMPLES
@@ -112,7 +112,7 @@ def check_intervals_are_nested(make: Make) -> None:
 
 
 def check_mean_is_sum_of_survival(make: Make) -> None:
-    """``E[R] = Σ P(R > n)``, bounded by the cap."""
+    """Check that ``E[R] = Σ P(R > n)``, bounded by the cap."""
     predictor = taught(make)
 
     @EXAMPLES
@@ -132,13 +132,13 @@ def check_mean_is_sum_of_survival(make: Make) -> None:
 
 
 def check_far_tails_are_sound(make: Make) -> None:
-    """Ages far beyond anything seen, where survival underflows, still have an answer."""
+    """Check answers at ages far beyond anything seen, where survival underflows."""
     predictor = taught(make)
     before = what_is_known(predictor)
     for age in (10**4, 131_071, 131_072, 10**6, 10**8):
         d = _distribution(predictor, age, None, "c0")
-        found = [d.quantile(q) for q in LEVELS]
-        assert found == sorted(found)
+        quantiles = [d.quantile(q) for q in LEVELS]
+        assert quantiles == sorted(quantiles)
         assert 1 <= d.median() <= 10**6, f"median {d.median()} at age {age}"
         assert 1.0 <= d.mean() <= 10**6, f"mean {d.mean()} at age {age}"
         assert d.survival(1) > 0.0

@@ -1,4 +1,4 @@
-"""What completions teach: lengths, kinds of requests, and that a lower bound is only a bound."""
+"""Checks of learning: lengths, kinds of requests, and lower bounds as lower bounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _estimate(predictor: Predictor, request: PredictionRequest) -> int:
 
 
 def check_learns_a_constant_length(make: Make) -> None:
-    """After 100 completions of 300 tokens it says 300 within 10 %, and says so with confidence."""
+    """Check that 100 completions of 300 tokens give an estimate of 300 and high confidence."""
     predictor = make()
     untrained = predictor.predict(asked("before")).confidence
     for i in range(100):
@@ -40,7 +40,7 @@ def check_learns_a_constant_length(make: Make) -> None:
 
 
 def check_learning_reaches_running_sequences(make: Make) -> None:
-    """A sequence that was asked about before the lessons is answered from them."""
+    """Check that a sequence predicted before some completions is predicted from them later."""
     predictor = make()
     predictor.predict(asked("running", 0, None))
     for i in range(64):
@@ -51,7 +51,7 @@ def check_learning_reaches_running_sequences(make: Make) -> None:
 
 
 def check_separates_kinds(make: Make) -> None:
-    """Two kinds of requests that differ in everything a request can say are told apart."""
+    """Check that two kinds of requests that differ in every feature are told apart."""
     predictor = make()
     kinds: list[dict[str, Any]] = [
         {"cap": 200, "client_id": "short", "model": "small", "prompt_length": 20},
@@ -67,7 +67,7 @@ def check_separates_kinds(make: Make) -> None:
 
 
 def check_aborts_do_not_shorten(make: Make) -> None:
-    """Sequences of 400 tokens of which 30 % are aborted at ages drawn uniformly are of 400."""
+    """Check that sequences of 400 tokens stay at 400 if 30 % are aborted at uniform ages."""
     predictor = make()
     rng = np.random.default_rng(1)
     for i in range(160):
@@ -80,13 +80,13 @@ def check_aborts_do_not_shorten(make: Make) -> None:
     distribution = predictor.predict(asked("new", 0, 2048)).distribution
     assert distribution is not None
     low, middle = distribution.quantile(0.15), distribution.quantile(0.5)
-    # Taken for lengths, the aborts would put 15 % of the sequences below 200.
+    # If aborts counted as lengths, 15 % of the sequences would be below 200.
     assert low >= 280, f"15 % end before {low}, of sequences of 400 of which 30 % are aborted"
     assert 340 <= middle <= 460, f"{middle}, of sequences of 400 of which 30 % are aborted"
 
 
 def check_only_aborts_do_not_shorten(make: Make) -> None:
-    """Nothing but aborts after 8 tokens says nothing about 8 being a length."""
+    """Check that aborts after 8 tokens alone do not make 8 a length."""
     predictor = make()
     before = _estimate(predictor, asked("before", 0, 2048))
     for i in range(100):
@@ -97,7 +97,7 @@ def check_only_aborts_do_not_shorten(make: Make) -> None:
 
 
 def check_caps_do_not_shorten(make: Make) -> None:
-    """Sequences cut at their cap are at least that long."""
+    """Check that sequences cut at their cap are taken to be at least that long."""
     predictor = make()
     for i in range(100):
         predictor.predict(asked(i, 0, 300))
@@ -108,7 +108,7 @@ def check_caps_do_not_shorten(make: Make) -> None:
 
 
 def check_bad_completions_are_refused(make: Make) -> None:
-    """One line, and the sequence is still there to be completed."""
+    """Check that a bad completion is refused in one line and its sequence still tracked."""
     predictor = taught(make)
     bad: list[tuple[Any, Any, Any]] = [
         (-1, 1.0, "stop"),
@@ -142,7 +142,7 @@ def check_bad_completions_are_refused(make: Make) -> None:
 
 
 def check_odd_completions_are_lessons(make: Make) -> None:
-    """No token at all, more than the cap, fewer than were seen, at once, after a year: counted."""
+    """Check that odd completions count: no token, above the cap, instant, after a year."""
     predictor = make()
     odd = [(0, 0.0, "stop"), (0, 0.0, "abort"), (5000, 1.0, "stop"), (3, 4e7, "stop")]
     odd += [(10**6, 1e-9, "length"), (1, 1.0, "error")]

@@ -1,4 +1,4 @@
-"""``predict`` learns nothing, changes nothing it was given and keeps no hold of it."""
+"""Checks that ``predict`` learns nothing, and neither changes nor keeps its arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from copy import deepcopy
 from sagellm_lifetime.testing.common import (
     Make,
     asked,
-    lessons,
+    finished_sequences,
     outlook,
     outlooks,
     questions,
@@ -17,7 +17,7 @@ from sagellm_lifetime.testing.common import (
 
 
 def check_predict_learns_nothing(make: Make) -> None:
-    """Any number of predictions leave what is learned as it was, byte for byte."""
+    """Check that predictions leave what is learned as it was, byte for byte."""
     predictor = taught(make)
     before = what_is_known(predictor)
     for _ in range(3):
@@ -28,23 +28,23 @@ def check_predict_learns_nothing(make: Make) -> None:
 
 
 def check_asking_again_gives_the_same(make: Make) -> None:
-    """The same question has the same answer until something is learned."""
+    """Check that the same request has the same answer until something is learned."""
     predictor = taught(make)
     requests = questions()
     assert outlooks(predictor, requests) == outlooks(predictor, requests)
 
 
 def check_other_sequences_do_not_matter(make: Make) -> None:
-    """What is asked about one sequence does not change the answer to another."""
+    """Check that predicting one sequence does not change the answer for another."""
     predictor, twin = taught(make), taught(make)
-    for lesson in lessons(20, seed=3, name="other"):
-        for request in lesson.requests:
+    for sequence in finished_sequences(20, seed=3, name="other"):
+        for request in sequence.requests:
             twin.predict(request)
     assert outlooks(predictor, questions()) == outlooks(twin, questions())
 
 
 def check_arguments_are_untouched(make: Make) -> None:
-    """Tokens and features come back as they were given."""
+    """Check that the request is not changed."""
     predictor = taught(make)
     for request in questions():
         copy = deepcopy(request)
@@ -54,20 +54,20 @@ def check_arguments_are_untouched(make: Make) -> None:
 
 
 def check_no_hold_of_arguments(make: Make) -> None:
-    """An engine appends to its token list and reuses its dict: nothing kept may change with it."""
+    """Check that nothing kept changes with the engine's token list and features."""
     predictor, twin = taught(make), taught(make)
     for i in range(24):
         tokens = list(range(i, i + 90))
-        said = {"client_id": f"c{i % 3}", "prefix_hashes": [i, i + 1], "prompt_length": 50}
+        features = {"client_id": f"c{i % 3}", "prefix_hashes": [i, i + 1], "prompt_length": 50}
         mine = asked(f"held{i}", 40, 512)
-        mine.token_ids, mine.prompt_features = tokens, said
+        mine.token_ids, mine.prompt_features = tokens, features
         theirs = deepcopy(mine)
         assert outlook(predictor.predict(mine)) == outlook(twin.predict(theirs))
         tokens[:] = [0] * 200
-        said.update(client_id="someone else", prefix_hashes=[], prompt_length=3)
+        features.update(client_id="someone else", prefix_hashes=[], prompt_length=3)
         mine.sequence_id, mine.current_length = "another", 0
-        for each in (predictor, twin):
-            each.update(f"held{i}", 100 + i, 1.0)
+        for learner in (predictor, twin):
+            learner.update(f"held{i}", 100 + i, 1.0)
     assert what_is_known(predictor) == what_is_known(twin), "it learned from a list changed later"
 
 
