@@ -44,7 +44,7 @@ def main():
             if i % every == 0:
                 if not learning.drain(_DRAIN_S):
                     raise SystemExit("the process that learns does not answer")
-                nodes = len(predictor._tables._nodes)
+                nodes = len(predictor.model.tables._nodes)
                 rows.append([f"{i:,}", f"{nodes:,}", f"{resident():.1f}"])
                 say(f"{i:,} lessons, {nodes:,} nodes, {resident():.1f} MiB")
             features = {"session_id": f"s{i}", "prompt_length": int(rng.integers(10, 4000))}

@@ -97,7 +97,7 @@ def crowded(nodes: int = 20_000) -> Any:
     predictor = fitted("survival")
     for i in range(nodes):
         features = RequestFeatures(client_key=1 + i, prompt_length=i % 3000)
-        predictor._tables.learn(features, 0, 1 + i % 900, censored=False)
+        predictor.model.tables.learn(features, 0, 1 + i % 900, censored=False)
     return predictor
 
 

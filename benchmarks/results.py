@@ -24,12 +24,12 @@ from typing import Any
 import polars as pl
 from common import DATA, PROMPTS, TRACES, load, percent, say, single_thread, table, write_json
 
-from sagellm_lifetime import PREDICTORS, create_predictor
+from sagellm_lifetime import create_predictor
 from sagellm_lifetime.evaluation.floor import skill
 from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals import RIVALS, fit_rivals
 from sagellm_lifetime.history.splits import split
-from sagellm_lifetime.predictor.registry import has_network
+from sagellm_lifetime.predictor.registry import has_network, predictor_names
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "results.md"
 RIVAL_TASK = "rivals"
@@ -154,8 +154,9 @@ def _scores(found: Evaluation, who: str, mode: str) -> dict[str, Any]:
 
 def slow_first() -> list[str]:
     """Networks, the rivals (of which one is boosted), then the others, simple ones last."""
-    networks = [name for name in PREDICTORS if has_network(name)]
-    return [*networks, RIVAL_TASK, *(n for n in reversed(PREDICTORS) if n not in networks)]
+    names = predictor_names()
+    networks = [name for name in names if has_network(name)]
+    return [*networks, RIVAL_TASK, *(n for n in reversed(names) if n not in networks)]
 
 
 def run(options: argparse.Namespace, names: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -194,7 +195,7 @@ def markdown(found: list[dict[str, Any]], names: list[str], command: str, limit:
 
 def ordered(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Rows of one data set: rivals, then ours as registered, frozen before online."""
-    order = [*RIVALS, *PREDICTORS]
+    order = [*RIVALS, *predictor_names()]
     here = [each for each in found if each["data"] == name]
     return sorted(here, key=lambda each: (order.index(each["who"]), each["mode"]))
 
@@ -248,7 +249,7 @@ def _best(rows: list[dict[str, Any]], column: tuple[str, str]) -> float | None:
 
 def summary(found: list[dict[str, Any]], names: list[str]) -> str:
     """Steps MAE of everybody on every trace, and whether what was promised holds."""
-    rows, order = [], [*RIVALS, *PREDICTORS]
+    rows, order = [], [*RIVALS, *predictor_names()]
     value = {(r["data"], r["who"], r["mode"]): r for r in found}
     keys = {(r["who"], r["mode"]) for r in found if r["data"] in names}
     for who, mode in sorted(keys, key=lambda k: (order.index(k[0]), k[1])):
@@ -291,7 +292,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the page to write")
     parser.add_argument("--json", type=Path, help="also write every score to this file")
     parser.add_argument("--only", nargs="+", choices=(*TRACES, *PROMPTS), help="data sets")
-    parser.add_argument("--predictors", nargs="+", choices=PREDICTORS, help="beside the rivals")
+    parser.add_argument(
+        "--predictors", nargs="+", choices=predictor_names(), help="beside the rivals"
+    )
     parser.add_argument("--max-rows", type=int, help="rows of each test part to score, at most")
     parser.add_argument("--train-rows", type=int, help="newest rows to train on, at most")
     parser.add_argument("--seed", type=int, default=0)

@@ -29,19 +29,20 @@ import polars as pl
 from common import DATA, load, percent, say, single_thread, table, write_json
 
 from sagellm_lifetime import (
-    LSTMLifetimePredictor,
-    PredictionRequest,
+    Predictor,
     SurvivalLifetimePredictor,
-    TransformerLifetimePredictor,
 )
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.features.context import Finished, RecentCompletions
 from sagellm_lifetime.features.evidence import SequenceEvidence, read_evidence
-from sagellm_lifetime.features.request import RequestFeatures, read_request
+from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.models.context import ObservedRequest
+from sagellm_lifetime.networks.lstm import LSTMModel
+from sagellm_lifetime.networks.transformer import TransformerModel
 from sagellm_lifetime.workloads import generate
 
-NETWORKS = {"lstm": LSTMLifetimePredictor, "transformer": TransformerLifetimePredictor}
+NETWORKS = {"lstm": LSTMModel, "transformer": TransformerModel}
 SEQUENTIAL = {"lstm": ("weight_hh",), "transformer": ("attention.in_proj_weight",)}
 """Names of the weights by which one step hears of another."""
 CONTENT = ("output_text", "output_token_ids")
@@ -91,13 +92,12 @@ class Shuffled(RecentCompletions):
 
 
 def variant_class(network: str, view: Callable[[RecentCompletions], RecentCompletions]) -> Any:
-    """The predictor, reading its recent completions through ``view``."""
+    """The model, reading its recent completions through ``view``."""
 
     class Variant(NETWORKS[network]):  # type: ignore[misc]  # the class is chosen at run time
-        def _read(self, request: PredictionRequest) -> SequenceEvidence:
-            features = read_request(request)
-            session = self._conversations.key(features)
-            return read_evidence(request, session, features, view(self._recent))
+        def read(self, request: ObservedRequest) -> SequenceEvidence:
+            recent = view(request.recent)
+            return read_evidence(request.request, request.session, request.features, recent)
 
     return Variant
 
@@ -106,21 +106,21 @@ def built(network: str, variant: str, seed: int, epochs: int) -> Any:
     """An untrained variant."""
     options: dict[str, Any] = {"seed": seed, "online": "off", "epochs": epochs}
     if variant == "admission only":
-        return variant_class(network, NoRecent)(**options)
+        return Predictor(variant_class(network, NoRecent)(**options))
     if variant == "shuffled":
         rng = np.random.default_rng(seed)
-        return variant_class(network, partial(Shuffled, rng=rng))(**options)
-    return NETWORKS[network](**options)
+        return Predictor(variant_class(network, partial(Shuffled, rng=rng))(**options))
+    return Predictor(NETWORKS[network](**options))
 
 
 def permute(predictor: Any, network: str, seed: int) -> None:
     """Permute the entries of the weights that connect the steps; all others stay as trained."""
     rng = np.random.default_rng(seed)
-    weights = dict(predictor._weights)
+    weights = dict(predictor.model.weights)
     for key, value in weights.items():
         if any(part in key for part in SEQUENTIAL[network]):
             weights[key] = rng.permutation(value.ravel()).reshape(value.shape)
-    predictor._use(weights)
+    predictor.model.use(weights)
 
 
 def part_of(frame: pl.DataFrame, rows: int) -> pl.DataFrame:

@@ -16,10 +16,11 @@ import numpy as np
 import polars as pl
 from common import DATA, TRACES, load, say, single_thread, table
 
-from sagellm_lifetime import PREDICTORS, create_predictor
+from sagellm_lifetime import create_predictor
 from sagellm_lifetime.evaluation.protocol import evaluate
 from sagellm_lifetime.evaluation.rivals import fit_rivals
 from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.predictor.registry import predictor_names
 
 DRAWS = 10_000
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="the data folder")
     parser.add_argument("--trace", choices=TRACES, default="claude_code")
-    parser.add_argument("--predictor", choices=PREDICTORS, default="survival")
+    parser.add_argument("--predictor", choices=predictor_names(), default="survival")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     single_thread()

@@ -17,6 +17,7 @@ PUBLIC = {
     "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
+    "LengthModel",
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",

@@ -37,16 +37,19 @@ if TYPE_CHECKING:
         PredictionResult,
     )
     from sagellm_lifetime.history import read_history, scan_history, write_history
+    from sagellm_lifetime.models.base import LengthModel
     from sagellm_lifetime.predictor.background_learner import LearningElsewhere
     from sagellm_lifetime.predictor.base import Predictor
-    from sagellm_lifetime.predictor.baseline import BaselineLifetimePredictor
+    from sagellm_lifetime.predictor.builtin import (
+        BaselineLifetimePredictor,
+        LinearLifetimePredictor,
+        LSTMLifetimePredictor,
+        OrcaLifetimePredictor,
+        SurvivalLifetimePredictor,
+        TransformerLifetimePredictor,
+    )
     from sagellm_lifetime.predictor.checkpoint import load_predictor
-    from sagellm_lifetime.predictor.linear import LinearLifetimePredictor
-    from sagellm_lifetime.predictor.lstm import LSTMLifetimePredictor
-    from sagellm_lifetime.predictor.orca import OrcaLifetimePredictor
     from sagellm_lifetime.predictor.registry import PREDICTORS, create_predictor
-    from sagellm_lifetime.predictor.survival import SurvivalLifetimePredictor
-    from sagellm_lifetime.predictor.transformer import TransformerLifetimePredictor
 
 _moved.install()
 
@@ -71,17 +74,18 @@ _WHERE = {
     "PredictionMetrics": "core.protocol",
     "PredictionRequest": "core.protocol",
     "PredictionResult": "core.protocol",
+    "LengthModel": "models.base",
     "Predictor": "predictor.base",
-    "BaselineLifetimePredictor": "predictor.baseline",
+    "BaselineLifetimePredictor": "predictor.builtin",
     "load_predictor": "predictor.checkpoint",
     "LearningElsewhere": "predictor.background_learner",
-    "LinearLifetimePredictor": "predictor.linear",
-    "LSTMLifetimePredictor": "predictor.lstm",
-    "OrcaLifetimePredictor": "predictor.orca",
+    "LinearLifetimePredictor": "predictor.builtin",
+    "LSTMLifetimePredictor": "predictor.builtin",
+    "OrcaLifetimePredictor": "predictor.builtin",
     "PREDICTORS": "predictor.registry",
     "create_predictor": "predictor.registry",
-    "SurvivalLifetimePredictor": "predictor.survival",
-    "TransformerLifetimePredictor": "predictor.transformer",
+    "SurvivalLifetimePredictor": "predictor.builtin",
+    "TransformerLifetimePredictor": "predictor.builtin",
 }
 
 __all__ = [
@@ -95,6 +99,7 @@ __all__ = [
     "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
+    "LengthModel",
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",

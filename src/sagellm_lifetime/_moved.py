@@ -99,13 +99,21 @@ _MODULES: Final = {
     "learning.serving": "networks.serving",
     "learning.shrinkage": "models.shrinkage",
     "learning.trainer": "networks.trainer",
+    "predictors.baseline": "predictor.builtin",
     "predictors.courier": "predictor.supervisor",
     "predictors.elsewhere": "predictor.background_learner",
     "predictors.guards": "predictor.checks",
     "predictors.hindsight": "predictor.calibration_samples",
-    "predictors.lessons": "predictor.bulk_feedback",
+    "predictors.knowledge": "predictor.learned",
+    "predictors.lessons": "models.history_rows",
+    "predictors.linear": "predictor.builtin",
+    "predictors.lstm": "predictor.builtin",
+    "predictors.neural": "networks.model",
+    "predictors.orca": "predictor.builtin",
     "predictors.pupil": "predictor.worker",
-    "predictors.sampling": "predictor.training_samples",
+    "predictors.sampling": "networks.training_samples",
+    "predictors.survival": "predictor.builtin",
+    "predictors.transformer": "predictor.builtin",
 }
 
 

@@ -69,9 +69,11 @@ def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     latency = script("latency")
     predictor = latency.trained("lstm", latency.history(), epochs=1)
     ran: list[int] = []
-    runner = predictor._runner
+    runner = predictor.model.runner
     monkeypatch.setattr(
-        predictor, "_runner", lambda steps, *rest: ran.append(len(steps)) or runner(steps, *rest)
+        predictor.model,
+        "runner",
+        lambda steps, *rest: ran.append(len(steps)) or runner(steps, *rest),
     )
     counted: dict[str, list[int]] = {}
 

@@ -1,7 +1,7 @@
 """Broken in what one prediction says, or in what asking leaves behind."""
 
 import numpy as np
-from broken import Broken
+from broken import Broken, BrokenModel
 
 from sagellm_lifetime.core.protocol import PredictionResult
 
@@ -47,16 +47,15 @@ class FixedSecondsPerToken(Broken):
         return result
 
 
-class HoldsTheList(Broken):
+class HoldsTheList(BrokenModel):
     """Learns how many tokens the list has when the sequence completes."""
 
-    def _read(self, request):
-        self._held = request.token_ids
-        return super()._read(request)
+    def observe(self, request):
+        self._held = request.request.token_ids
+        return super().observe(request)
 
-    def _learn(self, completion):
-        completion.length += len(self._held)
-        super()._learn(completion)
+    def learn(self, feedback):
+        super().learn(feedback._replace(length=feedback.length + len(self._held)))
 
 
 class WritesIntoFeatures(Broken):

@@ -20,12 +20,9 @@ class DropsOddTokens(Broken):
 
 
 class NanIsPoison(Broken):
-    def _read(self, request):
+    def predict(self, request):
         said = request.prompt_features or {}
         self._noise = getattr(self, "_noise", 0.0) + 0.0 * (said.get("eos_logprob") or 0.0)
-        return super()._read(request)
-
-    def predict(self, request):
         result = super().predict(request)
         result.confidence += self._noise
         return result
@@ -55,9 +52,9 @@ class UnknownKeysMatter(Broken):
 
 
 class DropsBeforeItReads(Broken):
-    def _read(self, request):
+    def _observe(self, request):
         self._tracker.take(request.sequence_id)
-        return super()._read(request)
+        return super()._observe(request)
 
 
 class EndsBeforeItChecks(Broken):

@@ -1,26 +1,27 @@
 """Broken in what is learned, from a completion or a history, and in what is kept of it."""
 
 import numpy as np
-from broken import Broken
+from broken import Broken, BrokenModel
 
 from sagellm_lifetime import PredictionRequest
+from sagellm_lifetime.models.context import Context
 
 
-class Unseeded(Broken):
-    def _learn(self, completion):
-        completion.length += int(np.random.default_rng().integers(3))
-        super()._learn(completion)
+class Unseeded(BrokenModel):
+    def learn(self, feedback):
+        noise = int(np.random.default_rng().integers(3))
+        super().learn(feedback._replace(length=feedback.length + noise))
 
 
 class SharedTables(Broken):
     def clone(self):
         twin = super().clone()
-        twin._tables = self._tables
+        twin.model = self.model
         return twin
 
 
-class ForgetsOnLoad(Broken):
-    def _restore(self, state):
+class ForgetsOnLoad(BrokenModel):
+    def restore(self, state):
         pass
 
 
@@ -37,27 +38,31 @@ class CapsAreHalfLengths(Broken):
         super().update(sequence_id, actual_length, actual_time, finish_reason=finish_reason)
 
 
-class DiesOfOddCompletions(Broken):
-    def _learn(self, completion):
-        1 / completion.length
-        super()._learn(completion)
+class DiesOfOddCompletions(BrokenModel):
+    def learn(self, feedback):
+        1 / feedback.length
+        super().learn(feedback)
 
-    def _fit(self, older, newest, progress):
+    def fit(self, older, newest, context, progress):
         1 / older["actual_length"].max()
-        super()._fit(older, newest, progress)
+        super().fit(older, newest, context, progress)
 
 
-class HalfAFit(Broken):
-    def _fit(self, older, newest, progress):
-        self._tables.learn_many([], [], np.array([], dtype=int), np.array([], dtype=bool))
-        self._tables.count += 7
+class HalfAFit(BrokenModel):
+    """Fits the model in use, not one that is to take its place."""
+
+    def successor(self):
+        return self
+
+    def fit(self, older, newest, context, progress):
+        self.tables.count += 7
         progress("one", 0.0)
         progress("two", 0.5)
-        super()._fit(older, newest, progress)
+        super().fit(older, newest, context, progress)
 
 
-class LearnsNothing(Broken):
-    def _learn(self, completion):
+class LearnsNothing(BrokenModel):
+    def learn(self, feedback):
         pass
 
 
@@ -68,9 +73,9 @@ class DeafToLessons(Broken):
         self.discard(sequence_id)
 
 
-class OneKind(Broken):
-    def _read(self, request):
-        return super()._read(PredictionRequest(0, [], 0, None))
+class OneKind(BrokenModel):
+    def observe(self, request):
+        return super().observe(Context().observe(PredictionRequest(0, [], 0, None)))
 
 
 class TakesEveryCompletion(Broken):
@@ -89,36 +94,36 @@ class LosesRefused(Broken):
             raise
 
 
-class TellsSecrets(Broken):
-    def _learn(self, completion):
-        self._options["seed"] = repr(completion.evidence.features) + str(self._last)
-        super()._learn(completion)
+class TellsSecrets(BrokenModel):
+    def learn(self, feedback):
+        self.options["seed"] = repr(feedback.evidence.features) + str(self._last)
+        super().learn(feedback)
 
-    def predict(self, request):
-        self._last = request.prompt_features
-        return super().predict(request)
-
-
-class KeepsTokens(Broken):
-    def _read(self, request):
-        self._kept = np.array(request.token_ids or [0])
-        return super()._read(request)
-
-    def _state(self):
-        return {**super()._state(), "kept": getattr(self, "_kept", np.zeros(1))}
+    def observe(self, request):
+        self._last = request.request.prompt_features
+        return super().observe(request)
 
 
-class KeepsOldLessons(Broken):
-    def _fit(self, older, newest, progress):
-        tables = self._tables
-        super()._fit(older, newest, progress)
-        if tables.count:
-            self._tables = tables
+class KeepsTokens(BrokenModel):
+    def observe(self, request):
+        self._kept = np.array(request.request.token_ids or [0])
+        return super().observe(request)
+
+    def state(self):
+        return {**super().state(), "kept": getattr(self, "_kept", np.zeros(1))}
+
+
+class KeepsOldLessons(BrokenModel):
+    def successor(self):
+        model = super().successor()
+        if self.tables.count:
+            model.tables = self.tables
+        return model
 
 
 class ClearsBeforeReading(Broken):
     def fit(self, history, *, progress=None):
-        self._tables = type(self._tables)()
+        self.model = self.model.new()
         return super().fit(history, progress=progress)
 
 

@@ -20,7 +20,6 @@ from sagellm_lifetime import (
     load_predictor,
 )
 from sagellm_lifetime.core.errors import shown
-from sagellm_lifetime.predictor.knowledge import knowledge
 
 HUGE = 3**20_000
 
@@ -133,7 +132,7 @@ def test_completions_of_numpy_and_others(predictor):
     predictor.update("a", 60, 3)
     metrics = predictor.get_metrics()
     assert (metrics["completions"], metrics["unknown_updates"]) == (2, 0)
-    knowledge(predictor)
+    predictor.state()
 
 
 @pytest.mark.parametrize(
@@ -195,8 +194,8 @@ def test_options_that_cannot_be(name):
             message = refused(RequestError, lambda o=option, v=value: MAKES[name](**{o: v}))
             assert option in message
     seeded = MAKES[name](capacity=np.int32(7), expire_after=np.float64(9.0))
-    assert seeded._options["capacity"] == 7
-    assert type(seeded._options["capacity"]) is int
+    assert seeded.options["capacity"] == 7
+    assert type(seeded.options["capacity"]) is int
     assert "no_such_option" in refused(RequestError, lambda: MAKES[name](no_such_option=1))
 
 
@@ -213,7 +212,7 @@ def test_paths_that_are_none(tmp_path, monkeypatch):
             refused(CheckpointError, lambda c=call, p=path: c(p))
     for call in (load_predictor, predictor.save):
         refused(CheckpointError, lambda c=call: c(None))
-    assert predictor._elsewhere is None
+    assert not predictor.learns_elsewhere
     assert list(tmp_path.iterdir()) == []
     predictor.save(str(tmp_path / "one"))
     assert load_predictor(Path(tmp_path / "one")).name == load_predictor("one").name
@@ -238,7 +237,7 @@ def test_arguments_of_learning_elsewhere(tmp_path):
 @pytest.mark.parametrize("name", ["baseline", "orca"])
 def test_tables_that_are_full_keep_what_is_in_use(name, tmp_path, monkeypatch):
     """Names that come late are learned, and a checkpoint goes on in the same order."""
-    module = f"sagellm_lifetime.predictor.{name}"
+    module = f"sagellm_lifetime.models.{name}"
     monkeypatch.setattr(f"{module}._MAX_{'BUCKETS' if name == 'baseline' else 'MODELS'}", 4)
     predictor = create_predictor(name)
 
@@ -250,7 +249,7 @@ def test_tables_that_are_full_keep_what_is_in_use(name, tmp_path, monkeypatch):
     for i in range(40):
         completed(0)
         completed(1 + i)
-    table = predictor._windows if name == "baseline" else predictor._moments
+    table = predictor.model._windows if name == "baseline" else predictor.model._moments
     keys = list(table)
     assert len(keys) == 4
     for _ in range(10):
@@ -260,7 +259,7 @@ def test_tables_that_are_full_keep_what_is_in_use(name, tmp_path, monkeypatch):
     assert 60 <= late.estimated_remaining_tokens <= 110
     predictor.save(tmp_path / "state")
     again = load_predictor(tmp_path / "state")
-    restored = again._windows if name == "baseline" else again._moments
+    restored = again.model._windows if name == "baseline" else again.model._moments
     assert list(restored) == list(table)
 
 
@@ -287,11 +286,11 @@ def test_an_array_without_dimensions_is_no_batch():
         create_predictor("survival").predict_batch(np.array(3))
 
 
-@pytest.mark.parametrize("lesson", [None, (), "lesson", 3])
-def test_what_is_no_lesson_changes_nothing(lesson):
+@pytest.mark.parametrize("completion", [None, (), "completion", 3])
+def test_what_is_no_completion_changes_nothing(completion):
     predictor = create_predictor("survival")
-    with pytest.raises(RequestError, match="a lesson must be"):
-        predictor.learn(lesson)
+    with pytest.raises(RequestError, match="a completion must be"):
+        predictor.learn(completion)
     assert predictor.get_metrics()["total_predictions"] == 0
 
 

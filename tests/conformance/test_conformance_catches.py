@@ -1,8 +1,5 @@
 """Each check can fail: predictors broken on purpose, and the checks that must notice."""
 
-import sys
-from types import SimpleNamespace
-
 import broken_answers
 import broken_batches
 import broken_counting
@@ -10,10 +7,9 @@ import broken_inputs
 import broken_laws
 import broken_learning
 import pytest
-from broken import Broken
+from broken import Broken, BrokenModel, made
 
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.predictor import registry
 from sagellm_lifetime.testing import CHECKS, check_predictor
 
 BY_NAME = {check.__name__: check for check in CHECKS}
@@ -27,17 +23,6 @@ CATCHES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    """Checkpoints load by name, so the broken ones need one."""
-    classes = {each.name: each for each in (Broken, *CATCHES)}
-    monkeypatch.setitem(
-        sys.modules, "sagellm_lifetime.predictor.broken", SimpleNamespace(**classes)
-    )
-    for name in classes:
-        monkeypatch.setitem(registry._WHERE, name, f"broken:{name}")
-
-
 @pytest.mark.parametrize(
     ("broken", "check"),
     [(broken, check) for broken, checks in CATCHES.items() for check in checks],
@@ -46,11 +31,18 @@ def _registered(monkeypatch):
 def test_check_notices(broken, check):
     # A broken predictor may also trip over itself before the check can say what is wrong.
     with pytest.raises((AssertionError, RuntimeError, LookupError, ValueError, ArithmeticError)):
-        BY_NAME[check](lambda: broken(seed=1))
+        BY_NAME[check](lambda: made(broken))
 
 
-def test_a_sound_subclass_passes_everything():
-    check_predictor(lambda: Broken(seed=1))
+@pytest.mark.parametrize("sound", [Broken, BrokenModel])
+def test_what_is_sound_passes_everything_without_being_registered(sound):
+    check_predictor(lambda: made(sound))
+
+
+def test_a_model_class_passes_everything():
+    check_predictor(BrokenModel)
+    with pytest.raises(AssertionError):
+        check_predictor(broken_learning.LearnsNothing)
 
 
 def test_check_predictor_stops_at_the_first_failure():

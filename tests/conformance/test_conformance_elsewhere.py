@@ -10,24 +10,23 @@ from functools import cache, partial
 import pytest
 from test_conformance import SMALL
 
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge, take_over
-from sagellm_lifetime.predictor.registry import predictor_class
+from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
 from sagellm_lifetime.testing import CHECKS
 
 
 class AtOnce:
-    """Teaches a replica every lesson, and the predictor all that the replica knows."""
+    """Teaches a replica every completion, and the predictor all that the replica knows."""
 
-    def __init__(self, predictor, cls):
-        self.predictor, self.cls = predictor, cls
+    def __init__(self, predictor):
+        self.predictor = predictor
         self.replica = None
 
-    def take(self, lesson):
+    def take(self, completion):
         if self.replica is None:
-            self.replica = self.cls(**self.predictor._options)
-            set_knowledge(self.replica, knowledge(self.predictor))
-        self.replica.learn(pickle.loads(pickle.dumps(lesson)))
-        take_over(self.predictor, knowledge(self.replica))
+            self.replica = create_predictor(self.predictor.name, **self.predictor.options)
+            self.replica.restore(self.predictor.state())
+        self.replica.learn(pickle.loads(pickle.dumps(completion)))
+        self.predictor.swap(self.predictor.successor(self.replica.state()))
 
     def counts(self):
         return {}
@@ -35,19 +34,20 @@ class AtOnce:
 
 @cache
 def taught_elsewhere(name):
-    cls = predictor_class(name)
-
-    class Elsewhere(cls):
+    class Elsewhere(predictor_class(name)):
         def __init__(self, **options):
             super().__init__(**options)
-            self._elsewhere = AtOnce(self, cls)
+            self.hand_over_to(AtOnce(self))
+
+        def new(self, **changes):
+            return type(self)(**{**self.options, **changes})
 
         def fit(self, history, **options):
-            self._elsewhere = None
+            self._queue = None
             try:
                 return super().fit(history, **options)
             finally:
-                self._elsewhere = AtOnce(self, cls)
+                self._queue = AtOnce(self)
 
     return Elsewhere
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from engine_help import Engine, adds_up, fitted, mixed_load
 
-from sagellm_lifetime.predictor import survival
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
-from sagellm_lifetime.predictor.survival import SurvivalLifetimePredictor
+from sagellm_lifetime.predictor import builtin
+from sagellm_lifetime.predictor.builtin import SurvivalLifetimePredictor
 from sagellm_lifetime.vllm import guard as guarded
 from sagellm_lifetime.vllm.circuit_breaker import LOG, Breaker
 
@@ -77,7 +76,7 @@ FAULTS = {
 
 def faulty(wrong):
     predictor = Faulty()
-    set_knowledge(predictor, knowledge(fitted()))
+    predictor.restore(fitted().state())
     predictor.wrong = wrong
     return predictor
 
@@ -88,7 +87,7 @@ def faulty(wrong):
 @pytest.mark.parametrize("many", [0, guarded._MANY], ids=["bursts", "at once"])
 def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch):
     monkeypatch.setattr(guarded, "_MANY", many)
-    monkeypatch.setattr(survival, SurvivalLifetimePredictor.__name__, Faulty)  # it is registered
+    monkeypatch.setattr(builtin, SurvivalLifetimePredictor.__name__, Faulty)  # it is registered
     predictor = faulty("")
     engine = Engine().predict_with(predictor, mode=mode, learn="update" in wrong, limit_s=0.2)
     mixed_load(engine, n=24, steps=2)

@@ -15,7 +15,6 @@ from engine_help import Engine, adds_up, fitted
 
 import sagellm_lifetime
 from sagellm_lifetime import create_predictor
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.replay import engine as engine_of_replay
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.vllm import guard as guarded
@@ -126,11 +125,11 @@ def made(setting, tmp_path, monkeypatch):
     """Make an engine that is switched on; every one has its own record and its own predictor."""
     monkeypatch.setattr(engine_of_replay, "check_interface", lambda: None)  # once is enough
     mode, policy = setting
-    learned, numbers = knowledge(fitted()), itertools.count()
+    learned, numbers = fitted().state(), itertools.count()
 
     def make():
         predictor = create_predictor("survival")
-        set_knowledge(predictor, learned)
+        predictor.restore(learned)
         engine = Engine(SMALL).predict_with(
             predictor,
             mode=mode,

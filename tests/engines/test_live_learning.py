@@ -12,8 +12,8 @@ from sagellm_lifetime import create_predictor, load_predictor
 from sagellm_lifetime.cli.stats import block
 from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.networks.model import NetworkModel
 from sagellm_lifetime.predictor.checkpoint_lock import claim
-from sagellm_lifetime.predictor.neural import NeuralPredictor
 from sagellm_lifetime.vllm import learner
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.learner import STARTED_FROM, make_way
@@ -44,7 +44,7 @@ def test_a_network_learns_and_nothing_of_it_in_the_engine(tmp_path, monkeypatch)
     def in_the_engine(_):
         raise AssertionError("a gradient step on the engine's thread")
 
-    monkeypatch.setattr(NeuralPredictor, "_train_inline", in_the_engine)
+    monkeypatch.setattr(NetworkModel, "_train_inline", in_the_engine)
     served, learned = engine.lifetime.predictor, tmp_path / "engine-0" / "predictor"
     for lessons in (40, 80):
         steps = served.get_metrics()["training_steps"]

@@ -90,14 +90,14 @@ def test_order_of_past_completions_matters(trained):
 def randomised(predictor, part: str, seed: int = 5):
     """A clone whose weights with ``part`` in their name are drawn anew, of the same size."""
     rng = np.random.default_rng(seed)
-    weights = dict(predictor._weights)
+    weights = dict(predictor.model.weights)
     names = [name for name in weights if part in name]
     assert names, part
     for name in names:
         value = weights[name]
         weights[name] = rng.normal(0, value.std(), value.shape).astype(np.float32)
     twin = predictor.clone()
-    twin._use(weights)
+    twin.model.use(weights)
     return twin
 
 

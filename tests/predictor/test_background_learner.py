@@ -21,7 +21,6 @@ from sagellm_lifetime import (
     load_predictor,
 )
 from sagellm_lifetime.networks.serving import Session
-from sagellm_lifetime.predictor.knowledge import knowledge
 from sagellm_lifetime.predictor.registry import has_network
 from sagellm_lifetime.testing.common import finished_sequences, outlooks, questions, teach
 
@@ -53,7 +52,7 @@ def finish(predictor, stream):
 
 
 def assert_knows_the_same(predictor, twin):
-    found, wanted = knowledge(predictor), knowledge(twin)
+    found, wanted = predictor.state(), twin.state()
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -122,9 +121,9 @@ def test_update_moves_only_the_instant_parts():
     """Scores, seconds per token and recent completions at once; tables after the swap."""
     predictor = made("lstm")
     with learning(predictor, every=3600.0) as learner:
-        before = knowledge(predictor)
+        before = predictor.state()
         teach(predictor, 40)
-        after = knowledge(predictor)
+        after = predictor.state()
         changed = {name for name in after if not np.array_equal(after[name], before.get(name))}
         assert changed == {
             "predictor.recent.keys",
@@ -152,7 +151,7 @@ def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
             teach(predictor, 20)
             assert learner.drain(SOON)
             assert learner.counts()["learner_swaps"] == swaps
-            assert predictor._runner is not None
+            assert predictor.model.runner is not None
         assert len(built) == 2
     with learning(predictor.clone()):
         assert len(built) == 4
@@ -218,7 +217,7 @@ def test_a_restart_goes_on_from_the_checkpoint(tmp_path):
             teach(each, 1)
     with learning(made("survival", capacity=7), tmp_path / "state", every=3600.0) as learner:
         assert_knows_the_same(learner.predictor, twin)
-        with_options = load_predictor(tmp_path / "state")._options
+        with_options = load_predictor(tmp_path / "state").options
         assert with_options["capacity"] == 7, "the process learns with the options of this run"
         for each in (learner.predictor, twin):
             teach(each, 1, seed=5, name="more")

@@ -28,7 +28,6 @@ from sagellm_lifetime.predictor.checkpoint_file import (
     export_checkpoint,
     read_checkpoint,
 )
-from sagellm_lifetime.predictor.knowledge import knowledge
 
 
 def taught(name="survival", **options):
@@ -98,11 +97,11 @@ def test_exported_files_load_the_same(name, suffix, tmp_path):
         pytest.importorskip("torch")
     predictor = taught(name, **({"hidden_size": 8} if name == "lstm" else {}))
     path = tmp_path / f"model{suffix}"
-    known = knowledge(predictor)
-    export_checkpoint(Checkpoint(name, dict(predictor._options), known), path)
+    known = predictor.state()
+    export_checkpoint(Checkpoint(name, dict(predictor.options), known), path)
     loaded = load_predictor(path)
     assert answer(loaded) == answer(predictor)
-    for key, value in knowledge(loaded).items():
+    for key, value in loaded.state().items():
         assert np.array_equal(value, known[key]), key
 
 
@@ -125,7 +124,7 @@ def test_every_flipped_bit_is_noticed(saved):
 def test_flipped_bits_of_an_export_never_crash(tmp_path):
     path = tmp_path / "model.safetensors"
     predictor = taught()
-    export_checkpoint(Checkpoint("survival", {}, knowledge(predictor)), path)
+    export_checkpoint(Checkpoint("survival", {}, predictor.state()), path)
     data = path.read_bytes()
     for at in range(0, 400, 7):
         flipped = bytearray(data)
@@ -138,7 +137,7 @@ def test_flipped_bits_of_an_export_never_crash(tmp_path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_an_export_with_other_arrays_is_refused(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
-    held = Checkpoint("survival", {}, knowledge(taught()))
+    held = Checkpoint("survival", {}, taught().state())
     manifest = held.manifest
     object.__setattr__(held, "manifest", lambda digest: manifest("0" * 64))
     export_checkpoint(held, path)
@@ -238,7 +237,7 @@ def test_weights_that_do_not_fit(tmp_path, change):
     pytest.importorskip("torch")
     path = tmp_path / "model"
     predictor = taught("lstm", hidden_size=8)
-    assert predictor._weights is not None
+    assert predictor.model.weights is not None
     predictor.save(path)
     rewrite(path, None, arrays=change)
     refused(path)
@@ -298,7 +297,7 @@ def test_pickle_bombs_do_not_go_off(tmp_path):
 def test_pt_files_that_hold_something_else(tmp_path):
     torch = pytest.importorskip("torch")
     export = tmp_path / "good.pt"
-    export_checkpoint(Checkpoint("survival", {}, knowledge(taught())), export)
+    export_checkpoint(Checkpoint("survival", {}, taught().state()), export)
     data = export.read_bytes()
     huge = torch.zeros(1).expand(1 << 45)
     held = torch.load(io.BytesIO(data), weights_only=True)

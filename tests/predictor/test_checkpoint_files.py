@@ -28,7 +28,6 @@ from sagellm_lifetime.predictor.checkpoint_file import (
     write_checkpoint,
 )
 from sagellm_lifetime.predictor.checkpoint_lock import claim
-from sagellm_lifetime.predictor.knowledge import knowledge
 
 
 def known(completions: int = 0) -> Checkpoint:
@@ -36,7 +35,7 @@ def known(completions: int = 0) -> Checkpoint:
     for i in range(completions):
         predictor.predict(PredictionRequest(i, [], 0, None, {"model": f"m{i % 3}"}))
         predictor.update(i, i + 1, 1.0)
-    return Checkpoint("orca", {}, knowledge(predictor))
+    return Checkpoint("orca", {}, predictor.state())
 
 
 def mode(path: Path) -> int:

@@ -16,7 +16,6 @@ from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.networks.graphs import lstm, transformer
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint_file import MANIFEST, MODEL, Checkpoint
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.testing.common import teach
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,7 +40,7 @@ def learned() -> dict[str, tuple[Predictor, dict[str, np.ndarray]]]:
             said = {"prefix_hashes": [i, 5, 7], "session_id": "s", "client_id": "c"}
             predictor.predict(PredictionRequest(i, [], 0, 640, said))
             predictor.update(i, 100 + i, 2.0)
-        found[name] = predictor, knowledge(predictor)
+        found[name] = predictor, predictor.state()
     return found
 
 
@@ -91,7 +90,7 @@ def test_no_array_of_a_checkpoint_is_taken_at_its_word(
         for what, lie in lies(key, value).items():
             twin = create_predictor(name, **SMALL[name])
             try:
-                set_knowledge(twin, {**arrays, key: lie})
+                twin.restore({**arrays, key: lie})
             except ValueError:
                 pass
             else:
@@ -101,7 +100,7 @@ def test_no_array_of_a_checkpoint_is_taken_at_its_word(
         if not key.startswith(named):
             twin = create_predictor(name, **SMALL[name])
             with pytest.raises(ValueError, match=r"missing|another network"):
-                set_knowledge(twin, {each: arrays[each] for each in arrays if each != key})
+                twin.restore({each: arrays[each] for each in arrays if each != key})
     assert believed == []
 
 
@@ -202,9 +201,9 @@ def test_the_shapes_of_weights_are_those_of_the_network(name: str, learned: Any)
     pytest.importorskip("torch")
     network = lstm(8, 2) if name == "lstm" else transformer(8, 2, 2)
     predictor = learned[name][0]
-    built = predictor._build()()
+    built = predictor.model.build()()
     assert network.shapes == {key: tuple(v.shape) for key, v in built.state_dict().items()}
-    assert predictor._weights is not None
+    assert predictor.model.weights is not None
 
 
 def test_a_width_that_only_the_options_have_allocates_nothing(
@@ -244,8 +243,8 @@ def test_trying_out_takes_no_gradient_steps(
     pytest.importorskip("torch")
     path = write(tmp_path / "model", "lstm", learned["lstm"][1])
     monkeypatch.setattr("sagellm_lifetime.networks.trainer.Trainer.step", None)
-    monkeypatch.setattr("sagellm_lifetime.predictor.neural._ONLINE_EVERY", 1)
-    monkeypatch.setattr("sagellm_lifetime.predictor.neural._ONLINE_START", 1)
+    monkeypatch.setattr("sagellm_lifetime.networks.model._ONLINE_EVERY", 1)
+    monkeypatch.setattr("sagellm_lifetime.networks.model._ONLINE_START", 1)
     load_predictor(path)
 
 
@@ -253,8 +252,8 @@ def test_trying_out_teaches_nothing(learned: Any, tmp_path: Path) -> None:
     for name, (predictor, arrays) in learned.items():
         loaded = load_predictor(write(tmp_path / name, name, arrays))
         assert loaded.get_metrics()["predict_calls"] == 0
-        found = knowledge(loaded)
-        assert found.keys() == arrays.keys() == knowledge(predictor).keys()
+        found = loaded.state()
+        assert found.keys() == arrays.keys() == predictor.state().keys()
         for key, value in found.items():
             np.testing.assert_array_equal(value, arrays[key], err_msg=key)
 
@@ -262,8 +261,8 @@ def test_trying_out_teaches_nothing(learned: Any, tmp_path: Path) -> None:
 def test_a_network_that_says_nan_does_not_break_an_answer(learned: Any) -> None:
     pytest.importorskip("torch")
     predictor = learned["lstm"][0].clone()
-    predictor._runner = lambda steps: np.full(2000, np.nan, dtype=np.float32)
-    predictor._edge = 1.0
+    predictor.model.runner = lambda steps: np.full(2000, np.nan, dtype=np.float32)
+    predictor.model.edge = 1.0
     answer = predictor.predict(PredictionRequest("x", [], 0, None))
     assert 0.0 <= answer.distribution.survival(10) <= 1.0
     assert answer.estimated_remaining_tokens > 0

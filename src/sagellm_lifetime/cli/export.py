@@ -60,19 +60,20 @@ def export(
 
 
 def _export_network(source: Path, contents: Contents, target: Path) -> None:
+    from sagellm_lifetime.networks.model import NetworkModel
     from sagellm_lifetime.predictor.checkpoint import load_predictor
     from sagellm_lifetime.predictor.checkpoint_file import write_atomically
-    from sagellm_lifetime.predictor.neural import NeuralPredictor
 
     predictor = load_predictor(source)
-    if not isinstance(predictor, NeuralPredictor):
+    network = predictor.model
+    if not isinstance(network, NetworkModel):
         raise CheckpointError(
             f"{source}: {contents.predictor} has no network; export .safetensors or .pt"
         )
-    if predictor._runner is None:
+    if network.runner is None:
         raise CheckpointError(f"{source}: this {contents.predictor} was never trained: train it")
     onnx = _onnx()
-    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(predictor._runner.model()))
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(network.runner.model()))
     model.producer_name = "sagellm-lifetime"
     model.doc_string = NOTE
     metadata = {"predictor": contents.predictor, "manifest": _manifest(contents)}

@@ -11,9 +11,9 @@ import typer
 from typer.core import TyperCommand
 
 from sagellm_lifetime.cli.output import listed
-from sagellm_lifetime.predictor.registry import PREDICTORS
+from sagellm_lifetime.predictor.registry import predictor_names
 
-PREDICTOR_HELP = listed(PREDICTORS, "or")
+PREDICTOR_HELP = listed(predictor_names(), "or")
 WIDEST = 2048
 """A wider network is larger than a checkpoint may be."""
 

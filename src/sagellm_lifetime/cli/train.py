@@ -107,7 +107,7 @@ def train(
         prepare = None if tensorboard is None else _logger(tensorboard, stack)
         predictor = fit(name, rows, seed=seed, prepare=prepare, clock=kind, **options)
     seconds = perf_counter() - started
-    losses = getattr(predictor, "training", {})
+    losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
     read = reading.told[data_path]
@@ -136,17 +136,17 @@ def train(
 def _network_options(
     name: str, hidden_size: int | None, epochs: int | None, tensorboard: Path | None
 ) -> dict[str, Any]:
-    from sagellm_lifetime.predictor.registry import PREDICTORS, has_network, predictor_class
+    from sagellm_lifetime.predictor.registry import has_network, model_class, predictor_names
 
     given = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
     network = has_network(name)
     for option, value in given.items():
         if value is not None and not network:
-            others = listed([each for each in PREDICTORS if has_network(each)], "and")
+            others = listed([each for each in predictor_names() if has_network(each)], "and")
             raise CommandError(f"{option} is for {others}; {name} has no network")
     if tensorboard is not None:
         require("tensorboard", "--tensorboard", "train")
-    taken = signature(predictor_class(name)).parameters
+    taken = signature(model_class(name)).parameters
     width = next((each for each in WIDTHS if each in taken), None)
     if width is None and hidden_size is not None:
         raise CommandError(f"--hidden-size: the network of {name} has no width to choose")
@@ -160,7 +160,7 @@ def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = stack.enter_context(SummaryWriter(str(folder)))
-        predictor.log = writer.add_scalar
+        predictor.model.log = writer.add_scalar
 
     return prepare
 

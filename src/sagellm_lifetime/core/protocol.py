@@ -77,6 +77,13 @@ class PredictionResult:
 
 
 @dataclass
+class Prediction(PredictionResult):
+    """The answer of a predictor of this package: its distribution is always there."""
+
+    distribution: LengthDistribution
+
+
+@dataclass
 class PredictionMetrics:
     """The metrics of the specification, over the sequences that ended by themselves (``stop``).
 

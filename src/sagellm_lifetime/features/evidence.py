@@ -41,7 +41,20 @@ class Step(NamedTuple):
 
 
 @dataclass(slots=True)
-class SequenceEvidence:
+class Evidence:
+    """What is kept of a running sequence; a model may extend it.
+
+    Attributes:
+        features: what the first request said.
+        session: key of its session or conversation, 0 for none.
+    """
+
+    features: RequestFeatures
+    session: int
+
+
+@dataclass(slots=True)
+class SequenceEvidence(Evidence):
     """The steps that a network reads of one running sequence.
 
     Attributes:
@@ -55,8 +68,6 @@ class SequenceEvidence:
         base: logits of the residual-life table at the last answer, shape ``(BINS,)``.
     """
 
-    features: RequestFeatures
-    session: int
     start: list[Step]
     age: int
     chunks: list[Step] = field(default_factory=list)
@@ -114,6 +125,20 @@ def read_chunks(evidence: SequenceEvidence, request: PredictionRequest) -> bool:
         return False
     take_chunks(evidence, new)
     return True
+
+
+def with_chunks(evidence: SequenceEvidence, new: NewChunks) -> SequenceEvidence:
+    """Return evidence with what :func:`new_chunks` has read; the given one is as it was."""
+    return SequenceEvidence(
+        evidence.features,
+        evidence.session,
+        evidence.start,
+        new.age,
+        evidence.chunks + new.steps,
+        new.complete,
+        evidence.marks,
+        evidence.base,
+    )
 
 
 def take_chunks(evidence: SequenceEvidence, new: NewChunks) -> None:

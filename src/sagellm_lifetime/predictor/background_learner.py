@@ -26,12 +26,11 @@ from sagellm_lifetime.core.errors import CheckpointError, RequestError, shown
 from sagellm_lifetime.core.values import as_option, as_seconds_option
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.predictor.checkpoint import as_path, load_predictor
-from sagellm_lifetime.predictor.checkpoint_file import MODEL, is_checkpoint
+from sagellm_lifetime.predictor.checkpoint import load_predictor
+from sagellm_lifetime.predictor.checkpoint_file import MODEL, as_path, is_checkpoint
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
-from sagellm_lifetime.predictor.knowledge import knowledge, let_go, set_knowledge, take_over
-from sagellm_lifetime.predictor.records import Lesson
-from sagellm_lifetime.predictor.registry import predictor_class
+from sagellm_lifetime.predictor.records import Completion
+from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.predictor.supervisor import Courier, Waiting
 from sagellm_lifetime.predictor.worker import LEARNED, TROUBLE, Task
 
@@ -50,8 +49,9 @@ def mismatch(learned: Predictor, mine: Predictor) -> str:
     """Why one cannot go on with what the other has learned; empty where it can."""
     if learned.name != mine.name:
         return f"holds a {learned.name!r} predictor, not {mine.name!r}"
-    for option, value in mine._options.items():
-        found = learned._options.get(option)
+    options = learned.options
+    for option, value in mine.options.items():
+        found = options.get(option)
         if option not in _OF_THE_RUN and found != value:
             return f"learned with {option}={found!r}, not {value!r}"
     return ""
@@ -94,9 +94,9 @@ class LearningElsewhere:
         every = as_seconds_option("every", every)
         most_waiting = as_option("most_waiting", most_waiting, 1, _MOST_WAITING)
         place = None if path is None else as_path(path)
-        if predictor._elsewhere is not None:
+        if predictor.learns_elsewhere:
             raise RequestError("the predictor learns in another process already")
-        if type(predictor) is not predictor_class(predictor.name):
+        if not is_registered(predictor):
             raise RequestError(
                 f"{type(predictor).__name__} is not in the registry, and the learning process "
                 "makes its predictor by name"
@@ -120,7 +120,7 @@ class LearningElsewhere:
             if is_checkpoint(self.path):
                 self._go_on()
             predictor.save(self.path)  # with the options of this run
-            predictor._expect_swaps()
+            predictor.model.prepare()
         except BaseException:
             self._let_go()
             raise
@@ -128,7 +128,7 @@ class LearningElsewhere:
         self._courier = Courier(task, self._waiting, self._claim, self._hear)
         forking.register(self)
         self._courier.start()
-        predictor._elsewhere = self
+        predictor.hand_over_to(self)
 
     def _fork_lock(self) -> None:
         """Return ``None``: what the engine's thread changes is under the predictor's lock."""
@@ -147,13 +147,12 @@ class LearningElsewhere:
             raise CheckpointError(
                 f"{self.path}: {odd}; choose another directory, or remove it to start anew"
             )
-        with mine._lock:
-            set_knowledge(mine, knowledge(learned))
-            mine.summary = dict(learned.summary)
+        mine.restore(learned.state())
+        mine.summary = dict(learned.summary)
 
     # -- on the engine's thread --------------------------------------------------------------
 
-    def take(self, lesson: Lesson) -> None:
+    def take(self, lesson: Completion) -> None:
         """Record a lesson; the predictor's ``update`` calls this, under its lock."""
         self._taken += 1
         if self._courier.is_stopping:
@@ -164,7 +163,7 @@ class LearningElsewhere:
             return
         self._queue(lesson)
 
-    def _queue(self, lesson: Lesson | None) -> None:
+    def _queue(self, lesson: Completion | None) -> None:
         waiting = self._waiting
         if len(waiting) >= self._most_waiting:
             # The courier takes from the same end: what it took is not dropped.
@@ -199,11 +198,14 @@ class LearningElsewhere:
         try:
             learned = read_arrays(self.path / MODEL)
             yield_gil()
-            replaced = take_over(self.predictor, learned)
+            # All that takes time is done off the lock; then the predictor has it in one step.
+            new = self.predictor.successor(learned)
+            yield_gil()
+            replaced = self.predictor.swap(new)
         except (OSError, ValueError) as error:
             self._trouble = f"{self.path}: cannot be read ({error})"
             return
-        let_go(replaced)
+        replaced.model.release()
         with self._news:
             self._swaps += 1
             self._learned = said[LEARNED]
@@ -225,7 +227,7 @@ class LearningElsewhere:
         timeout = as_seconds_option("timeout", timeout)
         if self._is_forked:
             return False
-        with self.predictor._lock:
+        with self.predictor.lock:
             wanted = self._taken
             self._queue(None)
         with self._news:
@@ -244,7 +246,7 @@ class LearningElsewhere:
         timeout = as_seconds_option("timeout", timeout)
         if not self._courier.is_stopping:
             self._courier.stop(timeout)
-            with self.predictor._lock:
+            with self.predictor.lock:
                 self._dropped += sum(lesson is not None for _, lesson in self._waiting)
                 self._waiting.clear()
             self._let_go()

@@ -1,114 +1,140 @@
-"""What every predictor shares: the way of a lesson, and what is known of it all.
+"""The predictor around a model: tracking, calibration, seconds per token, lock and metrics.
 
-    completion → predictor → tracking joins it to what was known at predict time → learning
-
-Beside what it says when it is asked (:class:`Predicting`) a predictor says what a completion
-teaches (:meth:`Predictor._learn`).
+completion → predictor → tracking joins it to what was known at predict time → model.learn
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
+from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
-from sagellm_lifetime.core.values import as_option, as_sequence_id
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.core.values import as_sequence_id
+from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
+from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
+from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, save_checkpoint
 from sagellm_lifetime.predictor.checks import check_completion
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
+from sagellm_lifetime.predictor.learned import Learned, context_state, model_state, restored
 from sagellm_lifetime.predictor.predicting import Predicting
-from sagellm_lifetime.predictor.records import Answered, Completion, Elsewhere, Lesson
+from sagellm_lifetime.predictor.records import Answered, Completion, FeedbackQueue
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from sagellm_lifetime.history.prequential import Clock
     from sagellm_lifetime.history.reasons import CapReached
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share that is done."""
-
-_LARGEST_SEED = 2**63 - 1
 _CALIBRATE_EVERY = 32
 """Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
 learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
 
 
 class Predictor(Predicting):
-    """Base of the predictors of this package; safe to call from several threads.
+    """A length model in service; safe to call from several threads.
+
+    Pickle and ``copy.deepcopy`` take options and what was learned. What is tracked, counted and
+    scored is left behind, as with :meth:`clone`, and a background learner stays with the original:
+    the copy learns by itself.
 
     Args:
-        seed: seeds everything random; equal seeds and calls give equal answers.
+        model: what is asked, and learns.
         capacity: how many running sequences are tracked at most.
         expire_after: seconds after which a sequence that is never asked about is forgotten.
 
     Raises:
-        RequestError: an option of another type, or out of its range.
+        RequestError: no model, or an option of another type, or out of its range.
+
+    Example:
+        >>> from sagellm_lifetime import PredictionRequest, create_predictor
+        >>> predictor = create_predictor("survival")
+        >>> result = predictor.predict(PredictionRequest("a", [], 0, 512, {"client_id": "batch"}))
+        >>> predictor.update("a", 80, 1.6)
+        >>> predictor.lessons
+        1
     """
 
-    name: ClassVar[str]
-    # fmt: off
-    _STAYS: ClassVar[frozenset[str]] = frozenset([
-        "_options", "_lock", "_tracker", "_timing", "_scores", "_predict_calls", "_fitting",
-        "_elsewhere", "summary",
-    ])
-    # fmt: on
-    """Attributes that stay when what was learned in another process takes the place of the rest:
-    who asks and what moves at once (:meth:`_note`)."""
-
     def __init__(
-        self, *, seed: int = 0, capacity: int = 65_536, expire_after: float = 3600.0
+        self, model: LengthModel, *, capacity: int = 65_536, expire_after: float = 3600.0
     ) -> None:
-        super().__init__(capacity, expire_after)
-        self._options: dict[str, Any] = {
-            "seed": as_option("seed", seed, 0, _LARGEST_SEED),
+        if not isinstance(model, LengthModel):
+            raise RequestError(f"a predictor is made around a LengthModel: {shown(model)}")
+        super().__init__(model, capacity, expire_after)
+        self.name = model.name
+        self.summary: dict[str, Any] = {}
+        """What it was fitted on: rows, time span, columns; no content."""
+        self._scores = Scores()
+        self._pending: list[Answered] = []
+        self._is_replay = False
+        self._queue: FeedbackQueue | None = None
+
+    # -- the model ---------------------------------------------------------------------------
+
+    @property
+    def model(self) -> LengthModel:
+        """What is asked and learns; assign another of its class to swap what was learned.
+
+        Running sequences stay tracked and are answered anew; the calibration goes on from where it
+        was. :meth:`swap` takes a calibration, too.
+
+        Raises:
+            RequestError: when assigned a model of another class, which could not read the evidence
+                of the running sequences.
+        """
+        return self._learned.model
+
+    @model.setter
+    def model(self, model: LengthModel) -> None:
+        with self._lock:
+            self.swap(Learned(model, self._learned.calibration))
+            self._version += 1
+
+    def swap(self, learned: Learned) -> Learned:
+        """Take what was learned elsewhere in the place of what is; return what was replaced.
+
+        Running sequences and recent traffic stay. As everywhere, rows of running sequences stay
+        until what is known has doubled.
+
+        Raises:
+            RequestError: its model is of another class.
+        """
+        with self._lock:
+            replaced = self._learned
+            if type(learned.model) is not type(replaced.model):
+                raise RequestError(
+                    f"a predictor around {type(replaced.model).__name__} cannot go on with "
+                    f"{shown(learned.model)}"
+                )
+            if learned.model.lessons.bit_length() != replaced.model.lessons.bit_length():
+                self._version += 1
+            self._learned = learned
+        return replaced
+
+    @property
+    def lessons(self) -> int:
+        """Completions that the model in use was learned from; waits for no lock."""
+        return self._learned.model.lessons
+
+    @property
+    def lock(self) -> Any:
+        """Keeps everything as it is while it is held; re-entrant."""
+        return self._lock
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments that make an equal predictor, a copy."""
+        return {
+            **self._learned.model.options,
             "capacity": self._tracker.capacity,
             "expire_after": self._tracker.expire_after,
         }
-        self._scores = Scores()
-        self._pending: list[Answered] = []
-        self._fitting = False
-        self._elsewhere: Elsewhere | None = None
-        self.summary: dict[str, Any] = {}
-        """What it was fitted on: rows, time span, columns; no content."""
-
-    # -- what a predictor says ---------------------------------------------------------------
-
-    @abstractmethod
-    def _learn(self, completion: Completion) -> None:
-        """Learn from one completion."""
-
-    @abstractmethod
-    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
-        """Learn from the older part of a checked history, in time order, from scratch.
-
-        ``newest`` will be replayed through ``predict`` and ``update`` afterwards; a network may
-        use it to decide when to stop training.
-        """
-
-    @abstractmethod
-    def _state(self) -> dict[str, np.ndarray]:
-        """What the predictor itself learned, as arrays."""
-
-    @abstractmethod
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        """Replace what was learned with a :meth:`_state`, but for the instant parts."""
-
-    def _restore_instant(self, state: dict[str, np.ndarray]) -> None:
-        """Replace the parts that :meth:`_note` moves with those of a :meth:`_state`."""
-
-    def _expect_swaps(self) -> None:
-        """Make beforehand what takes time, for soon :func:`take_over` will be called often."""
-
-    def _twin(self) -> Self:
-        """One that knows nothing, to be restored and to take the place of this one."""
-        return type(self)(**self._options)
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -137,7 +163,7 @@ class Predictor(Predicting):
             if item is None:
                 self._scores.unknown_updates += 1
                 return
-            lesson = Lesson(
+            completion = Completion(
                 item.evidence,
                 item.asked,
                 item.answers,
@@ -148,43 +174,56 @@ class Predictor(Predicting):
                 seconds,
                 finish_reason,
             )
-            self._note(lesson)
-            if self._elsewhere is None:
-                self._take_in(lesson)
+            self._note(completion)
+            if self._queue is None:
+                self._learn(completion)
             else:
-                self._elsewhere.take(lesson)
+                self._queue.take(completion)
 
-    def learn(self, lesson: Lesson) -> None:
+    def learn(self, completion: Completion) -> None:
         """Learn what another predictor with the same options was told by an ``update``.
 
         Raises:
-            RequestError: something that is no lesson. Then nothing has changed.
+            RequestError: something that is no completion. Then nothing has changed.
         """
-        if not isinstance(lesson, Lesson):
-            raise RequestError(f"a lesson must be a Lesson: {shown(lesson)}")
+        if not isinstance(completion, Completion):
+            raise RequestError(f"a completion must be a Completion: {shown(completion)}")
         with self._lock:
             self._tracker.admitted += 1
-            self._note(lesson)
-            self._take_in(lesson)
+            self._note(completion)
+            self._learn(completion)
 
-    def _note(self, lesson: Lesson) -> None:
-        """Move what moves at once, in a few microseconds: the scores, the seconds per token."""
-        said = (lesson.estimate, lesson.confidence) if lesson.estimate >= 0 else None
-        self._scores.ended(lesson.finish_reason, lesson.length, said)
-        if lesson.finish_reason in ("stop", "length"):
-            self._timing.update(lesson.evidence.features.model, lesson.length, lesson.seconds)
+    def _note(self, completion: Completion) -> None:
+        """Move what moves at once, in a few microseconds: scores, seconds per token, context."""
+        said = (completion.estimate, completion.confidence) if completion.estimate >= 0 else None
+        self._scores.ended(completion.finish_reason, completion.length, said)
+        evidence, length = completion.evidence, completion.length
+        if completion.finish_reason in ("stop", "length"):
+            self._timing.update(evidence.features.model, length, completion.seconds)
+        self._context.learn(
+            evidence.features, evidence.session, length, censored=completion.censored
+        )
 
-    def _take_in(self, lesson: Lesson) -> None:
+    def _learn(self, completion: Completion) -> None:
         """Learn the rest, which may take long."""
-        self._pending.extend(answered(lesson))
-        self._learn(Completion(lesson.evidence, lesson.length, lesson.censored))
-        self._lessons += 1
+        self._pending.extend(answered(completion))
+        model = self._learned.model
+        model.learn(
+            Feedback(completion.evidence, completion.length, completion.censored, self._is_replay)
+        )
+        model.lessons += 1
         # Rows of running sequences are computed anew at every doubling of what is known: soon
         # after the start, and hardly ever later, when one more completion changes nothing.
-        if self._lessons & (self._lessons - 1) == 0:
+        if model.lessons & (model.lessons - 1) == 0:
             self._version += 1
         if len(self._pending) >= _CALIBRATE_EVERY:
-            self._calibrate_pending()
+            self.settle()
+
+    def settle(self) -> None:
+        """Let the calibration learn what waits for it, as before every save."""
+        with self._lock:
+            calibrate(self._learned.calibration, self._pending)
+            self._pending.clear()
 
     def track_all(self) -> None:
         """Forget no sequence, however many there are and however long they run: for a caller that
@@ -204,9 +243,30 @@ class Predictor(Predicting):
             if self._tracker.take(sequence_id) is not None:
                 self._tracker.discarded += 1
 
-    def _calibrate_pending(self) -> None:
-        calibrate(self._calibration, self._pending)
-        self._pending.clear()
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Take what is told meanwhile for a replay: a network takes no gradient steps for it."""
+        self._is_replay = True
+        try:
+            yield
+        finally:
+            self._is_replay = False
+
+    def hand_over_to(self, queue: FeedbackQueue) -> None:
+        """Let completions be learned elsewhere from now on; see ``BackgroundLearner``.
+
+        Raises:
+            RequestError: they are learned elsewhere already.
+        """
+        with self._lock:
+            if self._queue is not None:
+                raise RequestError("the predictor learns in another process already")
+            self._queue = queue
+
+    @property
+    def learns_elsewhere(self) -> bool:
+        """Whether its completions are learned in another process."""
+        return self._queue is not None
 
     # -- what is known -----------------------------------------------------------------------
 
@@ -219,7 +279,7 @@ class Predictor(Predicting):
         those of the censored that reached a cap (``finish_reason="length"``).
         """
         with self._lock:
-            tracker, scores = self._tracker, self._scores
+            tracker, scores, model = self._tracker, self._scores, self._learned.model
             return {
                 **scores.metrics(tracker.admitted),
                 "predictor": self.name,
@@ -233,9 +293,10 @@ class Predictor(Predicting):
                 "replaced": tracker.replaced,
                 "discarded": tracker.discarded,
                 "unknown_updates": scores.unknown_updates,
-                "lessons": self._lessons,
+                "lessons": model.lessons,
                 "seconds_per_token": self._timing.seconds_per_token(),
-                **(self._elsewhere.counts() if self._elsewhere else {}),
+                **(self._queue.counts() if self._queue else {}),
+                **model.counts(),
             }
 
     def fit(
@@ -265,33 +326,156 @@ class Predictor(Predicting):
         """
         if progress is not None and not callable(progress):
             raise RequestError(f"progress must be a function: {shown(progress)}")
-        from sagellm_lifetime.predictor.fitting import fit_predictor
+        from sagellm_lifetime.predictor.fitting import read, replay, seconds_per_token
 
         with self._lock:
-            if self._elsewhere is not None:
+            if self._queue is not None:
                 raise RequestError("it learns in another process: fit it before that, or a clone()")
-            before = dict(vars(self))
-            try:
-                fit_predictor(self, history, progress, cap_reached, clock)
-            except BaseException:
-                # Fitting puts new objects in the place of the old ones, which are as they were.
-                vars(self).clear()
-                vars(self).update(before)
-                raise
+            rows = read(history, cap_reached, clock)
+            # Another one is fitted and put in the place of this one when all went well.
+            fitted = self._around(self._learned.model.successor())
+            if not self._tracker.bounded:
+                fitted.track_all()
+            fitted._timing = seconds_per_token(rows.older)
+            model, context = fitted._learned.model, fitted._context
+            model.lessons = len(rows.older)
+            with fitted.replaying():
+                model.fit(rows.older, rows.newest, context, progress)
+                replay(fitted, rows.newest, progress, rows.clock)
+            fitted.settle()
+            self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
+            self._pending = []
+            self._version += 1
+            # What it scored while it was being fitted is not what it scores in service.
+            self._scores, self._tracker = Scores(), self._tracker.emptied()
+            self._predict_calls = 0
+            self.summary = rows.summary
         return self
+
+    def state(self) -> Arrays:
+        """Return everything learned, as arrays of its own: what a checkpoint holds."""
+        with self._lock:
+            self.settle()
+            # Names of arrays are UTF-8, names of models may be anything.
+            timing = {
+                model.encode("utf-8", "backslashreplace").decode(): np.array(values)
+                for model, values in self._timing.state().items()
+            }
+            return {
+                **{key: np.array(value) for key, value in self._learned.state().items()},
+                **context_state(self._context.state()),
+                **{f"timing.{name}": values for name, values in timing.items()},
+                "timing_order": ranks(timing),
+            }
+
+    def restore(self, arrays: Arrays) -> None:
+        """Replace everything learned with a :meth:`state`; running sequences stay tracked.
+
+        Raises:
+            ValueError: arrays that do not fit the predictor, or hold what none can have learned.
+                Then nothing has changed.
+        """
+        with self._lock:
+            context, timing = Context(self._context.parts), TokenTiming()
+            state = model_state(arrays)
+            learned = restored(self._learned.model.successor(), arrays, context.without(state))
+            context.restore(state)
+            for name in arrays:
+                if name.startswith("timing.") and not len(
+                    checked(arrays, name, np.float64, (None,), 0.0)
+                ):
+                    raise ValueError(f"{name!r} is empty")
+            paces = in_order(part(arrays, "timing."), arrays.get("timing_order"))
+            timing.restore({k: v.tolist() for k, v in paces.items()})
+            self._learned, self._context, self._timing = learned, context, timing
+            self._pending = []
+            self._version += 1
+
+    def successor(self, arrays: Arrays) -> Learned:
+        """Return what an equal predictor learned, for :meth:`swap`; its recent traffic is left out.
+
+        Takes no lock.
+
+        Raises:
+            ValueError: as of :meth:`restore`.
+        """
+        state = self._context.without(model_state(arrays))
+        return restored(self._learned.model.successor(), arrays, state)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
-        from sagellm_lifetime.predictor.checkpoint import as_path, save_predictor
-
         place = as_path(path)
         with self._lock:
-            save_predictor(self, place)
+            checkpoint = Checkpoint(
+                predictor=self.name,
+                options=self.options,
+                arrays=self.state(),
+                summary=dict(self.summary),
+                metrics=self.get_metrics(),
+            )
+            save_checkpoint(checkpoint, place)
+
+    # -- copies ------------------------------------------------------------------------------
 
     def clone(self) -> Self:
         """A predictor with equal options and equal knowledge, sharing nothing, tracking nothing."""
         with self._lock:
-            twin = type(self)(**self._options)
-            set_knowledge(twin, knowledge(self))
+            twin = self.new()
+            twin.restore(self.state())
             twin.summary = dict(self.summary)
             return twin
+
+    def new(self, **changes: Any) -> Self:
+        """Return a predictor of the same kind that knows nothing.
+
+        Args:
+            changes: options that are to be others.
+
+        Raises:
+            RequestError: an option it does not take, or an impossible value.
+        """
+        options = {**self.options, **changes}
+        own = {key: options.pop(key) for key in ("capacity", "expire_after")}
+        kind = type(self._learned.model)
+        try:
+            model = kind(**options)
+        except TypeError as error:
+            raise RequestError(f"predictor {self.name!r}: {error}") from error
+        return self._around(model, **own)
+
+    def _around(self, model: LengthModel, **limits: Any) -> Self:
+        """Return a new predictor of this class around a model, with this one's limits."""
+        tracker = self._tracker
+        made = type(self).__new__(type(self))
+        Predictor.__init__(
+            made,
+            model,
+            **{"capacity": tracker.capacity, "expire_after": tracker.expire_after, **limits},
+        )
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self._lock:
+            kind = type(self._learned.model)
+            return _rebuilt, (type(self), kind, self.options, self.state(), dict(self.summary))
+
+    def __repr__(self) -> str:
+        # Without the lock: a debugger may ask while another thread holds it.
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        running = len(self._tracker)
+        return f"<{type(self).__name__}({options}), {self.lessons} lessons, {running} running>"
+
+
+def _rebuilt(
+    cls: type[Predictor],
+    kind: type[LengthModel],
+    options: dict[str, Any],
+    arrays: Arrays,
+    summary: dict[str, Any],
+) -> Predictor:
+    own = {key: options.pop(key) for key in ("capacity", "expire_after")}
+    predictor = cls.__new__(cls)
+    Predictor.__init__(predictor, kind(**options), **own)
+    predictor.restore(arrays)
+    predictor.summary = summary
+    return predictor

@@ -10,12 +10,12 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.calibration import Calibration, Outcomes
-from sagellm_lifetime.predictor.records import Answered, Lesson
+from sagellm_lifetime.predictor.records import Answered, Completion
 
 _AGES: Final = np.array([16 * 2**k for k in range(14)])
 
 
-def answered(lesson: Lesson) -> Iterator[Answered]:
+def answered(lesson: Completion) -> Iterator[Answered]:
     """Each answer that was given about the sequence, with the ages between which it stood."""
     ends = [*lesson.asked[1:], lesson.length]
     # A request refused half way leaves a sequence asked about but not answered.

@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from math import inf, isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
-from sagellm_lifetime.core.values import is_path
-from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, read_checkpoint, write_checkpoint
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
+from sagellm_lifetime.predictor.checkpoint_file import as_path, read_checkpoint
 from sagellm_lifetime.predictor.registry import create_predictor
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictor.base import Predictor
 
 
-def as_path(path: Any) -> Path:
-    """Return the path of a checkpoint.
-
-    Raises:
-        CheckpointError: something that is no path, an empty one, or one that no file can have.
-    """
-    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
-        raise CheckpointError(f"a checkpoint is named by a path: {shown(path)}")
-    if not is_path(found):
-        raise CheckpointError(f"{shown(found)} names no checkpoint: give a folder")
-    return Path(found)
-
-
-def save_predictor(predictor: Predictor, path: Path) -> None:
-    """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
-    checkpoint = Checkpoint(
-        predictor=predictor.name,
-        options=dict(predictor._options),
-        arrays=knowledge(predictor),
-        summary=dict(predictor.summary),
-        metrics=predictor.get_metrics(),
-    )
-    try:
-        write_checkpoint(checkpoint, path)
-    except OSError as error:  # a name too long, a folder that may not be looked into
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def load_predictor(path: str | os.PathLike[str]) -> Predictor:
+def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = None) -> Predictor:
     """Return a predictor from a checkpoint directory or an exported ``.safetensors`` or ``.pt``.
+
+    Args:
+        path: of the directory or the file.
+        like: a predictor of the kind that is expected there, for a model that no package
+            registers; the loaded one is of its class, around a model of its model's class.
 
     Raises:
         CheckpointError: missing, damaged, of another format version, or of unknown contents; or
@@ -59,11 +35,16 @@ def load_predictor(path: str | os.PathLike[str]) -> Predictor:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        predictor, trial = (
-            create_predictor(checkpoint.predictor, **checkpoint.options) for _ in range(2)
-        )
-        set_knowledge(predictor, checkpoint.arrays)
-        set_knowledge(trial, checkpoint.arrays)
+        make: Callable[..., Predictor]
+        if like is None:
+            make = partial(create_predictor, checkpoint.predictor)
+        elif like.name == checkpoint.predictor:
+            make = like.new
+        else:
+            raise ValueError(f"{like.name!r} was expected")
+        predictor, trial = (make(**checkpoint.options) for _ in range(2))
+        predictor.restore(checkpoint.arrays)
+        trial.restore(checkpoint.arrays)
         # So that what is wrong with it is found here and not while serving.
         _try_out(trial)
     except MissingExtraError:
@@ -83,16 +64,16 @@ def _try_out(predictor: Predictor) -> None:
     Raises:
         ValueError: an answer that is none. What else is wrong raises an error of any class.
     """
-    # As during a fit, a network takes no gradient steps: an engine that loads one needs no PyTorch.
-    predictor._fitting = True
     for each in _QUESTIONS:
         _check_answer(predictor.predict(each))
     for answer in predictor.predict_batch(_QUESTIONS):
         _check_answer(answer)
-    for i, each in enumerate(_QUESTIONS):
-        reason = FINISH_REASONS[i % len(FINISH_REASONS)]
-        predictor.update(each.sequence_id, each.current_length + 50, 1.0, finish_reason=reason)
-    predictor._calibrate_pending()
+    # A network takes no gradient steps: an engine that loads one needs no PyTorch.
+    with predictor.replaying():
+        for i, each in enumerate(_QUESTIONS):
+            reason = FINISH_REASONS[i % len(FINISH_REASONS)]
+            predictor.update(each.sequence_id, each.current_length + 50, 1.0, finish_reason=reason)
+    predictor.settle()
     for each in _QUESTIONS:
         _check_answer(predictor.predict(each))
 

@@ -31,9 +31,10 @@ import numpy as np
 from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.arrays import DTYPES
 from sagellm_lifetime.core.calibration import AGE_EDGES
-from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
 from sagellm_lifetime.core.grid import BINS, MAX_LENGTH
 from sagellm_lifetime.core.link import LEVELS
+from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
@@ -94,6 +95,31 @@ class Checkpoint:
             },
             "sha256": digest,
         }
+
+
+def as_path(path: Any) -> Path:
+    """Return the path of a checkpoint.
+
+    Raises:
+        CheckpointError: something that is no path, an empty one, or one that no file can have.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
+        raise CheckpointError(f"a checkpoint is named by a path: {shown(path)}")
+    if not is_path(found):
+        raise CheckpointError(f"{shown(found)} names no checkpoint: give a folder")
+    return Path(found)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint directory, as :func:`write_checkpoint`, whatever the file system says.
+
+    Raises:
+        CheckpointError: as of :func:`write_checkpoint`, or the place cannot be looked into.
+    """
+    try:
+        write_checkpoint(checkpoint, path)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def check_directory(path: Path) -> None:

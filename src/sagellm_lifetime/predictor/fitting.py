@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from sagellm_lifetime.core.calibration import Calibration
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.history.prequential import (
@@ -30,8 +29,9 @@ from sagellm_lifetime.history.prequential import (
 from sagellm_lifetime.history.splits import split
 
 if TYPE_CHECKING:
+    from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
     from sagellm_lifetime.history.reasons import CapReached
-    from sagellm_lifetime.predictor.base import Predictor, Progress
+    from sagellm_lifetime.models.base import Progress
 
 _LOG = logging.getLogger(__name__)
 _CONTENT_AGES = [16 * 2**k for k in range(10)]
@@ -44,14 +44,29 @@ _LEAST = 20
 """Rows below which nothing is held out."""
 
 
-def fit_predictor(
-    predictor: Predictor,
-    history: Any,
-    progress: Progress | None,
-    cap_reached: CapReached = "length",
-    clock: Clock = "auto",
-) -> None:
-    """Fit in place; the predictor is unchanged if the history cannot be used."""
+@dataclass(frozen=True)
+class Rows:
+    """A checked history, taken apart.
+
+    Attributes:
+        older: what is learned in bulk, in time order.
+        newest: what is replayed, in time order; empty for a short history.
+        clock: what the arrival times count from.
+        summary: rows, columns and lengths; no content.
+    """
+
+    older: pl.DataFrame
+    newest: pl.DataFrame
+    clock: Clock
+    summary: dict[str, Any]
+
+
+def read(history: Any, cap_reached: CapReached = "length", clock: Clock = "auto") -> Rows:
+    """Return the rows of a history to be fitted on; arguments as of ``Predictor.fit``.
+
+    Raises:
+        HistoryError: the history cannot be used.
+    """
     from sagellm_lifetime.history import read_history
     from sagellm_lifetime.history.reasons import cap_reached_note
 
@@ -69,30 +84,10 @@ def fit_predictor(
             "(clock='wall': all times are on one clock)"
         )
     frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
-    older, newest = _parts(frame, kind)
-
-    predictor._calibration = Calibration()
-    predictor._scores = Scores()
-    predictor._tracker = predictor._tracker.emptied()
-    predictor._timing = _timing(older)
-    predictor._pending = []
-    predictor._lessons = len(older)
-    predictor._predict_calls = 0
-    predictor._fitting = True
-    try:
-        predictor._fit(older, newest, progress)
-        predictor._version += 1
-        _replay(predictor, newest, progress, kind)
-    finally:
-        predictor._fitting = False
-    predictor._calibrate_pending()
-    # What it scored while it was being fitted is not what it scores in service.
-    predictor._scores = Scores()
-    predictor._tracker = predictor._tracker.emptied()
-    predictor._predict_calls = 0
-    predictor.summary = _summary(frame)
+    summary = _summary(frame)
     if read.cap_reached:
-        predictor.summary["cap_reached"] = {"rows": read.cap_reached, "as": cap_reached}
+        summary["cap_reached"] = {"rows": read.cap_reached, "as": cap_reached}
+    return Rows(*_parts(frame, kind), kind, summary)
 
 
 def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -124,7 +119,8 @@ def _summary(frame: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _timing(frame: pl.DataFrame) -> TokenTiming:
+def seconds_per_token(frame: pl.DataFrame) -> TokenTiming:
+    """Return what the rows that say how long they took say of it."""
     timing = TokenTiming()
     if "actual_time" in frame.columns:
         columns = [c for c in ("model", "actual_length", "actual_time") if c in frame.columns]
@@ -134,9 +130,13 @@ def _timing(frame: pl.DataFrame) -> TokenTiming:
     return timing
 
 
-def _replay(
-    predictor: Predictor, frame: pl.DataFrame, progress: Progress | None, clock: Clock
+def replay(
+    predictor: LifetimePredictorProtocol,
+    frame: pl.DataFrame,
+    progress: Progress | None,
+    clock: Clock,
 ) -> None:
+    """Predict each row at its arrival and learn it at its finish, in time order."""
     requests = HistoryRequests(frame)
     lengths = frame["actual_length"].to_list()
     times = seconds(frame, missing=0.0).tolist()

@@ -1,15 +1,13 @@
-"""The way of a prediction, which every predictor shares.
+"""The way of a prediction.
 
-    request → features → predictor → distribution → conditioned on age → calibrated → result
+    request → features → model → distribution → conditioned on age → calibrated → result
 
-A predictor says what it keeps of a request (:meth:`Predicting._read`) and which cumulative hazards
-follow from it (:meth:`Predicting._rows`).
+The model says what to keep of a request and which cumulative hazards follow from it.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import RLock
 from typing import Any
@@ -22,16 +20,19 @@ from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
+    Prediction,
     PredictionRequest,
-    PredictionResult,
     SequenceId,
 )
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
 from sagellm_lifetime.core.values import LARGEST_AGE, as_ages, as_levels, as_sequence_ids
-from sagellm_lifetime.features.request import check_request, read_request
+from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.features.request import check_request
+from sagellm_lifetime.models.base import LengthModel
+from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.checks import check_iterable, waves
-from sagellm_lifetime.predictor.records import Evidence
+from sagellm_lifetime.predictor.learned import Learned
 
 
 class Predicting(LifetimePredictorProtocol):
@@ -40,17 +41,19 @@ class Predicting(LifetimePredictorProtocol):
     A forked child has a predictor of its own, which knows what this one knew at the fork.
 
     Args:
+        model: what is asked.
         capacity: how many running sequences are tracked at most.
         expire_after: seconds after which a sequence that is never asked about is forgotten.
     """
 
-    def __init__(self, capacity: int, expire_after: float) -> None:
+    def __init__(self, model: LengthModel, capacity: int, expire_after: float) -> None:
         self._lock: Any = RLock()
         self._tracker = Tracker(capacity, expire_after)
         self._timing = TokenTiming()
-        self._calibration = Calibration()
-        self._lessons = 0
+        self._context = Context(model.context)
+        self._learned = Learned(model, Calibration())
         self._version = 0
+        """Rows of running sequences are computed anew when it has changed."""
         self._predict_calls = 0
         forking.register(self)
 
@@ -61,34 +64,9 @@ class Predicting(LifetimePredictorProtocol):
         if not whole:
             self._lock = forking.Torn()
 
-    # -- what a predictor says ---------------------------------------------------------------
-
-    @abstractmethod
-    def _rows(self, evidence: Sequence[Any]) -> Iterable[np.ndarray]:
-        """Cumulative hazards of the total length, shape ``(BINS + 1,)``, of each."""
-
-    def _read(self, request: PredictionRequest) -> Any:
-        """What to keep of a request seen for the first time."""
-        features = read_request(request)
-        return Evidence(features, features.session_key)
-
-    def _check(self, request: PredictionRequest) -> None:
-        """Raise what :meth:`_read` or :meth:`_news` could raise of a request, whichever is called.
-
-        All three change nothing: what cannot be read is refused before anything is tracked.
-        """
-        self._read(request)
-
-    def _news(self, evidence: Any, request: PredictionRequest) -> Any | None:
-        """What is new since the last call and changes the row, or ``None``."""
-        return None
-
-    def _absorb(self, evidence: Any, news: Any) -> None:
-        """Add what :meth:`_news` has read to the evidence; never fails."""
-
     # -- predicting --------------------------------------------------------------------------
 
-    def predict(self, request: PredictionRequest) -> PredictionResult:
+    def predict(self, request: PredictionRequest) -> Prediction:
         """Predict one sequence.
 
         Raises:
@@ -103,7 +81,7 @@ class Predicting(LifetimePredictorProtocol):
                 self._refresh([item])
             return self._answer(item, request.current_length, request.max_length)
 
-    def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[PredictionResult]:
+    def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[Prediction]:
         """Predict many sequences; equal to predicting them one by one.
 
         Raises:
@@ -111,31 +89,29 @@ class Predicting(LifetimePredictorProtocol):
                 predicted, and nothing has changed.
         """
         requests = [check_request(request) for request in check_iterable(requests)]
-        results: list[PredictionResult | None] = [None] * len(requests)
+        results: list[Prediction | None] = [None] * len(requests)
         with self._lock:
             turns = waves(requests, self._tracker.capacity)
             if len(turns) > 1:
-                for request in requests:
-                    self._check(request)
+                self._check(requests)
             for wave in turns:
                 answers = self._predict_distinct([requests[i] for i in wave])
                 for i, answer in zip(wave, answers, strict=True):
                     results[i] = answer
         return [result for result in results if result is not None]
 
-    def _predict_distinct(self, requests: list[PredictionRequest]) -> list[PredictionResult]:
-        get, news, enter = self._tracker.get, self._news, self._enter
+    def _predict_distinct(self, requests: list[PredictionRequest]) -> list[Prediction]:
+        get, absorb, enter = self._tracker.get, self._learned.model.absorb, self._enter
         known = [get(request.sequence_id, request.current_length) for request in requests]
         if self._tracker.has_room(sum([item is None for item in known])):
             said = [
-                self._fresh(request) if item is None else news(item.evidence, request)
+                self._observe(request) if item is None else absorb(item.evidence, request)
                 for item, request in zip(known, requests, strict=True)
             ]
             observed = list(map(enter, requests, known, said))
         else:
             # One that comes may push out another of the batch, which then is new itself.
-            for request in requests:
-                self._check(request)
+            self._check(requests)
             observed = [enter(request, *self._look(request)) for request in requests]
         stale = [item for item, is_stale in observed if is_stale]
         if stale:
@@ -193,7 +169,7 @@ class Predicting(LifetimePredictorProtocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         points = batch.quantile(0.5)
         raw = np.where(points > 0, batch.within(points), 1.0)
-        return points, self._calibration.confidences(bands, raw)
+        return points, self._learned.calibration.confidences(bands, raw)
 
     def _distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
@@ -206,30 +182,31 @@ class Predicting(LifetimePredictorProtocol):
             slots,
             ages,
             self._tracker.caps[slots],
-            self._calibration.curves,
+            self._learned.calibration.curves,
             bands_of(ages),
         )
 
-    def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Any]:
-        """What a request says: the tracked sequence and its news, or ``None`` and new evidence.
+    def _observe(self, request: PredictionRequest) -> Evidence:
+        return self._learned.model.observe(self._context.observe(request))
+
+    def _check(self, requests: Sequence[PredictionRequest]) -> None:
+        """Raise :class:`RequestError` where one of them could be refused, whatever comes before."""
+        check, observe = self._learned.model.check, self._context.observe
+        for request in requests:
+            check(observe(request))
+
+    def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Evidence | None]:
+        """Return the tracked sequence, if there is one, and new evidence, if there is any.
 
         Nothing is changed yet, so a request that is refused here has done no harm.
         """
         item = self._tracker.get(request.sequence_id, request.current_length)
         if item is None:
-            return None, self._fresh(request)
-        return item, self._news(item.evidence, request)
-
-    def _fresh(self, request: PredictionRequest) -> Any:
-        """Evidence of a sequence that is asked about for the first time."""
-        evidence = self._read(request)
-        news = self._news(evidence, request)
-        if news is not None:
-            self._absorb(evidence, news)
-        return evidence
+            return None, self._observe(request)
+        return item, self._learned.model.absorb(item.evidence, request)
 
     def _enter(
-        self, request: PredictionRequest, item: Tracked | None, said: Any
+        self, request: PredictionRequest, item: Tracked | None, said: Evidence | None
     ) -> tuple[Tracked, bool]:
         """Track what :meth:`_look` has read; whether the row of the sequence is to be computed."""
         self._predict_calls += 1
@@ -240,30 +217,32 @@ class Predicting(LifetimePredictorProtocol):
             return item, True
         self._tracker.grown(request.sequence_id, item, age, request.max_length)
         if said is not None:
-            self._absorb(item.evidence, said)
+            item.evidence = said
             item.asked.append(age)
             return item, True
         return item, item.version != self._version
 
     def _refresh(self, items: Sequence[Tracked]) -> None:
-        rows, prior = self._rows([item.evidence for item in items]), self._lessons == 0
+        model = self._learned.model
+        rows, prior = model.hazards([item.evidence for item in items]), model.lessons == 0
         for item, row in zip(items, rows, strict=True):
             self._tracker.set_row(item, row)
             # One answer for each piece of evidence; a newer version of it takes its place.
             item.answers[len(item.asked) - 1 :] = [row]
             item.version, item.prior = self._version, prior
 
-    def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
+    def _answer(self, item: Tracked, age: int, cap: int | None) -> Prediction:
         band = band_of(age)
-        curve, row = self._calibration.views[band], item.answers[-1]
+        calibration, row = self._learned.calibration, item.answers[-1]
+        curve = calibration.views[band]
         if age or row.flags.writeable:
             remaining, raw = point_and_confidence(row, age, cap, curve)
-            confidence = self._calibration.confidence(band, raw)
+            confidence = calibration.confidence(band, raw)
         else:  # nobody writes to it because many hold it
-            remaining, confidence = self._calibration.at_start(row, cap)
+            remaining, confidence = calibration.at_start(row, cap)
         if item.estimate < 0:
             item.estimate, item.confidence = age + remaining, confidence
-        return PredictionResult(
+        return Prediction(
             remaining,
             confidence,
             remaining * self._timing.seconds_per_token(item.evidence.features.model),
@@ -273,17 +252,17 @@ class Predicting(LifetimePredictorProtocol):
 
     def _answer_many(
         self, items: list[Tracked], requests: Sequence[PredictionRequest]
-    ) -> list[PredictionResult]:
+    ) -> list[Prediction]:
         slots = np.array([item.slot for item in items], dtype=np.int64)
         age_list = [request.current_length for request in requests]
         cap_list = [request.max_length for request in requests]
         ages = np.array(age_list, dtype=np.int64)
         bands = bands_of(ages)
         caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
-        curves = self._calibration.curves
+        curves = self._learned.calibration.curves
         batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
         points, confidences = self._believed(batch, bands)
-        views = self._calibration.views
+        views = self._learned.calibration.views
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
             items,
@@ -298,7 +277,7 @@ class Predicting(LifetimePredictorProtocol):
             if item.estimate < 0:
                 item.estimate, item.confidence = age + n, confidence
             results.append(
-                PredictionResult(
+                Prediction(
                     n,
                     confidence,
                     n * pace,

@@ -1,37 +1,17 @@
-"""What a predictor keeps of a running sequence, and what it is told when it ends."""
+"""What a predictor keeps of a running sequence's answers, and what it is told when it ends."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sagellm_lifetime.features.request import RequestFeatures
 
-
-@dataclass(slots=True)
-class Evidence:
-    """What is kept of a running sequence; predictors extend it."""
-
-    features: RequestFeatures
-    session: int
-
-
-@dataclass(slots=True)
-class Completion:
-    """One finished sequence joined to what was known about it."""
-
-    evidence: Any
-    length: int
-    censored: bool
-
-
-class Lesson(NamedTuple):
-    """All that one finished sequence can teach; it may be learned in another process.
+class Completion(NamedTuple):
+    """All that one ended sequence can teach; it may be learned in another process.
 
     Attributes:
-        evidence: what the predictor had kept of the request.
+        evidence: what the model had kept of the request.
         asked: ages at which new evidence came, ascending.
         answers: the row that followed from each.
         cap: ``max_length`` as it was said last.
@@ -67,11 +47,11 @@ class Answered(NamedTuple):
     censored: bool
 
 
-class Elsewhere(Protocol):
-    """Who learns in a predictor's stead."""
+class FeedbackQueue(Protocol):
+    """Takes completions to be learned elsewhere."""
 
-    def take(self, lesson: Lesson) -> None:
-        """Record a lesson; called under the predictor's lock, so in a microsecond."""
+    def take(self, completion: Completion) -> None:
+        """Queue a completion; called under the predictor's lock, so in a microsecond."""
 
     def counts(self) -> dict[str, Any]:
-        """What became of the lessons, for the metrics."""
+        """Return what became of the completions, for the metrics."""

@@ -1,53 +1,160 @@
-"""Predictors by name. A new predictor is one file and one line here."""
+"""Predictors by name: those of this package, and models that other packages register.
+
+Another package names its model class in the entry-point group :data:`GROUP`; from then on every
+command, checkpoint and benchmark takes it by that name.
+"""
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 
 if TYPE_CHECKING:
+    from sagellm_lifetime.models.base import LengthModel
     from sagellm_lifetime.predictor.base import Predictor
 
-_WHERE: Final = {
-    "baseline": "baseline:BaselineLifetimePredictor",
-    "orca": "orca:OrcaLifetimePredictor",
-    "linear": "linear:LinearLifetimePredictor",
-    "survival": "survival:SurvivalLifetimePredictor",
-    "lstm": "lstm:LSTMLifetimePredictor",
-    "transformer": "transformer:TransformerLifetimePredictor",
+GROUP: Final = "sagellm_lifetime.models"
+"""Entry points of other packages: name of the model, and its class."""
+_CLASSES: Final = {
+    "baseline": "BaselineLifetimePredictor",
+    "orca": "OrcaLifetimePredictor",
+    "linear": "LinearLifetimePredictor",
+    "survival": "SurvivalLifetimePredictor",
+    "lstm": "LSTMLifetimePredictor",
+    "transformer": "TransformerLifetimePredictor",
 }
-PREDICTORS: Final = tuple(_WHERE)
+PREDICTORS: Final = tuple(_CLASSES)
+"""Names of the predictors of this package; :func:`predictor_names` has those of others, too."""
+
+
+@cache
+def _registered() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        if entry.name in _CLASSES or (entry.name in found and found[entry.name] != entry):
+            whose = "sagellm-lifetime" if entry.name in _CLASSES else _owner(found[entry.name])
+            warnings.warn(
+                f"the model {entry.name!r} of {_owner(entry)} is not used: {whose} has one of "
+                "that name",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            continue
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def _owner(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
+def predictor_names() -> tuple[str, ...]:
+    """Return the names of all predictors, those of this package first.
+
+    >>> predictor_names()[:2]
+    ('baseline', 'orca')
+    """
+    return (*PREDICTORS, *_registered())
+
+
+def model_class(name: str) -> type[LengthModel]:
+    """Return the model class of a name.
+
+    Raises:
+        UnknownNameError: no predictor of that name.
+        RequestError: the package that registers it cannot be imported, or names no model class.
+    """
+    if isinstance(name, str) and name in _CLASSES:
+        found: type[LengthModel] = _builtin(name).model_class
+        return found
+    entry = _registered().get(name) if isinstance(name, str) else None
+    if entry is None:
+        raise UnknownNameError("predictor", name, list(predictor_names()))
+    return _loaded(entry)
+
+
+def _builtin(name: str) -> Any:
+    return getattr(import_module("sagellm_lifetime.predictor.builtin"), _CLASSES[name])
+
+
+@cache
+def _loaded(entry: EntryPoint) -> type[LengthModel]:
+    from sagellm_lifetime.models.base import LengthModel
+
+    try:
+        kind = entry.load()
+    except Exception as error:  # whatever another package's import raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(
+            f"predictor {entry.name!r} of {_owner(entry)} cannot be loaded "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, LengthModel)):
+        problem = "is no LengthModel class"
+    elif kind.__abstractmethods__:
+        problem = f"lacks {', '.join(sorted(kind.__abstractmethods__))}"
+    elif getattr(kind, "name", None) != entry.name:
+        problem = f"has the name {getattr(kind, 'name', None)!r}"
+    else:
+        return kind
+    raise RequestError(f"predictor {entry.name!r} of {_owner(entry)}: {entry.value} {problem}")
 
 
 def predictor_class(name: str) -> type[Predictor]:
-    """The class of a name. Raises :class:`UnknownNameError`."""
-    if not isinstance(name, str) or name not in _WHERE:
-        raise UnknownNameError("predictor", name, list(PREDICTORS))
-    module, attribute = _WHERE[name].split(":")
-    found: type[Predictor] = getattr(
-        import_module(f"sagellm_lifetime.predictor.{module}"), attribute
-    )
+    """Return the class that :func:`create_predictor` makes; errors as of :func:`model_class`."""
+    from sagellm_lifetime.predictor.base import Predictor
+
+    model_class(name)
+    found: type[Predictor] = _builtin(name) if name in _CLASSES else Predictor
     return found
+
+
+def is_registered(predictor: Predictor) -> bool:
+    """Return whether :func:`create_predictor` makes such a predictor by its name."""
+    try:
+        kinds = predictor_class(predictor.name), model_class(predictor.name)
+    except UnknownNameError:
+        return False
+    return kinds == (type(predictor), type(predictor.model))
 
 
 def has_network(name: str) -> bool:
     """Whether the predictor of a name is a network, which takes PyTorch to train."""
-    from sagellm_lifetime.predictor.neural import NeuralPredictor
+    from sagellm_lifetime.networks.model import NetworkModel
 
-    return issubclass(predictor_class(name), NeuralPredictor)
+    return issubclass(model_class(name), NetworkModel)
 
 
 def create_predictor(name: str, *, seed: int = 0, **options: Any) -> Predictor:
     """A new predictor by name.
 
+    Args:
+        name: one of :func:`predictor_names`.
+        seed: seeds everything random; equal seeds and calls give equal answers.
+        options: of the model, and ``capacity`` and ``expire_after`` of the predictor around it.
+
     Raises:
         UnknownNameError: no predictor of that name.
-        RequestError: an option it does not take, or an impossible value.
+        RequestError: an option it does not take, or an impossible value; or the package that
+            registers it cannot be used.
+
+    Example:
+        >>> create_predictor("baseline", window_size=50).options["window_size"]
+        50
     """
-    cls = predictor_class(name)
+    cls, kind = predictor_class(name), model_class(name)
     try:
-        return cls(seed=seed, **options)
+        if name in _CLASSES:
+            make: Any = cls
+            made: Predictor = make(seed=seed, **options)
+            return made
+        from sagellm_lifetime.predictor.builtin import around
+
+        return cls(**around(kind, {"seed": seed, **options}))
     except TypeError as error:
         raise RequestError(f"predictor {name!r}: {error}") from error

@@ -22,7 +22,7 @@ from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor import worker as pupil
 from sagellm_lifetime.predictor.frames import Frame, packed, ready
-from sagellm_lifetime.predictor.records import Lesson
+from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.worker import END, LEARNED, LESSON, SAVE, TROUBLE, Task
 
 _TICK_S: Final = 0.05
@@ -33,7 +33,7 @@ _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
 """A process that lived so long died of something new: the pauses start from the shortest again."""
 
-Waiting = deque[tuple[int, Lesson | None]]
+Waiting = deque[tuple[int, Completion | None]]
 """Numbered lessons; a number without one asks for a checkpoint."""
 
 

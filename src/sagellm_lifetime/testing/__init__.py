@@ -3,23 +3,24 @@
     from sagellm_lifetime.testing import CHECKS, check_predictor
 
     def test_mine():
-        check_predictor(lambda: MyPredictor(seed=0))
+        check_predictor(MyModel)
 
 or one test per check:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_mine(check):
-        check(lambda: MyPredictor(seed=0))
+        check(MyModel)
 
-``make`` returns a new, untrained predictor each time, always with the same seed. A check raises
+What is checked is a :class:`~sagellm_lifetime.LengthModel` class, or a function that returns a new,
+untrained predictor each time, always with the same seed. It need not be registered. A check raises
 ``AssertionError`` with what was expected. Small options (a narrow network, few epochs) keep the
-whole suite at a few seconds per predictor. Checkpoints are loaded by name, so the predictor must be
-in ``predictor.registry``.
+whole suite at a few seconds per predictor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Final
 
 from sagellm_lifetime.core.errors import MissingExtraError
@@ -29,6 +30,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the conformance suite", "dev") from error
 
+from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.testing import (
     batches,
     contract,
@@ -40,26 +42,39 @@ from sagellm_lifetime.testing import (
     learning,
     purity,
 )
-from sagellm_lifetime.testing.common import Make
+from sagellm_lifetime.testing.common import Make, factory
 
-Check = Callable[[Make], None]
+Check = Callable[[Make | type[LengthModel]], None]
+
+
+def _of_any(check: Callable[[Make], None]) -> Check:
+    @wraps(check)
+    def checked(make: Make | type[LengthModel]) -> None:
+        check(factory(make))
+
+    return checked
+
 
 CHECKS: Final[list[Check]] = [
-    *contract.CHECKS,
-    *inputs.CHECKS,
-    *purity.CHECKS,
-    *batches.CHECKS,
-    *laws.CHECKS,
-    *learning.CHECKS,
-    *counting.CHECKS,
-    *knowledge.CHECKS,
-    *fitting.CHECKS,
+    _of_any(check)
+    for group in (
+        contract,
+        inputs,
+        purity,
+        batches,
+        laws,
+        learning,
+        counting,
+        knowledge,
+        fitting,
+    )
+    for check in group.CHECKS
 ]
 """All checks, the cheap ones first."""
 
 
-def check_predictor(make: Make) -> None:
-    """Run every check on the predictors that ``make`` returns.
+def check_predictor(make: Make | type[LengthModel]) -> None:
+    """Run every check on a model class, or on the predictors that ``make`` returns.
 
     Raises:
         AssertionError: from the first check that fails.

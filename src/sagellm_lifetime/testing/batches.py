@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult
@@ -17,7 +19,7 @@ from sagellm_lifetime.testing.common import (
 )
 
 
-def _assert_equal(batch: list[PredictionResult], single: list[PredictionResult]) -> None:
+def _assert_equal(batch: Sequence[PredictionResult], single: Sequence[PredictionResult]) -> None:
     assert len(batch) == len(single), "one answer per request"
     for i, (a, b) in enumerate(zip(batch, single, strict=True)):
         place = f"answer {i} of the batch"

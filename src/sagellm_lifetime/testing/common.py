@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult
+from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.predictor.base import Predictor
 
 Make = Callable[[], Predictor]
@@ -29,6 +31,18 @@ EXAMPLES: Final = settings(
 """Hypothesis settings of every property: reproducible, and quick enough for all predictors."""
 
 _taught: WeakKeyDictionary[Make, dict[int, Predictor]] = WeakKeyDictionary()
+
+
+@cache
+def _around(model: type[LengthModel]) -> Make:
+    return lambda: Predictor(model(seed=0))
+
+
+def factory(make: Make | type[LengthModel]) -> Make:
+    """Return a function that makes predictors: around a model class, or the given one."""
+    if isinstance(make, type) and issubclass(make, LengthModel):
+        return _around(make)
+    return cast("Make", make)
 
 
 class FinishedSequence(NamedTuple):
@@ -98,8 +112,8 @@ def taught(make: Make, count: int = 24) -> Predictor:
 def variant(make: Make, **options: Any) -> Predictor:
     """Return a new predictor with some options changed; options it does not take are ignored."""
     predictor = make()
-    known = predictor._options
-    return type(predictor)(**{**known, **{k: v for k, v in options.items() if k in known}})
+    known = predictor.options
+    return predictor.new(**{k: v for k, v in options.items() if k in known})
 
 
 def questions(name: str = "q") -> list[PredictionRequest]:

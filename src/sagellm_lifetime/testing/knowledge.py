@@ -9,6 +9,7 @@ import numpy as np
 
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
+from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.testing.common import (
     Make,
     asked,
@@ -25,7 +26,9 @@ from sagellm_lifetime.testing.common import (
 def _through_file(predictor: Predictor) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(Path(folder) / "checkpoint")
-        return load_predictor(Path(folder) / "checkpoint")
+        # By its name, if it is registered; else as what it is.
+        like = None if is_registered(predictor) else predictor
+        return load_predictor(Path(folder) / "checkpoint", like=like)
 
 
 def check_seeded(make: Make) -> None:

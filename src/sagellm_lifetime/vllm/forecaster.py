@@ -45,7 +45,7 @@ class LiveForecaster(PredictedLengths):
     def lessons(self) -> int:
         """Completions that the state in use was learned from, earlier runs included."""
         # Not by get_metrics(), whose lock a call that hangs may hold: any thread may ask this.
-        return self.predictor._lessons
+        return self.predictor.lessons
 
     def hear(self, events: Sequence[Event], heard: Heard) -> None:
         """Ask about those that come, and tell of those that end; ``heard`` grows with each."""

@@ -34,7 +34,7 @@ def has_width(predictor: str) -> bool:
 
 def width_of(predictor: Predictor) -> int | None:
     """Of a network; ``None`` for what has none."""
-    found: int | None = predictor._options.get(_WIDTH.get(predictor.name, ""))
+    found: int | None = predictor.options.get(_WIDTH.get(predictor.name, ""))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
-from sagellm_lifetime.predictor.registry import PREDICTORS
+from sagellm_lifetime.predictor.registry import predictor_names
 
 KEY: Final = "lifetime"
 """Where vLLM's ``additional_config`` has them."""
@@ -43,7 +43,7 @@ class Range(NamedTuple):
 FLAGS: Final = ("predict", "learn", "signals", "content")
 """Settings that are ``true`` or ``false``."""
 NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"mode": MODES, "policy": tuple(PLANS), "predictor": PREDICTORS}
+    {"mode": MODES, "policy": tuple(PLANS), "predictor": predictor_names()}
 )
 """Settings that are one of some names."""
 PATHS: Final = ("checkpoint", "state", "record")

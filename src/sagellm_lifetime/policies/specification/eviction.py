@@ -80,7 +80,7 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
         if order not in VALUES:
             raise UnknownNameError("order of eviction", order, list(VALUES))
         if lifetime_predictor is None:
-            from sagellm_lifetime.predictor.lstm import LSTMLifetimePredictor
+            from sagellm_lifetime.predictor.builtin import LSTMLifetimePredictor
 
             lifetime_predictor = LSTMLifetimePredictor()
         self.lifetime_predictor = lifetime_predictor

@@ -7,20 +7,16 @@ predictor the specification describes under its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.arrays import ORDER, in_order, ranks
+from sagellm_lifetime.core.arrays import ORDER, Arrays, in_order, ranks
 from sagellm_lifetime.core.checked import checked, checked_keys
+from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.models.base import Feedback, LengthModel
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
-from sagellm_lifetime.predictor.base import Predictor, Progress
-from sagellm_lifetime.predictor.bulk_feedback import learn_rows
-from sagellm_lifetime.predictor.records import Completion, Evidence
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _EVERY: Final = 0
 _MAX_MODELS: Final = 1024
@@ -31,7 +27,7 @@ _ENOUGH: Final = 8.0
 """Completions of a model from which its own moments are used."""
 
 
-class OrcaLifetimePredictor(Predictor):
+class OrcaModel(LengthModel):
     """Mean and variance of past lengths, per model and over all, as a log-logistic.
 
     Aborted sequences are left out; capped ones count at their cap.
@@ -44,7 +40,8 @@ class OrcaLifetimePredictor(Predictor):
         self._moments: dict[int, Moments] = {}
         """By model, least recently updated first."""
 
-    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+    def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
         return np.stack([self._row(each) for each in evidence])
 
     def _row(self, evidence: Evidence) -> np.ndarray:
@@ -55,26 +52,25 @@ class OrcaLifetimePredictor(Predictor):
             return hazard.log_logistic(PRIOR_MEDIAN, PRIOR_LOG_SD)
         return hazard.log_logistic(*moments.log_normal())
 
-    def _learn(self, completion: Completion) -> None:
-        cap = completion.evidence.features.max_length
-        if completion.censored and (cap is None or completion.length < cap):
+    def learn(self, feedback: Feedback) -> None:
+        """Learn from one ended sequence."""
+        cap = feedback.evidence.features.max_length
+        if feedback.censored and (cap is None or feedback.length < cap):
             return
-        for key in (completion.evidence.features.model_key, _EVERY):
+        for key in (feedback.evidence.features.model_key, _EVERY):
             moments = self._moments.pop(key, None) or Moments()
-            moments.add(completion.length)
+            moments.add(feedback.length)
             self._moments[key] = moments  # the most recently updated is last
         if len(self._moments) > _MAX_MODELS:
             del self._moments[next(iter(self._moments))]
 
-    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
-        self._moments = {}
-        learn_rows(self, older, progress)
-
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> Arrays:
+        """Return what was learned."""
         moments = {str(key): moments.state() for key, moments in self._moments.items()}
         return {**moments, ORDER: ranks(moments)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
         named = {key: value for key, value in state.items() if key != ORDER}
         named = in_order(named, state.get(ORDER))
         keys = checked_keys(named, 0, _LARGEST_KEY)

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, log, log1p, sqrt
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core import hazard
+from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.base import Feedback, LengthModel
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.predictor.base import Predictor, Progress
-from sagellm_lifetime.predictor.bulk_feedback import learn_rows
-from sagellm_lifetime.predictor.records import Completion, Evidence
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _INPUTS: Final = 8
 _RIDGE: Final = 1.0
@@ -29,7 +26,7 @@ _MEMORY: Final = 1.0 - 1.0 / 5000.0
 _PRIOR_WEIGHT: Final = 4.0
 
 
-class LinearLifetimePredictor(Predictor):
+class LinearModel(LengthModel):
     """Ridge regression of ``log L`` on prompt features, with slow forgetting.
 
     The normal equations are kept and solved when asked: the recursive form saves the solution of
@@ -42,9 +39,6 @@ class LinearLifetimePredictor(Predictor):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._reset()
-
-    def _reset(self) -> None:
         self._moments = np.zeros((_INPUTS, _INPUTS))
         self._products = np.zeros(_INPUTS)
         self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
@@ -57,7 +51,8 @@ class LinearLifetimePredictor(Predictor):
             self._weights = np.linalg.solve(self._moments + ridge, self._products)
         return self._weights
 
-    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+    def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
         rows = []
         for each in evidence:
             # Extrapolated far enough, a line says anything: keep it on the grid.
@@ -68,27 +63,26 @@ class LinearLifetimePredictor(Predictor):
     def _log_sd(self) -> float:
         return max(sqrt(self._noise[1] / self._noise[0]), 0.02)
 
-    def _learn(self, completion: Completion) -> None:
-        features = completion.evidence.features
+    def learn(self, feedback: Feedback) -> None:
+        """Learn from one ended sequence."""
+        features = feedback.evidence.features
         cap = features.max_length
-        if completion.censored and (cap is None or completion.length < cap):
+        if feedback.censored and (cap is None or feedback.length < cap):
             return
         x = inputs(features)
-        y = log(max(completion.length, 1))
+        y = log(max(feedback.length, 1))
         gap = y - float(self._solution() @ x)
         self._moments = self._moments * _MEMORY + np.outer(x, x)
         self._products = self._products * _MEMORY + x * y
         self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
         self._weights = None
 
-    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
-        self._reset()
-        learn_rows(self, older, progress)
-
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> Arrays:
+        """Return what was learned."""
         return {"moments": self._moments, "products": self._products, "noise": self._noise}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
         moments = checked(state, "moments", np.float64, (_INPUTS, _INPUTS)).copy()
         noise = checked(state, "noise", np.float64, (2,), 0.0).copy()
         # Sums of squares and products: with the ridge there is one solution, and a good one.

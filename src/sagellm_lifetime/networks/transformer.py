@@ -8,19 +8,18 @@ from typing import Any
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.networks.graphs import transformer
+from sagellm_lifetime.networks.model import DEEPEST, WIDEST, NetworkModel
 from sagellm_lifetime.networks.serving import Runners
-from sagellm_lifetime.predictor.neural import DEEPEST, WIDEST, NeuralPredictor
 
 
-class TransformerLifetimePredictor(NeuralPredictor):
+class TransformerModel(NetworkModel):
     """Encoder (Vaswani et al. 2017) over recent completions, admission and generation.
 
     Args:
         d_model: width; a multiple of ``nhead``.
         nhead: attention heads.
         num_layers: encoder blocks.
-        options: of :class:`~sagellm_lifetime.predictor.neural.NeuralPredictor` and
-            :class:`~sagellm_lifetime.predictor.base.Predictor`.
+        options: of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
     """
 
     name = "transformer"
@@ -34,11 +33,12 @@ class TransformerLifetimePredictor(NeuralPredictor):
         num_layers = as_option("num_layers", num_layers, 1, DEEPEST)
         if d_model % nhead:
             raise RequestError(f"d_model {d_model} must be a multiple of nhead {nhead}")
-        self._options.update(d_model=d_model, nhead=nhead, num_layers=num_layers)
-        self._runners = Runners(transformer(d_model, nhead, num_layers))
+        self.options.update(d_model=d_model, nhead=nhead, num_layers=num_layers)
+        self.runners = Runners(transformer(d_model, nhead, num_layers))
 
-    def _build(self) -> Callable[[], Any]:
+    def build(self) -> Callable[[], Any]:
+        """Return a maker of the PyTorch network."""
         from sagellm_lifetime.networks.modules import TransformerNetwork
 
-        o = self._options
+        o = self.options
         return lambda: TransformerNetwork(o["d_model"], o["nhead"], o["num_layers"])

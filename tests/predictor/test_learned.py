@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.predictor.knowledge import knowledge, let_go, set_knowledge, take_over
 from sagellm_lifetime.testing.common import outlook, outlooks, questions, teach
 
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
@@ -26,12 +25,12 @@ def taught(name, count, seed):
 @pytest.mark.parametrize("name", ["baseline", "linear", "survival", "lstm", "transformer"])
 def test_an_answer_comes_from_one_state_or_the_other(name):
     """While another thread swaps two states to and fro as fast as it can."""
-    states = [knowledge(taught(name, count, seed)) for count, seed in ((40, 0), (90, 1))]
+    states = [taught(name, count, seed).state() for count, seed in ((40, 0), (90, 1))]
     predictor = create_predictor(name, **SMALL.get(name, {}))
     request = PredictionRequest(0, [1, 2, 3], 0, 600, {"client_id": "c1", "model": "m1"})
     wanted = []
     for state in states:
-        take_over(predictor, state)
+        predictor.swap(predictor.successor(state))
         wanted.append(outlook(predictor.predict(request)))
         predictor.discard(0)
     assert wanted[0] != wanted[1]
@@ -40,7 +39,7 @@ def test_an_answer_comes_from_one_state_or_the_other(name):
     def swap():
         at = 0
         while not done.is_set():
-            let_go(take_over(predictor, states[at % 2]))
+            predictor.swap(predictor.successor(states[at % 2])).model.release()
             at += 1
 
     thread = Thread(target=swap)
@@ -76,7 +75,7 @@ def test_taking_over_changes_no_count(steps, lessons):
             predictor.discard(i)
     state = _state_after(lessons)
     before = predictor.get_metrics()
-    take_over(predictor, state)
+    predictor.swap(predictor.successor(state))
     after = predictor.get_metrics()
     assert after.pop("lessons") == lessons
     before.pop("lessons")
@@ -90,19 +89,19 @@ def _state_after(lessons):
     if lessons not in _states:
         predictor = create_predictor("survival")
         teach(predictor, lessons)
-        _states[lessons] = knowledge(predictor)
+        _states[lessons] = predictor.state()
     return _states[lessons]
 
 
 @pytest.mark.parametrize("name", ["survival", "lstm"])
 def test_the_instant_parts_come_along_only_when_told(name):
     source = taught(name, 50, 0)
-    state = knowledge(source)
+    state = source.state()
     twin, away = (create_predictor(name, **SMALL.get(name, {})) for _ in range(2))
-    set_knowledge(twin, state)
+    twin.restore(state)
     assert outlooks(twin, questions()) == outlooks(source, questions())
-    take_over(away, state)
-    of_away = knowledge(away)
+    away.swap(away.successor(state))
+    of_away = away.state()
     moved = {k for k in state if k in of_away and np.array_equal(state[k], of_away[k])}
     stayed = {
         k for k in state if k.startswith(("timing", "predictor.conversations", "predictor.recent"))

@@ -7,18 +7,17 @@ from typing import Any
 
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.networks.graphs import lstm
+from sagellm_lifetime.networks.model import DEEPEST, WIDEST, NetworkModel
 from sagellm_lifetime.networks.serving import Runners
-from sagellm_lifetime.predictor.neural import DEEPEST, WIDEST, NeuralPredictor
 
 
-class LSTMLifetimePredictor(NeuralPredictor):
+class LSTMModel(NetworkModel):
     """LSTM (Hochreiter & Schmidhuber 1997) over recent completions, admission and generation.
 
     Args:
         hidden_size: width of each layer.
         num_layers: stacked layers.
-        options: of :class:`~sagellm_lifetime.predictor.neural.NeuralPredictor` and
-            :class:`~sagellm_lifetime.predictor.base.Predictor`.
+        options: of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
     """
 
     name = "lstm"
@@ -27,10 +26,11 @@ class LSTMLifetimePredictor(NeuralPredictor):
         super().__init__(**options)
         hidden_size = as_option("hidden_size", hidden_size, 1, WIDEST)
         num_layers = as_option("num_layers", num_layers, 1, DEEPEST)
-        self._options.update(hidden_size=hidden_size, num_layers=num_layers)
-        self._runners = Runners(lstm(hidden_size, num_layers))
+        self.options.update(hidden_size=hidden_size, num_layers=num_layers)
+        self.runners = Runners(lstm(hidden_size, num_layers))
 
-    def _build(self) -> Callable[[], Any]:
+    def build(self) -> Callable[[], Any]:
+        """Return a maker of the PyTorch network."""
         from sagellm_lifetime.networks.modules import LSTMNetwork
 
-        return lambda: LSTMNetwork(self._options["hidden_size"], self._options["num_layers"])
+        return lambda: LSTMNetwork(self.options["hidden_size"], self.options["num_layers"])

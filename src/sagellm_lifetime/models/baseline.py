@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.arrays import ORDER, in_order, ranks
+from sagellm_lifetime.core.arrays import ORDER, Arrays, in_order, ranks
 from sagellm_lifetime.core.checked import checked, checked_keys
 from sagellm_lifetime.core.values import as_option
+from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.models.base import Feedback, LengthModel
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.predictor.base import Predictor, Progress
-from sagellm_lifetime.predictor.bulk_feedback import learn_rows
-from sagellm_lifetime.predictor.records import Completion, Evidence
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _BUCKET: Final = 10
 _UNCAPPED: Final = -1
@@ -30,7 +26,7 @@ _PRIOR_SHARE: Final = 0.8
 """The specification's guess before any history: 80 % of ``max_length``."""
 
 
-class BaselineLifetimePredictor(Predictor):
+class BaselineModel(LengthModel):
     """Moving average of the lengths seen for the same ``max_length``, rounded down to tens.
 
     Repaired against the specification: completions go to the bucket of the ``max_length`` that was
@@ -47,11 +43,12 @@ class BaselineLifetimePredictor(Predictor):
 
     def __init__(self, window_size: int = 100, **options: Any) -> None:
         super().__init__(**options)
-        self._options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
+        self.options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
         self._windows: OrderedDict[int, deque[int]] = OrderedDict()
         """By bucket, least recently updated first."""
 
-    def _rows(self, evidence: Sequence[Evidence]) -> np.ndarray:
+    def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
+        """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
         return np.stack([self._row(each) for each in evidence])
 
     def _row(self, evidence: Evidence) -> np.ndarray:
@@ -66,27 +63,26 @@ class BaselineLifetimePredictor(Predictor):
         share = len(lengths) / (len(lengths) + 2.0)
         return hazard.log_logistic(mean, max(share * spread + (1 - share) * PRIOR_LOG_SD, 0.02))
 
-    def _learn(self, completion: Completion) -> None:
-        cap = completion.evidence.features.max_length
-        if completion.censored and (cap is None or completion.length < cap):
+    def learn(self, feedback: Feedback) -> None:
+        """Learn from one ended sequence."""
+        cap = feedback.evidence.features.max_length
+        if feedback.censored and (cap is None or feedback.length < cap):
             return
         for bucket in (_bucket(cap), _EVERY):
-            window = self._windows.setdefault(bucket, deque(maxlen=self._options["window_size"]))
-            window.append(completion.length)
+            window = self._windows.setdefault(bucket, deque(maxlen=self.options["window_size"]))
+            window.append(feedback.length)
             self._windows.move_to_end(bucket)
         while len(self._windows) > _MAX_BUCKETS:
             self._windows.popitem(last=False)
 
-    def _fit(self, older: pl.DataFrame, newest: pl.DataFrame, progress: Progress | None) -> None:
-        self._windows = OrderedDict()
-        learn_rows(self, older, progress)
-
-    def _state(self) -> dict[str, np.ndarray]:
+    def state(self) -> Arrays:
+        """Return what was learned."""
         windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
         return {**windows, ORDER: ranks(windows)}
 
-    def _restore(self, state: dict[str, np.ndarray]) -> None:
-        size = self._options["window_size"]
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        size = self.options["window_size"]
         windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
         windows = in_order(windows, state.get(ORDER))
         buckets = checked_keys(windows, _EVERY, _LARGEST_BUCKET)

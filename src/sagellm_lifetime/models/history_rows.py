@@ -1,0 +1,30 @@
+"""Passing over the rows of a history one after another, as a model learns from it in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from sagellm_lifetime.features.rows import HistoryRequests
+from sagellm_lifetime.history.prequential import censored
+from sagellm_lifetime.models.context import Context, ObservedRequest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def completions(
+    frame: pl.DataFrame, context: Context, progress: Callable[[str, float], None] | None
+) -> Iterator[tuple[ObservedRequest, int, bool]]:
+    """Yield each row as a request, its length in tokens, and whether that is only a lower bound.
+
+    ``context`` learns each row after it was yielded.
+    """
+    lengths, open_ended = frame["actual_length"].to_list(), censored(frame).tolist()
+    requests = HistoryRequests(frame)
+    for i in range(len(frame)):
+        observed = context.observe(requests.request(i))
+        yield observed, lengths[i], open_ended[i]
+        context.learn(observed.features, observed.session, lengths[i], censored=open_ended[i])
+        if progress and i % 4096 == 0:
+            progress("learning", i / len(frame))

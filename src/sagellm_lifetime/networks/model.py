@@ -1,0 +1,272 @@
+"""What the LSTM and the Transformer share: a residual-life table, corrected by a network.
+
+The table learns from every completion at once; the network reads the sequence of evidence and
+corrects the hazards of the table (see ``networks.head``). Untrained, it corrects nothing. The
+network runs when there is new evidence; between two pieces a prediction is a look-up.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from sagellm_lifetime.core.arrays import Arrays, part
+from sagellm_lifetime.core.checked import checked, checked_count, count_array
+from sagellm_lifetime.core.errors import MissingExtraError, RequestError, shown
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.values import as_option
+from sagellm_lifetime.features.evidence import (
+    SequenceEvidence,
+    check_content,
+    new_chunks,
+    read_evidence,
+    with_chunks,
+)
+from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
+from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
+from sagellm_lifetime.models.residual_life import ResidualLife
+from sagellm_lifetime.models.shrinkage import INSIDE
+from sagellm_lifetime.networks.graphs import Weights
+from sagellm_lifetime.networks.head import base_logits, corrected_row
+from sagellm_lifetime.networks.samples import ReplayStore, Sample
+from sagellm_lifetime.networks.serving import Runner, Runners
+from sagellm_lifetime.networks.trainer import Log, Trainer
+from sagellm_lifetime.networks.training_samples import History
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_TRAINED: Final = 40_000
+"""The newest rows a network is trained on; the tables take all."""
+_BURN_IN: Final = 0.05
+"""Share of the history that only warms the tables up: their first answers are no base."""
+_ONLINE_BATCH: Final = 64
+_ONLINE_EVERY: Final = 8
+"""Completions between two rounds of gradient steps."""
+_ONLINE_START: Final = 16
+_EDGE_MEMORY: Final = 0.95
+_MOST_EPOCHS: Final = 10_000
+WIDEST: Final = 4096
+"""Width of a layer: a wider network has no room in a checkpoint (1 GiB)."""
+DEEPEST: Final = 64
+"""Layers of a network."""
+
+
+class NetworkModel(LengthModel):
+    """Base of the models with a network.
+
+    Args:
+        online: ``"inline"`` takes gradient steps inside :meth:`learn`, a few every 8 completions
+            (10–40 ms each round; needs PyTorch, without it only the table learns); ``"off"``
+            leaves the weights as fitted. The table always learns.
+        epochs: passes over the history in :meth:`fit`, at most.
+        options: of :class:`~sagellm_lifetime.models.base.LengthModel`.
+    """
+
+    context = (CONVERSATIONS, RECENT)
+    runners: Runners
+    """Makes what serves the network; a subclass sets it."""
+
+    def __init__(self, *, online: str = "inline", epochs: int = 12, **options: Any) -> None:
+        super().__init__(**options)
+        if not isinstance(online, str) or online not in ("inline", "off"):
+            raise RequestError(f"online must be 'inline' or 'off', got {shown(online)}")
+        self.options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
+        self.tables = ResidualLife()
+        self.weights: Weights | None = None
+        """Of the network; ``None`` before it was trained. Changed by :meth:`use`."""
+        self.runner: Runner | None = None
+        """Runs the network; ``None`` before it was trained."""
+        self.edge = 0.0
+        """Nats by which the network has lately beaten the table; below 0 the table answers."""
+        self.training: dict[str, float] = {}
+        """Held-out losses of the fit, before and after it."""
+        self.log: Log | None = None
+        """Called with the losses during a fit, as TensorBoard's ``add_scalar``."""
+        self._trainer: Trainer | None = None
+        self._store = ReplayStore(seed=self.options["seed"])
+        self._training_steps = 0
+
+    @abstractmethod
+    def build(self) -> Callable[[], Any]:
+        """Return a maker of the PyTorch network."""
+
+    # -- predicting --------------------------------------------------------------------------
+
+    def observe(self, request: ObservedRequest) -> SequenceEvidence:
+        """Return the recent completions, the admission, and what was generated so far."""
+        evidence = self.read(request)
+        return self.absorb(evidence, request.request) or evidence
+
+    def read(self, request: ObservedRequest) -> SequenceEvidence:
+        """Return the recent completions and the admission, without what was generated so far."""
+        return read_evidence(request.request, request.session, request.features, request.recent)
+
+    def absorb(
+        self, evidence: SequenceEvidence, request: PredictionRequest
+    ) -> SequenceEvidence | None:
+        """Return evidence with the chunks that were completed since; ``None`` for no new one."""
+        new = new_chunks(evidence, request)
+        return None if new is None else with_chunks(evidence, new)
+
+    def check(self, request: ObservedRequest) -> None:
+        """Raise :class:`RequestError` for tokens or text that could not be read at any age."""
+        self.read(request)
+        check_content(request.request)
+
+    def hazards(self, evidence: Sequence[SequenceEvidence]) -> list[np.ndarray]:
+        """Return rows of cumulative hazards; those with exact lengths are wide.
+
+        What each answer rests on is noted in the evidence, for :meth:`learn`.
+        """
+        return [self._row(each) for each in evidence]
+
+    def _row(self, evidence: SequenceEvidence) -> np.ndarray:
+        known = self.tables.known(evidence.features, evidence.session)
+        evidence.base = base_logits(known.padded[INSIDE])
+        mark = (evidence.age, len(evidence.chunks))
+        if not evidence.marks or evidence.marks[-1] != mark:
+            evidence.marks.append(mark)
+        if self.runner is None or self.edge < 0.0:
+            return known.row
+        row = corrected_row(self.runner(evidence.steps()), evidence.base, evidence.age)
+        return known.exact(row)
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def learn(self, feedback: Feedback) -> None:
+        """Teach the table; every few completions, take gradient steps."""
+        evidence: SequenceEvidence = feedback.evidence
+        if self.options["online"] != "off":
+            self._remember(feedback)
+        self.tables.learn(
+            evidence.features, evidence.session, feedback.length, censored=feedback.censored
+        )
+        if self.options["online"] == "inline" and not feedback.replayed:
+            self._train_inline()
+
+    def _remember(self, feedback: Feedback) -> None:
+        """Keep one sample per answer that was given, at the age it was asked for."""
+        evidence: SequenceEvidence = feedback.evidence
+        if evidence.base is None:
+            return
+        for age, chunks in evidence.marks:
+            if age < feedback.length:
+                self._store.add(
+                    Sample(
+                        evidence.steps(chunks),
+                        evidence.base,
+                        age,
+                        feedback.length,
+                        feedback.censored,
+                    )
+                )
+
+    def _train_inline(self) -> None:
+        lessons = self.lessons + 1
+        if lessons % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
+            return
+        if self._trainer is None:
+            rate = 3e-3 if self.weights is None else 3e-4
+            try:
+                self._trainer = self._make_trainer(self.weights, learning_rate=rate)
+            except MissingExtraError:
+                self.options["online"] = "off"
+                return
+        # Predict, then learn: what just came scores the network against the table alone.
+        fresh = self._store.newest(_ONLINE_EVERY)
+        self.edge = _EDGE_MEMORY * self.edge + self._trainer.edge(fresh)
+        rounds = 8 if lessons < 256 and not self.training else 2
+        for _ in range(rounds):
+            self._trainer.step(self._store.draw(_ONLINE_BATCH))
+        self._training_steps += rounds
+        self.use(self._trainer.weights())
+
+    def _make_trainer(self, weights: Weights | None, **options: Any) -> Trainer:
+        try:
+            build = self.build()
+        except ImportError as error:
+            raise MissingExtraError("training a network", "train") from error
+        return Trainer(build, weights, seed=self.options["seed"], **options)
+
+    def use(self, weights: Weights | None) -> None:
+        """Answer with these weights from now on, with the table alone for ``None``.
+
+        Raises:
+            ValueError: they are of another network.
+        """
+        self.weights = weights
+        self.runner = None if weights is None else self.runners(weights)
+
+    def fit(
+        self,
+        older: pl.DataFrame,
+        newest: pl.DataFrame,
+        context: Context,
+        progress: Progress | None,
+    ) -> None:
+        """Fill the table, and train the network on what the table did not know at each point."""
+        trainer = self._make_trainer(None)
+        rng = np.random.default_rng(self.options["seed"])
+        history = History(self.read, self.tables, context, rng)
+        skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
+        for _ in history.samples(skipped, None):
+            pass
+        samples = list(history.samples(older.slice(len(skipped)), progress))
+        trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
+        held_out = list(trial.samples(newest, progress))
+        if not samples:
+            # Every sequence ended at once: the tables say all there is to say.
+            return
+        self.training = trainer.fit(
+            samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
+        )
+        self.use(trainer.weights())
+
+    # -- its place ---------------------------------------------------------------------------
+
+    def successor(self) -> Self:
+        """Return an unfitted model that shares the sessions built for this one."""
+        model = self.new()
+        model.runners = self.runners
+        model.training, model.log = self.training, self.log
+        return model
+
+    def prepare(self) -> None:
+        """Build two sessions: for the network in use, and for the one that takes its place."""
+        self.runners.prepare(2 if self.runner is None else 1)
+
+    def release(self) -> None:
+        """Free the table in pieces."""
+        self.tables.dissolve()
+
+    # -- what is known -----------------------------------------------------------------------
+
+    def counts(self) -> dict[str, Any]:
+        """Return the gradient steps taken online."""
+        return {"training_steps": self._training_steps}
+
+    def state(self) -> Arrays:
+        """Return what was learned."""
+        parts: dict[str, Arrays] = {
+            "tables": self.tables.state(),
+            "weights": self.weights or {},
+            "online": {"edge": np.array([self.edge]), "steps": count_array(self._training_steps)},
+        }
+        return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        self.tables.restore(part(state, "tables."))
+        self._trainer = None
+        online = part(state, "online.")
+        self.edge = float(checked(online, "edge", np.float64, (1,))[0])
+        self._training_steps = checked_count(online, "steps")
+        weights = part(state, "weights.") or None
+        if weights is not None:
+            self.runners.check(weights)
+        self.use(weights)

@@ -1,0 +1,105 @@
+"""Training samples from a history: what a model would have known, at ages drawn blindly.
+
+The history is passed through in time order: at each arrival the evidence is read and the tables
+are asked, at each finish they learn. Ages are drawn without looking at the length; a sequence
+that had ended by then is no sample there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.evidence import SequenceEvidence, Step, read_chunks
+from sagellm_lifetime.models.context import Context, ObservedRequest
+from sagellm_lifetime.models.residual_life import ResidualLife
+from sagellm_lifetime.networks.head import base_logits
+from sagellm_lifetime.networks.samples import Sample
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.models.base import Progress
+
+Read = Callable[[ObservedRequest], SequenceEvidence]
+Answer = tuple[list[Step], np.ndarray, int]
+"""Steps, logits of the residual-life table, and the age of the newest step."""
+_AGES: Final = 16 * 2 ** np.arange(0, 10)
+_LATE_SHARE: Final = 0.25
+"""Share of rows without content that are also asked about for the first time at a later age."""
+_CONTENT_AGES: Final = 2
+"""Ages drawn for each row with content, beside the admission."""
+
+
+class History:
+    """Passes over a history, and learns it on the way.
+
+    Args:
+        read: of a model, from a request to the evidence of its admission.
+        tables: asked at each arrival; they learn at each finish.
+        context: recent traffic; it learns at each finish.
+        rng: draws the ages.
+    """
+
+    def __init__(
+        self, read: Read, tables: ResidualLife, context: Context, rng: np.random.Generator
+    ) -> None:
+        self._read_admission, self._tables, self._context, self._rng = read, tables, context, rng
+
+    def samples(self, frame: pl.DataFrame, progress: Progress | None) -> Iterator[Sample]:
+        """Yield samples of the next part of the history, as its sequences finish."""
+        from sagellm_lifetime.features.rows import HistoryRequests
+        from sagellm_lifetime.history.prequential import censored, events
+
+        requests = HistoryRequests(frame)
+        lengths = frame["actual_length"].to_list()
+        open_ended = censored(frame).tolist()
+        waiting: dict[int, tuple[SequenceEvidence, list[Sample]]] = {}
+        for step, (row, finished) in enumerate(events(frame)):
+            if not finished:
+                ages = [0, *_drawn_ages(self._rng, has_content=requests.has_content)]
+                asked = [requests.request(row, age) for age in ages if age < lengths[row]]
+                evidence, answers = self._ask(asked or [requests.request(row)])
+                waiting[row] = (
+                    evidence,
+                    [
+                        Sample(*answer, lengths[row], open_ended[row])
+                        for answer in answers[: len(asked)]
+                    ],
+                )
+                continue
+            evidence, samples = waiting.pop(row)
+            yield from samples
+            ended = evidence.features, evidence.session, lengths[row]
+            self._context.learn(*ended, censored=open_ended[row])
+            self._tables.learn(*ended, censored=open_ended[row])
+            if progress and step % 512 == 0:
+                progress("reading", step / (2 * len(frame)))
+
+    def _ask(self, requests: list[PredictionRequest]) -> tuple[SequenceEvidence, list[Answer]]:
+        """Evidence of a sequence asked about at ascending ages, and what each answer rests on."""
+        evidence = self._read(requests[0])
+        base = base_logits(self._tables.hazards(evidence.features, evidence.session))
+        base = base.astype(np.float32)
+        answers = []
+        for request in requests:
+            age = request.current_length
+            if age == 0 or read_chunks(evidence, request):
+                answers.append((evidence.steps(), base, evidence.age))
+            else:
+                # Nothing new to read: as if the sequence were asked about for the first time now.
+                answers.append((self._read(request).steps(), base, age))
+        return evidence, answers
+
+    def _read(self, request: PredictionRequest) -> SequenceEvidence:
+        return self._read_admission(self._context.observe(request))
+
+
+def _drawn_ages(rng: np.random.Generator, *, has_content: bool) -> list[int]:
+    if has_content:
+        # Uniform on the logarithm: as many at 16–32 as at 4096–8192.
+        return sorted(int(a) for a in 16 * 2 ** rng.uniform(0, 7, _CONTENT_AGES))
+    return [int(rng.choice(_AGES))] if rng.random() < _LATE_SHARE else []
