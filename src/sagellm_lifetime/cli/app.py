@@ -8,6 +8,7 @@ import typer
 
 from sagellm_lifetime.cli.convert import convert
 from sagellm_lifetime.cli.demo import demo
+from sagellm_lifetime.cli.doctor import doctor
 from sagellm_lifetime.cli.engine import app as engine
 from sagellm_lifetime.cli.evaluate import evaluate
 from sagellm_lifetime.cli.export import export
@@ -46,6 +47,6 @@ def lifetime(
     """Predict how many more tokens running sequences will generate."""
 
 
-for _command in (demo, train, evaluate, predict, stats, export, convert, replay):
+for _command in (demo, train, evaluate, predict, stats, export, convert, replay, doctor):
     app.command(cls=LifetimeCommand)(guarded(_command))
 app.add_typer(engine)

