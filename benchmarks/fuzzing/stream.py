@@ -13,7 +13,7 @@ from unittest.mock import patch
 from fuzzing import LONGEST, need
 from fuzzing.values import as_json, damaged
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.predict import predict
 
 LINES = 20

@@ -128,7 +128,7 @@ def test_train_says_where_the_time_per_token_is_not_known(cli, tmp_path):
 
 
 def test_the_demo_is_the_same_for_the_same_seed(cli, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     command = ("demo", "--profile", "regular", "--rows", "150", "--seed", "3", "--json")
     assert cli(*command).json() == cli(*command).json()
 
@@ -254,7 +254,7 @@ def test_demo(cli, tmp_path):
 
 
 def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     done = cli("demo", "--profile", "specification", "--profile", "regular", "--rows", "150")
     assert done.code == 0
     assert "Left out: lstm and transformer: pip install" in done.out
@@ -266,7 +266,7 @@ def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
 
 
 def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
-    monkeypatch.setattr("sagellm_lifetime.cli.demo.has_torch", lambda: False)
+    monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     demo = ("demo", "--profile", "regular", "--profile", "specification", "--rows", "300")
     done = cli(*demo, "--json", "demo.json")
     assert "Best MAE" not in done.out

@@ -1,7 +1,7 @@
 """``stats --watch``: again and again, until interrupted."""
 
 from sagellm_lifetime.cli import stats
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 
 
 def test_it_looks_again_until_interrupted(cli, monkeypatch, tmp_path):

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from sagellm_lifetime.cli.command_errors import guarded
 from sagellm_lifetime.cli.convert import convert
 from sagellm_lifetime.cli.demo import demo
 from sagellm_lifetime.cli.doctor import doctor
 from sagellm_lifetime.cli.engine import app as engine
 from sagellm_lifetime.cli.evaluate import evaluate
 from sagellm_lifetime.cli.export import export
-from sagellm_lifetime.cli.guard import guarded
 from sagellm_lifetime.cli.options import LifetimeCommand
 from sagellm_lifetime.cli.predict import predict
 from sagellm_lifetime.cli.replay import replay

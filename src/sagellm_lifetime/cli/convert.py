@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sagellm_lifetime.cli.fitting import tell, told
 from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
 from sagellm_lifetime.cli.output import progress, say, write_json
-from sagellm_lifetime.cli.places import check_apart, check_json
+from sagellm_lifetime.cli.paths import check_apart, check_json
+from sagellm_lifetime.cli.reading import print_notes, reading_json
 
 
 class Format(StrEnum):
@@ -74,7 +74,7 @@ def convert(
     check_json(json, source, target)
     check_apart(target, [source])
     with progress(f"converting {source}"):
-        found = formats.convert(
+        history = formats.convert(
             None if form is None else form.value,
             source,
             target,
@@ -82,8 +82,10 @@ def convert(
             on_bad_rows=on_bad_rows.value,
             time_unit=None if time_unit is None else time_unit.value,
         )
-    tell(found)
+    print_notes(history)
     if json is not None:
-        write_json({"rows": found.frame.height, "file": str(target), **told(found)}, json)
+        write_json(
+            {"rows": history.frame.height, "file": str(target), **reading_json(history)}, json
+        )
     if json != "-":
-        say(f"Wrote {found.frame.height:,} rows to {target}")
+        say(f"Wrote {history.frame.height:,} rows to {target}")

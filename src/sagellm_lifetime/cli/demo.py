@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import has_torch
-from sagellm_lifetime.cli.guard import CommandError
-from sagellm_lifetime.cli.options import Json, Seed
+from sagellm_lifetime.cli.command_errors import CommandError
+from sagellm_lifetime.cli.options import Json, Seed, can_train_networks
 from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_json, check_report
-from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, note_left_out, score_rows
+from sagellm_lifetime.cli.paths import check_json, check_report
+from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -65,24 +64,25 @@ def demo(
     check_profiles(profiles)
     check_report(output)
     check_json(json)
-    left_out = [] if has_torch() else [name for name in PREDICTORS if has_network(name)]
+    left_out = [] if can_train_networks() else [name for name in PREDICTORS if has_network(name)]
     names = [name for name in PREDICTORS if name not in left_out]
     started = perf_counter()
-    found: dict[str, Sequence[Evaluation]] = {}
-    for each in profiles:
-        work = _workload(each, rows, seed)
-        note(f"{each}: {len(work):,} requests, 70% to train on, the others to score")
-        found[each] = _compare(each, work, names, seed, epochs)
-        _report(output if len(profiles) == 1 else output / each, each, found[each])
+    results: dict[str, Sequence[Evaluation]] = {}
+    for workload in profiles:
+        work = _rows(workload, rows, seed)
+        note(f"{workload}: {len(work):,} requests, 70% to train on, the others to score")
+        results[workload] = _compare(workload, work, names, seed, epochs)
+        folder = output if len(profiles) == 1 else output / workload
+        _report(folder, workload, results[workload])
     page = output / "report.md"
-    verdicts = {each: ahead for each, done in found.items() if (ahead := verdict(done))}
+    verdicts = {name: ahead for name, done in results.items() if (ahead := verdict(done))}
     if len(profiles) > 1:
-        write_atomically(page, _index(found, verdicts).encode())
+        write_atomically(page, _index(results, verdicts).encode())
     if json is not None:
         settings = {"rows": rows, "epochs": epochs, "seed": seed}
-        write_json({each: to_json(done, settings) for each, done in found.items()}, json)
+        write_json({name: to_json(done, settings) for name, done in results.items()}, json)
     if json != "-":
-        _show(found)
+        _show(results)
         if left_out:
             say(f"Left out: {listed(left_out, 'and')}: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
@@ -92,7 +92,7 @@ def demo(
 
 
 def check_profiles(names: list[str]) -> None:
-    """Raises :class:`UnknownNameError` for a workload that does not ship."""
+    """Raise :class:`UnknownNameError` for a workload that does not ship."""
     from sagellm_lifetime.core.errors import UnknownNameError
     from sagellm_lifetime.workloads import PROFILES as MEASURED
 
@@ -102,7 +102,7 @@ def check_profiles(names: list[str]) -> None:
             raise UnknownNameError("profile", name, known)
 
 
-def _workload(name: str, rows: int, seed: int) -> pl.DataFrame:
+def _rows(name: str, rows: int, seed: int) -> pl.DataFrame:
     from sagellm_lifetime import workloads as profiles
 
     if name == RECORDED:
@@ -149,9 +149,9 @@ def _report(folder: Path, name: str, evaluations: Sequence[Evaluation]) -> None:
             raise CommandError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def _show(found: dict[str, Sequence[Evaluation]]) -> None:
+def _show(results: dict[str, Sequence[Evaluation]]) -> None:
     lines: list[list[str] | None] = []
-    for name, evaluations in found.items():
+    for name, evaluations in results.items():
         blank = [""] * (len(COLUMNS) - 1)
         lines += [None] if lines else []
         lines.append([name, *blank])
@@ -163,10 +163,10 @@ def _show(found: dict[str, Sequence[Evaluation]]) -> None:
 def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
     """Return the closing lines: where prediction pays, by how much, with what, and what is next."""
     lines = ["", "Over all steps (± is a 95 % interval):"]
-    for name, found in verdicts.items():
-        lines += wrap(f"{name}: {found.says()}", 96, initial_indent="  ", subsequent_indent="    ")
-    paying = [name for name, found in verdicts.items() if found.pays]
-    others = [name for name, found in verdicts.items() if found.enough and not found.pays]
+    for name, result in verdicts.items():
+        lines += wrap(f"{name}: {result.says()}", 96, initial_indent="  ", subsequent_indent="    ")
+    paying = [name for name, result in verdicts.items() if result.pays]
+    others = [name for name, result in verdicts.items() if result.enough and not result.pays]
     lines.append("")
     if paying:
         gains = [f"{name} ({verdicts[name].simple.gain:.0%})" for name in paying]
@@ -207,10 +207,10 @@ def _first_choice(verdicts: dict[str, Verdict]) -> str:
     """
     from sagellm_lifetime.evaluation.verdict import UNTRAINED
 
-    counted = [found for found in verdicts.values() if found.pays] or list(verdicts.values())
+    counted = [result for result in verdicts.values() if result.pays] or list(verdicts.values())
     gains: dict[str, list[float]] = {}
-    for found in counted:
-        gains.setdefault(found.choice, []).append(found.simple.gain)
+    for result in counted:
+        gains.setdefault(result.choice, []).append(result.simple.gain)
     if not gains:
         return UNTRAINED
     return max(gains, key=lambda name: (len(gains[name]), name == UNTRAINED, sum(gains[name])))
@@ -221,9 +221,9 @@ def _advice(verdicts: dict[str, Verdict], led: str) -> str:
     from sagellm_lifetime.evaluation.verdict import UNTRAINED
 
     ahead: dict[str, list[str]] = {}
-    for name, found in verdicts.items():
-        if found.choice != UNTRAINED and found.pays:
-            ahead.setdefault(found.choice, []).append(name)
+    for name, result in verdicts.items():
+        if result.choice != UNTRAINED and result.pays:
+            ahead.setdefault(result.choice, []).append(name)
     where = [f"{who} on {listed(names, 'and')}" for who, names in ahead.items()]
     text = f"Start with {led}"
     if led == UNTRAINED:
@@ -235,11 +235,11 @@ def _advice(verdicts: dict[str, Verdict], led: str) -> str:
     return text
 
 
-def _index(found: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict]) -> str:
+def _index(results: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict]) -> str:
     from sagellm_lifetime.evaluation.report import all_scores, score_table
 
     lines = ["# Lifetime predictors: demo", ""]
-    for name, evaluations in found.items():
+    for name, evaluations in results.items():
         first, scores = evaluations[0], all_scores(evaluations)
         lines += [f"## {name}", "", f"[All tables and plots]({name}/report.md)", ""]
         if name in verdicts:

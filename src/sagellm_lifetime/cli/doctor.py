@@ -14,7 +14,7 @@ import typer
 
 from sagellm_lifetime.cli.options import Json
 from sagellm_lifetime.cli.output import say, write_json
-from sagellm_lifetime.cli.places import check_json
+from sagellm_lifetime.cli.paths import check_json
 from sagellm_lifetime.core.errors import LifetimeError, one_line
 
 State = Literal["ok", "absent", "broken"]

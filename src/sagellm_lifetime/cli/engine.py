@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from sagellm_lifetime.cli.guard import CommandError, guarded
+from sagellm_lifetime.cli.command_errors import CommandError, guarded
 from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
-from sagellm_lifetime.cli.places import check_folder
+from sagellm_lifetime.cli.paths import check_folder
 
 COMMAND_LINE: Final = "sagellm_lifetime.vllm.launch.command_line"
 PREDICTOR: Final = "survival"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagellm_lifetime.cli.fitting import Reading, check_names
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
     BadRows,
@@ -22,10 +21,12 @@ from sagellm_lifetime.cli.options import (
     Json,
     OnBadRows,
     Seed,
+    chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_json, check_report
-from sagellm_lifetime.cli.scores import COLUMNS, LEGEND, note_left_out, score_rows
+from sagellm_lifetime.cli.paths import check_json, check_report
+from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 
 if TYPE_CHECKING:
     from sagellm_lifetime.evaluation.study import Study, StudyResult
@@ -129,7 +130,7 @@ def evaluate(
         "seed": seed,
     }
     if checkpoint is None:
-        settings["predictors"] = check_names(predictor_type or [DEFAULT])
+        settings["predictors"] = chosen_predictors(predictor_type or [DEFAULT])
     study = _study(reading, data_path, train_path, checkpoint, settings)
     with progress("evaluate") as step:
         study.fit(step)
@@ -167,7 +168,7 @@ def _study(
     data, train = reading.dataset(data_path), None
     if train_path is not None:  # for the baselines, which look at no clock
         rows = reading.rows(train_path)
-        train = Dataset(rows, train_path, reading=reading.told[train_path])
+        train = Dataset(rows, train_path, reading=reading.notes[train_path])
     return Study(data, asked, train=train, predictor=predictor, origin=str(checkpoint))
 
 

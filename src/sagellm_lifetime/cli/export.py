@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import Checkpoint, Json
 from sagellm_lifetime.cli.output import say, write_json
-from sagellm_lifetime.cli.places import check_file, check_json, find_checkpoint
+from sagellm_lifetime.cli.paths import check_file, check_json, find_checkpoint
 from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.core.extras import require
 
@@ -53,8 +53,8 @@ def export(
         export_checkpoint(contents, output_path)
     size = output_path.stat().st_size
     if json is not None:
-        found: dict[str, Any] = {"predictor": contents.predictor, "checkpoint": str(source)}
-        write_json({**found, "file": str(output_path), "bytes": size}, json)
+        result: dict[str, Any] = {"predictor": contents.predictor, "checkpoint": str(source)}
+        write_json({**result, "file": str(output_path), "bytes": size}, json)
     if json != "-":
         say(f"Exported {contents.predictor} of {source} to {output_path} ({size / 1e6:.1f} MB)")
 

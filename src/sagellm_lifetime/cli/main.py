@@ -1,11 +1,11 @@
-"""Running the commands: every error is one line on stderr, and says so in the exit code."""
+"""Run the commands: every error is one line on stderr and an exit code."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from sagellm_lifetime.cli.guard import (
+from sagellm_lifetime.cli.command_errors import (
     BROKEN_PIPE,
     INTERRUPTED,
     USAGE,
@@ -18,7 +18,7 @@ PROGRAM = "sagellm-lifetime"
 
 
 def main() -> None:
-    """The console script ``sagellm-lifetime``."""
+    """Run the console script ``sagellm-lifetime``."""
     sys.exit(run(sys.argv[1:], PROGRAM))
 
 
@@ -30,8 +30,8 @@ def run(args: Sequence[str], program: str) -> int:
         program: that name, as help and errors show it.
 
     Returns:
-        The exit code: 0 done, 2 an error that was told in one line, 130 interrupted, 141 when
-        nobody reads the output any more, 143 terminated.
+        The exit code: 0 done, 2 an error (one line on stderr), 130 interrupted, 141 when nobody
+        reads the output any more, 143 terminated.
     """
     prepare_streams()
     try:

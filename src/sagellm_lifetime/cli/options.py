@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.output import listed
+from sagellm_lifetime.core.extras import is_installed
 from sagellm_lifetime.predictor.registry import predictor_names
 
 PREDICTOR_HELP = listed(predictor_names(), "or")
@@ -41,12 +43,12 @@ class Clock(StrEnum):
 
 
 class LifetimeCommand(TyperCommand):
-    """A command whose ``--json`` may stand without a file: then it means stdout. And where an
-    option may be repeated, several values may follow it."""
+    """A command with two liberties: ``--json`` without a file means stdout, and several values may
+    follow an option that may be repeated."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put in what was left out: the ``-``, and the option before each of its values."""
-        several = {name for each in self.params if _repeats(each) for name in each.opts}
+        """Parse, with ``-`` inserted after a bare ``--json``, and options before each value."""
+        several = {name for option in self.params if _repeats(option) for name in option.opts}
         args = repeated(args, several)
         if any("--json" in option.opts for option in self.params):
             for i in reversed(range(len(args))):
@@ -62,16 +64,20 @@ def _repeats(parameter: Any) -> bool:
 
 
 def repeated(args: Sequence[str], several: Collection[str]) -> list[str]:
-    """``--policy a b`` as ``--policy a --policy b``: click gives an option one value at a time."""
-    found: list[str] = []
+    """Return arguments with an option before each of its values, as click wants it.
+
+    >>> repeated(["--policy", "a", "b", "--offline"], {"--policy"})
+    ['--policy', 'a', '--policy', 'b', '--offline']
+    """
+    result: list[str] = []
     option = ""
     for arg in args:
         if arg.startswith("-"):
             option = arg if arg in several else ""
-        elif option and found[-1] != option:
-            found.append(option)
-        found.append(arg)
-    return found
+        elif option and result[-1] != option:
+            result.append(option)
+        result.append(arg)
+    return result
 
 
 DataPath = Annotated[
@@ -121,3 +127,28 @@ ClockOption = Annotated[
         help="Arrival times are on one clock (wall) or restart with every session (session).",
     ),
 ]
+
+
+def can_train_networks() -> bool:
+    """Return True if networks can be trained here; PyTorch is not loaded."""
+    return is_installed("torch")
+
+
+def chosen_predictors(given: Iterable[str]) -> list[str]:
+    """Return names of predictors, each once; a value may hold several, with commas between.
+
+    Raises:
+        UnknownNameError: no predictor has the name.
+        MissingExtraError: it needs PyTorch, which is not installed.
+        CommandError: no name at all.
+    """
+    from sagellm_lifetime.core.errors import MissingExtraError
+    from sagellm_lifetime.predictor.registry import has_network
+
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
+    if not names:
+        raise CommandError("no predictor is named: choose one with --predictor-type")
+    for name in names:
+        if has_network(name) and not can_train_networks():
+            raise MissingExtraError(f"training {name!r} (survival does without)", "train")
+    return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""What the commands print: tables and lines on stdout, notes and progress on stderr."""
+"""Print for the commands: tables and lines on stdout, notes and progress on stderr."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any, Final
 STDOUT: Final = "-"
 _WIDTH: Final = 160
 _notes: list[str] = []
-"""What the running command said on stderr of the logs that it read."""
+"""Notes of the running command that its JSON repeats."""
 Step = Callable[[str, float], None]
 
 
 def say(text: str = "") -> None:
-    """One line on stdout."""
+    """Print one line on stdout."""
     print(text)
 
 
 def note(text: str, *, keep: bool = False) -> None:
-    """One line on stderr: what a script that reads stdout need not see.
+    """Print one line on stderr.
 
-    With ``keep``, the JSON of the command says it as well, under ``notes``.
+    Args:
+        keep: also put it into the JSON of the command, under ``notes``.
     """
     if keep:
         _notes.append(text)
@@ -33,9 +34,11 @@ def note(text: str, *, keep: bool = False) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:
-    """A table on stdout, the first column on the left and the others on the right.
+    """Print a table on stdout, the first column aligned left and the others right.
 
-    ``None`` among the rows draws a line.
+    Args:
+        columns: headings.
+        rows: cells; None draws a line.
     """
     from rich import box
     from rich.console import Console
@@ -57,14 +60,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:
 
 
 def forget_notes() -> None:
-    """Begin a command: nothing has been said yet."""
+    """Forget the notes of the command before."""
     _notes.clear()
 
 
 def write_json(value: dict[str, Any], target: str) -> None:
-    """JSON to a file, whole or not at all, or to stdout (``-``). What is not finite is null.
+    """Write JSON to a file, whole or not at all, or to stdout.
 
-    Notes of the command are added as ``notes``, if there are any.
+    Args:
+        value: numbers that are not finite become null; kept notes are added as ``notes``.
+        target: path of the file, or ``-`` for stdout.
     """
     if _notes and "notes" not in value:
         value = {**value, "notes": list(_notes)}
@@ -87,9 +92,10 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def progress(label: str) -> Iterator[Step]:
-    """A bar on stderr, gone when the work is done; silent where stderr is no terminal.
+    """Show a bar on stderr until the work is done; nothing where stderr is no terminal.
 
-    Yields a function of what is being done and the share of it that is done.
+    Yields:
+        A function of what is being done and the share of it that is done, 0 to 1.
     """
     if not sys.stderr.isatty():
         yield lambda _what, _share: None
@@ -113,11 +119,19 @@ def progress(label: str) -> Iterator[Step]:
 
 
 def listed(names: Sequence[str], last: str) -> str:
-    """Names as a sentence has them: ``a, b or c`` with ``or`` before the last."""
+    """Return names as in a sentence.
+
+    >>> listed(["a", "b", "c"], "or")
+    'a, b or c'
+    """
     *others, end = names
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def number(value: float | None, form: str = ",.1f") -> str:
-    """A number for people; a dash where there is none."""
+    """Return a number for people; a dash for None, NaN and infinity.
+
+    >>> number(1234.56), number(None)
+    ('1,234.6', '–')
+    """
     return "–" if value is None or not math.isfinite(value) else format(value, form)

@@ -40,7 +40,7 @@ def register(target: Any) -> None:
 
 
 class _Passing(argparse.ArgumentParser):
-    """Takes every argument as it is: typer parses them, ``--help`` included."""
+    """A parser that leaves every argument to typer, ``--help`` included."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         namespace = argparse.Namespace() if namespace is None else namespace
@@ -116,6 +116,6 @@ def _register_typer(target: Any) -> None:
 
 
 def _name(group: Any) -> Any:
-    """A group is named where it is added, or by its own app."""
+    """Return the name of a group, given where it is added or by its own app."""
     own = group.typer_instance.info.name if group.typer_instance is not None else None
     return group.name if isinstance(group.name, str) else own

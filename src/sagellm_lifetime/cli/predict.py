@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.core.errors import LifetimeError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_rea
 
 
 class LineError(ValueError):
-    """One line that cannot be answered."""
+    """Raised for a line that cannot be answered."""
 
 
 def predict(
@@ -68,7 +68,7 @@ def predict(
 
 
 def _message(error: Exception) -> str:
-    """One bounded line; with the kind of error where it is none of ours."""
+    """Return a bounded one-line message; it begins with the type of an unexpected error."""
     message = " ".join(str(error).split())
     if not isinstance(error, LineError | LifetimeError):
         message = f"{type(error).__name__}: {message}"
@@ -76,9 +76,9 @@ def _message(error: Exception) -> str:
 
 
 def _lines() -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of stdin as soon as they are there; blank ones are passed over.
+    """Yield the lines of stdin with their numbers as they come, without blank ones.
 
-    Of a line that is too long only the beginning is kept.
+    Only the beginning of a line that is too long is kept.
     """
     stream = sys.stdin.buffer
     number = 0
@@ -95,7 +95,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     if len(text) > LONGEST_LINE:
         raise LineError(f"longer than {LONGEST_LINE} bytes")
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        line = json.loads(text, parse_constant=_no_number)
     except UnicodeDecodeError:
         raise LineError("not UTF-8 text") from None
     except LineError:
@@ -106,39 +106,39 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise LineError("not JSON: nested too deep") from None
     except ValueError:  # Python reads no whole number of more than 4300 digits
         raise LineError("not JSON: a number of too many digits") from None
-    if not isinstance(found, dict):
+    if not isinstance(line, dict):
         raise LineError("not a JSON object")
-    known = _COMPLETION if "actual_length" in found else _REQUEST
-    for name in found:
+    known = _COMPLETION if "actual_length" in line else _REQUEST
+    for name in line:
         if name not in known:
             hint = "" if known is _COMPLETION else "; what else is known goes into prompt_features"
             raise LineError(f"unknown field {name!r}: known are {', '.join(known)}{hint}")
-    if "sequence_id" not in found:
+    if "sequence_id" not in line:
         raise LineError("no field 'sequence_id'")
-    return found
+    return line
 
 
 def _no_number(name: str) -> float:
     raise LineError(f"not JSON: {name}")
 
 
-def _answer(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
-    if "actual_length" in said:
-        return _learn(predictor, said)
+def _answer(predictor: Predictor, line: dict[str, Any]) -> dict[str, Any]:
+    if "actual_length" in line:
+        return _learn(predictor, line)
     from sagellm_lifetime.core.protocol import PredictionRequest
 
-    tokens, features = said.get("token_ids"), said.get("prompt_features")
+    tokens, features = line.get("token_ids"), line.get("prompt_features")
     if tokens is not None and not (isinstance(tokens, list) and all(map(_is_int, tokens))):
         raise LineError("token_ids must be a list of whole numbers")
     if features is not None and not isinstance(features, dict):
         raise LineError("prompt_features must be an object")
-    age, cap = said.get("current_length", 0), said.get("max_length")
+    age, cap = line.get("current_length", 0), line.get("max_length")
     if not _is_int(age) or not (cap is None or _is_int(cap)):
         raise LineError("current_length and max_length must be whole numbers")
-    request = PredictionRequest(_identity(said), tokens or [], age, cap, features)
+    request = PredictionRequest(_identity(line), tokens or [], age, cap, features)
     result = predictor.predict(request)
     answer: dict[str, Any] = {
-        "sequence_id": said["sequence_id"],
+        "sequence_id": line["sequence_id"],
         "estimated_remaining_tokens": result.estimated_remaining_tokens,
         "confidence": result.confidence,
         "estimated_time": result.estimated_time,
@@ -150,25 +150,25 @@ def _answer(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _learn(predictor: Predictor, said: dict[str, Any]) -> dict[str, Any]:
-    seconds = said.get("actual_time", 0.0)
+def _learn(predictor: Predictor, line: dict[str, Any]) -> dict[str, Any]:
+    seconds = line.get("actual_time", 0.0)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise LineError("actual_time must be a number of seconds")
-    if not _is_int(said["actual_length"]):
+    if not _is_int(line["actual_length"]):
         raise LineError("actual_length must be a whole number")
     unknown = predictor.get_metrics()["unknown_updates"]
     predictor.update(
-        _identity(said),
-        said["actual_length"],
+        _identity(line),
+        line["actual_length"],
         seconds,
-        finish_reason=said.get("finish_reason", "stop"),
+        finish_reason=line.get("finish_reason", "stop"),
     )
     learned = predictor.get_metrics()["unknown_updates"] == unknown
-    return {"sequence_id": said["sequence_id"], "learned": learned}
+    return {"sequence_id": line["sequence_id"], "learned": learned}
 
 
-def _identity(said: dict[str, Any]) -> int | str:
-    identity = said["sequence_id"]
+def _identity(line: dict[str, Any]) -> int | str:
+    identity = line["sequence_id"]
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise LineError("sequence_id must be a whole number or a string")
     return identity

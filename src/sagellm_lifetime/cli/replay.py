@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.fitting import Reading, check_names
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
     BadRows,
@@ -22,9 +21,11 @@ from sagellm_lifetime.cli.options import (
     DataPath,
     Json,
     OnBadRows,
+    chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
-from sagellm_lifetime.cli.places import check_json, check_report
+from sagellm_lifetime.cli.paths import check_json, check_report
+from sagellm_lifetime.cli.reading import Reading
 
 if TYPE_CHECKING:
     from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
@@ -212,7 +213,7 @@ def replay(
 
 def _predictor(given: str | None) -> str:
     """Return the name of the one predictor that is asked."""
-    names = check_names([given or PREDICTOR])
+    names = chosen_predictors([given or PREDICTOR])
     if len(names) > 1:
         raise CommandError("one --predictor-type at a time")
     return names[0]

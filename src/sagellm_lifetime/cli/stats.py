@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import Checkpoint, Json
 from sagellm_lifetime.cli.output import note, number, say, write_json
-from sagellm_lifetime.cli.places import check_json, find_checkpoint
+from sagellm_lifetime.cli.paths import check_json, find_checkpoint
 
 if TYPE_CHECKING:
     from urllib.error import HTTPError
@@ -74,27 +74,27 @@ def stats(
 
 def _watch(url: str, key: str | None, json: str | None) -> NoReturn:
     """Every second, also while a server that has answered once does not: it may be restarting."""
-    found: dict[str, Any] | None = ask_engine(url, key)
+    values: dict[str, Any] | None = ask_engine(url, key)
     while True:
-        if found is not None:
-            show(found, json, clear=sys.stdout.isatty())
+        if values is not None:
+            show(values, json, clear=sys.stdout.isatty())
             sys.stdout.flush()
         time.sleep(_EVERY_S)
-        answered = found is not None
+        answered = values is not None
         try:
-            found = ask_engine(url, key)
+            values = ask_engine(url, key)
         except CommandError as error:
-            found = None
+            values = None
             if answered:  # once, not every second
                 note(f"{_plain(error)}: asking again until it answers")
 
 
-def show(found: dict[str, Any], json: str | None, *, clear: bool = False) -> None:
+def show(values: dict[str, Any], json: str | None, *, clear: bool = False) -> None:
     """Print, on a cleared screen if that is wanted, and write the numbers where they are asked."""
     if json is not None:
-        write_json(found, json)
+        write_json(values, json)
     if json != "-":
-        say(("\x1b[2J\x1b[H" if clear else "") + "\n".join(block(found)))
+        say(("\x1b[2J\x1b[H" if clear else "") + "\n".join(block(values)))
 
 
 def _of_checkpoint(given: Path | None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
             # Not for another server that this one may redirect to.
             request.add_unredirected_header("Authorization", f"Bearer {_checked(key)}")
         with urlopen(request, timeout=_TIMEOUT_S) as answer:
-            found = jsonlib.loads(answer.read(_MAX_BYTES))
+            values = jsonlib.loads(answer.read(_MAX_BYTES))
     except HTTPError as error:
         raise CommandError(f"{place}: {_refusal(error, key)}") from error
     except (OSError, HTTPException) as error:
@@ -141,9 +141,9 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
         raise CommandError(f"{place}: no engine answers there ({reason})") from error
     except (ValueError, RecursionError) as error:
         raise CommandError(f"{place}: does not answer with statistics: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise CommandError(f"{place}: does not answer with statistics")
-    return found
+    return values
 
 
 def _checked(key: str) -> str:
@@ -164,8 +164,8 @@ def _refusal(error: HTTPError, key: str | None) -> str:
             return "refuses this API key"
         return f"wants an API key: set {KEY_VARIABLE}, or give --api-key KEY"
     try:
-        said = jsonlib.loads(error.read(_MAX_BYTES))
-        reason = said["error"] if isinstance(said, dict) else None
+        body = jsonlib.loads(error.read(_MAX_BYTES))
+        reason = body["error"] if isinstance(body, dict) else None
     except (OSError, HTTPException, ValueError, KeyError, RecursionError):
         reason = None  # another server's page
     if isinstance(reason, str) and reason:
@@ -173,18 +173,18 @@ def _refusal(error: HTTPError, key: str | None) -> str:
     return f"answers {error.code}: is lifetime prediction on in this engine?"
 
 
-def block(found: dict[str, Any]) -> list[str]:
-    """The lines of the specification, then what else is known."""
-    name = _plain(found.get("predictor", "n/a"))
+def block(values: dict[str, Any]) -> list[str]:
+    """Return the lines of the specification, then those of everything else that is known."""
+    name = _plain(values.get("predictor", "n/a"))
     lines = [
         "Lifetime Predictor Statistics:",
         f"  Predictor Type: {_ACRONYMS.get(name, name.capitalize())}",
-        f"  Total Predictions: {_shown(found, 'total_predictions', 'd')}",
-        f"  MAE: {_shown(found, 'mae', '.1f', ' tokens')}",
-        f"  10% Accuracy: {_shown(found, 'accuracy_within_10_percent', '.1%')}",
-        f"  Avg Confidence: {_shown(found, 'avg_confidence', '.2f')}",
+        f"  Total Predictions: {_shown(values, 'total_predictions', 'd')}",
+        f"  MAE: {_shown(values, 'mae', '.1f', ' tokens')}",
+        f"  10% Accuracy: {_shown(values, 'accuracy_within_10_percent', '.1%')}",
+        f"  Avg Confidence: {_shown(values, 'avg_confidence', '.2f')}",
     ]
-    trained = found.get("training_data")
+    trained = values.get("training_data")
     if isinstance(trained, dict) and trained.get("rows"):
         rows, censored = (_shown(trained, key, ",.0f") for key in ("rows", "censored"))
         lines.append(f"  Trained Rows: {rows} ({censored} censored)")
@@ -205,27 +205,27 @@ def block(found: dict[str, Any]) -> list[str]:
         "seconds_per_token": ("Seconds per Token", ".4g"),
     }
     lines += [
-        f"  {label}: {_shown(found, key, form)}"
+        f"  {label}: {_shown(values, key, form)}"
         for key, (label, form) in more.items()
-        if key in found and (found[key] or key not in _RARE)
+        if key in values and (values[key] or key not in _RARE)
     ]
-    lines += _of_engine(found)
-    if "checkpoint" in found:
-        lines.append(f"  Checkpoint: {_plain(found['checkpoint'])}")
+    lines += _of_engine(values)
+    if "checkpoint" in values:
+        lines.append(f"  Checkpoint: {_plain(values['checkpoint'])}")
     return lines
 
 
-def _of_engine(found: dict[str, Any]) -> list[str]:
-    """What only a running engine says."""
+def _of_engine(values: dict[str, Any]) -> list[str]:
+    """Return the lines that only a running engine has."""
     lines = [
-        f"  {label}: {_plain(found[key])}"
+        f"  {label}: {_plain(values[key])}"
         for key, label in (("mode", "Mode"), ("policy", "Policy"), ("breaker", "Circuit Breaker"))
-        if key in found
+        if key in values
     ]
-    if lines and found.get("breaker_reason"):
-        lines[-1] += f" ({_plain(found['breaker_reason'])})"
-    lines += _wrong(found)
-    decisions = found.get("decisions")
+    if lines and values.get("breaker_reason"):
+        lines[-1] += f" ({_plain(values['breaker_reason'])})"
+    lines += _wrong(values)
+    decisions = values.get("decisions")
     if isinstance(decisions, dict):
         for kind, pair in decisions.items():
             if isinstance(pair, list) and len(pair) == 2:
@@ -233,47 +233,47 @@ def _of_engine(found: dict[str, Any]) -> list[str]:
                 lines.append(
                     f"  Shadow {_plain(kind).title()}s: {made}, about {differing} differing"
                 )
-    if found.get("learning") is True:
+    if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
-        counts = [f"{_shown(found, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
+        counts = [f"{_shown(values, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
         lines.append(f"  Learning: {', '.join(counts)}")
-        if found.get("learner_restarts"):
-            lines.append(f"  Learner Restarts: {_shown(found, 'learner_restarts', 'd')}")
-        if found.get("learner_trouble"):
-            lines.append(f"  Learner Trouble: {_plain(found['learner_trouble'])}")
+        if values.get("learner_restarts"):
+            lines.append(f"  Learner Restarts: {_shown(values, 'learner_restarts', 'd')}")
+        if values.get("learner_trouble"):
+            lines.append(f"  Learner Trouble: {_plain(values['learner_trouble'])}")
     spent, steps, lasted = (
-        _float(found.get(key)) for key in ("overhead_seconds", "steps", "step_seconds")
+        _float(values.get(key)) for key in ("overhead_seconds", "steps", "step_seconds")
     )
     if spent is not None and steps and lasted:
         lines.append(f"  Overhead: {1e6 * spent / steps:.0f} µs a step ({spent / lasted:.2%})")
-    if "recorded" in found:
-        counts = [f"{_shown(found, 'record_lost', 'd')} lost"]
+    if "recorded" in values:
+        counts = [f"{_shown(values, 'record_lost', 'd')} lost"]
         for key, what in (("record_waiting", "waiting"), ("record_replaced", "values left out")):
-            if found.get(key):
-                counts.append(f"{_shown(found, key, 'd')} {what}")
-        lines.append(f"  Recorded: {_shown(found, 'recorded', 'd')} ({', '.join(counts)})")
+            if values.get(key):
+                counts.append(f"{_shown(values, key, 'd')} {what}")
+        lines.append(f"  Recorded: {_shown(values, 'recorded', 'd')} ({', '.join(counts)})")
     return lines
 
 
-def _wrong(found: dict[str, Any]) -> list[str]:
-    """What is not as it should be, if anything."""
+def _wrong(values: dict[str, Any]) -> list[str]:
+    """Return a line for each thing that is wrong."""
     lines = []
-    faults = found.get("faults")
+    faults = values.get("faults")
     if isinstance(faults, dict) and any(faults.values()):
         counts = [f"{_plain(k)} {_shown(faults, k, 'd')}" for k, n in faults.items() if n]
         lines.append(f"  Faults: {', '.join(counts)}")
-    if found.get("cannot_act"):
-        lines.append(f"  Cannot Act: {_plain(found['cannot_act'])}")
-    if found.get("stale"):
-        lines.append(f"  Silent Engine Cores: {_shown(found, 'stale', 'd')}")
-    unreadable = found.get("unreadable")
+    if values.get("cannot_act"):
+        lines.append(f"  Cannot Act: {_plain(values['cannot_act'])}")
+    if values.get("stale"):
+        lines.append(f"  Silent Engine Cores: {_shown(values, 'stale', 'd')}")
+    unreadable = values.get("unreadable")
     if isinstance(unreadable, list) and unreadable:
         lines.append(f"  Unreadable Statistics: {'; '.join(map(_plain, unreadable))}")
     return lines
 
 
-def _shown(found: dict[str, Any], key: str, form: str, unit: str = "") -> str:
-    value = found.get(key)
+def _shown(values: dict[str, Any], key: str, form: str, unit: str = "") -> str:
+    value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "n/a"
     if form == "d":
@@ -296,7 +296,11 @@ def _float(value: Any) -> float | None:
 
 
 def _percent(level: str) -> str:
-    """A level of a quantile, ``0.5``, as people write it."""
+    """Return the level of a quantile in per cent.
+
+    >>> _percent("0.5")
+    '50%'
+    """
     try:
         return f"{float(level):.0%}"
     except ValueError:
@@ -304,5 +308,5 @@ def _percent(level: str) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text from elsewhere on one line, without what would steer a terminal."""
-    return "".join(each for each in str(text) if each.isprintable())
+    """Return text on one line, without control characters."""
+    return "".join(letter for letter in str(text) if letter.isprintable())

@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from sagellm_lifetime.cli.fitting import Reading, check_names, fit
-from sagellm_lifetime.cli.guard import CommandError
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
     PREDICTOR_HELP,
     WIDEST,
@@ -25,21 +24,25 @@ from sagellm_lifetime.cli.options import (
     Json,
     OnBadRows,
     Seed,
+    chosen_predictors,
 )
-from sagellm_lifetime.cli.output import listed, number, say, write_json
-from sagellm_lifetime.cli.places import (
-    check_checkpoint_place,
+from sagellm_lifetime.cli.output import listed, number, progress, say, write_json
+from sagellm_lifetime.cli.paths import (
+    check_checkpoint_path,
     check_folder,
     check_json,
     default_output,
 )
+from sagellm_lifetime.cli.reading import Reading
 from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.predictor.base import Predictor
+
 WIDTHS: Final = ("hidden_size", "d_model")
-"""What a network may call its width; the specification has one name for each of its two."""
+"""Names of a network's width among its options; the specification has two."""
 
 
 def train(
@@ -89,12 +92,12 @@ def train(
     json: Json = None,
 ) -> None:
     """Train a predictor on a history and save it as a checkpoint."""
-    names = check_names([predictor_type])
+    names = chosen_predictors([predictor_type])
     if len(names) > 1:
         raise CommandError("train takes one predictor; evaluate compares several")
     name = names[0]
     options = _network_options(name, hidden_size, epochs, tensorboard)
-    target = check_checkpoint_place(output_path or default_output(name))
+    target = check_checkpoint_path(output_path or default_output(name))
     check_folder(tensorboard)
     if tensorboard is not None and tensorboard.resolve().is_relative_to(target.resolve()):
         raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
@@ -110,13 +113,13 @@ def train(
     losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
-    read = reading.told[data_path]
+    read = reading.notes[data_path]
     if read["cap_reached"]:
         reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
         predictor.summary["cap_reached"] = reached
     predictor.save(target)
 
-    found = {
+    result = {
         "predictor": name,
         **{key: predictor.summary[key] for key in ("rows", "censored", "length_quantiles")},
         "held_out_loss_before": losses.get("loss_before"),
@@ -125,12 +128,41 @@ def train(
         "seconds_per_token_assumed": not _has_durations(rows),
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
-        "read": reading.told,
+        "read": reading.notes,
     }
     if json is not None:
-        write_json(found, json)
+        write_json(result, json)
     if json != "-":
-        _show(found)
+        _show(result)
+
+
+def fit(
+    name: str,
+    rows: pl.DataFrame,
+    *,
+    seed: int,
+    prepare: Callable[[Any], None] | None = None,
+    clock: Literal["auto", "wall", "session"] = "auto",
+    **options: Any,
+) -> Predictor:
+    """Return a new predictor, fitted.
+
+    Args:
+        prepare: called with the predictor before it is fitted.
+        clock: origin of the arrival times.
+        options: of the predictor; it chooses those that are None.
+    """
+    from sagellm_lifetime.history import History
+    from sagellm_lifetime.predictor.registry import create_predictor
+
+    given = {key: value for key, value in options.items() if value is not None}
+    predictor = create_predictor(name, seed=seed, **given)
+    if prepare is not None:
+        prepare(predictor)
+    with progress(f"training {name}") as step:
+        # The rows were validated when they were read; a History is not validated again.
+        predictor.fit(History(rows), progress=step, clock=clock)
+    return predictor
 
 
 def _network_options(
@@ -142,19 +174,19 @@ def _network_options(
     network = has_network(name)
     for option, value in given.items():
         if value is not None and not network:
-            others = listed([each for each in predictor_names() if has_network(each)], "and")
+            others = listed([other for other in predictor_names() if has_network(other)], "and")
             raise CommandError(f"{option} is for {others}; {name} has no network")
     if tensorboard is not None:
         require("tensorboard", "--tensorboard", "train")
-    taken = signature(model_class(name)).parameters
-    width = next((each for each in WIDTHS if each in taken), None)
+    options = signature(model_class(name)).parameters
+    width = next((width for width in WIDTHS if width in options), None)
     if width is None and hidden_size is not None:
         raise CommandError(f"--hidden-size: the network of {name} has no width to choose")
     return {"epochs": epochs} if width is None else {width: hidden_size, "epochs": epochs}
 
 
 def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:
-    """Sends what the trainer logs to TensorBoard; the file is closed with the stack."""
+    """Return a function that makes a predictor log to TensorBoard until the stack is closed."""
 
     def prepare(predictor: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -166,27 +198,29 @@ def _logger(folder: Path, stack: ExitStack) -> Callable[[Any], None]:
 
 
 def _has_durations(rows: pl.DataFrame) -> bool:
-    """Return whether some row says how long its tokens took."""
+    """Return True if any row has a duration and tokens."""
     if "actual_time" not in rows.columns:
         return False
     timed = rows.filter((rows["actual_time"] > 0) & (rows["actual_length"] > 0))
     return not timed.is_empty()
 
 
-def _show(found: dict[str, Any]) -> None:
-    lengths = found["length_quantiles"]
-    say(f"Trained {found['predictor']} in {found['seconds']:.1f} s")
-    share = found["censored"] / max(found["rows"], 1)
-    say(f"  Rows:            {found['rows']:,} ({share:.1%} censored: only a lower bound is known)")
+def _show(result: dict[str, Any]) -> None:
+    lengths = result["length_quantiles"]
+    say(f"Trained {result['predictor']} in {result['seconds']:.1f} s")
+    share = result["censored"] / max(result["rows"], 1)
+    say(
+        f"  Rows:            {result['rows']:,} ({share:.1%} censored: only a lower bound is known)"
+    )
     say(f"  Lengths:         median {lengths['0.5']:,.0f}, p90 {lengths['0.9']:,.0f} tokens")
-    if found["held_out_loss"] is not None:
+    if result["held_out_loss"] is not None:
         before, after = (
-            number(found["held_out_loss_before"], ".4f"),
-            number(found["held_out_loss"], ".4f"),
+            number(result["held_out_loss_before"], ".4f"),
+            number(result["held_out_loss"], ".4f"),
         )
         say(f"  Held-out loss:   {before} before training, {after} after (nats per sequence)")
-    pace = f"{found['seconds_per_token']:.4g} s"
-    if found["seconds_per_token_assumed"]:
+    pace = f"{result['seconds_per_token']:.4g} s"
+    if result["seconds_per_token_assumed"]:
         pace = f"unknown ({pace} assumed)"
     say(f"  Time per token:  {pace}")
-    say(f"  Saved to:        {found['checkpoint']}")
+    say(f"  Saved to:        {result['checkpoint']}")

@@ -22,6 +22,7 @@ from sagellm_lifetime.evaluation.points import known_lengths
 from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.verdict import Verdict, verdict
+from sagellm_lifetime.history import History
 from sagellm_lifetime.history.splits import split
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
@@ -194,7 +195,7 @@ class Study:
             options = self.settings.options.get(name, {})
             predictor = create_predictor(name, seed=self.settings.seed, **options)
             tell = labelled(step, f"training {name}")
-            predictor.fit(self._train.rows, progress=tell, clock=self._train.clock)
+            predictor.fit(History(self._train.rows), progress=tell, clock=self._train.clock)
             predictors.append(predictor)
         self._fitted = predictors, rivals
 

@@ -26,46 +26,46 @@ P = ParamSpec("P")
 
 
 class CommandError(LifetimeError):
-    """Options that do not go together, or a place that cannot be written."""
+    """Raised for options that contradict each other, and paths that cannot be written."""
 
 
 class Terminated(SystemExit):
-    """The process was told to end; what is half written is removed on the way out."""
+    """Raised where a signal ends the process, so that half-written files are removed."""
 
 
 @contextmanager
 def orderly_end() -> Iterator[None]:
-    """Raise :class:`Terminated` in the block on SIGTERM and SIGHUP, where nobody else handles them.
+    """Raise :class:`Terminated` in the block on SIGTERM and SIGHUP, unless they have a handler.
 
-    By default they end a process at once, and its temporary files stay. A second signal does.
+    Their default would leave temporary files behind. A second signal ends the process at once.
     """
-    taken: list[signal.Signals] = []
+    handled: list[signal.Signals] = []
 
     def end(_signal: int, _frame: FrameType | None) -> None:
-        for each in taken:
-            signal.signal(each, signal.SIG_DFL)
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
         raise Terminated(TERMINATED)
 
     if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(each) is signal.SIG_DFL:
-                taken.append(each)
-                signal.signal(each, end)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                handled.append(number)
+                signal.signal(number, end)
     try:
         yield
     finally:
-        for each in taken:
-            signal.signal(each, signal.SIG_DFL)
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def complain(text: str) -> None:
-    """One line on stderr, whatever is in ``text``."""
+    """Print an error on stderr, as one line."""
     line = " ".join(text.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 def silence() -> None:
-    """Nobody reads stdout any more: let what is still buffered go nowhere, without a message."""
+    """Discard what is still buffered for stdout, which nobody reads any more."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # stdout is no file: nothing to do
@@ -73,7 +73,7 @@ def silence() -> None:
 
 
 def prepare_streams() -> None:
-    """A closed stream swallows, or is empty; a character it has no code for becomes ``?``."""
+    """Open closed streams on the null device; print ``?`` for characters a stream cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -85,7 +85,7 @@ def prepare_streams() -> None:
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are told in one line, under whatever program it runs."""
+    """Return a command whose errors are one line on stderr and an exit code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,0 +1,133 @@
+"""Read the logs of a command: checked rows, their clock, and notes on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
+from sagellm_lifetime.cli.output import note
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.evaluation.dataset import ClockKind, Dataset
+    from sagellm_lifetime.history import History
+
+_SHOWN: Final = 3
+"""Bad rows named on stderr; ``--json`` has more of them."""
+
+
+def print_notes(history: History) -> None:
+    """Print on stderr what reading a history left out, skipped or assumed."""
+    for line in history.notes:
+        note(line, keep=True)
+    if history.skipped:
+        first = "; ".join(history.problems[:_SHOWN])
+        note(f"skipped {history.skipped:,} bad rows, the first: {first}", keep=True)
+
+
+def reading_json(history: History) -> dict[str, Any]:
+    """Return what reading a history left out, skipped or assumed, for ``--json``."""
+    return {
+        "skipped": history.skipped,
+        "kinds": history.kinds,
+        "problems": history.problems,
+        "left_out": history.left_out,
+        "ignored": history.ignored,
+        "notes": history.notes,
+    }
+
+
+@dataclass
+class Reading:
+    """Read the logs of a command, and keep the notes on them.
+
+    Attributes:
+        on_bad_rows: refuse a log with bad rows, or skip them.
+        cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
+        clock: origin of the arrival times; ``auto`` infers it from the log.
+        notes: notes on each log by its source, for ``--json``.
+    """
+
+    on_bad_rows: OnBadRows = OnBadRows.refuse
+    cap_reached: CapReached = CapReached.length
+    clock: Clock = Clock.auto
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Return the checked rows of a history; print on stderr what was skipped or assumed."""
+        from sagellm_lifetime.history import read_history
+        from sagellm_lifetime.history.reasons import cap_reached_note
+
+        history = read_history(
+            source,
+            on_bad_rows=self.on_bad_rows.value,
+            columns=columns,
+            cap_reached=self.cap_reached.value,
+        )
+        print_notes(history)
+        if history.cap_reached:
+            note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
+        self.notes[source] = {
+            "rows": len(history.frame),
+            **reading_json(history),
+            "cap_reached": history.cap_reached,
+            "cap_reached_as": self.cap_reached.value,
+            "clock": None,
+        }
+        return history.frame
+
+    def dataset(self, source: str) -> Dataset:
+        """Return the checked rows of a history and their clock, for a library call."""
+        from sagellm_lifetime.evaluation.dataset import Dataset
+
+        rows = self.rows(source)
+        clock = self.clock_of(source, rows)
+        return Dataset(rows, source, clock, self.notes[source])
+
+    def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
+        """Return the clock of a whole log; print a note where it is in doubt.
+
+        It is inferred from all rows: a part may lack the rows with which its sessions begin.
+        """
+        from sagellm_lifetime.history.prequential import doubtful_clock, relative_times
+
+        restarts = relative_times(rows, self.clock.value)
+        if self.clock is Clock.auto and restarts:
+            note(
+                "arrival times restart with every session: the sessions are taken one by one "
+                "(--clock wall: all times are on one clock)"
+            )
+        elif restarts:
+            note("--clock session: the sessions are taken one by one, each on a clock of its own")
+        elif self.clock is Clock.auto and doubtful_clock(rows):
+            note(
+                "arrival times are on one clock, though the sessions begin close together "
+                "(--clock session: they restart with every session)"
+            )
+        kind: ClockKind = "session" if restarts else "wall"
+        has_times = "arrival_time" in rows.columns and rows["arrival_time"].null_count() < len(rows)
+        self.notes[source]["clock"] = kind if has_times else None
+        return kind
+
+    def training_rows(self, source: str) -> tuple[pl.DataFrame, ClockKind]:
+        """Return the rows a predictor learns from and their clock.
+
+        Columns that nothing learns from are dropped. Of a history that is longer than what is
+        learned from, only the newest rows are kept in memory.
+        """
+        from sagellm_lifetime.history import HISTORY_SCHEMA
+        from sagellm_lifetime.history.prequential import in_time_order
+        from sagellm_lifetime.predictor.fitting import MAX_ROWS
+
+        columns = [name for name in HISTORY_SCHEMA if name not in ("request_id", "sample")]
+        rows = self.rows(source, columns)
+        empty = [name for name in columns if rows[name].null_count() == len(rows)]
+        rows = rows.drop(empty) if len(rows) else rows
+        clock = self.clock_of(source, rows)
+        if len(rows) > MAX_ROWS:
+            note(f"training on the newest {MAX_ROWS:,} of {len(rows):,} rows")
+            rows = in_time_order(rows, clock=clock).tail(MAX_ROWS).clone()
+        return rows, clock
