@@ -27,8 +27,7 @@ def entries(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_vllm(monkeypatch):
-    find_spec = module.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda name: name != "vllm" and find_spec(name))
+    monkeypatch.setattr(module, "is_installed", lambda name: name != "vllm")
 
 
 @pytest.mark.usefixtures("no_vllm")

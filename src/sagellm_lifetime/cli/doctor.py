@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from importlib.util import find_spec
 from typing import Final, Literal
 
 import typer
@@ -16,6 +15,7 @@ from sagellm_lifetime.cli.options import Json
 from sagellm_lifetime.cli.output import say, write_json
 from sagellm_lifetime.cli.paths import check_json
 from sagellm_lifetime.core.errors import LifetimeError, one_line
+from sagellm_lifetime.core.extras import is_installed
 
 State = Literal["ok", "absent", "broken"]
 _EXTRAS: Final = {
@@ -77,7 +77,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _vllm() -> Iterator[Finding]:
-    if find_spec("vllm") is None:
+    if not is_installed("vllm"):
         hint = f"pip install 'isagellm-lifetime[vllm]' for: {_VLLM_PURPOSE}"
         yield Finding("vLLM", "absent", f"not installed; {hint}")
         return
