@@ -99,9 +99,9 @@ _SERVEGEN_OWN: Final = frozenset({"reason_ratio", "text_tokens"})
 
 def public_trace(names: Iterable[str]) -> str | None:
     """Return the public trace whose columns these are, None if they are of none."""
-    held = {name for name in names if name}
+    columns = {name for name in names if name}
     for trace, (always, may) in _TRACES.items():
-        if always <= held <= always | may and (trace != "servegen" or held & _SERVEGEN_OWN):
+        if always <= columns <= always | may and (trace != "servegen" or columns & _SERVEGEN_OWN):
             return trace
     return None
 

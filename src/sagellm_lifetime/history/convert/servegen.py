@@ -47,8 +47,8 @@ def _multimodal(header: list[str]) -> Layout:
     tokens = pl.col("text_tokens").str.strip_chars().cast(pl.Float64, strict=False)
     for name in _MEDIA:
         if name in header:  # "[12, 345]" in one cell
-            each = pl.col(name).str.extract_all(r"\d+").cast(pl.List(pl.Float64))
-            tokens += each.list.sum().fill_null(0)
+            counts = pl.col(name).str.extract_all(r"\d+").cast(pl.List(pl.Float64))
+            tokens += counts.list.sum().fill_null(0)
     names = {**_NAMES, "prompt_length": "text_tokens"}
     return Layout(names, _REQUIRED, values={"prompt_length": tokens}, foreign=True)
 

@@ -66,7 +66,7 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     except UnicodeDecodeError as error:
         raise HistoryError(f"{path}: not UTF-8 text: save the file as UTF-8") from error
     if findings.bad and on_bad_rows != "skip":
-        raise findings.error(str(path), what=ADVICE)
+        raise findings.error(str(path), advice=ADVICE)
     if not rows:
         raise HistoryError(f"{path}: no answer in it: expected conversations with gpt messages")
     content = ("prompt_text", "output_text") if keep_content else ()
@@ -134,9 +134,9 @@ def _answers(
     ):
         raise ValueError("has no list 'conversations'")
     identity, model = (
-        None if held is None else without_surrogates(str(held), key, findings.add_note)
+        None if value is None else without_surrogates(str(value), key, findings.add_note)
         for key in ("id", "model")
-        for held in [conversation.get(key)]
+        for value in [conversation.get(key)]
     )
     before, turn, unasked, prompt = 0, 0, 0, None
     rows = []

@@ -85,8 +85,8 @@ class AIPerf(Format):
 
 
 def _metric(record: Record, name: str) -> Any:
-    held = dig(record, f"metrics.{name}")
-    return held.get("value") if isinstance(held, dict) else held
+    metric = dig(record, f"metrics.{name}")
+    return metric.get("value") if isinstance(metric, dict) else metric
 
 
 def _ending(record: Record, error: Any) -> str | None:

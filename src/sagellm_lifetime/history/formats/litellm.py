@@ -99,12 +99,12 @@ class LiteLLM(Format):
         response = as_object(record.get("response"))
         choices = response.get("choices")
         choices = choices if isinstance(choices, list) else []
-        asked = {
+        parameters = {
             **as_object(record.get("model_parameters")),
             **as_object(record.get("proxy_server_request")),
         }
-        asked_for = asked.get("n")
-        if len(choices) > 1 or (isinstance(asked_for, int) and asked_for > 1):
+        choices_asked = parameters.get("n")
+        if len(choices) > 1 or (isinstance(choices_asked, int) and choices_asked > 1):
             return self.leave_out(SEVERAL)
         if response.get("status") in UNFINISHED:
             return self.leave_out("unfinished requests, whose tokens are not all counted")
@@ -118,11 +118,11 @@ class LiteLLM(Format):
                 "arrival_time": start,
                 "prompt_length": record.get("prompt_tokens"),
                 "max_length": first(
-                    asked, "max_tokens", "max_completion_tokens", "max_output_tokens"
+                    parameters, "max_tokens", "max_completion_tokens", "max_output_tokens"
                 ),
                 "actual_length": length,
                 "actual_time": None if start is None or end is None or failed else end - start,
                 "finish_reason": "error" if failed else reason,
-                "temperature": number(asked.get("temperature"), "temperature"),
+                "temperature": number(parameters.get("temperature"), "temperature"),
             }
         ]

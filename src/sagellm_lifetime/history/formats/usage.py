@@ -117,9 +117,9 @@ class Usage(Format):
 
     def _keep_one_duration(self) -> None:
         """Drop one of two kinds of durations, stated or from start to end: units may differ."""
-        held = {target: name for name, (target, _) in self._columns.items()}
-        if "end" in held and "actual_time" in held:
-            spare = held["actual_time" if self._has_subtracted else "end"]
+        names = {target: name for name, (target, _) in self._columns.items()}
+        if "end" in names and "actual_time" in names:
+            spare = names["actual_time" if self._has_subtracted else "end"]
             del self._columns[spare]
             self.findings.ignored[spare] = None
 
@@ -144,7 +144,7 @@ class Usage(Format):
         """Record which history column a column stands for; one that is taken stays taken."""
         self._known_names.add(name)
         target = target_of(name)
-        if target is None or target[0] in {held for held, _ in self._columns.values()}:
+        if target is None or target[0] in {other for other, _ in self._columns.values()}:
             self.findings.ignored[name] = None
         else:
             self._columns[name] = target
@@ -242,7 +242,7 @@ class Usage(Format):
         return plausible_unit(starts, "ms" if "prefix_hashes" in targets else None)
 
     def _name_of(self, target: str) -> str:
-        return next(name for name, (held, _) in self._columns.items() if held == target)
+        return next(name for name, (other, _) in self._columns.items() if other == target)
 
     def _no_unit(self, name: str, why: str) -> HistoryError:
         return HistoryError(
