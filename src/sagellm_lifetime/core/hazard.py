@@ -4,7 +4,7 @@ A row ``H`` has ``BINS + 1`` entries, ``H[k] = -log P(L > EDGES[k])``, ``H[0] = 
 decreasing. The hazard is constant inside a bin, so conditioning on an age is a subtraction that
 cannot underflow: ``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
 
-A wide row says where inside its bins the hazard lies. After the ``BINS + 1`` entries come
+A wide row places the hazard inside its bins. After the ``BINS + 1`` entries come
 ``KNOTS`` lengths, ascending, and the ``KNOTS`` cumulative hazards there; unused ones are infinite.
 Between two neighbours among edges and knots the hazard is constant. A value that recurs has a knot
 before it and one at it, so that all of its mass lies on that one length (:func:`with_atoms`).

@@ -131,7 +131,7 @@ def threshold(curve: np.ndarray | None, q: float, lived: float = 0.0) -> float:
     """Return the smallest predicted hazard at which a share ``q`` has ended.
 
     The smallest float ``step`` with ``1 - exp(lived - F(step)) >= q``, in the very operations with
-    which a survival is computed, so that a quantile is exactly where the survival says.
+    which a survival is computed, so that a quantile is exact.
 
     Args:
         curve: link, shape ``(LEVELS + 1,)``, or ``None`` for the identity.
@@ -232,7 +232,7 @@ def lived(
 
 def _within(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return :func:`lived` of outcomes that lie in the steps ``low..high`` as predicted."""
-    # Where nothing was predicted the step is empty: then its end counts.
+    # A step without predicted hazard is empty, so its end is used.
     high = np.clip(high, 1e-30, _BOUNDS[-1])[:, None]
     low = np.minimum(low[:, None], high * (1.0 - 1e-6))
     step = high - low

@@ -1,4 +1,4 @@
-"""Metrics of order: whether the predictor tells which sequence ends first."""
+"""Metrics of order: whether the predictor knows which sequence ends first."""
 
 from __future__ import annotations
 

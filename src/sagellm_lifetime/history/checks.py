@@ -95,7 +95,7 @@ def typed(
 ) -> pl.LazyFrame:
     """Return ``ROW``, the typed history columns, ``__filled_*`` and ``BROKEN`` of raw columns.
 
-    Numbers are Float64; a cell that is no number becomes null, and ``__filled_*`` says whether it
+    Numbers are Float64; a cell that is no number becomes null, and ``__filled_*`` is True if it
     held anything.
     """
     schema = frame.collect_schema()
@@ -125,7 +125,7 @@ def typed(
             if reading.words:
                 expressions.append(renamed(text).alias(RENAMED))
         else:
-            if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
+            if stored == pl.List(pl.UInt64):  # hashes without their top bit, as in a request
                 raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
             expressions.append(raw.cast(HISTORY_SCHEMA[column], strict=False).alias(column))
     expressions.append(

@@ -114,7 +114,8 @@ _NAMED: Final = 6
 def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) -> str:
     """Return what to do about a missing column, as the end of a one-line message.
 
-    Names only columns that it knows, that look like the wanted one, or that all look like names:
+    The message names only columns that are known, that look like the wanted one, or that all look
+    like names:
     where a header is missing altogether, the "columns" are the first row, and a message must not
     repeat somebody's prompt.
     """

@@ -109,7 +109,7 @@ def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
 
 
 def _check_pages(stream: IO[bytes], meta: dict[int, Any], size: int) -> None:
-    """Raise DisagreementError if a column chunk's pages hold other counts than it says."""
+    """Raise DisagreementError if a column chunk's pages hold other counts than it states."""
     offset = min(meta[_FIRST_PAGE], meta.get(_FIRST_DICTIONARY) or meta[_FIRST_PAGE])
     end = offset + meta[_PACKED]
     if not 0 < offset <= end <= size:

@@ -146,7 +146,7 @@ def read_as(
     on_bad_rows: OnBadRows,
     form: str | None = None,
 ) -> History:
-    """Read and validate files whose columns are laid out as ``layouts`` says.
+    """Read and validate files whose columns are laid out as in ``layouts``.
 
     Args:
         source: a file, a glob or a folder.

@@ -92,7 +92,7 @@ def _iso(text: str, name: str) -> float:
 
 
 def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
-    """Return the unit of moments that do not say theirs, ``"s"`` or finer; None if it is unclear.
+    """Return the unit of moments without a stated one, ``"s"`` or finer; None if it is unclear.
 
     Args:
         moments: numbers from any origin, in an unknown unit.

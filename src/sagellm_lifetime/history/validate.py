@@ -341,7 +341,7 @@ class _Validator:
     def _refuse_text_columns(self, raw: pl.LazyFrame, bad: dict[int, int], total: int) -> None:
         """Raise :class:`HistoryHeaderError` for a number column without one number in it.
 
-        It is the wrong column, which says more than ``total`` bad rows.
+        It is the wrong column, which is clearer than ``total`` bad rows.
         """
         for code, count in bad.items():
             fault = self.faults[code - 1]

@@ -33,7 +33,7 @@ _PARAMETERS: Final = {
     "bagging_fraction": 0.7,
     "bagging_freq": 1,
     "cat_smooth": 20.0,
-    "num_threads": 1,  # more threads spin against each other on a shared machine
+    "num_threads": 1,  # more threads slow each other down on a shared machine
     "deterministic": True,
     "seed": 0,
     "verbose": -1,

@@ -53,7 +53,7 @@ def convert(
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written whole or not at all.
         keep_content: keep the texts of prompts and answers, where the trace has them.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
-        time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not say its own.
+        time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not state its own.
 
     Returns:
         The rows written, with the rows skipped, columns not read and assumptions made.

@@ -4,7 +4,7 @@ ServeGen publishes per-client histograms; a workload is drawn from them with its
 ``generate_workload`` and saved with its ``save_requests_to_csv``: ``request_id``, ``timestamp``
 (seconds) and the fields of the category: ``input_tokens,output_tokens``, ``reason_ratio`` for
 reasoning models, ``text_tokens`` and lists of ``image_tokens,audio_tokens,video_tokens`` for
-multimodal ones (their sum is the prompt). A ``client_id`` column, where somebody added it, is kept.
+multimodal ones (their sum is the prompt). A ``client_id`` column, if there is one, is kept.
 The offline "stat" traces beside them are real requests in JSONL, in batch order and without times:
 ``request_id, input_length, output_length, duration`` (milliseconds).
 """

@@ -3,7 +3,7 @@
 A metric is ``{"value": …, "unit": …}``. ``output_sequence_length`` counts all generated tokens;
 where it is missing, it is ``output_token_count`` (the visible ones) and ``reasoning_token_count``,
 which AIPerf counts apart. A failed request has an ``error`` and, as a rule, no count of what was
-generated until then: it is left out, and said.
+generated until then: it is left out, and counted.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The page and the API write ``traceId``, ``startTime``, ``usageDetails``, ``model
 blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``. Of the
 usage, what begins with ``output`` counts generated tokens; Langfuse keeps the parts apart (their
 sum is ``total``), so reasoning tokens are added to ``output``. Where ``total`` shows that they are
-inside already, they are not. How an answer ended is not said, only that it failed.
+inside already, they are not. How an answer ended is not recorded, only that it failed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Langfuse(Format):
         ]
 
     def _cap(self, cap: object) -> float | None:
-        """Return a cap, which is free text of whoever logged it; what is none is said."""
+        """Return a cap, which is free text in the log; note one that is no whole number."""
         try:
             value = number(cap, "max_tokens")
         except ValueError:
@@ -116,7 +116,7 @@ class Langfuse(Format):
         return value
 
     def _counts(self, record: Record) -> tuple[float | None, float | None]:
-        """Return the tokens of the prompt and the generated ones, None where they are not said."""
+        """Return the prompt tokens and the generated tokens, None where they are unknown."""
         usage = as_object(first(record, "usageDetails", "usage_details"))
         usage = usage or as_object(record.get("usage"))
         usage = usage or {key: record.get(key) for key in ("promptTokens", "completionTokens")}
@@ -157,5 +157,5 @@ def _first(counts: Mapping[str, float], names: Iterable[str]) -> float | None:
 def _temperature(parameters: Record) -> float | None:
     try:
         return number(parameters.get("temperature"), "temperature")
-    except ValueError:  # free text of whoever logged it, and not needed
+    except ValueError:  # free text in the log, and not needed
         return None

@@ -3,8 +3,8 @@
 Rows with ``request_id``, ``call_type``, ``model``, ``prompt_tokens``, ``completion_tokens``,
 ``startTime``, ``endTime``, ``end_user``, ``user``, ``session_id``, ``status``; as CSV, JSON lines
 or Parquet. Reasoning tokens are inside of ``completion_tokens``. Calls that generate no text and
-answers out of LiteLLM's cache are left out, and said. The finish reason and the cap are there where
-request and response were stored as well.
+answers out of LiteLLM's cache are left out and counted. The finish reason and the cap are present
+if request and response were stored as well.
 """
 
 from __future__ import annotations

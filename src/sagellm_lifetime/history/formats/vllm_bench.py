@@ -3,7 +3,7 @@
 One JSON object a run (several after ``--append-result``) with one list a quantity: ``input_lens``,
 ``output_lens``, ``start_times``, ``ttfts``, ``itls``, ``errors``, ``generated_texts``, in newer
 versions ``latencies``. Start times count from any origin. A failed request has an entry in
-``errors`` and a length of 0: it is kept as an error. Nothing is said of caps and finish reasons.
+``errors`` and a length of 0: it is kept as an error. Caps and finish reasons are not recorded.
 """
 
 from __future__ import annotations
