@@ -1,7 +1,7 @@
 """Read JSONL in chunks, with bounded memory and the line of every row.
 
 A chunk is parsed by polars. Where that fails (it stops at the first malformed line or NaN and does
-not add_note where), the chunk is parsed line by line in Python.
+not name it), the chunk is parsed line by line in Python.
 """
 
 from __future__ import annotations
