@@ -46,7 +46,7 @@ class NoneIsZero(Broken):
 
 class UnknownKeysMatter(Broken):
     def predict(self, request):
-        if "nobody_knows" in (request.prompt_features or {}):
+        if "unknown_key" in (request.prompt_features or {}):
             request.max_length = 5
         return super().predict(request)
 

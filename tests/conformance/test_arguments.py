@@ -25,7 +25,7 @@ HUGE = 3**20_000
 
 
 def kind_of(value):
-    """Name of a case: pytest cannot write a number of 4,300 digits either."""
+    """Return the name of a case: pytest cannot write a number of 4,300 digits either."""
     return type(value).__name__
 
 
@@ -48,7 +48,7 @@ def predictor():
 
 
 def asks(predictor, ids, ages):
-    """The three calls of the array form."""
+    """Return the three calls of the array form."""
     return (
         partial(predictor.quantiles, ids, ages, 0.5),
         partial(predictor.distributions, ids, ages),

@@ -8,7 +8,7 @@ from sagellm_lifetime.core.grid import BINS, EDGES, bin_of
 
 
 def row(rng: np.random.Generator) -> np.ndarray:
-    """Smooth, ragged, empty in places, or all on one length."""
+    """Return a row that is smooth, ragged, empty in places, or all on one length."""
     kind = rng.integers(4)
     if kind == 0:
         return hazard.log_logistic(np.exp(rng.uniform(0, 9)), rng.uniform(0.05, 2.5))
@@ -22,7 +22,7 @@ def row(rng: np.random.Generator) -> np.ndarray:
 
 
 def curve(rng: np.random.Generator) -> np.ndarray | None:
-    """A calibration link, or none."""
+    """Return a calibration link, or none."""
     if rng.random() < 0.3:
         return None
     steps = rng.dirichlet(np.full(link.LEVELS, rng.uniform(0.5, 5))) + 1e-4
@@ -30,7 +30,7 @@ def curve(rng: np.random.Generator) -> np.ndarray | None:
 
 
 def with_atoms(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """The same row with values that recur: in one bin, in neighbours, at edges, in all."""
+    """Return the row with values that recur: in one bin, in neighbours, at edges, in all."""
     first = int(rng.integers(17, 3000))
     lengths = {
         first,
@@ -46,7 +46,7 @@ def with_atoms(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
 
 
 def distribution(rng: np.random.Generator) -> LengthDistribution:
-    """Any distribution a predictor could answer with."""
+    """Return any distribution that a predictor could answer with."""
     age = int(rng.choice([0, 1, rng.integers(3000), 131_072, 10**6]))
     cap = None if rng.random() < 0.4 else age + int(rng.integers(0, 5000))
     values, bent = row(rng), curve(rng)

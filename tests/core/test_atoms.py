@@ -15,7 +15,7 @@ from sagellm_lifetime.core.tracking import Tracker
 
 
 def all_in(length: int) -> np.ndarray:
-    """A row whose mass lies in the bin of one length."""
+    """Return a row whose mass lies in the bin of one length."""
     hazards = np.full(BINS, 1e-9)
     hazards[bin_of(length)] = 1.0 - 1e-7
     return hazard.from_hazards(hazards)

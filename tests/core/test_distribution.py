@@ -17,7 +17,7 @@ LEVELS = np.linspace(0.0, 1.0, 21)
 
 
 def geometric(p: float, **kwargs) -> LengthDistribution:
-    """Memoryless: every token is the last with probability ``p``."""
+    """Return a memoryless row: every token is the last with probability ``p``."""
     steps = np.diff(EDGES) * -np.log1p(-p)
     return LengthDistribution(hazard.from_steps(steps), **kwargs)
 

@@ -30,7 +30,7 @@ steps = st.one_of(
 
 
 def curves(count: int) -> list[np.ndarray]:
-    """The identity, links of ragged factors, and links that are not learned but valid."""
+    """Return the identity, links of ragged factors, and valid links that were not learned."""
     rng = np.random.default_rng(0)
     learned = link.from_factors(rng.lognormal(0.0, 2.0, (count, link.SEGMENTS)))
     any_ = [curve(rng) for _ in range(3 * count)]

@@ -21,7 +21,7 @@ LEVELS = (0.0, 1e-17, 1e-6, 0.025, 0.05, 0.5, 0.95, 0.975, 1 - 1e-12, 1.0)
 
 
 def a_curve(rng):
-    """A link that is none or ragged, as one learned may be."""
+    """Return no link or a ragged one, as a learned one may be."""
     kind = rng.integers(3)
     if kind == 0:
         return curve(rng)
@@ -29,7 +29,7 @@ def a_curve(rng):
 
 
 def edge_row(rng):
-    """All on a few lengths, so that survival is flat or falls at once."""
+    """Return a row with all mass on a few lengths: its survival is flat or falls at once."""
     hazards = np.zeros(len(EDGES) - 1)
     hazards[rng.integers(0, 110, 3)] = [1.0, 0.5, 1e-7]
     return hazard.from_hazards(hazards)
@@ -37,7 +37,7 @@ def edge_row(rng):
 
 @pytest.mark.parametrize("seed", range(9))
 def test_all_ages_under_all_caps(seed):
-    """Every age from 0 to 60 under every cap to 70 and none, against a search by survival."""
+    """Check every age up to 60 under every cap up to 70 and none against a search by survival."""
     rng = np.random.default_rng(seed)
     values = edge_row(rng) if seed % 3 == 0 else row(rng)
     if seed % 2:
@@ -73,7 +73,7 @@ def test_all_ages_under_all_caps(seed):
 
 
 def check_first(d, q, n):
-    """``n`` is the smallest length at which the survival says that ``q`` has ended."""
+    """Check that ``n`` is the smallest length at which a share ``q`` has ended by the survival."""
     room = inf if d.max_length is None else d.max_length - d.age - d.shift
     assert n >= min(1, room)
     assert 1.0 - d.survival(n) >= q

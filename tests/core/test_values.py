@@ -46,7 +46,7 @@ class Failing:
 
 
 def kind(value):
-    """Name of a case: pytest cannot write a number of 4,300 digits either."""
+    """Return the name of a case: pytest cannot write a number of 4,300 digits either."""
     return type(value).__name__
 
 

@@ -64,12 +64,12 @@ class PointOnly(LifetimePredictorProtocol):
 
 
 def remaining_is_current() -> PointOnly:
-    """What the specification's benchmark rewards."""
+    """Return a predictor of the rule that the specification's benchmark rewards."""
     return PointOnly(lambda request: request.current_length)
 
 
 def history(n: int = 400, seed: int = 0, **columns) -> pl.DataFrame:
-    """Log-normal lengths, half of them told by ``prompt_length``, arrivals half a second apart."""
+    """Return log-normal lengths, half explained by ``prompt_length``, arrivals 0.5 s apart."""
     rng = np.random.default_rng(seed)
     prompt = rng.integers(1, 500, n)
     length = np.maximum(1, (prompt * 0.4 * rng.lognormal(0.0, 0.5, n)).astype(int) + 5)

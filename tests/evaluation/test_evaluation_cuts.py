@@ -17,13 +17,13 @@ TRUE = LengthDistribution(hazard.log_logistic(MEDIAN, SPREAD), 0, 0, None)
 
 
 def drawn(n: int, seed: int) -> np.ndarray:
-    """Lengths of the very distribution that ``Fixed(MEDIAN, SPREAD)`` states."""
+    """Return lengths of the very distribution that ``Fixed(MEDIAN, SPREAD)`` states."""
     levels = np.random.default_rng(seed).random(n)
     return np.array([TRUE.quantile(float(level)) for level in levels])
 
 
 def cut_at(lengths: np.ndarray, cut: np.ndarray, reason: str = "length") -> pl.DataFrame:
-    """What a server writes down that cuts each row at ``cut`` tokens and does not say its cap."""
+    """Return the log of a server that cuts each row at ``cut`` tokens and omits its cap."""
     return pl.DataFrame(
         {
             "actual_length": np.minimum(lengths, cut),
@@ -93,7 +93,7 @@ def test_scores_up_to_the_horizon_are_those_of_the_whole_lengths():
 
 
 def test_those_that_went_on_stand_for_those_cut_early():
-    """Clients that hang up at a time of their own: the weighted scores are those without them."""
+    """Clients cancel at random times: the weighted scores equal those without cancelling."""
     lengths = drawn(12_000, 4)
     rng = np.random.default_rng(5)
     gone = np.where(rng.random(len(lengths)) < 0.4, rng.integers(1, 1500, len(lengths)), 10**7)

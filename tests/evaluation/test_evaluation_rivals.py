@@ -72,7 +72,7 @@ def test_rivals_respect_the_cap():
 
 
 def test_rivals_are_ordered_as_the_data_says():
-    """The prompt length tells half of it: boosting wins, and its intervals hold."""
+    """The prompt length explains half of it: boosting wins, and its intervals hold."""
     train, test = history(2500, seed=1), history(600, seed=2)
     found = evaluate(Fixed(), test, rivals=fit_rivals(train)).to_dict()["baselines"]
     assert set(found) == set(RIVALS)
@@ -120,7 +120,7 @@ def test_remaining_is_current_never_beats_the_baselines_on_a_trace(file):
 
 
 def _rule_loses(frame: pl.DataFrame) -> None:
-    """The rule that scores 100 % on the specification's benchmark loses where ages are honest."""
+    """Check that the rule that wins the specification's benchmark loses at independent ages."""
     parts = split(frame)
     rivals = fit_rivals(parts.train, LEAKY_RIVALS)
     found = evaluate(remaining_is_current(), parts.test, rivals=rivals, max_rows=1500).to_dict()
@@ -169,7 +169,7 @@ def test_skill_is_reported_where_there_is_a_floor():
 
 
 def test_skill_looks_at_the_rows_whose_floor_is_known():
-    """Half of the rows were asked once, and are easier: they say nothing of the skill."""
+    """Half of the rows have one sample and are easier: they must not enter the skill."""
     length = np.repeat([100, 7], 200) + np.arange(400) % 4
     again = pl.when(pl.int_range(400) < 200).then(pl.int_range(400) // 4)
     frame = history(400, actual_length=length).with_columns(prompt_id=again)

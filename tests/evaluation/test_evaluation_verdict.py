@@ -14,7 +14,7 @@ SIMPLE = ["constant_median", "residual_life"]
 
 
 def told() -> PointOnly:
-    """Knows the half of the length that the prompt length tells."""
+    """Return a predictor of the half of the length that the prompt length explains."""
     return PointOnly(
         lambda r: max(
             round(0.4 * r.prompt_features["prompt_length"]) + 5 - r.current_length,
@@ -77,7 +77,7 @@ def test_the_best_of_several_predictors_stands_for_them():
 
 
 def test_equal_errors_are_a_tie():
-    """All answers have 5 tokens: whoever says so makes no error, baselines as well."""
+    """All answers have 5 tokens, so predictors and baselines make no error."""
     train, test = (
         history(100, seed=s).with_columns(actual_length=pl.lit(5), max_length=pl.lit(10))
         for s in (1, 2)

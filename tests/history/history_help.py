@@ -19,7 +19,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def refused(source: Any, kind: type[HistoryError] = HistoryError, **options: Any) -> str:
-    """The message of the refusal: one line, no traceback of polars in it."""
+    """Return the message of the refusal: one line, without a traceback of polars."""
     with pytest.raises(kind) as caught:
         read_history(source, **options)
     message = str(caught.value)

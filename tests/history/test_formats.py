@@ -302,7 +302,7 @@ START = 1_770_000_000_000_000_000
 
 
 def spans() -> list[dict[str, Any]]:
-    """A chat, the agent above it (which counts the chat's tokens once more), a query, a failure."""
+    """Return a chat, the agent above it (which counts its tokens again), a query, a failure."""
     agent = {**GEN_AI, "gen_ai.operation.name": "invoke_agent"}
     failed = {k: v for k, v in GEN_AI.items() if "usage" not in k} | {"error.type": "timeout"}
     return [

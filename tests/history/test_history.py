@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sagellm_lifetime.history import (
     History,
     files,
     read_history,
+    records,
     scan_history,
     write_history,
 )
@@ -164,6 +166,35 @@ def test_frames_and_lazy_frames_are_sources() -> None:
         history.frame, 1, ["history row 2: actual_length -2 is negative"], {"negative": 1}
     )
     assert history.frame["finish_reason"].to_list() == ["stop"]
+
+
+def test_a_validated_history_is_not_read_again() -> None:
+    history = read_history(
+        pl.DataFrame({"actual_length": [1, 2], "finish_reason": ["eos", "stop"]})
+    )
+    assert read_history(history) is history
+    with pytest.raises(HistoryError, match="it has no rows"):
+        read_history(History(history.frame.clear()))
+
+
+def test_a_log_of_another_program_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps([{"actual_length": n} for n in range(1, 60)]))
+    opened: list[Path] = []
+    plain = Path.open
+
+    def counting(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(self)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    read_history(path)
+    once = len(opened)
+    opened.clear()
+    records.sample(path)
+    assert once == len(opened), "reading a log takes one pass, as looking at its beginning does"
 
 
 def test_scan_history_makes_unfit_cells_null(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ GOOD = {
 
 
 def to_csv(path: Path, rows: list[dict[str, Any]]) -> list[str]:
-    """Writes the rows and returns where each one starts."""
+    """Write the rows and return the line where each one starts."""
     places, lines = [], 1
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -204,7 +204,7 @@ def test_unknown_finish_reasons_are_listed_with_the_four(tmp_path: Path) -> None
 
 
 def zstd(data: bytes, tmp_path: Path) -> bytes:
-    """Packed by polars, which is here in any case."""
+    """Return data packed by polars, which is always installed."""
     frame = pl.DataFrame({"line": data.decode().splitlines()})
     sink = tmp_path / "packing"
     frame.lazy().sink_csv(
@@ -306,7 +306,7 @@ def test_panic_reports_do_not_reach_stderr_and_other_lines_do(
 
 
 def damaged_parquet(tmp_path: Path) -> list[bytes]:
-    """One byte changed: where polars 2.1 panics (22 of these), or asks for endless memory (2)."""
+    """Return files with one changed byte: polars 2.1 panics (22) or wants endless memory (2)."""
     values = range(300)
     frame = pl.DataFrame({"actual_length": values, "model": [f"m{i % 7}" for i in values]})
     frame.write_parquet(tmp_path / "whole.parquet", compression="uncompressed")
@@ -338,7 +338,7 @@ def test_damaged_parquet_is_one_line_without_a_rust_backtrace(
 
 
 def zigzag(number: int) -> bytes:
-    """A number from 64 to 8191 as the compact protocol writes it, in two bytes."""
+    """Return a number from 64 to 8191 as the compact protocol writes it, in two bytes."""
     return bytes([(2 * number & 127) | 128, 2 * number >> 7])
 
 

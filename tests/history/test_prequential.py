@@ -92,7 +92,7 @@ def test_clocks_that_restart_are_laid_in_a_row():
 
 
 def closed_loop(ramp: float = 20.0, users: int = 40, turns: int = 30) -> pl.DataFrame:
-    """Users of a load test, each starting within the ramp and thinking between its turns."""
+    """Return users of a load test, each starting within the ramp and pausing between turns."""
     rng = np.random.default_rng(5)
     starts = rng.uniform(0, ramp, users)
     waits = np.column_stack([np.zeros(users), rng.uniform(5, 40, (users, turns - 1))])
@@ -109,7 +109,7 @@ def own_clocks(history: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.mark.parametrize("order", [["session_id", "arrival_time"], ["arrival_time"]])
 def test_users_of_a_load_test_are_on_one_clock(order):
-    """They all begin in the first moments, but each at a time of its own."""
+    """All users begin in the first moments, but each at another time."""
     wall = closed_loop().sort(order)
     assert not relative_times(wall)
     assert doubtful_clock(wall)

@@ -42,7 +42,7 @@ WORKLOADS = {
 
 
 def plain(profile: str, n: int = 40_000, seed: int = 1) -> pl.DataFrame:
-    """What the traces show: nobody aborts, nobody caps."""
+    """Return what the traces show: no aborts, no caps."""
     return generate(profile, n, seed=seed, abort_share=0, capped_share=0)
 
 
@@ -54,14 +54,14 @@ def trace(profile: str) -> pl.DataFrame:
 
 
 def distance(one: pl.Series, two: pl.Series) -> float:
-    """Kolmogorov–Smirnov distance of two samples."""
+    """Return the Kolmogorov–Smirnov distance of two samples."""
     at = np.union1d(one.to_numpy(), two.to_numpy())
     below = [np.searchsorted(np.sort(s.to_numpy()), at, side="right") / len(s) for s in (one, two)]
     return float(np.abs(below[0] - below[1]).max())
 
 
 def neighbours(frame: pl.DataFrame, group: str) -> float:
-    """Rank correlation of the lengths of consecutive requests of a group."""
+    """Return the rank correlation of the lengths of consecutive requests of a group."""
     pairs = frame.with_columns(before=pl.col("actual_length").shift().over(group))
     pairs = pairs.drop_nulls("before")
     return float(pairs.select(pl.corr("actual_length", "before", method="spearman")).item())

@@ -40,7 +40,7 @@ def test_every_answer_has_what_was_seen(answers):
 
 
 def _seen(column):
-    """Different values; lists of token ids too."""
+    """Return the different values of a column, also of lists of token ids."""
     return set(map(str, column.drop_nulls().to_list()))
 
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: the contract, the distribution, histories, tracking."""
+"""The base of all other packages: protocol, distribution, calibration, tracking, errors."""

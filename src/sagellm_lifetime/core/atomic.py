@@ -195,8 +195,8 @@ def _create(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         except FileNotFoundError:
             if not path.parent.is_dir():
                 raise
-            continue  # a folder that another writer took for a leftover before it was opened
-        # Between its making and its lock another writer may take it for a leftover.
+            continue  # another writer removed the folder as a leftover before it was opened
+        # Before it is locked, another writer may remove it as a leftover.
         if _lock(descriptor) is not False and _is_at(descriptor, temporary):
             return temporary, descriptor
         os.close(descriptor)

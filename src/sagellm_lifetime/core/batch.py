@@ -132,10 +132,10 @@ class LengthDistributionBatch:
             raise RequestError("quantile levels must lie between 0 and 1")
         base = self._base()
         room = np.maximum(self.caps - self.ages, 0)
-        out = np.empty((len(self), levels.size), dtype=np.int64)
+        quantiles = np.empty((len(self), levels.size), dtype=np.int64)
         for j, level in enumerate(levels.ravel().tolist()):
-            out[:, j] = np.minimum(self._first_reaching(level, base), room)
-        return out if levels.ndim else out[:, 0]
+            quantiles[:, j] = np.minimum(self._first_reaching(level, base), room)
+        return quantiles if levels.ndim else quantiles[:, 0]
 
     def _first_reaching(self, level: float, base: np.ndarray) -> np.ndarray:
         if level == 0.0:

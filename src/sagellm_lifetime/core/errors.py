@@ -1,6 +1,6 @@
 """The tree of errors a caller can meet.
 
-Every message is one line that says what was wrong and what to do. The command line prints it and
+Every message is one line with what was wrong and what to do. The command line prints it and
 exits with 2; a library user catches :class:`LifetimeError` for all of them.
 
     LifetimeError

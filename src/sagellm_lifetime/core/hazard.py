@@ -4,7 +4,7 @@ A row ``H`` has ``BINS + 1`` entries, ``H[k] = -log P(L > EDGES[k])``, ``H[0] = 
 decreasing. The hazard is constant inside a bin, so conditioning on an age is a subtraction that
 cannot underflow: ``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
 
-A wide row says where inside its bins the hazard lies. After the ``BINS + 1`` entries come
+A wide row places the hazard inside its bins. After the ``BINS + 1`` entries come
 ``KNOTS`` lengths, ascending, and the ``KNOTS`` cumulative hazards there; unused ones are infinite.
 Between two neighbours among edges and knots the hazard is constant. A value that recurs has a knot
 before it and one at it, so that all of its mass lies on that one length (:func:`with_atoms`).
@@ -166,11 +166,11 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
     # The last edge has no bin after it, so the tail is added separately.
     beyond = over * _TAIL_HAZARDS.take(k)
     if rows.shape[1] > ROW:
-        some = np.flatnonzero(rows[index, ROW] < edge + width)
-        if some.size:
-            count = (rows[index[some], ROW:_KNOTS_END] <= lengths[some, None]).sum(axis=1)
+        knotted = np.flatnonzero(rows[index, ROW] < edge + width)
+        if knotted.size:
+            count = (rows[index[knotted], ROW:_KNOTS_END] <= lengths[knotted, None]).sum(axis=1)
             start, end = edge.astype(np.float64), edge + width
-            _narrow(rows, index[some], count, (start, end, low, high), some)
+            _narrow(rows, index[knotted], count, (start, end, low, high), knotted)
             over, width = lengths - start, end - start
     return np.asarray(low + (high - low) * over / width + beyond)
 
@@ -200,33 +200,33 @@ def first_reaching_many(
 ) -> np.ndarray:
     """Return :func:`first_reaching` of ``N`` sequences; int64, shape ``(N,)``."""
     target = base + steps
-    taken = rows.take(index, axis=0)
+    used_rows = rows.take(index, axis=0)
     # First entry not below: rows never decrease, so it is the first False.
-    upper = np.clip((taken[:, :ROW] < target[:, None]).argmin(axis=1), 1, BINS)
-    where = np.arange(len(taken))
-    low = taken[where, upper - 1].astype(np.float64)
-    high = taken[where, upper].astype(np.float64)
+    upper = np.clip((used_rows[:, :ROW] < target[:, None]).argmin(axis=1), 1, BINS)
+    where = np.arange(len(used_rows))
+    low = used_rows[where, upper - 1].astype(np.float64)
+    high = used_rows[where, upper].astype(np.float64)
     begin, close = EDGES.take(upper - 1), EDGES.take(upper)
     if rows.shape[1] > ROW:
-        some = np.flatnonzero(taken[:, ROW] < close)
-        if some.size:
-            count = (taken[some, _KNOTS_END:] < target[some, None]).sum(axis=1)
+        knotted = np.flatnonzero(used_rows[:, ROW] < close)
+        if knotted.size:
+            count = (used_rows[knotted, _KNOTS_END:] < target[knotted, None]).sum(axis=1)
             begin, close = begin.astype(np.float64), close.astype(np.float64)
-            _narrow(taken, some, count, (begin, close, low, high), some)
+            _narrow(used_rows, knotted, count, (begin, close, low, high), knotted)
     span, width = high - low, close - begin
     part = np.minimum((target - low) / np.where(span > 0, span, 1.0), 2.0)
     end = np.ceil(begin + part * width)
     over = end - begin
-    at = np.where(over == width, high, low + span * over / width)
+    reached = np.where(over == width, high, low + span * over / width)
     before = low + span * (over - 1.0) / width
-    found = (end - starts).astype(np.int64)
-    sure = (at - base >= steps) & ((before - base < steps) | (found == 1))
-    sure &= (over >= 1.0) & (over <= width) & (found >= 1)
+    tokens = (end - starts).astype(np.int64)
+    is_exact = (reached - base >= steps) & ((before - base < steps) | (tokens == 1))
+    is_exact &= (over >= 1.0) & (over <= width) & (tokens >= 1)
     # Search where rounding missed the whole number, and beyond the grid.
-    for i in np.flatnonzero(~sure).tolist():
+    for i in np.flatnonzero(~is_exact).tolist():
         row = rows[index.item(i)]
-        found[i] = first_reaching(row, base.item(i), steps.item(i), starts.item(i))
-    return found
+        tokens[i] = first_reaching(row, base.item(i), steps.item(i), starts.item(i))
+    return tokens
 
 
 def with_atoms(row: np.ndarray, atoms: Atoms) -> np.ndarray:

@@ -64,8 +64,8 @@ def from_factors(factors: np.ndarray) -> np.ndarray:
     # Rounding may lose the last segment beside a huge sum, yet its factor applies to all beyond.
     at[..., -1] = np.maximum(at[..., -1], np.nextafter(at[..., -2], inf))
     low, first = at[..., : len(_BELOW)], at[..., len(_BELOW) :]
-    one = np.ones((*factors.shape[:-1], 1))
-    return np.concatenate([0.0 * one, first, low / first[..., :1], one], axis=-1)
+    ones = np.ones((*factors.shape[:-1], 1))
+    return np.concatenate([0.0 * ones, first, low / first[..., :1], ones], axis=-1)
 
 
 IDENTITY: Final[np.ndarray] = from_factors(np.ones(SEGMENTS))
@@ -131,7 +131,7 @@ def threshold(curve: np.ndarray | None, q: float, lived: float = 0.0) -> float:
     """Return the smallest predicted hazard at which a share ``q`` has ended.
 
     The smallest float ``step`` with ``1 - exp(lived - F(step)) >= q``, in the very operations with
-    which a survival is computed, so that a quantile is exactly where the survival says.
+    which a survival is computed, so that a quantile is exact.
 
     Args:
         curve: link, shape ``(LEVELS + 1,)``, or ``None`` for the identity.
@@ -141,21 +141,21 @@ def threshold(curve: np.ndarray | None, q: float, lived: float = 0.0) -> float:
     if lived:
         return _threshold(curve, q, lived)
     key = id(curve), q
-    kept = _kept.get(key)
-    if kept is None or kept[0] is not curve:
-        kept = curve, _threshold(curve, q, 0.0)
-        _keep(key, kept)
-    return kept[1]
+    entry = _kept.get(key)
+    if entry is None or entry[0] is not curve:
+        entry = curve, _threshold(curve, q, 0.0)
+        _keep(key, entry)
+    return entry[1]
 
 
 def thresholds(curves: np.ndarray, q: float) -> np.ndarray:
     """Return :func:`threshold` under every curve, shape ``(len(curves),)``; not to be changed."""
     key = id(curves), q
-    kept = _kept.get(key)
-    if kept is None or kept[0] is not curves:
-        kept = curves, np.array([_threshold(curve, q, 0.0) for curve in curves])
-        _keep(key, kept)
-    return kept[1]
+    entry = _kept.get(key)
+    if entry is None or entry[0] is not curves:
+        entry = curves, np.array([_threshold(curve, q, 0.0) for curve in curves])
+        _keep(key, entry)
+    return entry[1]
 
 
 _kept: dict[tuple[int, float], tuple[np.ndarray | None, Any]] = {}
@@ -232,7 +232,7 @@ def lived(
 
 def _within(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return :func:`lived` of outcomes that lie in the steps ``low..high`` as predicted."""
-    # Where nothing was predicted the step is empty: then its end counts.
+    # A step without predicted hazard is empty, so its end is used.
     high = np.clip(high, 1e-30, _BOUNDS[-1])[:, None]
     low = np.minimum(low[:, None], high * (1.0 - 1e-6))
     step = high - low

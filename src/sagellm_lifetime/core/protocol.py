@@ -19,7 +19,7 @@ MAX_DURATION_S: Final = 10**8
 
 @dataclass
 class PredictionRequest:
-    """What an engine knows about one sequence when it asks.
+    """The state of one sequence when an engine asks for a prediction.
 
     NumPy's integers and arrays are taken like Python's. A predictor refuses what it cannot use
     with a :class:`~sagellm_lifetime.core.errors.RequestError`, and then nothing has changed.

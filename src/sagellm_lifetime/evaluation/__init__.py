@@ -1,1 +1,1 @@
-"""How good a predictor is: protocols, metrics, rivals, reports and workload profiles."""
+"""Evaluation of predictors: protocol, metrics, rivals, report."""

@@ -212,9 +212,9 @@ def _forecasts(evaluations: Sequence[Evaluation]) -> list[tuple[str, Forecast, d
 
 def _mean_survival(forecast: Forecast, index: np.ndarray, grid: np.ndarray) -> np.ndarray:
     assert forecast.quantiles is not None
-    few = index[:: max(1, len(index) // _SAMPLE)]
-    table = forecast.quantiles[few].astype(np.float64)
-    return np.array([1.0 - cdf(table, np.full(len(few), n)).mean() for n in grid])
+    sample = index[:: max(1, len(index) // _SAMPLE)]
+    table = forecast.quantiles[sample].astype(np.float64)
+    return np.array([1.0 - cdf(table, np.full(len(sample), n)).mean() for n in grid])
 
 
 def _known(points: Points, index: np.ndarray) -> np.ndarray:

@@ -47,14 +47,14 @@ def from_quantiles(quantiles: np.ndarray, ages: np.ndarray, caps: np.ndarray) ->
         ages: tokens generated so far, shape ``(P,)``.
         caps: cap on the total, shape ``(P,)``, a huge number for none.
     """
-    whole = np.ceil(np.sort(quantiles, axis=1) - 1e-6)
-    whole = np.minimum(np.maximum(whole, 1.0), np.maximum(caps - ages, 0)[:, None])
-    point = whole[:, column(0.5)]
+    tokens = np.ceil(np.sort(quantiles, axis=1) - 1e-6)
+    tokens = np.minimum(np.maximum(tokens, 1.0), np.maximum(caps - ages, 0)[:, None])
+    point = tokens[:, column(0.5)]
     total = ages + point
     high = np.floor(total / (1.0 - TOLERANCE) + 1e-9) - ages
     low = np.ceil(total / (1.0 + TOLERANCE) - 1e-9) - 1 - ages
-    confidence = np.clip(cdf(whole, high) - cdf(whole, low), 0.0, 1.0)
-    return Forecast(point.astype(np.int64), whole.astype(np.int64), confidence)
+    confidence = np.clip(cdf(tokens, high) - cdf(tokens, low), 0.0, 1.0)
+    return Forecast(point.astype(np.int64), tokens.astype(np.int64), confidence)
 
 
 def cdf(quantiles: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Points at which predictions are asked for, and the requests there.
 
-Ages never depend on the answer, say as a fraction of its length. Three groups of points:
+Ages never depend on the answer, as a fraction of its length would. Three groups of points:
 
 - admission: age 0 of every row;
 - ages: 16, 32, 64, ... over the rows still alive there (``age < L``);

@@ -87,7 +87,7 @@ def covered(points: Points, quantiles: np.ndarray, index: np.ndarray, level: int
     inside = ((low <= left) & (left <= high)).astype(np.float64)
     cut = ~points.known[index]
     if cut.any():
-        # Cut after ``left`` tokens: at least so many, the interval begins where both allow it.
+        # The outcome is at least ``left``, so the interval begins there or at its own start.
         table, least = quantiles[index[cut]], left[cut]
         beyond = 1.0 - cdf(table, least - 1)
         start = np.maximum(low[cut], least)
@@ -113,7 +113,7 @@ def confidence_hits(
     total = points.age[index] + forecast.point[index]
     missed_at = 10 * total // 9 + 1  # the shortest length that is too long for a hit
     end = np.minimum(points.length[index], missed_at)
-    # Under a cap that is reached nothing is longer than the cap, which is the total then.
+    # No row is longer than its cap, so a prediction of the cap is always checkable.
     checkable = (missed_at <= points.cuts.horizon) | (points.cap[index] <= points.cuts.horizon)
     is_known = checkable & (points.known[index] | (points.length[index] >= missed_at))
     at, end = index[is_known], end[is_known]

@@ -1,4 +1,4 @@
-"""The sequence a network reads: recent completions, the admission, chunks of the generation."""
+"""The sequence that a network reads: recent completions, admission, chunks of the output."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_evidence(
     Args:
         request: the request.
         session: key of its session, 0 for none.
-        features: what the request says.
+        features: its features.
         recent: recent completions of sessions and clients.
     """
     start = []

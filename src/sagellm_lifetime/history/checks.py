@@ -95,11 +95,11 @@ def typed(
 ) -> pl.LazyFrame:
     """Return ``ROW``, the typed history columns, ``__filled_*`` and ``BROKEN`` of raw columns.
 
-    Numbers are Float64; a cell that is no number becomes null, and ``__filled_*`` says whether it
+    Numbers are Float64; a cell that is no number becomes null, and ``__filled_*`` is True if it
     held anything.
     """
     schema = frame.collect_schema()
-    out = [pl.col(ROW)]
+    expressions = [pl.col(ROW)]
     for column in columns:
         raw, stored = pl.col(layout.names[column]), schema[layout.names[column]]
         if column in NUMBERS:
@@ -114,22 +114,24 @@ def typed(
                 if column == "arrival_time":
                     value = _arrival(raw, value, stored, reading)
                     if not stored.is_numeric():
-                        out.append(raw.alias(RAW_ARRIVAL))
+                        expressions.append(raw.alias(RAW_ARRIVAL))
             value = layout.values.get(column, value)
-            out += [value.alias(column), filled.alias(f"__filled_{column}")]
+            expressions += [value.alias(column), filled.alias(f"__filled_{column}")]
         elif column == "finish_reason":
             text = raw.cast(pl.String).str.strip_chars()
             reason = canonical(text) if reading.words else pl.when(text != "").then(text)
             # A missing reason stays null; reasons.finish_reason fills it in after the checks.
-            out.append(reason.alias(column))
+            expressions.append(reason.alias(column))
             if reading.words:
-                out.append(renamed(text).alias(RENAMED))
+                expressions.append(renamed(text).alias(RENAMED))
         else:
-            if stored == pl.List(pl.UInt64):  # hashes: the top bit goes, as it does in a request
+            if stored == pl.List(pl.UInt64):  # hashes without their top bit, as in a request
                 raw = raw.list.eval(pl.element() & pl.lit(2**63 - 1, pl.UInt64))
-            out.append(raw.cast(HISTORY_SCHEMA[column], strict=False).alias(column))
-    out.append(pl.col(BROKEN) if BROKEN in schema else pl.lit(None, pl.String).alias(BROKEN))
-    return frame.select(out)
+            expressions.append(raw.cast(HISTORY_SCHEMA[column], strict=False).alias(column))
+    expressions.append(
+        pl.col(BROKEN) if BROKEN in schema else pl.lit(None, pl.String).alias(BROKEN)
+    )
+    return frame.select(expressions)
 
 
 def _arrival(raw: pl.Expr, number: pl.Expr, stored: pl.DataType, reading: CellFormat) -> pl.Expr:
@@ -146,11 +148,11 @@ def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) 
     for column in (c for c in columns if c in NUMBERS):
         label, value = layout.names[column], pl.col(column)
         filled = pl.col(f"__filled_{column}")
-        whole = HISTORY_SCHEMA[column].is_integer()
-        limit = MAX_COUNT if whole else MAX_SECONDS
+        is_whole = HISTORY_SCHEMA[column].is_integer()
+        limit = MAX_COUNT if is_whole else MAX_SECONDS
         if column == "actual_time":
             limit = MAX_DURATION_S
-        noun = "a time" if column in layout.values and not whole else "a number"
+        noun = "a time" if column in layout.values and not is_whole else "a number"
         if column == "arrival_time" and column not in layout.values:
             noun = "a number of seconds or an ISO time"
         tests = [
@@ -161,7 +163,7 @@ def faults(layout: Layout, columns: Iterable[str], reading: CellFormat = PLAIN) 
             # Times count from any origin: an arrival before it is fine.
             ("negative", "{value} is negative", value < 0 if column != "arrival_time" else None),
             ("too large", f"{{value}} is over {limit}", value.abs() > limit),
-            ("not whole", "{value} is not a whole number", value % 1 != 0 if whole else None),
+            ("not whole", "{value} is not a whole number", value % 1 != 0 if is_whole else None),
         ]
         checks += [Fault(k, column, f"{label} {t}", e) for k, t, e in tests if e is not None]
         if column == "arrival_time" and reading.unit != "s":

@@ -1,6 +1,6 @@
 """Read CSV record by record: slow, but with the line of every fault.
 
-The fast reader stops at the first malformed record and does not say which. Only then is the file
+The fast reader stops at the first malformed record without naming it. Only then is the file
 read here, in batches, so that memory stays bounded.
 """
 

@@ -91,10 +91,10 @@ def find_files(source: str | os.PathLike[str]) -> list[Path]:
         return files
     if path.exists():
         if kind_of(path) is None:
-            kind = repr(path.suffix) if path.suffix else "without a suffix"
+            suffix = repr(path.suffix) if path.suffix else "without a suffix"
             packed = path.suffix.lower() in (*PACKED, ".zip")
             advice = "unpack it first" if packed else f"use {READ}"
-            raise HistoryError(f"{path}: file type {kind} is not supported: {advice}")
+            raise HistoryError(f"{path}: file type {suffix} is not supported: {advice}")
         if not path.is_file():
             raise HistoryError(f"{path}: a pipe or a device, which cannot be read twice: copy it")
         return [path]
@@ -163,9 +163,9 @@ def check_start(path: Path, kind: str) -> None:
         raise EmptyHistoryError(f"{path}: the file is empty")
     if kind == "parquet":
         return
-    for magic, what in _FOREIGN.items():
+    for magic, advice in _FOREIGN.items():
         if start.startswith(magic):
-            raise HistoryError(f"{path}: {what}")
+            raise HistoryError(f"{path}: {advice}")
     if b"\0" in (start.splitlines() or [b""])[0]:
         raise HistoryError(f"{path}: a binary file, not {kind.upper()} text")
 
@@ -216,8 +216,8 @@ def _first_record(path: Path, line: str) -> list[str]:
     try:
         return next(csv.reader([line]))
     except csv.Error as error:
-        what = "the lines end in a carriage return alone" if "\r" in line[:-1] else str(error)
-        raise HistoryError(f"{path}: {what}: save it as CSV with usual line ends") from error
+        problem = "the lines end in a carriage return alone" if "\r" in line[:-1] else str(error)
+        raise HistoryError(f"{path}: {problem}: save it as CSV with usual line ends") from error
 
 
 def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
@@ -259,14 +259,14 @@ def _keys_anywhere(path: Path, wanted: Iterable[str]) -> set[str]:
     """Return which of the wanted keys occur in a JSONL file: a key may first come in row 10^6."""
     missing = {json.dumps(name).encode(): name for name in wanted}
     overlap = max(map(len, missing), default=0)
-    found: set[str] = set()
+    keys: set[str] = set()
     tail = b""
     with open_unpacked(path) as stream:
         while missing and (chunk := stream.read(SEARCH)):
             text = tail + chunk
-            found |= {missing.pop(key) for key in list(missing) if key in text}
+            keys |= {missing.pop(key) for key in list(missing) if key in text}
             tail = text[-overlap:]
-    return found
+    return keys
 
 
 def _first_line(path: Path) -> bytes:

@@ -54,26 +54,26 @@ class Findings:
         """Record one line for the user; a line that is known already is not repeated."""
         self.notes[note] = None
 
-    def error(self, source: str, *, what: str) -> HistoryRowError:
+    def error(self, source: str, *, advice: str) -> HistoryRowError:
         """Return an error that counts the bad rows, names the first and gives advice.
 
         Args:
             source: the file, glob or folder, as the user named it.
-            what: the advice at the end of the message.
+            advice: what to do, the end of the message.
         """
         has_several_files = {name for name, _ in self.problems} != {source}
         places = [
             f"{os.path.basename(name)} {problem}" if has_several_files else problem
             for name, problem in self.problems[:SHOWN]
         ]
-        more = self.bad - len(places)
-        if more > 0:
+        unnamed = self.bad - len(places)
+        if unnamed > 0:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-            places.append(f"and {more} more; in all {kinds}")
+            places.append(f"and {unnamed} more; in all {kinds}")
         rows = "row" if self.bad == 1 else "rows"
         if self.reasons:
-            what = f"{self._reason_advice()}; {what}"
-        return HistoryRowError(f"{source}: {self.bad} bad {rows} ({'; '.join(places)}); {what}")
+            advice = f"{self._reason_advice()}; {advice}"
+        return HistoryRowError(f"{source}: {self.bad} bad {rows} ({'; '.join(places)}); {advice}")
 
     def _reason_advice(self) -> str:
         words = ", ".join(f"{word!r}" for word, _ in self.reasons.most_common(NAMED))
@@ -91,5 +91,5 @@ def left_out(findings: Findings) -> str:
 
 def listed(names: list[str]) -> str:
     """Return names separated by commas: the first twelve, and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    unnamed = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {unnamed} more" if unnamed > 0 else "")

@@ -1,7 +1,7 @@
 """Read JSONL in chunks, with bounded memory and the line of every row.
 
 A chunk is parsed by polars. Where that fails (it stops at the first malformed line or NaN and does
-not add_note where), the chunk is parsed line by line in Python.
+not name it), the chunk is parsed line by line in Python.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def fill(
             else:
                 row[BROKEN] = f"has a {name} that is not a list of numbers"
         elif isinstance(cell, list) and all(map(_is_whole, cell)):
-            # Of unsigned hashes the top bit goes, as it does in a request.
+            # The top bit of unsigned hashes is dropped, as it is in a request.
             row[name] = [item if item < INT64 else item - INT64 for item in cell]
         else:
             row[BROKEN] = f"has a {name} that is not a list of whole numbers"

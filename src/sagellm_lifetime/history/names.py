@@ -99,9 +99,9 @@ _SERVEGEN_OWN: Final = frozenset({"reason_ratio", "text_tokens"})
 
 def public_trace(names: Iterable[str]) -> str | None:
     """Return the public trace whose columns these are, None if they are of none."""
-    held = {name for name in names if name}
+    columns = {name for name in names if name}
     for trace, (always, may) in _TRACES.items():
-        if always <= held <= always | may and (trace != "servegen" or held & _SERVEGEN_OWN):
+        if always <= columns <= always | may and (trace != "servegen" or columns & _SERVEGEN_OWN):
             return trace
     return None
 
@@ -114,7 +114,8 @@ _NAMED: Final = 6
 def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) -> str:
     """Return what to do about a missing column, as the end of a one-line message.
 
-    Names only columns that it knows, that look like the wanted one, or that all look like names:
+    The message names only columns that are known, that look like the wanted one, or that all look
+    like names:
     where a header is missing altogether, the "columns" are the first row, and a message must not
     repeat somebody's prompt.
     """

@@ -109,96 +109,96 @@ def _repeated_columns(schema: list[dict[int, Any]]) -> set[tuple[bytes, ...]]:
 
 
 def _check_pages(stream: IO[bytes], meta: dict[int, Any], size: int) -> None:
-    """Raise DisagreementError if a column chunk's pages hold other counts than it says."""
-    at = min(meta[_FIRST_PAGE], meta.get(_FIRST_DICTIONARY) or meta[_FIRST_PAGE])
-    end = at + meta[_PACKED]
-    if not 0 < at <= end <= size:
+    """Raise DisagreementError if a column chunk's pages hold other counts than it states."""
+    offset = min(meta[_FIRST_PAGE], meta.get(_FIRST_DICTIONARY) or meta[_FIRST_PAGE])
+    end = offset + meta[_PACKED]
+    if not 0 < offset <= end <= size:
         raise DisagreementError
     values = 0
-    while at < end and values < meta[_VALUES]:
-        stream.seek(at)
+    while offset < end and values < meta[_VALUES]:
+        stream.seek(offset)
         header, used = _struct(stream.read(_HEADER), 0)
         packed, unpacked = header[_PAGE_PACKED], header[_PAGE_UNPACKED]
-        if packed < 0 or not 0 <= unpacked <= meta[_UNPACKED] or at + used + packed > end:
+        if packed < 0 or not 0 <= unpacked <= meta[_UNPACKED] or offset + used + packed > end:
             raise DisagreementError
-        kind = header[_TYPE]
-        held = header[_PAGE_VALUES[kind]][1] if kind in _PAGE_VALUES else 0
-        if not 0 <= held <= meta[_VALUES]:
+        page_type = header[_TYPE]
+        page_values = header[_PAGE_VALUES[page_type]][1] if page_type in _PAGE_VALUES else 0
+        if not 0 <= page_values <= meta[_VALUES]:
             raise DisagreementError
-        values += held if kind in (_DATA, _DATA_V2) else 0
-        at += used + packed
+        values += page_values if page_type in (_DATA, _DATA_V2) else 0
+        offset += used + packed
     if values != meta[_VALUES]:
         raise DisagreementError
 
 
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+def _struct(data: bytes, offset: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     """Return a struct of the compact protocol as field number -> value, and where it ends."""
     if depth > _DEEPEST:
         raise ValueError("nested too deep")
     fields: dict[int, Any] = {}
     number = 0
-    while kind := data[at] & 15:
-        step, at = data[at] >> 4, at + 1
+    while wire_type := data[offset] & 15:
+        step, offset = data[offset] >> 4, offset + 1
         if step:
             number += step
         else:
-            number, at = _zigzag(data, at)
-        fields[number], at = _value(data, at, kind, depth)
-    return fields, at + 1
+            number, offset = _zigzag(data, offset)
+        fields[number], offset = _value(data, offset, wire_type, depth)
+    return fields, offset + 1
 
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:  # noqa: PLR0911
-    if kind in (1, 2):  # true, false
-        return kind == 1, at
-    if kind == 3:  # a byte
-        return data[at], at + 1
-    if kind in (4, 5, 6):  # integers
-        return _zigzag(data, at)
-    if kind == 7:  # a double
-        return data[at : at + 8], at + 8
-    if kind == 8:  # bytes
-        length, at = _varint(data, at)
-        if at + length > len(data):
+def _value(data: bytes, offset: int, wire_type: int, depth: int) -> tuple[Any, int]:  # noqa: PLR0911
+    if wire_type in (1, 2):  # true, false
+        return wire_type == 1, offset
+    if wire_type == 3:  # a byte
+        return data[offset], offset + 1
+    if wire_type in (4, 5, 6):  # integers
+        return _zigzag(data, offset)
+    if wire_type == 7:  # a double
+        return data[offset : offset + 8], offset + 8
+    if wire_type == 8:  # bytes
+        length, offset = _varint(data, offset)
+        if offset + length > len(data):
             raise ValueError("cut short")
-        return data[at : at + length], at + length
-    if kind in (9, 10):
-        return _list(data, at, depth)
-    if kind == 12:
-        return _struct(data, at, depth + 1)
+        return data[offset : offset + length], offset + length
+    if wire_type in (9, 10):
+        return _list(data, offset, depth)
+    if wire_type == 12:
+        return _struct(data, offset, depth + 1)
     raise ValueError("no type of the compact protocol")
 
 
-def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
-    count, kind, at = data[at] >> 4, data[at] & 15, at + 1
+def _list(data: bytes, offset: int, depth: int) -> tuple[list[Any], int]:
+    count, wire_type, offset = data[offset] >> 4, data[offset] & 15, offset + 1
     if count == 15:
-        count, at = _varint(data, at)
+        count, offset = _varint(data, offset)
     if count > len(data):
         raise ValueError("more items than bytes")
     items = []
     for _ in range(count):
-        if kind in (1, 2):  # in a list, a boolean is a byte of its own
-            item, at = data[at] == 1, at + 1
+        if wire_type in (1, 2):  # in a list, a boolean is a byte of its own
+            item, offset = data[offset] == 1, offset + 1
         else:
-            item, at = _value(data, at, kind, depth + 1)
+            item, offset = _value(data, offset, wire_type, depth + 1)
         items.append(item)
-    return items, at
+    return items, offset
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[offset]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return value, at
+            return value, offset
         if shift > 63:
             raise ValueError("a number of more than 64 bits")
 
 
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
+def _zigzag(data: bytes, offset: int) -> tuple[int, int]:
+    value, offset = _varint(data, offset)
+    return (value >> 1) ^ -(value & 1), offset
 
 
 _REPORT = re.compile(

@@ -107,10 +107,10 @@ def clock(frame: pl.DataFrame, kind: Clock = "auto") -> np.ndarray | None:
     _, first = np.unique(session, return_index=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    place = rank[session - 1]
+    position = rank[session - 1]
     spans = np.zeros(len(first))
-    np.maximum.at(spans, place, arrival + seconds(frame) - arrival.min() + 1.0)
-    return np.asarray(arrival - arrival.min() + (np.cumsum(spans) - spans)[place])
+    np.maximum.at(spans, position, arrival + seconds(frame) - arrival.min() + 1.0)
+    return np.asarray(arrival - arrival.min() + (np.cumsum(spans) - spans)[position])
 
 
 _clock = clock  # where a parameter is called ``clock``
@@ -134,8 +134,8 @@ def in_time_order(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") 
         group = frame["session_id"].rank("dense").to_numpy().astype(np.int64) - 1
     else:
         group = np.arange(len(frame))
-    place = np.random.default_rng(seed).permutation(int(group.max(initial=-1)) + 1)
-    return frame[np.argsort(place[group], kind="stable")]
+    position = np.random.default_rng(seed).permutation(int(group.max(initial=-1)) + 1)
+    return frame[np.argsort(position[group], kind="stable")]
 
 
 def events(frame: pl.DataFrame, clock: Clock = "auto") -> Iterator[tuple[int, bool]]:

@@ -146,7 +146,7 @@ def read_as(
     on_bad_rows: OnBadRows,
     form: str | None = None,
 ) -> History:
-    """Read and validate files whose columns are laid out as ``layouts`` says.
+    """Read and validate files whose columns are laid out as in ``layouts``.
 
     Args:
         source: a file, a glob or a folder.
@@ -200,11 +200,11 @@ def _history_of(
     frames: list[pl.DataFrame], findings: Findings, source: str, on_bad_rows: OnBadRows
 ) -> History:
     if findings.bad and on_bad_rows != "skip":
-        raise findings.error(source, what=ADVICE)
+        raise findings.error(source, advice=ADVICE)
     # No rechunk: it would hold every column twice.
     frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal", rechunk=False)
     if not frame.height:
-        raise findings.error(source, what="no good row is left")
+        raise findings.error(source, advice="no good row is left")
     problems = [f"{name} {place}" for name, place in findings.problems]
     return History(
         frame,
@@ -287,8 +287,8 @@ def scan_history(
             raise HistoryError(f"{path}: compressed, which cannot be scanned: read it")
         used = [column for column in HISTORY_SCHEMA if column in file.present]
         check_types(file.frame.collect_schema(), NATIVE, used, str(path))
-        out = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
-        frames.append(typed(file.frame, NATIVE, used, EVERY_WAY).select(out))
+        expressions = [_fitting(c).cast(HISTORY_SCHEMA[c], strict=False) for c in used]
+        frames.append(typed(file.frame, NATIVE, used, EVERY_WAY).select(expressions))
     if not frames:
         raise EmptyHistoryError(f"{source}: the file is empty")
     joined = pl.concat(frames, how="diagonal")
@@ -301,5 +301,5 @@ def scan_history(
 def _fitting(column: str) -> pl.Expr:
     """Return a column, null where it must be whole and is not: 12.5 is not 12."""
     value = pl.col(column)
-    whole = column in NUMBERS and HISTORY_SCHEMA[column].is_integer()
-    return pl.when(value % 1 == 0).then(value) if whole else value
+    is_whole = column in NUMBERS and HISTORY_SCHEMA[column].is_integer()
+    return pl.when(value % 1 == 0).then(value) if is_whole else value

@@ -2,7 +2,7 @@
 
 OpenAI, Anthropic, Gemini, Bedrock, Cohere, Mistral, vLLM, SGLang and TGI each have words of their
 own. What ended because the model was done is ``stop`` (a tool call, a stop sequence); what met a
-cap is ``length``; what somebody cut from outside is ``abort`` (a client, a filter, a time-out), and
+cap is ``length``; what was cut from outside is ``abort`` (by a client, a filter, a time-out), and
 its length is only a lower bound. A word that is not listed is unknown and never guessed.
 
 Many logs have ``max_tokens`` and no finish reason. A row that ends exactly at its cap was cut

@@ -79,15 +79,15 @@ def records(path: Path) -> Iterator[tuple[str, Record | Broken]]:
     Raises:
         HistoryError: the file cannot be read; the message is one line.
     """
-    kind = kind_of(path) or ""
-    check_start(path, kind)
-    if kind == "parquet":
+    file_type = kind_of(path) or ""
+    check_start(path, file_type)
+    if file_type == "parquet":
         yield from _parquet(path)
-    elif kind == "csv":
+    elif file_type == "csv":
         yield from _csv(path)
     else:
         with open_unpacked(path) as stream:
-            yield from _json_lines(stream, path) if kind == "jsonl" else _json(stream, path)
+            yield from _json_lines(stream, path) if file_type == "jsonl" else _json(stream, path)
 
 
 def _header(path: Path) -> list[str]:

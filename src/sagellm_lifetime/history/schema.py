@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 # The table of the design, section 5, in its order; only ``actual_length`` is required. The last
-# three are additions, what a request says (section 4) as a recorder sees it: the temperature it was
-# sampled at, and what the model itself gave along the way (nats): one entry for the generated
-# tokens 1–16, one for 17–32, … (core/logit_signals.py).
+# three are additions: the sampling temperature, and the model's own signals in nats, one entry for
+# the generated tokens 1–16, one for 17–32, … (core/logit_signals.py).
 HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "request_id": pl.String(),
     "model": pl.String(),

@@ -30,7 +30,7 @@ def split(
 
     ``auto`` splits by time where there are arrival times on one clock; else by session, by prompt,
     and in file order (taken for time order) where the history has none of these columns. ``clock``
-    says what arrival times count from, see
+    states what arrival times count from, see
     :func:`~sagellm_lifetime.history.prequential.relative_times`.
     ``share`` of the rows, or as near as whole groups come to it, is the training part.
 

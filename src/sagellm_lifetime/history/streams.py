@@ -48,14 +48,10 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
         with _opened(path, compression) as stream:
             yield stream
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise HistoryError(
-            f"{path}: damaged or truncated ({compression}): copy it again"
-        ) from error
+        raise _damaged(path, compression) from error
     except OSError as error:
         if compression == "bzip2" and error.errno is None:
-            raise HistoryError(
-                f"{path}: damaged or truncated ({compression}): copy it again"
-            ) from error
+            raise _damaged(path, compression) from error
         raise
 
 

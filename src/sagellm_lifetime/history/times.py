@@ -92,7 +92,7 @@ def _iso(text: str, name: str) -> float:
 
 
 def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
-    """Return the unit of moments that do not say theirs, ``"s"`` or finer; None if it is unclear.
+    """Return the unit of moments without a stated one, ``"s"`` or finer; None if it is unclear.
 
     Args:
         moments: numbers from any origin, in an unknown unit.
@@ -103,15 +103,15 @@ def plausible_unit(moments: pl.Series, documented: str | None) -> str | None:
     requests a second. In between it is unclear, as it is where a format that counts whole
     milliseconds has fractions.
     """
-    held = moments.cast(pl.Float64).drop_nulls().drop_nans()
-    if held.is_empty():
+    known = moments.cast(pl.Float64).drop_nulls().drop_nans()
+    if known.is_empty():
         return documented or "s"
-    low, high = held.to_numpy().min(), held.to_numpy().max()
+    low, high = known.to_numpy().min(), known.to_numpy().max()
     if low >= EPOCH:
         return epoch_unit(low)
     if low == high:
         return documented or "s"
-    return _unit_by_gap((high - low) / (held.len() - 1), bool((held % 1 != 0).any()), documented)
+    return _unit_by_gap((high - low) / (known.len() - 1), bool((known % 1 != 0).any()), documented)
 
 
 def _unit_by_gap(gap: float, fractions: bool, documented: str | None) -> str | None:

@@ -171,8 +171,8 @@ def validate_frame(
         raw = frame.select(layout.names[c] for c in used).with_row_index(ROW)
         good = _Validator(layout, used, findings, where).stored(raw)
     except Failure as error:
-        kind = type(error).__name__
-        raise HistoryError(f"{where}: the frame cannot be collected ({kind})") from error
+        error_name = type(error).__name__
+        raise HistoryError(f"{where}: the frame cannot be collected ({error_name})") from error
     if not findings.rows:
         raise EmptyHistoryError(f"{where}: the frame has no rows")
     return good
@@ -247,7 +247,7 @@ class _Validator:
 
     def batched(self, batches: Iterable[pl.DataFrame], word: str = "line ") -> pl.DataFrame:
         """Return the good rows of batches whose ``ROW`` holds line numbers or places in words."""
-        kept = [pl.DataFrame(schema={c: HISTORY_SCHEMA[c] for c in self.used})]
+        good = [pl.DataFrame(schema={c: HISTORY_SCHEMA[c] for c in self.used})]
         for batch in batches:
             marked = self._marked(batch.lazy(), at_once=True)[0].collect()
             bad = marked.filter(pl.col(FAULT) > 0)
@@ -257,8 +257,8 @@ class _Validator:
                 self._keep_reasons(bad.lazy().filter(self._reason_test()))
                 self.findings.kinds.update(self.faults[code - 1].kind for code in bad[FAULT])
             self.findings.rows += marked.height
-            kept.append(marked.filter(pl.col(FAULT) == 0).select(final(self.used)))
-        return pl.concat(kept, rechunk=False)
+            good.append(marked.filter(pl.col(FAULT) == 0).select(final(self.used)))
+        return pl.concat(good, rechunk=False)
 
     def _marked(
         self, raw: pl.LazyFrame, *, at_once: bool = False
@@ -341,7 +341,7 @@ class _Validator:
     def _refuse_text_columns(self, raw: pl.LazyFrame, bad: dict[int, int], total: int) -> None:
         """Raise :class:`HistoryHeaderError` for a number column without one number in it.
 
-        It is the wrong column, which says more than ``total`` bad rows.
+        It is the wrong column, which is clearer than ``total`` bad rows.
         """
         for code, count in bad.items():
             fault = self.faults[code - 1]

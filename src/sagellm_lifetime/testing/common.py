@@ -154,15 +154,17 @@ def outlooks(predictor: Predictor, requests: Sequence[PredictionRequest]) -> lis
     return [outlook(predictor.predict(request)) for request in requests]
 
 
-def assert_refused(error_type: type[Exception], what: str, call: Callable[[], object]) -> None:
+def assert_refused(
+    error_type: type[Exception], description: str, call: Callable[[], object]
+) -> None:
     """Raise :class:`AssertionError` unless the call raises that error, with one line."""
     try:
         call()
     except error_type as error:
         message = str(error)
     else:
-        raise AssertionError(f"{what} was not refused")
-    assert "\n" not in message, f"the error for {what} has more than one line"
+        raise AssertionError(f"{description} was not refused")
+    assert "\n" not in message, f"the error for {description} has more than one line"
 
 
 def what_is_known(predictor: Predictor) -> bytes:

@@ -184,8 +184,8 @@ def check_threads(make: Make) -> None:
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            for done in [pool.submit(work, thread) for thread in range(4)]:
-                done.result()
+            for future in [pool.submit(work, thread) for thread in range(4)]:
+                future.result()
     finally:
         sys.setswitchinterval(interval)
     metrics = _assert_adds_up(predictor)

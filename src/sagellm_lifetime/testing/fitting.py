@@ -128,7 +128,7 @@ def check_interrupted_fit_changes_nothing(make: Make) -> None:
     known = what_is_known(predictor)
     steps = 0
 
-    def interrupt(what: str, share: float) -> None:
+    def interrupt(stage: str, share: float) -> None:
         nonlocal steps
         steps += 1
         if steps == 2:

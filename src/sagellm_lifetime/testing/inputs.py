@@ -131,11 +131,11 @@ def check_impossible_requests_are_refused(make: Make) -> None:
     """Check that a refusal is one line and tracks nothing, also for the rest of a batch."""
     predictor = make()
     for age, cap in _IMPOSSIBLE:
-        bad, what = asked("bad", age, cap), f"age {age!r} under cap {cap!r}"
-        assert_refused(RequestError, what, partial(predictor.predict, bad))
+        bad, description = asked("bad", age, cap), f"age {age!r} under cap {cap!r}"
+        assert_refused(RequestError, description, partial(predictor.predict, bad))
         batch = [asked("good"), bad]
         assert_refused(
-            RequestError, f"a batch with {what}", partial(predictor.predict_batch, batch)
+            RequestError, f"a batch with {description}", partial(predictor.predict_batch, batch)
         )
     assert predictor.get_metrics()["running"] == 0, "a refused batch was tracked"
     assert_refused(RequestError, "a list as sequence_id", lambda: predictor.predict(asked([])))

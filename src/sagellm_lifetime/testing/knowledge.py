@@ -115,8 +115,8 @@ def check_checkpoints_are_private(make: Make) -> None:
     for data in files:
         assert marker.encode() not in data, "content or ids are in the checkpoint"
         assert str(token).encode() not in data, "token ids are in the checkpoint"
-        for kind in (np.int64, np.int32, np.float32, np.float64):
-            assert kind(token).tobytes() not in data, "token ids are in the checkpoint"
+        for dtype in (np.int64, np.int32, np.float32, np.float64):
+            assert dtype(token).tobytes() not in data, "token ids are in the checkpoint"
 
 
 CHECKS = [

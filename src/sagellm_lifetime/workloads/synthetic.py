@@ -39,7 +39,7 @@ def specification(n: int, seed: int = 0) -> pl.DataFrame:
     """Return the data of the specification's own benchmark.
 
     ``max_length`` is an integer drawn from 50 to 500, both ends possible, ``actual_length`` is
-    ``int(max_length * U(0.6, 0.9))``; prompts of 10 to 200 tokens say nothing. Knowing only
+    ``int(max_length * U(0.6, 0.9))``; prompts of 10 to 200 tokens are unrelated. Knowing only
     ``max_length``, nothing predicts better than a mean error of 21 tokens.
 
     >>> rows = specification(1000)

@@ -34,7 +34,7 @@ _PARAMETERS: Final = {
     "bagging_fraction": 0.7,
     "bagging_freq": 1,
     "cat_smooth": 20.0,
-    "num_threads": 1,  # more threads spin against each other on a shared machine
+    "num_threads": 1,  # more threads slow each other down on a shared machine
     "deterministic": True,
     "seed": 0,
     "verbose": -1,
@@ -76,11 +76,11 @@ class LightGbm(Rival):
 
     def _choose(self, ended: pl.DataFrame, curve: Curve) -> Target:
         first = round(len(ended) * 0.8)
-        held = ended[first:]
-        points = draw_points(held)
+        held_out = ended[first:]
+        points = draw_points(held_out)
         at = points.groups()["steps"]
         age, remaining = points.age[at], points.remaining[at]
-        features = self._features(held, points.row[at], age)
+        features = self._features(held_out, points.row[at], age)
         best, least = TARGETS[0](curve), np.inf
         for make in TARGETS:
             target = make(curve)

@@ -53,7 +53,7 @@ def convert(
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written whole or not at all.
         keep_content: keep the texts of prompts and answers, where the trace has them.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
-        time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not say its own.
+        time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not state its own.
 
     Returns:
         The rows written, with the rows skipped, columns not read and assumptions made.
@@ -75,11 +75,13 @@ def convert(
     name = fmt or _recognised(path)
     if time_unit is not None and name != "mooncake":
         raise HistoryError(f"{path}: --time-unit is for mooncake; {name} says its unit itself")
-    found = _read(name, path, keep_content, on_bad_rows, time_unit)
-    kept = [c for c in HISTORY_SCHEMA if keep_content or c not in _CONTENT]
-    found = replace(found, frame=found.frame.select(c for c in kept if c in found.frame.columns))
-    write_history(found.frame, target)
-    return found
+    history = _read(name, path, keep_content, on_bad_rows, time_unit)
+    columns = [c for c in HISTORY_SCHEMA if keep_content or c not in _CONTENT]
+    history = replace(
+        history, frame=history.frame.select(c for c in columns if c in history.frame.columns)
+    )
+    write_history(history.frame, target)
+    return history
 
 
 def _recognised(source: str) -> str:
@@ -101,12 +103,12 @@ def _read(
         return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=name)
     options = {} if time_unit is None else {"time_unit": time_unit}
     read = TRACES[name]
-    found = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
-    if not mapping(found.ignored):
-        return found
+    history = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
+    if not mapping(history.ignored):
+        return history
     beginning = sample(find_files(source)[0])
     form = recognise(beginning)
     if form is None or public_trace(beginning.keys) == name:
-        return found
+        return history
     note = f"no {name} trace has all of these columns: without --from it is read as {form.title}"
-    return replace(found, notes=[*found.notes, note])
+    return replace(history, notes=[*history.notes, note])

@@ -30,7 +30,7 @@ _LAYOUT = Layout(
 def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     """Return the requests of a trace, arrivals counted from the first."""
     del keep_content  # the trace has none
-    found = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
+    history = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
     # Seconds since 1970 would spend the digits of a float on the date.
     since_start = pl.col("arrival_time") - pl.col("arrival_time").min()
-    return replace(found, frame=found.frame.with_columns(since_start.round(6)))
+    return replace(history, frame=history.frame.with_columns(since_start.round(6)))

@@ -33,12 +33,12 @@ _LAYOUT = Layout(
 def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     """Return the requests of a trace, failed ones as errors."""
     del keep_content  # the trace has none
-    found = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
+    history = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
     failed = pl.col("actual_length") == 0
-    frame = found.frame.with_columns(
+    frame = history.frame.with_columns(
         finish_reason=pl.when(failed).then(pl.lit("error")).otherwise(pl.lit("stop"))
     )
     if "session_id" in frame.columns:
         turn = pl.int_range(pl.len()).over("session_id")
         frame = frame.with_columns(turn=pl.when(pl.col("session_id").is_not_null()).then(turn))
-    return replace(found, frame=frame)
+    return replace(history, frame=frame)

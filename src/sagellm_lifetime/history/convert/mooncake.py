@@ -41,8 +41,8 @@ def read(
         return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=MultiTurn.name)
     if Bailian.recognises(beginning):
         raise HistoryError(f"{source}: {Bailian.title}, no Mooncake trace: --from {Bailian.name}")
-    found = read_as(source, {"jsonl": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
-    moments = found.frame["arrival_time"]  # as they stand in the file
+    history = read_as(source, {"jsonl": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
+    moments = history.frame["arrival_time"]  # as they stand in the file
     unit = time_unit or plausible_unit(moments, "ms")
     if unit is None:
         raise HistoryError(
@@ -51,5 +51,5 @@ def read(
         )
     why = "" if time_unit else " (by the rate of requests)"
     arrival = (moments / SCALES[unit]).alias("arrival_time")
-    notes = [*found.notes, f"timestamp: read as {NAMES[unit]}{why}"]
-    return replace(found, frame=found.frame.with_columns(arrival), notes=notes)
+    notes = [*history.notes, f"timestamp: read as {NAMES[unit]}{why}"]
+    return replace(history, frame=history.frame.with_columns(arrival), notes=notes)

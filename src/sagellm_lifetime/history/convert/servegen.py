@@ -4,7 +4,7 @@ ServeGen publishes per-client histograms; a workload is drawn from them with its
 ``generate_workload`` and saved with its ``save_requests_to_csv``: ``request_id``, ``timestamp``
 (seconds) and the fields of the category: ``input_tokens,output_tokens``, ``reason_ratio`` for
 reasoning models, ``text_tokens`` and lists of ``image_tokens,audio_tokens,video_tokens`` for
-multimodal ones (their sum is the prompt). A ``client_id`` column, where somebody added it, is kept.
+multimodal ones (their sum is the prompt). A ``client_id`` column, if there is one, is kept.
 The offline "stat" traces beside them are real requests in JSONL, in batch order and without times:
 ``request_id, input_length, output_length, duration`` (milliseconds).
 """
@@ -47,8 +47,8 @@ def _multimodal(header: list[str]) -> Layout:
     tokens = pl.col("text_tokens").str.strip_chars().cast(pl.Float64, strict=False)
     for name in _MEDIA:
         if name in header:  # "[12, 345]" in one cell
-            each = pl.col(name).str.extract_all(r"\d+").cast(pl.List(pl.Float64))
-            tokens += each.list.sum().fill_null(0)
+            counts = pl.col(name).str.extract_all(r"\d+").cast(pl.List(pl.Float64))
+            tokens += counts.list.sum().fill_null(0)
     names = {**_NAMES, "prompt_length": "text_tokens"}
     return Layout(names, _REQUIRED, values={"prompt_length": tokens}, foreign=True)
 

@@ -1,16 +1,16 @@
 """ShareGPT conversations as vLLM's benchmarks read them: a JSON list (or JSONL) of
 ``{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``.
 
-Every answer becomes a row; its prompt is everything said before it, as a server sees it. Answers
+Every answer becomes a row; its prompt is all text before it, as a server gets it. Answers
 are what the model generated: a ``function_call``, too (LLaMA-Factory's form), while an
 ``observation`` or a ``tool`` is input. A role that is not known makes its conversation bad: whether
-it was generated cannot be told. An answer without text is kept with the length 0, and said.
+it was generated is unknown. An answer without text is kept with the length 0, and noted.
 Counting tokens takes the model's tokenizer, which is not here: a message's own ``token_count`` is
 used where there is one, else an estimate: runs of up to 10 Latin letters, 3 digits or 2 signs, and
 every other character by itself. On English chat that is within 10 % of cl100k for four answers in
 five.
 
-What was said is dropped unless ``keep_content`` is set.
+Texts are dropped unless ``keep_content`` is set.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     except UnicodeDecodeError as error:
         raise HistoryError(f"{path}: not UTF-8 text: save the file as UTF-8") from error
     if findings.bad and on_bad_rows != "skip":
-        raise findings.error(str(path), what=ADVICE)
+        raise findings.error(str(path), advice=ADVICE)
     if not rows:
         raise HistoryError(f"{path}: no answer in it: expected conversations with gpt messages")
     content = ("prompt_text", "output_text") if keep_content else ()
@@ -127,16 +127,16 @@ def _answers(
     """Return the rows of one conversation, and how many answers come before any question.
 
     Raises:
-        ValueError: it is damaged; the message says how and quotes nothing.
+        ValueError: it is damaged; the message describes how and quotes nothing.
     """
     if not isinstance(conversation, dict) or not isinstance(
         messages := conversation.get("conversations"), list
     ):
         raise ValueError("has no list 'conversations'")
     identity, model = (
-        None if held is None else without_surrogates(str(held), key, findings.add_note)
+        None if value is None else without_surrogates(str(value), key, findings.add_note)
         for key in ("id", "model")
-        for held in [conversation.get(key)]
+        for value in [conversation.get(key)]
     )
     before, turn, unasked, prompt = 0, 0, 0, None
     rows = []

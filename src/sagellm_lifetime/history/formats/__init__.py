@@ -32,7 +32,7 @@ FORMATS: Final[dict[str, type[Format]]] = {
         OTel,
         SglangBench,
         VllmBench,
-        Usage,  # the last: any other says more of its log
+        Usage,  # the last, because any other knows more of its log
     )
 }
 """Name -> format, in the order in which they are tried."""

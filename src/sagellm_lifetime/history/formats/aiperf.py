@@ -3,7 +3,7 @@
 A metric is ``{"value": …, "unit": …}``. ``output_sequence_length`` counts all generated tokens;
 where it is missing, it is ``output_token_count`` (the visible ones) and ``reasoning_token_count``,
 which AIPerf counts apart. A failed request has an ``error`` and, as a rule, no count of what was
-generated until then: it is left out, and said.
+generated until then: it is left out, and counted.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class AIPerf(Format):
 
 
 def _metric(record: Record, name: str) -> Any:
-    held = dig(record, f"metrics.{name}")
-    return held.get("value") if isinstance(held, dict) else held
+    metric = dig(record, f"metrics.{name}")
+    return metric.get("value") if isinstance(metric, dict) else metric
 
 
 def _ending(record: Record, error: Any) -> str | None:

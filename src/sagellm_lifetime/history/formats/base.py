@@ -53,7 +53,7 @@ class Format(ABC):
         """Return the requests of one record, or why one of them cannot be read.
 
         Raises:
-            ValueError: the whole record is damaged; the message says how and quotes nothing.
+            ValueError: the whole record is damaged; the message describes how, quoting nothing.
         """
 
     def settle(self, frame: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,7 @@ The page and the API write ``traceId``, ``startTime``, ``usageDetails``, ``model
 blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``. Of the
 usage, what begins with ``output`` counts generated tokens; Langfuse keeps the parts apart (their
 sum is ``total``), so reasoning tokens are added to ``output``. Where ``total`` shows that they are
-inside already, they are not. How an answer ended is not said, only that it failed.
+inside already, they are not. How an answer ended is not recorded, only that it failed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sagellm_lifetime.history.times import moment
 
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUT = ("output", "completion_tokens", "completionTokens", "output_tokens", "completion")
+_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens")
 _INPUT = ("input", "prompt_tokens", "promptTokens", "input_tokens", "prompt")
 
 
@@ -72,8 +73,8 @@ class Langfuse(Format):
 
     def rows(self, record: Record) -> Iterable[Row]:
         """Return the generation of a record, none for a span or an event."""
-        kind = str(record.get("type") or "GENERATION").upper()
-        if kind != "GENERATION":
+        observation = str(record.get("type") or "GENERATION").upper()
+        if observation != "GENERATION":
             return self.leave_out("observations that are no generations")
         failed = str(record.get("level") or "").upper() == "ERROR"
         prompt, length = self._counts(record)
@@ -85,8 +86,8 @@ class Langfuse(Format):
         seconds = number(record.get("latency"), "latency")
         if start is not None and end is not None:
             seconds = end - start
-        asked = as_object(first(record, "modelParameters", "model_parameters"))
-        cap = first(asked, "max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens")
+        parameters = as_object(first(record, "modelParameters", "model_parameters"))
+        cap = first(parameters, *_CAPS)
         return [
             {
                 "request_id": words(record.get("id")),
@@ -99,12 +100,12 @@ class Langfuse(Format):
                 "actual_length": length,
                 "actual_time": seconds,
                 "finish_reason": "error" if failed else None,
-                "temperature": _temperature(asked),
+                "temperature": _temperature(parameters),
             }
         ]
 
     def _cap(self, cap: object) -> float | None:
-        """Return a cap, which is free text of whoever logged it; what is none is said."""
+        """Return a cap, which is free text in the log; note one that is no whole number."""
         try:
             value = number(cap, "max_tokens")
         except ValueError:
@@ -115,24 +116,24 @@ class Langfuse(Format):
         return value
 
     def _counts(self, record: Record) -> tuple[float | None, float | None]:
-        """Return the tokens of the prompt and the generated ones, None where they are not said."""
+        """Return the prompt tokens and the generated tokens, None where they are unknown."""
         usage = as_object(first(record, "usageDetails", "usage_details"))
         usage = usage or as_object(record.get("usage"))
         usage = usage or {key: record.get(key) for key in ("promptTokens", "completionTokens")}
-        held = {
+        counts = {
             key: value
             for key, cell in usage.items()
             if key in (*_OUTPUT, *_INPUT, *_CACHED, "total")
             or key.startswith(("output_", "input_"))
             if (value := number(cell, key)) is not None
         }
-        prompt, output = _first(held, _INPUT), _first(held, _OUTPUT)
-        more_in = {k: v for k, v in held.items() if k.startswith("input_") or k in _CACHED}
-        more_out = {k: v for k, v in held.items() if k.startswith("output_")}
+        prompt, output = _first(counts, _INPUT), _first(counts, _OUTPUT)
+        more_in = {k: v for k, v in counts.items() if k.startswith("input_") or k in _CACHED}
+        more_out = {k: v for k, v in counts.items() if k.startswith("output_")}
         for details in (more_in, more_out):
             details.pop("input_tokens", None)
             details.pop("output_tokens", None)
-        if held.get("total") == (prompt or 0.0) + (output or 0.0):
+        if counts.get("total") == (prompt or 0.0) + (output or 0.0):
             return prompt, output
         added_in, added_out = sum(more_in.values()), sum(more_out.values())
         if output is not None and added_out:
@@ -149,12 +150,12 @@ class Langfuse(Format):
         )
 
 
-def _first(held: Mapping[str, float], names: Iterable[str]) -> float | None:
-    return next((held[name] for name in names if name in held), None)
+def _first(counts: Mapping[str, float], names: Iterable[str]) -> float | None:
+    return next((counts[name] for name in names if name in counts), None)
 
 
-def _temperature(asked: Record) -> float | None:
+def _temperature(parameters: Record) -> float | None:
     try:
-        return number(asked.get("temperature"), "temperature")
-    except ValueError:  # free text of whoever logged it, and not needed
+        return number(parameters.get("temperature"), "temperature")
+    except ValueError:  # free text in the log, and not needed
         return None

@@ -3,8 +3,8 @@
 Rows with ``request_id``, ``call_type``, ``model``, ``prompt_tokens``, ``completion_tokens``,
 ``startTime``, ``endTime``, ``end_user``, ``user``, ``session_id``, ``status``; as CSV, JSON lines
 or Parquet. Reasoning tokens are inside of ``completion_tokens``. Calls that generate no text and
-answers out of LiteLLM's cache are left out, and said. The finish reason and the cap are there where
-request and response were stored as well.
+answers out of LiteLLM's cache are left out and counted. The finish reason and the cap are present
+if request and response were stored as well.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class LiteLLM(Format):
         response = as_object(record.get("response"))
         choices = response.get("choices")
         choices = choices if isinstance(choices, list) else []
-        asked = {
+        parameters = {
             **as_object(record.get("model_parameters")),
             **as_object(record.get("proxy_server_request")),
         }
-        asked_for = asked.get("n")
-        if len(choices) > 1 or (isinstance(asked_for, int) and asked_for > 1):
+        choices_asked = parameters.get("n")
+        if len(choices) > 1 or (isinstance(choices_asked, int) and choices_asked > 1):
             return self.leave_out(SEVERAL)
         if response.get("status") in UNFINISHED:
             return self.leave_out("unfinished requests, whose tokens are not all counted")
@@ -118,11 +118,11 @@ class LiteLLM(Format):
                 "arrival_time": start,
                 "prompt_length": record.get("prompt_tokens"),
                 "max_length": first(
-                    asked, "max_tokens", "max_completion_tokens", "max_output_tokens"
+                    parameters, "max_tokens", "max_completion_tokens", "max_output_tokens"
                 ),
                 "actual_length": length,
                 "actual_time": None if start is None or end is None or failed else end - start,
                 "finish_reason": "error" if failed else reason,
-                "temperature": number(asked.get("temperature"), "temperature"),
+                "temperature": number(parameters.get("temperature"), "temperature"),
             }
         ]

@@ -3,7 +3,7 @@
 ``custom_id``, ``response.status_code`` and ``response.body``: a chat completion or a completion
 (``usage.completion_tokens``) or a response (``usage.output_tokens``). Reasoning tokens are inside
 of these counts. ``created`` is when the answer was begun, and taken as its arrival: how long the
-request had waited in the batch is not said, nor how long the answer took.
+request had waited in the batch is not recorded, nor how long the answer took.
 """
 
 from __future__ import annotations

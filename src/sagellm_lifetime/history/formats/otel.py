@@ -103,46 +103,46 @@ class OTel(Format):
                 yield Broken(str(error))
 
     def _span(self, span: Record) -> Iterable[Row]:
-        held = _attributes(span.get("attributes"))
-        operation = str(held.get("gen_ai.operation.name") or "").lower()
-        length = _any(held, _OUTPUT)
+        attributes = _attributes(span.get("attributes"))
+        operation = str(attributes.get("gen_ai.operation.name") or "").lower()
+        length = _any(attributes, _OUTPUT)
         if operation in _NO_MODEL:
             return self.leave_out("spans of agents, tools and embeddings")
-        failed = _failed(span, held)
+        failed = _failed(span, attributes)
         if length is None:
-            if failed and any(key.startswith("gen_ai.") for key in held):
+            if failed and any(key.startswith("gen_ai.") for key in attributes):
                 return self.leave_out("failed requests without a count of tokens")
             return self.leave_out("spans without a count of generated tokens")
-        reasons = _reasons(held.get(_REASONS))
+        reasons = _reasons(attributes.get(_REASONS))
         if len(reasons) > 1:
             return self.leave_out(SEVERAL)
         start, end = moment(_any(span, _START), "start"), moment(_any(span, _END), "end")
         reason = words(reasons[0]) if reasons else None
         return [
             {
-                "request_id": words(_any(held, ("gen_ai.request.id", "gen_ai.response.id"))),
-                "model": words(_any(held, ("gen_ai.request.model", "gen_ai.response.model"))),
-                "client_id": words(_any(held, ("enduser.id", "user.id"))),
-                "session_id": words(_any(held, ("gen_ai.conversation.id", "session.id"))),
+                "request_id": words(_any(attributes, ("gen_ai.request.id", "gen_ai.response.id"))),
+                "model": words(_any(attributes, ("gen_ai.request.model", "gen_ai.response.model"))),
+                "client_id": words(_any(attributes, ("enduser.id", "user.id"))),
+                "session_id": words(_any(attributes, ("gen_ai.conversation.id", "session.id"))),
                 "arrival_time": start,
-                "prompt_length": _any(held, _INPUT),
-                "max_length": held.get("gen_ai.request.max_tokens"),
+                "prompt_length": _any(attributes, _INPUT),
+                "max_length": attributes.get("gen_ai.request.max_tokens"),
                 "actual_length": length,
                 "actual_time": None if start is None or end is None else end - start,
                 "finish_reason": "error" if failed and reason is None else reason,
-                "temperature": held.get("gen_ai.request.temperature"),
+                "temperature": attributes.get("gen_ai.request.temperature"),
             }
         ]
 
 
-def _reasons(held: Any) -> list[Any]:
+def _reasons(value: Any) -> list[Any]:
     """Return the finish reasons: a list, the JSON text of one (flat exports), or one word."""
-    if isinstance(held, str) and held.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            held = json.loads(held)
+            value = json.loads(value)
         except (ValueError, RecursionError):
             raise ValueError(f"{_REASONS} is no list") from None
-    return held if isinstance(held, list) else [held]
+    return value if isinstance(value, list) else [value]
 
 
 def _spans(record: Record) -> Iterator[Record]:
@@ -158,41 +158,45 @@ def _spans(record: Record) -> Iterator[Record]:
 
 
 def _items(record: Record, name: str) -> list[Record]:
-    held = record.get(name, [])
-    if not isinstance(held, list) or not all(isinstance(item, dict) for item in held):
+    items = record.get(name, [])
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{name} is not a list of objects")
-    return held
+    return items
 
 
-def _attributes(held: Any) -> Record:
+def _attributes(value: Any) -> Record:
     """Return attributes as one flat object: they may be one, text of one, or OTLP's list."""
-    if isinstance(held, list):
+    if isinstance(value, list):
         return {
             str(item.get("key")): _value(item.get("value"))
-            for item in held
+            for item in value
             if isinstance(item, dict)
         }
-    return as_object(held)
+    return as_object(value)
 
 
-def _value(held: Any) -> Any:
+def _value(value: Any) -> Any:
     """Return what an OTLP value holds; whole numbers come as text there."""
-    if not isinstance(held, dict):
-        return held
-    if "arrayValue" in held:
-        inner = first(held, "arrayValue.values")
+    if not isinstance(value, dict):
+        return value
+    if "arrayValue" in value:
+        inner = first(value, "arrayValue.values")
         return [_value(item) for item in inner] if isinstance(inner, list) else []
-    return next((held[kind] for kind in _KINDS if kind in held), None)
+    return next((value[key] for key in _KINDS if key in value), None)
 
 
 _KINDS: Final = ("intValue", "doubleValue", "stringValue", "boolValue")
 
 
-def _any(held: Record, names: Iterable[str]) -> Any:
-    return next((held[name] for name in names if held.get(name) not in (None, "")), None)
+def _any(values: Record, names: Iterable[str]) -> Any:
+    return next((values[name] for name in names if values.get(name) not in (None, "")), None)
 
 
-def _failed(span: Record, held: Record) -> bool:
+def _failed(span: Record, attributes: Record) -> bool:
     status = span.get("status")
     code = _any(status, ("code", "status_code")) if isinstance(status, dict) else status
-    return bool(held.get("error.type")) or str(code).upper() in ("2", "ERROR", "STATUS_CODE_ERROR")
+    return bool(attributes.get("error.type")) or str(code).upper() in (
+        "2",
+        "ERROR",
+        "STATUS_CODE_ERROR",
+    )

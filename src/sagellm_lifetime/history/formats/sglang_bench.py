@@ -1,7 +1,7 @@
 """Lines of SGLang's ``bench_serving --output-file F --output-details``.
 
 One JSON object a run with ``input_lens``, ``output_lens``, ``ttfts``, ``itls``, ``errors`` and
-``generated_texts``. When requests started is not said, so there is no arrival time. The benchmark
+``generated_texts``. Start times are not recorded, so there is no arrival time. The benchmark
 sends ``ignore_eos`` unless it is run with ``--disable-ignore-eos``: lengths are then those that the
 data set asked for, and not the model's own.
 """

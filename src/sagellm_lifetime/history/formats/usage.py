@@ -3,7 +3,7 @@
 For logs of no format of their own. Read only where it is plain what they are: generated tokens,
 prompt tokens and something more (a time, a model, an id, a cap, a finish reason) under
 the names of ``names.ALIASES``, each history column once. The mapping is noted. Rows that count
-several requests are no requests and are refused; so is a time whose unit cannot be told.
+several requests are refused; so is a time whose unit is unknown.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Usage(Format):
         self._known_names: set[str] = set()
         self._open: list[str] = []  # history columns of times whose unit is not known yet
         self._has_subtracted = False  # a duration was made from a start and an end
-        # Starts, durations and lengths where neither end says its unit: all of one unknown unit.
+        # Starts, durations and lengths of rows whose times have no stated unit.
         self._starts, self._durations, self._lengths = array("d"), array("d"), array("d")
 
     @classmethod
@@ -117,16 +117,16 @@ class Usage(Format):
 
     def _keep_one_duration(self) -> None:
         """Drop one of two kinds of durations, stated or from start to end: units may differ."""
-        held = {target: name for name, (target, _) in self._columns.items()}
-        if "end" in held and "actual_time" in held:
-            spare = held["actual_time" if self._has_subtracted else "end"]
+        names = {target: name for name, (target, _) in self._columns.items()}
+        if "end" in names and "actual_time" in names:
+            spare = names["actual_time" if self._has_subtracted else "end"]
             del self._columns[spare]
             self.findings.ignored[spare] = None
 
     def _unit_of_ends(self, record: Record, target: str) -> str | None:
         """Return the unit that only the other of start and end states, None where there is none.
 
-        Of moments since 1970 each says its own by its size; from another origin both have one.
+        The size of a moment since 1970 shows its unit; from another origin both have the same.
         """
         if target == "actual_time":
             return None
@@ -144,7 +144,7 @@ class Usage(Format):
         """Record which history column a column stands for; one that is taken stays taken."""
         self._known_names.add(name)
         target = target_of(name)
-        if target is None or target[0] in {held for held, _ in self._columns.values()}:
+        if target is None or target[0] in {other for other, _ in self._columns.values()}:
             self.findings.ignored[name] = None
         else:
             self._columns[name] = target
@@ -189,7 +189,7 @@ class Usage(Format):
         """Return the frame with its times in seconds, and note what each column was taken for.
 
         Raises:
-            HistoryError: the unit of a time cannot be told.
+            HistoryError: the unit of a time is unknown.
         """
         renamed = [
             f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else "")
@@ -238,11 +238,11 @@ class Usage(Format):
 
     def _unit_by_rate(self, starts: pl.Series) -> str | None:
         targets = [target for target, _ in self._columns.values()]
-        # Traces with block hashes follow Mooncake's, which counts milliseconds; others, nobody's.
+        # Traces with block hashes follow Mooncake's, which counts milliseconds.
         return plausible_unit(starts, "ms" if "prefix_hashes" in targets else None)
 
     def _name_of(self, target: str) -> str:
-        return next(name for name, (held, _) in self._columns.items() if held == target)
+        return next(name for name, (other, _) in self._columns.items() if other == target)
 
     def _no_unit(self, name: str, why: str) -> HistoryError:
         return HistoryError(

@@ -3,7 +3,7 @@
 One JSON object a run (several after ``--append-result``) with one list a quantity: ``input_lens``,
 ``output_lens``, ``start_times``, ``ttfts``, ``itls``, ``errors``, ``generated_texts``, in newer
 versions ``latencies``. Start times count from any origin. A failed request has an entry in
-``errors`` and a length of 0: it is kept as an error. Nothing is said of caps and finish reasons.
+``errors`` and a length of 0: it is kept as an error. Caps and finish reasons are not recorded.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def lists_to_rows(record: Record, model: str | None) -> Iterator[Row | Broken]:
     if lengths is None:
         raise ValueError("has no list output_lens: it holds totals only")
     columns = {name: _list(record, name) for name in _LISTS}
-    for name, held in (("input_lens", prompts), *columns.items()):
-        if held is not None and len(held) != len(lengths):
-            raise ValueError(f"has {len(held)} {name} for {len(lengths)} output_lens")
+    for name, values in (("input_lens", prompts), *columns.items()):
+        if values is not None and len(values) != len(lengths):
+            raise ValueError(f"has {len(values)} {name} for {len(lengths)} output_lens")
     for i, length in enumerate(lengths):
-        cell = {name: held[i] for name, held in columns.items() if held is not None}
+        cell = {name: values[i] for name, values in columns.items() if values is not None}
         failed = bool(cell.get("errors"))
         try:
             seconds = None if failed else _seconds(cell)
@@ -78,10 +78,10 @@ def lists_to_rows(record: Record, model: str | None) -> Iterator[Row | Broken]:
 
 
 def _list(record: Record, name: str) -> list[Any] | None:
-    held = dig(record, name)
-    if held is not None and not isinstance(held, list):
+    values = dig(record, name)
+    if values is not None and not isinstance(values, list):
         raise ValueError(f"{name} is not a list")
-    return held
+    return values
 
 
 def _seconds(cell: Record) -> float | None:
