@@ -28,11 +28,6 @@ _PACKAGES: Final = {
     "predictors": "predictor",
 }
 _MODULES: Final = {
-    "cli.beside": "evaluation.cross_fitting",
-    "cli.fitting": "cli.reading",
-    "cli.guard": "cli.command_errors",
-    "cli.places": "cli.paths",
-    "cli.scores": "cli.score_table",
     "core.child": "core.child_process",
     "core.history.sift": "history.validate",
     "core.history.tally": "history.findings",

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import polars as pl
 
-from sagellm_lifetime.core.arguments import level
 from sagellm_lifetime.core.errors import HistoryError, RequestError, UnknownNameError
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.study import Progress, labelled
@@ -87,7 +86,8 @@ knee, overload, a number (requests a second)
         _check_policies(self.policies)
         check_load(self.load)
         cost_model(self.cost_model)
-        level(self.min_confidence, "min_confidence")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise RequestError(f"min_confidence must be from 0 to 1, got {self.min_confidence}")
         least = {"blocks": 2, "max_requests": 1, "seeds": 1}
         optional = {"max_model_len": 1, "hash_block_size": 1}
         for name, lowest in (least | optional).items():
