@@ -73,7 +73,7 @@ def stats(
 
 
 def _watch(url: str, key: str | None, json: str | None) -> NoReturn:
-    """Every second, also while a server that has answered once does not: it may be restarting."""
+    """Show statistics every second, also while the server restarts."""
     values: dict[str, Any] | None = ask_engine(url, key)
     while True:
         if values is not None:
@@ -90,7 +90,7 @@ def _watch(url: str, key: str | None, json: str | None) -> NoReturn:
 
 
 def show(values: dict[str, Any], json: str | None, *, clear: bool = False) -> None:
-    """Print, on a cleared screen if that is wanted, and write the numbers where they are asked."""
+    """Print statistics, on a cleared screen if ``clear``, and write them as JSON."""
     if json is not None:
         write_json(values, json)
     if json != "-":
@@ -124,25 +124,25 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
     from urllib.parse import urlsplit
     from urllib.request import Request, urlopen
 
-    place = url.rstrip("/") + PATH
+    address = url.rstrip("/") + PATH
     try:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise CommandError(f"{url}: not the address of an engine: use http://HOST:PORT")
-        request = Request(place)
+        request = Request(address)
         if key:
             # Not for another server that this one may redirect to.
             request.add_unredirected_header("Authorization", f"Bearer {_checked(key)}")
         with urlopen(request, timeout=_TIMEOUT_S) as answer:
             values = jsonlib.loads(answer.read(_MAX_BYTES))
     except HTTPError as error:
-        raise CommandError(f"{place}: {_refusal(error, key)}") from error
+        raise CommandError(f"{address}: {_refusal(error, key)}") from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise CommandError(f"{place}: no engine answers there ({reason})") from error
+        raise CommandError(f"{address}: no engine answers there ({reason})") from error
     except (ValueError, RecursionError) as error:
-        raise CommandError(f"{place}: does not answer with statistics: {error}") from error
+        raise CommandError(f"{address}: does not answer with statistics: {error}") from error
     if not isinstance(values, dict):
-        raise CommandError(f"{place}: does not answer with statistics")
+        raise CommandError(f"{address}: does not answer with statistics")
     return values
 
 

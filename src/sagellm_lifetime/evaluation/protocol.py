@@ -1,9 +1,9 @@
-"""The evaluation protocol: a predictor against a history, rivals beside."""
+"""Evaluate one predictor on a history, with rivals at the same points."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,23 +43,22 @@ class Evaluation:
     scores: dict[str, dict[str, Score]]
     clusters: np.ndarray
     floor: Score | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form of the design; what cannot be scored is ``None``."""
-        found: dict[str, Any] = {"predictor": self.name, "rows": self.rows, "mode": self.mode}
-        found["cut"] = self.points.cuts.to_dict()
-        found |= nested(self.scores[self.name])
-        found["baselines"] = {
+        """Return the JSON form; what cannot be scored is None."""
+        result: dict[str, Any] = {"predictor": self.name, "rows": self.rows, "mode": self.mode}
+        result["cut"] = self.points.cuts.to_dict()
+        result |= nested(self.scores[self.name])
+        result["baselines"] = {
             name: nested(groups) for name, groups in self.scores.items() if name != self.name
         }
         if self.floor is not None:
-            found["noise_floor"] = self.floor
-        return found
+            result["noise_floor"] = self.floor
+        return result
 
 
 def nested(groups: Mapping[str, Score]) -> dict[str, Any]:
-    """``{"admission": ..., "ages": {"16": ...}, "steps": ...}``."""
+    """Return scores by group as ``{"admission": ..., "ages": {"16": ...}, "steps": ...}``."""
     ages = {name: score for name, score in groups.items() if name.isdigit()}
     return {"admission": groups["admission"], "ages": ages, "steps": groups["steps"]}
 
@@ -139,7 +138,7 @@ def _add_skill(
     again: np.ndarray,
     floor: Score,
 ) -> None:
-    """How near the floor everybody is, at admission and over the rows that it is known of."""
+    """Add the skill at admission: 0 for the constant, 1 at the noise floor, over repeated rows."""
     admission = points.groups()["admission"]
     index = admission[again[points.row[admission]]]
     maes = {

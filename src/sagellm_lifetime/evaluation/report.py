@@ -1,4 +1,4 @@
-"""A folder for people: tables in ``report.md`` and the plots beside it."""
+"""Write a report: tables in ``report.md``, numbers in ``report.json``, and plots."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ _PLOTS: Final = (
 PAGE: Final = "report.md"
 _RECORDS: Final = "report.json"
 FILES: Final = (PAGE, _RECORDS, *(f"{name}.png" for name, _, _ in _PLOTS))
-"""Of a report, in its folder."""
+"""Names of the files in the folder of a report."""
 
 
 def write_report(
     folder: Path | str, evaluations: Sequence[Evaluation], *, title: str = "Lifetime predictors"
 ) -> Path:
-    """Write ``report.md``, ``report.json`` and the plots; returns the path of ``report.md``.
+    """Write ``report.md``, ``report.json`` and the plots; return the path of ``report.md``.
 
     Args:
         evaluations: one per predictor, made with the same frame, seed and rivals; the rivals are
@@ -92,7 +92,7 @@ def write_report(
 
 
 def markdown(evaluations: Sequence[Evaluation], *, title: str) -> str:
-    """The text of ``report.md``."""
+    """Return the text of ``report.md``."""
     first = evaluations[0]
     lines = [f"# {title}", "", _how(first), ""]
     ahead = verdict(evaluations)
@@ -108,14 +108,14 @@ def markdown(evaluations: Sequence[Evaluation], *, title: str) -> str:
 
 
 def all_scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Score]]:
-    """Scores by name: the predictors in their order, then the rivals."""
-    found = {e.name: e.scores[e.name] for e in evaluations}
-    rivals = {n: s for n, s in evaluations[0].scores.items() if n not in found}
-    return found | rivals
+    """Return scores by name: the predictors in their order, then the rivals."""
+    scores = {e.name: e.scores[e.name] for e in evaluations}
+    rivals = {n: s for n, s in evaluations[0].scores.items() if n not in scores}
+    return scores | rivals
 
 
 def score_table(rows: dict[str, Score], evaluation: Evaluation) -> list[str]:
-    """Lines of a Markdown table; the best MAE of all is bold, undefined metrics are a dash."""
+    """Return the lines of a Markdown table; the least MAE is bold, undefined metrics are a dash."""
     columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows.values())]
     lines = [
         "| | " + " | ".join(heading for _, heading, _ in columns) + " |",
@@ -134,8 +134,7 @@ def score_table(rows: dict[str, Score], evaluation: Evaluation) -> list[str]:
 
 
 def _groups(evaluation: Evaluation) -> list[tuple[str, str]]:
-    found = evaluation.scores[evaluation.name]
-    ages = [name for name in found if name.isdigit()]
+    ages = [name for name in evaluation.scores[evaluation.name] if name.isdigit()]
     named = [("admission", "At admission"), ("steps", "Over all steps")]
     return named + [(age, f"At age {age}") for age in ages if age in {"64", "256", "1024"}]
 

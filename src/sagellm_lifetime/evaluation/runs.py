@@ -1,4 +1,4 @@
-"""Asking a predictor about every point: frozen, or in simulated time."""
+"""Ask a predictor about every point: frozen, or in simulated time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 class Asker:
-    """Asks for points and keeps the answers.
+    """Ask a predictor about points, and keep the answers.
 
     The ladder of a row is asked under one id, at ascending ages. Each point of the steps is asked
     under an id of its own that is discarded at once: their ages are drawn up to the true length,
@@ -59,7 +59,7 @@ class Asker:
         self._forget(self._asking.sequence_id(row) for row in rows)
 
     def forecast(self) -> Forecast:
-        """Everything that was answered."""
+        """Return all answers."""
         self._read()
         return Forecast(self._point, self._quantiles, self._confidence)
 
@@ -76,7 +76,7 @@ class Asker:
         self._forget(asking.sequence_id(int(points.row[i]), i) for i in index if points.step[i])
 
     def _keep(self, index: list[int], results: list[PredictionResult]) -> None:
-        """Copies of the distributions: they may look into memory that the next call reuses."""
+        """Keep copies of the distributions, which may be views of memory that is used again."""
         if any(r.distribution is None for r in results):
             self._quantiles = None
         if self._quantiles is None:
@@ -90,7 +90,7 @@ class Asker:
             self._read()
 
     def _read(self) -> None:
-        """Quantiles of what was kept, many at once: one call costs as much as ten points."""
+        """Read the quantiles of many kept points at once; a call costs as much as ten points."""
         if self._kept and self._quantiles is not None:
             batch = LengthDistributionBatch.stack(list(self._kept.values()))
             self._quantiles[list(self._kept)] = batch.quantile(LEVELS)
@@ -106,7 +106,7 @@ class Asker:
 def predict_all(
     predictor: LifetimePredictorProtocol, requests: list[PredictionRequest]
 ) -> list[PredictionResult]:
-    """``predict_batch`` where there is one, else one by one."""
+    """Return predictions by ``predict_batch`` where there is one, else one by one."""
     batch = getattr(predictor, "predict_batch", None)
     if batch is None:
         return [predictor.predict(request) for request in requests]
@@ -120,7 +120,7 @@ def run_frozen(
     points: Points,
     progress: Progress | None = None,
 ) -> Forecast:
-    """All predictions, then discard: nothing is learned."""
+    """Return the predictions of all points; nothing is learned."""
     asker = Asker(predictor, EvaluationRequests(frame), points)
     rows = np.unique(points.row).tolist()
     for start in range(0, len(rows), _CHUNK):
@@ -140,7 +140,7 @@ def run_online(
     *,
     clock: Clock = "auto",
 ) -> Forecast:
-    """Prequential, in simulated time: a row is predicted at its arrival and learned at its finish.
+    """Return predictions in simulated time: at arrival, with what had finished by then.
 
     The finish is ``arrival_time + actual_time``, or ``arrival_time + 0.02 s * actual_length`` where
     ``actual_time`` is missing. Only completions that finished at or before an arrival have been

@@ -1,4 +1,4 @@
-"""One trace, one setting, several policies."""
+"""Run a policy on a trace; where it has a grid, its best choice in this very setting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from sagellm_lifetime.replay.trace import TraceRequest
 
 @dataclass(frozen=True)
 class Replayed:
-    """A policy's run, its figures, and the overrides it ran with."""
+    """The run of a policy.
+
+    Attributes:
+        policy: what was run.
+        result: what happened to each request.
+        metrics: figures of the run.
+        overrides: engine settings that the policy changed.
+    """
 
     policy: ReplayPolicy
     result: RunResult
@@ -35,9 +42,16 @@ def replay(
     tuned_for: str = "mean_latency_s",
     progress: Callable[[int], None] | None = None,
 ) -> Replayed:
-    """Run a policy; where it has a grid, all of it, and give the run with the lowest ``tuned_for``.
+    """Return the run of a policy; of several choices in its grid, the one that is best here.
 
-    ``tuned_for`` is a key of the metrics; equal ones go to the earlier entry of the grid.
+    Args:
+        trace: requests in their order of arrival.
+        settings: of the engine.
+        cost: seconds of a step.
+        policy: how requests are ordered, admitted and preempted.
+        concurrency: most requests that clients have open at a time; None for no limit.
+        tuned_for: key of the metrics whose lowest value wins; of equal ones the earlier choice.
+        progress: called with the number of finished requests of the choice that is run.
     """
     best: Replayed | None = None
     for choice in policy.grid or ({},):
@@ -50,8 +64,8 @@ def replay(
             concurrency=concurrency,
             progress=progress,
         ).execute()
-        found = Replayed(policy, result, metrics(result), overrides)
-        if best is None or found.metrics[tuned_for] < best.metrics[tuned_for]:
-            best = found
+        run = Replayed(policy, result, metrics(result), overrides)
+        if best is None or run.metrics[tuned_for] < best.metrics[tuned_for]:
+            best = run
     assert best is not None
     return best

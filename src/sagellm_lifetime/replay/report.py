@@ -1,4 +1,4 @@
-"""Several policies side by side: medians over seeds, the JSON of the command, tables and plots."""
+"""Compare policies: medians over seeds, the JSON of ``replay``, tables and plots."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ LATENCY_PLOT: Final = "latency.png"
 MEMORY_PLOT: Final = "memory.png"
 PAGE: Final = "report.md"
 FILES: Final = (PAGE, LATENCY_PLOT, MEMORY_PLOT)
-"""Of a report, in its folder."""
+"""Names of the files in the folder of a report."""
 
 
 @dataclass
 class Comparison:
-    """What several policies made of the same requests.
+    """Runs of several policies on the same requests.
 
     Attributes:
-        settings: everything that is the same for all of them; goes into the JSON as it is.
+        settings: what is the same for all policies; goes into the JSON as it is.
         cost: seconds of a step.
-        blocks: blocks of the pool.
+        blocks: KV blocks in the pool.
         runs: by name of the policy, one for each seed.
     """
 
@@ -76,42 +76,42 @@ class Comparison:
     runs: dict[str, list[Replayed]] = field(default_factory=dict)
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Medians over seeds by policy, and the values of each seed under ``seeds``."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return by policy the medians over seeds, and the values of each seed under ``seeds``."""
+        figures: dict[str, dict[str, Any]] = {}
         for name, runs in self.runs.items():
-            seeds = [_lasting(run.metrics) for run in runs]
-            medians = {key: median(each[key] for each in seeds) for key in seeds[0]}
-            each = [
+            seeds = [_reproducible(run.metrics) for run in runs]
+            medians = {key: median(values[key] for values in seeds) for key in seeds[0]}
+            by_seed = [
                 values | {"overrides": dict(run.overrides)}
                 for values, run in zip(seeds, runs, strict=True)
             ]
-            found[name] = medians | {"seeds": each}
-        return found
+            figures[name] = medians | {"seeds": by_seed}
+        return figures
 
     def to_json(self) -> dict[str, Any]:
-        """What ``replay --json`` writes."""
+        """Return what ``replay --json`` writes."""
         return {"settings": self.settings, "policies": self.figures()}
 
     def rows(self) -> list[list[str]]:
-        """A line of text cells for each policy, under :data:`COLUMNS`."""
+        """Return the text cells of each policy, one a column of :data:`COLUMNS`."""
         rows = []
-        for name, of in self.figures().items():
-            pool = of["makespan_s"] * self.blocks
+        for name, values in self.figures().items():
+            pool = values["makespan_s"] * self.blocks
             rows.append(
                 [
                     name,
-                    *(_short(of[key]) for key in _TIMES),
-                    f"{of['goodput']:.1%}",
-                    _short(of["tokens_per_s"]),
-                    _short(of["makespan_s"]),
-                    *(f"{of[key]:,.0f}" for key in _COUNTS),
-                    f"{of['reserved_unused_block_s'] / pool:.1%}" if pool else "–",
+                    *(_short(values[key]) for key in _TIMES),
+                    f"{values['goodput']:.1%}",
+                    _short(values["tokens_per_s"]),
+                    _short(values["makespan_s"]),
+                    *(f"{values[key]:,.0f}" for key in _COUNTS),
+                    f"{values['reserved_unused_block_s'] / pool:.1%}" if pool else "–",
                 ]
             )
         return rows
 
     def says(self) -> list[str]:
-        """What each policy is, and what was chosen for it where it was tuned."""
+        """Return a line for each policy: what it is, and what was chosen where it was tuned."""
         lines = []
         for name, runs in self.runs.items():
             policy = runs[0].policy
@@ -126,7 +126,7 @@ class Comparison:
         return lines
 
     def pace(self) -> str:
-        """How fast the replay itself went; left out of the JSON, which is always the same."""
+        """Return how fast the replay ran; not in the JSON, which every run has the same."""
         results = [run.result for runs in self.runs.values() for run in runs]
         steps = sum(result.steps for result in results)
         seconds = sum(result.cpu_s for result in results)
@@ -134,7 +134,7 @@ class Comparison:
 
 
 def cost_lines(cost: StepCost) -> list[str]:
-    """The step cost, where it comes from and how well it fits."""
+    """Return the step cost, its source and how well it fits, a line each."""
     step = (
         f"Step cost {cost.name}: {1e3 * cost.base:.3g} ms"
         f" + {1e6 * cost.per_decode:.3g} µs a sequence"
@@ -144,7 +144,7 @@ def cost_lines(cost: StepCost) -> list[str]:
     return [step, f"Source: {cost.source}", f"Fit: {cost.fit}"]
 
 
-def write_report(folder: Path | str, found: Comparison, *, how: str = "") -> Path:
+def write_report(folder: Path | str, comparison: Comparison, *, how: str = "") -> Path:
     """Write ``report.md`` and its two plots; return the path of ``report.md``.
 
     Raises:
@@ -155,28 +155,28 @@ def write_report(folder: Path | str, found: Comparison, *, how: str = "") -> Pat
     target.mkdir(parents=True, exist_ok=True)
     for name, plot in ((LATENCY_PLOT, latency_cdf), (MEMORY_PLOT, memory)):
         with replacing(target / name) as file:
-            plot(found.runs).savefig(file, format="png", dpi=130)
+            plot(comparison.runs).savefig(file, format="png", dpi=130)
     page = target / PAGE
-    write_atomically(page, markdown(found, how=how).encode())
+    write_atomically(page, markdown(comparison, how=how).encode())
     return page
 
 
-def markdown(found: Comparison, *, how: str = "") -> str:
-    """The text of ``report.md``."""
-    cost = found.cost
+def markdown(comparison: Comparison, *, how: str = "") -> str:
+    """Return the text of ``report.md``."""
+    cost = comparison.cost
     parameters = [
         ("every step", cost.base),
         ("per sequence that generates a token", cost.per_decode),
         ("per prefill token", cost.per_prefill_token),
         ("per token in the cache of what runs", cost.per_context_token),
     ]
-    several = found.settings.get("seeds", 1) > 1
+    several = comparison.settings.get("seeds", 1) > 1
     parts = [
         "# Replay through vLLM's scheduler",
         how,
-        f"Medians over {found.settings['seeds']} seeds. {LEGEND}" if several else LEGEND,
-        _table(COLUMNS, found.rows()),
-        "\n".join(f"- {line}" for line in found.says()),
+        f"Medians over {comparison.settings['seeds']} seeds. {LEGEND}" if several else LEGEND,
+        _table(COLUMNS, comparison.rows()),
+        "\n".join(f"- {line}" for line in comparison.says()),
         "## Latency",
         "Share of the requests that were finished within so many seconds"
         + (", all seeds together." if several else "."),
@@ -189,13 +189,13 @@ def markdown(found: Comparison, *, how: str = "") -> str:
         _table(("part", "seconds"), [[what, f"{value:.3g}"] for what, value in parameters]),
         f"Source: {cost.source}.",
         f"Fit: {cost.fit}.",
-        found.pace(),
+        comparison.pace(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def latency_cdf(runs: Mapping[str, Sequence[Replayed]]) -> Figure:
-    """Share of the requests finished within a latency, log axis."""
+    """Return a plot of the share of requests finished within a latency (seconds, log axis)."""
     figure, (axes,) = _figure(1, 4.2)
     for i, (name, several) in enumerate(runs.items()):
         latency = np.sort(
@@ -213,7 +213,7 @@ def latency_cdf(runs: Mapping[str, Sequence[Replayed]]) -> Figure:
 
 
 def memory(runs: Mapping[str, Sequence[Replayed]]) -> Figure:
-    """Blocks in use over time, a panel for each policy, first seed."""
+    """Return a plot of blocks in use over time, a panel for each policy, first seed."""
     figure, panels = _figure(len(runs), 1.3 * len(runs) + 0.8)
     for i, (axes, (name, several)) in enumerate(zip(panels, runs.items(), strict=True)):
         result = several[0].result
@@ -229,8 +229,8 @@ def memory(runs: Mapping[str, Sequence[Replayed]]) -> Figure:
     return figure
 
 
-def _lasting(figures: Mapping[str, float | int]) -> dict[str, float | int]:
-    """Without what depends on the machine."""
+def _reproducible(figures: Mapping[str, float | int]) -> dict[str, float | int]:
+    """Return figures without those that depend on the machine."""
     return {key: value for key, value in figures.items() if key not in MEASURED}
 
 
@@ -257,14 +257,14 @@ def _plain(value: float, _place: float) -> str:
 
 
 def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels below each other with one time axis; without pyplot, so that no display is needed."""
+    """Return panels below each other with one axis; without pyplot no display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, height), layout="constrained")
     FigureCanvasAgg(figure)
-    found = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-    for axes in found:
+    all_axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    for axes in all_axes:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(found)
+    return figure, list(all_axes)
