@@ -18,7 +18,7 @@ import numpy as np
 from common import say, single_thread, table
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.predictor.background_learner import LearningElsewhere
+from sagellm_lifetime.predictor.background_learner import BackgroundLearner
 
 ROWS = 15
 _DRAIN_S = 60.0
@@ -39,7 +39,7 @@ def main():
     predictor = create_predictor("survival", max_nodes=args.nodes)
     rng = np.random.default_rng(0)
     rows, every = [], args.lessons // ROWS
-    with LearningElsewhere(predictor, every=0.5) as learning:
+    with BackgroundLearner(predictor, every=0.5) as learning:
         for i in range(args.lessons + 1):
             if i % every == 0:
                 if not learning.drain(_DRAIN_S):

@@ -32,7 +32,7 @@ from latency import Calls, history
 
 from sagellm_lifetime import PREDICTORS, create_predictor
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.predictor.background_learner import LearningElsewhere
+from sagellm_lifetime.predictor.background_learner import BackgroundLearner
 from sagellm_lifetime.predictor.registry import has_network
 from sagellm_lifetime.predictor.worker import LEARNED
 
@@ -118,7 +118,7 @@ def costs(name: str, count: int) -> list[Cost]:
     away = inline.clone()
     found: dict[str, list[float]] = {"inline": [], "elsewhere": []}
     calls = {learns: Calls() for learns in found}
-    with LearningElsewhere(away, every=EVERY_S) as learner:
+    with BackgroundLearner(away, every=EVERY_S) as learner:
         learner.drain(_DRAIN_S)
         for start in range(0, count, TURN):
             for learns, predictor in (("inline", inline), ("elsewhere", away)):
@@ -170,7 +170,7 @@ def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
     found: dict[str, list[np.ndarray]] = {"nothing": [], "inline": [], "elsewhere": []}
     inline, away, still = predictor, predictor.clone(), predictor.clone()
     still._elsewhere = _Nobody()
-    with LearningElsewhere(away, every=EVERY_S) as learner:
+    with BackgroundLearner(away, every=EVERY_S) as learner:
         # Until the network is being trained: importing PyTorch takes seconds.
         ticks(away, seconds / 4)
         learner.drain(_DRAIN_S)
@@ -207,7 +207,7 @@ def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
             taken.append((start, time.perf_counter(), time.thread_time() - used))
 
     gaps: list[tuple[float, float]] = []
-    with LearningElsewhere(predictor, every=3600.0) as learner:
+    with BackgroundLearner(predictor, every=3600.0) as learner:
         learner.drain(_DRAIN_S)
         thread = Thread(target=swap)
         thread.start()

@@ -4,17 +4,19 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import sagellm_lifetime
 
 PUBLIC = {
     "PREDICTORS",
+    "BackgroundLearner",
     "BaselineLifetimePredictor",
     "CheckpointError",
     "HistoryError",
     "HistoryHeaderError",
     "HistoryRowError",
     "LSTMLifetimePredictor",
-    "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
     "LengthModel",
@@ -67,6 +69,12 @@ def test_names():
     for name in PUBLIC:
         assert getattr(sagellm_lifetime, name) is not None
     assert set(dir(sagellm_lifetime)) >= PUBLIC
+
+
+def test_an_old_name_is_kept_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="is now BackgroundLearner"):
+        old = sagellm_lifetime.LearningElsewhere
+    assert old is sagellm_lifetime.BackgroundLearner
 
 
 def test_names_of_the_specification():

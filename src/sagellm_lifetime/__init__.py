@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from sagellm_lifetime.history import read_history, scan_history, write_history
     from sagellm_lifetime.models.base import LengthModel
-    from sagellm_lifetime.predictor.background_learner import LearningElsewhere
+    from sagellm_lifetime.predictor.background_learner import BackgroundLearner
     from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.predictor.builtin import (
         BaselineLifetimePredictor,
@@ -78,7 +78,7 @@ _WHERE = {
     "Predictor": "predictor.base",
     "BaselineLifetimePredictor": "predictor.builtin",
     "load_predictor": "predictor.checkpoint",
-    "LearningElsewhere": "predictor.background_learner",
+    "BackgroundLearner": "predictor.background_learner",
     "LinearLifetimePredictor": "predictor.builtin",
     "LSTMLifetimePredictor": "predictor.builtin",
     "OrcaLifetimePredictor": "predictor.builtin",
@@ -88,15 +88,18 @@ _WHERE = {
     "TransformerLifetimePredictor": "predictor.builtin",
 }
 
+_RENAMED = {"LearningElsewhere": "predictor.background_learner"}
+"""Names of version 0.1.0 that are kept for one version, with a warning."""
+
 __all__ = [
     "PREDICTORS",
+    "BackgroundLearner",
     "BaselineLifetimePredictor",
     "CheckpointError",
     "HistoryError",
     "HistoryHeaderError",
     "HistoryRowError",
     "LSTMLifetimePredictor",
-    "LearningElsewhere",
     "LengthDistribution",
     "LengthDistributionBatch",
     "LengthModel",
@@ -123,6 +126,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return getattr(import_module(f"{__name__}.{_RENAMED[name]}"), name)  # warns
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

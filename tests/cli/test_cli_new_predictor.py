@@ -139,10 +139,10 @@ def test_results_have_it(python):
 
 def test_it_is_made_saved_and_taught_in_a_process_of_its_own_by_name(python):
     done = python(
-        "from sagellm_lifetime import LearningElsewhere, create_predictor, load_predictor\n"
+        "from sagellm_lifetime import BackgroundLearner, create_predictor, load_predictor\n"
         "from sagellm_lifetime.testing.common import teach\n"
         "predictor = create_predictor('by-client', groups=8, capacity=50)\n"
-        "with LearningElsewhere(predictor, 'state', every=3600.0) as learner:\n"
+        "with BackgroundLearner(predictor, 'state', every=3600.0) as learner:\n"
         "    teach(predictor, 20)\n"
         "    assert learner.drain(60.0)\n"
         "found = load_predictor('state')\n"

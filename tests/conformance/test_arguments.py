@@ -9,8 +9,8 @@ from test_conformance import MAKES
 
 from sagellm_lifetime import (
     PREDICTORS,
+    BackgroundLearner,
     CheckpointError,
-    LearningElsewhere,
     LifetimeError,
     PredictionRequest,
     RequestError,
@@ -208,7 +208,7 @@ def test_paths_that_are_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     predictor = create_predictor("survival")
     for path in (5, b"x", "", "\0", "a\0b", ["x"], True, object(), "x" * 5000):
-        for call in (load_predictor, predictor.save, partial(LearningElsewhere, predictor)):
+        for call in (load_predictor, predictor.save, partial(BackgroundLearner, predictor)):
             refused(CheckpointError, lambda c=call, p=path: c(p))
     for call in (load_predictor, predictor.save):
         refused(CheckpointError, lambda c=call: c(None))
@@ -221,13 +221,13 @@ def test_paths_that_are_none(tmp_path, monkeypatch):
 def test_arguments_of_learning_elsewhere(tmp_path):
     predictor = create_predictor("survival")
     for wrong in (None, "survival", 5, type(predictor)):
-        refused(RequestError, lambda w=wrong: LearningElsewhere(w, tmp_path / "state"))
+        refused(RequestError, lambda w=wrong: BackgroundLearner(w, tmp_path / "state"))
     for value in (None, "5", float("nan"), -1, True, HUGE, [1]):
         for option in ("every", "most_waiting"):
-            make = partial(LearningElsewhere, predictor, tmp_path / "state", **{option: value})
+            make = partial(BackgroundLearner, predictor, tmp_path / "state", **{option: value})
             assert option in refused(RequestError, make)
     assert list(tmp_path.iterdir()) == [], "refused before anything was made"
-    with LearningElsewhere(predictor, tmp_path / "state", every=np.float64(5.0)) as learner:
+    with BackgroundLearner(predictor, tmp_path / "state", every=np.float64(5.0)) as learner:
         for timeout in (None, "5", float("nan"), -1):
             refused(RequestError, lambda t=timeout: learner.drain(t))
             refused(RequestError, lambda t=timeout: learner.stop(t))

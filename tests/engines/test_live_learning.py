@@ -30,7 +30,7 @@ def until(happens):
 
 
 def kill(engine):
-    os.kill(engine.learner._elsewhere._courier.process.pid, signal.SIGKILL)
+    os.kill(engine.learner._elsewhere._supervisor.process.pid, signal.SIGKILL)
 
 
 # -- what is learned -------------------------------------------------------------------------

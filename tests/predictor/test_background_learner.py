@@ -13,8 +13,8 @@ import pytest
 
 from sagellm_lifetime import (
     PREDICTORS,
+    BackgroundLearner,
     CheckpointError,
-    LearningElsewhere,
     PredictionRequest,
     RequestError,
     create_predictor,
@@ -83,13 +83,13 @@ def is_alive(process):
 @contextmanager
 def learning(*arguments, **options):
     """A learner that does not outlive the test."""
-    learner = LearningElsewhere(*arguments, **options)
+    learner = BackgroundLearner(*arguments, **options)
     try:
         yield learner
     finally:
         learner.stop()
-        assert learner._courier.process.poll() is not None
-        assert not learner._courier.is_alive()
+        assert learner._supervisor.process.poll() is not None
+        assert not learner._supervisor.is_alive()
 
 
 # -- what is learned -------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_stop_ends_a_process_that_hangs():
     predictor = made("survival")
     with learning(predictor, every=3600.0) as learner:
         assert learner.drain(SOON)
-        os.kill(learner._courier.process.pid, signal.SIGSTOP)
+        os.kill(learner._supervisor.process.pid, signal.SIGSTOP)
         teach(predictor, 20)
         start = time.monotonic()
         learner.stop(0.5)
@@ -272,7 +272,7 @@ def test_a_process_that_dies_is_started_anew_from_the_checkpoint():
         assert learner.drain(SOON)
         teach(predictor, 4, name="lost")
         until(lambda: not learner._waiting)
-        os.kill(learner._courier.process.pid, signal.SIGKILL)
+        os.kill(learner._supervisor.process.pid, signal.SIGKILL)
         until(lambda: predictor.get_metrics()["learner_restarts"] == 1)
         answer = predictor.predict(PredictionRequest("asked", [], 0, 512))
         assert answer.source == "model", "the engine goes on with what it has"
@@ -285,15 +285,15 @@ def test_a_process_that_dies_is_started_anew_from_the_checkpoint():
 
 
 def test_pauses_grow_where_it_dies_at_once(monkeypatch, capfd):
-    from sagellm_lifetime.predictor import supervisor as courier
+    from sagellm_lifetime.predictor import supervisor
 
     broken = [sys.executable, "-c", "import sys; sys.exit('broken')"]
-    monkeypatch.setattr(courier, "command", lambda *_: broken)
-    monkeypatch.setattr(courier, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervisor, "command", lambda *_: broken)
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.05)
     predictor = made("baseline")
     with learning(predictor) as learner:
         start = time.monotonic()
-        until(lambda: learner._courier.restarts >= 4)
+        until(lambda: learner._supervisor.restarts >= 4)
         assert time.monotonic() - start > 0.05 + 0.1 + 0.2
         teach(predictor, 5)
         assert not learner.drain(0.1)
@@ -304,7 +304,7 @@ def test_pauses_grow_where_it_dies_at_once(monkeypatch, capfd):
 def test_a_process_that_cannot_be_started_is_trouble(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     predictor = made("baseline")
-    learner = LearningElsewhere(predictor)
+    learner = BackgroundLearner(predictor)
     until(lambda: predictor.get_metrics()["learner_trouble"])
     learner.stop()
     assert "cannot be started" in predictor.get_metrics()["learner_trouble"]
@@ -340,16 +340,16 @@ def test_trouble_with_the_disk_is_told_and_gets_over(tmp_path):
 
 ENGINE = """
 import sys, time
-from sagellm_lifetime import LearningElsewhere, create_predictor
+from sagellm_lifetime import BackgroundLearner, create_predictor
 from sagellm_lifetime.testing.common import teach
 
 predictor = create_predictor("survival")
-learner = LearningElsewhere(predictor, sys.argv[1], every=3600.0)
+learner = BackgroundLearner(predictor, sys.argv[1], every=3600.0)
 learner.drain(60.0)
 teach(predictor, 30)
 while learner._waiting:
     time.sleep(0.01)
-print(learner._courier.process.pid, flush=True)
+print(learner._supervisor.process.pid, flush=True)
 time.sleep(600)
 """
 
@@ -363,8 +363,8 @@ def test_an_engine_killed_loses_nothing_that_was_sent(tmp_path, whom):
         text=True,
         start_new_session=True,
     ) as engine:
-        pupil = int(engine.stdout.readline())
-        assert is_alive(pupil)
+        worker = int(engine.stdout.readline())
+        assert is_alive(worker)
         if whom == "the engine":
             engine.kill()
         else:
@@ -372,7 +372,7 @@ def test_an_engine_killed_loses_nothing_that_was_sent(tmp_path, whom):
     # Started at once, it waits for the last one to write.
     with learning(made("survival"), tmp_path / "state") as learner:
         assert learner.predictor.get_metrics()["lessons"] == 30
-        until(lambda: not is_alive(pupil))
+        until(lambda: not is_alive(worker))
 
 
 def test_the_temporary_state_of_a_killed_engine_is_gone(tmp_path):
@@ -396,7 +396,7 @@ def test_too_many_waiting_lessons_are_dropped_oldest_first():
     predictor = made("orca")
     with learning(predictor, every=3600.0, most_waiting=10) as learner:
         assert learner.drain(SOON)
-        os.kill(learner._courier.process.pid, signal.SIGSTOP)
+        os.kill(learner._supervisor.process.pid, signal.SIGSTOP)
         start = time.perf_counter()
         teach(predictor, 400)
         assert time.perf_counter() - start < 5.0, "it waited for a process that hangs"
@@ -405,7 +405,7 @@ def test_too_many_waiting_lessons_are_dropped_oldest_first():
         assert len(learner._waiting) <= 10
         newest = learner._waiting[-1][0]
         assert newest == 400
-        os.kill(learner._courier.process.pid, signal.SIGCONT)
+        os.kill(learner._supervisor.process.pid, signal.SIGCONT)
         assert learner.drain(SOON)
         dropped = predictor.get_metrics()["lessons_dropped"]
         assert dropped > 0
@@ -420,22 +420,22 @@ def test_what_is_refused(tmp_path):
     predictor = made("survival")
     with learning(predictor, tmp_path / "state"):
         with pytest.raises(RequestError, match="already"):
-            LearningElsewhere(predictor)
+            BackgroundLearner(predictor)
         with pytest.raises(RequestError, match="another process"):
             predictor.fit(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="'survival' predictor, not 'orca'"):
-        LearningElsewhere(made("orca"), tmp_path / "state")
+        BackgroundLearner(made("orca"), tmp_path / "state")
     with pytest.raises(CheckpointError, match="max_nodes=20000, not 50"):
-        LearningElsewhere(made("survival", max_nodes=50), tmp_path / "state")
+        BackgroundLearner(made("survival", max_nodes=50), tmp_path / "state")
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"a checkpoint is a directory: name it without"):
-        LearningElsewhere(made("survival"), tmp_path / "model.pt")
+        BackgroundLearner(made("survival"), tmp_path / "model.pt")
 
     class Mine(type(predictor)):
         pass
 
     with pytest.raises(RequestError, match="registry"):
-        LearningElsewhere(Mine())
+        BackgroundLearner(Mine())
 
 
 def test_two_learners_of_one_checkpoint_are_refused(tmp_path, monkeypatch):
@@ -446,4 +446,4 @@ def test_two_learners_of_one_checkpoint_are_refused(tmp_path, monkeypatch):
         learning(made("survival"), tmp_path / "state"),
         pytest.raises(CheckpointError, match="another process learns into it"),
     ):
-        LearningElsewhere(made("survival"), tmp_path / "state")
+        BackgroundLearner(made("survival"), tmp_path / "state")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sagellm_lifetime import (
-    LearningElsewhere,
+    BackgroundLearner,
     LifetimeError,
     PredictionRequest,
     create_predictor,
@@ -202,11 +202,11 @@ def test_a_learner_stays_with_the_process_that_made_it(tmp_path: Path) -> None:
         twin.predict(PredictionRequest(0, [], 0, None))
         twin.update(0, 50, 1.0)
         assert twin.get_metrics()["lessons"] == before["lessons"] + 1
-        with LearningElsewhere(twin, tmp_path / "child", every=0.1) as own:
+        with BackgroundLearner(twin, tmp_path / "child", every=0.1) as own:
             assert own.drain(30)
         return time.monotonic() - started < 30
 
-    with LearningElsewhere(predictor, tmp_path / "state", every=0.1) as elsewhere:
+    with BackgroundLearner(predictor, tmp_path / "state", every=0.1) as elsewhere:
         teach(3)
         assert elsewhere.drain(30)
         assert in_child(check, 60) == 0
@@ -221,7 +221,7 @@ def test_a_learner_stays_with_the_process_that_made_it(tmp_path: Path) -> None:
         # A child that lives on holds nobody up.
         started = time.monotonic()
         again = create_predictor("orca")
-        with LearningElsewhere(again, tmp_path / "state"):
+        with BackgroundLearner(again, tmp_path / "state"):
             assert again.get_metrics()["lessons"] == 7
         assert time.monotonic() - started < 9
     finally:
@@ -237,7 +237,7 @@ def test_a_temporary_state_is_not_removed_by_a_child() -> None:
         elsewhere.stop()
         return True
 
-    with LearningElsewhere(predictor) as elsewhere:
+    with BackgroundLearner(predictor) as elsewhere:
         assert in_child(stop) == 0
         assert elsewhere.path.exists()
     assert not elsewhere.path.parent.exists()

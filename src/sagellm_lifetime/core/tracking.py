@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from sagellm_lifetime.core.batch import UNCAPPED
-from sagellm_lifetime.core.errors import UnknownSequenceError, shown
+from sagellm_lifetime.core.errors import LifetimeError, UnknownSequenceError, shown
 from sagellm_lifetime.core.hazard import ROW, WIDE, widened
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.values import as_option, as_seconds_option
@@ -140,14 +140,23 @@ class Tracker:
         return item
 
     def set_row(self, item: Tracked, row: np.ndarray) -> None:
-        """Keep the row of a sequence; from the first wide one on all rows are wide."""
+        """Keep the row of a sequence; from the first wide one on all rows are wide.
+
+        Raises:
+            LifetimeError: a row of another length.
+        """
         if len(row) == WIDE and self.rows.shape[1] == ROW:
             self.rows = widened(self.rows)
         if len(row) == self.rows.shape[1]:
             self.rows[item.slot] = row
-        else:
+        elif len(row) == ROW:
             self.rows[item.slot, :ROW] = row
             self.rows[item.slot, ROW:] = np.inf
+        else:
+            raise LifetimeError(
+                f"a row of cumulative hazards has {ROW} or {WIDE} numbers, and the model's has "
+                f"{len(row)}"
+            )
 
     def take(self, sequence_id: SequenceId) -> Tracked | None:
         """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""

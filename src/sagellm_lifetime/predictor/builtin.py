@@ -38,7 +38,7 @@ class BaselineLifetimePredictor(Predictor):
         >>> from sagellm_lifetime import BaselineLifetimePredictor, PredictionRequest
         >>> predictor = BaselineLifetimePredictor(window_size=50)
         >>> predictor.predict(PredictionRequest(1, [], 0, 1000)).estimated_remaining_tokens
-        800
+        801
     """
 
     model_class: ClassVar = BaselineModel

@@ -1,8 +1,8 @@
-"""The thread between a predictor and the process that learns for it.
+"""The thread between a predictor and the worker process that learns for it.
 
-It sends lessons, hears what was learned, and starts the process anew when it dies. It shares the
-GIL with an engine, so it never keeps it for long: one lesson is a tenth of a millisecond, and after
-each it takes a breath.
+It sends completions, receives what was learned, and restarts the worker when it dies. It shares the
+GIL with an engine, so it never keeps it for long: one completion is a tenth of a millisecond, and
+after each it lets the other threads run.
 """
 
 from __future__ import annotations
@@ -20,80 +20,85 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.yield_gil import yield_gil
-from sagellm_lifetime.predictor import worker as pupil
+from sagellm_lifetime.predictor import worker
 from sagellm_lifetime.predictor.frames import Frame, packed, ready
 from sagellm_lifetime.predictor.records import Completion
-from sagellm_lifetime.predictor.worker import END, LEARNED, LESSON, SAVE, TROUBLE, Task
+from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Task
 
 _TICK_S: Final = 0.05
-"""How often an idle courier looks for lessons: to wake it would cost the engine's thread more."""
+"""How often an idle supervisor looks for completions: to wake it would cost the engine more."""
 _PIECE: Final = 1 << 16
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
-"""A process that lived so long died of something new: the pauses start from the shortest again."""
+"""A worker that lived so long died of something new: the pauses start from the shortest again."""
 
 Waiting = deque[tuple[int, Completion | None]]
-"""Numbered lessons; a number without one asks for a checkpoint."""
+"""Numbered completions; a number without one asks for a checkpoint."""
 
 
-class Courier(Thread):
-    """Runs until :meth:`stop`.
+class Supervisor(Thread):
+    """Keep a worker running and fed until :meth:`stop`.
 
     Args:
-        task: what the process is started with.
-        waiting: lessons to be sent, oldest first; another thread appends to it.
-        claim: file descriptor that the process inherits.
-        heard: called with each thing the process says.
+        task: what the worker is started with.
+        waiting: completions to be sent, oldest first; another thread appends to it.
+        claim: file descriptor that the worker inherits.
+        on_message: called with each message of the worker.
     """
 
     def __init__(
-        self, task: Task, waiting: Waiting, claim: int, heard: Callable[[dict[str, Any]], None]
+        self, task: Task, waiting: Waiting, claim: int, on_message: Callable[[dict[str, Any]], None]
     ) -> None:
-        super().__init__(name="lifetime-courier", daemon=True)
-        self._task, self._waiting, self._claim, self._heard = task, waiting, claim, heard
+        super().__init__(name="lifetime-supervisor", daemon=True)
+        self._task, self._waiting, self._claim, self._on_message = (
+            task,
+            waiting,
+            claim,
+            on_message,
+        )
         self._stopping = Event()
-        self._hang_up_at = self._kill_at = float("inf")
+        self._close_at = self._kill_at = float("inf")
         self._sent = 0
-        self._unsaved: deque[int] = deque()
-        self._unheard = b""
+        self._sent_unsaved: deque[int] = deque()
+        self._unread = b""
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = self.lost = 0
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to."""
+        """Return True once it was told to stop."""
         return self._stopping.is_set()
 
     @property
-    def is_teaching(self) -> bool:
-        """Whether a process is there that learns."""
+    def is_working(self) -> bool:
+        """Return True while a worker runs."""
         return self.process is not None and self.process.poll() is None
 
     @property
-    def on_the_way(self) -> int:
-        """Lessons that wait, or were sent and are not saved."""
-        return len(self._waiting) + len(self._unsaved)
+    def unsaved(self) -> int:
+        """Return how many completions wait, or were sent and are not saved."""
+        return len(self._waiting) + len(self._sent_unsaved)
 
     def stop(self, timeout: float) -> None:
-        """End the process: gently in the first half of ``timeout`` seconds, surely after it."""
-        self._hang_up_at = time.monotonic() + timeout / 2
+        """End the worker: by request in the first half of ``timeout`` seconds, then by force."""
+        self._close_at = time.monotonic() + timeout / 2
         self._kill_at = time.monotonic() + timeout
         self._stopping.set()
         self.join()
 
     def abandon(self) -> int:
-        """Let go of the process, in a forked child, where this thread does not run.
+        """Close the worker's pipes in a forked child, where this thread does not run.
 
         Returns:
-            How many lessons were on the way; the process learns them for the parent alone.
+            How many completions were on the way; the worker learns them for the parent alone.
         """
         # The lock of the old one may have been held by the thread.
         self._stopping = Event()
         self._stopping.set()
-        count = sum(lesson is not None for _, lesson in self._waiting) + len(self._unsaved)
+        count = sum(each is not None for _, each in self._waiting) + len(self._sent_unsaved)
         self._waiting.clear()
-        self._unsaved.clear()
+        self._sent_unsaved.clear()
         if self.process is not None:
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
@@ -102,23 +107,23 @@ class Courier(Thread):
         return count
 
     def run(self) -> None:
-        """Keep a process running, with growing pauses where it dies at once."""
+        """Keep a worker running, with growing pauses where it dies at once."""
         pause = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
                 self.process = self._start()
             except OSError as error:
-                self._heard({TROUBLE: f"the learning process cannot be started ({error})"})
+                self._on_message({TROUBLE: f"the learning process cannot be started ({error})"})
             else:
                 try:
-                    self._attend(self.process)
+                    self._serve(self.process)
                 finally:
-                    self._bury(self.process)
+                    self._end(self.process)
             if self._stopping.is_set():
                 return
             self.restarts += 1
-            # The next one says when it is there; until then nobody knows what it knows.
+            # Its state is unknown until its first message, for which a checkpoint is asked.
             self._waiting.appendleft((self._sent, None))
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
@@ -127,7 +132,7 @@ class Courier(Thread):
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            command(pupil.__name__, self._task.text()),
+            command(worker.__name__, self._task.text()),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._claim],
@@ -140,76 +145,76 @@ class Courier(Thread):
         os.set_blocking(process.stdin.fileno(), False)
         return process
 
-    def _attend(self, process: subprocess.Popen[bytes]) -> None:
-        """Send and listen until the process ends."""
+    def _serve(self, process: subprocess.Popen[bytes]) -> None:
+        """Send and receive until the worker ends."""
         assert process.stdin is not None
         assert process.stdout is not None
-        self._unheard, unsent = b"", memoryview(b"")
+        self._unread, unsent = b"", memoryview(b"")
         while True:
             open_ended = not process.stdin.closed
             busy = open_ended and bool(unsent or self._waiting)
             inbox, outbox = process.stdout.fileno(), process.stdin.fileno() if busy else None
-            hears, takes = ready(inbox, outbox, _TICK_S)
-            if hears and not self._listen(inbox):
+            can_read, can_write = ready(inbox, outbox, _TICK_S)
+            if can_read and not self._receive(inbox):
                 return
-            if takes and outbox is not None:
+            if can_write and outbox is not None:
                 unsent = self._send(outbox, unsent or self._next())
             now = time.monotonic()
             done = self._stopping.is_set() and not unsent and not self._waiting
-            if open_ended and ((done and self._dismiss(process)) or now > self._hang_up_at):
+            if open_ended and ((done and self._send_end(process)) or now > self._close_at):
                 process.stdin.close()
             if now > self._kill_at:
                 process.kill()
 
     def _next(self) -> memoryview:
         try:
-            number, lesson = self._waiting.popleft()
+            number, completion = self._waiting.popleft()
         except IndexError:  # dropped a moment ago, to make room
             return memoryview(b"")
         self._sent = number
-        if lesson is None:
+        if completion is None:
             return memoryview(packed(Frame(SAVE, number, b"")))
-        self._unsaved.append(number)
-        body = pickle.dumps(lesson, pickle.HIGHEST_PROTOCOL)
-        return memoryview(packed(Frame(LESSON, number, body)))
+        self._sent_unsaved.append(number)
+        body = pickle.dumps(completion, pickle.HIGHEST_PROTOCOL)
+        return memoryview(packed(Frame(COMPLETION, number, body)))
 
     def _send(self, pipe: int, data: memoryview) -> memoryview:
-        """What could not be written yet."""
-        # One that has died takes nothing; that it has is heard on the other pipe.
+        """Write what the pipe takes; return the rest."""
+        # A worker that has died takes nothing; its other pipe ends.
         with suppress(BrokenPipeError, BlockingIOError):
             data = data[os.write(pipe, data) :]
         yield_gil()
         return data
 
-    def _dismiss(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether it could be told that this is all."""
+    def _send_end(self, process: subprocess.Popen[bytes]) -> bool:
+        """Tell the worker that nothing more comes; return False where its pipe is full."""
         assert process.stdin is not None
         try:
             os.write(process.stdin.fileno(), packed(Frame(END, self._sent, b"")))
         except BlockingIOError:
             return False  # the pipe is full: again in a moment
         except BrokenPipeError:
-            pass  # it has died, which is heard on the other pipe
+            pass  # it has died, and its other pipe ends
         return True
 
-    def _listen(self, pipe: int) -> bool:
-        """Whether the process is still there."""
-        said = os.read(pipe, _PIECE)
-        *lines, self._unheard = (self._unheard + said).split(b"\n")
-        found: dict[str, Any] = {}
+    def _receive(self, pipe: int) -> bool:
+        """Pass on what the worker says; return False at the end of its pipe."""
+        data = os.read(pipe, _PIECE)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        message: dict[str, Any] = {}
         for line in lines:
-            found |= json.loads(line)  # of several checkpoints only the newest is there
-        while self._unsaved and self._unsaved[0] <= found.get(LEARNED, 0):
-            self._unsaved.popleft()
-        if found:
-            self._heard(found)
-        return bool(said)
+            message |= json.loads(line)  # of several checkpoints only the newest is there
+        while self._sent_unsaved and self._sent_unsaved[0] <= message.get(LEARNED, 0):
+            self._sent_unsaved.popleft()
+        if message:
+            self._on_message(message)
+        return bool(data)
 
-    def _bury(self, process: subprocess.Popen[bytes]) -> None:
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
         process.kill()
         process.wait()
-        self.lost += len(self._unsaved)
-        self._unsaved.clear()
+        self.lost += len(self._sent_unsaved)
+        self._sent_unsaved.clear()

@@ -1,8 +1,8 @@
-"""The process that learns: a replica of a predictor, lessons in, checkpoints out.
+"""The process that learns: a replica of a predictor, completions in, checkpoints out.
 
-Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Lessons come on the standard input, and
-the words of :data:`LEARNED` and :data:`TROUBLE` go back, one JSON object a line. It ends when the
-input does: when its parent closes the pipe, or is killed.
+Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Completions come on the standard input,
+and :data:`LEARNED` and :data:`TROUBLE` go back, one JSON object a line. It ends when the input
+does: when its parent closes the pipe, or is killed.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.frames import Frame, frames
 
-LESSON: Final = b"L"
-"""A pickled lesson. Pickle is for this private pipe between two processes of one program; what is
-written to disk never is."""
+COMPLETION: Final = b"L"
+"""A pickled completion. Pickle is for this private pipe between two processes of one program; files
+never hold it."""
 SAVE: Final = b"S"
 """Write the checkpoint now."""
 END: Final = b"E"
 """Nothing more will come. A pipe that ends without it says that the parent was killed."""
 LEARNED: Final = "learned"
-"""Number of the last lesson that is in the checkpoint."""
+"""Number of the last completion that is in the checkpoint."""
 TROUBLE: Final = "trouble"
 """Why the checkpoint could not be written."""
 _WAKE_S: Final = 0.5
 """How often it looks whether its parent is there: a fork of the parent may keep the pipe open."""
 _SHARE: Final = 0.05
-"""Of its time that it spends on checkpoints, at most."""
+"""Share of its time that it spends on checkpoints, at most."""
 _NICENESS: Final = 10
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a pupil is started with.
+    """What a worker is started with.
 
     Attributes:
         path: the checkpoint it starts from and writes.
@@ -58,17 +58,17 @@ class Task:
     private: bool
 
     def text(self) -> str:
-        """For the command line."""
+        """Return the task as an argument of a command line."""
         return json.dumps(asdict(self))
 
 
-class Pupil:
-    """Learns lessons in the order in which they come.
+class Worker:
+    """Learn completions in the order in which they come.
 
     Args:
         task: what it was started with.
-        inbox: file descriptor of the lessons.
-        outbox: file descriptor of what is said back.
+        inbox: file descriptor that completions are read from.
+        outbox: file descriptor that messages are written to.
     """
 
     def __init__(self, task: Task, inbox: int, outbox: int) -> None:
@@ -78,63 +78,63 @@ class Pupil:
         try:
             self._replica = load_predictor(self._path)
         except CheckpointError as error:
-            self._say(TROUBLE, str(error))
+            self._report(TROUBLE, str(error))
             raise
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
-        self._told_to_end = self._dismissed = False
+        self._told_to_end = self._is_done = False
 
     def end(self, *_: Any) -> None:
         """Learn what was sent, save, and end; for use as a signal handler."""
         self._told_to_end = True
 
     def run(self) -> None:
-        """Until nobody teaches any more."""
-        for frame in frames(self._inbox, self._patience):
+        """Learn until nothing more comes."""
+        for frame in frames(self._inbox, self._wait_s):
             if frame is not None:
-                self._heed(frame)
+                self._handle(frame)
             elif self._told_to_end or self._is_orphan():
                 break  # and not before all that was sent is learned
             if self._number > self._saved and time.monotonic() >= self._next_save:
                 self._save()
-        if self._task.private and not (self._dismissed or self._told_to_end):
+        if self._task.private and not (self._is_done or self._told_to_end):
             shutil.rmtree(self._path.parent, ignore_errors=True)
         elif self._number > self._saved:
             self._save()
 
-    def _patience(self) -> float:
+    def _wait_s(self) -> float:
         if self._told_to_end:
             return 0.0
         if self._number == self._saved:
             return _WAKE_S
         return min(max(self._next_save - time.monotonic(), 0.0), _WAKE_S)
 
-    def _heed(self, frame: Frame) -> None:
+    def _handle(self, frame: Frame) -> None:
         self._number = frame.number
-        if frame.kind == LESSON:
+        if frame.kind == COMPLETION:
             # Pickled by our parent, over a pipe that nobody else has: never by a file or a client.
-            # A lesson that cannot be learned ends the process, which is then started anew from the
-            # last checkpoint: half a lesson is no state to go on from.
+            # One that cannot be learned ends the process, which is then restarted from the last
+            # checkpoint: what is half learned is no state to go on from.
             self._replica.learn(pickle.loads(frame.body))
         elif frame.kind == SAVE:
             self._save()
         else:
-            self._dismissed = True
+            self._is_done = True
 
     def _save(self) -> None:
         start = time.monotonic()
         try:
             self._replica.save(self._path)
         except CheckpointError as error:
-            self._say(TROUBLE, str(error))
+            self._report(TROUBLE, str(error))
         else:
             self._saved = self._number
-            self._say(LEARNED, self._number)
+            self._report(LEARNED, self._number)
         took = time.monotonic() - start
         self._next_save = time.monotonic() + max(self._task.every, took / _SHARE)
 
-    def _say(self, what: str, value: Any) -> None:
-        # A parent that was killed hears nothing, and its pupil saves all the same.
+    def _report(self, what: str, value: Any) -> None:
+        # A parent that was killed reads nothing; the worker saves all the same.
         with suppress(BrokenPipeError):
             os.write(self._outbox, json.dumps({what: value}).encode() + b"\n")
 
@@ -143,15 +143,15 @@ class Pupil:
 
 
 def main() -> None:
-    """Of a process of its own; the task is its last argument."""
-    # Engines stop with Ctrl-C, which reaches the whole group: the pupil ends when its pipe does.
+    """Run a worker in a process of its own; the task is its last argument."""
+    # Engines stop with Ctrl-C, which reaches the whole group: the worker ends when its pipe does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
     # What a library prints must not come between the lines.
     outbox = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    pupil = Pupil(Task(**json.loads(sys.argv[-1])), sys.stdin.fileno(), outbox)
-    signal.signal(signal.SIGTERM, pupil.end)
-    pupil.run()
+    worker = Worker(Task(**json.loads(sys.argv[-1])), sys.stdin.fileno(), outbox)
+    signal.signal(signal.SIGTERM, worker.end)
+    worker.run()
     # All is written. Taking PyTorch down in good order takes more than a second.
     os._exit(0)

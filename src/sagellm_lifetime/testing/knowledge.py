@@ -92,6 +92,23 @@ def check_learning_after_load(make: Make) -> None:
     assert what_is_known(loaded) == what_is_known(twin)
 
 
+def check_arrays_that_do_not_fit_are_refused(make: Make) -> None:
+    """A ``ValueError`` for any array of another shape or with NaN, and everything as before."""
+    predictor = taught(make)
+    known, before = predictor.state(), what_is_known(predictor)
+    for name, value in known.items():
+        lies = {"another shape": value[None]}
+        if value.size and np.issubdtype(value.dtype, np.floating):
+            lies["NaN"] = np.full_like(value, np.nan)
+        for what, lie in lies.items():
+            try:
+                predictor.restore({**known, name: lie})
+            except ValueError:
+                continue
+            raise AssertionError(f"{name} was restored from {what}")
+    assert what_is_known(predictor) == before, "what was refused changed what is known"
+
+
 def check_checkpoints_are_private(make: Make) -> None:
     """Check that a checkpoint holds no content, token ids, or ids of sessions and clients."""
     predictor = make()
@@ -124,5 +141,6 @@ CHECKS = [
     check_clone,
     check_save_and_load,
     check_learning_after_load,
+    check_arrays_that_do_not_fit_are_refused,
     check_checkpoints_are_private,
 ]

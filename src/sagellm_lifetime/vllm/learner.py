@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
-from sagellm_lifetime.predictor.background_learner import LearningElsewhere, mismatch
+from sagellm_lifetime.predictor.background_learner import BackgroundLearner, mismatch
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MANIFEST
@@ -63,7 +63,7 @@ class Learner:
             make_way(learned, predictor, origin)
         if origin:
             predictor.summary = {**predictor.summary, STARTED_FROM: origin}
-        self._elsewhere = LearningElsewhere(predictor, learned, every=settings.learn_every_s)
+        self._elsewhere = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
         self._restarts = 0
         self._trouble: str | None = None
 
