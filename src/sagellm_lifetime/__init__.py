@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PredictionResult,
     )
     from sagellm_lifetime.history import read_history, scan_history, write_history
+    from sagellm_lifetime.policies.advisor import Advisor
     from sagellm_lifetime.predictor.background_learner import LearningElsewhere
     from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.predictor.baseline import BaselineLifetimePredictor
@@ -71,6 +72,7 @@ _WHERE = {
     "PredictionMetrics": "core.protocol",
     "PredictionRequest": "core.protocol",
     "PredictionResult": "core.protocol",
+    "Advisor": "policies.advisor",
     "Predictor": "predictor.base",
     "BaselineLifetimePredictor": "predictor.baseline",
     "load_predictor": "predictor.checkpoint",
@@ -86,6 +88,7 @@ _WHERE = {
 
 __all__ = [
     "PREDICTORS",
+    "Advisor",
     "BaselineLifetimePredictor",
     "CheckpointError",
     "HistoryError",

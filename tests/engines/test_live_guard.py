@@ -141,8 +141,8 @@ def made(setting, tmp_path, monkeypatch):
         from sagellm_lifetime.vllm.logit_signals import Signals  # imports vLLM, so not before
 
         lifetime = engine.lifetime
-        lifetime._reads_tokens = True
-        lifetime._signals = Signals()
+        engine.scheduler.request_events.reads_tokens = True
+        engine.scheduler.request_events.signals = Signals()
         engine.clock = SimpleNamespace(now=0.0)
         lifetime.breaker._clock = lambda: engine.clock.now
         return engine
