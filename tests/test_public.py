@@ -7,6 +7,7 @@ import time
 import sagellm_lifetime
 
 PUBLIC = {
+    "Advisor",
     "PREDICTORS",
     "BaselineLifetimePredictor",
     "CheckpointError",
