@@ -9,6 +9,7 @@ import pytest
 import sagellm_lifetime
 
 PUBLIC = {
+    "Advisor",
     "PREDICTORS",
     "BackgroundLearner",
     "BaselineLifetimePredictor",

@@ -51,7 +51,7 @@ def main(path: str) -> None:
     core = engine.engine_core.engine_core
     lifetime = core.scheduler.lifetime if hasattr(core.scheduler, "lifetime") else None
     if lifetime is not None:
-        shadow = lifetime.shadow
+        shadow = lifetime.agreement
         stats = {
             **lifetime.tally.snapshot(),
             "admissions": [shadow.admissions, shadow.admissions_differing],

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from sagellm_lifetime.history import read_history, scan_history, write_history
     from sagellm_lifetime.models.base import LengthModel
+    from sagellm_lifetime.policies.advisor import Advisor
     from sagellm_lifetime.predictor.background_learner import BackgroundLearner
     from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.predictor.builtin import (
@@ -75,6 +76,7 @@ _WHERE = {
     "PredictionRequest": "core.protocol",
     "PredictionResult": "core.protocol",
     "LengthModel": "models.base",
+    "Advisor": "policies.advisor",
     "Predictor": "predictor.base",
     "BaselineLifetimePredictor": "predictor.builtin",
     "load_predictor": "predictor.checkpoint",
@@ -93,6 +95,7 @@ _RENAMED = {"LearningElsewhere": "predictor.background_learner"}
 
 __all__ = [
     "PREDICTORS",
+    "Advisor",
     "BackgroundLearner",
     "BaselineLifetimePredictor",
     "CheckpointError",

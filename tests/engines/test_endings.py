@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sagellm_lifetime.vllm.finish_reasons import Endings
+from sagellm_lifetime.vllm.finish_reasons import FinishReasons
 
 PIECES = ["", "one", " two", " END", " EN", "D", " three", "END now", "<eos>"]
 """The text of each token."""
@@ -19,7 +19,7 @@ def decode(ids, skip_special_tokens):
 
 @pytest.fixture
 def endings():
-    made = Endings()
+    made = FinishReasons()
     made.tokenizer = SimpleNamespace(decode=decode)
     return made
 
@@ -104,7 +104,7 @@ def test_what_the_engine_says_itself_is_true(endings, status, reason):
 
 
 def test_without_a_tokenizer_it_is_an_abort():
-    assert Endings().reason(request([ONE, END])) == "abort"
+    assert FinishReasons().reason(request([ONE, END])) == "abort"
 
 
 def test_it_is_what_vllms_front_end_does(vllm, endings):

@@ -129,7 +129,7 @@ def test_a_planner_that_comes_later_knows_them():
     assert adds_up(stats)
     assert (stats["beam_steps"], stats["completions"]) == (40, 40)
     assert engine.lifetime.breaker.state == "closed"
-    assert not engine.lifetime._forecaster._beam_steps
+    assert not engine.lifetime._advisor._others
 
 
 def test_what_is_typical_is_not_learned_from_them():
@@ -141,7 +141,7 @@ def test_what_is_typical_is_not_learned_from_them():
     for i in range(30):
         beside.add(1, name=f"cmpl-9-0-beam-{i}-b7", prompt=40, max_tokens=1, logprobs=8)
     beside.run(20)
-    theirs, ours = (engine.lifetime._planner._typical for engine in (alone, beside))
+    theirs, ours = (engine.lifetime._advisor._typical for engine in (alone, beside))
     assert theirs.tokens == ours.tokens > 10
 
 
@@ -151,4 +151,5 @@ def test_one_that_is_given_up_is_one_too(tmp_path):
     engine.abort("cmpl-9-0-beam-0-b7")
     stats = engine.stats()
     assert (stats["beam_steps"], stats["unpredicted"], stats["finish_reasons"]) == (1, 0, {})
-    assert not engine.lifetime._forecaster._beam_steps
+    engine.step()
+    assert not engine.lifetime._advisor._others

@@ -26,13 +26,11 @@ HOOKS = {
     "LifetimeMixin.add_request",
     "LifetimeMixin._preempt_request",
     "LifetimeMixin._free_request",
-    "LiveMixin.schedule",
-    "LiveMixin.update_from_output",
-    "LiveMixin._preempt_request",
-    "LiveMixin._handle_stopped_request",
-    "LiveMixin._update_request_as_session",
-    "LiveMixin._ours",
-    "LiveMixin._give_up",
+    "LifetimeMixin.update_from_output",
+    "LifetimeMixin._handle_stopped_request",
+    "LifetimeMixin._update_request_as_session",
+    "LifetimeMixin._guarded",
+    "LifetimeMixin._give_up",
     "_Worker.run",
 }
 """What vLLM calls, and what catches (one of them on a thread): these are the guard itself."""
@@ -140,8 +138,8 @@ def made(setting, tmp_path, monkeypatch):
         from sagellm_lifetime.vllm.logit_signals import Signals  # imports vLLM, so not before
 
         lifetime = engine.lifetime
-        lifetime._reads_tokens = True
-        lifetime._signals = Signals()
+        engine.scheduler.request_events.reads_tokens = True
+        engine.scheduler.request_events.signals = Signals()
         engine.clock = SimpleNamespace(now=0.0)
         lifetime.breaker._clock = lambda: engine.clock.now
         return engine
@@ -234,16 +232,16 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
 
 
 def test_what_handles_a_fault_may_raise_too(setting, made, faults):
-    from sagellm_lifetime.vllm.guard import LiveLifetime
+    from sagellm_lifetime.vllm.guard import GuardedAdvisor
 
-    first = LiveLifetime.passed.__code__
+    first = GuardedAdvisor.passed.__code__
     usual = set(reached(made()))
     broken = made()
     faults.among([first])
     faults.inject(first)
     codes = faults.among([code for code in reached(broken) if code not in usual])
     faults.mend()
-    assert {"LiveLifetime.failed", "Breaker.fault", "Takeover.give_back"} <= {
+    assert {"GuardedAdvisor.failed", "CircuitBreaker.fault", "Override.give_back"} <= {
         code.co_qualname for code in [*codes, *usual]
     }
     assert len(codes) > 3

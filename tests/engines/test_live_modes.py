@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from engine_help import SMALL, Engine, adds_up, fitted, mixed_load
 
+from sagellm_lifetime.policies import plan_advisor
 from sagellm_lifetime.policies.headroom import MOST
-from sagellm_lifetime.vllm import warm_start as adopt
+from sagellm_lifetime.vllm import guard
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 
@@ -55,11 +56,11 @@ def test_act_lets_the_short_go_first(asynchronous):
     for mode in ("shadow", "act"):
         engine = Engine(asynchronous=asynchronous).predict_with(fitted(), mode=mode)
         ends = {}
-        finished = engine.lifetime.finished
-        engine.lifetime.finished = lambda r, *a, e=engine, d=ends, f=finished: (
+        ended = engine.scheduler.request_events.finished
+        engine.scheduler.request_events.finished = lambda r, at, e=engine, d=ends, f=ended: (
             d.update({r.request_id: e.now}),
-            f(r, *a),
-        )
+            f(r, at),
+        )[1]
         mixed_load(engine, n=60, steps=2).run()
         assert len(ends) == 60
         mean[mode] = sum(ends.values()) / 60 - 1000.0
@@ -101,7 +102,8 @@ def test_switched_while_running_it_knows_who_came_before():
 @pytest.mark.parametrize("policy", ["lifetime", "reserve"])
 def test_a_long_queue_is_got_to_know_in_pieces(policy, monkeypatch):
     def switched(piece):
-        monkeypatch.setattr(adopt, "PIECE", piece)
+        for module in (guard, plan_advisor):
+            monkeypatch.setattr(module, "PIECE", piece)
         predictor, asked = fitted(), []
         for name in ("predict_batch", "distributions"):
             real = getattr(predictor, name)
@@ -125,7 +127,7 @@ def test_a_long_queue_is_got_to_know_in_pieces(policy, monkeypatch):
     assert pieces.preempted == whole.preempted
     stats = pieces.stats()
     assert (stats["completions"] + stats["unpredicted"], stats["running"]) == (60, 0)
-    assert not pieces.lifetime._forecaster._foreseen
+    assert not pieces.lifetime._advisor._records
 
 
 def crowd(engine):

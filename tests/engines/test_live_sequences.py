@@ -37,7 +37,7 @@ def engine():
 
 def recorded(engine):
     engine.rows = Recording()
-    engine.lifetime.recorder = engine.rows
+    engine.scheduler.request_events.recorder = engine.rows
     return engine
 
 
@@ -79,7 +79,7 @@ def test_a_stop_string_is_no_abort(engine):
     letters = SimpleNamespace(
         decode=lambda ids, skip_special_tokens: "".join(chr(97 + i) for i in ids)
     )
-    engine.lifetime.endings.tokenizer = letters
+    engine.scheduler.request_events.finish_reasons.tokenizer = letters
     for name, stop in (("stopped", ["xx", "hh"]), ("hung-up", ["xx"]), ("without", None)):
         engine.add(50, name=name, detokenize=True, stop=stop)  # generates h, h, h, …
     engine.run(6)
@@ -98,7 +98,7 @@ def test_what_cannot_be_decoded_counts_as_an_abort_and_nothing_after_it(engine, 
             raise ValueError("a secret")
         return "h" * len(ids)
 
-    engine.lifetime.endings.tokenizer = SimpleNamespace(decode=decode)
+    engine.scheduler.request_events.finish_reasons.tokenizer = SimpleNamespace(decode=decode)
     for name in ("first", "second", "third"):
         engine.add(50, name=name, detokenize=True, stop=["hh"])
         engine.run(6)
@@ -164,8 +164,8 @@ def test_who_waits_no_longer_is_no_backlog(mode):
         mixed_load(engine, n=24)
         engine.run()
         engine.lifetime.catch_up()
-        planner = engine.lifetime._planner
-        assert not planner._known
+        planner = engine.lifetime._advisor
+        assert not planner._records
         assert not planner._unplaced
         assert abs(planner._backlog) < 1.0
     assert not any(engine.stats()["breaker"]["faults"].values())
@@ -190,7 +190,9 @@ def test_chunked_prefill_and_prefix_cache():
 def test_prefixes_are_told_as_traces_tell_them():
     settings = replace(SMALL, prefix_caching=True, blocks=200)
     engine = recorded(Engine(settings).on(mode="shadow"))
-    engine.lifetime._describe._stride = 4  # 64 tokens, so that the prompts may be short
+    engine.scheduler.request_events.adapter._stride = (
+        4  # 64 tokens, so that the prompts may be short
+    )
     same = list(range(130))
     for i, prompt in enumerate(([*same, 1], [*same, 2], [9, *same], same[:40])):
         engine.add(3, name=f"p{i}", prompt=prompt)
@@ -234,7 +236,7 @@ def test_turns_of_a_session_are_sequences(asynchronous):
     stats = engine.stats()
     assert adds_up(stats)
     assert (stats["completions"], stats["running"]) == (3, 0)
-    assert not engine.lifetime._between
+    assert not engine.scheduler.request_events.between
 
 
 def test_several_accepted_tokens_a_step_count_all():

@@ -44,7 +44,7 @@ def test_what_is_being_written_when_it_ends_is_not_lost(tmp_path, monkeypatch):
     assert disk.busy.wait(PATIENCE_S)
     served(engine)
     engine.scheduler.shutdown()
-    recorder = engine.lifetime.recorder
+    recorder = engine.scheduler.request_events.recorder
     assert (recorder.recorded, recorder.lost) == (6, 0)
     assert len(read.read_history(tmp_path).frame) == 6
     assert set(disk.writers) == {"lifetime-writer"}
@@ -63,7 +63,7 @@ def hung(tmp_path, monkeypatch):
     disk.free.set()
     engine.scheduler.shutdown()
     engine.scheduler._service._writer.join(PATIENCE_S)
-    assert engine.lifetime.recorder.recorded == 3
+    assert engine.scheduler.request_events.recorder.recorded == 3
 
 
 def test_a_disk_that_hangs_leaves_the_switch_and_the_statistics(hung, tmp_path):

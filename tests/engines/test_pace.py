@@ -4,13 +4,20 @@ import time
 
 import numpy as np
 import pytest
-from controller_help import Clock
 from engine_help import Engine, fitted
 
-from sagellm_lifetime.vllm.circuit_breaker import Breaker
-from sagellm_lifetime.vllm.step_time import OUTLIER, Pace, StepClock
+from sagellm_lifetime.policies.step_pace import OUTLIER, StepPace
+from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker
+from sagellm_lifetime.vllm.step_time import StepClock
 
 PAUSE_S = 300.0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 class Steps:
@@ -91,7 +98,7 @@ def test_an_output_that_nobody_saw_begin_is_harmless():
 
 
 def settled(steps=1000, seconds=0.02):
-    pace = Pace()
+    pace = StepPace()
     for _ in range(steps):
         pace.learn(seconds)
     return pace
@@ -108,7 +115,7 @@ def test_one_slow_step_moves_the_mean_by_a_fifth_at_most(outlier):
 
 @pytest.mark.parametrize("at", [0, 5, 60])
 def test_a_slow_start_is_over_soon(at):
-    pace = Pace()
+    pace = StepPace()
     for i in range(200):
         pace.learn(20.0 if i == at else 0.02)
     assert pace.seconds < 2.0 * 0.02
@@ -124,7 +131,7 @@ def test_where_every_step_is_slower_it_follows():
 def test_prefills_are_no_outliers():
     durations = np.random.default_rng(0).uniform(0.01, 0.02, 64)
     durations[::8] *= 50.0
-    pace = Pace()
+    pace = StepPace()
     for seconds in durations:
         pace.learn(seconds)
     assert pace.seconds == pytest.approx(durations.mean())
@@ -143,7 +150,7 @@ def test_steps_that_take_no_time_do_not_hold_it_at_none():
 
 
 def test_a_stalled_step_does_not_raise_the_budget_for_long():
-    breaker = Breaker(share=0.05, floor_s=0.001)
+    breaker = CircuitBreaker(share=0.05, floor_s=0.001)
     for _ in range(100):
         breaker.steps(1, 0.02)
     breaker.steps(1, PAUSE_S)
@@ -170,7 +177,7 @@ def steps(engine, n):
 
 
 def pace_of(engine):
-    return engine.lifetime._planner._seconds_per_step
+    return engine.lifetime._advisor._pace.seconds
 
 
 def test_a_pause_of_the_engine_is_no_step(busy):

@@ -181,7 +181,7 @@ def test_a_row_that_cannot_be_made_is_counted(tmp_path, monkeypatch, caplog):
     def broken(request):
         raise AttributeError("a secret")
 
-    monkeypatch.setattr(engine.lifetime._describe, "who", broken)
+    monkeypatch.setattr(engine.scheduler.request_events.adapter, "who", broken)
     engine.add(3)
     engine.add(4)
     engine.run()

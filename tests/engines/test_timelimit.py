@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sagellm_lifetime.vllm import time_budget as timelimit
-from sagellm_lifetime.vllm.circuit_breaker import Breaker
+from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker
 from sagellm_lifetime.vllm.time_budget import Hang, TimeLimit
 
 
@@ -140,7 +140,7 @@ def test_with_the_alarm_nothing_is_left_after_a_call():
 
 
 def test_an_interruption_that_is_late_hits_nobody():
-    breaker = Breaker(limit_s=0.02)
+    breaker = CircuitBreaker(limit_s=0.02)
     breaker._limit = TimeLimit(0.02, "alarm")
     ends = time.perf_counter() + 1.0
     calls = 0
@@ -207,8 +207,8 @@ def test_what_a_worker_costs_the_processor_is_counted():
 def test_a_script_with_a_real_alarm():
     code = (
         "import signal, time\n"
-        "from sagellm_lifetime.vllm.circuit_breaker import Breaker\n"
-        "breaker = Breaker(limit_s=2.0)\n"
+        "from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker\n"
+        "breaker = CircuitBreaker(limit_s=2.0)\n"
         "breaker.call(None, int)\n"
         "def stop(*_): raise SystemExit(9)\n"
         "signal.signal(signal.SIGALRM, stop)\n"
@@ -258,21 +258,19 @@ class Ring:
     ids=["object", "method", "partial"],
 )
 def test_what_a_callers_handler_raises_goes_through_the_breaker(handler):
-    for kind in ("call", "quick"):
-        breaker = Breaker(limit_s=30.0)
-        call = breaker.quick if kind == "quick" else partial(breaker.call, None)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(LookupError, match="the caller's"):
-            call(time.sleep, 5)
-        assert breaker.state == "closed"
-        assert breaker.call(0, int, "3") == 3
-        breaker.close()
+    breaker = CircuitBreaker(limit_s=30.0)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(LookupError, match="the caller's"):
+        breaker.call(None, time.sleep, 5)
+    assert breaker.state == "closed"
+    assert breaker.call(0, int, "3") == 3
+    breaker.close()
 
 
 def test_what_the_call_itself_raises_does_not():
     signal.signal(signal.SIGALRM, Ring())
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     assert breaker.call(None, int, "x") is None
     assert breaker.reason == "exception: ValueError"
     breaker.close()
@@ -283,16 +281,16 @@ def test_a_callers_time_out_goes_through_a_step_and_the_engine_can_go_on(vllm):
 
     engine = Engine().predict_with(fitted(), mode="act", limit_s=60.0)
     mixed_load(engine, n=12, steps=2)
-    tick = engine.lifetime.tick
+    begin_step = engine.lifetime.begin_step
 
-    def ring(**_):
+    def ring(*_):
         signal.raise_signal(signal.SIGALRM)
 
     signal.signal(signal.SIGALRM, Ring())
-    engine.lifetime.tick = ring
+    engine.lifetime.begin_step = ring
     with pytest.raises(LookupError, match="the caller's"):
         engine.step()
-    engine.lifetime.tick = tick
+    engine.lifetime.begin_step = begin_step
     engine.run()
     assert not engine.scheduler.requests
     assert engine.lifetime is not None

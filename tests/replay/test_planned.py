@@ -18,23 +18,23 @@ from sagellm_lifetime.replay.trace import at_rate
 # Preemptions, steps and mean latency of each policy on the small trace, at a rate at which no two
 # policies do the same, so that no change goes unseen.
 GOLDEN = {
-    "lifetime": (10, 3774, 17.6198),
-    "lifetime-oracle": (10, 3722, 16.429),
-    "sjf": (6, 3776, 16.8593),
-    "sjf-oracle": (8, 3770, 15.9249),
-    "gittins": (7, 3693, 17.9492),
-    "gittins-oracle": (8, 3891, 16.9644),
-    "evict-shortest": (8, 3757, 19.1344),
-    "evict-shortest-oracle": (11, 3664, 20.5491),
-    "evict-longest": (7, 3777, 16.7111),
-    "evict-longest-oracle": (5, 3751, 15.9304),
-    "evict-engine": (7, 3972, 18.728),
-    "evict-engine-oracle": (13, 3776, 19.2516),
-    "longest-first": (45, 3385, 20.5375),
-    "longest-first-oracle": (50, 3373, 22.2649),
+    "lifetime": (11, 3589, 17.3866),
+    "lifetime-oracle": (20, 3857, 15.8943),
+    "sjf": (9, 3792, 16.5177),
+    "sjf-oracle": (13, 3834, 15.5045),
+    "gittins": (11, 3589, 17.3876),
+    "gittins-oracle": (13, 3901, 16.698),
+    "evict-shortest": (9, 3759, 18.6698),
+    "evict-shortest-oracle": (17, 3634, 20.5196),
+    "evict-longest": (9, 3690, 17.8069),
+    "evict-longest-oracle": (13, 3817, 16.6724),
+    "evict-engine": (11, 3621, 18.9481),
+    "evict-engine-oracle": (13, 3570, 18.7777),
+    "longest-first": (53, 3781, 21.2259),
+    "longest-first-oracle": (49, 3287, 22.9101),
     "reserve": (0, 4302, 22.5272),
     "reserve-oracle": (0, 3808, 20.99),
-    "fair-input": (27, 3480, 19.2154),
+    "fair-input": (31, 3467, 20.2251),
     "reserve-max-tokens": (0, 21508, 113.012),
     "reserve-ratio": (0, 14535, 80.3017),
     "reserve-average": (53, 3390, 20.1097),
@@ -174,23 +174,31 @@ def test_a_reservation_that_believes_nothing_is_vllms_own(vllm, frame, trace, ti
 
 
 def test_an_ended_request_is_forgotten(vllm, trace, tight, cost):
-    from sagellm_lifetime.replay.planned import SCHEDULER
-    from sagellm_lifetime.replay.policies import ReplayPolicy
-    from sagellm_lifetime.replay.run import Run
+    from sagellm_lifetime.policies.forecast import PredictedLengths
+    from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
+    from sagellm_lifetime.replay.planned import advised_policy
 
     seen = []
 
-    def install(scheduler, requests, run):
-        policy = planned_policies(create_predictor("survival"))["lifetime"]
-        policy.install(scheduler, requests, run)
-        seen.append(scheduler.lifetime)
+    def make(_, pool):
+        forecaster = PredictedLengths(create_predictor("survival"))
+        seen.append(
+            PlanAdvisor(
+                Plan(),
+                forecaster,
+                total_blocks=pool.blocks,
+                block_size=pool.block_size,
+                clock=pool.clock,
+                watermark=0.05,
+            )
+        )
+        return seen[-1]
 
-    policy = ReplayPolicy("held", "", SCHEDULER, {"watermark": 0.05}, install=install)
-    Run(trace, tight, cost, policy).execute()
-    controller = seen[0]
-    assert not controller._known
-    assert abs(controller._backlog) < 1.0
-    metrics = controller._forecaster.predictor.get_metrics()
+    replay(trace, tight, cost, advised_policy("held", "", make))
+    (advisor,) = seen
+    assert not advisor._records
+    assert abs(advisor._backlog) < 1.0
+    metrics = advisor._forecaster.predictor.get_metrics()
     assert metrics["running"] == 0
     assert metrics["completions"] + metrics["censored"] == len(trace)
 
@@ -212,8 +220,9 @@ def test_known_lengths_are_the_oracles(trace):
 
 
 def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, cost, monkeypatch):
-    from sagellm_lifetime.policies.state import Outlook
     from sagellm_lifetime.vllm.controller import LifetimeController
+
+    from sagellm_lifetime.policies.state import Outlook
 
     lengths = {request.id: request.output_length for request in trace}
     choose, gaps = LifetimeController.victims_last, []

@@ -16,7 +16,10 @@ class Forecaster(Protocol):
     """What a scheduler asks about its sequences and tells of them."""
 
     def arrived(self, request: PredictionRequest) -> None:
-        """A sequence has come."""
+        """Take note of a sequence that has come."""
+
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
+        """Take in what sequences have generated, or many sequences that come at once."""
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """What is expected of sequences that have arrived, at their ages."""
@@ -43,6 +46,10 @@ class PredictedLengths:
         """Ask for the first time."""
         self.predictor.predict(request)
 
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
+        """Ask again, with what is new."""
+        self.predictor.predict_batch(requests)
+
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """Calibrated distributions, conditioned on the ages."""
         batch = self.predictor.distributions(ids, ages)
@@ -68,6 +75,9 @@ class KnownLengths:
     def arrived(self, request: PredictionRequest) -> None:
         """Nothing to learn."""
 
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
+        """Nothing to learn."""
+
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """The truth."""
         return Outlook.exact(np.array([self._lengths[each] for each in ids]) - ages)
@@ -91,6 +101,11 @@ class MaxTokens:
         """Remember its cap."""
         self._caps[request.sequence_id] = request.max_length or self._default
 
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
+        """Remember their caps."""
+        for request in requests:
+            self.arrived(request)
+
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
         """Up to the cap."""
         return Outlook.exact(np.array([self._caps[each] for each in ids]) - ages)
@@ -113,6 +128,9 @@ class GlobalAverage:
         self._share = 1.0 / memory
 
     def arrived(self, request: PredictionRequest) -> None:
+        """Nothing to remember."""
+
+    def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """Nothing to remember."""
 
     def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:

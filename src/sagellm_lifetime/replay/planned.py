@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.policies.advisor import Advisor
 from sagellm_lifetime.policies.forecast import (
     Forecaster,
     GlobalAverage,
@@ -16,6 +17,7 @@ from sagellm_lifetime.policies.forecast import (
     PredictedLengths,
 )
 from sagellm_lifetime.policies.plan import PLANS, Plan
+from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
 from sagellm_lifetime.policies.reservation import FARTHEST
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.replay.policies import ReplayPolicy
@@ -120,30 +122,81 @@ def planned_policy(
         watermark: share of the pool that admission leaves free.
     """
 
-    def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
-        from sagellm_lifetime.vllm.controller import LifetimeController
-        from sagellm_lifetime.vllm.override import Takeover
-
-        taken = Takeover(scheduler)
-        taken.begin()
-        requests = {request.id: request for request in trace}
-        scheduler.lifetime = LifetimeController(
+    def make(trace: Sequence[TraceRequest], pool: Pool) -> Advisor:
+        return PlanAdvisor(
             plan,
             asked(trace),
-            describe=lambda made: described(requests[made.request_id]),
-            total_blocks=scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
-            block_size=scheduler.block_size,
-            clock=scheduler.clock,
-            cached=scheduler.cached_tokens,
-            leave_free=taken.leave_free,
+            total_blocks=pool.blocks,
+            block_size=pool.block_size,
+            clock=pool.clock,
             watermark=watermark,
         )
+
+    return advised_policy(name, says, make)
+
+
+def advised_policy(
+    name: str, says: str, make: Callable[[Sequence[TraceRequest], Pool], Advisor]
+) -> ReplayPolicy:
+    """Return a policy that asks any advisor, through the scheduler that a live engine has.
+
+    Args:
+        name: what the report calls it.
+        says: one line of explanation.
+        make: makes the advisor of a run from its trace and the pool of KV blocks.
+    """
+
+    def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
+        from sagellm_lifetime.vllm.circuit_breaker import OpenLine
+        from sagellm_lifetime.vllm.finish_reasons import FinishReasons
+        from sagellm_lifetime.vllm.guard import GuardedAdvisor
+        from sagellm_lifetime.vllm.request_events import RequestEvents
+
+        blocks = scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        advisor = make(trace, Pool(blocks, scheduler.block_size, scheduler.clock))
+        lifetime = GuardedAdvisor(
+            lambda _: advisor,
+            scheduler,
+            clock=scheduler.clock,
+            breaker=OpenLine(),
+            limits_admission=advisor.limits_admission,
+        )
+        scheduler.use(lifetime, RequestEvents(FinishReasons()), _TraceQuestions(trace))
+        lifetime.want("act")
 
     return ReplayPolicy(name, says, SCHEDULER, install=install)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """What an advisor of a run may know of its engine.
+
+    Attributes:
+        blocks: of KV, in the pool.
+        block_size: tokens per block.
+        clock: simulated seconds.
+    """
+
+    blocks: int
+    block_size: int
+    clock: Callable[[], float]
+
+
+class _TraceQuestions:
+    """What clients' requests say, at any time; of the made-up tokens nothing is told."""
+
+    def __init__(self, trace: Sequence[TraceRequest]) -> None:
+        self._requests = {request.id: request for request in trace}
+
+    def __call__(self, request: Any) -> PredictionRequest:
+        """Return the question of a request."""
+        return described(self._requests[request.request_id])
+
+    came = grown = __call__
+
+
 def described(request: TraceRequest) -> PredictionRequest:
-    """What a client's request says: everything but its length."""
+    """Return what a client's request says: everything but its length."""
     said = {
         "prompt_length": request.prompt_length,
         "model": request.model,

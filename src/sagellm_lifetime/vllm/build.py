@@ -4,79 +4,109 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sagellm_lifetime.policies.plan import PLANS
-from sagellm_lifetime.vllm.circuit_breaker import Breaker
-from sagellm_lifetime.vllm.finish_reasons import Endings
-from sagellm_lifetime.vllm.forecaster import LiveForecaster
-from sagellm_lifetime.vllm.guard import LiveLifetime
+from sagellm_lifetime.policies.plan import PLANS, Plan
+from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
+from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker
+from sagellm_lifetime.vllm.finish_reasons import FinishReasons
+from sagellm_lifetime.vllm.forecaster import CheckedForecaster
+from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.journal import name_of
 from sagellm_lifetime.vllm.learner import Learner
 from sagellm_lifetime.vllm.live_predictor import make_predictor, warm_up
-from sagellm_lifetime.vllm.prediction_statistics import Tally
+from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 from sagellm_lifetime.vllm.recorder import Recorder
-from sagellm_lifetime.vllm.request_adapter import Describer
+from sagellm_lifetime.vllm.request_adapter import RequestAdapter
+from sagellm_lifetime.vllm.request_events import RequestEvents
 from sagellm_lifetime.vllm.settings import LiveSettings, cannot_act
 
+if TYPE_CHECKING:
+    from sagellm_lifetime.vllm.scheduler import LifetimeMixin
 
-def make_lifetime(
-    scheduler: Any, settings: LiveSettings, rank: int = 0, learned: Path | None = None
-) -> tuple[LiveLifetime, Learner | None]:
-    """What a scheduler asks, in mode ``off`` until it is told otherwise, and what learns for it.
+
+def make_live(
+    scheduler: LifetimeMixin, settings: LiveSettings, rank: int = 0, learned: Path | None = None
+) -> tuple[GuardedAdvisor, Learner | None]:
+    """Have a scheduler ask an advisor; return that, in mode ``off``, and what learns for it.
 
     Args:
-        scheduler: vLLM's, built.
+        scheduler: vLLM's with our mixin, built.
         settings: what was asked for.
         rank: of the engine core.
         learned: where it keeps what it learns; ``None`` for a temporary place.
     """
     from sagellm_lifetime.predictor.registry import has_network
 
-    config = scheduler.vllm_config
-    tally = Tally()
     plan = replace(PLANS[settings.policy], min_confidence=settings.min_confidence)
-    forecaster, learner, reads_tokens = None, None, False
+    forecaster, learner, make, reads_tokens = None, None, None, False
     if settings.predict:
         predictor = make_predictor(settings)
         if settings.learn:
             learner = Learner(predictor, settings, learned)
         warm_up(predictor)
         doubting = plan.min_confidence > 0
-        forecaster = LiveForecaster(predictor, tally, learn=settings.learn, doubting=doubting)
+        forecaster = CheckedForecaster(predictor, learn=settings.learn, doubting=doubting)
         reads_tokens = has_network(predictor.name)
+        make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
     signals = None
     if settings.signals:
         from sagellm_lifetime.vllm.logit_signals import Signals
 
         signals = Signals()
-    served = config.model_config.served_model_name
-    lifetime = LiveLifetime(
+    served = scheduler.vllm_config.model_config.served_model_name
+    adapter = RequestAdapter(
+        served[0] if isinstance(served, list) else str(served),
+        scheduler.max_model_len,
+        scheduler.hash_block_size,
+        signals,
+    )
+    breaker = CircuitBreaker(
+        limit_s=settings.limit_s,
+        share=settings.share,
+        floor_s=settings.floor_s,
+        pause_s=settings.pause_s,
+        clock=time.monotonic,
+    )
+    lifetime = GuardedAdvisor(
+        make,
         scheduler,
-        plan=plan,
+        clock=scheduler.clock,
+        breaker=breaker,
+        statistics=PredictionStatistics(),
         forecaster=forecaster,
-        reads_tokens=reads_tokens,
-        describe=Describer(
-            served[0] if isinstance(served, list) else str(served),
-            scheduler.max_model_len,
-            scheduler.hash_block_size,
-            signals,
-        ),
-        endings=Endings(),
-        breaker=Breaker(
-            limit_s=settings.limit_s,
-            share=settings.share,
-            floor_s=settings.floor_s,
-            pause_s=settings.pause_s,
-            clock=time.monotonic,
-        ),
-        tally=tally,
-        recorder=Recorder(Path(settings.record), name_of(rank), content=settings.content)
-        if settings.record
-        else None,
-        signals=signals,
-        watermark=settings.watermark,
+        limits_admission=plan.fit > 0.0,
         cannot_act=cannot_act(scheduler.scheduler_config.policy),
     )
+    recorder = None
+    if settings.record:
+        recorder = Recorder(Path(settings.record), name_of(rank), content=settings.content)
+    events = RequestEvents(
+        FinishReasons(),
+        adapter=adapter,
+        recorder=recorder,
+        signals=signals,
+        reads_tokens=reads_tokens,
+    )
+    scheduler.use(lifetime, events, adapter)
     return lifetime, learner
+
+
+def _plan_advisor(
+    scheduler: LifetimeMixin,
+    plan: Plan,
+    forecaster: CheckedForecaster,
+    watermark: float,
+    is_applied: bool,
+) -> PlanAdvisor:
+    return PlanAdvisor(
+        plan,
+        forecaster,
+        total_blocks=scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
+        block_size=scheduler.block_size,
+        clock=scheduler.clock,
+        watermark=watermark,
+        is_applied=is_applied,
+    )

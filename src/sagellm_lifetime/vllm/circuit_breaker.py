@@ -15,12 +15,13 @@ milliseconds now and then.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
-from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.vllm.step_time import OUTLIER
+from sagellm_lifetime.policies.advisor import AdviceError
+from sagellm_lifetime.policies.step_pace import OUTLIER
 from sagellm_lifetime.vllm.time_budget import (
     Hang,
     Means,
@@ -43,10 +44,6 @@ _MOST: Final = 0.5
 _LONGEST_PAUSE_S: Final = 600.0
 
 
-class NonsenseError(LifetimeError, ValueError):
-    """An answer that cannot be: not a number, of the wrong shape, not a permutation."""
-
-
 def named(error: Exception) -> str:
     """An error in a log: its text may quote what a client has sent, a prompt; but what the system
     says of a file may be said."""
@@ -56,7 +53,7 @@ def named(error: Exception) -> str:
     return type(error).__name__
 
 
-class Breaker:
+class CircuitBreaker:
     """Makes calls, and stops making them when they do harm.
 
     Args:
@@ -66,6 +63,9 @@ class Breaker:
         pause_s: seconds for which it stays open the first time.
         clock: seconds.
     """
+
+    is_transparent = False
+    """Whether errors go through to the caller."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Breaker:
             return self._limit(function, *args)
         except Hang:
             self._open("hang", f"took longer than {self._limit.seconds:g} s")
-        except NonsenseError as error:
+        except AdviceError as error:
             self._open("nonsense", str(error))
         except Exception as error:  # whatever it is, the engine goes on
             if from_signal_handler(error):
@@ -132,16 +132,6 @@ class Breaker:
             if self._suspected:
                 self._worked += self._limit.thread_time() - worked
         return fallback
-
-    def quick(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
-        """A call that only writes something down: without a time limit, and uncounted."""
-        if self.allows:
-            try:
-                function(*args, **options)
-            except Exception as error:  # whatever it is, the engine goes on
-                if from_signal_handler(error):
-                    raise
-                self._raised(error)
 
     def fault(self, error: Exception) -> None:
         """Open it for what was raised beside its calls; logged when it was closed."""
@@ -230,6 +220,23 @@ class Breaker:
         self._pause = min(2.0 * self._pause, longest) if again else self._first_pause
         self._until = self._clock() + self._pause
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
+
+
+class OpenLine(CircuitBreaker):
+    """Lets every error through, without a time limit: a fault ends a replay, which is not to go on
+    as something else than it says."""
+
+    is_transparent = True
+
+    def __init__(self) -> None:
+        super().__init__(share=math.inf)
+
+    def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``."""
+        return function(*args)
+
+    def steps(self, count: int, seconds: float) -> None:
+        """Do nothing: simulated steps are no measure of cost."""
 
 
 def _weight(steps: int) -> float:

@@ -24,8 +24,8 @@ _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer decodes the first bytes of a character to; the front end waits for the rest."""
 
 
-class Endings:
-    """Reads a request's end.
+class FinishReasons:
+    """Tells why a request ended.
 
     Attributes:
         tokenizer: of the served model, once it is loaded; until then, and without one, what ends

@@ -1,13 +1,13 @@
-"""What is changed in vLLM's scheduler while somebody else decides, and how it is put back."""
+"""What is changed in vLLM's scheduler while an advisor acts, and how it is put back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def as_vllm(requests: Iterable[Any]) -> list[Any]:
-    """A queue or the running sequences, first come first.
+    """Return a queue or the running sequences, first come first.
 
     vLLM puts a preempted sequence at the head of its queue, and those still in prefill behind the
     others that run, since they came last.
@@ -30,45 +30,52 @@ def restore_order(scheduler: Any) -> None:
     scheduler.running = running
 
 
-class Takeover:
-    """Of one scheduler.
+class Override:
+    """Orders and free blocks of one scheduler.
 
     Args:
         scheduler: vLLM's.
 
     Attributes:
-        disordered: whether queue and running sequences may be in another order than vLLM's.
+        is_disordered: whether queue and running sequences may be in another order than vLLM's.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.disordered = False
+        self.is_disordered = False
         self._scheduler = scheduler
-        self._asked = 0
-        """Blocks that are to be left free."""
         self._stock: int | None = None
         """Blocks that vLLM itself leaves free; ``None`` while nothing is changed."""
 
     def begin(self) -> None:
-        """From now on the order is not vLLM's, nor what is left free."""
-        self.disordered = True
+        """Say that the order is not vLLM's from now on, nor what is left free."""
+        self.is_disordered = True
         if self._stock is None:
             self._stock = self._scheduler.kv_cache_manager.watermark_blocks
-            self.leave_free(self._asked)
 
     def leave_free(self, blocks: int) -> None:
-        """So many blocks, if that is more than vLLM leaves; nothing changes before it began."""
-        self._asked = blocks
+        """Leave so many blocks free, if that is more than vLLM leaves; nothing before it began."""
         if self._stock is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)
 
+    def reorder_queue(self, order: Sequence[int]) -> None:
+        """Put the first sequences of the queue in another order."""
+        waiting = self._scheduler.waiting
+        head = [waiting.popleft() for _ in order]
+        waiting.extendleft(head[place] for place in reversed(order))
+
+    def reorder_running(self, order: Sequence[int]) -> None:
+        """Put the running sequences in another order; vLLM preempts the last."""
+        running = self._scheduler.running
+        self._scheduler.running = [running[place] for place in order]
+
     def give_back(self) -> None:
-        """What is left free is vLLM's own again."""
-        self._asked = 0
+        """Leave free what vLLM does by itself."""
         if self._stock is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = self._stock
             self._stock = None
 
     def restore(self) -> None:
-        """Queue and running sequences are as vLLM would have them."""
-        restore_order(self._scheduler)
-        self.disordered = False
+        """Put queue and running sequences as vLLM would have them, if they may be otherwise."""
+        if self.is_disordered:
+            restore_order(self._scheduler)
+            self.is_disordered = False

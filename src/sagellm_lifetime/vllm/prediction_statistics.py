@@ -13,7 +13,7 @@ from sagellm_lifetime.core.forking import register
 from sagellm_lifetime.core.scores import Scores
 
 
-class Tally:
+class PredictionStatistics:
     """Counts; the engine's thread writes, any thread reads."""
 
     def __init__(self) -> None:

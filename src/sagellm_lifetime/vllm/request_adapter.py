@@ -23,8 +23,8 @@ _PREFIX_TOKENS: Final = 512
 _HASH_BITS: Final = 2**63 - 1
 
 
-class Describer:
-    """Knows what all requests of an engine have in common.
+class RequestAdapter:
+    """Makes questions and history rows of requests; holds what all of an engine have in common.
 
     Args:
         model: served name.

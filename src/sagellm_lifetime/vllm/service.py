@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import EngineState
-from sagellm_lifetime.vllm.guard import LiveLifetime
+from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.learner import IDLE, Learner
 from sagellm_lifetime.vllm.periodic_thread import Job, Keeper
+from sagellm_lifetime.vllm.request_events import RequestEvents
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 _RECORD_S: Final = 0.5
@@ -32,7 +33,8 @@ class Service:
     """Of one engine core.
 
     Args:
-        lifetime: what the scheduler asks.
+        lifetime: the advisor that the scheduler asks.
+        request_events: what becomes of requests, with the recorder.
         settings: what was asked for.
         state: where to publish; ``None`` for nowhere.
         learner: what learns from completions; ``None`` for nothing.
@@ -41,19 +43,21 @@ class Service:
 
     def __init__(
         self,
-        lifetime: LiveLifetime,
+        lifetime: GuardedAdvisor,
+        request_events: RequestEvents,
         settings: LiveSettings,
         state: EngineState | None,
         learner: Learner | None,
         rank: int,
     ) -> None:
         self._lifetime = lifetime
+        self._request_events = request_events
         self._settings = settings
         self._state = state
         self._learner = learner
         self._rank = rank
         # Two threads: a disk that hangs while it takes the record must not disable the switch.
-        recorder = lifetime.recorder
+        recorder = request_events.recorder
         self._writer = (
             Keeper("lifetime-writer", _RECORD_S, [recorder.flush], [recorder.close])
             if recorder is not None
@@ -98,8 +102,8 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         """What ``stats.json`` holds; seconds, tokens, counts."""
-        lifetime, recorder = self._lifetime, self._lifetime.recorder
-        breaker, shadow = lifetime.breaker, lifetime.shadow
+        lifetime, recorder = self._lifetime, self._request_events.recorder
+        breaker, agreement = lifetime.breaker, lifetime.agreement
         return {
             "engine": self._rank,
             "time": time.time(),
@@ -109,12 +113,12 @@ class Service:
             # Until the next step nothing is decided, so what is wanted is what is.
             "mode": lifetime.wanted,
             "cannot_act": lifetime.cannot_act,
-            **lifetime.tally.snapshot(),
+            **(lifetime.statistics.snapshot() if lifetime.statistics is not None else {}),
             "lessons": lifetime.lessons,
             **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
-                "admission": [shadow.admissions.made, shadow.admissions.differing],
-                "preemption": [shadow.preemptions.made, shadow.preemptions.differing],
+                "admission": [agreement.admissions.made, agreement.admissions.differing],
+                "preemption": [agreement.preemptions.made, agreement.preemptions.differing],
             },
             "breaker": {
                 "state": breaker.state,
@@ -133,7 +137,7 @@ class Service:
 
     def _load(self, model_config: Any) -> None:
         try:
-            self._lifetime.endings.load(model_config)
+            self._request_events.finish_reasons.load(model_config)
         except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
             LOG.warning("without a tokenizer, stop strings count as aborts (%s)", error)
 

@@ -1,11 +1,13 @@
-"""What a controller keeps: of each sequence, and on average of those that come."""
+"""What a plan's advisor keeps: of each sequence, and on average of those that come."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+
+from sagellm_lifetime.policies.sequence_view import SequenceView
 
 _REMEMBERED: Final = 2.0
 """Typical answers for whose time a queue is remembered."""
@@ -14,31 +16,32 @@ _TYPICAL: Final = 0.02
 _NONE: Final = np.zeros(0)
 
 
-class Known:
-    """One sequence: its request, its place in the line, and its share of the memory ahead."""
+class SequenceRecord:
+    """One sequence: its view, its place in the queue, and its share of the memory ahead."""
 
     __slots__ = (
+        "age",
         "allowed",
         "area",
         "cached",
         "confidence",
-        "is_sequence",
+        "is_answer",
+        "is_running",
         "joined",
         "looked",
         "place",
-        "request",
-        "running",
         "survival",
         "terms",
+        "view",
         "waited",
     )
 
-    def __init__(self, request: Any) -> None:
-        self.request = request
-        self.is_sequence = True
-        """Whether what is typical is learned from it: not from a step of beam search."""
+    def __init__(self, view: SequenceView, *, is_answer: bool = True) -> None:
+        self.view = view
+        self.is_answer = is_answer
+        """Whether it is predicted and averages are learned from it: not a step of beam search."""
         self.place = np.inf
-        self.joined = request.arrival_time
+        self.joined = view.arrival
         self.waited = 0.0
         """Seconds, before it joined the queue last."""
         self.allowed = 0.0
@@ -46,14 +49,16 @@ class Known:
         self.area = 0.0
         self.cached = 0
         """Tokens that needed no computing at the last look."""
-        self.running = False
+        self.is_running = False
         self.survival = self.terms = _NONE
         self.confidence = 1.0
         self.looked = 0
         """Step of the last look."""
+        self.age = -1
+        """Tokens generated at a look that was taken ahead of its first place; -1 without one."""
 
 
-class Typical:
+class TypicalSequence:
     """Moving averages over those that come: tokens to generate, memory-time, and service in the
     unit of the order. The ratio of the last two makes patience mean the same for every order."""
 
@@ -61,13 +66,14 @@ class Typical:
         self.tokens = self.area = self.service = 0.0
 
     def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
+        """Take in those that came together, one value each."""
         share = _TYPICAL if self.area else 1.0
         self.tokens += share * (float(tokens.mean()) - self.tokens)
         self.area += share * (float(areas.mean()) - self.area)
         self.service += share * (float(services.mean()) - self.service)
 
 
-class Queue:
+class QueueWait:
     """How long a newcomer would have waited in the order of arrival, on average of the last steps.
 
     In the time that a typical answer takes, which is about a step a token.
@@ -76,10 +82,10 @@ class Queue:
     def __init__(self) -> None:
         # Until it is known somebody waits: at a load that is too high from the start the pool is
         # full before an average says so.
-        self.wait = 1.0
+        self.mean = 1.0
 
-    def seen(self, steps: int, wait: float, answer: float) -> None:
-        """So many steps have passed since it was seen last.
+    def learn(self, steps: int, wait: float, answer: float) -> None:
+        """Take in the queue of now, so many steps after it was seen last.
 
         Args:
             steps: weigh ``1 - exp(-steps / (2 answer))``.
@@ -87,10 +93,10 @@ class Queue:
             answer: typical one, tokens.
         """
         share = 1.0 - math.exp(-steps / (_REMEMBERED * answer))
-        self.wait += share * (wait / answer - self.wait)
+        self.mean += share * (wait / answer - self.mean)
 
 
-class Sizes:
+class MeanSizes:
     """Mean prompt and answer of those that come, tokens: of all at first, so that the very first
     does not set room aside for all, of the last ones later."""
 
@@ -99,6 +105,7 @@ class Sizes:
         self._seen = 0
 
     def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
+        """Take in those that came together, tokens each."""
         if not len(prompts):
             return
         self._seen += len(prompts)

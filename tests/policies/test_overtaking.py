@@ -1,17 +1,15 @@
-"""Who may be admitted before whom: the controller itself, in an engine that never preempts."""
+"""Who may be admitted before whom: a plan's advisor, in an engine that never preempts."""
 
 from typing import NamedTuple
 
 import numpy as np
-from controller_help import Clock, Queue, request
+from advisor_help import Clock, View, desk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.policies.forecast import KnownLengths
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.policies.state import Outlook
-from sagellm_lifetime.vllm.controller import LifetimeController
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 BLOCK = 16
@@ -69,16 +67,13 @@ class Engine:
     def __init__(self, plan, seed, *, seats, starts, rate, longest, steps=100):
         self._rng = np.random.default_rng(seed)
         self._seats, self._starts, self._rate = seats, starts, rate
-        self._clock, self._waiting, self._running = Clock(), Queue(), {}
-        self._left = 0
-        self._made = LifetimeController(
-            plan,
+        self._clock, self._waiting, self._running = Clock(), [], {}
+        self._desk = desk(
+            self._clock,
             Whims(self._rng, longest),
-            describe=lambda r: PredictionRequest(r.request_id, [], 0, None),
+            plan,
             total_blocks=BLOCKS,
             block_size=BLOCK,
-            clock=self._clock,
-            leave_free=self._leave_free,
             watermark=0.05,
         )
         self.overtakings, self._highest = [], {}
@@ -88,59 +83,54 @@ class Engine:
             self._schedule()
             self._end()
 
-    def _leave_free(self, blocks):
-        self._left = blocks
-
     def _free(self):
         held = sum(self._blocks(each) for each, _ in self._running.values())
-        return BLOCKS - held - (self._left if self._running else 0)
+        return BLOCKS - held - (self._desk.advisor.reserve() if self._running else 0)
 
-    def _blocks(self, request):
-        return -(-request.num_tokens // BLOCK)
+    def _blocks(self, view):
+        return -(-view.tokens // BLOCK)
 
     def _arrivals(self, step):
         rng, took = self._rng, self._scale * float(self._rng.choice([0.01, 1.0, 1.0, 10.0]))
         count = rng.poisson(self._rate * rng.choice([0.0, 0.5, 3.0])) if step else 5
         for k, at in enumerate(np.sort(rng.uniform(0, took, count))):
             prompt = int(rng.choice([1, 40, 300, 900])) + int(rng.integers(0, 100))
-            made = request(
+            made = View(
                 f"r{step}.{k}",
                 prompt,
                 arrival=self._clock.now + float(at),
                 priority=int(rng.random() < 0.2),
             )
             self._waiting.append(made)
-            self._made.arrived(made)
+            self._desk.arrived(made)
         self._clock.now += took
+        self._took = took
 
     def _schedule(self):
-        made, waiting = self._made, self._waiting
-        made.tick(busy=bool(self._running))
-        if made.looks_round:
-            made.make_room(len(waiting))
+        advisor, waiting = self._desk.advisor, self._waiting
+        self._desk.step(self._took if self._running else None)
         if not waiting:
             return
-        made.line_up(waiting)
-        places = {each.request_id: made._known[each.request_id].place for each in waiting}
+        self._desk.order(waiting, self._free())
+        places = {each.id: self._desk.record(each.id).place for each in waiting}
         for name, place in places.items():
             self._highest[name] = max(place, self._highest.get(name, -np.inf))
-        made.fill(waiting, self._free())
-        room = made.room(len(self._running), waiting, self._free()) if made.fits else len(waiting)
+        room = advisor.admit_limit(len(self._running), waiting, self._free())
         for _ in range(min(room, self._starts, self._seats - len(self._running))):
             if not waiting or self._blocks(waiting[0]) > self._free():
                 return
-            self._admit(waiting.popleft(), places)
+            self._admit(waiting.pop(0), places)
 
     def _admit(self, new, places):
         for each in self._waiting:
-            if each.priority == new.priority and each.arrival_time < new.arrival_time:
-                place, highest = places[each.request_id], self._highest[each.request_id]
-                filled = places[new.request_id] >= place
+            if each.priority == new.priority and each.arrival < new.arrival:
+                place, highest = places[each.id], self._highest[each.id]
+                filled = places[new.id] >= place
                 self.overtakings.append(
-                    Overtaking(new.arrival_time, self._clock.now, place, highest, filled)
+                    Overtaking(new.arrival, self._clock.now, place, highest, filled)
                 )
-        self._running[new.request_id] = (new, self._rng.geometric(0.05))
-        self._made.admitted(new.request_id)
+        self._running[new.id] = (new, self._rng.geometric(0.05))
+        self._desk.admitted(new.id)
 
     def _end(self):
         for name, (each, left) in list(self._running.items()):
@@ -148,7 +138,7 @@ class Engine:
                 self._running[name] = (each, left - 1)
             else:
                 del self._running[name]
-                self._made.finished(each, "stop")
+                self._desk.finished(each)
 
 
 @st.composite
@@ -186,23 +176,15 @@ def test_gaps_are_filled_only_before_those_that_are_not_due(engine):
 def test_who_was_put_into_a_gap_and_did_not_begin_does_not_go_before_one_that_is_due():
     """No seat was free, or no token was left of the step."""
     clock = Clock()
-    made = LifetimeController(
-        Plan(),
-        KnownLengths({"big": 20, "tiny": 22}),
-        describe=lambda r: PredictionRequest(r.request_id, [], 0, None),
-        total_blocks=BLOCKS,
-        block_size=BLOCK,
-        clock=clock,
-    )
-    waiting = Queue([request("big", 800), request("tiny", 16, arrival=0.1)])
+    made = desk(clock, KnownLengths({"big": 20, "tiny": 22}), total_blocks=BLOCKS, block_size=BLOCK)
+    waiting = [View("big", 800), View("tiny", 16, arrival=0.1)]
     for each in waiting:
         made.arrived(each)
-    made.line_up(waiting)
-    made._known["big"].place, made._known["tiny"].place = 1.0, 1.1
-    made.fill(waiting, 10)
-    assert [each.request_id for each in waiting] == ["tiny", "big"]
+    made.order(waiting)
+    made.record("big").place, made.record("tiny").place = 1.0, 1.1
+    made.order(waiting, 10)
+    assert [each.id for each in waiting] == ["tiny", "big"]
     clock.now = 2.0
-    made.tick(busy=True)
-    made.line_up(waiting)
-    made.fill(waiting, 10)
-    assert [each.request_id for each in waiting] == ["big", "tiny"]
+    made.step()
+    made.order(waiting, 10)
+    assert [each.id for each in waiting] == ["big", "tiny"]

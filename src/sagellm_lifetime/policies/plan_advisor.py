@@ -1,0 +1,564 @@
+"""Carries a plan out: what is known of each sequence, and when to ask the forecaster anew.
+
+So that a step costs little, a sequence is looked at when it joins a queue, and of the running ones
+only where a decision needs it, at their present ages: every ``_REFRESH`` steps for the peak of
+memory (kept up to date in between by adding and removing single sequences), every ``_RECENT`` steps
+for a victim. The queue is put in order when somebody joins it, or ``_REORDER`` steps later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.policies.advisor import Permutation
+from sagellm_lifetime.policies.events import (
+    Admitted,
+    Arrived,
+    Event,
+    Finished,
+    Preempted,
+    Progressed,
+)
+from sagellm_lifetime.policies.eviction import VALUES, eviction_order
+from sagellm_lifetime.policies.forecast import Forecaster
+from sagellm_lifetime.policies.headroom import headroom, worth
+from sagellm_lifetime.policies.ordering import SERVICES, places
+from sagellm_lifetime.policies.plan import Plan
+from sagellm_lifetime.policies.reservation import Peak
+from sagellm_lifetime.policies.sequence_records import (
+    MeanSizes,
+    QueueWait,
+    SequenceRecord,
+    TypicalSequence,
+)
+from sagellm_lifetime.policies.sequence_view import SequenceView
+from sagellm_lifetime.policies.state import HORIZON, Outlook, Sequences
+from sagellm_lifetime.policies.step_pace import StepPace
+
+_REFRESH: Final = 8
+"""Steps between two looks at all running sequences for the peak of memory: what will end in the
+next dozens of steps decides, and older looks miss it."""
+_RECENT: Final = 8
+"""Steps for which a look is good enough to choose a victim by."""
+_REORDER: Final = 32
+"""Steps after which the queue is put in order though nobody has joined it: it is shorter now."""
+_DEEP: Final = 512
+"""Waiting sequences for so many of which a newcomer waits one step for its place: to sort thousands
+takes milliseconds, and who joins them has time."""
+_RETRY: Final = 8
+"""Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
+_ENGINE_RESERVES: Final = ("fcfs", "longest")
+"""Orders for which the engine's watermark is kept: that of arrival is the engine's altogether, and
+a batch is done sooner with a full pool and some preemptions (reasoning, 3,000 blocks: 3-7 %)."""
+_RESERVE_EVERY: Final = 8
+"""Steps between two looks at how many wait, for the reserve."""
+_LOOK: Final = 64
+"""Waiting sequences looked at in one step, at most."""
+_LOOKUPS: Final = 1024
+"""Waiting sequences that the prefix cache is asked about when the queue is put in order, at most:
+each costs some microseconds."""
+_LEEWAY: Final = 1.5
+"""Minimum overtaking allowance, in typical answer durations: without it the first of a short queue
+would go first, whatever came with it."""
+PIECE: Final = 256
+"""Waiting sequences without a look from which on they are looked at as they come, so that no
+question of an advisor that begins beside a long queue takes long."""
+_CROWD: Final = 32
+"""Sequences that come together from which on the forecaster is asked once: networks compute many at
+little more than the price of one, tables gain nothing."""
+_ONE_TOKEN: Final = Outlook.exact(np.ones(1)).survival[0]
+"""Survival of a step of beam search, whatever the model says."""
+
+
+class PlanAdvisor:
+    """Orders, victims and limits of a :class:`Plan`, as an :class:`Advisor`.
+
+    Args:
+        plan: what to do.
+        forecaster: whom to ask about lengths, and to tell of ends.
+        total_blocks: in the pool.
+        block_size: tokens per block.
+        clock: seconds.
+        watermark: share of the pool that is to be left free, at least.
+        is_applied: whether what is answered is carried out; if not, a queue that is asked about is
+            in the engine's order, and is ordered whenever somebody asks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        forecaster: Forecaster,
+        *,
+        total_blocks: int,
+        block_size: int,
+        clock: Callable[[], float],
+        watermark: float = 0.0,
+        is_applied: bool = True,
+    ) -> None:
+        self.plan = plan
+        self.limits_admission = plan.fit > 0.0
+        self._forecaster = forecaster
+        self._total = total_blocks
+        self._pool = total_blocks * block_size
+        """Tokens."""
+        self._block_size = block_size
+        self._clock = clock
+        self._least = round(watermark * total_blocks)
+        self._is_applied = is_applied
+        self._has_reserve = not (plan.fit or plan.order in _ENGINE_RESERVES)
+        """Whether the reserve follows the headroom."""
+        # None before anybody has had to have a place in the queue.
+        self._reserve = 0 if plan.fit or self._has_reserve else self._least
+        self._reserve_step = 0
+        self._queue_wait = QueueWait()
+        self._records: dict[str, SequenceRecord] = {}
+        self._waiting = 0
+        self._others = 0
+        """Steps of beam search among the records."""
+        self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
+        self._unplaced: dict[str, SequenceRecord] = {}
+        """Those that wait for a place in the queue, by id."""
+        self._unseen: list[SequenceRecord] = []
+        """Those that have come since the last look at newcomers."""
+        self._has_placed = False
+        """Whether somebody was given a place since the queue was in order."""
+        self._backlog = 0.0
+        """Expected memory-time of all that wait, in token-steps."""
+        self._step = 0
+        self._ordered = -sys.maxsize  # however many come first, they are put in order at once
+        self._has_returned = False
+        """Whether some have lost their memory since the queue was in order."""
+        self._due = np.inf
+        """When the first of those is due that others were put before, since they fit."""
+        self._refreshed = -_REFRESH
+        self._blocked_until = 0
+        self._typical = TypicalSequence()
+        self._sizes = MeanSizes()
+        self._pace = StepPace()
+        self._is_certain = False
+        """Whether the forecaster knows the lengths."""
+
+    # -- what happens ------------------------------------------------------------------------
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Take note of what has happened, and tell the forecaster in the same order."""
+        forecaster = self._forecaster
+        if len(events) >= _CROWD and all(isinstance(event, Arrived) for event in events):
+            forecaster.grown(self._register_all(events))
+            events = ()
+        for event in events:
+            kind = type(event)
+            if kind is Progressed:
+                assert isinstance(event, Progressed)
+                self._progress(event)
+            elif kind is Arrived:
+                assert isinstance(event, Arrived)
+                self._register(event)
+                if event.is_answer:
+                    forecaster.arrived(event.sequence.question())
+            elif kind is Admitted:
+                assert isinstance(event, Admitted)
+                self._admit(event)
+            elif kind is Finished:
+                assert isinstance(event, Finished)
+                if self._forget(event.sequence_id) and event.is_answer:
+                    forecaster.finished(
+                        event.sequence_id, event.length, event.seconds, event.reason
+                    )
+            else:
+                assert isinstance(event, Preempted)
+                self._preempt(event)
+        if len(self._unseen) >= PIECE:
+            self._look_ahead()
+
+    def _register(self, event: Arrived) -> None:
+        """Remember a newcomer; one whose name is used again is another one."""
+        name = event.sequence.id
+        self._forget(name)
+        record = SequenceRecord(event.sequence, is_answer=event.is_answer)
+        self._records[name] = self._unplaced[name] = record
+        self._unseen.append(record)
+        self._others += not event.is_answer
+        self._waiting += 1
+
+    def _register_all(self, events: Sequence[Event]) -> list[PredictionRequest]:
+        """Remember many newcomers; return their questions."""
+        questions = []
+        for event in events:
+            assert isinstance(event, Arrived)
+            self._register(event)
+            if event.is_answer:
+                questions.append(event.sequence.question())
+        return questions
+
+    def _admit(self, event: Admitted) -> None:
+        record = self._records[event.sequence_id]
+        if record.is_running:
+            return
+        if not record.survival.size:  # it never had a place: nobody else was waiting
+            if self.plan.fit:
+                self._look([record])
+            else:
+                record.looked = -_RECENT  # when somebody must be preempted
+        record.is_running = True
+        self._waiting -= 1
+        self._unplaced.pop(event.sequence_id, None)  # nobody put the queue in order meanwhile
+        record.waited += event.at - record.joined
+        self._backlog -= record.area
+        if self.plan.fit:
+            self._peak.add(record.terms)
+
+    def _preempt(self, event: Preempted) -> None:
+        record = self._records[event.sequence_id]
+        record.joined = event.at
+        self._stop(record)
+        self._waiting += 1
+        self._unplaced[event.sequence_id] = record
+        self._has_returned = True
+
+    def _forget(self, sequence_id: str) -> bool:
+        """Drop a sequence; return False if it was unknown."""
+        record = self._records.pop(sequence_id, None)
+        if record is None:
+            return False
+        self._unplaced.pop(sequence_id, None)
+        self._others -= not record.is_answer
+        if record.is_running:
+            self._stop(record)
+        else:
+            self._waiting -= 1
+            self._backlog -= record.area
+        return True
+
+    def _stop(self, record: SequenceRecord) -> None:
+        record.is_running = False
+        record.area = 0.0
+        self._blocked_until = 0
+        if self.plan.fit:
+            self._peak.remove(record.terms)
+
+    def _progress(self, event: Progressed) -> None:
+        self._step += 1
+        if event.seconds is not None:
+            self._pace.learn(event.seconds)
+        if event.grown:
+            self._forecaster.grown([view.progress() for view in event.grown])
+        if self._has_reserve and self._step % _RESERVE_EVERY == 0:
+            self._update_reserve()
+
+    def _look_ahead(self) -> None:
+        """Look at newcomers before they have a place: all at once they might be too many."""
+        unseen, self._unseen = self._unseen, []
+        there = [r for r in unseen if not r.is_running and self._records.get(r.view.id) is r]
+        for start in range(0, len(there), PIECE):
+            records = there[start : start + PIECE]
+            sequences, _ = self._look(records)
+            for record, age in zip(records, sequences.generated.tolist(), strict=True):
+                record.age = age
+
+    # -- the reserve ---------------------------------------------------------------------------
+
+    def reserve(self) -> int:
+        """Return the blocks to keep free: as many as those that run may outgrow, and only where
+        others wait for long enough."""
+        return self._reserve
+
+    def _update_reserve(self) -> None:
+        typical, sizes = self._typical, self._sizes
+        if not typical.tokens:
+            return
+        steps, self._reserve_step = self._step - self._reserve_step, self._step
+        wait = self._waiting * typical.area / self._pool
+        self._queue_wait.learn(steps, wait, typical.tokens)
+        full = headroom(sizes.prompt, sizes.answer, self._total, self._block_size)
+        self._reserve = round(max(self._least, full) * worth(self._queue_wait.mean))
+
+    def growth(self) -> int:
+        """Return the free blocks that newcomers are refused for the growth of what runs."""
+        if not self.limits_admission:
+            return 0
+        self._refresh()  # while nobody waits nobody else does
+        return int(self._peak.growth())
+
+    # -- the queue -----------------------------------------------------------------------------
+
+    def order(self, waiting: Sequence[SequenceView], free_blocks: int) -> Permutation | None:
+        """Return the order of admission, where it may be another by now; those that fit go before
+        a head that does not."""
+        order = None
+        if self._is_stale(len(waiting)):
+            order = self._in_order(list(waiting))
+        return self._fill(order, waiting, free_blocks)
+
+    def _is_stale(self, waiting: int) -> bool:
+        """Return True if a queue of so many is to be put in order."""
+        if not self._is_applied:
+            return True
+        since, depth = self._step - self._ordered, waiting // _DEEP
+        joined = bool(self._unplaced or self._has_placed) and since >= depth
+        return (
+            joined
+            or self._has_returned
+            or since >= max(_REORDER, depth)
+            or self._clock() >= self._due
+        )
+
+    def _in_order(self, waiting: Sequence[SequenceView]) -> list[int] | None:
+        """Return the queue's order by class, cache, place and arrival; None for that of arrival."""
+        self._ordered, self._due = self._step, np.inf
+        self._has_returned = False
+        self._place_new()
+        self._has_placed = False
+        records = [self._records[view.id] for view in waiting]
+        self._settle(records)
+        if self.plan.order == "fcfs":
+            return None
+        cached = self._in_cache(waiting)
+        keys = [
+            (view.priority, record.view.id not in cached, record.place, view.arrival)
+            for view, record in zip(waiting, records, strict=True)
+        ]
+        return sorted(range(len(keys)), key=keys.__getitem__)
+
+    def _in_cache(self, waiting: Sequence[SequenceView]) -> set[str]:
+        """Return the first of the queue whose prompts are in the prefix cache, by and large.
+
+        They cost little, and only now: a full pool forgets a prefix soon after the last that runs
+        with it.
+        """
+        found: set[str] = set()
+        if self.plan.cached:
+            for view in islice(waiting, _LOOKUPS):
+                cached = self._records[view.id].cached = view.cached_tokens()
+                if cached >= self.plan.cached * view.tokens:
+                    found.add(view.id)
+        return found
+
+    def _place_new(self) -> None:
+        """Give those that have joined their allowance to be overtaken."""
+        self._unseen.clear()
+        if not self._unplaced:
+            return
+        new = list(self._unplaced.values())
+        self._unplaced.clear()
+        self._has_placed = True
+        sequences, outlook = self._look_at_new(new)
+        self._blocked_until = 0
+        areas = outlook.area(sequences.tokens)
+        self._backlog += float(areas.sum())
+        service = SERVICES[self.plan.order]
+        typical = self._typical
+        expected = outlook.expected()
+        counts = np.array([record.is_answer for record in new])
+        if counts.any():
+            typical.learn(expected[counts], areas[counts], service(sequences, outlook)[counts])
+        if self._has_reserve:
+            came = (sequences.preemptions == 0) & counts  # of others the prompt is an answer begun
+            self._sizes.learn(sequences.recompute[came], expected[came])
+        allowed = places(
+            replace(sequences, arrival=np.zeros(len(new))),
+            outlook,
+            service=service,
+            patience=self.plan.patience * typical.area / (max(typical.service, 1e-9) * self._pool),
+            typical=typical.service,
+            min_confidence=self.plan.min_confidence,
+        )
+        for record, steps, area in zip(new, allowed.tolist(), areas.tolist(), strict=True):
+            record.allowed, record.area = steps, area
+
+    def _settle(self, waiting: Sequence[SequenceRecord]) -> None:
+        """Set places on the clock, at the present pace: the first steps of an engine, which only
+        prefill, take many times as long as those that the sequences will wait for."""
+        pace = self._pace.seconds
+        horizon = self.plan.slack * self._backlog / self._pool + _LEEWAY * self._typical.tokens
+        for record in waiting:
+            # A preempted sequence joins the queue anew, with what is left of it: at the place of
+            # its arrival the longest, preempted for the sake of the others, would go before them
+            # all. But what it has waited counts, or it would wait twice as long as others.
+            record.place = record.joined + min(
+                record.allowed * pace, horizon * pace - record.waited
+            )
+
+    def _fill(
+        self, order: list[int] | None, waiting: Sequence[SequenceView], free: int
+    ) -> list[int] | None:
+        """Let those that fit go before a head that does not, as long as it is not due.
+
+        A sequence is due at its place in the queue; from then on nobody goes before it.
+        """
+        if order is None:
+            head, indices = list(islice(waiting, _LOOK)), list(range(min(len(waiting), _LOOK)))
+        else:
+            indices = order[:_LOOK]
+            head = [waiting[i] for i in indices]
+        if free < 1 or not head or self._fits(head[0], free):
+            return order
+        now, urgency = self._clock(), head[0].priority
+        fitting, due = [], np.inf
+        for place, view in enumerate(head):
+            record = self._records[view.id]
+            need = -(-(view.tokens - record.cached) // self._block_size)
+            if view.priority > urgency:
+                break
+            if need <= free:
+                fitting.append(place)
+                free -= need
+            elif record.place <= now:
+                break
+            else:
+                due = min(due, record.place)
+        if not fitting:
+            return order
+        self._due = min(self._due, due)  # perhaps not all of them begin in this step
+        others = set(range(len(head))).difference(fitting)
+        filled = [indices[place] for place in (*fitting, *sorted(others))]
+        return filled if order is None else filled + order[_LOOK:]
+
+    def _fits(self, head: SequenceView, free: int) -> bool:
+        """Return True if the first of the queue finds room."""
+        record = self._records[head.id]
+        return head.tokens - record.cached <= free * self._block_size
+
+    def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
+        """Return how many of the queue fit beside the predicted peak of what runs."""
+        if not self.plan.fit:
+            return len(waiting)
+        self._place_new()
+        if self._step < self._blocked_until:
+            return 0
+        self._refresh()
+        terms = np.zeros_like(self._peak.sums)
+        count = 0
+        for view in waiting:
+            record = self._records[view.id]
+            # Whole prompts: what the cache has of them is free, too, where nobody else holds it.
+            terms = terms + record.terms
+            is_believed = record.confidence >= self.plan.min_confidence
+            if count >= _LOOK or (is_believed and not self._peak.fits(terms, free_blocks)):
+                break
+            count += 1
+        if count == 0 and running == 0:
+            return 1
+        if count == 0:
+            self._blocked_until = self._step + _RETRY
+        return count
+
+    # -- victims -------------------------------------------------------------------------------
+
+    def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
+        """Return the running sequences, the first victim last; None where the plan leaves it to
+        the engine.
+
+        Those still in prefill stay behind: before the others they would take their turns.
+        """
+        plan = self.plan
+        if not plan.evict:
+            return None
+        records = [self._records[view.id] for view in running]
+        old = [record for record in records if self._step - record.looked >= _RECENT]
+        if len(old) == len(records):
+            sequences, outlook = self._look(records)
+        else:
+            if old:
+                self._look(old)
+            sequences, outlook = self._sequences(records), self._kept(records)
+        order = eviction_order(
+            sequences,
+            outlook,
+            value=VALUES[plan.evict],
+            near_completion=plan.near_completion,
+            max_preemptions=plan.max_preemptions,
+            min_confidence=plan.min_confidence,
+        )
+        # A stable sort: False before True.
+        return sorted(order[::-1].tolist(), key=lambda place: running[place].is_prefilling)
+
+    # -- looks ---------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Look at all that run, where the last look is old."""
+        if self._step - self._refreshed < _REFRESH:
+            return
+        self._refreshed = self._step
+        running = [record for record in self._records.values() if record.is_running]
+        if running:
+            self._look(running)
+
+    def _look_at_new(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, Outlook]:
+        """Look at those that have joined, but for those looked at ahead at the same age."""
+        ages = [record.view.generated for record in records]
+        new = [r for r, age in zip(records, ages, strict=True) if r.age != age]
+        for record in records:
+            record.age = -1
+        if len(new) == len(records):
+            return self._look(records)
+        if new:
+            self._look(new)
+        return self._sequences(records), self._kept(records)
+
+    def _look(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, Outlook]:
+        """Ask about sequences at their present ages, and keep the answers."""
+        sequences = self._sequences(records)
+        outlook = self._asked(records, sequences.generated)
+        answers = zip(records, outlook.survival, outlook.confidence.tolist(), strict=True)
+        for record, survival, confidence in answers:
+            record.survival, record.confidence, record.looked = survival, confidence, self._step
+        if self.plan.fit:
+            self._weigh(records, sequences, outlook)
+        return sequences, outlook
+
+    def _asked(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> Outlook:
+        """Return the forecaster's answers; a step of beam search ends after one token."""
+        if not self._others:
+            outlook = self._forecaster.outlook([record.view.id for record in records], ages)
+            self._is_certain = outlook.certain
+            return outlook
+        survival, confidence = np.empty((len(records), len(HORIZON))), np.ones(len(records))
+        survival[:] = _ONE_TOKEN
+        answers = np.array([i for i, record in enumerate(records) if record.is_answer], dtype=int)
+        if len(answers):
+            asked = self._forecaster.outlook([records[i].view.id for i in answers], ages[answers])
+            survival[answers], confidence[answers] = asked.survival, asked.confidence
+        return Outlook(survival, confidence)
+
+    def _weigh(
+        self, records: Sequence[SequenceRecord], sequences: Sequences, outlook: Outlook
+    ) -> None:
+        """Keep their shares of the memory ahead; of those that run, in the peak too."""
+        blocks = -(-sequences.tokens // self._block_size)
+        found = self._peak.terms(blocks, outlook, self.plan.min_confidence)
+        for record, terms in zip(records, found, strict=True):
+            if record.is_running:
+                self._peak.remove(record.terms)
+                self._peak.add(terms)
+            record.terms = terms
+
+    def _sequences(self, records: Sequence[SequenceRecord]) -> Sequences:
+        views = [record.view for record in records]
+        tokens = np.array([view.tokens for view in views])
+        for record in records:
+            record.cached = record.view.cached_tokens()
+        return Sequences(
+            tokens=tokens,
+            generated=np.array([view.generated for view in views]),
+            recompute=tokens - np.array([record.cached for record in records]),
+            arrival=np.array([view.arrival for view in views]),
+            urgency=np.array([view.priority for view in views]),
+            preemptions=np.array([view.preemptions for view in views]),
+            pinned=np.zeros(len(views), dtype=bool),
+        )
+
+    def _kept(self, records: Sequence[SequenceRecord]) -> Outlook:
+        """Return what the last looks said."""
+        return Outlook(
+            np.stack([record.survival for record in records]),
+            np.array([record.confidence for record in records]),
+            self._is_certain,
+        )

@@ -1,0 +1,108 @@
+"""What happens to vLLM's requests, as events; what has ended is recorded on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sagellm_lifetime.vllm.beam_search import is_beam_step
+from sagellm_lifetime.vllm.finish_reasons import FinishReasons
+from sagellm_lifetime.vllm.token_feed import TokenFeed
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.vllm.logit_signals import Signals
+    from sagellm_lifetime.vllm.recorder import Recorder
+    from sagellm_lifetime.vllm.request_adapter import RequestAdapter
+
+from sagellm_lifetime.policies.events import Finished
+
+
+class RequestEvents:
+    """Of one engine core.
+
+    Args:
+        finish_reasons: why requests end.
+        adapter: makes the record's rows; needed where there is a recorder.
+        recorder: of completions; ``None`` for none.
+        signals: of the model, of every request; ``None`` where they are not watched.
+        reads_tokens: whether generated tokens mean anything to the predictor.
+    """
+
+    def __init__(
+        self,
+        finish_reasons: FinishReasons,
+        *,
+        adapter: RequestAdapter | None = None,
+        recorder: Recorder | None = None,
+        signals: Signals | None = None,
+        reads_tokens: bool = False,
+    ) -> None:
+        self.finish_reasons = finish_reasons
+        self.adapter = adapter
+        self.recorder = recorder
+        self.signals = signals
+        self.reads_tokens = reads_tokens
+        self.between: set[str] = set()
+        """Sessions whose turn is over, and whose next input has not come."""
+        self._feed = TokenFeed()
+
+    def arrived(self, request: Any) -> bool:
+        """Take note of a request that was queued; return False for a step of beam search."""
+        if is_beam_step(request):
+            return False
+        if self.signals is not None:
+            self.signals.ask(request)
+        self.between.discard(request.request_id)
+        return True
+
+    def admitted(self, request: Any) -> None:
+        """Watch how a request grows that runs."""
+        if self.reads_tokens:
+            self._feed.start(request)
+
+    def restart(self, running: Iterable[Any]) -> None:
+        """Watch those that run, from now on."""
+        self._feed = TokenFeed()
+        for request in running:
+            self.admitted(request)
+
+    def grown(self, requests: Mapping[str, Any]) -> list[Any]:
+        """Begin a step; return those of ``requests`` whose new tokens are evidence."""
+        return self._feed.advance(requests)
+
+    def finished(self, request: Any, at: float) -> Finished | None:
+        """Return the end of a sequence, and record it; None where that was a turn's, and known."""
+        name = request.request_id
+        if name in self.between:
+            self.between.discard(name)
+            return None
+        if self.reads_tokens:  # at once, for a name may be used again
+            self._feed.stop(name)
+        if is_beam_step(request):
+            return Finished(name, request.num_output_tokens, 0.0, "stop", at, is_answer=False)
+        try:
+            seconds = max(at - request.arrival_time, 0.0)
+            signals = self.signals.taken(name) if self.signals is not None else {}
+            reason = self.finish_reasons.reason(request)
+            # At once, too: a kill -9 loses a second at most.
+            if (to := self.recorder) is not None and self.adapter is not None:
+                make = partial(self.adapter.row, request, seconds, reason, to.content, signals)
+                (to.take_now if request.resumable else to.take)(make)
+        except Exception:
+            if self.recorder is not None:
+                self.recorder.missed()
+            raise
+        return Finished(name, request.num_output_tokens, seconds, reason, at)
+
+    def turn_over(self, request: Any, at: float) -> Finished | None:
+        """Return the end of a session's turn; it may go on with more input."""
+        finished = self.finished(request, at)
+        self.between.add(request.request_id)
+        return finished
+
+    def keep(self, present: Container[str]) -> None:
+        """Drop what is kept of requests that are not there any more."""
+        self.between = {name for name in self.between if name in present}
+        if self.signals is not None:
+            self.signals.keep(present)
