@@ -54,6 +54,9 @@ class LifetimeMixin:
     """Blocks that vLLM itself leaves free at admission."""
     # Of vLLM's scheduler:
     vllm_config: Any
+    scheduler_config: Any
+    max_model_len: Any
+    hash_block_size: Any
     running: Any
     waiting: Any
     requests: Any
