@@ -165,6 +165,20 @@ def test_help_names_every_policy(cli, monkeypatch):
     assert replay.POLICY_HELP in cli("replay", "--help").out
 
 
+def test_defaults_are_those_of_the_library():
+    from sagellm_lifetime.cli import replay
+    from sagellm_lifetime.replay.experiment import ExperimentSettings
+
+    assert ExperimentSettings() == ExperimentSettings(
+        policies=replay.POLICIES,
+        load=replay.LOAD,
+        blocks=replay.BLOCKS,
+        max_requests=replay.REQUESTS,
+        predictor=replay.PREDICTOR,
+        cost_model=replay.COST,
+    )
+
+
 def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     replay = ("replay", "--data-path", short, "--blocks", 200, "--max-requests", 20)
     done = cli(*replay, "--load", 4, "--seeds", 2, "--json", "out.json", "--report", "out")
