@@ -203,7 +203,7 @@ def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
         for _ in range(swaps):
             time.sleep(0.02)
             start, used = time.perf_counter(), time.thread_time()
-            learner._hear({LEARNED: 0})
+            learner._on_message({LEARNED: 0})
             taken.append((start, time.perf_counter(), time.thread_time() - used))
 
     gaps: list[tuple[float, float]] = []
