@@ -169,7 +169,7 @@ def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
     """Of one predictor: learning nothing, inline and elsewhere, taking turns."""
     found: dict[str, list[np.ndarray]] = {"nothing": [], "inline": [], "elsewhere": []}
     inline, away, still = predictor, predictor.clone(), predictor.clone()
-    still._elsewhere = _Nobody()
+    still.hand_over_to(_Nobody())
     with BackgroundLearner(away, every=EVERY_S) as learner:
         # Until the network is being trained: importing PyTorch takes seconds.
         ticks(away, seconds / 4)
@@ -230,7 +230,7 @@ def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
 class _Nobody:
     """Learns nothing."""
 
-    def take(self, lesson: Any) -> None:
+    def take(self, completion: Any) -> None:
         """Drop it."""
 
     def counts(self) -> dict[str, Any]:
