@@ -52,7 +52,7 @@ class Graph:
         return self.node("Gemm", [x, w, b], f"{name}.output")
 
     def model(self, width: int, output: str, values: Mapping[str, np.ndarray]) -> Any:
-        """The ONNX model: ``x`` of shape ``(B, T, width)`` and ``lengths`` ``(B,)`` in.
+        """Return the ONNX model: ``x`` of shape ``(B, T, width)`` and ``lengths`` ``(B,)`` in.
 
         Args:
             width: numbers of a step.

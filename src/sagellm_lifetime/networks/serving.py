@@ -67,7 +67,7 @@ class Session:
             np.copyto(self._arrays[name], array)
 
     def model(self) -> Any:
-        """The ONNX model with the parameters as they are."""
+        """Return the ONNX model with the parameters as they are."""
         return self._graph.model(IN, OUTPUT, self._arrays)
 
 
@@ -110,7 +110,7 @@ class Runner:
         return np.asarray(self._run([OUTPUT], feeds)[0])[0]
 
     def model(self) -> Any:
-        """The network as an ONNX model, which takes padded batches too."""
+        """Return the network as an ONNX model, which takes padded batches too."""
         return self._session.model()
 
     def __del__(self) -> None:
@@ -143,7 +143,7 @@ class Runners:
             checked(weights, name, np.float32, shape, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
 
     def __call__(self, weights: Weights) -> Runner:
-        """A runner of a state dict. Raises :class:`ValueError` where that is of another network."""
+        """Return a runner of a state dict. Raises :class:`ValueError` for another network's."""
         arrays = self._network.arrays(weights)
         try:
             session = self._free.pop()
