@@ -169,7 +169,7 @@ def lateness(name: str, predictor: Any, seconds: float) -> list[Lateness]:
     """Of one predictor: learning nothing, inline and elsewhere, taking turns."""
     found: dict[str, list[np.ndarray]] = {"nothing": [], "inline": [], "elsewhere": []}
     inline, away, still = predictor, predictor.clone(), predictor.clone()
-    still._elsewhere = _Nobody()
+    still.hand_over_to(_Nobody())
     with BackgroundLearner(away, every=EVERY_S) as learner:
         # Until the network is being trained: importing PyTorch takes seconds.
         ticks(away, seconds / 4)
@@ -203,7 +203,7 @@ def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
         for _ in range(swaps):
             time.sleep(0.02)
             start, used = time.perf_counter(), time.thread_time()
-            learner._hear({LEARNED: 0})
+            learner._on_message({LEARNED: 0})
             taken.append((start, time.perf_counter(), time.thread_time() - used))
 
     gaps: list[tuple[float, float]] = []
@@ -230,7 +230,7 @@ def stretch(name: str, predictor: Any, swaps: int) -> Stretch:
 class _Nobody:
     """Learns nothing."""
 
-    def take(self, lesson: Any) -> None:
+    def take(self, completion: Any) -> None:
         """Drop it."""
 
     def counts(self) -> dict[str, Any]:

@@ -89,7 +89,6 @@ _MODULES: Final = {
     "learning.breath": "core.yield_gil",
     "learning.checkpoint": "predictor.checkpoint_file",
     "learning.claim": "predictor.checkpoint_lock",
-    "learning.frames": "predictor.frames",
     "learning.graphs": "networks.graphs",
     "learning.habits": "models.recurring_lengths",
     "learning.head": "networks.head",

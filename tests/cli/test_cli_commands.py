@@ -95,7 +95,7 @@ def test_train_a_network_with_tensorboard(cli, tmp_path, history):
     found = done.json()
     assert found["predictor"] == "lstm"
     assert found["held_out_loss"] <= found["held_out_loss_before"]
-    assert load_predictor(tmp_path / "net")._options["hidden_size"] == 8
+    assert load_predictor(tmp_path / "net").options["hidden_size"] == 8
     (events,) = (tmp_path / "logs").glob("events*")
     assert b"loss/held_out" in events.read_bytes()
 

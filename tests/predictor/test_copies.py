@@ -18,6 +18,7 @@ from sagellm_lifetime import (
     create_predictor,
 )
 from sagellm_lifetime.core.hazard import ROW, WIDE
+from sagellm_lifetime.models.survival import SurvivalModel
 from sagellm_lifetime.predictor.registry import has_network
 from sagellm_lifetime.testing.common import outlooks, questions, teach
 
@@ -146,6 +147,32 @@ def test_a_fit_that_fails_in_the_middle_leaves_the_model_in_use():
     predictor.model.width = 7
     with pytest.raises(LifetimeError, match=f"has {ROW} or {WIDE} numbers, and the model's has 7"):
         predictor.predict(PredictionRequest("b", [], 0, None))
+
+
+def test_a_model_is_shown_the_traffic_it_asks_for():
+    class Asks(SurvivalModel):
+        name = "asks"
+        context = ("recent",)
+
+        def observe(self, request):
+            self.shown = [done.length for done in request.recent.client(request.features)]
+            return super().observe(request)
+
+    predictor = Predictor(Asks())
+    for i, length in enumerate((30, 40, 50)):
+        predictor.predict(PredictionRequest(i, [], 0, None, {"client_id": "c"}))
+        predictor.update(i, length, 1.0)
+    predictor.predict(PredictionRequest("new", [], 0, None, {"client_id": "c"}))
+    assert predictor.model.shown == [40, 50]
+    predictor.predict(PredictionRequest("other", [], 0, None, {"client_id": "d"}))
+    assert predictor.model.shown == []
+    assert {key for key in predictor.state() if "recent" in key or "conversations" in key} == {
+        "predictor.recent.keys",
+        "predictor.recent.finished",
+    }
+    Asks.context = ("weather",)
+    with pytest.raises(RequestError, match="no such context: 'weather'"):
+        Predictor(Asks())
 
 
 def test_arrays_that_do_not_fit_change_nothing():

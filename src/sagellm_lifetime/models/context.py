@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from sagellm_lifetime.core.arrays import Arrays, part
+from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.conversations import Conversations
@@ -45,13 +46,15 @@ class Context:
         parts: any of :data:`CONVERSATIONS` and :data:`RECENT`.
 
     Raises:
-        ValueError: another part.
+        RequestError: another part.
     """
 
     def __init__(self, parts: Collection[str] = ()) -> None:
         odd = sorted(set(parts) - {CONVERSATIONS, RECENT})
         if odd:
-            raise ValueError(f"no such context: {odd[0]!r}, only {CONVERSATIONS!r} and {RECENT!r}")
+            raise RequestError(
+                f"no such context: {odd[0]!r}, only {CONVERSATIONS!r} and {RECENT!r}"
+            )
         self.parts = tuple(parts)
         self._has_recent = RECENT in parts
         self._conversations = Conversations() if CONVERSATIONS in parts else None

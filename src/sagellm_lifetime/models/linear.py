@@ -98,7 +98,7 @@ class LinearModel(LengthModel):
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
-    """What is regressed on: an offset, and logarithms with "was it said" beside them."""
+    """Return what is regressed on: an offset, and logarithms with "was it said" beside them."""
     x = np.zeros(_INPUTS)
     x[0] = 1.0
     if features.prompt_length is not None:

@@ -42,5 +42,5 @@ class Moments:
         return mean * np.exp(-(sd**2) / 2), max(share * sd + (1 - share) * PRIOR_LOG_SD, 0.02)
 
     def state(self) -> np.ndarray:
-        """What was learned, shape ``(3,)``."""
+        """Return what was learned, shape ``(3,)``."""
         return np.array([self.weight, self.mean, self.spread])

@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
 
 def lstm(hidden_size: int, num_layers: int) -> Network:
-    """An ``LSTMNetwork``."""
+    """Return the graph of an ``LSTMNetwork``."""
     shapes = _shared_shapes(hidden_size)
     for i in range(num_layers):
         wide = hidden_size if i else IN
@@ -55,7 +55,7 @@ def lstm(hidden_size: int, num_layers: int) -> Network:
 
 
 def transformer(d_model: int, nhead: int, num_layers: int) -> Network:
-    """A ``TransformerNetwork``; the padding is masked."""
+    """Return the graph of a ``TransformerNetwork``; the padding is masked."""
     shapes = _shared_shapes(d_model) | _linear_shapes("project", IN, d_model)
     for i in range(num_layers):
         name = f"blocks.{i}"
@@ -126,7 +126,7 @@ def _gates(value: np.ndarray) -> np.ndarray:
 
 
 def _head(weights: Weights) -> Weights:
-    """The head with the piecewise linear basis multiplied in: corrections per bin come out."""
+    """Return the head with the piecewise linear basis multiplied in, so that bins come out."""
     w, b = weights["head.weight"], weights["head.bias"]
     return {
         "head.weight": np.concatenate([BASIS.T @ w[:ABSOLUTE], w[ABSOLUTE:]]).T,
@@ -164,7 +164,7 @@ def _mask(g: Graph) -> str:
 
 
 def _newest(g: Graph, x: str, width: int) -> str:
-    """The rows of the newest steps, ``(B, width)``."""
+    """Return the rows of the newest steps, ``(B, width)``."""
     g.node("Concat", ["-1", "T", g.constant("width", [width])], "by_sequence", axis=0)
     g.node("Sub", ["lengths64", "one"], "newest")
     g.node("Unsqueeze", ["newest", g.constant("axis1", [1])], "newest_index")

@@ -76,5 +76,5 @@ def negative_log_likelihood(outputs: Tensor, base: Tensor, targets: Targets) -> 
 
 
 def penalty(outputs: Tensor) -> Tensor:
-    """What corrections cost beside the likelihood: no network wanders in tails it never saw."""
+    """Return what corrections cost beside the likelihood, so that unseen tails stay put."""
     return SHRINKAGE * outputs.square().sum(dim=1).mean()

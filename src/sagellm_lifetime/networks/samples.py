@@ -54,11 +54,11 @@ class ReplayStore:
             self._older[at] = passed
 
     def newest(self, size: int) -> Sequence[Sample]:
-        """The last ``size`` samples added."""
+        """Return the last ``size`` samples added."""
         return self._recent[-size:]
 
     def draw(self, size: int) -> Sequence[Sample]:
-        """``size`` samples, with replacement."""
+        """Return ``size`` samples, drawn with replacement."""
         index = self._rng.integers(len(self), size=size)
         n = len(self._recent)
         return [self._recent[i] if i < n else self._older[i - n] for i in index]

@@ -143,7 +143,7 @@ class Runners:
             checked(weights, name, np.float32, shape, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
 
     def __call__(self, weights: Weights) -> Runner:
-        """A runner of a state dict. Raises :class:`ValueError` where that is of another network."""
+        """Return a runner of a state dict. Raises :class:`ValueError` for another network's."""
         arrays = self._network.arrays(weights)
         try:
             session = self._free.pop()

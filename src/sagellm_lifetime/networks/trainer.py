@@ -83,7 +83,7 @@ class Trainer:
         )
 
     def weights(self) -> Weights:
-        """A copy of the weights."""
+        """Return a copy of the weights."""
         return {k: v.detach().numpy().copy() for k, v in self.network.state_dict().items()}
 
     def step(self, samples: Sequence[Sample]) -> float:

@@ -80,7 +80,7 @@ class History:
                 progress("reading", step / (2 * len(frame)))
 
     def _ask(self, requests: list[PredictionRequest]) -> tuple[SequenceEvidence, list[Answer]]:
-        """Evidence of a sequence asked about at ascending ages, and what each answer rests on."""
+        """Return evidence of a sequence asked about at ascending ages, and the answers."""
         evidence = self._read(requests[0])
         base = base_logits(self._tables.hazards(evidence.features, evidence.session))
         base = base.astype(np.float32)

@@ -216,11 +216,11 @@ class BackgroundLearner:
         except (OSError, ValueError) as error:
             self._trouble = f"{self.path}: cannot be read ({error})"
             return
-        replaced.model.release()
         with self._swapped:
             self._swaps += 1
             self._learned = message[LEARNED]
             self._swapped.notify_all()
+        replaced.model.release()
 
     # -- from any other thread ---------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Predictor(Predicting):
 
     @property
     def model(self) -> LengthModel:
-        """What is asked and learns; assign another of its class to swap what was learned.
+        """Return what is asked and learns; assign another of its class to swap what was learned.
 
         Running sequences stay tracked and are answered anew; the calibration goes on from where it
         was. :meth:`swap` takes a calibration, too.
@@ -119,17 +119,17 @@ class Predictor(Predicting):
 
     @property
     def lessons(self) -> int:
-        """Completions that the model in use was learned from; waits for no lock."""
+        """Return how many completions the model in use was learned from; waits for no lock."""
         return self._learned.model.lessons
 
     @property
     def lock(self) -> Any:
-        """Keeps everything as it is while it is held; re-entrant."""
+        """Return the lock that keeps everything as it is while it is held; re-entrant."""
         return self._lock
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments that make an equal predictor, a copy."""
+        """Return the arguments that make an equal predictor."""
         return {
             **self._learned.model.options,
             "capacity": self._tracker.capacity,
@@ -265,13 +265,13 @@ class Predictor(Predicting):
 
     @property
     def learns_elsewhere(self) -> bool:
-        """Whether its completions are learned in another process."""
+        """Return True if its completions are learned in another process."""
         return self._queue is not None
 
     # -- what is known -----------------------------------------------------------------------
 
     def get_metrics(self) -> dict[str, Any]:
-        """Fields of :class:`PredictionMetrics` on own completions, and the counts behind them.
+        """Return the fields of :class:`PredictionMetrics` on own completions, and counts beside.
 
         ``total_predictions = completions + censored + running + expired + replaced + discarded``.
         ``mae``, ``mse``, ``accuracy_within_10_percent`` and ``avg_confidence`` are over ``scored``
@@ -418,7 +418,7 @@ class Predictor(Predicting):
     # -- copies ------------------------------------------------------------------------------
 
     def clone(self) -> Self:
-        """A predictor with equal options and equal knowledge, sharing nothing, tracking nothing."""
+        """Return a predictor with equal options and knowledge, sharing and tracking nothing."""
         with self._lock:
             twin = self.new()
             twin.restore(self.state())

@@ -82,7 +82,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self, digest: str) -> dict[str, Any]:
-        """The JSON part."""
+        """Return the JSON part."""
         return {
             "format": FORMAT,
             "predictor": self.predictor,
@@ -230,7 +230,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the directory has the two files."""
+    """Return whether the directory has the two files."""
     return (path / MODEL).is_file() and (path / MANIFEST).is_file()
 
 
@@ -447,7 +447,7 @@ def _check_pickle(content: bytes) -> None:
 
 
 def _verified(path: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, if its arrays are those the manifest was written for."""
+    """Return the checkpoint, if its arrays are those the manifest was written for."""
     if hashlib.sha256(_to_bytes(checkpoint.arrays)).hexdigest() != manifest.get("sha256"):
         raise CheckpointError(f"{path}: damaged or exchanged (sha256 differs)")
     return checkpoint

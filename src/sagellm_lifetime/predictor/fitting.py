@@ -91,7 +91,7 @@ def read(history: Any, cap_reached: CapReached = "length", clock: Clock = "auto"
 
 
 def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The part to learn in bulk and the part to replay: by time, session or prompt, not by row.
+    """Return the part to learn in bulk and the part to replay; no session or prompt is in both.
 
     A held-out prompt that was also trained on (another sample, another model) would make the
     calibration believe that every prompt is known.

@@ -32,7 +32,7 @@ class Completion(NamedTuple):
 
     @property
     def censored(self) -> bool:
-        """Whether the length is only a lower bound."""
+        """Return whether the length is only a lower bound."""
         return self.finish_reason != "stop"
 
 

@@ -124,14 +124,14 @@ def is_registered(predictor: Predictor) -> bool:
 
 
 def has_network(name: str) -> bool:
-    """Whether the predictor of a name is a network, which takes PyTorch to train."""
+    """Return whether the predictor of a name is a network, which takes PyTorch to train."""
     from sagellm_lifetime.networks.model import NetworkModel
 
     return issubclass(model_class(name), NetworkModel)
 
 
 def create_predictor(name: str, *, seed: int = 0, **options: Any) -> Predictor:
-    """A new predictor by name.
+    """Return a new predictor by name.
 
     Args:
         name: one of :func:`predictor_names`.

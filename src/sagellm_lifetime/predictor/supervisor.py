@@ -7,27 +7,26 @@ after each it lets the other threads run.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from threading import Event, Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor import worker
-from sagellm_lifetime.predictor.frames import Frame, packed, ready
 from sagellm_lifetime.predictor.records import Completion
-from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Task
+from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Order, Task
 
 _TICK_S: Final = 0.05
 """How often an idle supervisor looks for completions: to wake it would cost the engine more."""
-_PIECE: Final = 1 << 16
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
@@ -51,17 +50,14 @@ class Supervisor(Thread):
         self, task: Task, waiting: Waiting, claim: int, on_message: Callable[[dict[str, Any]], None]
     ) -> None:
         super().__init__(name="lifetime-supervisor", daemon=True)
-        self._task, self._waiting, self._claim, self._on_message = (
-            task,
-            waiting,
-            claim,
-            on_message,
-        )
+        self._task, self._waiting, self._claim = task, waiting, claim
+        self._on_message = on_message
         self._stopping = Event()
-        self._close_at = self._kill_at = float("inf")
+        self._close_at = float("inf")
         self._sent = 0
         self._sent_unsaved: deque[int] = deque()
-        self._unread = b""
+        self._pipes: tuple[Connection, Connection] | None = None
+        """What the worker says, and what it is told."""
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = self.lost = 0
 
@@ -83,9 +79,13 @@ class Supervisor(Thread):
     def stop(self, timeout: float) -> None:
         """End the worker: by request in the first half of ``timeout`` seconds, then by force."""
         self._close_at = time.monotonic() + timeout / 2
-        self._kill_at = time.monotonic() + timeout
         self._stopping.set()
-        self.join()
+        self.join(timeout)
+        # The thread may be writing to a worker that hangs; killed, it takes no more.
+        while self.is_alive():
+            if self.process is not None:
+                self.process.kill()
+            self.join(_TICK_S)
 
     def abandon(self) -> int:
         """Close the worker's pipes in a forked child, where this thread does not run.
@@ -99,10 +99,8 @@ class Supervisor(Thread):
         count = sum(each is not None for _, each in self._waiting) + len(self._sent_unsaved)
         self._waiting.clear()
         self._sent_unsaved.clear()
+        self._close_pipes()
         if self.process is not None:
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    pipe.close()
             self.process.poll()  # nobody here waits for it
         return count
 
@@ -112,14 +110,14 @@ class Supervisor(Thread):
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
-                self.process = self._start()
+                self._start()
             except OSError as error:
                 self._on_message({TROUBLE: f"the learning process cannot be started ({error})"})
             else:
                 try:
-                    self._serve(self.process)
+                    self._serve()
                 finally:
-                    self._end(self.process)
+                    self._end()
             if self._stopping.is_set():
                 return
             self.restarts += 1
@@ -130,91 +128,80 @@ class Supervisor(Thread):
             self._stopping.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            command(worker.__name__, self._task.text()),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[self._claim],
-            # Signals to the engine's group must not cut it short: it ends when the pipe does.
-            start_new_session=True,
-            # It learns on one core and never on the engine's GPU.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        assert process.stdin is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
+    def _start(self) -> None:
+        orders_there, orders_here = Pipe(duplex=False)
+        messages_here, messages_there = Pipe(duplex=False)
+        fds = orders_there.fileno(), messages_there.fileno()
+        self._pipes = messages_here, orders_here
+        try:
+            self.process = subprocess.Popen(
+                command(worker.__name__, replace(self._task, inbox=fds[0], outbox=fds[1]).text()),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a library prints
+                pass_fds=[self._claim, *fds],
+                # Signals to the engine's group must not cut it short: it ends when the pipe does.
+                start_new_session=True,
+                # It learns on one core and never on the engine's GPU.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
+        except OSError:
+            self._close_pipes()
+            raise
+        finally:
+            orders_there.close()
+            messages_there.close()
 
-    def _serve(self, process: subprocess.Popen[bytes]) -> None:
+    def _serve(self) -> None:
         """Send and receive until the worker ends."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._unread, unsent = b"", memoryview(b"")
+        assert self._pipes is not None
+        messages, orders = self._pipes
         while True:
-            open_ended = not process.stdin.closed
-            busy = open_ended and bool(unsent or self._waiting)
-            inbox, outbox = process.stdout.fileno(), process.stdin.fileno() if busy else None
-            can_read, can_write = ready(inbox, outbox, _TICK_S)
-            if can_read and not self._receive(inbox):
-                return
-            if can_write and outbox is not None:
-                unsent = self._send(outbox, unsent or self._next())
-            now = time.monotonic()
-            done = self._stopping.is_set() and not unsent and not self._waiting
-            if open_ended and ((done and self._send_end(process)) or now > self._close_at):
-                process.stdin.close()
-            if now > self._kill_at:
-                process.kill()
+            has_more = bool(self._waiting) and not orders.closed
+            if messages.poll(0.0 if has_more else _TICK_S):
+                try:
+                    self._receive(messages.recv())
+                except (EOFError, OSError):
+                    return
+            if has_more:
+                self._send_next(orders)
+            is_done = self._stopping.is_set() and not self._waiting
+            if not orders.closed and (is_done or time.monotonic() > self._close_at):
+                if is_done:
+                    self._send(orders, (END, self._sent, None))
+                orders.close()
 
-    def _next(self) -> memoryview:
+    def _send_next(self, orders: Connection) -> None:
         try:
             number, completion = self._waiting.popleft()
         except IndexError:  # dropped a moment ago, to make room
-            return memoryview(b"")
+            return
         self._sent = number
         if completion is None:
-            return memoryview(packed(Frame(SAVE, number, b"")))
-        self._sent_unsaved.append(number)
-        body = pickle.dumps(completion, pickle.HIGHEST_PROTOCOL)
-        return memoryview(packed(Frame(COMPLETION, number, body)))
-
-    def _send(self, pipe: int, data: memoryview) -> memoryview:
-        """Write what the pipe takes; return the rest."""
-        # A worker that has died takes nothing; its other pipe ends.
-        with suppress(BrokenPipeError, BlockingIOError):
-            data = data[os.write(pipe, data) :]
+            self._send(orders, (SAVE, number, None))
+        else:
+            self._sent_unsaved.append(number)
+            self._send(orders, (COMPLETION, number, completion))
         yield_gil()
-        return data
 
-    def _send_end(self, process: subprocess.Popen[bytes]) -> bool:
-        """Tell the worker that nothing more comes; return False where its pipe is full."""
-        assert process.stdin is not None
-        try:
-            os.write(process.stdin.fileno(), packed(Frame(END, self._sent, b"")))
-        except BlockingIOError:
-            return False  # the pipe is full: again in a moment
-        except BrokenPipeError:
-            pass  # it has died, and its other pipe ends
-        return True
+    def _send(self, orders: Connection, order: Order) -> None:
+        # A worker that has died takes nothing; its other pipe ends.
+        with suppress(BrokenPipeError):
+            orders.send(order)
 
-    def _receive(self, pipe: int) -> bool:
-        """Pass on what the worker says; return False at the end of its pipe."""
-        data = os.read(pipe, _PIECE)
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        message: dict[str, Any] = {}
-        for line in lines:
-            message |= json.loads(line)  # of several checkpoints only the newest is there
+    def _receive(self, message: dict[str, Any]) -> None:
         while self._sent_unsaved and self._sent_unsaved[0] <= message.get(LEARNED, 0):
             self._sent_unsaved.popleft()
-        if message:
-            self._on_message(message)
-        return bool(data)
+        self._on_message(message)
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        process.kill()
-        process.wait()
+    def _end(self) -> None:
+        self._close_pipes()
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
         self.lost += len(self._sent_unsaved)
         self._sent_unsaved.clear()
+
+    def _close_pipes(self) -> None:
+        for pipe in self._pipes or ():
+            pipe.close()
+        self._pipes = None

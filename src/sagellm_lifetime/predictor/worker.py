@@ -1,35 +1,38 @@
 """The process that learns: a replica of a predictor, completions in, checkpoints out.
 
-Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Completions come on the standard input,
-and :data:`LEARNED` and :data:`TROUBLE` go back, one JSON object a line. It ends when the input
-does: when its parent closes the pipe, or is killed.
+Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders come on a pipe, and
+:data:`LEARNED` and :data:`TROUBLE` go back on another. It ends when the first does: when its parent
+closes the pipe, or is killed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.predictor.checkpoint import load_predictor
-from sagellm_lifetime.predictor.frames import Frame, frames
+from sagellm_lifetime.predictor.records import Completion
 
-COMPLETION: Final = b"L"
-"""A pickled completion. Pickle is for this private pipe between two processes of one program; files
-never hold it."""
-SAVE: Final = b"S"
+COMPLETION: Final = "completion"
+"""Learn a completion. It is pickled on the way, over a pipe that only two processes of one program
+have; files never hold a pickle."""
+SAVE: Final = "save"
 """Write the checkpoint now."""
-END: Final = b"E"
+END: Final = "end"
 """Nothing more will come. A pipe that ends without it says that the parent was killed."""
+Order = tuple[str, int, Completion | None]
+"""What to do, and the number of the completion, or of the last one before it."""
 LEARNED: Final = "learned"
 """Number of the last completion that is in the checkpoint."""
 TROUBLE: Final = "trouble"
@@ -50,12 +53,15 @@ class Task:
         every: seconds between two checkpoints, at least.
         parent: process id of who started it.
         private: whether nobody needs the folder around ``path`` once the parent is gone.
+        inbox, outbox: file descriptors of the pipes for orders and for messages.
     """
 
     path: str
     every: float
     parent: int
     private: bool
+    inbox: int = -1
+    outbox: int = -1
 
     def text(self) -> str:
         """Return the task as an argument of a command line."""
@@ -67,14 +73,13 @@ class Worker:
 
     Args:
         task: what it was started with.
-        inbox: file descriptor that completions are read from.
-        outbox: file descriptor that messages are written to.
     """
 
-    def __init__(self, task: Task, inbox: int, outbox: int) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
         self._path = Path(task.path)
-        self._inbox, self._outbox = inbox, outbox
+        self._orders = Connection(task.inbox, writable=False)
+        self._messages = Connection(task.outbox, readable=False)
         try:
             self._replica = load_predictor(self._path)
         except CheckpointError as error:
@@ -90,9 +95,9 @@ class Worker:
 
     def run(self) -> None:
         """Learn until nothing more comes."""
-        for frame in frames(self._inbox, self._wait_s):
-            if frame is not None:
-                self._handle(frame)
+        for order in self._received():
+            if order is not None:
+                self._handle(*order)
             elif self._told_to_end or self._is_orphan():
                 break  # and not before all that was sent is learned
             if self._number > self._saved and time.monotonic() >= self._next_save:
@@ -109,14 +114,25 @@ class Worker:
             return _WAKE_S
         return min(max(self._next_save - time.monotonic(), 0.0), _WAKE_S)
 
-    def _handle(self, frame: Frame) -> None:
-        self._number = frame.number
-        if frame.kind == COMPLETION:
-            # Pickled by our parent, over a pipe that nobody else has: never by a file or a client.
+    def _received(self) -> Iterator[Order | None]:
+        """Yield orders as they come, and None where none comes for a while."""
+        while True:
+            if not self._orders.poll(self._wait_s()):
+                yield None
+                continue
+            try:
+                order: Order = self._orders.recv()
+            except (EOFError, OSError):  # at the end, or in the middle of an order
+                return
+            yield order
+
+    def _handle(self, what: str, number: int, completion: Completion | None) -> None:
+        self._number = number
+        if completion is not None:
             # One that cannot be learned ends the process, which is then restarted from the last
             # checkpoint: what is half learned is no state to go on from.
-            self._replica.learn(pickle.loads(frame.body))
-        elif frame.kind == SAVE:
+            self._replica.learn(completion)
+        elif what == SAVE:
             self._save()
         else:
             self._is_done = True
@@ -136,7 +152,7 @@ class Worker:
     def _report(self, what: str, value: Any) -> None:
         # A parent that was killed reads nothing; the worker saves all the same.
         with suppress(BrokenPipeError):
-            os.write(self._outbox, json.dumps({what: value}).encode() + b"\n")
+            self._messages.send({what: value})
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self._task.parent
@@ -147,10 +163,7 @@ def main() -> None:
     # Engines stop with Ctrl-C, which reaches the whole group: the worker ends when its pipe does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
-    # What a library prints must not come between the lines.
-    outbox = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    worker = Worker(Task(**json.loads(sys.argv[-1])), sys.stdin.fileno(), outbox)
+    worker = Worker(Task(**json.loads(sys.argv[-1])))
     signal.signal(signal.SIGTERM, worker.end)
     worker.run()
     # All is written. Taking PyTorch down in good order takes more than a second.
