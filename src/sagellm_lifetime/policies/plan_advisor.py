@@ -154,26 +154,20 @@ class PlanAdvisor:
             forecaster.grown(self._register_all(events))
             events = ()
         for event in events:
-            kind = type(event)
-            if kind is Progressed:
-                assert isinstance(event, Progressed)
+            if isinstance(event, Progressed):
                 self._progress(event)
-            elif kind is Arrived:
-                assert isinstance(event, Arrived)
+            elif isinstance(event, Arrived):
                 self._register(event)
                 if event.is_answer:
                     forecaster.arrived(event.sequence.question())
-            elif kind is Admitted:
-                assert isinstance(event, Admitted)
+            elif isinstance(event, Admitted):
                 self._admit(event)
-            elif kind is Finished:
-                assert isinstance(event, Finished)
+            elif isinstance(event, Finished):
                 if self._forget(event.sequence_id) and event.is_answer:
                     forecaster.finished(
                         event.sequence_id, event.length, event.seconds, event.reason
                     )
             else:
-                assert isinstance(event, Preempted)
                 self._preempt(event)
         if len(self._unseen) >= PIECE:
             self._look_ahead()
