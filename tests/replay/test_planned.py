@@ -213,15 +213,15 @@ def test_confidence_is_asked_for_where_there_is_a_threshold(vllm, frame, trace, 
 
 
 def test_known_lengths_are_the_oracles(trace):
-    outlook = KnownLengths({r.id: r.output_length for r in trace}).outlook(
+    forecast = KnownLengths({r.id: r.output_length for r in trace}).forecast(
         [r.id for r in trace], np.zeros(len(trace), dtype=np.int64)
     )
-    assert outlook.expected() == pytest.approx([r.output_length for r in trace])
+    assert forecast.expected() == pytest.approx([r.output_length for r in trace])
 
 
 def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, cost, monkeypatch):
     from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
-    from sagellm_lifetime.policies.state import Outlook
+    from sagellm_lifetime.policies.state import SurvivalForecast
 
     lengths = {request.id: request.output_length for request in trace}
     choose, gaps = PlanAdvisor.victims, []
@@ -230,7 +230,7 @@ def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, co
         order = choose(advisor, running)
         for view in running:
             record = advisor._records[view.id]
-            said = Outlook(record.survival[None], np.ones(1)).expected()[0]
+            said = SurvivalForecast(record.survival[None], np.ones(1)).expected()[0]
             gaps.append(said - (lengths[view.id] - view.generated))
         return order
 
