@@ -73,12 +73,12 @@ class Scaled:
         self.inner, self.factor = inner, factor
         self.arrived, self.finished = inner.arrived, inner.finished
 
-    def outlook(self, ids: Sequence[Any], ages: np.ndarray) -> Any:
+    def forecast(self, ids: Sequence[Any], ages: np.ndarray) -> Any:
         """As the inner one's, for sequences ``factor`` times as long."""
-        from sagellm_lifetime.policies.state import Outlook
+        from sagellm_lifetime.policies.state import SurvivalForecast
 
-        said = self.inner.outlook(ids, ages).expected()
-        return Outlook.exact(np.maximum(said * self.factor, 1.0))
+        said = self.inner.forecast(ids, ages).expected()
+        return SurvivalForecast.exact(np.maximum(said * self.factor, 1.0))
 
 
 class OwnQuantile:
@@ -88,12 +88,12 @@ class OwnQuantile:
         self._predictor, self._level = inner.predictor, level
         self.arrived, self.finished = inner.arrived, inner.finished
 
-    def outlook(self, ids: Sequence[Any], ages: np.ndarray) -> Any:
+    def forecast(self, ids: Sequence[Any], ages: np.ndarray) -> Any:
         """As if it were known."""
-        from sagellm_lifetime.policies.state import Outlook
+        from sagellm_lifetime.policies.state import SurvivalForecast
 
         said = self._predictor.distributions(ids, ages).quantile(self._level)
-        return Outlook.exact(np.maximum(said, 1))
+        return SurvivalForecast.exact(np.maximum(said, 1))
 
 
 def window(frame: pl.DataFrame, number: int, options: argparse.Namespace) -> pl.DataFrame:

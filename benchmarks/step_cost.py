@@ -38,8 +38,8 @@ TURN = 10
 part of a step each time."""
 TAUGHT = 1000
 CALLS = (
-    *("tick", "passed", "make_room", "line_up", "fill", "room", "victims_last", "end"),
-    *("arrived", "admitted", "preempting", "preempted", "finished"),
+    *("_prepare", "_account", "_compare_preemption"),
+    *("_arrived", "_preempted", "_finished"),
 )
 SETTINGS = EngineSettings(blocks=60_000, max_num_seqs=512, max_num_batched_tokens=65_536)
 
@@ -173,8 +173,7 @@ def measure(args, predictor, mode):
     for turn in (stock, ours):
         turn.step()
     if args.parts:
-        ours.parts.watch(ours.scheduler.lifetime, CALLS)
-        ours.parts.watch(ours.scheduler, ("_is_tight", "_free_to_admit"))
+        ours.parts.watch(ours.scheduler, CALLS)
     gc.collect()
     gc.freeze()  # as vLLM does once an engine has started
     for _ in range(-(-args.steps // TURN)):

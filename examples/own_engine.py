@@ -40,8 +40,8 @@ def serve(order: str) -> np.ndarray:
             zeros = np.zeros(len(waiting), dtype=np.int64)
             prompts = np.array([load[i]["prompt_length"] for i in waiting])
             queue = Sequences(prompts, zeros, prompts, arrivals[waiting], zeros, zeros, zeros > 0)
-            outlook = ahead.outlook(waiting, zeros)
-            line = places(queue, outlook, service=SERVICES[order], patience=0.1, horizon=120.0)
+            forecast = ahead.forecast(waiting, zeros)
+            line = places(queue, forecast, service=SERVICES[order], patience=0.1, horizon=120.0)
             chosen = [waiting[i] for i in in_line(queue, line)][: SLOTS - len(running)]
             running |= dict.fromkeys(chosen, 0)
             waiting = [i for i in waiting if i not in running]

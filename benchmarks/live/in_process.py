@@ -51,11 +51,11 @@ def main(path: str) -> None:
     core = engine.engine_core.engine_core
     lifetime = core.scheduler.lifetime if hasattr(core.scheduler, "lifetime") else None
     if lifetime is not None:
-        shadow = lifetime.agreement
+        agreement = lifetime.agreement
         stats = {
-            **lifetime.tally.snapshot(),
-            "admissions": [shadow.admissions, shadow.admissions_differing],
-            "preemptions": [shadow.preemptions, shadow.preemptions_differing],
+            **lifetime.statistics.snapshot(),
+            "admissions": [agreement.admissions.made, agreement.admissions.differing],
+            "preemptions": [agreement.preemptions.made, agreement.preemptions.differing],
             "faults": lifetime.breaker.faults,
         }
         Path(job["stats"]).write_text(json.dumps(stats), encoding="utf-8")

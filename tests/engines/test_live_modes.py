@@ -209,7 +209,7 @@ def test_confidence_is_asked_for_where_there_is_a_threshold(doubt):
     engine.add(30)
     engine.step()
     (name,) = engine.scheduler.requests
-    confidence = engine.lifetime._forecaster.outlook([name], np.array([0])).confidence
+    confidence = engine.lifetime._forecaster.forecast([name], np.array([0])).confidence
     assert (confidence.item() < 1.0) == (doubt > 0)
     mixed_load(engine).run()
     assert engine.stats()["completions"] == 41

@@ -1,4 +1,4 @@
-"""Sequences and outlooks of every shape for the tests of the policies."""
+"""Sequences and forecasts of every shape for the tests of the policies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.grid import EDGES
-from sagellm_lifetime.policies.state import Outlook, Sequences
+from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -31,20 +31,22 @@ def sequences(count: int, **columns) -> Sequences:
     return Sequences(**given | {name: np.asarray(values) for name, values in columns.items()})
 
 
-def known(remaining, confidence=1.0) -> Outlook:
+def known(remaining, confidence=1.0) -> SurvivalForecast:
     """Of lengths that are known, believed so much."""
-    outlook = Outlook.exact(np.asarray(remaining, dtype=np.float64))
-    return Outlook(outlook.survival, np.broadcast_to(np.asarray(confidence), len(outlook)))
+    forecast = SurvivalForecast.exact(np.asarray(remaining, dtype=np.float64))
+    return SurvivalForecast(
+        forecast.survival, np.broadcast_to(np.asarray(confidence), len(forecast))
+    )
 
 
-def predicted(rows, ages=None, caps=None) -> Outlook:
+def predicted(rows, ages=None, caps=None) -> SurvivalForecast:
     """Of predicted distributions, fully confident."""
     ages = ages or [0] * len(rows)
     caps = caps or [None] * len(rows)
     items = [
         LengthDistribution(row, age, 0, cap) for row, age, cap in zip(rows, ages, caps, strict=True)
     ]
-    return Outlook.of(LengthDistributionBatch.stack(items), np.ones(len(rows)))
+    return SurvivalForecast.of(LengthDistributionBatch.stack(items), np.ones(len(rows)))
 
 
 def exponential(mean: float) -> np.ndarray:
@@ -65,11 +67,11 @@ def log_logistic(median: float, log_sd: float) -> np.ndarray:
 
 
 @st.composite
-def running(draw, least: int = 1, most: int = 12) -> tuple[Sequences, Outlook]:
+def running(draw, least: int = 1, most: int = 12) -> tuple[Sequences, SurvivalForecast]:
     """Sequences of all kinds, with distinct arrivals, and what is expected of them."""
     count = draw(st.integers(least, most))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return any_sequences(rng, count), any_outlook(rng, count)
+    return any_sequences(rng, count), any_forecast(rng, count)
 
 
 def any_sequences(rng: np.random.Generator, count: int) -> Sequences:
@@ -87,16 +89,18 @@ def any_sequences(rng: np.random.Generator, count: int) -> Sequences:
     )
 
 
-def any_outlook(rng: np.random.Generator, count: int) -> Outlook:
+def any_forecast(rng: np.random.Generator, count: int) -> SurvivalForecast:
     """Drawn from a seed: half of them known, half of them predicted."""
-    exact = Outlook.exact(np.ceil(np.exp(rng.uniform(0, 9, count))))
+    exact = SurvivalForecast.exact(np.ceil(np.exp(rng.uniform(0, 9, count))))
     rows = [log_logistic(np.exp(rng.uniform(0.5, 8)), rng.uniform(0.1, 1.5)) for _ in range(count)]
     spread = predicted(rows)
     survival = np.where((rng.random(count) < 0.5)[:, None], exact.survival, spread.survival)
-    return Outlook(survival, rng.random(count))
+    return SurvivalForecast(survival, rng.random(count))
 
 
-def reordered(sequences: Sequences, outlook: Outlook, index) -> tuple[Sequences, Outlook]:
+def reordered(
+    sequences: Sequences, forecast: SurvivalForecast, index
+) -> tuple[Sequences, SurvivalForecast]:
     """The same in another order."""
     columns = {name: getattr(sequences, name)[index] for name in Sequences.__slots__}
-    return Sequences(**columns), outlook.take(index)
+    return Sequences(**columns), forecast.take(index)

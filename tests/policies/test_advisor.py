@@ -37,9 +37,9 @@ class Told:
     def grown(self, requests):
         self.heard.append(("grown", [request.sequence_id for request in requests]))
 
-    def outlook(self, ids, ages):
+    def forecast(self, ids, ages):
         self.heard.append(("asked", list(ids)))
-        return KnownLengths(dict.fromkeys(ids, 100)).outlook(ids, ages)
+        return KnownLengths(dict.fromkeys(ids, 100)).forecast(ids, ages)
 
     def finished(self, sequence_id, length, seconds, reason):
         self.heard.append(("finished", sequence_id, length, seconds, reason))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sagellm_lifetime.policies.forecast import KnownLengths
 from sagellm_lifetime.policies.plan import PLANS, Plan
-from sagellm_lifetime.policies.state import Outlook
+from sagellm_lifetime.policies.state import SurvivalForecast
 
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True)
 BLOCK = 16
@@ -35,10 +35,10 @@ class Whims:
     def arrived(self, request):
         pass
 
-    def outlook(self, ids, ages):
+    def forecast(self, ids, ages):
         rng = self._rng
-        known = Outlook.exact(np.floor(np.exp(rng.uniform(0, self._most, len(ids)))))
-        return Outlook(known.survival, rng.random(len(ids)))
+        known = SurvivalForecast.exact(np.floor(np.exp(rng.uniform(0, self._most, len(ids)))))
+        return SurvivalForecast(known.survival, rng.random(len(ids)))
 
     def finished(self, sequence_id, length, seconds, reason):
         pass

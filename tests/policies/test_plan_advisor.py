@@ -199,10 +199,10 @@ def test_the_input_counts_without_what_the_cache_has(clock):
 def test_patience_means_the_same_in_every_unit_of_service(clock, scale, monkeypatch):
     from sagellm_lifetime.policies import plan_advisor as module
 
-    monkeypatch.setitem(module.SERVICES, "input", lambda s, outlook: scale * s.tokens)
+    monkeypatch.setitem(module.SERVICES, "input", lambda s, forecast: scale * s.tokens)
     made, _ = lined_up(clock, three(), LENGTHS, Plan(order="input", slack=1e6))
     places = [made.record(name).place for name in ("big", "small", "tiny")]
-    monkeypatch.setitem(module.SERVICES, "input", lambda s, outlook: s.tokens)
+    monkeypatch.setitem(module.SERVICES, "input", lambda s, forecast: s.tokens)
     plain, _ = lined_up(clock, three(), LENGTHS, Plan(order="input", slack=1e6))
     assert places == pytest.approx([plain.record(name).place for name in ("big", "small", "tiny")])
 

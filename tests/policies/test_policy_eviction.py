@@ -13,15 +13,15 @@ from sagellm_lifetime.policies.eviction import VALUES, eviction_order, select_vi
 VALUE_NAMES = st.sampled_from(sorted(VALUES))
 
 
-def orders(sequences, outlook, name, **options) -> list[int]:
-    return eviction_order(sequences, outlook, value=VALUES[name], **options).tolist()
+def orders(sequences, forecast, name, **options) -> list[int]:
+    return eviction_order(sequences, forecast, value=VALUES[name], **options).tolist()
 
 
 @PROPERTY
 @given(running(), VALUE_NAMES, st.sampled_from([0.0, 0.5, 2.0]))
 def test_everybody_but_the_pinned_is_there_once(case, name, threshold):
-    running, outlook = case
-    order = orders(running, outlook, name, min_confidence=threshold)
+    running, forecast = case
+    order = orders(running, forecast, name, min_confidence=threshold)
     assert sorted(order) == np.flatnonzero(~running.pinned).tolist()
 
 
@@ -37,16 +37,16 @@ def test_the_order_of_the_input_does_not_matter(case, name, threshold, seed):
 @PROPERTY
 @given(running(), VALUE_NAMES, st.sampled_from([0.0, 0.5, 2.0]))
 def test_the_least_urgent_class_goes_first(case, name, threshold):
-    running, outlook = case
-    urgency = running.urgency[orders(running, outlook, name, min_confidence=threshold)]
+    running, forecast = case
+    urgency = running.urgency[orders(running, forecast, name, min_confidence=threshold)]
     assert (np.diff(urgency) <= 0).all()
 
 
 @PROPERTY
 @given(running(), VALUE_NAMES, st.integers(0, 4))
 def test_the_often_preempted_go_last_in_their_class(case, name, most):
-    running, outlook = case
-    order = orders(running, outlook, name, max_preemptions=most, near_probability=2.0)
+    running, forecast = case
+    order = orders(running, forecast, name, max_preemptions=most, near_probability=2.0)
     capped = running.preemptions[order] >= most
     for urgency in range(3):
         of_class = capped[running.urgency[order] == urgency]
@@ -56,10 +56,10 @@ def test_the_often_preempted_go_last_in_their_class(case, name, most):
 @PROPERTY
 @given(running(), VALUE_NAMES)
 def test_the_nearly_finished_go_last_in_their_class(case, name):
-    running, outlook = case
-    order = orders(running, outlook, name, near_completion=40, max_preemptions=99)
+    running, forecast = case
+    order = orders(running, forecast, name, near_completion=40, max_preemptions=99)
     # 40 is a point of the horizon; the entry before it speaks of 30 .. 39.
-    near = 1.0 - outlook.survival[order, 11] >= 0.5
+    near = 1.0 - forecast.survival[order, 11] >= 0.5
     for urgency in range(3):
         of_class = near[running.urgency[order] == urgency]
         assert (np.diff(of_class.astype(int)) >= 0).all()
@@ -86,26 +86,26 @@ def test_a_doubtful_end_protects_nobody():
 @PROPERTY
 @given(running(), VALUE_NAMES)
 def test_where_all_are_doubtful_the_last_come_goes_first(case, name):
-    running, outlook = case
-    order = orders(running, outlook, name, min_confidence=2.0, max_preemptions=99)
+    running, forecast = case
+    order = orders(running, forecast, name, min_confidence=2.0, max_preemptions=99)
     keys = list(zip(-running.urgency[order], -running.arrival[order], strict=True))
     assert keys == sorted(keys)
 
 
 def test_orders():
     running = sequences(4, tokens=[100, 100, 2000, 100], recompute=[100, 100, 2000, 10])
-    outlook = known([200, 400, 300, 250])
-    assert orders(running, outlook, "shortest") == [0, 3, 2, 1]
-    assert orders(running, outlook, "longest") == [1, 2, 3, 0]
-    assert orders(running, outlook, "engine") == [3, 2, 1, 0]
+    forecast = known([200, 400, 300, 250])
+    assert orders(running, forecast, "shortest") == [0, 3, 2, 1]
+    assert orders(running, forecast, "longest") == [1, 2, 3, 0]
+    assert orders(running, forecast, "engine") == [3, 2, 1, 0]
     # The last one is cached; of the others the one that holds most is also the dearest.
-    assert orders(running, outlook, "cost-aware") == [3, 1, 0, 2]
+    assert orders(running, forecast, "cost-aware") == [3, 1, 0, 2]
 
 
 def test_protection_can_be_switched_off():
-    running, outlook = sequences(2), known([1, 500])
-    assert orders(running, outlook, "shortest") == [1, 0]
-    assert orders(running, outlook, "shortest", near_probability=2.0) == [0, 1]
+    running, forecast = sequences(2), known([1, 500])
+    assert orders(running, forecast, "shortest") == [1, 0]
+    assert orders(running, forecast, "shortest", near_probability=2.0) == [0, 1]
 
 
 def test_protection_reaches_beyond_the_horizon():
@@ -114,16 +114,16 @@ def test_protection_reaches_beyond_the_horizon():
 
 def test_uncertainty_counts():
     # The same median, but one of them may live ten times as long.
-    outlook = predicted([log_logistic(300, 0.1), log_logistic(300, 1.2)])
-    assert orders(sequences(2), outlook, "cost-aware") == [1, 0]
+    forecast = predicted([log_logistic(300, 0.1), log_logistic(300, 1.2)])
+    assert orders(sequences(2), forecast, "cost-aware") == [1, 0]
 
 
 @PROPERTY
 @given(running(), VALUE_NAMES, st.integers(-3, 4000), st.integers(0, 2**32 - 1))
 def test_victims_are_the_fewest_of_the_order_that_free_enough(case, name, required, seed):
-    running, outlook = case
+    running, forecast = case
     blocks = np.random.default_rng(seed).integers(1, 300, len(running))
-    order = eviction_order(running, outlook, value=VALUES[name])
+    order = eviction_order(running, forecast, value=VALUES[name])
     victims = select_victims(order, blocks, required)
     assert victims.tolist() == order[: len(victims)].tolist()
     freed = blocks[victims].sum()

@@ -24,7 +24,7 @@ def arrive(forecaster, caps, client="c") -> list[str]:
 
 
 def expected(forecaster, ids, ages) -> list[float]:
-    return forecaster.outlook(ids, np.array(ages)).expected().tolist()
+    return forecaster.forecast(ids, np.array(ages)).expected().tolist()
 
 
 def test_known_lengths():
@@ -33,7 +33,7 @@ def test_known_lengths():
     assert expected(truth, ["b", "a"], [3, 10]) == pytest.approx([4, 90])
     truth.finished("a", 100, 1.0, "stop")
     assert expected(truth, ["a"], [0]) == pytest.approx([100])
-    assert truth.outlook(["a", "b"], np.array([0, 0])).confidence.tolist() == [1.0, 1.0]
+    assert truth.forecast(["a", "b"], np.array([0, 0])).confidence.tolist() == [1.0, 1.0]
 
 
 def test_max_tokens():
@@ -43,7 +43,7 @@ def test_max_tokens():
     forecaster.finished(ids[0], 41, 1.0, "stop")
     assert expected(forecaster, ids[1:], [0]) == pytest.approx([500])
     with pytest.raises(KeyError):
-        forecaster.outlook(ids[:1], np.array([0]))
+        forecaster.forecast(ids[:1], np.array([0]))
     forecaster.finished("never seen", 3, 1.0, "stop")
 
 
@@ -91,9 +91,9 @@ def test_predicted_lengths_learn():
 def test_predicted_lengths_ask_the_predictor_and_respect_the_cap():
     forecaster = PredictedLengths(create_predictor("survival"))
     ids = arrive(forecaster, [50, 50])
-    outlook = forecaster.outlook(ids, np.array([0, 49]))
-    assert (outlook.expected() <= [50, 1.1]).all()
-    assert ((outlook.confidence >= 0) & (outlook.confidence <= 1)).all()
+    forecast = forecaster.forecast(ids, np.array([0, 49]))
+    assert (forecast.expected() <= [50, 1.1]).all()
+    assert ((forecast.confidence >= 0) & (forecast.confidence <= 1)).all()
     assert forecaster.predictor.get_metrics()["running"] == 2
 
 
@@ -114,7 +114,7 @@ def test_doubt_is_the_predictors_own_calibrated_one():
     for length in np.exp(rng.normal(5, 1, 200)).astype(int).tolist():
         forecaster.finished(arrive(forecaster, [None])[0], length, 1.0, "stop")
     ids, ages = arrive(forecaster, [None, 300]), [0, 70]
-    said = forecaster.outlook(ids, np.array(ages)).confidence.tolist()
+    said = forecaster.forecast(ids, np.array(ages)).confidence.tolist()
     asked = [
         PredictionRequest(each, [], age, cap)
         for each, age, cap in zip(ids, ages, (None, 300), strict=True)

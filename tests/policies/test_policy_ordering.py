@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_help import (
     PROPERTY,
-    any_outlook,
+    any_forecast,
     any_sequences,
     exponential,
     known,
@@ -220,11 +220,11 @@ def test_a_more_urgent_class_always_goes_first(crowd, patience, seed):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 1.0, 100.0]))
 def test_overtaking_is_bounded_by_the_own_service_for_every_order(name, seed, patience):
     rng = np.random.default_rng(seed)
-    waiting, outlook = any_sequences(rng, 8), any_outlook(rng, 8)
-    service = SERVICES[name](waiting, outlook)
+    waiting, forecast = any_sequences(rng, 8), any_forecast(rng, 8)
+    service = SERVICES[name](waiting, forecast)
     assert (service >= 0).all()
     assert np.isfinite(service).all()
-    spots = places(waiting, outlook, service=SERVICES[name], patience=patience)
+    spots = places(waiting, forecast, service=SERVICES[name], patience=patience)
     for first, second in pairwise(in_line(waiting, spots)):
         if waiting.urgency[first] == waiting.urgency[second]:
             late = waiting.arrival[first] - waiting.arrival[second]
@@ -232,7 +232,7 @@ def test_overtaking_is_bounded_by_the_own_service_for_every_order(name, seed, pa
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_no_outlook_gives_an_infinite_service(name):
+def test_no_forecast_gives_an_infinite_service(name):
     # Longer than the horizon, and nothing left at all.
     service = SERVICES[name](sequences(2), known([10**7, 0]))
     assert np.isfinite(service).all()
@@ -258,9 +258,9 @@ def test_longest_first_for_batches(tokens, order):
 
 def test_a_long_prompt_counts_in_memory_time_and_not_in_length():
     waiting = sequences(2, tokens=[10_000, 10], arrival=[0.0, 0.0])
-    outlook = known([100, 150])
+    forecast = known([100, 150])
     first = {
-        name: in_line(waiting, places(waiting, outlook, service=SERVICES[name], patience=1.0))[0]
+        name: in_line(waiting, places(waiting, forecast, service=SERVICES[name], patience=1.0))[0]
         for name in ("length", "area")
     }
     assert first == {"length": 0, "area": 1}
@@ -268,9 +268,9 @@ def test_a_long_prompt_counts_in_memory_time_and_not_in_length():
 
 def test_the_index_prefers_who_may_end_at_once():
     # Half of the first kind end at 10 tokens, the others at 5,000; the second kind at 2,000.
-    outlook = known([10, 5000, 2000])
-    mixed = type(outlook)(
-        np.stack([outlook.survival[:2].mean(axis=0), outlook.survival[2]]), np.ones(2)
+    forecast = known([10, 5000, 2000])
+    mixed = type(forecast)(
+        np.stack([forecast.survival[:2].mean(axis=0), forecast.survival[2]]), np.ones(2)
     )
     waiting = sequences(2)
     assert (np.diff(by_length(waiting, mixed)) < 0).all()
@@ -288,19 +288,19 @@ def test_the_index_of_a_memoryless_length_is_its_mean():
 
 
 def test_doubtful_ones_take_an_average_place():
-    outlook = known([10, 400, 1000, 1], [0.9, 0.1, 0.9, 0.2])
+    forecast = known([10, 400, 1000, 1], [0.9, 0.1, 0.9, 0.2])
     waiting = sequences(4, arrival=[0.0, 1.0, 2.0, 3.0])
     spots = places(
-        waiting, outlook, service=by_length, patience=1.0, typical=505.0, min_confidence=0.5
+        waiting, forecast, service=by_length, patience=1.0, typical=505.0, min_confidence=0.5
     )
     assert spots.tolist() == [10.0, 1 + 505.0, 1002.0, 3 + 505.0]
     # Unless said otherwise, average is the mean of those that are believed.
-    spots = places(waiting, outlook, service=by_length, patience=1.0, min_confidence=0.5)
+    spots = places(waiting, forecast, service=by_length, patience=1.0, min_confidence=0.5)
     assert spots.tolist() == [10.0, 1 + 505.0, 1002.0, 3 + 505.0]
 
 
 def test_where_all_are_doubtful_arrival_decides():
     waiting = sequences(4, arrival=[3.0, 1.0, 2.0, 0.0])
-    outlook = predicted([log_logistic(m, 0.5) for m in (10, 300, 50, 4000)])
-    spots = places(waiting, outlook, service=by_length, patience=50.0, min_confidence=1.1)
+    forecast = predicted([log_logistic(m, 0.5) for m in (10, 300, 50, 4000)])
+    spots = places(waiting, forecast, service=by_length, patience=50.0, min_confidence=1.1)
     assert in_line(waiting, spots).tolist() == [3, 1, 2, 0]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_help import (
     PROPERTY,
-    any_outlook,
+    any_forecast,
     exponential,
     known,
     log_logistic,
@@ -23,15 +23,15 @@ from sagellm_lifetime.policies.reservation import (
     prefetch_blocks,
     reserved_blocks,
 )
-from sagellm_lifetime.policies.state import HORIZON, Outlook
+from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
 
 SEEDS = st.integers(0, 2**32 - 1)
 BLOCK = 16
 
 
-def peak_of(blocks, outlook, probability=0.95, horizon=FARTHEST) -> Peak:
+def peak_of(blocks, forecast, probability=0.95, horizon=FARTHEST) -> Peak:
     peak = Peak(BLOCK, probability, horizon)
-    for terms in peak.terms(np.asarray(blocks), outlook):
+    for terms in peak.terms(np.asarray(blocks), forecast):
         peak.add(terms)
     return peak
 
@@ -46,13 +46,13 @@ def level(*args, **options) -> float:
 def test_for_those_that_are_not_believed_nothing_is_kept(seed, count, threshold):
     rng = np.random.default_rng(seed)
     blocks, believed = rng.integers(1, 200, count), rng.random(count) >= threshold
-    asked = any_outlook(rng, count)
-    outlook = Outlook(asked.survival, np.where(believed, 0.8, 0.2))
+    asked = any_forecast(rng, count)
+    forecast = SurvivalForecast(asked.survival, np.where(believed, 0.8, 0.2))
     peak = Peak(BLOCK, 0.9)
-    for terms in peak.terms(blocks, outlook, 0.5):
+    for terms in peak.terms(blocks, forecast, 0.5):
         peak.add(terms)
     without = Peak(BLOCK, 0.9)
-    for terms in without.terms(blocks[believed], outlook.take(np.flatnonzero(believed))):
+    for terms in without.terms(blocks[believed], forecast.take(np.flatnonzero(believed))):
         without.add(terms)
     assert peak.growth() == pytest.approx(without.growth())
     assert peak.fits(np.zeros_like(peak.sums), peak.growth() + 1e-6)
@@ -62,15 +62,15 @@ def test_for_those_that_are_not_believed_nothing_is_kept(seed, count, threshold)
 @given(SEEDS, st.integers(1, 15))
 def test_adding_and_removing_equals_computing_anew(seed, count):
     rng = np.random.default_rng(seed)
-    blocks, outlook = rng.integers(1, 200, count), any_outlook(rng, count)
+    blocks, forecast = rng.integers(1, 200, count), any_forecast(rng, count)
     peak = Peak(BLOCK, 0.9)
-    terms = peak.terms(blocks, outlook)
+    terms = peak.terms(blocks, forecast)
     inside: set[int] = set()
     for i in rng.integers(0, count, 4 * count).tolist():
         (peak.remove if i in inside else peak.add)(terms[i])
         inside ^= {i}
     left = sorted(inside)
-    fresh = peak_of(blocks[left], outlook.take(np.array(left, dtype=int)), 0.9)
+    fresh = peak_of(blocks[left], forecast.take(np.array(left, dtype=int)), 0.9)
     assert peak.growth() == pytest.approx(fresh.growth(), rel=1e-9, abs=1e-3)
     assert np.allclose(peak.sums, fresh.sums, rtol=1e-9, atol=1e-3)
 
@@ -79,11 +79,11 @@ def test_adding_and_removing_equals_computing_anew(seed, count):
 @given(SEEDS, st.integers(1, 15), st.integers(1, 4000))
 def test_surer_and_farther_takes_more(seed, count, horizon):
     rng = np.random.default_rng(seed)
-    blocks, outlook = rng.integers(1, 200, count), any_outlook(rng, count)
-    surer = [peak_of(blocks, outlook, p, horizon).growth() for p in (0.5, 0.8, 0.9, 0.99, 0.999)]
+    blocks, forecast = rng.integers(1, 200, count), any_forecast(rng, count)
+    surer = [peak_of(blocks, forecast, p, horizon).growth() for p in (0.5, 0.8, 0.9, 0.99, 0.999)]
     assert surer == sorted(surer)
     assert surer[0] >= 0
-    farther = [peak_of(blocks, outlook, 0.9, far).growth() for far in HORIZON[::5]]
+    farther = [peak_of(blocks, forecast, 0.9, far).growth() for far in HORIZON[::5]]
     assert farther == sorted(farther)
 
 
@@ -91,8 +91,8 @@ def test_surer_and_farther_takes_more(seed, count, horizon):
 @given(SEEDS, st.integers(1, 15), st.integers(1, 4000), st.sampled_from([0.9, 0.9999]))
 def test_never_more_than_if_nobody_ended(seed, count, horizon, probability):
     rng = np.random.default_rng(seed)
-    blocks, outlook = rng.integers(1, 200, count), any_outlook(rng, count)
-    assert peak_of(blocks, outlook, probability, horizon).growth() <= (
+    blocks, forecast = rng.integers(1, 200, count), any_forecast(rng, count)
+    assert peak_of(blocks, forecast, probability, horizon).growth() <= (
         count * horizon / BLOCK + 1e-6
     )
 
@@ -101,9 +101,9 @@ def test_never_more_than_if_nobody_ended(seed, count, horizon, probability):
 @given(SEEDS, st.integers(1, 15))
 def test_one_more_never_takes_less(seed, count):
     rng = np.random.default_rng(seed)
-    blocks, outlook = rng.integers(1, 200, count), any_outlook(rng, count)
+    blocks, forecast = rng.integers(1, 200, count), any_forecast(rng, count)
     levels = [
-        level(blocks[:n], outlook.take(np.arange(n)), 0.95, FARTHEST) for n in range(count + 1)
+        level(blocks[:n], forecast.take(np.arange(n)), 0.95, FARTHEST) for n in range(count + 1)
     ]
     assert np.all(np.diff(levels) >= -1e-9)
 
@@ -112,10 +112,10 @@ def test_one_more_never_takes_less(seed, count):
 @given(SEEDS, st.integers(1, 15))
 def test_it_fits_if_the_level_with_the_newcomer_does(seed, count):
     rng = np.random.default_rng(seed)
-    blocks, outlook = rng.integers(1, 200, count), any_outlook(rng, count)
-    needed = level(blocks, outlook) - int(blocks[:-1].sum())
+    blocks, forecast = rng.integers(1, 200, count), any_forecast(rng, count)
+    needed = level(blocks, forecast) - int(blocks[:-1].sum())
     peak = Peak(BLOCK)
-    *others, last = peak.terms(blocks, outlook)
+    *others, last = peak.terms(blocks, forecast)
     for terms in others:
         peak.add(terms)
     assert peak.fits(last, int(np.ceil(needed)) + 1)
@@ -145,7 +145,7 @@ def test_sequences_that_end_at_different_times_share_memory():
 
 
 def test_what_lies_behind_the_horizon_does_not_count():
-    sure = Outlook.exact(np.array([1600]))
+    sure = SurvivalForecast.exact(np.array([1600]))
     found = [peak_of([10], sure, 0.5, far).growth() for far in (16, 500, 1600, FARTHEST)]
     assert found == pytest.approx([1, 500 / 16, 100, 100])
 
@@ -185,14 +185,14 @@ def test_the_level_is_exceeded_as_rarely_as_promised(law, count):
     make, draw = LAWS[law]
     rng = np.random.default_rng(count)
     medians, blocks = np.exp(rng.uniform(4, 6.5, count)), rng.integers(1, 125, count)
-    outlook = predicted([make(each) for each in medians.tolist()])
+    forecast = predicted([make(each) for each in medians.tolist()])
     remaining = np.ceil(draw(rng, np.broadcast_to(medians, (3000, count))))
     steps = np.unique(np.round(np.geomspace(1, 30_000, 150))) - 1.0
     used = np.stack(
         [((remaining > step) * (blocks + step / BLOCK)).sum(axis=1) for step in steps], axis=1
     )
     for probability in (0.9, 0.95, 0.99):
-        promised = level(blocks, outlook, probability)
+        promised = level(blocks, forecast, probability)
         at_one_time = (used > promised).mean(axis=0).max()
         assert at_one_time <= (1.0 - probability) * 1.3 + 0.005
         # And the peak over all time, which the level does not promise, is not much more.
@@ -221,7 +221,7 @@ def test_reserved_blocks_cover_the_share_and_hardly_more(seed, level):
 def test_prefetch_never_exceeds_what_is_free_or_wanted(seed, count, ahead, free):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 3000, count)
-    blocks = prefetch_blocks(any_outlook(rng, count), tokens, BLOCK, ahead=ahead, free=free)
+    blocks = prefetch_blocks(any_forecast(rng, count), tokens, BLOCK, ahead=ahead, free=free)
     wanted = (tokens + ahead + BLOCK - 1) // BLOCK - (tokens + BLOCK - 1) // BLOCK
     assert (blocks >= 0).all()
     assert (blocks <= wanted).all()
@@ -229,10 +229,10 @@ def test_prefetch_never_exceeds_what_is_free_or_wanted(seed, count, ahead, free)
 
 
 def test_the_surest_get_their_blocks_first():
-    outlook = known([5, 500, 500])
-    found = prefetch_blocks(outlook, np.array([16, 16, 16]), BLOCK, ahead=32, free=3)
+    forecast = known([5, 500, 500])
+    found = prefetch_blocks(forecast, np.array([16, 16, 16]), BLOCK, ahead=32, free=3)
     assert found.tolist() == [0, 2, 1]
-    doubted = Outlook(outlook.survival, np.array([0.9, 0.1, 0.9]), certain=True)
+    doubted = SurvivalForecast(forecast.survival, np.array([0.9, 0.1, 0.9]), certain=True)
     tokens = np.array([16, 16, 16])
     found = prefetch_blocks(doubted, tokens, BLOCK, ahead=32, free=3, min_confidence=0.5)
     assert found.tolist() == [1, 0, 2]
@@ -246,10 +246,10 @@ def _edges() -> np.ndarray:
 
 @pytest.mark.parametrize("lengths", [[37], [100, 1000, 7], [65_000]])
 def test_known_lengths_have_no_variance(lengths):
-    outlook = Outlook.exact(np.array(lengths))
-    terms = Peak(BLOCK, 0.99).terms(np.full(len(lengths), 10), outlook)
+    forecast = SurvivalForecast.exact(np.array(lengths))
+    terms = Peak(BLOCK, 0.99).terms(np.full(len(lengths), 10), forecast)
     assert not terms[:, 1].any()
     sure, median = (
-        peak_of([10] * len(lengths), outlook, probability).growth() for probability in (0.99, 0.5)
+        peak_of([10] * len(lengths), forecast, probability).growth() for probability in (0.99, 0.5)
     )
     assert sure == median

@@ -213,29 +213,28 @@ def test_confidence_is_asked_for_where_there_is_a_threshold(vllm, frame, trace, 
 
 
 def test_known_lengths_are_the_oracles(trace):
-    outlook = KnownLengths({r.id: r.output_length for r in trace}).outlook(
+    forecast = KnownLengths({r.id: r.output_length for r in trace}).forecast(
         [r.id for r in trace], np.zeros(len(trace), dtype=np.int64)
     )
-    assert outlook.expected() == pytest.approx([r.output_length for r in trace])
+    assert forecast.expected() == pytest.approx([r.output_length for r in trace])
 
 
 def test_victims_are_chosen_by_what_is_left_now(vllm, policies, trace, tight, cost, monkeypatch):
-    from sagellm_lifetime.vllm.controller import LifetimeController
-
-    from sagellm_lifetime.policies.state import Outlook
+    from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
+    from sagellm_lifetime.policies.state import SurvivalForecast
 
     lengths = {request.id: request.output_length for request in trace}
-    choose, gaps = LifetimeController.victims_last, []
+    choose, gaps = PlanAdvisor.victims, []
 
-    def watched(controller, running):
-        ordered = choose(controller, running)
-        for request in running:
-            known = controller._known[request.request_id]
-            said = Outlook(known.survival[None], np.ones(1)).expected()[0]
-            gaps.append(said - (lengths[request.request_id] - request.num_output_tokens))
-        return ordered
+    def watched(advisor, running):
+        order = choose(advisor, running)
+        for view in running:
+            record = advisor._records[view.id]
+            said = SurvivalForecast(record.survival[None], np.ones(1)).expected()[0]
+            gaps.append(said - (lengths[view.id] - view.generated))
+        return order
 
-    monkeypatch.setattr(LifetimeController, "victims_last", watched)
+    monkeypatch.setattr(PlanAdvisor, "victims", watched)
     replay(trace, tight, cost, policies["lifetime-oracle"])
     assert len(gaps) > 100
     assert min(gaps) >= 0

@@ -11,31 +11,31 @@ from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.policies.state import Outlook, Sequences, gap_of
+from sagellm_lifetime.policies.state import Sequences, SurvivalForecast, gap_of
 
-Value = Callable[[Sequences, Outlook], np.ndarray]
+Value = Callable[[Sequences, SurvivalForecast], np.ndarray]
 """What preempting each sequence is worth, shape ``(N,)``; the highest goes first."""
 
 
-def shortest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def shortest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """The specification's order: the shortest expected remaining lifetime first."""
-    return -outlook.expected()
+    return -forecast.expected()
 
 
-def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def longest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """The longest expected remaining lifetime first, as SRPT would have it."""
-    return outlook.expected()
+    return forecast.expected()
 
 
-def memory_time_per_token(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def memory_time_per_token(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """Expected memory-time freed per token that must be computed again.
 
     What need not be computed again is not freed either: others hold it.
     """
-    return outlook.area(sequences.recompute) / np.maximum(sequences.recompute, 1)
+    return forecast.area(sequences.recompute) / np.maximum(sequences.recompute, 1)
 
 
-def newest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def newest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """The engine's own rule: last come, first preempted."""
     return sequences.arrival
 
@@ -50,7 +50,7 @@ VALUES: Final[dict[str, Value]] = {
 
 def eviction_order(
     sequences: Sequences,
-    outlook: Outlook,
+    forecast: SurvivalForecast,
     *,
     value: Value = memory_time_per_token,
     near_completion: int = 32,
@@ -64,7 +64,7 @@ def eviction_order(
 
     Args:
         sequences: running.
-        outlook: of their remaining lengths.
+        forecast: of their remaining lengths.
         value: what preempting one is worth.
         near_completion: tokens; a sequence that ends within so many with ``near_probability`` goes
             after all others.
@@ -73,9 +73,9 @@ def eviction_order(
         min_confidence: below it nothing says that preempting a sequence pays: it goes after those
             that are believed, the newest first, as the engine has it.
     """
-    worth = value(sequences, outlook)
-    doubtful = outlook.confidence < min_confidence
-    ends_soon = 1.0 - outlook.survival[:, gap_of(near_completion)] >= near_probability
+    worth = value(sequences, forecast)
+    doubtful = forecast.confidence < min_confidence
+    ends_soon = 1.0 - forecast.survival[:, gap_of(near_completion)] >= near_probability
     spared = (ends_soon & ~doubtful) | (sequences.preemptions >= max_preemptions)
     worth = np.where(doubtful, -np.inf, worth)
     order = np.lexsort((-sequences.arrival, -worth, spared, -sequences.urgency))

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
-from sagellm_lifetime.policies.state import Outlook
+from sagellm_lifetime.policies.state import SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
 
 
@@ -21,7 +21,7 @@ class Forecaster(Protocol):
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """Take in what sequences have generated, or many sequences that come at once."""
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """What is expected of sequences that have arrived, at their ages."""
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
@@ -50,12 +50,12 @@ class PredictedLengths:
         """Ask again, with what is new."""
         self.predictor.predict_batch(requests)
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Calibrated distributions, conditioned on the ages."""
         batch = self.predictor.distributions(ids, ages)
         if self._doubting:
-            return Outlook.of(batch, self.predictor.confidences(ids, ages))
-        return Outlook.of(batch, np.ones(len(batch)))
+            return SurvivalForecast.of(batch, self.predictor.confidences(ids, ages))
+        return SurvivalForecast.of(batch, np.ones(len(batch)))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Learn from it."""
@@ -78,9 +78,9 @@ class KnownLengths:
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """Nothing to learn."""
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """The truth."""
-        return Outlook.exact(np.array([self._lengths[each] for each in ids]) - ages)
+        return SurvivalForecast.exact(np.array([self._lengths[each] for each in ids]) - ages)
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Nothing to learn."""
@@ -106,9 +106,9 @@ class MaxTokens:
         for request in requests:
             self.arrived(request)
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Up to the cap."""
-        return Outlook.exact(np.array([self._caps[each] for each in ids]) - ages)
+        return SurvivalForecast.exact(np.array([self._caps[each] for each in ids]) - ages)
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Forget it."""
@@ -133,9 +133,9 @@ class GlobalAverage:
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
         """Nothing to remember."""
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """What is left of the average; the old ones are about to end, forever."""
-        return Outlook.exact(np.maximum(self.mean - ages, 1.0))
+        return SurvivalForecast.exact(np.maximum(self.mean - ages, 1.0))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Move the average."""
@@ -159,10 +159,10 @@ class GlobalRatio(MaxTokens):
         self.ratio = ratio
         self._share = 1.0 / memory
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """The ratio of what is left to the cap."""
         caps = np.array([self._caps[each] for each in ids])
-        return Outlook.exact(np.maximum(self.ratio * (caps - ages), 1.0))
+        return SurvivalForecast.exact(np.maximum(self.ratio * (caps - ages), 1.0))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Move the ratio."""

@@ -23,41 +23,41 @@ from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.policies.state import Outlook, Sequences
+from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 
 _UNLUCKY: Final = 0.1
 """Share of the cases in which an answer is long, for its kind."""
 
-Service = Callable[[Sequences, Outlook], np.ndarray]
+Service = Callable[[Sequences, SurvivalForecast], np.ndarray]
 """Expected service of each sequence in token-steps, shape ``(N,)``."""
 
 
-def by_length(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def by_length(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """Tokens still to be generated: shortest expected remaining first."""
-    return outlook.expected()
+    return forecast.expected()
 
 
-def by_area(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def by_area(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """Memory-time: a long prompt holds as much memory as a long answer."""
-    return outlook.area(sequences.tokens)
+    return forecast.area(sequences.tokens)
 
 
-def by_input(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def by_input(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """Tokens to be computed before it generates: known without any prediction."""
     return sequences.recompute.astype(np.float64)
 
 
-def by_gittins(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def by_gittins(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """Inverse of the Gittins index: optimal mean latency where only distributions are known."""
-    return 1.0 / np.maximum(outlook.gittins(), 1e-9)
+    return 1.0 / np.maximum(forecast.gittins(), 1e-9)
 
 
-def by_nothing(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def by_nothing(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """First come, first served."""
     return np.zeros(len(sequences))
 
 
-def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
+def longest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
     """For offline batches: what may become longest, prompt and answer together, starts first.
 
     One long answer that starts late keeps the whole batch waiting (Graham 1969, LPT), so what
@@ -65,7 +65,7 @@ def longest_first(sequences: Sequences, outlook: Outlook) -> np.ndarray:
     prompt that comes late finds no room beside others, while short ones fill what is left between
     long ones (first fit decreasing).
     """
-    return 1.0 / np.maximum(sequences.tokens + outlook.at_worst(_UNLUCKY), 1.0)
+    return 1.0 / np.maximum(sequences.tokens + forecast.at_worst(_UNLUCKY), 1.0)
 
 
 SERVICES: Final[dict[str, Service]] = {
@@ -80,7 +80,7 @@ SERVICES: Final[dict[str, Service]] = {
 
 def places(
     sequences: Sequences,
-    outlook: Outlook,
+    forecast: SurvivalForecast,
     *,
     service: Service,
     patience: float,
@@ -92,7 +92,7 @@ def places(
 
     Args:
         sequences: waiting.
-        outlook: of their remaining lengths.
+        forecast: of their remaining lengths.
         service: how long a sequence is expected to occupy the engine.
         patience: seconds of waiting per unit of service.
         horizon: seconds after its arrival at which nobody who comes later goes before it, however
@@ -101,8 +101,8 @@ def places(
         min_confidence: below it the prediction is not believed: the sequence keeps the place of an
             average one, so that among such sequences the engine's own rule (arrival) decides.
     """
-    expected = service(sequences, outlook)
-    doubtful = outlook.confidence < min_confidence
+    expected = service(sequences, forecast)
+    doubtful = forecast.confidence < min_confidence
     if typical is None:
         typical = 0.0 if doubtful.all() else float(expected[~doubtful].mean())
     expected = np.where(doubtful, typical, expected)

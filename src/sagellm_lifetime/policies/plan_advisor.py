@@ -39,7 +39,7 @@ from sagellm_lifetime.policies.sequence_records import (
     TypicalSequence,
 )
 from sagellm_lifetime.policies.sequence_view import SequenceView
-from sagellm_lifetime.policies.state import HORIZON, Outlook, Sequences
+from sagellm_lifetime.policies.state import HORIZON, Sequences, SurvivalForecast
 from sagellm_lifetime.policies.step_pace import StepPace
 
 _REFRESH: Final = 8
@@ -73,7 +73,7 @@ question of an advisor that begins beside a long queue takes long."""
 _CROWD: Final = 32
 """Sequences that come together from which on the forecaster is asked once: networks compute many at
 little more than the price of one, tables gain nothing."""
-_ONE_TOKEN: Final = Outlook.exact(np.ones(1)).survival[0]
+_ONE_TOKEN: Final = SurvivalForecast.exact(np.ones(1)).survival[0]
 """Survival of a step of beam search, whatever the model says."""
 
 
@@ -154,26 +154,20 @@ class PlanAdvisor:
             forecaster.grown(self._register_all(events))
             events = ()
         for event in events:
-            kind = type(event)
-            if kind is Progressed:
-                assert isinstance(event, Progressed)
+            if isinstance(event, Progressed):
                 self._progress(event)
-            elif kind is Arrived:
-                assert isinstance(event, Arrived)
+            elif isinstance(event, Arrived):
                 self._register(event)
                 if event.is_answer:
                     forecaster.arrived(event.sequence.question())
-            elif kind is Admitted:
-                assert isinstance(event, Admitted)
+            elif isinstance(event, Admitted):
                 self._admit(event)
-            elif kind is Finished:
-                assert isinstance(event, Finished)
+            elif isinstance(event, Finished):
                 if self._forget(event.sequence_id) and event.is_answer:
                     forecaster.finished(
                         event.sequence_id, event.length, event.seconds, event.reason
                     )
             else:
-                assert isinstance(event, Preempted)
                 self._preempt(event)
         if len(self._unseen) >= PIECE:
             self._look_ahead()
@@ -349,22 +343,22 @@ class PlanAdvisor:
         new = list(self._unplaced.values())
         self._unplaced.clear()
         self._has_placed = True
-        sequences, outlook = self._look_at_new(new)
+        sequences, forecast = self._look_at_new(new)
         self._blocked_until = 0
-        areas = outlook.area(sequences.tokens)
+        areas = forecast.area(sequences.tokens)
         self._backlog += float(areas.sum())
         service = SERVICES[self.plan.order]
         typical = self._typical
-        expected = outlook.expected()
+        expected = forecast.expected()
         counts = np.array([record.is_answer for record in new])
         if counts.any():
-            typical.learn(expected[counts], areas[counts], service(sequences, outlook)[counts])
+            typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
             came = (sequences.preemptions == 0) & counts  # of others the prompt is an answer begun
             self._sizes.learn(sequences.recompute[came], expected[came])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
-            outlook,
+            forecast,
             service=service,
             patience=self.plan.patience * typical.area / (max(typical.service, 1e-9) * self._pool),
             typical=typical.service,
@@ -464,14 +458,14 @@ class PlanAdvisor:
         records = [self._records[view.id] for view in running]
         old = [record for record in records if self._step - record.looked >= _RECENT]
         if len(old) == len(records):
-            sequences, outlook = self._look(records)
+            sequences, forecast = self._look(records)
         else:
             if old:
                 self._look(old)
-            sequences, outlook = self._sequences(records), self._kept(records)
+            sequences, forecast = self._sequences(records), self._kept(records)
         order = eviction_order(
             sequences,
-            outlook,
+            forecast,
             value=VALUES[plan.evict],
             near_completion=plan.near_completion,
             max_preemptions=plan.max_preemptions,
@@ -491,7 +485,7 @@ class PlanAdvisor:
         if running:
             self._look(running)
 
-    def _look_at_new(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, Outlook]:
+    def _look_at_new(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, SurvivalForecast]:
         """Look at those that have joined, but for those looked at ahead at the same age."""
         ages = [record.view.generated for record in records]
         new = [r for r, age in zip(records, ages, strict=True) if r.age != age]
@@ -503,37 +497,37 @@ class PlanAdvisor:
             self._look(new)
         return self._sequences(records), self._kept(records)
 
-    def _look(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, Outlook]:
+    def _look(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, SurvivalForecast]:
         """Ask about sequences at their present ages, and keep the answers."""
         sequences = self._sequences(records)
-        outlook = self._asked(records, sequences.generated)
-        answers = zip(records, outlook.survival, outlook.confidence.tolist(), strict=True)
+        forecast = self._asked(records, sequences.generated)
+        answers = zip(records, forecast.survival, forecast.confidence.tolist(), strict=True)
         for record, survival, confidence in answers:
             record.survival, record.confidence, record.looked = survival, confidence, self._step
         if self.plan.fit:
-            self._weigh(records, sequences, outlook)
-        return sequences, outlook
+            self._weigh(records, sequences, forecast)
+        return sequences, forecast
 
-    def _asked(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> Outlook:
+    def _asked(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> SurvivalForecast:
         """Return the forecaster's answers; a step of beam search ends after one token."""
         if not self._others:
-            outlook = self._forecaster.outlook([record.view.id for record in records], ages)
-            self._is_certain = outlook.certain
-            return outlook
+            forecast = self._forecaster.forecast([record.view.id for record in records], ages)
+            self._is_certain = forecast.certain
+            return forecast
         survival, confidence = np.empty((len(records), len(HORIZON))), np.ones(len(records))
         survival[:] = _ONE_TOKEN
         answers = np.array([i for i, record in enumerate(records) if record.is_answer], dtype=int)
         if len(answers):
-            asked = self._forecaster.outlook([records[i].view.id for i in answers], ages[answers])
+            asked = self._forecaster.forecast([records[i].view.id for i in answers], ages[answers])
             survival[answers], confidence[answers] = asked.survival, asked.confidence
-        return Outlook(survival, confidence)
+        return SurvivalForecast(survival, confidence)
 
     def _weigh(
-        self, records: Sequence[SequenceRecord], sequences: Sequences, outlook: Outlook
+        self, records: Sequence[SequenceRecord], sequences: Sequences, forecast: SurvivalForecast
     ) -> None:
         """Keep their shares of the memory ahead; of those that run, in the peak too."""
         blocks = -(-sequences.tokens // self._block_size)
-        found = self._peak.terms(blocks, outlook, self.plan.min_confidence)
+        found = self._peak.terms(blocks, forecast, self.plan.min_confidence)
         for record, terms in zip(records, found, strict=True):
             if record.is_running:
                 self._peak.remove(record.terms)
@@ -555,9 +549,9 @@ class PlanAdvisor:
             pinned=np.zeros(len(views), dtype=bool),
         )
 
-    def _kept(self, records: Sequence[SequenceRecord]) -> Outlook:
+    def _kept(self, records: Sequence[SequenceRecord]) -> SurvivalForecast:
         """Return what the last looks said."""
-        return Outlook(
+        return SurvivalForecast(
             np.stack([record.survival for record in records]),
             np.array([record.confidence for record in records]),
             self._is_certain,

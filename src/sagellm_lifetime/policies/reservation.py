@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from sagellm_lifetime.policies.state import HORIZON, Outlook, gap_of
+from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast, gap_of
 
 FARTHEST: Final = int(HORIZON[-1])
 """Steps ahead of which anything is expected."""
@@ -49,26 +49,26 @@ class Peak:
         """Of all sequences: mean, variance, and what they hold if none ends."""
 
     def terms(
-        self, blocks: np.ndarray, outlook: Outlook, min_confidence: float = -np.inf
+        self, blocks: np.ndarray, forecast: SurvivalForecast, min_confidence: float = -np.inf
     ) -> np.ndarray:
         """What each sequence adds to the sums, shape ``(N, 3, T)``.
 
         Args:
             blocks: that each needs now, shape ``(N,)``.
-            outlook: of the remaining lengths.
+            forecast: of the remaining lengths.
             min_confidence: below it nothing is kept for the growth of a sequence, nor does it give
                 anything back: that is the engine's own rule.
         """
-        survival = outlook.survival[:, : len(self._ahead) - 1]
-        alive = np.ones((len(outlook), len(self._ahead)))
+        survival = forecast.survival[:, : len(self._ahead) - 1]
+        alive = np.ones((len(forecast), len(self._ahead)))
         most = blocks[:, None] + self._ahead
-        if outlook.certain:
+        if forecast.certain:
             # All of it until the end of the gap in which it ends, and no more than it comes to.
             alive[:, 1:] = survival > 0.0
-            most = np.minimum(most, (blocks + outlook.expected() / self._block_size)[:, None])
+            most = np.minimum(most, (blocks + forecast.expected() / self._block_size)[:, None])
         else:
             alive[:, 1:] = survival
-        doubtful = outlook.confidence < min_confidence
+        doubtful = forecast.confidence < min_confidence
         alive[doubtful] = 1.0
         most[doubtful] = blocks[doubtful, None]
         mean = alive * most
@@ -114,7 +114,7 @@ def reserved_blocks(remaining: np.ndarray, tokens: np.ndarray, block_size: int) 
 
 
 def prefetch_blocks(
-    outlook: Outlook,
+    forecast: SurvivalForecast,
     tokens: np.ndarray,
     block_size: int,
     *,
@@ -129,8 +129,8 @@ def prefetch_blocks(
     as from an engine that allocates when a block is needed.
     """
     want = -(-(tokens + ahead) // block_size) - -(-tokens // block_size)
-    want = np.where(outlook.confidence < min_confidence, 0, want)
-    lives = outlook.survival[:, gap_of(ahead)]
+    want = np.where(forecast.confidence < min_confidence, 0, want)
+    lives = forecast.survival[:, gap_of(ahead)]
     order = np.argsort(-lives, kind="stable")
     granted = np.minimum(want[order], np.maximum(free - (np.cumsum(want[order]) - want[order]), 0))
     blocks = np.zeros(len(want), dtype=np.int64)

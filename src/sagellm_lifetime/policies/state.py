@@ -68,7 +68,7 @@ class Sequences:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class SurvivalForecast:
     """What is expected of ``N`` sequences from now on.
 
     Attributes:
@@ -84,7 +84,7 @@ class Outlook:
     certain: bool = False
 
     @classmethod
-    def of(cls, batch: LengthDistributionBatch, confidence: np.ndarray) -> Outlook:
+    def of(cls, batch: LengthDistributionBatch, confidence: np.ndarray) -> SurvivalForecast:
         """From predicted distributions."""
         # A cap ends everything at once, somewhere inside a gap: it is laid over the gaps exactly.
         caps = cls.exact(batch.caps - batch.ages).survival
@@ -95,7 +95,7 @@ class Outlook:
         return cls(means * caps, confidence)
 
     @classmethod
-    def exact(cls, remaining: np.ndarray) -> Outlook:
+    def exact(cls, remaining: np.ndarray) -> SurvivalForecast:
         """Of lengths that are known (an oracle), or assumed (a global average)."""
         gap = (np.asarray(remaining, dtype=np.float64)[:, None] - HORIZON + _STEPS) / _STEPS
         survival = np.minimum(np.maximum(gap, 0.0), 1.0)
@@ -131,6 +131,6 @@ class Outlook:
         served = np.cumsum(gained, axis=1) - gained / 2.0
         return np.asarray(((1.0 - self.survival) / np.maximum(served, 1e-9)).max(axis=1))
 
-    def take(self, index: np.ndarray) -> Outlook:
+    def take(self, index: np.ndarray) -> SurvivalForecast:
         """Of some of the sequences."""
-        return Outlook(self.survival[index], self.confidence[index], self.certain)
+        return SurvivalForecast(self.survival[index], self.confidence[index], self.certain)

@@ -10,7 +10,7 @@ import numpy as np
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
 from sagellm_lifetime.policies.advisor import AdviceError
 from sagellm_lifetime.policies.forecast import PredictedLengths
-from sagellm_lifetime.policies.state import HORIZON, Outlook
+from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
 
 _ROUNDING = 1e-6
@@ -62,14 +62,14 @@ class CheckedForecaster(PredictedLengths):
             raise AdviceError(f"{len(results)} answers to {len(requests)} questions")
         self._answers += [_checked(r, result) for r, result in zip(requests, results, strict=True)]
 
-    def outlook(self, ids: Sequence[SequenceId], ages: np.ndarray) -> Outlook:
+    def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Return calibrated distributions, conditioned on the ages.
 
         Raises:
             AdviceError: of another shape, or with a probability that is none.
         """
-        outlook = super().outlook(ids, ages)
-        survival, confidence = outlook.survival, outlook.confidence
+        forecast = super().forecast(ids, ages)
+        survival, confidence = forecast.survival, forecast.confidence
         if survival.shape != (len(ids), len(HORIZON)) or confidence.shape != (len(ids),):
             raise AdviceError(
                 f"survival of shape {survival.shape} and confidence of shape {confidence.shape} "
@@ -83,7 +83,7 @@ class CheckedForecaster(PredictedLengths):
             and confidence.max() <= 1.0 + _ROUNDING
         ):
             raise AdviceError("a probability that is none")
-        return outlook
+        return forecast
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Learn from it, or forget it."""

@@ -35,7 +35,7 @@ from sagellm_lifetime.vllm.step_time import StepClock
 
 _MANY: Final = 32
 """Running sequences from which on events are handed on several at a time."""
-_MOST_EVENTS: Final = 256
+_MOST_EVENTS: Final = 384
 """Events that are collected; a step is one."""
 _REPORT_EVERY: Final = 128
 """Steps after which the circuit breaker hears of them though nothing was called."""
@@ -287,6 +287,8 @@ class GuardedAdvisor:
         next_answer = iter((*answers, None))
         answer = next(next_answer)
         for event in events:
+            if isinstance(event, Progressed) and not event.grown:
+                continue
             if isinstance(event, Finished):
                 if not event.is_answer:
                     statistics.beam_step()

@@ -45,6 +45,8 @@ class Override:
         self._scheduler = scheduler
         self._stock: int | None = None
         """Blocks that vLLM itself leaves free; ``None`` while nothing is changed."""
+        self._blocks = -1
+        """Blocks that were asked to be left free last."""
 
     def begin(self) -> None:
         """Say that the order is not vLLM's from now on, nor what is left free."""
@@ -54,7 +56,8 @@ class Override:
 
     def leave_free(self, blocks: int) -> None:
         """Leave so many blocks free, if that is more than vLLM leaves; nothing before it began."""
-        if self._stock is not None:
+        if blocks != self._blocks and self._stock is not None:
+            self._blocks = blocks
             self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)
 
     def reorder_queue(self, order: Sequence[int]) -> None:
@@ -72,7 +75,7 @@ class Override:
         """Leave free what vLLM does by itself."""
         if self._stock is not None:
             self._scheduler.kv_cache_manager.watermark_blocks = self._stock
-            self._stock = None
+            self._stock, self._blocks = None, -1
 
     def restore(self) -> None:
         """Put queue and running sequences as vLLM would have them, if they may be otherwise."""

@@ -159,12 +159,13 @@ class LifetimeMixin:
         assert lifetime is not None
         if lifetime.is_idle:
             return
-        names = [new.req_id for new in output.scheduled_new_reqs]
-        names += output.scheduled_cached_reqs.resumed_req_ids
-        if not names:
+        new, resumed = output.scheduled_new_reqs, output.scheduled_cached_reqs.resumed_req_ids
+        if not new and not resumed:
             return
-        for name in names:
-            self.request_events.admitted(self.requests[name])
+        names = [*(request.req_id for request in new), *resumed]
+        if self.request_events.reads_tokens:
+            for name in names:
+                self.request_events.admitted(self.requests[name])
         at = self.clock()
         lifetime.on_events([Admitted(name, at) for name in names])
         if lifetime.mode == "shadow":
@@ -194,9 +195,10 @@ class LifetimeMixin:
         is_answer = self.request_events.arrived(request)
         has_begun = request.num_output_tokens > 0
         view = self._view(request, is_new=not has_begun)
-        self._happened(Arrived(view, self.clock(), is_answer))
+        assert self.lifetime is not None
+        self.lifetime.on_events((Arrived(view, self.clock(), is_answer),))
         if has_begun:  # asked about later, it would be another question
-            self._catch_up()
+            self.lifetime.catch_up()
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         if self.lifetime is not None and self.lifetime.mode == "shadow":
@@ -212,7 +214,8 @@ class LifetimeMixin:
         )
 
     def _preempted(self, request: Any) -> None:
-        self._happened(Preempted(request.request_id, self.clock()))
+        assert self.lifetime is not None
+        self.lifetime.on_events((Preempted(request.request_id, self.clock()),))
 
     def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:
         if self.lifetime is not None:
@@ -220,7 +223,9 @@ class LifetimeMixin:
         return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
 
     def _finished(self, request: Any) -> None:
-        self._ended(request, self.request_events.finished(request, self.clock()))
+        event = self.request_events.finished(request, self.clock())
+        if event is not None:
+            self._ended(request, event)
 
     def _handle_stopped_request(self, request: Any) -> bool:
         if self.lifetime is not None and request.resumable:
@@ -228,26 +233,20 @@ class LifetimeMixin:
         return bool(super()._handle_stopped_request(request))  # type: ignore[misc]  # mixin
 
     def _turn_over(self, request: Any) -> None:
-        self._ended(request, self.request_events.turn_over(request, self.clock()))
-
-    def _ended(self, request: Any, event: Event | None) -> None:
+        event = self.request_events.turn_over(request, self.clock())
         if event is not None:
-            self._happened(event)
-            if request.resumable:  # it may go on, and is another one by then
-                self._catch_up()
+            self._ended(request, event)
+
+    def _ended(self, request: Any, event: Event) -> None:
+        assert self.lifetime is not None
+        self.lifetime.on_events((event,))
+        if request.resumable:  # it may go on, and is another one by then
+            self.lifetime.catch_up()
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         super()._update_request_as_session(session, update)  # type: ignore[misc]  # mixin
         if self.lifetime is not None:
             self._guarded(None, self._arrived, session)
-
-    def _happened(self, event: Event) -> None:
-        assert self.lifetime is not None
-        self.lifetime.on_events((event,))
-
-    def _catch_up(self) -> None:
-        assert self.lifetime is not None
-        self.lifetime.catch_up()
 
     # -- faults --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Any predictor of the protocol, asked about many sequences; an :class:`Outlook` of its answers."""
+"""Any predictor of the protocol, asked about many sequences; a forecast made of its answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sagellm_lifetime.core.protocol import (
     PredictionRequest,
     PredictionResult,
 )
-from sagellm_lifetime.policies.state import HORIZON, Outlook
+from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
 
 UNKNOWN: Final = -1.0
 """Confidence of what the predictor cannot know, below every threshold."""
@@ -45,16 +45,16 @@ def _ask_one(
         return None
 
 
-def outlook_of(
+def forecast_of(
     results: Sequence[PredictionResult | None], requests: Sequence[PredictionRequest]
-) -> Outlook:
+) -> SurvivalForecast:
     """What is expected of ``N`` sequences.
 
     An answer with a distribution counts with it, one without as if it were certain, and where there
     is none the sequence runs into its cap. The confidence is that of the answer, and
     :data:`UNKNOWN` where there is none or where nothing was learned yet.
     """
-    survival = Outlook.exact(
+    survival = SurvivalForecast.exact(
         np.array([_point(*each) for each in zip(results, requests, strict=True)], dtype=np.float64)
     ).survival
     confidence = np.full(len(results), UNKNOWN)
@@ -72,8 +72,8 @@ def outlook_of(
     if spread:
         index, distributions = zip(*spread, strict=True)
         batch = LengthDistributionBatch.stack(distributions)
-        survival[list(index)] = Outlook.of(batch, confidence[list(index)]).survival
-    return Outlook(survival, confidence)
+        survival[list(index)] = SurvivalForecast.of(batch, confidence[list(index)]).survival
+    return SurvivalForecast(survival, confidence)
 
 
 def _point(result: PredictionResult | None, request: PredictionRequest) -> float:

@@ -18,7 +18,7 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.policies.eviction import VALUES, eviction_order
 from sagellm_lifetime.policies.plan import Plan
-from sagellm_lifetime.policies.specification.asking import ask, outlook_of
+from sagellm_lifetime.policies.specification.asking import ask, forecast_of
 from sagellm_lifetime.policies.specification.blocks import choose
 from sagellm_lifetime.policies.specification.contract import (
     EvictionCandidate,
@@ -110,10 +110,10 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
         requests = [_request(each) for each in candidates]
         results = ask(self.lifetime_predictor, requests)
         _tell(candidates, results)
-        outlook = outlook_of(results, requests)
+        forecast = forecast_of(results, requests)
         order = eviction_order(
             self._sequences(candidates, requests),
-            outlook,
+            forecast,
             value=VALUES[self.order],
             near_completion=self._near_completion,
             near_probability=_CERTAINLY_NOT if self.order == "shortest" else 0.5,

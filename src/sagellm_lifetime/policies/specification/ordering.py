@@ -16,10 +16,10 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.policies.ordering import SERVICES, in_line, places
 from sagellm_lifetime.policies.reservation import Peak
-from sagellm_lifetime.policies.specification.asking import ask, outlook_of
+from sagellm_lifetime.policies.specification.asking import ask, forecast_of
 from sagellm_lifetime.policies.specification.contract import OptimizationPass, ScheduleRequest
 from sagellm_lifetime.policies.specification.settled import Settled
-from sagellm_lifetime.policies.state import Outlook, Sequences
+from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 
 _PATIENCE: Final = 100.0
 """Seconds per second of service."""
@@ -122,20 +122,22 @@ class LifetimeAwarePass(OptimizationPass):
         for request, result in zip(pending, results, strict=True):
             if result is not None:
                 request.estimated_remaining_tokens = result.estimated_remaining_tokens
-        outlook = outlook_of(results, requests)
+        forecast = forecast_of(results, requests)
         sequences = _sequences(pending)
         pool = available_memory / self._memory_per_token + sum(_tokens(each) for each in running)
         unit = _pace(results) / (max(pool, 1.0) if self._service == "area" else 1.0)
-        spots = self._settle(pending, self._spots(sequences, outlook, self._patience * unit))
+        spots = self._settle(pending, self._spots(sequences, forecast, self._patience * unit))
         order = in_line(sequences, spots)
         if self._fit:
-            order = order[: self._room(sequences, outlook.take(order), order, running, pool)]
+            order = order[: self._room(sequences, forecast.take(order), order, running, pool)]
         return Settled(pending[i] for i in order.tolist())
 
-    def _spots(self, sequences: Sequences, outlook: Outlook, patience: float) -> np.ndarray:
+    def _spots(
+        self, sequences: Sequences, forecast: SurvivalForecast, patience: float
+    ) -> np.ndarray:
         return places(
             sequences,
-            outlook,
+            forecast,
             service=SERVICES[self._service],
             patience=patience,
             min_confidence=max(self._min_confidence, 0.0),
@@ -155,7 +157,7 @@ class LifetimeAwarePass(OptimizationPass):
     def _room(
         self,
         sequences: Sequences,
-        outlook: Outlook,
+        forecast: SurvivalForecast,
         order: np.ndarray,
         running: Sequence[ScheduleRequest],
         pool: float,
@@ -168,11 +170,11 @@ class LifetimeAwarePass(OptimizationPass):
         if running:
             requests = [_request(each) for each in running]
             tokens = np.array([_tokens(each) for each in running])
-            ahead = outlook_of(ask(self.lifetime_predictor, requests), requests)
+            ahead = forecast_of(ask(self.lifetime_predictor, requests), requests)
             peak.add(peak.terms(tokens, ahead, least).sum(axis=0))
         count = 0
-        believed = outlook.confidence >= least
-        each_adds = peak.terms(sequences.tokens[order], outlook, least)
+        believed = forecast.confidence >= least
+        each_adds = peak.terms(sequences.tokens[order], forecast, least)
         for terms, sure in zip(np.cumsum(each_adds, axis=0), believed, strict=True):
             if sure and not peak.fits(terms, free):
                 break

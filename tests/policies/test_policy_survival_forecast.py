@@ -1,4 +1,4 @@
-"""An outlook says what the distributions say."""
+"""An forecast says what the distributions say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policy_help import (
 )
 
 from sagellm_lifetime.core.distribution import LengthDistribution
-from sagellm_lifetime.policies.state import HORIZON, Memory, Outlook, gap_of
+from sagellm_lifetime.policies.state import HORIZON, Memory, SurvivalForecast, gap_of
 
 LENGTHS = st.lists(st.integers(1, int(HORIZON[-1])), min_size=1, max_size=20)
 
@@ -60,14 +60,14 @@ def test_at_worst_is_the_mean_of_the_longest(share, log_sd):
     row = log_normal(300, log_sd)
     levels = 1.0 - share * (np.arange(2000) + 0.5) / 2000
     longest = [LengthDistribution(row, 100).quantile(level) for level in levels]
-    outlook = predicted([row], [100])
+    forecast = predicted([row], [100])
     # A distribution that lies within one gap of the horizon, a third of the length, is that gap.
-    assert outlook.at_worst(share)[0] == pytest.approx(np.mean(longest), rel=0.2)
+    assert forecast.at_worst(share)[0] == pytest.approx(np.mean(longest), rel=0.2)
 
 
 def test_at_worst_of_known_lengths_is_the_length():
-    outlook = Outlook.exact(np.array([3, 700, 701]))
-    assert outlook.at_worst(0.1) == pytest.approx([3, 700, 701])
+    forecast = SurvivalForecast.exact(np.array([3, 700, 701]))
+    assert forecast.at_worst(0.1) == pytest.approx([3, 700, 701])
 
 
 @pytest.mark.parametrize("cap", [1, 3, 31, 39, 40, 41, 250, 1000])
@@ -76,9 +76,9 @@ def test_expected_of_a_capped_length(median, cap):
     # Nobody outlives the cap, wherever in a gap of the horizon it falls.
     row = log_logistic(median, 0.8)
     mean = LengthDistribution(row, 0, 0, cap).mean()
-    outlook = predicted([row], caps=[cap])
-    assert outlook.expected()[0] == pytest.approx(mean, rel=0.05)
-    assert (outlook.survival[0, gap_of(cap) + 1 :] == 0.0).all()
+    forecast = predicted([row], caps=[cap])
+    assert forecast.expected()[0] == pytest.approx(mean, rel=0.05)
+    assert (forecast.survival[0, gap_of(cap) + 1 :] == 0.0).all()
 
 
 def test_nothing_is_expected_at_the_cap():
@@ -120,10 +120,10 @@ def test_gittins_falls_with_age_where_the_hazard_does():
 
 
 def test_take():
-    outlook = known([10, 20, 30], [0.1, 0.2, 0.3]).take(np.array([2, 0]))
-    assert outlook.expected().tolist() == [30, 10]
-    assert outlook.confidence.tolist() == [0.3, 0.1]
-    assert isinstance(outlook, Outlook)
+    forecast = known([10, 20, 30], [0.1, 0.2, 0.3]).take(np.array([2, 0]))
+    assert forecast.expected().tolist() == [30, 10]
+    assert forecast.confidence.tolist() == [0.3, 0.1]
+    assert isinstance(forecast, SurvivalForecast)
 
 
 def test_blocks_of_tokens():
