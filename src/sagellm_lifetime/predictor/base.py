@@ -19,6 +19,7 @@ from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.values import as_sequence_id
+from sagellm_lifetime.core.yield_gil import breathe
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
@@ -394,13 +395,15 @@ class Predictor(Predicting):
     def successor(self, arrays: Arrays) -> Learned:
         """Return what an equal predictor learned, for :meth:`swap`; its recent traffic is left out.
 
-        Takes no lock.
+        Takes no lock, and lets other threads run between pieces of work.
 
         Raises:
             ValueError: as of :meth:`restore`.
         """
         state = self._context.without(model_state(arrays))
-        return restored(self._learned.model.successor(), arrays, state)
+        model = self._learned.model.successor()
+        breathe()
+        return restored(model, arrays, state)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint directory, atomically. Raises :class:`CheckpointError`."""
