@@ -28,12 +28,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from sagellm_lifetime.core.arrays import Arrays
+from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import MOST_ATOMS, log_logistic
 from sagellm_lifetime.core.yield_gil import breathe
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
 from sagellm_lifetime.models.shrinkage import (
     INSIDE,
@@ -95,6 +96,8 @@ _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
 """What is stored of each node: type, shape, smallest and largest value."""
 _RAGGED: Final = ("habits", "habits_until", "atoms", "atom_shares", "atoms_until")
 """Stored of all nodes in a row: single lengths, and how many up to the end of each node."""
+_ONCE_SHARE: Final = 0.25
+"""Of all nodes, how many may have come once only where there are as many as may be kept."""
 _PIECE: Final = 4096
 """Nodes taken over between two breaths."""
 _FREED: Final = 512
@@ -134,10 +137,12 @@ class Path(NamedTuple):
     Attributes:
         crossed: from the root to the finest, then the session.
         every: all nodes, the pieces alone too, each after those it rests on.
+        own: those of them that are the client's or the session's own.
     """
 
     crossed: tuple[Step, ...]
     every: tuple[Step, ...]
+    own: tuple[Step, ...]
 
 
 def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
@@ -198,7 +203,7 @@ def _left(node: _Node) -> np.ndarray:
 
 
 class ResidualLife:
-    """The counts of all nodes, bounded; the least recently used node makes room.
+    """The counts of all nodes, bounded; a node that came once, or has little history, makes room.
 
     Args:
         max_nodes: nodes kept at most, about 3 kB each.
@@ -207,6 +212,8 @@ class ResidualLife:
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
         self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
+        self._once: OrderedDict[NodeKey, None] = OrderedDict()
+        """Nodes that one completion came to, the oldest first."""
         self._stored: Arrays = {}
         """Of a restored state: a node nobody has touched yet is its row there."""
         self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
@@ -214,6 +221,7 @@ class ResidualLife:
         self._effect_losses = np.zeros((len(LEVELS), len(TRUST)))
         self._trust = [_START_TRUST] * len(LEVELS)
         self._scored = 0
+        self.shares = FairShares()
         self._prior = Hazards(padded(prior_hazards()))
         self.count = 0
 
@@ -327,22 +335,29 @@ class ResidualLife:
 
     def learn(
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
-    ) -> None:
-        """Count one completion (``length`` tokens, or at least so many if censored)."""
-        if censored and length < 1:
-            return
-        path = node_path(features, session)
-        if self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED:
-            self._choose(path, length, censored=censored)
-        self._count(path, length, censored=censored)
+    ) -> bool:
+        """Count one completion (``length`` tokens, or at least so many if censored).
 
-    def _count(self, path: Path, length: int, *, censored: bool) -> None:
+        Returns:
+            Whether it counted for all, and not for its client alone (:mod:`.fair_share`).
+        """
+        if censored and length < 1:
+            return False
+        path = node_path(features, session)
+        fair = self.shares.count(features.client_key)
+        if fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
+            self._choose(path, length, censored=censored)
+        self._count(path.every if fair else path.own, length, censored=censored)
+        return fair
+
+    def _count(self, steps: Sequence[Step], length: int, *, censored: bool) -> None:
+        """Count a completion at some nodes, each after those it rests on."""
         self.count += 1
         # Not counted as alive in the bin of the first token that nobody saw: exact where it
         # matters, at caps, which are powers of two and so edges of the grid.
         place = _FIRST + bin_of(length + 1 if censored else length)
         nodes, count = self._nodes, self.count
-        for step in path.every:
+        for step in steps:
             key, level = step[0], step[1]
             node = nodes.get(key)
             if type(node) is _Node:
@@ -350,6 +365,8 @@ class ResidualLife:
             else:
                 node = self._node(key)
             node.counted += 1
+            if node.counted == 2:
+                self._once.pop(key, None)
             if level == _SESSION:
                 if censored:
                     _left(node)[place] += 1.0
@@ -436,18 +453,22 @@ class ResidualLife:
             path = node_path(each, session)
             if i == older:
                 self._settle_all(counted)
-            counted.update((step.key, step) for step in path.every)
             if censored[i] and lengths[i] < 1:
                 continue
-            if i >= older or (session and self._scored < _ALWAYS):
+            fair = self.shares.count(each.client_key)
+            steps = path.every if fair else path.own
+            counted.update((step.key, step) for step in steps)
+            if fair and (i >= older or (session and self._scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
             if censored[i] or session or i >= older:
-                self._count(path, int(lengths[i]), censored=bool(censored[i]))
+                self._count(steps, int(lengths[i]), censored=bool(censored[i]))
                 continue
             self.count += 1
-            for step in path.every:
+            for step in steps:
                 node = self._node(step.key)
                 node.counted += 1
+                if node.counted == 2:
+                    self._once.pop(step.key, None)
                 node.ended[_FIRST + bins[i]] += 1.0
         self._settle_all(counted)
 
@@ -463,9 +484,29 @@ class ResidualLife:
             self._nodes.move_to_end(key)
             return self._found(key)
         if len(self._nodes) >= self._max_nodes:
-            self._nodes.popitem(last=False)
+            self._make_room()
         node = self._nodes[key] = _Node(key & _LEVEL)
+        self._once[key] = None
         return node
+
+    def _make_room(self) -> None:
+        """Evict a node: one that came once, or one with little history of those unused longest.
+
+        So a million names that come once evict each other, and not those with a history.
+        """
+        if len(self._once) >= self._max_nodes * _ONCE_SHARE:
+            gone, _ = self._once.popitem(last=False)
+            del self._nodes[gone]
+            return
+        oldest: NodeKey = next(iter(self._nodes))
+        if oldest not in self._once:
+            oldest = lightest_of(self._nodes, self._counted)
+        del self._nodes[oldest]
+        self._once.pop(oldest, None)
+
+    def _counted(self, node: _Node | int) -> int:
+        """Completions of a node, also of one that nobody has asked for yet."""
+        return self._stored["counted"].item(node) if isinstance(node, int) else node.counted
 
     # -- state -------------------------------------------------------------------------------
 
@@ -510,6 +551,7 @@ class ResidualLife:
             "trust": np.array(self._trust),
             "scored": count_array(self._scored),
             "count": count_array(self.count),
+            **{f"shares.{name}": value for name, value in self.shares.state().items()},
         }
 
     def restore(self, state: Arrays) -> None:
@@ -540,6 +582,8 @@ class ResidualLife:
             breathe()
         if len(self._nodes) < len(keys):
             raise ValueError("'keys' names a node twice")
+        # In the order of the nodes, which is theirs: they have not been used again.
+        self._once = OrderedDict.fromkeys(found[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         scores = (len(LEVELS), len(OPTIONS))
         self._losses = checked(state, "losses", np.float64, scores).copy()
@@ -550,6 +594,7 @@ class ResidualLife:
         last = len(TRUST) - 1
         self._trust = checked(state, "trust", np.int64, (len(LEVELS),), 0, last).tolist()
         self._scored, self.count = checked_count(state, "scored"), checked_count(state, "count")
+        self.shares.restore(part(state, "shares."))
 
     def dissolve(self) -> None:
         """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""
@@ -652,7 +697,14 @@ def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -
     if session:
         key = session << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
-    return Path(tuple(crossed), (_ROOT, *extra, *crossed[1:]))
+    every = (_ROOT, *extra, *crossed[1:])
+    return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
+
+
+def _is_own(step: Step) -> bool:
+    """Whether a node belongs to one client or session, and not to all."""
+    levels = (step.level, *(each.level for each in step.before))
+    return step.level == _SESSION or _CLIENT in levels or _CLIENT + _ALONE in levels
 
 
 def _below(before: tuple[Step, ...], level: int, value: int, alone: tuple[Step, ...]) -> Step:

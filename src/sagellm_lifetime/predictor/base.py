@@ -19,11 +19,10 @@ from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.values import as_option, as_sequence_id
-from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.checks import check_completion
 from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
 from sagellm_lifetime.predictor.predicting import Predicting
-from sagellm_lifetime.predictor.records import Answered, Completion, Elsewhere, Lesson
+from sagellm_lifetime.predictor.records import Completion, Elsewhere, Lesson
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,9 +34,6 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share that is done."""
 
 _LARGEST_SEED = 2**63 - 1
-_CALIBRATE_EVERY = 32
-"""Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
-learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
 
 
 class Predictor(Predicting):
@@ -72,7 +68,6 @@ class Predictor(Predicting):
             "expire_after": self._tracker.expire_after,
         }
         self._scores = Scores()
-        self._pending: list[Answered] = []
         self._fitting = False
         self._elsewhere: Elsewhere | None = None
         self.summary: dict[str, Any] = {}
@@ -176,15 +171,13 @@ class Predictor(Predicting):
 
     def _take_in(self, lesson: Lesson) -> None:
         """Learn the rest, which may take long."""
-        self._pending.extend(answered(lesson))
+        self._calibration.learn(lesson)
         self._learn(Completion(lesson.evidence, lesson.length, lesson.censored))
         self._lessons += 1
         # Rows of running sequences are computed anew at every doubling of what is known: soon
         # after the start, and hardly ever later, when one more completion changes nothing.
         if self._lessons & (self._lessons - 1) == 0:
             self._version += 1
-        if len(self._pending) >= _CALIBRATE_EVERY:
-            self._calibrate_pending()
 
     def track_all(self) -> None:
         """Forget no sequence, however many there are and however long they run: for a caller that
@@ -205,8 +198,7 @@ class Predictor(Predicting):
                 self._tracker.discarded += 1
 
     def _calibrate_pending(self) -> None:
-        calibrate(self._calibration, self._pending)
-        self._pending.clear()
+        self._calibration.learn_all()
 
     # -- what is known -----------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from sagellm_lifetime.core.calibration import Calibration
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
@@ -28,6 +27,7 @@ from sagellm_lifetime.history.prequential import (
     seconds,
 )
 from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 
 if TYPE_CHECKING:
     from sagellm_lifetime.history.endings import CapReached
@@ -71,11 +71,10 @@ def fit_predictor(
     frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
     older, newest = _parts(frame, kind)
 
-    predictor._calibration = Calibration()
+    predictor._calibration = CalibrationByClient()
     predictor._scores = Scores()
     predictor._tracker = predictor._tracker.emptied()
     predictor._timing = _timing(older)
-    predictor._pending = []
     predictor._lessons = len(older)
     predictor._predict_calls = 0
     predictor._fitting = True

@@ -138,11 +138,11 @@ class NeuralPredictor(Predictor):
 
     def _learn(self, completion: Completion) -> None:
         evidence: SequenceEvidence = completion.evidence
-        if self._options["online"] != "off":
-            self._remember(completion)
-        self._tables.learn(
+        fair = self._tables.learn(
             evidence.features, evidence.session, completion.length, censored=completion.censored
         )
+        if fair and self._options["online"] != "off":
+            self._remember(completion)
         if self._options["online"] == "inline" and not self._fitting:
             self._train_inline()
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
-from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
+from sagellm_lifetime.core.calibration import band_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
@@ -30,6 +30,7 @@ from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
 from sagellm_lifetime.core.values import as_ages, as_levels, as_sequence_ids
 from sagellm_lifetime.features.request import LARGEST_AGE, check_request, read_request
+from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 from sagellm_lifetime.predictor.checks import check_iterable, waves
 from sagellm_lifetime.predictor.records import Evidence
 
@@ -48,7 +49,7 @@ class Predicting(LifetimePredictorProtocol):
         self._lock: Any = RLock()
         self._tracker = Tracker(capacity, expire_after)
         self._timing = TokenTiming()
-        self._calibration = Calibration()
+        self._calibration = CalibrationByClient()
         self._lessons = 0
         self._version = 0
         self._predict_calls = 0
@@ -186,14 +187,13 @@ class Predicting(LifetimePredictorProtocol):
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
-            return self._believed(batch, bands_of(batch.ages))[1]
+            return self._believed(batch)[1]
 
-    def _believed(
-        self, batch: LengthDistributionBatch, bands: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _believed(self, batch: LengthDistributionBatch) -> tuple[np.ndarray, np.ndarray]:
         points = batch.quantile(0.5)
         raw = np.where(points > 0, batch.within(points), 1.0)
-        return points, self._calibration.confidences(bands, raw)
+        assert batch.bands is not None
+        return points, self._calibration.confidences(batch.bands, raw)
 
     def _distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
@@ -201,13 +201,17 @@ class Predicting(LifetimePredictorProtocol):
         sequence_ids = as_sequence_ids(sequence_ids)
         ages = as_ages(ages, len(sequence_ids), LARGEST_AGE)
         slots = self._tracker.slots(sequence_ids)
+        clients: list[int] = []
+        if self._calibration.has_own:
+            each = self._tracker.evidence(sequence_ids)
+            clients = [evidence.features.client_key for evidence in each]
         return LengthDistributionBatch(
             self._tracker.rows,
             slots,
             ages,
             self._tracker.caps[slots],
             self._calibration.curves,
-            bands_of(ages),
+            self._calibration.bands(ages, clients),
         )
 
     def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Any]:
@@ -255,12 +259,13 @@ class Predicting(LifetimePredictorProtocol):
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> PredictionResult:
         band = band_of(age)
-        curve, row = self._calibration.views[band], item.answers[-1]
+        calibration = self._calibration.of(item.evidence.features.client_key)
+        curve, row = calibration.views[band], item.answers[-1]
         if age or row.flags.writeable:
             remaining, raw = point_and_confidence(row, age, cap, curve)
-            confidence = self._calibration.confidence(band, raw)
+            confidence = calibration.confidence(band, raw)
         else:  # nobody writes to it because many hold it
-            remaining, confidence = self._calibration.at_start(row, cap)
+            remaining, confidence = calibration.at_start(row, cap)
         if item.estimate < 0:
             item.estimate, item.confidence = age + remaining, confidence
         return PredictionResult(
@@ -278,11 +283,12 @@ class Predicting(LifetimePredictorProtocol):
         age_list = [request.current_length for request in requests]
         cap_list = [request.max_length for request in requests]
         ages = np.array(age_list, dtype=np.int64)
-        bands = bands_of(ages)
+        clients = [item.evidence.features.client_key for item in items]
+        bands = self._calibration.bands(ages, clients)
         caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
         curves = self._calibration.curves
         batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
-        points, confidences = self._believed(batch, bands)
+        points, confidences = self._believed(batch)
         views = self._calibration.views
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
