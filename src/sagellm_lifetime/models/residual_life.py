@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from math import log2
+from math import exp, log, log2
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ from sagellm_lifetime.core.yield_gil import breathe
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
+from sagellm_lifetime.models.regimes import Regimes
 from sagellm_lifetime.models.shrinkage import (
     INSIDE,
     OPTIONS,
@@ -53,18 +54,23 @@ from sagellm_lifetime.models.shrinkage import (
 LEVELS: Final = (
     *("all", "model", "client", "cap", "prompt", "fine", "session"),
     *("client alone", "cap alone", "prompt alone", "fine alone"),
+    "generation",
 )
 _CLIENT, _CAP, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6
+_GENERATION: Final = 11
+"""A later generation of a model: the root of all that is said there."""
 _ALONE: Final = 5
 """From the level of a piece crossed with others to that of the piece alone."""
-_START: Final = tuple(1 if name in ("all", "session") else 7 for name in LEVELS)
+_START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and nothing but
 the prior above it, so it trusts itself: (4, 20), and so does a session; the others start cautious:
 (30, infinity)."""
 _START_TRUST: Final = 1
 """Index into ``TRUST`` with which each level starts."""
-_HABITS: Final = {0: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
+_HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
 """How many single lengths a node counts: of all requests, of a model, of a client."""
+_UNLIKELY: Final = -12.0
+"""Log likelihood of a bin, at least: one completion alone proves nothing."""
 _NEGLIGIBLE: Final = 0.02
 """Weight of an effect below which it is left out."""
 _SPREAD: Final = 8
@@ -222,6 +228,7 @@ class ResidualLife:
         self._trust = [_START_TRUST] * len(LEVELS)
         self._scored = 0
         self.shares = FairShares()
+        self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
         self.count = 0
 
@@ -229,18 +236,22 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of all that is known, shape ``(BINS,)``."""
-        return self._finest(node_path(features, session).crossed)[0].padded[INSIDE]
+        return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
         """Return all that is known."""
-        return self._finest(node_path(features, session).crossed)[0]
+        return self._finest(self._path(features, session).crossed)[0]
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the same as cumulative hazards, not to be written to.
 
         Shape ``(BINS + 1,)``, or a wide row where values recur.
         """
-        return self._finest(node_path(features, session).crossed)[0].row
+        return self._finest(self._path(features, session).crossed)[0].row
+
+    def _path(self, features: RequestFeatures, session: int) -> Path:
+        """Return the nodes of one request in the present generation of its model."""
+        return node_path(features, session, self.regimes.present(features.model_key))
 
     def _found(self, key: NodeKey) -> _Node:
         """A node that is there; its place among the least recently used stays."""
@@ -343,12 +354,52 @@ class ResidualLife:
         """
         if censored and length < 1:
             return False
-        path = node_path(features, session)
         fair = self.shares.count(features.client_key)
+        if fair and not session and not censored:
+            self._watch(features, length)
+        path = self._path(features, session)
         if fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
             self._choose(path, length, censored=censored)
         self._count(path.every if fair else path.own, length, censored=censored)
         return fair
+
+    def _watch(self, features: RequestFeatures, length: int) -> None:
+        """Compare a completion that is not counted yet with what its generation had said.
+
+        Turns of one session are alike, so that a long one would pass for a change; and who is new
+        is not yet known well enough to have changed.
+        """
+        client, model = features.client_key, features.model_key
+        if client and not self.shares.is_established(client):
+            return
+        path = self._path(features, 0)
+        said = next(
+            (row for step in reversed(path.crossed) if (row := self._settled(step)) is not None),
+            None,
+        )
+        if said is None:
+            return
+        k = bin_of(length)
+        before, after = said.item(k), said.item(k + 1)
+        older, gains = self.regimes.older(model), []
+        if older:
+            present = self._log_likelihood(model, self.regimes.present(model), k)
+            gains = [self._log_likelihood(model, each, k) - present for each in older]
+        self.regimes.watch(model, 1.0 - exp(-0.5 * (before + after)), gains)
+
+    def _log_likelihood(self, model: int, generation: int, k: int) -> float:
+        """Of an end in bin ``k``, by all requests of one generation of a model."""
+        row = self._settled(generation_step(model, generation))
+        if row is None:
+            return _UNLIKELY
+        return max(log(max(exp(-row.item(k)) - exp(-row.item(k + 1)), 1e-30)), _UNLIKELY)
+
+    def _settled(self, step: Step) -> np.ndarray | None:
+        """The row that was kept for a node; ``None`` where there is none."""
+        if step.key not in self._nodes:
+            return None
+        node = self._found(step.key)
+        return None if node.hazards is _NOTHING else node.hazards.row
 
     def _count(self, steps: Sequence[Step], length: int, *, censored: bool) -> None:
         """Count a completion at some nodes, each after those it rests on."""
@@ -450,12 +501,14 @@ class ResidualLife:
         counted: dict[NodeKey, Step] = {}
         older = max(len(features) - _ALWAYS, len(features) // 2)
         for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
-            path = node_path(each, session)
             if i == older:
                 self._settle_all(counted)
             if censored[i] and lengths[i] < 1:
                 continue
             fair = self.shares.count(each.client_key)
+            if fair and i >= older and not session and not censored[i]:
+                self._watch(each, int(lengths[i]))
+            path = self._path(each, session)
             steps = path.every if fair else path.own
             counted.update((step.key, step) for step in steps)
             if fair and (i >= older or (session and self._scored < _ALWAYS)):
@@ -552,6 +605,7 @@ class ResidualLife:
             "scored": count_array(self._scored),
             "count": count_array(self.count),
             **{f"shares.{name}": value for name, value in self.shares.state().items()},
+            **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
         }
 
     def restore(self, state: Arrays) -> None:
@@ -595,6 +649,7 @@ class ResidualLife:
         self._trust = checked(state, "trust", np.int64, (len(LEVELS),), 0, last).tolist()
         self._scored, self.count = checked_count(state, "scored"), checked_count(state, "count")
         self.shares.restore(part(state, "shares."))
+        self.regimes.restore(part(state, "regimes."))
 
     def dissolve(self) -> None:
         """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""
@@ -641,7 +696,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
 
 
 _ORDER: Final = tuple(
-    0 if level == 0 else 1 + level - _SESSION if level > _SESSION else 10 + level
+    {0: 0, _GENERATION: 1}.get(level, level if level > _SESSION else 20 + level)
     for level in range(len(LEVELS))
 )
 """Levels in an order in which each comes after those it rests on."""
@@ -653,31 +708,50 @@ def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
 
 
 def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
-    return (hazards, node.counted, None) if step[1] else (hazards, 0, (_ROOT,))
+    if 0 < step[1] < _GENERATION:
+        return hazards, node.counted, None
+    return hazards, 0, (*step[4], step)
 
 
-def node_path(features: RequestFeatures, session: int) -> Path:
-    """Return the nodes of one request; what is not said is left out."""
+def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
+    """Return the nodes of one request; what is not said is left out.
+
+    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has a root of its own
+    below that of all requests, and its own nodes for all that is said.
+    """
     return _path(
         features.model_key,
         features.client_key,
         features.max_length or 0,
         features.prompt_length,
         session,
+        generation,
     )
 
 
+def generation_step(model: int, generation: int) -> Step:
+    """Return the node of all requests of one generation of a model."""
+    return _path(model, 0, 0, None, 0, generation).crossed[-1]
+
+
 @lru_cache(maxsize=4096)
-def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -> Path:
+def _path(
+    model: int, client: int, cap: int, prompt: int | None, session: int, generation: int
+) -> Path:
     """Asked for when a sequence arrives and again when it ends, hence the cache."""
+    base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
+    if generation:
+        named = (model * _GOLDEN + generation) & _MASK
+        base = _ROOT, _below((_ROOT,), _GENERATION, named, ())
+        del pieces[0]
     if cap:
         pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
     if prompt is not None:
         octaves = log2(prompt + 1)
         pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
         pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
-    crossed, alone = [_ROOT], [_ROOT]
+    crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
     """Level of the first piece that is said."""
@@ -685,7 +759,7 @@ def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -
         if not value:
             continue
         if level != _FINE:
-            alone = [_ROOT]
+            alone = list(base)
         by_itself = level if level == 1 else level + _ALONE
         alone.append(_below(tuple(alone), by_itself, value, ()))
         if first in (0, level) or (level == _FINE and first == _PROMPT):
@@ -697,7 +771,8 @@ def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -
     if session:
         key = session << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
-    every = (_ROOT, *extra, *crossed[1:])
+    # What all requests are is told by the first generations: later ones would be mixed into them.
+    every = (base[-1], *extra, *crossed[len(base) :])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
 
 
