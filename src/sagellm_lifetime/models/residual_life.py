@@ -372,27 +372,24 @@ class ResidualLife:
         client, model = features.client_key, features.model_key
         if client and not self.shares.is_established(client):
             return
-        path = self._path(features, 0)
-        said = next(
-            (row for step in reversed(path.crossed) if (row := self._settled(step)) is not None),
-            None,
-        )
+        said = self._said(features, self.regimes.present(model))
         if said is None:
             return
         k = bin_of(length)
-        before, after = said.item(k), said.item(k + 1)
         older, gains = self.regimes.older(model), []
         if older:
-            present = self._log_likelihood(model, self.regimes.present(model), k)
-            gains = [self._log_likelihood(model, each, k) - present for each in older]
-        self.regimes.watch(model, 1.0 - exp(-0.5 * (before + after)), gains)
+            present = _log_likelihood(said, k)
+            for each in older:
+                other = self._said(features, each)
+                gains.append(_UNLIKELY if other is None else _log_likelihood(other, k) - present)
+        # The middle of the bin's share: who always answers the same is right in the middle, too.
+        u = 1.0 - 0.5 * (exp(-said.item(k)) + exp(-said.item(k + 1)))
+        self.regimes.watch(model, u, gains)
 
-    def _log_likelihood(self, model: int, generation: int, k: int) -> float:
-        """Of an end in bin ``k``, by all requests of one generation of a model."""
-        row = self._settled(generation_step(model, generation))
-        if row is None:
-            return _UNLIKELY
-        return max(log(max(exp(-row.item(k)) - exp(-row.item(k + 1)), 1e-30)), _UNLIKELY)
+    def _said(self, features: RequestFeatures, generation: int) -> np.ndarray | None:
+        """The finest row that was kept for a request in one generation."""
+        rows = map(self._settled, reversed(node_path(features, 0, generation).crossed))
+        return next((row for row in rows if row is not None), None)
 
     def _settled(self, step: Step) -> np.ndarray | None:
         """The row that was kept for a node; ``None`` where there is none."""
@@ -703,6 +700,11 @@ _ORDER: Final = tuple(
 _ROOT: Final = Step(0, 0, -1, (), ())
 
 
+def _log_likelihood(row: np.ndarray, k: int) -> float:
+    """Of an end in bin ``k``."""
+    return max(log(max(exp(-row.item(k)) - exp(-row.item(k + 1)), 1e-30)), _UNLIKELY)
+
+
 def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
     return above[0] if effect is None else laid_over(above[0], effect)
 
@@ -727,11 +729,6 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
         session,
         generation,
     )
-
-
-def generation_step(model: int, generation: int) -> Step:
-    """Return the node of all requests of one generation of a model."""
-    return _path(model, 0, 0, None, 0, generation).crossed[-1]
 
 
 @lru_cache(maxsize=4096)
