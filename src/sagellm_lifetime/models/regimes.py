@@ -42,6 +42,7 @@ _SETTLED: Final = 50
 _MOST_MODELS: Final = 256
 _LEAST: Final = 1e-6
 _STEP: Final = log(3.0)
+_MIDDLE: Final = 3.0**-0.25
 
 
 @dataclass(slots=True)
@@ -109,9 +110,13 @@ class Regimes:
             self._models.move_to_end(model)
         found.seen += 1
         found.since += 1
-        u = min(max(u, _LEAST), 1.0 - _LEAST)
-        found.longer = max(0.0, found.longer + _STEP + 4.0 * log(u))
-        found.shorter = max(0.0, found.shorter + _STEP + 4.0 * log(1.0 - u))
+        # Below ``_MIDDLE`` a step is negative, and most sums are zero: no logarithm is needed then.
+        if found.longer or u > _MIDDLE:
+            found.longer = max(0.0, found.longer + _STEP + 4.0 * log(max(u, _LEAST)))
+        if found.shorter or 1.0 - u > _MIDDLE:
+            found.shorter = max(0.0, found.shorter + _STEP + 4.0 * log(max(1.0 - u, _LEAST)))
+        if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
+            return False
         best = -1
         for i, gain in enumerate(gains):
             found.better[i] = max(0.0, found.better[i] + gain)

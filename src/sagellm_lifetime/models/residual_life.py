@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from math import exp, log, log2
+from math import log, log2
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -69,8 +69,8 @@ _START_TRUST: Final = 1
 """Index into ``TRUST`` with which each level starts."""
 _HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
 """How many single lengths a node counts: of all requests, of a model, of a client."""
-_UNLIKELY: Final = -12.0
-"""Log likelihood of a bin, at least: one completion alone proves nothing."""
+_LEAST_LIKELY: Final = 6e-6
+"""Probability of a bin, at least: one completion alone proves nothing."""
 _NEGLIGIBLE: Final = 0.02
 """Weight of an effect below which it is left out."""
 _SPREAD: Final = 8
@@ -355,48 +355,57 @@ class ResidualLife:
         if censored and length < 1:
             return False
         fair = self.shares.count(features.client_key)
-        if fair and not session and not censored:
-            self._watch(features, length)
         path = self._path(features, session)
+        if fair and not session and not censored:
+            path = self._watch(features, path, length)
         if fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
             self._choose(path, length, censored=censored)
         self._count(path.every if fair else path.own, length, censored=censored)
         return fair
 
-    def _watch(self, features: RequestFeatures, length: int) -> None:
+    def _watch(self, features: RequestFeatures, path: Path, length: int) -> Path:
         """Compare a completion that is not counted yet with what its generation had said.
 
         Turns of one session are alike, so that a long one would pass for a change; and who is new
         is not yet known well enough to have changed.
+
+        Returns:
+            The path of the request in what is the present generation now.
         """
         client, model = features.client_key, features.model_key
         if client and not self.shares.is_established(client):
-            return
-        said = self._said(features, self.regimes.present(model))
-        if said is None:
-            return
+            return path
         k = bin_of(length)
+        said = self._said(path, k)
+        if said is None:
+            return path
+        alive, ended = said
         older, gains = self.regimes.older(model), []
         if older:
-            present = _log_likelihood(said, k)
+            present = log(max(ended, _LEAST_LIKELY))
             for each in older:
-                other = self._said(features, each)
-                gains.append(_UNLIKELY if other is None else _log_likelihood(other, k) - present)
+                other = self._said(node_path(features, 0, each), k)
+                gains.append(log(max(other[1] if other else 0.0, _LEAST_LIKELY)) - present)
         # The middle of the bin's share: who always answers the same is right in the middle, too.
-        u = 1.0 - 0.5 * (exp(-said.item(k)) + exp(-said.item(k + 1)))
-        self.regimes.watch(model, u, gains)
+        if not self.regimes.watch(model, 1.0 - alive + 0.5 * ended, gains):
+            return path
+        return self._path(features, 0)
 
-    def _said(self, features: RequestFeatures, generation: int) -> np.ndarray | None:
-        """The finest row that was kept for a request in one generation."""
-        rows = map(self._settled, reversed(node_path(features, 0, generation).crossed))
-        return next((row for row in rows if row is not None), None)
+    def _said(self, path: Path, k: int) -> tuple[float, float] | None:
+        """Probability to get to bin ``k``, and to end in it, by the finest hazards that were kept.
 
-    def _settled(self, step: Step) -> np.ndarray | None:
-        """The row that was kept for a node; ``None`` where there is none."""
-        if step.key not in self._nodes:
-            return None
-        node = self._found(step.key)
-        return None if node.hazards is _NOTHING else node.hazards.row
+        (Not by the row, which costs six times as much to make.)
+        """
+        for step in reversed(path.crossed):
+            node = self._nodes.get(step[0])
+            if node is not None:
+                if type(node) is not _Node:
+                    node = self._found(step[0])
+                if node.hazards is not _NOTHING:
+                    hazards = node.hazards.padded
+                    alive = np.multiply.reduce(1.0 - hazards[_FIRST : _FIRST + k]).item()
+                    return alive, alive * hazards.item(_FIRST + k)
+        return None
 
     def _count(self, steps: Sequence[Step], length: int, *, censored: bool) -> None:
         """Count a completion at some nodes, each after those it rests on."""
@@ -503,9 +512,9 @@ class ResidualLife:
             if censored[i] and lengths[i] < 1:
                 continue
             fair = self.shares.count(each.client_key)
-            if fair and i >= older and not session and not censored[i]:
-                self._watch(each, int(lengths[i]))
             path = self._path(each, session)
+            if fair and i >= older and not session and not censored[i]:
+                path = self._watch(each, path, int(lengths[i]))
             steps = path.every if fair else path.own
             counted.update((step.key, step) for step in steps)
             if fair and (i >= older or (session and self._scored < _ALWAYS)):
@@ -698,11 +707,6 @@ _ORDER: Final = tuple(
 )
 """Levels in an order in which each comes after those it rests on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
-
-
-def _log_likelihood(row: np.ndarray, k: int) -> float:
-    """Of an end in bin ``k``."""
-    return max(log(max(exp(-row.item(k)) - exp(-row.item(k + 1)), 1e-30)), _UNLIKELY)
 
 
 def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
