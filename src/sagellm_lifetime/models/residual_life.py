@@ -373,7 +373,7 @@ class ResidualLife:
             The path of the request in what is the present generation now.
         """
         client, model = features.client_key, features.model_key
-        if client and not self.shares.is_established(client):
+        if not self.shares.is_old(client):
             return path
         k = bin_of(length)
         said = self._said(path, k)

@@ -9,13 +9,15 @@ gets a calibration of his own, which starts as the common one and learns from al
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.calibration import BANDS, Calibration, bands_of
 from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.features.request import key_of
 from sagellm_lifetime.models.fair_share import FairShares
 from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.records import Answered, Lesson
@@ -104,6 +106,14 @@ class CalibrationByClient:
             self._add(None, lesson)
         if client in self._own:
             self._add(client, lesson)
+
+    def meet(self, clients: Iterable[Any]) -> None:
+        """Take note of who came before, by name: with a history, so that nobody else has a share.
+
+        ``None`` is a request that named nobody.
+        """
+        for name in clients:
+            self.shares.count(0 if name is None else key_of("client", name))
 
     def _give_own(self, client: int) -> None:
         if client in self._own:

@@ -40,6 +40,8 @@ MAX_ROWS = 300_000
 """The newest rows of a longer history; older ones say little about tomorrow."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
+_MET = 20_000
+"""The newest rows whose clients the calibration takes note of."""
 _LEAST = 20
 """Rows below which nothing is held out."""
 
@@ -81,6 +83,8 @@ def fit_predictor(
     try:
         predictor._fit(older, newest, progress)
         predictor._version += 1
+        if "client_id" in older.columns:
+            predictor._calibration.meet(older["client_id"].tail(_MET))
         _replay(predictor, newest, progress, kind)
     finally:
         predictor._fitting = False
