@@ -51,7 +51,7 @@ def test_a_name_for_every_request_buys_nothing():
         shares.count(client)
     found = accepted(shares, loud(200, 20, 10, lambda i: 1000 + i))
     strangers = sum(n for client, n in found.items() if client >= 1000)
-    assert strangers <= 1.1 * LEAST_SHARE * sum(found.values())
+    assert strangers <= 1.25 * LEAST_SHARE * sum(found.values())
 
 
 def test_who_comes_late_or_was_quiet_has_saved_nothing_up():
