@@ -41,8 +41,9 @@ _SETTLED: Final = 50
 """Completions from which on a generation can be found wrong."""
 _MOST_MODELS: Final = 256
 _LEAST: Final = 1e-6
-_STEP: Final = log(3.0)
-_MIDDLE: Final = 3.0**-0.25
+_POWER: Final = 2.5
+_STEP: Final = log(8.0 / 3.0)
+_MIDDLE: Final = (3.0 / 8.0) ** (1.0 / _POWER)
 
 
 @dataclass(slots=True)
@@ -112,9 +113,9 @@ class Regimes:
         found.since += 1
         # Below ``_MIDDLE`` a step is negative, and most sums are zero: no logarithm is needed then.
         if found.longer or u > _MIDDLE:
-            found.longer = max(0.0, found.longer + _STEP + 4.0 * log(max(u, _LEAST)))
+            found.longer = max(0.0, found.longer + _STEP + _POWER * log(max(u, _LEAST)))
         if found.shorter or 1.0 - u > _MIDDLE:
-            found.shorter = max(0.0, found.shorter + _STEP + 4.0 * log(max(1.0 - u, _LEAST)))
+            found.shorter = max(0.0, found.shorter + _STEP + _POWER * log(max(1.0 - u, _LEAST)))
         if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
             return False
         best = -1
