@@ -37,6 +37,8 @@ _ALARM: Final = 12.0
 _RETURN: Final = 5.0
 """Nats by which an older generation must have been better. Weighed against a late return, which
 costs more than a wrong one: with 7 and 10 the first 100 of a phase were up to three times worse."""
+_MOST_GAIN: Final = 3.0
+"""Nats that one completion may add: one odd length is no return."""
 _SETTLED: Final = 50
 """Completions from which on a generation can be found wrong."""
 _MOST_MODELS: Final = 256
@@ -120,7 +122,7 @@ class Regimes:
             return False
         best = -1
         for i, gain in enumerate(gains):
-            found.better[i] = max(0.0, found.better[i] + gain)
+            found.better[i] = max(0.0, found.better[i] + min(gain, _MOST_GAIN))
             if found.better[i] > _RETURN and (best < 0 or found.better[i] > found.better[best]):
                 best = i
         if best >= 0:
