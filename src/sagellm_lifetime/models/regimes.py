@@ -120,10 +120,12 @@ class Regimes:
             found.shorter = max(0.0, found.shorter + _STEP + _POWER * log(max(1.0 - u, _LEAST)))
         if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
             return False
+        young = found.kept[-1] == found.newest and found.since < _SETTLED
+        enough = 3.0 * _RETURN if young else _RETURN
         best = -1
         for i, gain in enumerate(gains):
             found.better[i] = max(0.0, found.better[i] + min(gain, _MOST_GAIN))
-            if found.better[i] > _RETURN and (best < 0 or found.better[i] > found.better[best]):
+            if found.better[i] > enough and (best < 0 or found.better[i] > found.better[best]):
                 best = i
         if best >= 0:
             found.kept.append(found.kept.pop(best))
@@ -168,7 +170,7 @@ class Regimes:
         counts = checked(state, "models", np.int64, (None, 4), 0, MOST)
         size = len(counts)
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
-        most = max(_ALARM, _RETURN) + 1.0
+        most = max(_ALARM, 3.0 * _RETURN) + 1.0
         scores = checked(state, "scores", np.float64, (size, 2 + KEPT), 0.0, most)
         models: OrderedDict[int, _Model] = OrderedDict()
         for (key, newest, seen, since), numbers, sums in zip(
