@@ -93,7 +93,7 @@ def test_turns_of_a_session_are_no_change():
 
 
 def switched(regimes: Regimes, model: int = 0) -> None:
-    for _ in range(60):
+    for _ in range(200):
         regimes.watch(model, 0.5, [0.0] * len(regimes.older(model)))
     while not regimes.watch(model, 0.99, [0.0] * len(regimes.older(model))):
         pass
@@ -114,7 +114,9 @@ def test_an_older_generation_is_taken_up_again():
     switched(regimes)
     switched(regimes)
     assert regimes.older(0) == [0, 1]
-    assert not regimes.watch(0, 0.5, [3.0, 0.0])
+    assert not any(regimes.watch(0, 0.5, [0.2, 0.0]) for _ in range(50)), "it has a start"
+    assert not regimes.watch(0, 0.5, [-20.0, 0.0])
+    assert not regimes.watch(0, 0.5, [90.0, 0.0]), "one alone proves nothing"
     assert not regimes.watch(0, 0.5, [-9.0, 0.0]), "the present one was better in between"
     assert not regimes.watch(0, 0.5, [3.0, 0.0])
     assert regimes.watch(0, 0.5, [3.0, 0.0])

@@ -8,9 +8,10 @@ one. Nothing is lost and nothing costs anything as long as nothing changes.
 
 * A change is told by a CUSUM (Page 1954) on ``u``, the probability that had been given to lengths
   up to the one that came: uniform where predictions are right. Its steps are the logarithm of the
-  ratio of the densities ``6 u^5`` and ``2 u``, and the mirror images for ``1 - u``: predictions
-  that are only somewhat too short (``2 u``) never add up. Where all is right a false alarm takes
-  some ``exp(2 * _ALARM)`` completions; where predictions are as wrong as ``2 u``, ``exp(_ALARM)``.
+  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``: predictions
+  that are only somewhat too short (``1.5 u^0.5``) hardly ever add up: once in some ``exp(_ALARM)``
+  completions, and less often where they are right. (With ``6 u^5`` and ``2 u`` chat that became
+  reasoning was not noticed.)
 * A return is told by the summed logarithm of the ratio of the likelihoods of an older generation
   and the present one, from the last moment at which the present one was better.
 
@@ -39,7 +40,10 @@ _RETURN: Final = 5.0
 costs more than a wrong one: with 7 and 10 the first 100 of a phase were up to three times worse."""
 _MOST_GAIN: Final = 3.0
 """Nats that one completion may add: one odd length is no return."""
-_SETTLED: Final = 50
+_YOUNG: Final = 50
+"""Completions for which a new generation has a start of three times that: an old one knows every
+client, and would always be better at first."""
+_SETTLED: Final = 150
 """Completions from which on a generation can be found wrong."""
 _MOST_MODELS: Final = 256
 _LEAST: Final = 1e-6
@@ -120,7 +124,7 @@ class Regimes:
             found.shorter = max(0.0, found.shorter + _STEP + _POWER * log(max(1.0 - u, _LEAST)))
         if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
             return False
-        young = found.kept[-1] == found.newest and found.since < _SETTLED
+        young = found.kept[-1] == found.newest and found.since < _YOUNG
         enough = 3.0 * _RETURN if young else _RETURN
         best = -1
         for i, gain in enumerate(gains):
