@@ -114,7 +114,7 @@ def test_an_older_generation_is_taken_up_again():
     switched(regimes)
     switched(regimes)
     assert regimes.older(0) == [0, 1]
-    assert not any(regimes.watch(0, 0.5, [0.2, 0.0]) for _ in range(50)), "it has a start"
+    assert not any(regimes.watch(0, 0.5, [0.2, 0.0]) for _ in range(49)), "it has a start"
     assert not regimes.watch(0, 0.5, [-20.0, 0.0])
     assert not regimes.watch(0, 0.5, [90.0, 0.0]), "one alone proves nothing"
     assert not regimes.watch(0, 0.5, [-9.0, 0.0]), "the present one was better in between"

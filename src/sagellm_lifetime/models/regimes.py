@@ -8,10 +8,10 @@ one. Nothing is lost and nothing costs anything as long as nothing changes.
 
 * A change is told by a CUSUM (Page 1954) on ``u``, the probability that had been given to lengths
   up to the one that came: uniform where predictions are right. Its steps are the logarithm of the
-  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``: predictions
-  that are only somewhat too short (``1.5 u^0.5``) hardly ever add up: once in some ``exp(_ALARM)``
-  completions, and less often where they are right. (With ``6 u^5`` and ``2 u`` chat that became
-  reasoning was not noticed.)
+  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``:
+  predictions that are only somewhat too short (``1.5 u^0.5``) hardly ever add up: once in some
+  ``exp(_ALARM)`` completions, and less often where they are right. (With ``6 u^5`` and ``2 u``
+  chat that became reasoning was not noticed.)
 * A return is told by the summed logarithm of the ratio of the likelihoods of an older generation
   and the present one, from the last moment at which the present one was better.
 
