@@ -84,6 +84,15 @@ def test_a_loud_client_begins_nothing_for_the_others():
     assert tables.regimes.changes == 0
 
 
+def test_what_was_wrong_at_the_start_is_saved_and_soon_forgotten():
+    regimes = Regimes()
+    for _ in range(140):
+        assert not regimes.watch(0, 1.0, [])
+    Regimes().restore(regimes.state())
+    for _ in range(60):
+        assert not regimes.watch(0, 0.5, [])
+
+
 def test_turns_of_a_session_are_no_change():
     tables = ResidualLife()
     for i in range(600):

@@ -118,10 +118,13 @@ class Regimes:
         found.seen += 1
         found.since += 1
         # Below ``_MIDDLE`` a step is negative, and most sums are zero: no logarithm is needed then.
+        # The sums are bounded, so that what a generation got wrong while it was new is soon forgotten.
         if found.longer or u > _MIDDLE:
-            found.longer = max(0.0, found.longer + _STEP + _POWER * log(max(u, _LEAST)))
+            step = _STEP + _POWER * log(max(u, _LEAST))
+            found.longer = min(max(0.0, found.longer + step), _ALARM + 1.0)
         if found.shorter or 1.0 - u > _MIDDLE:
-            found.shorter = max(0.0, found.shorter + _STEP + _POWER * log(max(1.0 - u, _LEAST)))
+            step = _STEP + _POWER * log(max(1.0 - u, _LEAST))
+            found.shorter = min(max(0.0, found.shorter + step), _ALARM + 1.0)
         if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
             return False
         young = found.kept[-1] == found.newest and found.since < _YOUNG
