@@ -118,7 +118,7 @@ class Regimes:
         found.seen += 1
         found.since += 1
         # Below ``_MIDDLE`` a step is negative, and most sums are zero: no logarithm is needed then.
-        # The sums are bounded, so that what a generation got wrong while it was new is soon forgotten.
+        # They are bounded, so that what a generation got wrong while it was new is soon forgotten.
         if found.longer or u > _MIDDLE:
             step = _STEP + _POWER * log(max(u, _LEAST))
             found.longer = min(max(0.0, found.longer + step), _ALARM + 1.0)
