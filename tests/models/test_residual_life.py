@@ -296,6 +296,14 @@ def test_the_state_of_another_version_is_refused_in_words():
         ResidualLife().restore(state)
 
 
+def test_the_state_of_before_there_were_shares_is_refused_in_words():
+    tables = ResidualLife()
+    learn(tables, [5, 9])
+    state = {k: v for k, v in tables.state().items() if not k.startswith(("shares.", "regimes."))}
+    with pytest.raises(ValueError, match="another version, train again"):
+        ResidualLife().restore(state)
+
+
 def test_nodes_are_bounded():
     tables = ResidualLife(max_nodes=100)
     features = [RequestFeatures(client_key=i + 1, prompt_length=i) for i in range(500)]

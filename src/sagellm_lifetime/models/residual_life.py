@@ -623,7 +623,7 @@ class ResidualLife:
         Raises:
             ValueError: arrays that do not fit.
         """
-        if not state.keys() & {*_RAGGED, "effect_losses", "trust"}:
+        if not state.keys() & {*_RAGGED, "effect_losses", "trust"} or not part(state, "shares."):
             raise ValueError("counts of nodes by another version, train again")
         found = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
         keys = found.tolist()
