@@ -288,3 +288,25 @@ def test_a_run_of_decisions_records_whether_its_load_was_reached(
     assert decisions.setting(*asked, run, options)["reached"] is False
     del run["reached"]  # as the lines of old
     assert decisions.setting(*asked, run, options)["reached"] is None
+
+
+def test_strangers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers = script("strangers")
+    monkeypatch.setattr(strangers, "FLOODS", ("100 tokens", "a new name each"))
+    monkeypatch.setattr(strangers, "CAPS", (256,))
+    target, written = tmp_path / "lines.json", tmp_path / "page.md"
+    strangers.main(["--quick", "--json", str(target), "--page", str(written)])
+    assert written.read_text() == capsys.readouterr().out[:-1]
+    lines = json.loads(target.read_text())
+    parts = {line["part"] for line in lines}
+    assert parts == {"names", "common values", "drift", "floods", "ids that come once"}
+    for line in lines:
+        bound = float(line["target"].split()[1])
+        met = line["figure"] <= bound + 1e-3 if "<" in line["target"] else True
+        assert met or not line["met"], line
+    # What is met even on a hundred rows; the rest is for the traces.
+    sure = {line["what"]: line["met"] for line in lines if line["part"] in ("names", "drift")}
+    assert sure
+    assert all(sure.values()), sure

@@ -8,6 +8,7 @@ from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models import residual_life
+from sagellm_lifetime.models.fair_share import FairShares
 from sagellm_lifetime.models.residual_life import (
     LEVELS,
     ResidualLife,
@@ -173,13 +174,17 @@ def random_stream(n: int, seed: int):
 
 def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(monkeypatch):
     monkeypatch.setattr(residual_life, "_ALWAYS", 100)
-    tables, scored = ResidualLife(), []
+    tables, shares, scored = ResidualLife(), FairShares(), []
     for features, length, cut in random_stream(900, 10):
+        if not shares.count(features.client_key):
+            tables.learn(features, 0, length, censored=cut)
+            continue
         before = tables._losses.sum() + tables._effect_losses.sum()
         tables.learn(features, 0, length, censored=cut)
         scored.append(before != tables._losses.sum() + tables._effect_losses.sum())
     assert not scored[0], "nothing was known that could have been right"
     assert all(scored[1:101])
+    assert len(scored) > 850, "the clients take even turns"
     later = np.flatnonzero(scored[101:])
     assert len(later) == pytest.approx(100, abs=5)
     gaps = np.diff(later)
@@ -287,6 +292,14 @@ def test_the_state_of_another_version_is_refused_in_words():
     learn(tables, [5, 50, 500])
     older = ("keys", "ended", "left", "cached", "counted", "fresh", "losses", "choice")
     state = {part: array for part, array in tables.state().items() if part in older}
+    with pytest.raises(ValueError, match="another version, train again"):
+        ResidualLife().restore(state)
+
+
+def test_the_state_of_before_there_were_shares_is_refused_in_words():
+    tables = ResidualLife()
+    learn(tables, [5, 9])
+    state = {k: v for k, v in tables.state().items() if not k.startswith(("shares.", "regimes."))}
     with pytest.raises(ValueError, match="another version, train again"):
         ResidualLife().restore(state)
 

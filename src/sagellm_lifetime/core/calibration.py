@@ -104,12 +104,22 @@ class Calibration:
         n, raw = point_and_confidence(row, 0, cap, self.views[0])
         return n, self.confidence(0, raw)
 
-    def confidences(self, bands: np.ndarray, raw: np.ndarray) -> np.ndarray:
-        """Calibrated confidences, shape ``(N,)``."""
+    def confidences(
+        self, bands: np.ndarray, raw: np.ndarray, maps: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Calibrated confidences, shape ``(N,)``, by these maps or by those given."""
+        maps = self.maps if maps is None else maps
         position = raw * _STEPS
         k = np.minimum(position.astype(np.int64), _STEPS - 1)
-        low = self.maps[bands, k]
-        return np.asarray(low + (self.maps[bands, k + 1] - low) * (position - k))
+        low = maps[bands, k]
+        return np.asarray(low + (maps[bands, k + 1] - low) * (position - k))
+
+    def fade(self, weight: float) -> None:
+        """Keep what was learned for at most so many observations a band."""
+        keep = np.minimum(weight / np.maximum(self._counts, 1e-9), 1.0)
+        for name in _WIDTHS:
+            setattr(self, f"_{name}", getattr(self, f"_{name}") * keep)
+        self._refresh()
 
     def learn(self, predicted: LengthDistributionBatch, outcomes: Outcomes) -> None:
         """Learn from predictions (as they were before calibration) and what became of them.

@@ -176,6 +176,10 @@ class Tracker:
                 f"sequence {shown(error.args[0])} is not tracked: ask predict() about it first"
             ) from None
 
+    def evidence(self, sequence_ids: Sequence[SequenceId]) -> list[Any]:
+        """Return the evidence of tracked sequences, all known to :meth:`slots`."""
+        return [self._items[sequence_id].evidence for sequence_id in sequence_ids]
+
     def _set_cap(self, item: Tracked, cap: int | None) -> None:
         item.cap = cap
         self.caps[item.slot] = UNCAPPED if cap is None else cap

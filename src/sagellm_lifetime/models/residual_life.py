@@ -23,18 +23,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from math import log2
+from math import log, log2
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from sagellm_lifetime.core.arrays import Arrays
+from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import MOST_ATOMS, log_logistic
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
+from sagellm_lifetime.models.regimes import Regimes
 from sagellm_lifetime.models.shrinkage import (
     INSIDE,
     OPTIONS,
@@ -52,18 +54,23 @@ from sagellm_lifetime.models.shrinkage import (
 LEVELS: Final = (
     *("all", "model", "client", "cap", "prompt", "fine", "session"),
     *("client alone", "cap alone", "prompt alone", "fine alone"),
+    "generation",
 )
 _CLIENT, _CAP, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6
+_GENERATION: Final = 11
+"""A later generation of a model: the root of all that is said there."""
 _ALONE: Final = 5
 """From the level of a piece crossed with others to that of the piece alone."""
-_START: Final = tuple(1 if name in ("all", "session") else 7 for name in LEVELS)
+_START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and nothing but
 the prior above it, so it trusts itself: (4, 20), and so does a session; the others start cautious:
 (30, infinity)."""
 _START_TRUST: Final = 1
 """Index into ``TRUST`` with which each level starts."""
-_HABITS: Final = {0: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
+_HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
 """How many single lengths a node counts: of all requests, of a model, of a client."""
+_LEAST_LIKELY: Final = 6e-6
+"""Probability of a bin, at least: one completion alone proves nothing."""
 _NEGLIGIBLE: Final = 0.02
 """Weight of an effect below which it is left out."""
 _SPREAD: Final = 8
@@ -95,6 +102,8 @@ _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
 """What is stored of each node: type, shape, smallest and largest value."""
 _RAGGED: Final = ("habits", "habits_until", "atoms", "atom_shares", "atoms_until")
 """Stored of all nodes in a row: single lengths, and how many up to the end of each node."""
+_ONCE_SHARE: Final = 0.25
+"""Of all nodes, how many may have come once only where there are as many as may be kept."""
 _PIECE: Final = 4096
 """Nodes taken over between two breaths."""
 _FREED: Final = 512
@@ -134,10 +143,12 @@ class Path(NamedTuple):
     Attributes:
         crossed: from the root to the finest, then the session.
         every: all nodes, the pieces alone too, each after those it rests on.
+        own: those of them that are the client's or the session's own.
     """
 
     crossed: tuple[Step, ...]
     every: tuple[Step, ...]
+    own: tuple[Step, ...]
 
 
 def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
@@ -198,7 +209,7 @@ def _left(node: _Node) -> np.ndarray:
 
 
 class ResidualLife:
-    """The counts of all nodes, bounded; the least recently used node makes room.
+    """The counts of all nodes, bounded; a node that came once, or has little history, makes room.
 
     Args:
         max_nodes: nodes kept at most, about 3 kB each.
@@ -207,6 +218,8 @@ class ResidualLife:
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
         self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
+        self._once: OrderedDict[NodeKey, None] = OrderedDict()
+        """Nodes that one completion came to, the oldest first."""
         self._stored: Arrays = {}
         """Of a restored state: a node nobody has touched yet is its row there."""
         self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
@@ -214,6 +227,8 @@ class ResidualLife:
         self._effect_losses = np.zeros((len(LEVELS), len(TRUST)))
         self._trust = [_START_TRUST] * len(LEVELS)
         self._scored = 0
+        self.shares = FairShares()
+        self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
         self.count = 0
 
@@ -221,18 +236,22 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of all that is known, shape ``(BINS,)``."""
-        return self._finest(node_path(features, session).crossed)[0].padded[INSIDE]
+        return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
         """Return all that is known."""
-        return self._finest(node_path(features, session).crossed)[0]
+        return self._finest(self._path(features, session).crossed)[0]
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the same as cumulative hazards, not to be written to.
 
         Shape ``(BINS + 1,)``, or a wide row where values recur.
         """
-        return self._finest(node_path(features, session).crossed)[0].row
+        return self._finest(self._path(features, session).crossed)[0].row
+
+    def _path(self, features: RequestFeatures, session: int) -> Path:
+        """Return the nodes of one request in the present generation of its model."""
+        return node_path(features, session, self.regimes.present(features.model_key))
 
     def _found(self, key: NodeKey) -> _Node:
         """A node that is there; its place among the least recently used stays."""
@@ -327,22 +346,75 @@ class ResidualLife:
 
     def learn(
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
-    ) -> None:
-        """Count one completion (``length`` tokens, or at least so many if censored)."""
-        if censored and length < 1:
-            return
-        path = node_path(features, session)
-        if self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED:
-            self._choose(path, length, censored=censored)
-        self._count(path, length, censored=censored)
+    ) -> bool:
+        """Count one completion (``length`` tokens, or at least so many if censored).
 
-    def _count(self, path: Path, length: int, *, censored: bool) -> None:
+        Returns:
+            Whether it counted for all, and not for its client alone (:mod:`.fair_share`).
+        """
+        if censored and length < 1:
+            return False
+        fair = self.shares.count(features.client_key)
+        path = self._path(features, session)
+        if fair and not session and not censored:
+            path = self._watch(features, path, length)
+        if fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
+            self._choose(path, length, censored=censored)
+        self._count(path.every if fair else path.own, length, censored=censored)
+        return fair
+
+    def _watch(self, features: RequestFeatures, path: Path, length: int) -> Path:
+        """Compare a completion that is not counted yet with what its generation had said.
+
+        Turns of one session are alike, so that a long one would pass for a change; and who is new
+        is not yet known well enough to have changed.
+
+        Returns:
+            The path of the request in what is the present generation now.
+        """
+        client, model = features.client_key, features.model_key
+        if not self.shares.is_old(client):
+            return path
+        k = bin_of(length)
+        said = self._said(path, k)
+        if said is None:
+            return path
+        alive, ended = said
+        older, gains = self.regimes.older(model), []
+        if older:
+            present = log(max(ended, _LEAST_LIKELY))
+            for each in older:
+                other = self._said(node_path(features, 0, each), k)
+                gains.append(log(max(other[1] if other else 0.0, _LEAST_LIKELY)) - present)
+        # The middle of the bin's share: who always answers the same is right in the middle, too.
+        if not self.regimes.watch(model, 1.0 - alive + 0.5 * ended, gains):
+            return path
+        return self._path(features, 0)
+
+    def _said(self, path: Path, k: int) -> tuple[float, float] | None:
+        """Probability to get to bin ``k``, and to end in it, by the finest hazards that were kept.
+
+        (Not by the row, which costs six times as much to make.)
+        """
+        for step in reversed(path.crossed):
+            node = self._nodes.get(step[0])
+            if node is not None:
+                if type(node) is not _Node:
+                    node = self._found(step[0])
+                if node.hazards is not _NOTHING:
+                    hazards = node.hazards.padded
+                    alive = np.multiply.reduce(1.0 - hazards[_FIRST : _FIRST + k]).item()
+                    return alive, alive * hazards.item(_FIRST + k)
+        return None
+
+    def _count(self, steps: Sequence[Step], length: int, *, censored: bool) -> None:
+        """Count a completion at some nodes, each after those it rests on."""
         self.count += 1
         # Not counted as alive in the bin of the first token that nobody saw: exact where it
         # matters, at caps, which are powers of two and so edges of the grid.
         place = _FIRST + bin_of(length + 1 if censored else length)
         nodes, count = self._nodes, self.count
-        for step in path.every:
+        for step in steps:
             key, level = step[0], step[1]
             node = nodes.get(key)
             if type(node) is _Node:
@@ -350,6 +422,8 @@ class ResidualLife:
             else:
                 node = self._node(key)
             node.counted += 1
+            if node.counted == 2:
+                self._once.pop(key, None)
             if level == _SESSION:
                 if censored:
                     _left(node)[place] += 1.0
@@ -433,21 +507,27 @@ class ResidualLife:
         counted: dict[NodeKey, Step] = {}
         older = max(len(features) - _ALWAYS, len(features) // 2)
         for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
-            path = node_path(each, session)
             if i == older:
                 self._settle_all(counted)
-            counted.update((step.key, step) for step in path.every)
             if censored[i] and lengths[i] < 1:
                 continue
-            if i >= older or (session and self._scored < _ALWAYS):
+            fair = self.shares.count(each.client_key)
+            path = self._path(each, session)
+            if fair and i >= older and not session and not censored[i]:
+                path = self._watch(each, path, int(lengths[i]))
+            steps = path.every if fair else path.own
+            counted.update((step.key, step) for step in steps)
+            if fair and (i >= older or (session and self._scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
             if censored[i] or session or i >= older:
-                self._count(path, int(lengths[i]), censored=bool(censored[i]))
+                self._count(steps, int(lengths[i]), censored=bool(censored[i]))
                 continue
             self.count += 1
-            for step in path.every:
+            for step in steps:
                 node = self._node(step.key)
                 node.counted += 1
+                if node.counted == 2:
+                    self._once.pop(step.key, None)
                 node.ended[_FIRST + bins[i]] += 1.0
         self._settle_all(counted)
 
@@ -463,9 +543,29 @@ class ResidualLife:
             self._nodes.move_to_end(key)
             return self._found(key)
         if len(self._nodes) >= self._max_nodes:
-            self._nodes.popitem(last=False)
+            self._make_room()
         node = self._nodes[key] = _Node(key & _LEVEL)
+        self._once[key] = None
         return node
+
+    def _make_room(self) -> None:
+        """Evict a node: one that came once, or one with little history of those unused longest.
+
+        So a million names that come once evict each other, and not those with a history.
+        """
+        if len(self._once) >= self._max_nodes * _ONCE_SHARE:
+            gone, _ = self._once.popitem(last=False)
+            del self._nodes[gone]
+            return
+        oldest: NodeKey = next(iter(self._nodes))
+        if oldest not in self._once:
+            oldest = lightest_of(self._nodes, self._counted)
+        del self._nodes[oldest]
+        self._once.pop(oldest, None)
+
+    def _counted(self, node: _Node | int) -> int:
+        """Completions of a node, also of one that nobody has asked for yet."""
+        return self._stored["counted"].item(node) if isinstance(node, int) else node.counted
 
     # -- state -------------------------------------------------------------------------------
 
@@ -510,6 +610,8 @@ class ResidualLife:
             "trust": np.array(self._trust),
             "scored": count_array(self._scored),
             "count": count_array(self.count),
+            **{f"shares.{name}": value for name, value in self.shares.state().items()},
+            **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
         }
 
     def restore(self, state: Arrays) -> None:
@@ -521,7 +623,7 @@ class ResidualLife:
         Raises:
             ValueError: arrays that do not fit.
         """
-        if not state.keys() & {*_RAGGED, "effect_losses", "trust"}:
+        if not state.keys() & {*_RAGGED, "effect_losses", "trust"} or not part(state, "shares."):
             raise ValueError("counts of nodes by another version, train again")
         found = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
         keys = found.tolist()
@@ -540,6 +642,8 @@ class ResidualLife:
             yield_gil()
         if len(self._nodes) < len(keys):
             raise ValueError("'keys' names a node twice")
+        # In the order of the nodes, which is theirs: they have not been used again.
+        self._once = OrderedDict.fromkeys(found[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         scores = (len(LEVELS), len(OPTIONS))
         self._losses = checked(state, "losses", np.float64, scores).copy()
@@ -550,6 +654,8 @@ class ResidualLife:
         last = len(TRUST) - 1
         self._trust = checked(state, "trust", np.int64, (len(LEVELS),), 0, last).tolist()
         self._scored, self.count = checked_count(state, "scored"), checked_count(state, "count")
+        self.shares.restore(part(state, "shares."))
+        self.regimes.restore(part(state, "regimes."))
 
     def dissolve(self) -> None:
         """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""
@@ -596,7 +702,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
 
 
 _ORDER: Final = tuple(
-    0 if level == 0 else 1 + level - _SESSION if level > _SESSION else 10 + level
+    {0: 0, _GENERATION: 1}.get(level, level if level > _SESSION else 20 + level)
     for level in range(len(LEVELS))
 )
 """Levels in an order in which each comes after those it rests on."""
@@ -608,31 +714,45 @@ def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
 
 
 def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
-    return (hazards, node.counted, None) if step[1] else (hazards, 0, (_ROOT,))
+    if 0 < step[1] < _GENERATION:
+        return hazards, node.counted, None
+    return hazards, 0, (*step[4], step)
 
 
-def node_path(features: RequestFeatures, session: int) -> Path:
-    """Return the nodes of one request; what is not said is left out."""
+def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
+    """Return the nodes of one request; what is not said is left out.
+
+    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has a root of its own
+    below that of all requests, and its own nodes for all that is said.
+    """
     return _path(
         features.model_key,
         features.client_key,
         features.max_length or 0,
         features.prompt_length,
         session,
+        generation,
     )
 
 
 @lru_cache(maxsize=4096)
-def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -> Path:
+def _path(
+    model: int, client: int, cap: int, prompt: int | None, session: int, generation: int
+) -> Path:
     """Asked for when a sequence arrives and again when it ends, hence the cache."""
+    base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
+    if generation:
+        named = (model * _GOLDEN + generation) & _MASK
+        base = _ROOT, _below((_ROOT,), _GENERATION, named, ())
+        del pieces[0]
     if cap:
         pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
     if prompt is not None:
         octaves = log2(prompt + 1)
         pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
         pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
-    crossed, alone = [_ROOT], [_ROOT]
+    crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
     """Level of the first piece that is said."""
@@ -640,7 +760,7 @@ def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -
         if not value:
             continue
         if level != _FINE:
-            alone = [_ROOT]
+            alone = list(base)
         by_itself = level if level == 1 else level + _ALONE
         alone.append(_below(tuple(alone), by_itself, value, ()))
         if first in (0, level) or (level == _FINE and first == _PROMPT):
@@ -652,7 +772,15 @@ def _path(model: int, client: int, cap: int, prompt: int | None, session: int) -
     if session:
         key = session << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
-    return Path(tuple(crossed), (_ROOT, *extra, *crossed[1:]))
+    # What all requests are is told by the first generations: later ones would be mixed into them.
+    every = (base[-1], *extra, *crossed[len(base) :])
+    return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
+
+
+def _is_own(step: Step) -> bool:
+    """Whether a node belongs to one client or session, and not to all."""
+    levels = (step.level, *(each.level for each in step.before))
+    return step.level == _SESSION or _CLIENT in levels or _CLIENT + _ALONE in levels
 
 
 def _below(before: tuple[Step, ...], level: int, value: int, alone: tuple[Step, ...]) -> Step:

@@ -27,8 +27,8 @@ class SurvivalModel(LengthModel):
     from every completion at once and needs no training; see ``models.residual_life``.
 
     Args:
-        max_nodes: nodes kept at most, but never fewer than 64 (3.4 kB each); the least recently
-            used goes first.
+        max_nodes: nodes kept at most, but never fewer than 64 (3.4 kB each); those that came once
+            go first, then those with little history.
         options: of :class:`~sagellm_lifetime.models.base.LengthModel`.
     """
 

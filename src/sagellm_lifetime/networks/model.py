@@ -141,11 +141,11 @@ class NetworkModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Teach the table; every few completions, take gradient steps."""
         evidence: SequenceEvidence = feedback.evidence
-        if self.options["online"] != "off":
-            self._remember(feedback)
-        self.tables.learn(
+        is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
+        if is_fair and self.options["online"] != "off":
+            self._remember(feedback)
         if self.options["online"] == "inline" and not feedback.replayed:
             self._train_inline()
 

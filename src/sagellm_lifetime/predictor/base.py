@@ -19,23 +19,18 @@ from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.values import as_sequence_id
-from sagellm_lifetime.core.yield_gil import breathe
+from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context
-from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, save_checkpoint
 from sagellm_lifetime.predictor.checks import check_completion
 from sagellm_lifetime.predictor.learned import Learned, context_state, model_state, restored
 from sagellm_lifetime.predictor.predicting import Predicting
-from sagellm_lifetime.predictor.records import Answered, Completion, FeedbackQueue
+from sagellm_lifetime.predictor.records import Completion, FeedbackQueue
 
 if TYPE_CHECKING:
     from sagellm_lifetime.history.prequential import Clock
     from sagellm_lifetime.history.reasons import CapReached
-
-_CALIBRATE_EVERY = 32
-"""Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
-learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
 
 
 class Predictor(Predicting):
@@ -72,7 +67,6 @@ class Predictor(Predicting):
         self.summary: dict[str, Any] = {}
         """What it was fitted on: rows, time span, columns; no content."""
         self._scores = Scores()
-        self._pending: list[Answered] = []
         self._is_replay = False
         self._queue: FeedbackQueue | None = None
 
@@ -207,7 +201,7 @@ class Predictor(Predicting):
 
     def _learn(self, completion: Completion) -> None:
         """Learn the rest, which may take long."""
-        self._pending.extend(answered(completion))
+        self._learned.calibration.learn(completion)
         model = self._learned.model
         model.learn(
             Feedback(completion.evidence, completion.length, completion.censored, self._is_replay)
@@ -217,14 +211,11 @@ class Predictor(Predicting):
         # after the start, and hardly ever later, when one more completion changes nothing.
         if model.lessons & (model.lessons - 1) == 0:
             self._version += 1
-        if len(self._pending) >= _CALIBRATE_EVERY:
-            self.settle()
 
     def settle(self) -> None:
         """Let the calibration learn what waits for it, as before every save."""
         with self._lock:
-            calibrate(self._learned.calibration, self._pending)
-            self._pending.clear()
+            self._learned.calibration.learn_all()
 
     def track_all(self) -> None:
         """Forget no sequence, however many there are and however long they run: for a caller that
@@ -342,10 +333,10 @@ class Predictor(Predicting):
             model.lessons = len(rows.older)
             with fitted.replaying():
                 model.fit(rows.older, rows.newest, context, progress)
+                fitted._learned.calibration.meet(rows.clients())
                 replay(fitted, rows.newest, progress, rows.clock)
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
-            self._pending = []
             self._version += 1
             # What it scored while it was being fitted is not what it scores in service.
             self._scores, self._tracker = Scores(), self._tracker.emptied()
@@ -389,7 +380,6 @@ class Predictor(Predicting):
             paces = in_order(part(arrays, "timing."), arrays.get("timing_order"))
             timing.restore({k: v.tolist() for k, v in paces.items()})
             self._learned, self._context, self._timing = learned, context, timing
-            self._pending = []
             self._version += 1
 
     def successor(self, arrays: Arrays) -> Learned:
@@ -402,7 +392,7 @@ class Predictor(Predicting):
         """
         state = self._context.without(model_state(arrays))
         model = self._learned.model.successor()
-        breathe()
+        yield_gil()
         return restored(model, arrays, state)
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -40,6 +40,8 @@ MAX_ROWS = 300_000
 """The newest rows of a longer history; older ones say little about tomorrow."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
+_MET = 20_000
+"""The newest rows whose clients the calibration takes note of."""
 _LEAST = 20
 """Rows below which nothing is held out."""
 
@@ -59,6 +61,12 @@ class Rows:
     newest: pl.DataFrame
     clock: Clock
     summary: dict[str, Any]
+
+    def clients(self) -> list[str | None]:
+        """Return who asked for the newest of the older rows, in time order; ``None``: nobody."""
+        if "client_id" not in self.older.columns:
+            return []
+        return self.older["client_id"].tail(_MET).to_list()
 
 
 def read(history: Any, cap_reached: CapReached = "length", clock: Clock = "auto") -> Rows:

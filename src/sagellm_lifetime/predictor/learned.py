@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays, part
-from sagellm_lifetime.core.calibration import Calibration
 from sagellm_lifetime.core.checked import checked_count, count_array
 from sagellm_lifetime.models.base import LengthModel
+from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 
 _MODEL = "predictor."
 """Before the names of a model's arrays, and of its context's."""
@@ -20,7 +20,7 @@ class Learned:
     """A model, and the calibration of its answers: what a predictor swaps in one assignment."""
 
     model: LengthModel
-    calibration: Calibration
+    calibration: CalibrationByClient
 
     def state(self) -> Arrays:
         """Return both as arrays, which :func:`restored` takes."""
@@ -52,7 +52,7 @@ def restored(model: LengthModel, calibrated: Arrays, state: Arrays) -> Learned:
     Raises:
         ValueError: arrays that do not fit, or hold what none can have learned.
     """
-    calibration = Calibration()
+    calibration = CalibrationByClient()
     calibration.restore(part(calibrated, "calibration."))
     model.restore(state)
     model.lessons = checked_count(calibrated, "lessons")

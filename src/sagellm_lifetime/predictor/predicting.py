@@ -16,7 +16,7 @@ import numpy as np
 
 from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.batch import UNCAPPED, LengthDistributionBatch
-from sagellm_lifetime.core.calibration import Calibration, band_of, bands_of
+from sagellm_lifetime.core.calibration import band_of
 from sagellm_lifetime.core.distribution import LengthDistribution, point_and_confidence
 from sagellm_lifetime.core.protocol import (
     LifetimePredictorProtocol,
@@ -31,6 +31,7 @@ from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.features.request import check_request
 from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.models.context import Context
+from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 from sagellm_lifetime.predictor.checks import check_iterable, waves
 from sagellm_lifetime.predictor.learned import Learned
 
@@ -51,7 +52,7 @@ class Predicting(LifetimePredictorProtocol):
         self._tracker = Tracker(capacity, expire_after)
         self._timing = TokenTiming()
         self._context = Context(model.context)
-        self._learned = Learned(model, Calibration())
+        self._learned = Learned(model, CalibrationByClient())
         self._version = 0
         """Rows of running sequences are computed anew when it has changed."""
         self._predict_calls = 0
@@ -162,14 +163,13 @@ class Predicting(LifetimePredictorProtocol):
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
-            return self._believed(batch, bands_of(batch.ages))[1]
+            return self._believed(batch)[1]
 
-    def _believed(
-        self, batch: LengthDistributionBatch, bands: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _believed(self, batch: LengthDistributionBatch) -> tuple[np.ndarray, np.ndarray]:
         points = batch.quantile(0.5)
         raw = np.where(points > 0, batch.within(points), 1.0)
-        return points, self._learned.calibration.confidences(bands, raw)
+        assert batch.bands is not None
+        return points, self._learned.calibration.confidences(batch.bands, raw)
 
     def _distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
@@ -177,13 +177,17 @@ class Predicting(LifetimePredictorProtocol):
         sequence_ids = as_sequence_ids(sequence_ids)
         ages = as_ages(ages, len(sequence_ids), LARGEST_AGE)
         slots = self._tracker.slots(sequence_ids)
+        calibration, clients = self._learned.calibration, []
+        if calibration.has_own:
+            evidence = self._tracker.evidence(sequence_ids)
+            clients = [one.features.client_key for one in evidence]
         return LengthDistributionBatch(
             self._tracker.rows,
             slots,
             ages,
             self._tracker.caps[slots],
-            self._learned.calibration.curves,
-            bands_of(ages),
+            calibration.curves,
+            calibration.bands(ages, clients),
         )
 
     def _observe(self, request: PredictionRequest) -> Evidence:
@@ -233,8 +237,8 @@ class Predicting(LifetimePredictorProtocol):
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> Prediction:
         band = band_of(age)
-        calibration, row = self._learned.calibration, item.answers[-1]
-        curve = calibration.views[band]
+        calibration = self._learned.calibration.of(item.evidence.features.client_key)
+        curve, row = calibration.views[band], item.answers[-1]
         if age or row.flags.writeable:
             remaining, raw = point_and_confidence(row, age, cap, curve)
             confidence = calibration.confidence(band, raw)
@@ -257,11 +261,12 @@ class Predicting(LifetimePredictorProtocol):
         age_list = [request.current_length for request in requests]
         cap_list = [request.max_length for request in requests]
         ages = np.array(age_list, dtype=np.int64)
-        bands = bands_of(ages)
+        clients = [item.evidence.features.client_key for item in items]
+        bands = self._learned.calibration.bands(ages, clients)
         caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
         curves = self._learned.calibration.curves
         batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
-        points, confidences = self._believed(batch, bands)
+        points, confidences = self._believed(batch)
         views = self._learned.calibration.views
         results = []
         for item, age, cap, band, n, confidence, pace in zip(
