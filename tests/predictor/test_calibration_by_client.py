@@ -53,7 +53,7 @@ def test_a_batch_and_the_array_forms_use_the_calibration_of_each_client():
         PredictionRequest(f"{client} {i}", [], 0, None, {"client_id": client, "prompt_length": 40})
         for i, client in enumerate(["c1", "loud", "c2", "loud", "nobody"])
     ]
-    assert predictor._calibration.has_own
+    assert predictor.calibration.has_own
     one_by_one = [predictor.predict(request) for request in requests]
     together = predictor.predict_batch(requests)
     ids, ages = [request.sequence_id for request in requests], np.zeros(5, dtype=np.int64)
@@ -93,14 +93,14 @@ def test_calibrations_of_clients_are_bounded():
             told(predictor, f"loud {i}", 50)
         for k in range(100):
             told(predictor, f"c{k % 10}", 70)
-    assert len(predictor._calibration.state()["clients"]) <= MOST_OWN
+    assert len(predictor.calibration.state()["clients"]) <= MOST_OWN
 
 
 def test_a_million_names_get_no_calibration_of_their_own():
     predictor, _ = flooded("survival", "loud", 0, rounds=20)
     for i in range(600):
         told(predictor, f"once {i}", 9)
-    assert not predictor._calibration.has_own
+    assert not predictor.calibration.has_own
 
 
 @pytest.mark.parametrize(

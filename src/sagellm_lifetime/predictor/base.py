@@ -22,6 +22,7 @@ from sagellm_lifetime.core.values import as_sequence_id
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context
+from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, save_checkpoint
 from sagellm_lifetime.predictor.checks import check_completion
 from sagellm_lifetime.predictor.learned import Learned, context_state, model_state, restored
@@ -111,6 +112,11 @@ class Predictor(Predicting):
                 self._version += 1
             self._learned = learned
         return replaced
+
+    @property
+    def calibration(self) -> CalibrationByClient:
+        """The calibration of the model's answers; swapped together with it."""
+        return self._learned.calibration
 
     @property
     def lessons(self) -> int:
