@@ -423,7 +423,7 @@ def page(kind: str, lines: list[Line], head: str, sizes: Sizes) -> str:
         "What a stranger does under one name of his own hardly reaches the others; what he does "
         "under theirs does, and no\npredictor can tell the two apart: "
         "[what a stranger can do](../explanation/strangers.md).",
-        "    PYTHONPATH=src python benchmarks/strangers.py --page docs/lab/strangers.md",
+        f"    PYTHONPATH=src python benchmarks/strangers.py --seeds {sizes.seeds} --page FILE",
         f"Fitted on {sizes.fit:,} rows, {sizes.rows:,} scored, each figure the worst of "
         f"{sizes.seeds} stretches and seeds (drift: one). MAE as a ratio to that\nwithout the "
         "stranger, coverage of the 90 % interval. Thresholds were chosen on the first 8,000 rows "
