@@ -4,7 +4,7 @@ import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.core.scores import Scores
-from sagellm_lifetime.vllm.prediction_statistics import Tally
+from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 from sagellm_lifetime.vllm.published import COUNTS
 
 
@@ -35,7 +35,7 @@ def test_predictors_count_caps_apart(name):
 
 
 def test_an_engine_counts_caps_apart():
-    tally = Tally()
+    tally = PredictionStatistics()
     for i in range(5):
         tally.predicted(f"r{i}", 64, 0.8)
         tally.ended(f"r{i}", 64, 1.0, "length")

@@ -209,7 +209,7 @@ def test_a_predictor_that_hangs_does_not_keep_an_engine_from_ending(monkeypatch)
     held, over = Event(), Event()
 
     def hang():
-        with predictor._lock:
+        with predictor.lock:
             held.set()
             over.wait(PATIENCE_S)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sagellm_lifetime.predictor.knowledge import knowledge, set_knowledge
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.core.calibration import BANDS
@@ -73,14 +72,14 @@ def test_a_batch_and_the_array_forms_use_the_calibration_of_each_client():
 def test_calibrations_of_clients_are_saved_and_go_on_alike():
     predictor, _ = flooded("survival", "loud", 10, rounds=30)
     twin = create_predictor("survival")
-    set_knowledge(twin, knowledge(predictor))
+    twin.restore(predictor.state())
     rng = np.random.default_rng(5)
     for _ in range(100):
         length = int(rng.lognormal(5.0, 0.8)) + 1
         for client in ("c1", "loud", None):
             for each in (predictor, twin):
                 told(each, client, length)
-    ours, theirs = knowledge(predictor), knowledge(twin)
+    ours, theirs = predictor.state(), twin.state()
     assert ours["calibration.clients"].size
     for name in ours:
         assert np.array_equal(ours[name], theirs[name]), name

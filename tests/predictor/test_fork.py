@@ -25,7 +25,7 @@ from sagellm_lifetime import (
 from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
-from sagellm_lifetime.vllm.prediction_statistics import Tally
+from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -61,7 +61,7 @@ def consistent(metrics: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("name", ["survival", "baseline"])
 @pytest.mark.usefixtures("often_switched")
 def test_a_child_forked_while_others_predict_and_learn(name: str) -> None:
-    predictor, tally = create_predictor(name), Tally()
+    predictor, tally = create_predictor(name), PredictionStatistics()
     done = threading.Event()
 
     def work(who: int) -> None:
@@ -94,7 +94,7 @@ def test_a_child_forked_while_others_predict_and_learn(name: str) -> None:
 
 def test_a_child_forked_by_the_thread_that_holds_the_lock() -> None:
     predictor = create_predictor("orca")
-    with predictor._lock:
+    with predictor.lock:
         assert in_child(lambda: predictor.predict(PredictionRequest(0, [], 0, None))) == 0
     assert in_child(lambda: predictor.predict(PredictionRequest(0, [], 0, None))) == 0
 
@@ -104,7 +104,7 @@ def test_a_fork_in_the_middle_of_a_long_change_does_not_wait_for_it() -> None:
     holds, done = threading.Event(), threading.Event()
 
     def change() -> None:
-        with predictor._lock:
+        with predictor.lock:
             holds.set()
             done.wait(60)
 
