@@ -42,7 +42,7 @@ def test_from_a_log_to_a_prediction(folder):
     errors = {name: float(mae) for name, mae in re.findall(r"^ \(?(\w+)\)? +([\d.]+) ", said, re.M)}
     assert errors["survival"] < 0.6 * errors["constant_median"], "the page says that it halves it"
     told = " ".join(said.split())
-    assert "no difference beyond chance: survival" in told
+    assert "prediction pays: survival" in told
     assert "The baseline lightgbm" in told
     answer = json.loads(said.strip().splitlines()[-1])
     assert answer["estimated_remaining_tokens"] >= 1
