@@ -38,3 +38,12 @@ def test_new_paths_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True)
+
+
+def test_a_class_that_was_renamed_is_found_by_its_old_name():
+    for old, names in _moved._NAMES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = importlib.import_module(f"sagellm_lifetime.{old}")
+        for name, name_now in names.items():
+            assert getattr(module, name) is getattr(module, name_now)

@@ -117,6 +117,13 @@ _MODULES: Final = {
     "predictors.survival": "predictor.builtin",
     "predictors.transformer": "predictor.builtin",
 }
+_NAMES: Final = {
+    "engines.vllm.breaker": {"Breaker": "CircuitBreaker"},
+    "engines.vllm.describe": {"Describer": "RequestAdapter"},
+    "engines.vllm.endings": {"Endings": "FinishReasons"},
+    "engines.vllm.tally": {"Tally": "PredictionStatistics"},
+}
+"""Classes of a module that have another name now: old name, name of now."""
 
 
 def path_now(old: str) -> str | None:
@@ -149,7 +156,8 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill a module with the names of the one that took its place."""
-        new = path_now(module.__name__.removeprefix(_ROOT))
+        old = module.__name__.removeprefix(_ROOT)
+        new = path_now(old)
         if new is None:
             return
         warnings.warn(f"{module.__name__} is now {_ROOT}{new}", DeprecationWarning, stacklevel=2)
@@ -158,6 +166,8 @@ class MovedModules(MetaPathFinder, Loader):
         vars(module).update(
             {name: value for name, value in vars(found).items() if name not in kept}
         )
+        for name, name_now in _NAMES.get(old, {}).items():
+            vars(module)[name] = getattr(found, name_now)
 
 
 def install() -> None:
