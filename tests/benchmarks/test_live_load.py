@@ -258,10 +258,10 @@ def test_nothing_of_the_load_is_learned_before():
 
 
 def test_a_length_is_told_to_nobody_who_predicts():
-    from sagellm_lifetime.vllm.request_adapter import Describer
+    from sagellm_lifetime.vllm.request_adapter import RequestAdapter
 
     client = part("client")
-    describe = Describer("m", 2048, 32)
+    describe = RequestAdapter("m", 2048, 32)
 
     def question(length):
         trace = import_module("sagellm_lifetime.replay.trace")
