@@ -28,3 +28,11 @@ def test_examples_of(name, tmp_path, monkeypatch):
     results = runner.summarize(verbose=False)
     assert results.failed == 0, said.getvalue()
     assert results.attempted > 0, f"{name} has examples that doctest does not find"
+
+
+def test_every_public_name_has_an_example():
+    names = [name for name in sagellm_lifetime.__all__ if name != "PREDICTORS"]
+    without = [
+        name for name in names if ">>> " not in (getattr(sagellm_lifetime, name).__doc__ or "")
+    ]
+    assert without == []

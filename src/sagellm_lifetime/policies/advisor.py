@@ -1,20 +1,4 @@
-"""Who decides about queue, memory and victims, without touching a scheduler.
-
-An engine tells an advisor what happens, asks before a step, and carries the answers out. This one
-admits the newest first, and never more than it counts as running:
-
->>> class NewestFirst:
-...     limits_admission = False
-...     def on_events(self, events): pass
-...     def order(self, waiting, free_blocks): return range(len(waiting))[::-1]
-...     def victims(self, running): return None
-...     def reserve(self): return 0
-...     def admit_limit(self, running, waiting, free_blocks): return len(waiting)
->>> from sagellm_lifetime import Advisor
->>> advisor: Advisor = NewestFirst()
->>> list(check_order(advisor.order(["a", "b", "c"], 100), 3))
-[2, 1, 0]
-"""
+"""The seam between decisions and an engine: queue, memory and victims."""
 
 from __future__ import annotations
 
@@ -36,7 +20,23 @@ class AdviceError(LifetimeError, ValueError):
 class Advisor(Protocol):
     """Decides; the same object in a replay, in a live engine and in a test.
 
-    All moments are in seconds on one clock, that of the events; memory is in blocks.
+    An engine tells an advisor what happens, asks before a step, and carries the answers out. All
+    moments are in seconds on one clock, that of the events; memory is in blocks.
+
+    Example:
+        This one admits the newest first, as many as there is room for:
+
+        >>> class NewestFirst:
+        ...     limits_admission = False
+        ...     def on_events(self, events): pass
+        ...     def order(self, waiting, free_blocks): return range(len(waiting))[::-1]
+        ...     def victims(self, running): return None
+        ...     def reserve(self): return 0
+        ...     def admit_limit(self, running, waiting, free_blocks): return len(waiting)
+        >>> from sagellm_lifetime import Advisor
+        >>> advisor: Advisor = NewestFirst()
+        >>> list(check_order(advisor.order(["a", "b", "c"], 100), 3))
+        [2, 1, 0]
     """
 
     @property

@@ -28,6 +28,14 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
     Raises:
         CheckpointError: missing, damaged, of another format version, or of unknown contents; or
             no path at all.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from sagellm_lifetime import create_predictor
+        >>> folder = f"{mkdtemp()}/trained"
+        >>> create_predictor("baseline").save(folder)
+        >>> load_predictor(folder).name
+        'baseline'
     """
     path = as_path(path)
     try:
