@@ -186,17 +186,28 @@ def summary(runs: list[dict[str, Any]]) -> str:
                     f"{100 * (ours[m] / tuned[m] - 1):+.1f} %" if tuned[m] else "–"
                     for m in COMPARED
                 ),
+                _range_over_seeds(lines),
                 f"{100 * tuned['goodput']:.0f} → {100 * ours['goodput']:.0f} %",
                 f"{100 * share:.0f} %" if np.isfinite(share) and gain > 0.5 else "–",
                 f"{100 * (ours['tokens_per_s'] / tuned['tokens_per_s'] - 1):+.1f} %",
                 f"{default['recomputed_tokens']:,.0f} → {ours['recomputed_tokens']:,.0f}",
             ]
         )
-    head = ["setting", "mean", "p99", "TTFT", "longest wait", "worst s/token", "goodput"]
-    head.append("of the oracle's gain")
+    head = ["setting", "mean", "p99", "TTFT", "longest wait", "worst s/token"]
+    head += ["mean, by seed", "goodput", "of the oracle's gain"]
     return "## `lifetime` against the tuned watermark\n\n" + table(
         [*head, "tokens/s", "recomputed (default → ours)"], rows
     )
+
+
+def _range_over_seeds(lines: list[dict[str, Any]]) -> str:
+    """Return the smallest and the largest change of the mean latency among the seeds."""
+    changes = [
+        100 * (line["policies"]["lifetime"]["mean_latency_s"] / tuned - 1)
+        for line in lines
+        if (tuned := line["policies"]["fcfs-watermark"]["mean_latency_s"])
+    ]
+    return f"{min(changes):+.0f} … {max(changes):+.0f} %" if changes else "–"
 
 
 def _settings(runs: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[dict[str, Any]]]:

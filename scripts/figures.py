@@ -88,7 +88,8 @@ def overload_table() -> str:
     for row in _against_watermark("overload"):
         trace, blocks, _ = row["setting"].rsplit(", ", 2)
         mean, p99 = (percent(number(row[name])) for name in ("mean", "p99"))
-        lines.append(f"| {NAMES[trace]}, {blocks} | {mean} % | {p99} % | {row['goodput']} |")
+        seeds = f" ({row['mean, by seed']})" if "mean, by seed" in row else ""
+        lines.append(f"| {NAMES[trace]}, {blocks} | {mean} %{seeds} | {p99} % | {row['goodput']} |")
     return "\n".join(lines)
 
 
