@@ -116,6 +116,7 @@ _MODULES: Final = {
     "predictors.sampling": "networks.training_samples",
     "predictors.survival": "predictor.builtin",
     "predictors.transformer": "predictor.builtin",
+    "replay.books": "replay.request_log",
 }
 _NAMES: Final = {
     "engines.vllm.breaker": {"Breaker": "CircuitBreaker"},

@@ -56,7 +56,7 @@ class Engine:
 
     def learned(self):
         """The statistics when all that has ended is learned."""
-        assert self.learner._elsewhere.drain(PATIENCE_S)
+        assert self.learner._background.drain(PATIENCE_S)
         return self.stats()
 
     def on(self, **said):

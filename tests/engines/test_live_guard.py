@@ -135,11 +135,11 @@ def made(setting, tmp_path, monkeypatch):
             limit_s=60.0,
             record=str(tmp_path / str(next(numbers))),
         )
-        from sagellm_lifetime.vllm.logit_signals import Signals  # imports vLLM, so not before
+        from sagellm_lifetime.vllm.logit_signals import LogitSignals  # imports vLLM, so not before
 
         lifetime = engine.lifetime
         engine.scheduler.request_events.reads_tokens = True
-        engine.scheduler.request_events.signals = Signals()
+        engine.scheduler.request_events.signals = LogitSignals()
         engine.clock = SimpleNamespace(now=0.0)
         lifetime.breaker._clock = lambda: engine.clock.now
         return engine

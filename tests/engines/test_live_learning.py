@@ -30,7 +30,7 @@ def until(happens):
 
 
 def kill(engine):
-    os.kill(engine.learner._elsewhere._supervisor.process.pid, signal.SIGKILL)
+    os.kill(engine.learner._background._supervisor.process.pid, signal.SIGKILL)
 
 
 # -- what is learned -------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_without_a_state_folder_what_is_learned_is_temporary():
     engine = Engine().on(mode="shadow", learn=True)
     mixed_load(engine, n=10).run()
     assert engine.learned()["lessons"] == 10
-    path = engine.learner._elsewhere.path
+    path = engine.learner._background.path
     assert path.exists()
     engine.scheduler.shutdown()
     assert not path.parent.exists()
@@ -192,7 +192,7 @@ def test_a_process_that_dies_is_reported_and_started_anew(caplog):
 
 def test_trouble_is_told_once(caplog, monkeypatch):
     engine = Engine().predict_with(fitted(), mode="act", learn=True)
-    engine.learner._elsewhere._trouble = "no space left"
+    engine.learner._background._trouble = "no space left"
     for _ in range(2):
         engine.learner.watch()
     assert [r.message for r in caplog.records if "no space" in r.message] == [

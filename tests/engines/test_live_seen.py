@@ -22,7 +22,7 @@ def served(tmp_path):
     engine = Engine().predict_with(fitted(), mode="shadow", state=str(tmp_path))
     mixed_load(engine, n=30, steps=2)
     engine.run(20)
-    engine.scheduler._service._keeper.round()
+    engine.scheduler._service._jobs.round()
     yield engine, tmp_path
     engine.scheduler.shutdown()
 
@@ -53,7 +53,7 @@ def test_why_the_breaker_is_open_is_said(served):
         raise ValueError
 
     engine.lifetime.breaker.call(None, broken)
-    engine.scheduler._service._keeper.round()
+    engine.scheduler._service._jobs.round()
     found = json.loads(ask(state, "GET", "/lifetime/stats")[1])
     shown = block(found)
     assert "  Circuit Breaker: open (exception: ValueError)" in shown
@@ -71,7 +71,7 @@ def test_other_routes(served):
 def test_the_mode_is_switched_while_running(served):
     engine, state = served
     assert ask(state, "POST", "/lifetime/mode", b'{"mode": "act"}')[0] == 202
-    engine.scheduler._service._keeper.round()
+    engine.scheduler._service._jobs.round()
     assert json.loads(ask(state, "GET", "/lifetime/stats")[1])["mode"] == "act"
     engine.add(30)
     engine.step()
@@ -79,14 +79,14 @@ def test_the_mode_is_switched_while_running(served):
     for wrong in (b"", b"{}", b'{"mode": "on"}', b"[1]", b'{"mode": ["act"]}'):
         assert ask(state, "POST", "/lifetime/mode", wrong)[0] == 400
     (state / "engine-0" / "control.json").write_text("{")
-    engine.scheduler._service._keeper.round()
+    engine.scheduler._service._jobs.round()
     assert engine.lifetime.wanted == "act"
 
 
 def test_act_is_refused_where_it_cannot_be(served):
     engine, state = served
     engine.lifetime.cannot_act = "no"
-    engine.scheduler._service._keeper.round()
+    engine.scheduler._service._jobs.round()
     assert ask(state, "POST", "/lifetime/mode", b'{"mode": "act"}') == (409, b'{"error": "no"}')
     assert ask(state, "POST", "/lifetime/mode", b'{"mode": "off"}')[0] == 202
 
@@ -162,7 +162,7 @@ def test_several_engine_cores_are_one_engine(tmp_path):
         engine.predict_with(fitted(), mode="shadow", learn=True, state=str(tmp_path))
         mixed_load(engine, n=10 + 10 * rank).run()
         assert engine.learned()["lessons"] == 210 + 10 * rank
-        engine.scheduler._service._keeper.round()
+        engine.scheduler._service._jobs.round()
         engines.append(engine)
     engines[0].scheduler.vllm_config.parallel_config.data_parallel_index = 0
     found = json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])
@@ -175,7 +175,7 @@ def test_several_engine_cores_are_one_engine(tmp_path):
     assert found["mae"] == pytest.approx(errors / 30)
     status, body = ask(tmp_path, "POST", "/lifetime/mode", b'{"mode": "act"}')
     assert (status, json.loads(body)["engines"]) == (202, 2)
-    engines[1].scheduler._service._keeper.round()
+    engines[1].scheduler._service._jobs.round()
     mode = json.loads(ask(tmp_path, "GET", "/lifetime/stats")[1])["mode"]
     assert mode in ("shadow, act", "act")  # the other looks every second by itself
     for engine in engines:

@@ -153,7 +153,7 @@ def test_whatever_hangs_the_end_fits_into_what_vllm_leaves(tmp_path, monkeypatch
     served(engine)
     assert disk.busy.wait(PATIENCE_S)
     beside, over = engine.scheduler._service, threading.Event()
-    learning = beside._learner._elsewhere
+    learning = beside._learner._background
     stop = learning.stop
     monkeypatch.setattr(learning, "stop", lambda seconds: over.wait(PATIENCE_S))
     monkeypatch.setattr(beside._state, "write", lambda stats: over.wait(PATIENCE_S))

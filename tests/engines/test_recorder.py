@@ -93,10 +93,10 @@ def test_a_killed_process_loses_the_last_second_at_most(tmp_path):
     code = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from sagellm_lifetime.vllm.periodic_thread import Keeper
+        from sagellm_lifetime.vllm.periodic_thread import PeriodicThread
         from sagellm_lifetime.vllm.recorder import Recorder
         recorder = Recorder(Path({str(tmp_path)!r}), "w")
-        Keeper("writer", 0.2, [recorder.flush]).start()
+        PeriodicThread("writer", 0.2, [recorder.flush]).start()
         for i in range(10_000):
             row = {{"request_id": f"r{{i}}", "actual_length": 1, "arrival_time": time.time()}}
             recorder.add(row)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from sagellm_lifetime.core.errors import HistoryError, LifetimeError
-from sagellm_lifetime.replay.books import Books
 from sagellm_lifetime.replay.cost import StepCost
 from sagellm_lifetime.replay.engine import (
     EngineSettings,
@@ -15,6 +14,7 @@ from sagellm_lifetime.replay.engine import (
     make_requests,
 )
 from sagellm_lifetime.replay.policies import ReplayPolicy
+from sagellm_lifetime.replay.request_log import RequestLog
 from sagellm_lifetime.replay.result import RunResult
 from sagellm_lifetime.replay.trace import TraceRequest
 
@@ -63,7 +63,7 @@ class Run:
         self.scheduler = build_scheduler(settings, length, policy.scheduler())
         self.scheduler.clock = lambda: self.now
         self._make = make_requests(settings, length, policy.priority)
-        self._books = Books(trace, self.scheduler)
+        self._log = RequestLog(trace, self.scheduler)
         if policy.install is not None:
             policy.install(self.scheduler, trace, self)
 
@@ -81,29 +81,29 @@ class Run:
             "error": RequestStatus.FINISHED_ERROR,
             "length": RequestStatus.FINISHED_LENGTH_CAPPED,
         }
-        scheduler, books, cost = self.scheduler, self._books, self.cost
+        scheduler, log, cost = self.scheduler, self._log, self.cost
         started, cpu_started = time.perf_counter(), time.thread_time()
         cpu, stalled = 0.0, 0
         index: dict[str, int] = {}
         names: list[str] = []
-        while books.done < len(self.trace):
+        while log.done < len(self.trace):
             cpu += self._admit()
-            if not books.live:
-                books.idle(self.now)
-                self.now = self.trace[books.came].arrival
+            if not log.live:
+                log.idle(self.now)
+                self.now = self.trace[log.came].arrival
                 continue
             before = time.thread_time()
             out = scheduler.schedule()
             cpu += time.thread_time() - before
             scheduled = out.num_scheduled_tokens
-            prefill, decodes = books.scheduled(out, self.now)
+            prefill, decodes = log.scheduled(out, self.now)
             context = sum([request.num_computed_tokens for request in scheduler.running])
             seconds = cost.seconds(decodes, prefill, context)
             stalled = 0 if scheduled else stalled + 1
             if stalled:
                 self._stall(stalled)
-            tokens, ending = books.tokens(scheduled)
-            books.measure(self.now, seconds, self.steps, decodes)
+            tokens, ending = log.tokens(scheduled)
+            log.measure(self.now, seconds, self.steps, decodes)
             if list(scheduled) != names:
                 names = list(scheduled)
                 index = {name: place for place, name in enumerate(names)}
@@ -113,14 +113,14 @@ class Run:
             scheduler.update_from_output(out, ModelRunnerOutput(names, index, tokens))
             for name in ending:
                 if name in scheduler.requests:  # nothing the scheduler could see has ended it
-                    reason = self.trace[books.place[name]].finish_reason
+                    reason = self.trace[log.place[name]].finish_reason
                     scheduler.finish_requests(name, cut_off[reason])
             cpu += time.thread_time() - before
-            books.finished(ending, self.now)
+            log.finished(ending, self.now)
             if ending and self._progress is not None:
-                self._progress(books.done)
-        books.idle(self.now)
-        result = books.result(self.steps)
+                self._progress(log.done)
+        log.idle(self.now)
+        result = log.result(self.steps)
         result.scheduler_cpu_s = cpu
         result.cpu_s = time.thread_time() - cpu_started
         result.wall_s = time.perf_counter() - started
@@ -128,19 +128,19 @@ class Run:
 
     def _admit(self) -> float:
         """Hand over what has arrived by now; CPU seconds it took the scheduler."""
-        books, trace, cpu = self._books, self.trace, 0.0
-        while books.came < len(trace):
-            request = trace[books.came]
+        log, trace, cpu = self._log, self.trace, 0.0
+        while log.came < len(trace):
+            request = trace[log.came]
             if self._concurrency is None:
                 arrival = request.arrival
                 if arrival > self.now:
                     break
             else:
                 arrival = self.now
-                if books.live >= self._concurrency:
+                if log.live >= self._concurrency:
                     break
             made = self._make(request, arrival)
-            books.arrived(request, made, arrival)
+            log.arrived(request, made, arrival)
             before = time.thread_time()
             self.scheduler.add_request(made)
             cpu += time.thread_time() - before
@@ -148,9 +148,9 @@ class Run:
 
     def _stall(self, stalled: int) -> None:
         """Nothing was scheduled: time passes until the next arrival, but not for ever."""
-        books = self._books
+        log = self._log
         if stalled > STALLED_STEPS:
             raise LifetimeError(
-                f"the policy is stuck: {books.live} requests wait, nothing runs, and nothing has "
+                f"the policy is stuck: {log.live} requests wait, nothing runs, and nothing has "
                 f"been scheduled for {stalled} steps"
             )

@@ -53,9 +53,9 @@ def make_live(
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
     signals = None
     if settings.signals:
-        from sagellm_lifetime.vllm.logit_signals import Signals
+        from sagellm_lifetime.vllm.logit_signals import LogitSignals
 
-        signals = Signals()
+        signals = LogitSignals()
     served = scheduler.vllm_config.model_config.served_model_name
     adapter = RequestAdapter(
         served[0] if isinstance(served, list) else str(served),

@@ -150,7 +150,7 @@ def _take_up_one(path: Path, say: Say) -> Path | None:
     return target
 
 
-def take_up_elsewhere(folder: Path) -> subprocess.Popen[str]:
+def take_up_in_process(folder: Path) -> subprocess.Popen[str]:
     """Start :func:`take_up` in a process of its own.
 
     Polars starts a thread for every core and keeps some twenty megabytes, and what it computes

@@ -63,13 +63,13 @@ class Learner:
             make_way(learned, predictor, origin)
         if origin:
             predictor.summary = {**predictor.summary, STARTED_FROM: origin}
-        self._elsewhere = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
+        self._background = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
         self._restarts = 0
         self._trouble: str | None = None
 
     def counts(self) -> dict[str, Any]:
         """What became of the lessons, under the names of ``get_metrics``; waits for no lock."""
-        return self._elsewhere.counts()
+        return self._background.counts()
 
     def watch(self) -> None:
         """Say what went wrong since the last time."""
@@ -88,7 +88,7 @@ class Learner:
         """Let it learn and save what is left, and end it."""
         # A predictor that hangs may hold the lock which this needs, and nobody waits for it. Then
         # the process saves and ends when the engine has ended.
-        ending = Thread(target=self._elsewhere.stop, args=(_STOP_S,), daemon=True)
+        ending = Thread(target=self._background.stop, args=(_STOP_S,), daemon=True)
         ending.start()
         ending.join(_STOP_S + _GRACE_S)
 

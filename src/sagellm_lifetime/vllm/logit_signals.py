@@ -10,7 +10,7 @@ from sagellm_lifetime.core.logit_signals import SIGNALS, windows
 from sagellm_lifetime.vllm import logits_processor as eos
 
 
-class Signals:
+class LogitSignals:
     """Of one engine core whose model runs in its own process; elsewhere nothing is ever seen."""
 
     def ask(self, request: Any) -> None:

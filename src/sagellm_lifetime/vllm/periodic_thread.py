@@ -12,7 +12,7 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG, named
 Job = Callable[[], None]
 
 
-class Keeper(Thread):
+class PeriodicThread(Thread):
     """Does its jobs every so often, whatever becomes of any of them, and nobody else does them.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.vllm.circuit_breaker import LOG, named
-from sagellm_lifetime.vllm.journal import SUFFIX, Journal, take_up, take_up_elsewhere
+from sagellm_lifetime.vllm.journal import SUFFIX, Journal, take_up, take_up_in_process
 from sagellm_lifetime.vllm.record_rows import RowError, fit, to_line
 
 _MOST_WAITING: Final = 100_000
@@ -218,7 +218,7 @@ class Recorder:
             self._left_over = False
             mine = self._journal.path if self._journal is not None else None
             if any(path != mine for path in self._folder.glob(f"*{SUFFIX}")):
-                self._helper = take_up_elsewhere(self._folder)
+                self._helper = take_up_in_process(self._folder)
 
     def _mind_helper(self) -> None:
         """See to it when it has ended; what it could not do is tried at the next rotation."""

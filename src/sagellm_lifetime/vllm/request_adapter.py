@@ -13,7 +13,7 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.request import PREFIX_HEAD
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.vllm.logit_signals import Signals
+    from sagellm_lifetime.vllm.logit_signals import LogitSignals
 
 _NUMBER: Final = (int, float)
 _LONGEST_NAME: Final = 256
@@ -34,7 +34,7 @@ class RequestAdapter:
     """
 
     def __init__(
-        self, model: str, max_model_len: int, block_size: int, signals: Signals | None = None
+        self, model: str, max_model_len: int, block_size: int, signals: LogitSignals | None = None
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len

@@ -11,7 +11,7 @@ from sagellm_lifetime.vllm.finish_reasons import FinishReasons
 from sagellm_lifetime.vllm.token_feed import TokenFeed
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.vllm.logit_signals import Signals
+    from sagellm_lifetime.vllm.logit_signals import LogitSignals
     from sagellm_lifetime.vllm.recorder import Recorder
     from sagellm_lifetime.vllm.request_adapter import RequestAdapter
 
@@ -35,7 +35,7 @@ class RequestEvents:
         *,
         adapter: RequestAdapter | None = None,
         recorder: Recorder | None = None,
-        signals: Signals | None = None,
+        signals: LogitSignals | None = None,
         reads_tokens: bool = False,
     ) -> None:
         self.finish_reasons = finish_reasons

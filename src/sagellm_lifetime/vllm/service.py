@@ -14,7 +14,7 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.learner import IDLE, Learner
-from sagellm_lifetime.vllm.periodic_thread import Job, Keeper
+from sagellm_lifetime.vllm.periodic_thread import Job, PeriodicThread
 from sagellm_lifetime.vllm.request_events import RequestEvents
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -59,7 +59,7 @@ class Service:
         # Two threads: a disk that hangs while it takes the record must not disable the switch.
         recorder = request_events.recorder
         self._writer = (
-            Keeper("lifetime-writer", _RECORD_S, [recorder.flush], [recorder.close])
+            PeriodicThread("lifetime-writer", _RECORD_S, [recorder.flush], [recorder.close])
             if recorder is not None
             else None
         )
@@ -70,15 +70,15 @@ class Service:
             jobs += [self._obey, self._publish]
         if jobs:
             jobs.append(lifetime.hurry)  # what is published and learned is no older than these
-        self._keeper = Keeper("lifetime-keeper", _EVERY_S, jobs) if jobs else None
+        self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:
         """Start the threads."""
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
         Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
-        for keeper in (self._writer, self._keeper):
-            if keeper is not None:
-                keeper.start()
+        for thread in (self._writer, self._jobs):
+            if thread is not None:
+                thread.start()
 
     def close(self) -> None:
         """Write the rest, and stop; each part, whatever becomes of the others.
@@ -93,8 +93,8 @@ class Service:
             if self._state is not None:
                 last_first.callback(self._state.close)
             last_first.callback(self._lifetime.breaker.close)
-            if self._keeper is not None:
-                last_first.callback(self._keeper.close, ends + _LAST_WORDS_S)
+            if self._jobs is not None:
+                last_first.callback(self._jobs.close, ends + _LAST_WORDS_S)
             if self._writer is not None:
                 last_first.callback(self._writer.close, ends)
             if self._learner is not None:

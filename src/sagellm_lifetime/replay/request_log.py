@@ -38,7 +38,7 @@ class _Live:
     admitted: bool = False
 
 
-class Books:
+class RequestLog:
     """Counts and times. Per running sequence and step, it does no more than count a token down."""
 
     def __init__(self, trace: Sequence[TraceRequest], scheduler: Any) -> None:
