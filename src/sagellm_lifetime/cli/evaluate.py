@@ -143,7 +143,7 @@ def evaluate(
     if json != "-":
         _show(result)
     if report is not None:
-        note(f"report: {write_report(report, result.evaluations)}")
+        note(f"report: {write_report(report, result.evaluations, is_test=result.is_test)}")
 
 
 def _study(

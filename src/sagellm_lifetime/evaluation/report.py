@@ -62,13 +62,19 @@ FILES: Final = (PAGE, _RECORDS, *(f"{name}.png" for name, _, _ in _PLOTS))
 
 
 def write_report(
-    folder: Path | str, evaluations: Sequence[Evaluation], *, title: str = "Lifetime predictors"
+    folder: Path | str,
+    evaluations: Sequence[Evaluation],
+    *,
+    title: str = "Lifetime predictors",
+    is_test: bool = True,
 ) -> Path:
     """Write ``report.md``, ``report.json`` and the plots; return the path of ``report.md``.
 
     Args:
         evaluations: one per predictor, made with the same frame, seed and rivals; the rivals are
             taken from the first.
+        title: of the page.
+        is_test: False where the predictor was trained on the scored rows: no verdict is written.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -87,16 +93,18 @@ def write_report(
     records = [evaluation.to_dict() for evaluation in evaluations]
     write_atomically(target / _RECORDS, f"{json.dumps(records, indent=2)}\n".encode())
     page = target / PAGE
-    write_atomically(page, markdown(evaluations, title=title).encode())
+    write_atomically(page, markdown(evaluations, title=title, is_test=is_test).encode())
     return page
 
 
-def markdown(evaluations: Sequence[Evaluation], *, title: str) -> str:
-    """Return the text of ``report.md``."""
+def markdown(evaluations: Sequence[Evaluation], *, title: str, is_test: bool = True) -> str:
+    """Return the text of ``report.md``; arguments as of :func:`write_report`."""
     first = evaluations[0]
     lines = [f"# {title}", "", _how(first), ""]
-    ahead = verdict(evaluations)
-    if ahead is not None:
+    ahead = verdict(evaluations) if is_test else None
+    if not is_test:
+        lines += ["**Trained on these rows: no test on unseen ones, and no verdict.**", ""]
+    elif ahead is not None:
         lines += [f"**Over all steps:** {ahead.says()} (± is a 95 % interval.)", ""]
     scores = all_scores(evaluations)
     for group, heading in _groups(first):

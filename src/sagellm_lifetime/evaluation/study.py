@@ -23,6 +23,7 @@ from sagellm_lifetime.evaluation.protocol import Evaluation, evaluate
 from sagellm_lifetime.evaluation.rivals.base import Rival
 from sagellm_lifetime.evaluation.verdict import Verdict, verdict
 from sagellm_lifetime.history import History
+from sagellm_lifetime.history.overlap import MANY, share_of, sketch
 from sagellm_lifetime.history.splits import split
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
@@ -81,9 +82,14 @@ class StudyResult:
     online: bool
 
     @property
+    def is_test(self) -> bool:
+        """Return True unless many of the training rows are among the scored ones."""
+        return bool(self.settings["seen_before"] < MANY)
+
+    @property
     def verdict(self) -> Verdict | None:
-        """Who is ahead over all steps; None from too few rows."""
-        return verdict(self.evaluations)
+        """Who is ahead over all steps; None from too few rows, or from rows trained on."""
+        return verdict(self.evaluations) if self.is_test else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON of ``evaluate --json``."""
@@ -106,6 +112,8 @@ class Study:
     Attributes:
         how: where predictors and rows come from, in one sentence.
         left_out: baselines that could not be fitted and the reasons; filled by :meth:`fit`.
+        seen_before: estimated share of the training rows that are among those to be scored; from
+            arrival times and lengths, 0 where there are none.
     """
 
     def __init__(
@@ -143,7 +151,23 @@ class Study:
                 f"split by {parts.by}: trained on {len(parts.train):,} rows, "
                 f"scored on the other {len(parts.test):,}"
             )
+        self.seen_before = self._seen_before()
+        if self.seen_before >= MANY:
+            self.how += (
+                f"; about {self.seen_before:.0%} of the training rows are among these, "
+                "so this is no test on unseen rows, and there is no verdict"
+            )
         self._check()
+
+    def _seen_before(self) -> float:
+        """Return the share of the training rows that are among those to be scored, 0 to 1."""
+        if self._given is not None:
+            training = self._given.summary.get("sketch") or []
+        elif self._train is not None:
+            training = sketch(self._train.rows)
+        else:
+            training = []
+        return share_of(training, self._scored.rows)
 
     def _check(self) -> None:
         """Refuse, before anything is trained, what could not be scored in the end."""
@@ -239,6 +263,7 @@ class Study:
             "how": self.how,
             "split": self._split,
             "training_rows": training_rows,
+            "seen_before": round(self.seen_before, 3),
             "left_out": dict(self.left_out),
             "seed": self.settings.seed,
             "max_rows": self.settings.max_rows,
@@ -250,7 +275,8 @@ class Study:
 
 def to_json(evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of the first predictor; all of them below ``predictors``."""
-    ahead = verdict(evaluations)
+    seen = settings.get("seen_before", 0.0) >= MANY
+    ahead = None if seen else verdict(evaluations)
     found = {
         **evaluations[0].to_dict(),
         "verdict": None if ahead is None else ahead.to_dict(),

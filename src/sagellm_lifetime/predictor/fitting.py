@@ -17,6 +17,7 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.features.rows import HistoryRequests
+from sagellm_lifetime.history.overlap import sketch
 from sagellm_lifetime.history.prequential import (
     Clock,
     censored,
@@ -124,6 +125,7 @@ def _summary(frame: pl.DataFrame) -> dict[str, Any]:
         "length_quantiles": {
             str(q): lengths.quantile(q, interpolation="nearest") for q in (0.1, 0.5, 0.9, 0.99)
         },
+        "sketch": sketch(frame),
     }
 
 
