@@ -213,9 +213,16 @@ def drift(kind: str, what: str, old: list[Row], new: list[Row], sizes: Sizes) ->
     yield below("drift", f"{what}: completions until coverage is back", first(back), 300)
 
 
+def shown(figure: float) -> str:
+    """Return a figure for people; infinity is a moment that never came."""
+    if not np.isfinite(figure):
+        return "never"
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
 def first(found: list[Any]) -> float:
-    """Index of the first that holds; the number of all where none does."""
-    return float(next((i for i, holds in enumerate(found) if holds), len(found)))
+    """Return the index of the first that holds, infinity where none does."""
+    return float(next((i for i, holds in enumerate(found) if holds), np.inf))
 
 
 def rolling(values: Iterable[float], window: int) -> np.ndarray:
@@ -431,7 +438,7 @@ def page(kind: str, lines: list[Line], head: str, sizes: Sizes) -> str:
     ]
     for part in parts:
         rows = [
-            [line.what, f"{line.figure:,.3g}", line.target, line.met]
+            [line.what, shown(line.figure), line.target, line.met]
             for line in lines
             if line.part == part
         ]

@@ -28,7 +28,7 @@ from sagellm_lifetime.core.errors import MissingExtraError
 try:
     import hypothesis as _hypothesis  # noqa: F401
 except ImportError as error:
-    raise MissingExtraError("the conformance suite", "dev") from error
+    raise MissingExtraError("the conformance suite", "testing") from error
 
 from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.testing import (
