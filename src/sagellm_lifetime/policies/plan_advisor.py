@@ -354,9 +354,7 @@ class PlanAdvisor:
         if counts.any():
             typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
-            came = (
-                sequences.preemptions == 0
-            ) & counts  # a preempted one recomputes answer tokens too
+            came = (sequences.preemptions == 0) & counts  # else: recomputes answer tokens
             self._sizes.learn(sequences.recompute[came], expected[came])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),

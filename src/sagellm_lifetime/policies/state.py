@@ -90,7 +90,8 @@ class SurvivalForecast:
         caps = cls.exact(batch.caps - batch.ages).survival
         alive = batch.uncapped(_EDGES)
         starts, ends = alive[:, :-1], alive[:, 1:]
-        # A sum over whole steps, with the first and without the last, is half a step above the area.
+        # A sum over whole steps, with the first and without the last, exceeds the area by half a
+        # step.
         means = (starts + ends) / 2.0 + (starts - ends) / (2.0 * _STEPS)
         return cls(means * caps, confidence)
 
