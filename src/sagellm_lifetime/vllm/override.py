@@ -55,7 +55,7 @@ class Override:
             self._stock = self._scheduler.kv_cache_manager.watermark_blocks
 
     def leave_free(self, blocks: int) -> None:
-        """Set the watermark to ``blocks`` or vLLM's own if larger, once :meth:`begin` was called."""
+        """Set the watermark to ``blocks``, or vLLM's own if larger; only after :meth:`begin`."""
         if blocks != self._blocks and self._stock is not None:
             self._blocks = blocks
             self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)

@@ -68,28 +68,28 @@ _LONGEST: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """How prediction is set up in an engine.
+    """The settings of prediction in an engine.
 
     Attributes:
-        predict: whether there is a predictor at all; without, completions are only recorded.
-        mode: to start in; ``off`` and back is a switch away while the engine runs.
+        predict: True to use a predictor; without, completions are only recorded.
+        mode: initial mode, which can be switched while the engine runs.
         policy: a key of ``policies.plan.PLANS``.
-        min_confidence: below it the engine's own rule decides.
-        predictor: a registered name; unused where there is a checkpoint.
+        min_confidence: confidence below which the engine's own rule decides.
+        predictor: a registered name; unused with a checkpoint.
         width: hidden size of a network, 0 for its own.
         checkpoint: directory or exported file; empty for none.
-        learn: whether the predictor learns from completions, in a process of its own.
-        learn_every_s: seconds after which what was learned is saved and served, at least.
-        signals: whether the predictor is told the model's EOS log-probability and entropy.
-        watermark: share of the KV pool that ``act`` leaves free at admission where others wait,
-            at least, unless the plan keeps room itself or the engine was started with more.
-        state: folder for statistics, the switch, and what was learned; empty for none.
+        learn: True to learn from completions, in a process of its own.
+        learn_every_s: smallest number of seconds between two updates of the state in use.
+        signals: True to give the predictor the model's EOS log-probability and entropy.
+        watermark: smallest share of the KV pool that ``act`` leaves free at admission while
+            sequences wait, unless the plan reserves memory itself or the engine's own is larger.
+        state: folder for statistics, mode switch and learned state; empty for none.
         record: folder for completions; empty for none.
-        content: whether token ids are recorded.
-        limit_s: seconds one call may take before the engine gives prediction up.
-        share: of a step's duration that prediction may take on average.
-        floor_s: seconds of a step that it may take whatever the step's duration.
-        pause_s: seconds it stays off after a fault.
+        content: True to record token ids.
+        limit_s: seconds of one call, after which prediction is off until a restart.
+        share: share of a step's duration that prediction may take on average.
+        floor_s: seconds per step that prediction may always take.
+        pause_s: seconds for which prediction is off after a fault.
     """
 
     predict: bool = True
