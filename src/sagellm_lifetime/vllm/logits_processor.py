@@ -65,7 +65,7 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
         self._is_off = False
 
     def is_argmax_invariant(self) -> bool:
-        """Return False: vLLM skips invariant ones for greedy requests, or applies temperature."""
+        """Return False, so that vLLM calls it for greedy requests and before temperature."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

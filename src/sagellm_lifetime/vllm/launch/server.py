@@ -284,7 +284,7 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
             line += [
                 BACKEND,
                 "uni",
-            ]  # by default vLLM on a CPU has a worker process even for one rank
+            ]  # else a CPU engine starts a worker process
     if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in said):
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
