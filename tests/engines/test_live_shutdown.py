@@ -144,7 +144,7 @@ def test_the_record_does_not_wait_for_the_learner(tmp_path, monkeypatch):
 
 def test_whatever_hangs_the_end_fits_into_what_vllm_leaves(tmp_path, monkeypatch):
     """Of ``--shutdown-timeout 10`` vLLM's workers may take five, and the process some to end."""
-    assert service._CLOSE_S + service._LAST_WORDS_S <= 4.0
+    assert service._CLOSE_S + service._FINAL_STATS_S <= 4.0
     assert learner._STOP_S + learner._GRACE_S <= service._CLOSE_S
     disk = Disk(monkeypatch, PATIENCE_S)
     engine = Engine().predict_with(

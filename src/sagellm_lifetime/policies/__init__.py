@@ -1,1 +1,1 @@
-"""Decisions: pure functions of sequences, predictions, memory and the clock."""
+"""Scheduling decisions: pure functions of sequences, predictions, memory and the clock."""

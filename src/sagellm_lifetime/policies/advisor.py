@@ -14,18 +14,17 @@ Permutation: TypeAlias = Sequence[int]
 
 
 class AdviceError(LifetimeError, ValueError):
-    """An answer that cannot be: not a permutation, not a number of sequences or blocks."""
+    """An invalid answer of an advisor: not a permutation, or not a valid count."""
 
 
 class Advisor(Protocol):
-    """Decides; the same object in a replay, in a live engine and in a test.
+    """The decisions of a scheduler; the same object serves a replay, a live engine and a test.
 
-    An engine tells an advisor what happens, asks before a step, and carries the answers out. All
-    moments are in seconds on one clock, that of the events; memory is in blocks.
+    An engine passes events to an advisor, calls it before a step, and carries out the answers. All
+    times are in seconds on the clock of the events; memory is in blocks.
 
     Example:
-        This one admits the newest first, as many as there is room for:
-
+        An advisor that admits the newest first, as many as fit:
         >>> class NewestFirst:
         ...     limits_admission = False
         ...     def on_events(self, events): pass
@@ -41,12 +40,12 @@ class Advisor(Protocol):
 
     @property
     def limits_admission(self) -> bool:
-        """Return True if :meth:`admit_limit` is to be asked."""
+        """Return True if the engine must call :meth:`admit_limit`."""
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Take note of what has happened, in this order, since the last call.
+        """Record the events since the last call, in their order.
 
-        Several steps may have passed, but none in which a question would have been asked.
+        Several steps may have passed, but none in which another method would have been called.
         """
 
     def order(self, waiting: Sequence[SequenceView], free_blocks: int) -> Permutation | None:
@@ -54,37 +53,37 @@ class Advisor(Protocol):
 
         Args:
             waiting: the queue, first to be admitted first.
-            free_blocks: that those admitted in this step may take.
+            free_blocks: blocks available to the sequences admitted in this step.
 
         Returns:
             A permutation of the first ``k`` places of the queue, for any ``k`` up to all of it;
-            behind them the queue stays as it is.
+            the rest of the queue keeps its order.
         """
 
     def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
-        """Return the running sequences, the first victim last as vLLM takes them, or None.
+        """Return the order of the running sequences, the first victim last, or None to keep it.
 
-        Asked where memory is about to run out while others wait.
+        Called when memory is about to run out while others wait. vLLM preempts the last one.
         """
 
     def reserve(self) -> int:
-        """Return the blocks that admission is to leave free for the growth of what runs."""
+        """Return the blocks that admission leaves free for the growth of running sequences."""
 
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
         """Return how many of the queue, from its head, may be admitted in this step.
 
         Args:
-            running: sequences that run.
-            waiting: the queue, in the order in which it will be admitted.
-            free_blocks: that nobody holds, nor is about to for the rest of a prompt.
+            running: number of running sequences.
+            waiting: the queue, in the order of admission.
+            free_blocks: blocks that no sequence holds or needs for the rest of its prompt.
         """
 
 
 def check_order(order: Permutation | None, most: int) -> Permutation | None:
-    """Return a permutation of the first places of ``most``, or None for none.
+    """Return ``order`` if it is None or a permutation of the first places of ``most``.
 
     Raises:
-        AdviceError: it is something else.
+        AdviceError: if it is anything else.
     """
     if order is None:
         return None
@@ -95,10 +94,10 @@ def check_order(order: Permutation | None, most: int) -> Permutation | None:
 
 
 def check_count(count: int, most: int, what: str) -> int:
-    """Return a number from 0 to ``most``.
+    """Return ``count`` if it is a whole number from 0 to ``most``.
 
     Raises:
-        AdviceError: it is something else.
+        AdviceError: if it is anything else; ``what`` names the counted objects in the message.
     """
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
         raise AdviceError(f"{count!r} {what} of {most}")

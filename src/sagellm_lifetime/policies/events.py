@@ -1,4 +1,4 @@
-"""What happens to sequences in an engine, as an :class:`~sagellm_lifetime.Advisor` hears of it.
+"""Events of the sequences in an engine, as an :class:`~sagellm_lifetime.Advisor` receives them.
 
 >>> from sagellm_lifetime.policies.events import Admitted, Finished
 >>> [type(event).__name__ for event in (Admitted("a", at=1.5), Finished("a", 40, 2.0, "stop", 3.5))]
@@ -18,7 +18,7 @@ class Arrived:
     """A sequence joined the queue for the first time.
 
     Attributes:
-        sequence: what can be seen of it, now and later.
+        sequence: view of it, valid until it ends.
         at: seconds on the engine's clock.
         is_answer: False for a step of a beam search, which is scheduled but not predicted.
     """
@@ -33,7 +33,7 @@ class Admitted:
     """A sequence left the queue and runs, for the first time or again.
 
     Attributes:
-        sequence_id: whose.
+        sequence_id: id of the sequence.
         at: seconds on the engine's clock.
     """
 
@@ -43,10 +43,10 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """A step of the engine begins: what runs may have generated since the last one.
+    """A step of the engine begins; running sequences may have grown since the last one.
 
     Attributes:
-        seconds: that the step before took; ``None`` where there was none.
+        seconds: duration of the previous step; ``None`` if there was none.
         at: seconds on the engine's clock.
         grown: sequences whose generated tokens are new evidence to the predictor.
     """
@@ -61,7 +61,7 @@ class Preempted:
     """A running sequence lost its memory and waits again.
 
     Attributes:
-        sequence_id: whose.
+        sequence_id: id of the sequence.
         at: seconds on the engine's clock.
     """
 
@@ -71,10 +71,10 @@ class Preempted:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A sequence ended, wherever it was.
+    """A sequence ended, running or waiting.
 
     Attributes:
-        sequence_id: whose.
+        sequence_id: id of the sequence.
         length: tokens generated.
         seconds: since it arrived.
         reason: ``stop``, ``length``, ``abort`` or ``error``.

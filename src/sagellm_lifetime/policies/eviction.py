@@ -1,7 +1,7 @@
-"""Eviction: whom to preempt when a running sequence needs a block and none is free.
+"""Eviction: the choice of victims when a running sequence needs a block and none is free.
 
-A preempted sequence loses its KV and computes it again later, so a victim is worth the memory-time
-it frees for the tokens it costs. The nearly finished free their memory by themselves.
+A preempted sequence loses its KV and computes it again later, so the value of a victim is the
+memory-time it frees per recomputed token. Nearly finished sequences free their memory anyway.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import numpy as np
 from sagellm_lifetime.policies.state import Sequences, SurvivalForecast, gap_of
 
 Value = Callable[[Sequences, SurvivalForecast], np.ndarray]
-"""What preempting each sequence is worth, shape ``(N,)``; the highest goes first."""
+"""Value of preempting each sequence, shape ``(N,)``; the highest goes first."""
 
 
 def shortest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """The specification's order: the shortest expected remaining lifetime first."""
+    """Return values that put the shortest expected remaining lifetime first (specification)."""
     return -forecast.expected()
 
 
 def longest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """The longest expected remaining lifetime first, as SRPT would have it."""
+    """Return values that put the longest expected remaining lifetime first, as SRPT does."""
     return forecast.expected()
 
 
 def memory_time_per_token(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """Expected memory-time freed per token that must be computed again.
+    """Return the expected memory-time freed per token that must be computed again.
 
-    What need not be computed again is not freed either: others hold it.
+    Tokens that need no recomputation are in shared blocks, which a preemption does not free.
     """
     return forecast.area(sequences.recompute) / np.maximum(sequences.recompute, 1)
 
 
 def newest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """The engine's own rule: last come, first preempted."""
+    """Return values for the engine's own rule: last come, first preempted."""
     return sequences.arrival
 
 
@@ -58,20 +58,20 @@ def eviction_order(
     max_preemptions: int = 3,
     min_confidence: float = 0.0,
 ) -> np.ndarray:
-    """Indices of the sequences that may be preempted, first victim first.
+    """Return the indices of the sequences that may be preempted, first victim first.
 
     The least urgent class goes before all others, as an engine with priorities has it.
 
     Args:
         sequences: running.
         forecast: of their remaining lengths.
-        value: what preempting one is worth.
+        value: value of preempting each sequence.
         near_completion: tokens; a sequence that ends within so many with ``near_probability`` goes
             after all others.
-        max_preemptions: a sequence preempted so often goes after all others, too: the same
-            sequence must not lose its work again and again. Only pinned ones never go.
-        min_confidence: below it nothing says that preempting a sequence pays: it goes after those
-            that are believed, the newest first, as the engine has it.
+        max_preemptions: a sequence with so many preemptions also goes after all others, so that it
+            does not lose its work again and again. Only pinned ones are never preempted.
+        min_confidence: sequences below it go after the confident ones, the newest first, as in
+            the engine.
     """
     worth = value(sequences, forecast)
     doubtful = forecast.confidence < min_confidence
@@ -83,12 +83,12 @@ def eviction_order(
 
 
 def select_victims(order: np.ndarray, blocks: np.ndarray, required: int) -> np.ndarray:
-    """The first of ``order`` that together free ``required`` blocks; all, where that is not enough.
+    """Return the first of ``order`` that together free ``required`` blocks, or all if too few.
 
     Args:
         order: indices, first victim first.
         blocks: held by each sequence, shape ``(N,)``.
-        required: blocks needed.
+        required: blocks needed; none are chosen for 0 or less.
     """
     if required <= 0:
         return order[:0]

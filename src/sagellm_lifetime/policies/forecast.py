@@ -1,4 +1,4 @@
-"""Who says how long sequences live: a predictor, the truth, or one number for all."""
+"""Forecasters of sequence lengths: a predictor, an oracle, or one figure for all sequences."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sagellm_lifetime.predictor.base import Predictor
 
 
 class Forecaster(Protocol):
-    """What a scheduler asks about its sequences and tells of them."""
+    """The interface of a source of length forecasts."""
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Take note of a sequence that has come."""
+        """Record an arrival."""
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Take in what sequences have generated, or many sequences that come at once."""
+        """Record newly generated tokens, or many simultaneous arrivals."""
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """What is expected of sequences that have arrived, at their ages."""
+        """Return the survival of arrived sequences, given their ages in tokens, shape ``(N,)``."""
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """A sequence has ended."""
+        """Record the end of a sequence of ``length`` tokens, ``seconds`` after its arrival."""
 
 
 class PredictedLengths:
-    """A predictor of this package, which learns from what it is told.
+    """Forecasts of a predictor of this package, which learns from every end.
 
     Args:
-        predictor: any predictor; of its sequences none is forgotten, for it is told of every end.
-        doubting: whether its confidence is asked for, too. It costs as much as all the rest, and
-            counts only where a policy has a threshold; otherwise everything is believed.
+        predictor: any predictor; it tracks all sequences, since every end is reported.
+        doubting: True to compute confidences, which doubles the cost and is needed only by a plan
+            with a threshold; otherwise every confidence is 1.
     """
 
     def __init__(self, predictor: Predictor, *, doubting: bool = False) -> None:
@@ -43,27 +43,27 @@ class PredictedLengths:
         self._doubting = doubting
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Ask for the first time."""
+        """Predict for the first time."""
         self.predictor.predict(request)
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Ask again, with what is new."""
+        """Predict again, with the new tokens."""
         self.predictor.predict_batch(requests)
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """Calibrated distributions, conditioned on the ages."""
+        """Return calibrated distributions, conditioned on the ages."""
         batch = self.predictor.distributions(ids, ages)
         if self._doubting:
             return SurvivalForecast.of(batch, self.predictor.confidences(ids, ages))
         return SurvivalForecast.of(batch, np.ones(len(batch)))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Learn from it."""
+        """Learn from the completed sequence."""
         self.predictor.update(sequence_id, length, seconds, finish_reason=reason)
 
 
 class KnownLengths:
-    """The oracle: final lengths are known from the start.
+    """An oracle, which knows all final lengths.
 
     Args:
         lengths: total generated tokens of every sequence.
@@ -73,24 +73,24 @@ class KnownLengths:
         self._lengths = lengths
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Nothing to learn."""
+        """Do nothing: the length is known."""
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Nothing to learn."""
+        """Do nothing: the lengths are known."""
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """The truth."""
+        """Return the true remaining lengths as a certain forecast."""
         return SurvivalForecast.exact(np.array([self._lengths[each] for each in ids]) - ages)
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Nothing to learn."""
+        """Do nothing: the length was known."""
 
 
 class MaxTokens:
-    """Conservative: every sequence runs into its cap.
+    """A conservative forecast: every sequence reaches its cap.
 
     Args:
-        default: cap of those that have none.
+        default: cap of requests without one, tokens.
     """
 
     def __init__(self, default: int) -> None:
@@ -98,29 +98,29 @@ class MaxTokens:
         self._caps: dict[SequenceId, int] = {}
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Remember its cap."""
+        """Record the cap of the request."""
         self._caps[request.sequence_id] = request.max_length or self._default
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Remember their caps."""
+        """Record the caps of the requests."""
         for request in requests:
             self.arrived(request)
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """Up to the cap."""
+        """Return the tokens left up to the cap as a certain forecast."""
         return SurvivalForecast.exact(np.array([self._caps[each] for each in ids]) - ages)
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Forget it."""
+        """Forget the cap of the sequence."""
         self._caps.pop(sequence_id, None)
 
 
 class GlobalAverage:
-    """One moving average for all, as LightLLM keeps (Gong et al. 2025).
+    """One moving average of the length for all sequences, as in LightLLM (Gong et al. 2025).
 
     Args:
-        mean: to start from, tokens.
-        memory: completions after which an old one has faded to 1/e.
+        mean: initial average, tokens.
+        memory: completions after which the weight of an old one has fallen to 1/e.
     """
 
     def __init__(self, mean: float = 256.0, memory: float = 200.0) -> None:
@@ -128,30 +128,30 @@ class GlobalAverage:
         self._share = 1.0 / memory
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Nothing to remember."""
+        """Do nothing: requests have no state here."""
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Nothing to remember."""
+        """Do nothing: requests have no state here."""
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """What is left of the average; the old ones are about to end, forever."""
+        """Return the average less the age, at least one token, as a certain forecast."""
         return SurvivalForecast.exact(np.maximum(self.mean - ages, 1.0))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Move the average."""
+        """Update the average with the completed length."""
         self.mean += self._share * (length - self.mean)
 
 
 class GlobalRatio(MaxTokens):
-    """One share of ``max_tokens`` for all, as SGLang's ``new_token_ratio``.
+    """One share of ``max_tokens`` for all sequences, as SGLang's ``new_token_ratio``.
 
-    It falls by a little with every step towards its floor, and jumps when a sequence had to be
-    preempted; here it follows the share that finished sequences used.
+    SGLang's ratio decays towards a floor and jumps at a preemption; here it follows the share that
+    finished sequences used.
 
     Args:
-        default: cap of those that have none.
-        ratio: to start from.
-        memory: completions after which an old one has faded to 1/e.
+        default: cap of requests without one, tokens.
+        ratio: initial share.
+        memory: completions after which the weight of an old one has fallen to 1/e.
     """
 
     def __init__(self, default: int, ratio: float = 0.7, memory: float = 200.0) -> None:
@@ -160,12 +160,12 @@ class GlobalRatio(MaxTokens):
         self._share = 1.0 / memory
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
-        """The ratio of what is left to the cap."""
+        """Return the ratio times the tokens left up to the cap, as a certain forecast."""
         caps = np.array([self._caps[each] for each in ids])
         return SurvivalForecast.exact(np.maximum(self.ratio * (caps - ages), 1.0))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Move the ratio."""
+        """Update the ratio with the used share of the cap."""
         cap = self._caps.pop(sequence_id, None)
         if cap:
             self.ratio += self._share * (length / cap - self.ratio)

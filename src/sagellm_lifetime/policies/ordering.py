@@ -1,19 +1,17 @@
-"""Ordering: whom to admit next. Shortest first, and nobody much later than in the order of arrival.
+"""Ordering: the order of admission, shortest first with bounded overtaking.
 
-Each waiting sequence has a place on one line; the lowest goes first:
+Each waiting sequence has a place, and the lowest goes first:
 
     place = arrival + min(patience * service, horizon)
     horizon = slack * backlog + leeway
 
-``service`` is the time it is expected to occupy the engine, ``backlog`` the time the engine needs
-for all that waits now: how long a newcomer would wait if all were served as they came; ``leeway``
-the time some typical answers take, or nobody could be overtaken where the queue is short. The
-caller gives them in its own unit of time. The horizon is one for all, and moves with the queue:
-those that have patience for it keep the order of their arrival, so while it grows they wait longer
-than they would have in that order, but not longer than those that come now would. A sequence is
-overtaken only by those that arrive before its place, whatever else arrives; the short go first as
-long as that holds. With patience 0 it is first come, first served; with patience and slack without
-bound, shortest first.
+``service`` is the time the sequence is expected to occupy the engine. ``backlog`` is the time the
+engine needs for the whole queue, which is the wait of a newcomer in arrival order. ``leeway`` is
+the duration of some typical answers; it allows overtaking in a short queue. The caller chooses the
+unit of time. The horizon is the same for all and moves with the queue: sequences bounded by it keep
+their arrival order, so while it grows they wait longer than in arrival order, but not longer than a
+present newcomer would. A sequence is overtaken only by arrivals before its place. Patience 0 is
+first come, first served; unbounded patience and slack is shortest first.
 """
 
 from __future__ import annotations
@@ -26,44 +24,43 @@ import numpy as np
 from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 
 _UNLUCKY: Final = 0.1
-"""Share of the cases in which an answer is long, for its kind."""
+"""Share of the cases that count as a long answer, the longest ones of the distribution."""
 
 Service = Callable[[Sequences, SurvivalForecast], np.ndarray]
 """Expected service of each sequence in token-steps, shape ``(N,)``."""
 
 
 def by_length(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """Tokens still to be generated: shortest expected remaining first."""
+    """Return the expected remaining tokens: shortest expected remaining first."""
     return forecast.expected()
 
 
 def by_area(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """Memory-time: a long prompt holds as much memory as a long answer."""
+    """Return the memory-time, in which a long prompt counts as much as a long answer."""
     return forecast.area(sequences.tokens)
 
 
 def by_input(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """Tokens to be computed before it generates: known without any prediction."""
+    """Return the tokens of the prefill, which are known without a prediction."""
     return sequences.recompute.astype(np.float64)
 
 
 def by_gittins(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """Inverse of the Gittins index: optimal mean latency where only distributions are known."""
+    """Return the inverse of the Gittins index, optimal in mean latency given distributions."""
     return 1.0 / np.maximum(forecast.gittins(), 1e-9)
 
 
 def by_nothing(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """First come, first served."""
+    """Return zeros: first come, first served."""
     return np.zeros(len(sequences))
 
 
 def longest_first(sequences: Sequences, forecast: SurvivalForecast) -> np.ndarray:
-    """For offline batches: what may become longest, prompt and answer together, starts first.
+    """Return values that start the sequences first that may become longest (offline batches).
 
-    One long answer that starts late keeps the whole batch waiting (Graham 1969, LPT), so what
-    counts is not how long an answer is expected to be, but how long it is if it is long. And a long
-    prompt that comes late finds no room beside others, while short ones fill what is left between
-    long ones (first fit decreasing).
+    One long answer that starts late delays the whole batch (Graham 1969, LPT), so the length in the
+    longest cases counts and not the mean. The prompt counts too: a long one that starts late finds
+    no room beside others, while short ones fill the gaps (first fit decreasing).
     """
     return 1.0 / np.maximum(sequences.tokens + forecast.at_worst(_UNLUCKY), 1.0)
 
@@ -88,18 +85,18 @@ def places(
     typical: float | None = None,
     min_confidence: float = 0.0,
 ) -> np.ndarray:
-    """Place of every waiting sequence in the line, shape ``(N,)``; the lowest goes first.
+    """Return the place of every waiting sequence, shape ``(N,)``; the lowest goes first.
 
     Args:
         sequences: waiting.
         forecast: of their remaining lengths.
-        service: how long a sequence is expected to occupy the engine.
+        service: expected service of each sequence.
         patience: seconds of waiting per unit of service.
-        horizon: seconds after its arrival at which nobody who comes later goes before it, however
-            much patience it has; one for all or of shape ``(N,)``.
-        typical: service of an average sequence; by default the mean of those that are believed.
-        min_confidence: below it the prediction is not believed: the sequence keeps the place of an
-            average one, so that among such sequences the engine's own rule (arrival) decides.
+        horizon: largest allowance, seconds after the arrival, whatever the patience; one for all
+            or of shape ``(N,)``.
+        typical: service of an average sequence; by default the mean of the confident ones.
+        min_confidence: a sequence below it gets the service of an average one, so that arrival
+            decides among such sequences, as in the engine.
     """
     expected = service(sequences, forecast)
     doubtful = forecast.confidence < min_confidence
@@ -110,5 +107,5 @@ def places(
 
 
 def in_line(sequences: Sequences, places: np.ndarray) -> np.ndarray:
-    """Indices in the order of admission: by urgency, then place, then arrival."""
+    """Return the indices in the order of admission: by urgency, then place, then arrival."""
     return np.lexsort((sequences.arrival, places, sequences.urgency))

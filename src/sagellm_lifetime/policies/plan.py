@@ -1,4 +1,4 @@
-"""Plans: one choice for each kind of decision, under a name."""
+"""Named plans: one choice for each kind of decision."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sagellm_lifetime.policies.reservation import FARTHEST
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a scheduler does with the predictions.
+    """The rules by which a scheduler uses the predictions.
 
     Attributes:
         order: a key of ``ordering.SERVICES``.
         patience: seconds a sequence may be overtaken for, per second of its expected service;
             service in other units than memory-time counts as many seconds on average.
-        slack: a sequence is overtaken by none that comes later than ``slack`` times what a newcomer
-            would wait in the order of arrival, and the time of some typical answers on top.
+        slack: bound on overtaking. No sequence that arrives later than ``slack`` times the wait of
+            a newcomer in arrival order, plus the duration of some typical answers, goes first.
         evict: a key of ``eviction.VALUES``, or ``""`` to leave the victim to the engine.
-        fit: probability with which the predicted peak of memory is to fit, or 0 to admit as the
+        fit: required probability that the predicted peak of memory fits, or 0 to admit as the
             engine does.
-        horizon: steps ahead in which that peak is looked for: more sets more aside.
-        near_completion: tokens from its end at which a sequence is no longer preempted.
-        max_preemptions: of one sequence, before it is spared.
-        min_confidence: below it the engine's own rule decides.
+        horizon: steps ahead over which that peak is taken; a longer horizon reserves more.
+        near_completion: tokens before its end from which a sequence is no longer preempted.
+        max_preemptions: preemptions of one sequence, after which it is spared.
+        min_confidence: confidence below which the engine's own rule decides.
         cached: share of a waiting prompt that the prefix cache must hold for it to go before all
             others of its class, however long they have waited; 0 for never.
     """
@@ -67,8 +67,8 @@ class Plan:
 
 
 NO_BOUND: Final = 1e15
-"""A slack that is never what holds a sequence back: with a patience of 1e9 a smaller one is, in a
-short queue, and those behind it would keep the order of their arrival."""
+"""A slack that never binds. With a patience of 1e9 a smaller slack would bind in a short queue and
+keep part of the queue in arrival order."""
 
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
     {
@@ -82,4 +82,4 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "reserve": Plan(order="fcfs", evict="", fit=0.96, horizon=512),
     }
 )
-"""The plans that ask a predictor, for a replay and for a running engine."""
+"""The plans that use a predictor, in a replay and in a running engine."""

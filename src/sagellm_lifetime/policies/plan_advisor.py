@@ -1,9 +1,9 @@
-"""Carries a plan out: what is known of each sequence, and when to ask the forecaster anew.
+"""The advisor that carries out a plan, and its schedule of forecasts.
 
-So that a step costs little, a sequence is looked at when it joins a queue, and of the running ones
-only where a decision needs it, at their present ages: every ``_REFRESH`` steps for the peak of
-memory (kept up to date in between by adding and removing single sequences), every ``_RECENT`` steps
-for a victim. The queue is put in order when somebody joins it, or ``_REORDER`` steps later.
+To keep a step cheap, a sequence is forecast when it joins the queue, and a running one only when a
+decision needs it, at its present age: every ``_REFRESH`` steps for the peak of memory (updated in
+between as single sequences come and go), every ``_RECENT`` steps for a victim. The queue is sorted
+when a sequence joins it, or ``_REORDER`` steps later. A forecast at the present age is a "look".
 """
 
 from __future__ import annotations
@@ -43,52 +43,51 @@ from sagellm_lifetime.policies.state import HORIZON, Sequences, SurvivalForecast
 from sagellm_lifetime.policies.step_pace import StepPace
 
 _REFRESH: Final = 8
-"""Steps between two looks at all running sequences for the peak of memory: what will end in the
-next dozens of steps decides, and older looks miss it."""
+"""Steps between two looks at all running sequences for the peak of memory, which depends on the
+sequences that end within the next dozens of steps."""
 _RECENT: Final = 8
-"""Steps for which a look is good enough to choose a victim by."""
+"""Steps for which a look is recent enough to choose a victim."""
 _REORDER: Final = 32
-"""Steps after which the queue is put in order though nobody has joined it: it is shorter now."""
+"""Steps after which the queue is sorted without a newcomer, since it has become shorter."""
 _DEEP: Final = 512
-"""Waiting sequences for so many of which a newcomer waits one step for its place: to sort thousands
-takes milliseconds, and who joins them has time."""
+"""Queue length per step of delay before newcomers are sorted in: sorting thousands takes
+milliseconds, and a newcomer behind thousands is not urgent."""
 _RETRY: Final = 8
-"""Steps after which a sequence that did not fit is looked at again, if nothing ended meanwhile."""
+"""Steps after which admission is tried again if nothing fitted and nothing ended meanwhile."""
 _ENGINE_RESERVES: Final = ("fcfs", "longest")
-"""Orders for which the engine's watermark is kept: that of arrival is the engine's altogether, and
-a batch is done sooner with a full pool and some preemptions (reasoning, 3,000 blocks: 3-7 %)."""
+"""Orders for which the engine's watermark is kept: arrival order is the engine's own rule, and an
+offline batch ends sooner with a full pool and some preemptions (reasoning, 3,000 blocks: 3-7 %)."""
 _RESERVE_EVERY: Final = 8
-"""Steps between two looks at how many wait, for the reserve."""
+"""Steps between two updates of the reserve from the queue length."""
 _LOOK: Final = 64
-"""Waiting sequences looked at in one step, at most."""
+"""Largest number of waiting sequences considered for admission in one step."""
 _LOOKUPS: Final = 1024
-"""Waiting sequences that the prefix cache is asked about when the queue is put in order, at most:
-each costs some microseconds."""
+"""Largest number of prefix cache lookups per sort of the queue; each costs some microseconds."""
 _LEEWAY: Final = 1.5
-"""Minimum overtaking allowance, in typical answer durations: without it the first of a short queue
-would go first, whatever came with it."""
+"""Minimum overtaking allowance, in typical answer durations; without it a short queue would keep
+its arrival order."""
 PIECE: Final = 256
-"""Waiting sequences without a look from which on they are looked at as they come, so that no
-question of an advisor that begins beside a long queue takes long."""
+"""Newcomers without a look from which they are looked at on arrival, and the size of a batch. It
+bounds the duration of one call of an advisor that starts with a long queue."""
 _CROWD: Final = 32
-"""Sequences that come together from which on the forecaster is asked once: networks compute many at
-little more than the price of one, tables gain nothing."""
+"""Simultaneous arrivals from which the forecaster is called once for all: a network predicts many
+sequences at little more than the cost of one."""
 _ONE_TOKEN: Final = SurvivalForecast.exact(np.ones(1)).survival[0]
-"""Survival of a step of beam search, whatever the model says."""
+"""Survival of a step of beam search, which always generates one token."""
 
 
 class PlanAdvisor:
-    """Orders, victims and limits of a :class:`Plan`, as an :class:`Advisor`.
+    """An :class:`Advisor` that computes the orders, victims and limits of a :class:`Plan`.
 
     Args:
-        plan: what to do.
-        forecaster: whom to ask about lengths, and to tell of ends.
+        plan: the rules.
+        forecaster: source of the length forecasts; it also gets the ends of sequences.
         total_blocks: in the pool.
         block_size: tokens per block.
         clock: seconds.
-        watermark: share of the pool that is to be left free, at least.
-        is_applied: whether what is answered is carried out; if not, a queue that is asked about is
-            in the engine's order, and is ordered whenever somebody asks.
+        watermark: smallest share of the pool to leave free.
+        is_applied: True if the engine carries out the answers; if not, the queue is in the
+            engine's order at every call, and is sorted at every call.
     """
 
     def __init__(
@@ -113,8 +112,8 @@ class PlanAdvisor:
         self._least = round(watermark * total_blocks)
         self._is_applied = is_applied
         self._has_reserve = not (plan.fit or plan.order in _ENGINE_RESERVES)
-        """Whether the reserve follows the headroom."""
-        # None before anybody has had to have a place in the queue.
+        """True if the reserve follows the headroom."""
+        # A reserve that follows the headroom starts at 0, as nothing has waited yet.
         self._reserve = 0 if plan.fit or self._has_reserve else self._least
         self._reserve_step = 0
         self._queue_wait = QueueWait()
@@ -124,31 +123,31 @@ class PlanAdvisor:
         """Steps of beam search among the records."""
         self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
         self._unplaced: dict[str, SequenceRecord] = {}
-        """Those that wait for a place in the queue, by id."""
+        """Records of the waiting sequences without a place in the queue, by id."""
         self._unseen: list[SequenceRecord] = []
-        """Those that have come since the last look at newcomers."""
+        """Records of the arrivals since the last look at newcomers."""
         self._has_placed = False
-        """Whether somebody was given a place since the queue was in order."""
+        """True if a sequence got a place since the queue was sorted."""
         self._backlog = 0.0
-        """Expected memory-time of all that wait, in token-steps."""
+        """Expected memory-time of all waiting sequences, in token-steps."""
         self._step = 0
-        self._ordered = -sys.maxsize  # however many come first, they are put in order at once
+        self._ordered = -sys.maxsize  # so that the first queue is sorted at once, however long
         self._has_returned = False
-        """Whether some have lost their memory since the queue was in order."""
+        """True if a sequence was preempted since the queue was sorted."""
         self._due = np.inf
-        """When the first of those is due that others were put before, since they fit."""
+        """Place, on the clock, of the first sequence that smaller ones were put before."""
         self._refreshed = -_REFRESH
         self._blocked_until = 0
         self._typical = TypicalSequence()
         self._sizes = MeanSizes()
         self._pace = StepPace()
         self._is_certain = False
-        """Whether the forecaster knows the lengths."""
+        """True if the forecaster knows the lengths."""
 
-    # -- what happens ------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Take note of what has happened, and tell the forecaster in the same order."""
+        """Update the records, and pass the events to the forecaster in the same order."""
         forecaster = self._forecaster
         if len(events) >= _CROWD and all(isinstance(event, Arrived) for event in events):
             forecaster.grown(self._register_all(events))
@@ -173,7 +172,7 @@ class PlanAdvisor:
             self._look_ahead()
 
     def _register(self, event: Arrived) -> None:
-        """Remember a newcomer; one whose name is used again is another one."""
+        """Record a newcomer; a record with the same id is dropped first."""
         name = event.sequence.id
         self._forget(name)
         record = SequenceRecord(event.sequence, is_answer=event.is_answer)
@@ -183,7 +182,7 @@ class PlanAdvisor:
         self._waiting += 1
 
     def _register_all(self, events: Sequence[Event]) -> list[PredictionRequest]:
-        """Remember many newcomers; return their questions."""
+        """Record many newcomers; return their prediction requests."""
         questions = []
         for event in events:
             assert isinstance(event, Arrived)
@@ -196,14 +195,14 @@ class PlanAdvisor:
         record = self._records[event.sequence_id]
         if record.is_running:
             return
-        if not record.survival.size:  # it never had a place: nobody else was waiting
+        if not record.survival.size:  # admitted from an empty queue, without a place
             if self.plan.fit:
                 self._look([record])
             else:
-                record.looked = -_RECENT  # when somebody must be preempted
+                record.looked = -_RECENT  # so that the first choice of a victim looks at it
         record.is_running = True
         self._waiting -= 1
-        self._unplaced.pop(event.sequence_id, None)  # nobody put the queue in order meanwhile
+        self._unplaced.pop(event.sequence_id, None)  # still there if the queue was not sorted
         record.waited += event.at - record.joined
         self._backlog -= record.area
         if self.plan.fit:
@@ -248,7 +247,7 @@ class PlanAdvisor:
             self._update_reserve()
 
     def _look_ahead(self) -> None:
-        """Look at newcomers before they have a place: all at once they might be too many."""
+        """Look at newcomers before they have a place, in batches that keep each call short."""
         unseen, self._unseen = self._unseen, []
         there = [r for r in unseen if not r.is_running and self._records.get(r.view.id) is r]
         for start in range(0, len(there), PIECE):
@@ -260,8 +259,7 @@ class PlanAdvisor:
     # -- the reserve ---------------------------------------------------------------------------
 
     def reserve(self) -> int:
-        """Return the blocks to keep free: as many as those that run may outgrow, and only where
-        others wait for long enough."""
+        """Return the number of blocks to keep free for the growth of the running sequences."""
         return self._reserve
 
     def _update_reserve(self) -> None:
@@ -275,24 +273,26 @@ class PlanAdvisor:
         self._reserve = round(max(self._least, full) * worth(self._queue_wait.mean))
 
     def growth(self) -> int:
-        """Return the free blocks that newcomers are refused for the growth of what runs."""
+        """Return the free blocks that admission withholds for the growth of running sequences."""
         if not self.limits_admission:
             return 0
-        self._refresh()  # while nobody waits nobody else does
+        self._refresh()  # with an empty queue no other call refreshes the looks
         return int(self._peak.growth())
 
     # -- the queue -----------------------------------------------------------------------------
 
     def order(self, waiting: Sequence[SequenceView], free_blocks: int) -> Permutation | None:
-        """Return the order of admission, where it may be another by now; those that fit go before
-        a head that does not."""
+        """Return the order of admission, or None if it has not changed.
+
+        Sequences that fit go before a head that does not.
+        """
         order = None
         if self._is_stale(len(waiting)):
             order = self._in_order(list(waiting))
         return self._fill(order, waiting, free_blocks)
 
     def _is_stale(self, waiting: int) -> bool:
-        """Return True if a queue of so many is to be put in order."""
+        """Return True if a queue of ``waiting`` sequences must be sorted."""
         if not self._is_applied:
             return True
         since, depth = self._step - self._ordered, waiting // _DEEP
@@ -305,7 +305,7 @@ class PlanAdvisor:
         )
 
     def _in_order(self, waiting: Sequence[SequenceView]) -> list[int] | None:
-        """Return the queue's order by class, cache, place and arrival; None for that of arrival."""
+        """Return the order by class, cache, place and arrival; None for arrival order."""
         self._ordered, self._due = self._step, np.inf
         self._has_returned = False
         self._place_new()
@@ -322,10 +322,10 @@ class PlanAdvisor:
         return sorted(range(len(keys)), key=keys.__getitem__)
 
     def _in_cache(self, waiting: Sequence[SequenceView]) -> set[str]:
-        """Return the first of the queue whose prompts are in the prefix cache, by and large.
+        """Return the ids at the queue's head whose prompts are mostly in the prefix cache.
 
-        They cost little, and only now: a full pool forgets a prefix soon after the last that runs
-        with it.
+        They are cheap only for a short time: a full pool evicts a prefix soon after the last
+        running sequence that shares it has ended.
         """
         found: set[str] = set()
         if self.plan.cached:
@@ -336,7 +336,7 @@ class PlanAdvisor:
         return found
 
     def _place_new(self) -> None:
-        """Give those that have joined their allowance to be overtaken."""
+        """Set the overtaking allowance of the sequences that have joined the queue."""
         self._unseen.clear()
         if not self._unplaced:
             return
@@ -354,7 +354,7 @@ class PlanAdvisor:
         if counts.any():
             typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
-            came = (sequences.preemptions == 0) & counts  # of others the prompt is an answer begun
+            came = (sequences.preemptions == 0) & counts  # else: recomputes answer tokens
             self._sizes.learn(sequences.recompute[came], expected[came])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
@@ -368,14 +368,17 @@ class PlanAdvisor:
             record.allowed, record.area = steps, area
 
     def _settle(self, waiting: Sequence[SequenceRecord]) -> None:
-        """Set places on the clock, at the present pace: the first steps of an engine, which only
-        prefill, take many times as long as those that the sequences will wait for."""
+        """Set the places on the clock from allowances in steps, at the present pace.
+
+        The pace of the arrival would not do: the first steps of an engine only prefill, and take
+        many times as long as later ones.
+        """
         pace = self._pace.seconds
         horizon = self.plan.slack * self._backlog / self._pool + _LEEWAY * self._typical.tokens
         for record in waiting:
-            # A preempted sequence joins the queue anew, with what is left of it: at the place of
-            # its arrival the longest, preempted for the sake of the others, would go before them
-            # all. But what it has waited counts, or it would wait twice as long as others.
+            # A preempted sequence rejoins the queue with its remaining length: with its place of
+            # arrival the longest one would go before the sequences it was preempted for. The time
+            # it has waited is subtracted, or it would wait twice as long as others.
             record.place = record.joined + min(
                 record.allowed * pace, horizon * pace - record.waited
             )
@@ -383,9 +386,9 @@ class PlanAdvisor:
     def _fill(
         self, order: list[int] | None, waiting: Sequence[SequenceView], free: int
     ) -> list[int] | None:
-        """Let those that fit go before a head that does not, as long as it is not due.
+        """Put sequences that fit before a head that does not, as long as the head is not due.
 
-        A sequence is due at its place in the queue; from then on nobody goes before it.
+        A sequence is due once the clock reaches its place; from then on none goes before it.
         """
         if order is None:
             head, indices = list(islice(waiting, _LOOK)), list(range(min(len(waiting), _LOOK)))
@@ -410,18 +413,18 @@ class PlanAdvisor:
                 due = min(due, record.place)
         if not fitting:
             return order
-        self._due = min(self._due, due)  # perhaps not all of them begin in this step
+        self._due = min(self._due, due)  # some of the fitting ones may start in a later step
         others = set(range(len(head))).difference(fitting)
         filled = [indices[place] for place in (*fitting, *sorted(others))]
         return filled if order is None else filled + order[_LOOK:]
 
     def _fits(self, head: SequenceView, free: int) -> bool:
-        """Return True if the first of the queue finds room."""
+        """Return True if the head of the queue fits into the free blocks."""
         record = self._records[head.id]
         return head.tokens - record.cached <= free * self._block_size
 
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
-        """Return how many of the queue fit beside the predicted peak of what runs."""
+        """Return how many of the queue fit beside the predicted peak of the running sequences."""
         if not self.plan.fit:
             return len(waiting)
         self._place_new()
@@ -432,7 +435,7 @@ class PlanAdvisor:
         count = 0
         for view in waiting:
             record = self._records[view.id]
-            # Whole prompts: what the cache has of them is free, too, where nobody else holds it.
+            # Whole prompts count, as cached blocks that no sequence holds are among the free ones.
             terms = terms + record.terms
             is_believed = record.confidence >= self.plan.min_confidence
             if count >= _LOOK or (is_believed and not self._peak.fits(terms, free_blocks)):
@@ -447,10 +450,10 @@ class PlanAdvisor:
     # -- victims -------------------------------------------------------------------------------
 
     def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
-        """Return the running sequences, the first victim last; None where the plan leaves it to
-        the engine.
+        """Return the order of the running sequences, the first victim last.
 
-        Those still in prefill stay behind: before the others they would take their turns.
+        None if the plan leaves the victim to the engine. Sequences in prefill stay at the end: the
+        engine schedules in this order, and at the front they would take the others' token budget.
         """
         plan = self.plan
         if not plan.evict:
@@ -477,7 +480,7 @@ class PlanAdvisor:
     # -- looks ---------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        """Look at all that run, where the last look is old."""
+        """Look at all running sequences if the last look is old."""
         if self._step - self._refreshed < _REFRESH:
             return
         self._refreshed = self._step
@@ -486,7 +489,7 @@ class PlanAdvisor:
             self._look(running)
 
     def _look_at_new(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, SurvivalForecast]:
-        """Look at those that have joined, but for those looked at ahead at the same age."""
+        """Look at joined sequences, except those looked at on arrival at the same age."""
         ages = [record.view.generated for record in records]
         new = [r for r, age in zip(records, ages, strict=True) if r.age != age]
         for record in records:
@@ -498,7 +501,7 @@ class PlanAdvisor:
         return self._sequences(records), self._kept(records)
 
     def _look(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, SurvivalForecast]:
-        """Ask about sequences at their present ages, and keep the answers."""
+        """Forecast sequences at their present ages, and keep the answers in their records."""
         sequences = self._sequences(records)
         forecast = self._asked(records, sequences.generated)
         answers = zip(records, forecast.survival, forecast.confidence.tolist(), strict=True)
@@ -509,7 +512,7 @@ class PlanAdvisor:
         return sequences, forecast
 
     def _asked(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> SurvivalForecast:
-        """Return the forecaster's answers; a step of beam search ends after one token."""
+        """Return the forecasts at ``ages``; a step of beam search ends after one token."""
         if not self._others:
             forecast = self._forecaster.forecast([record.view.id for record in records], ages)
             self._is_certain = forecast.certain
@@ -525,7 +528,7 @@ class PlanAdvisor:
     def _weigh(
         self, records: Sequence[SequenceRecord], sequences: Sequences, forecast: SurvivalForecast
     ) -> None:
-        """Keep their shares of the memory ahead; of those that run, in the peak too."""
+        """Set the memory terms of the records, and of running ones also in the peak."""
         blocks = -(-sequences.tokens // self._block_size)
         found = self._peak.terms(blocks, forecast, self.plan.min_confidence)
         for record, terms in zip(records, found, strict=True):
@@ -550,7 +553,7 @@ class PlanAdvisor:
         )
 
     def _kept(self, records: Sequence[SequenceRecord]) -> SurvivalForecast:
-        """Return what the last looks said."""
+        """Return the forecasts of the last looks."""
         return SurvivalForecast(
             np.stack([record.survival for record in records]),
             np.array([record.confidence for record in records]),

@@ -1,20 +1,19 @@
-"""Reservation: how much memory to keep free for the growth of what runs.
+"""Reservation: the memory to keep free for the growth of the running sequences.
 
-With ``S_i(t)`` the chance that sequence ``i`` still runs ``t`` steps from now and ``m_i(t)`` the
-blocks it then holds, the memory in use is a sum of independent terms with
+With ``S_i(t)`` the probability that sequence ``i`` still runs ``t`` steps from now and ``m_i(t)``
+the blocks it then holds, the memory in use is a sum of independent terms with
 
     mean(t) = sum S_i(t) m_i(t)        variance(t) = sum S_i(t) (1 - S_i(t)) m_i(t)^2
 
-and never more than ``most(t) = sum m_i(t)``, what it is if nobody ends. What is kept free is
+and never more than ``most(t) = sum m_i(t)``, its value if no sequence ends. The reserve is
 
     max over t <= horizon of  min(mean(t) + z sd(t), most(t))  -  most(0)
 
-The bound is what makes the normal approximation fit a few large sequences: in the next steps hardly
-anybody ends, the variance is that of rare, huge releases, and mean + z sd is more than all of them
-can ever hold. The horizon is there because a preemption far ahead costs little now: nobody else is
-admitted until memory suffices, and by then more is known of those that run. (LightLLM's
-"past-future" scheduler, Gong et al. 2025, looks at the peak of the mean, over all time, with one
-length distribution for all requests.)
+The bound corrects the normal approximation for a few large sequences: in the next steps hardly any
+of them ends, the variance is that of rare, large releases, and mean + z sd exceeds what they can
+hold. The horizon is finite because a preemption far ahead costs little now: admission stops until
+memory suffices, and by then the forecasts are better. (LightLLM's "past-future" scheduler, Gong et
+al. 2025, takes the peak of the mean, over all time, with one length distribution for all requests.)
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ import numpy as np
 from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast, gap_of
 
 FARTHEST: Final = int(HORIZON[-1])
-"""Steps ahead of which anything is expected."""
+"""Largest number of steps ahead with a forecast."""
 
 
 class Peak:
-    """Memory ahead of a set of sequences, kept up to date as they come and go.
+    """The predicted memory of a set of sequences, updated as they come and go.
 
     Args:
         block_size: tokens per block.
-        probability: with which the peak is to fit.
-        horizon: steps ahead that are looked at.
+        probability: required probability that the peak fits.
+        horizon: steps ahead that count.
     """
 
     def __init__(self, block_size: int, probability: float = 0.95, horizon: int = FARTHEST) -> None:
@@ -46,24 +45,25 @@ class Peak:
         self._ahead = steps / block_size
         self._sds = NormalDist().inv_cdf(probability)
         self.sums = np.zeros((3, len(steps)))
-        """Of all sequences: mean, variance, and what they hold if none ends."""
+        """Sums over all sequences, shape ``(3, T)``: mean, variance, blocks if none ends."""
 
     def terms(
         self, blocks: np.ndarray, forecast: SurvivalForecast, min_confidence: float = -np.inf
     ) -> np.ndarray:
-        """What each sequence adds to the sums, shape ``(N, 3, T)``.
+        """Return the contribution of each sequence to the sums, shape ``(N, 3, T)``.
 
         Args:
-            blocks: that each needs now, shape ``(N,)``.
+            blocks: blocks that each needs now, shape ``(N,)``.
             forecast: of the remaining lengths.
-            min_confidence: below it nothing is kept for the growth of a sequence, nor does it give
-                anything back: that is the engine's own rule.
+            min_confidence: a sequence below it counts with its present blocks, without growth or
+                end, as in the engine.
         """
         survival = forecast.survival[:, : len(self._ahead) - 1]
         alive = np.ones((len(forecast), len(self._ahead)))
         most = blocks[:, None] + self._ahead
         if forecast.certain:
-            # All of it until the end of the gap in which it ends, and no more than it comes to.
+            # It holds all its blocks until the end of the gap in which it ends, up to its final
+            # size.
             alive[:, 1:] = survival > 0.0
             most = np.minimum(most, (blocks + forecast.expected() / self._block_size)[:, None])
         else:
@@ -75,24 +75,24 @@ class Peak:
         return np.stack([mean, mean * (1.0 - alive) * most, most], axis=1)
 
     def add(self, terms: np.ndarray) -> None:
-        """Take in one sequence's terms, shape ``(3, T)``."""
+        """Add the terms of a sequence, shape ``(3, T)``."""
         self.sums += terms
 
     def remove(self, terms: np.ndarray) -> None:
-        """Take out one sequence's terms."""
+        """Remove the terms of a sequence, shape ``(3, T)``."""
         self.sums -= terms
 
     def fits(self, terms: np.ndarray, free: float) -> bool:
-        """Whether the peak fits with newcomers.
+        """Return True if the peak fits with newcomers.
 
         Args:
-            terms: of the newcomers, summed, shape ``(3, T)``.
-            free: blocks that nobody holds, nor is about to for the rest of its prompt.
+            terms: summed terms of the newcomers, shape ``(3, T)``.
+            free: blocks that no sequence holds or needs for the rest of its prompt.
         """
         return self._highest(self.sums + terms) - float(self.sums[2, 0]) <= free
 
     def growth(self) -> float:
-        """Blocks to keep free: what the set comes to hold at its peak, beyond what it holds now."""
+        """Return the blocks to keep free: the peak less the blocks held now."""
         return self._highest(self.sums) - float(self.sums[2, 0])
 
     def _highest(self, sums: np.ndarray) -> float:
@@ -102,7 +102,7 @@ class Peak:
 
 
 def reserved_blocks(remaining: np.ndarray, tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """Blocks to set aside for each sequence, shape ``(N,)``.
+    """Return the blocks to reserve for each sequence, shape ``(N,)``.
 
     Args:
         remaining: a calibrated quantile of the remaining lengths, shape ``(N,)``; the 0.9 quantile
@@ -122,11 +122,11 @@ def prefetch_blocks(
     free: int,
     min_confidence: float = -np.inf,
 ) -> np.ndarray:
-    """Blocks to allocate ahead of need, shape ``(N,)``, surest first while any are free.
+    """Return the blocks to allocate ahead of need, shape ``(N,)``.
 
-    A sequence gets the blocks it will fill within ``ahead`` tokens if it lives that long; where
-    not all fit, those most likely to need them come first; those below ``min_confidence`` get none,
-    as from an engine that allocates when a block is needed.
+    A sequence gets the blocks that it fills within ``ahead`` tokens if it lives that long. If they
+    do not all fit into ``free`` blocks, the sequences most likely to need them go first. Sequences
+    below ``min_confidence`` get none, as in an engine that allocates when a block is needed.
     """
     want = -(-(tokens + ahead) // block_size) - -(-tokens // block_size)
     want = np.where(forecast.confidence < min_confidence, 0, want)

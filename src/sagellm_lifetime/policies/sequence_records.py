@@ -1,4 +1,4 @@
-"""What a plan's advisor keeps: of each sequence, and on average of those that come."""
+"""The state of a plan's advisor: one record per sequence, and averages over the arrivals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from sagellm_lifetime.policies.sequence_view import SequenceView
 
 _REMEMBERED: Final = 2.0
-"""Typical answers for whose time a queue is remembered."""
+"""Time constant of the average queue, in durations of a typical answer."""
 _TYPICAL: Final = 0.02
-"""Weight of the newest arrivals in the averages of what a sequence is expected to take."""
+"""Weight of the newest arrivals in the averages of a sequence's expected service."""
 _NONE: Final = np.zeros(0)
 
 
 class SequenceRecord:
-    """One sequence: its view, its place in the queue, and its share of the memory ahead."""
+    """One sequence: its view, its place in the queue, and its share of the predicted memory."""
 
     __slots__ = (
         "age",
@@ -39,34 +39,34 @@ class SequenceRecord:
     def __init__(self, view: SequenceView, *, is_answer: bool = True) -> None:
         self.view = view
         self.is_answer = is_answer
-        """Whether it is predicted and averages are learned from it: not a step of beam search."""
+        """False for a step of beam search, which is neither predicted nor averaged."""
         self.place = np.inf
         self.joined = view.arrival
         self.waited = 0.0
-        """Seconds, before it joined the queue last."""
+        """Seconds that it waited before it joined the queue last."""
         self.allowed = 0.0
-        """Steps it may be overtaken for, by its own service."""
+        """Steps for which it may be overtaken, from its own expected service."""
         self.area = 0.0
         self.cached = 0
-        """Tokens that needed no computing at the last look."""
+        """Tokens whose KV was cached at the last look."""
         self.is_running = False
         self.survival = self.terms = _NONE
         self.confidence = 1.0
         self.looked = 0
         """Step of the last look."""
         self.age = -1
-        """Tokens generated at a look that was taken ahead of its first place; -1 without one."""
+        """Tokens generated at a look taken before its first place in the queue; -1 without one."""
 
 
 class TypicalSequence:
-    """Moving averages over those that come: tokens to generate, memory-time, and service in the
-    unit of the order. The ratio of the last two makes patience mean the same for every order."""
+    """Moving averages over the arrivals: tokens to generate, memory-time, and service in the unit
+    of the order. The ratio of the last two gives patience the same meaning in every order."""
 
     def __init__(self) -> None:
         self.tokens = self.area = self.service = 0.0
 
     def learn(self, tokens: np.ndarray, areas: np.ndarray, services: np.ndarray) -> None:
-        """Take in those that came together, one value each."""
+        """Update the averages with simultaneous arrivals, one value each, shape ``(N,)``."""
         share = _TYPICAL if self.area else 1.0
         self.tokens += share * (float(tokens.mean()) - self.tokens)
         self.area += share * (float(areas.mean()) - self.area)
@@ -74,38 +74,41 @@ class TypicalSequence:
 
 
 class QueueWait:
-    """How long a newcomer would have waited in the order of arrival, on average of the last steps.
+    """Mean wait of a newcomer in arrival order over the last steps.
 
-    In the time that a typical answer takes, which is about a step a token.
+    The unit is the duration of a typical answer, which is about a step a token.
     """
 
     def __init__(self) -> None:
-        # Until it is known somebody waits: at a load that is too high from the start the pool is
-        # full before an average says so.
+        # Starts high: under an overload from the first step on, the pool is full before the average
+        # has risen.
         self.mean = 1.0
 
     def learn(self, steps: int, wait: float, answer: float) -> None:
-        """Take in the queue of now, so many steps after it was seen last.
+        """Update the mean with the present queue.
 
         Args:
-            steps: weigh ``1 - exp(-steps / (2 answer))``.
+            steps: since the last call; the weight is ``1 - exp(-steps / (2 answer))``.
             wait: of a newcomer now, in steps.
-            answer: typical one, tokens.
+            answer: length of a typical answer, tokens.
         """
         share = 1.0 - math.exp(-steps / (_REMEMBERED * answer))
         self.mean += share * (wait / answer - self.mean)
 
 
 class MeanSizes:
-    """Mean prompt and answer of those that come, tokens: of all at first, so that the very first
-    does not set room aside for all, of the last ones later."""
+    """Mean prompt and answer of the arrivals, in tokens.
+
+    Over all arrivals at first, so that the first one alone does not set the reserve; over the
+    latest ones afterwards.
+    """
 
     def __init__(self) -> None:
         self.prompt = self.answer = 0.0
         self._seen = 0
 
     def learn(self, prompts: np.ndarray, answers: np.ndarray) -> None:
-        """Take in those that came together, tokens each."""
+        """Update the means with simultaneous arrivals, in tokens, shape ``(N,)`` each."""
         if not len(prompts):
             return
         self._seen += len(prompts)

@@ -1,4 +1,4 @@
-"""What an advisor may see of a sequence."""
+"""The view of a sequence that an advisor gets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 
 
 class SequenceView(Protocol):
-    """One sequence as it is now: every attribute is read anew from the engine."""
+    """One sequence in its present state; every attribute is read from the engine at each access."""
 
     @property
     def id(self) -> str:
-        """Return the name under which events speak of it."""
+        """Return the id that events use for it."""
 
     @property
     def tokens(self) -> int:
@@ -24,29 +24,29 @@ class SequenceView(Protocol):
 
     @property
     def arrival(self) -> float:
-        """Return when it came, in seconds on the engine's clock."""
+        """Return its arrival time, in seconds on the engine's clock."""
 
     @property
     def priority(self) -> int:
-        """Return its class; lower goes first."""
+        """Return its priority class; lower goes first."""
 
     @property
     def preemptions(self) -> int:
-        """Return how often it was preempted."""
+        """Return the number of its preemptions."""
 
     @property
     def is_prefilling(self) -> bool:
-        """Return True while a part of its prompt is still to be computed."""
+        """Return True while part of its prompt is not computed yet."""
 
     def cached_tokens(self) -> int:
-        """Return the tokens that need no computing (again).
+        """Return the number of tokens whose KV need not be computed (again).
 
-        Of a waiting sequence those that the prefix cache has, of a running one those whose memory
-        others hold, too, so that it stays when the sequence is preempted.
+        For a waiting sequence, the tokens in the prefix cache; for a running one, the tokens in
+        blocks that other sequences share, which survive its preemption.
         """
 
     def question(self) -> PredictionRequest:
-        """Return it as a question to a predictor, as it was when it arrived."""
+        """Return the prediction request of the sequence as it was when it arrived."""
 
     def progress(self) -> PredictionRequest:
-        """Return what it has generated since as a question to a predictor."""
+        """Return the prediction request with the tokens generated since its arrival."""

@@ -6,19 +6,19 @@ from statistics import median
 from typing import Final
 
 _NEWEST: Final = 0.002
-"""Weight of the newest step in the moving average of its duration, at least: a step with a prefill
-takes ten times as long as one without, and places in the line are settled by this figure."""
+"""Smallest weight of the newest step in the moving average of the duration: a step with a prefill
+takes ten times as long as one without, and the places in the queue depend on this average."""
 OUTLIER: Final = 100.0
-"""Usual durations that one step may count for: more than any prefill takes."""
+"""Upper bound on one step, in usual durations: longer than any prefill takes."""
 _FIRST: Final = 64
-"""Steps among which an outlier is told by their median, for there is no average before them."""
+"""Number of first steps, whose outliers are found by their median: no earlier average exists."""
 
 
 class StepPace:
-    """Mean duration of a step: of all at first, of the last hundreds later.
+    """Mean duration of a step, over all steps at first and over the last hundreds later.
 
     Attributes:
-        seconds: per step.
+        seconds: mean seconds per step.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,11 @@ class StepPace:
         self._first: list[float] = []
 
     def learn(self, seconds: float) -> float:
-        """Take in a step and return the mean; one below 0 (the clock was set back) is none."""
+        """Update the mean with one step and return it; ignore a negative duration (clock set back).
+
+        Args:
+            seconds: duration of the step.
+        """
         if seconds < 0.0:
             return self.seconds
         self._steps += 1
@@ -42,7 +46,7 @@ class StepPace:
         return self.seconds
 
     def _look_back(self) -> None:
-        """Bound outliers among the first steps: starts and compilations."""
+        """Bound the outliers among the first steps, which are start-up and compilation."""
         most = OUTLIER * median(self._first)
         if max(self._first) > most > 0.0:
             self.seconds = sum(min(each, most) for each in self._first) / _FIRST

@@ -1,4 +1,4 @@
-"""When the requests of a history arrive, on one clock."""
+"""The arrival times of a history's requests on one clock."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import polars as pl
 from sagellm_lifetime.history.prequential import Clock, relative_times
 
 OVERLAP = 10
-"""Sessions under way at once, on average, where a history does not say when they began."""
+"""Mean number of concurrent sessions, for a history without the sessions' start times."""
 
 
 def arrivals(frame: pl.DataFrame, *, seed: int = 0, clock: Clock = "auto") -> np.ndarray:
-    """Seconds of each row from the first arrival, shape ``(N,)``.
+    """Return the seconds of each row from the first arrival, shape ``(N,)``.
 
-    - On one clock: as recorded.
-    - Restarting with every session: each session gets a start of a Poisson process, at a rate that
-      keeps about :data:`OVERLAP` of them under way; within the session times stay as they were.
-    - Missing in some row: a Poisson process of 1 request a second, in file order. The load scales
-      it.
+    - Times on one clock are taken as recorded.
+    - Times that restart with every session: each session starts at a point of a Poisson process, at
+      a rate that keeps about :data:`OVERLAP` of them open; times within a session are kept.
+    - Times missing in some row: a Poisson process of 1 request a second, in file order. The load
+      scales it.
     """
     rng = np.random.default_rng(seed)
     if "arrival_time" not in frame.columns or frame["arrival_time"].null_count():

@@ -1,4 +1,4 @@
-"""Run a policy on a trace; where it has a grid, its best choice in this very setting."""
+"""The replay of a trace with a policy, tuned over its grid if it has one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Replayed:
     """The run of a policy.
 
     Attributes:
-        policy: what was run.
-        result: what happened to each request.
+        policy: the policy.
+        result: times and counts of each request.
         metrics: figures of the run.
         overrides: engine settings that the policy changed.
     """
@@ -42,16 +42,16 @@ def replay(
     tuned_for: str = "mean_latency_s",
     progress: Callable[[int], None] | None = None,
 ) -> Replayed:
-    """Return the run of a policy; of several choices in its grid, the one that is best here.
+    """Return the run of a policy, with the choice of its grid that is best on this trace.
 
     Args:
         trace: requests in their order of arrival.
         settings: of the engine.
-        cost: seconds of a step.
-        policy: how requests are ordered, admitted and preempted.
-        concurrency: most requests that clients have open at a time; None for no limit.
-        tuned_for: key of the metrics whose lowest value wins; of equal ones the earlier choice.
-        progress: called with the number of finished requests of the choice that is run.
+        cost: model of the seconds of a step.
+        policy: rules of order, admission and preemption.
+        concurrency: largest number of open requests at a time; None for no limit.
+        tuned_for: key of the metrics whose lowest value wins; ties go to the earlier choice.
+        progress: called with the number of finished requests of the current choice.
     """
     best: Replayed | None = None
     for choice in policy.grid or ({},):

@@ -1,4 +1,4 @@
-"""How long a step of the engine takes, in seconds, from what is in it."""
+"""The duration of an engine's step, in seconds, from its contents."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class StepCost:
     """A linear model of one step.
 
     Attributes:
-        name: what ``--cost-model`` calls it.
+        name: its name in ``--cost-model``.
         base: seconds of every step: reading the weights, launching, sampling.
         per_decode: seconds per sequence that generates one token.
         per_prefill_token: seconds per prompt (or recomputed) token.
         per_context_token: seconds per token in the KV cache of the running sequences: reading it.
-        source: where the figures come from.
-        fit: how well the model matches them.
+        source: origin of the figures.
+        fit: deviation of the model from the figures.
     """
 
     name: str
@@ -30,7 +30,13 @@ class StepCost:
     fit: str = ""
 
     def seconds(self, decodes: int, prefill_tokens: int, context_tokens: int) -> float:
-        """Seconds of a step with so many decodes, prefill tokens, and tokens in the cache."""
+        """Return the seconds of a step.
+
+        Args:
+            decodes: sequences that generate a token.
+            prefill_tokens: tokens computed as prefill.
+            context_tokens: tokens in the cache of the running sequences.
+        """
         return (
             self.base
             + self.per_decode * decodes
@@ -82,18 +88,18 @@ H100_70B = StepCost(
         "(+ 21 %); decodes and their context cannot be told apart there, all is on the context"
     ),
 )
-"""Llama-3.3-70B on two H100. At a concurrency of c the published inter-token latency holds the
-prefill of the others: base + c · 5,250 · context + 10 (c - 1) · prefill."""
+"""Llama-3.3-70B on two H100. At a concurrency of c the published inter-token latency includes the
+prefill of the other requests: base + c · 5,250 · context + 10 (c - 1) · prefill."""
 
 MODELS = {model.name: model for model in (CPU_SMALL, A100_7B, H100_70B)}
 DEFAULT = A100_7B.name
 
 
 def cost_model(name: str) -> StepCost:
-    """The model of a name.
+    """Return the cost model of a name.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: if there is none.
     """
     if name not in MODELS:
         raise UnknownNameError("cost model", name, list(MODELS))

@@ -16,21 +16,21 @@ from sagellm_lifetime.replay.trace import TraceRequest
 from sagellm_lifetime.vllm.compat.interface import check_interface
 
 STOP = -1
-"""The token that ends a request: the only way in which the scheduler learns a length."""
+"""The token that ends a request, from which alone the scheduler learns a length."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What a replayed engine is started with; names and defaults of vLLM's on an A100.
+    """The settings of a replayed engine, with the names and defaults of vLLM on an A100.
 
     Attributes:
-        blocks: KV blocks in the pool; vLLM keeps one of them for itself.
-        block_size: tokens a block holds.
-        max_num_seqs: most sequences running at once.
-        max_num_batched_tokens: most tokens in one step.
+        blocks: KV blocks in the pool, of which vLLM reserves one.
+        block_size: tokens per block.
+        max_num_seqs: largest number of running sequences.
+        max_num_batched_tokens: largest number of tokens in one step.
         max_model_len: prompt and output together; ``None``: the next power of two above the longest
             request of the trace, and above what the caps allow.
-        prefix_caching: whether blocks of equal prompts are shared.
+        prefix_caching: True to share the blocks of equal prompts.
         watermark: share of the pool kept free when a request is admitted.
         policy: ``fcfs`` or ``priority``, vLLM's own.
     """
@@ -45,7 +45,7 @@ class EngineSettings:
     policy: str = "fcfs"
 
     def model_length(self, trace: Sequence[TraceRequest]) -> int:
-        """Longest sequence the engine takes, in tokens."""
+        """Return the longest sequence that the engine accepts, in tokens."""
         if self.max_model_len is not None:
             return self.max_model_len
         longest = max(
@@ -56,10 +56,10 @@ class EngineSettings:
 
 
 def check_fits(trace: Sequence[TraceRequest], settings: EngineSettings) -> None:
-    """Whether every request can run alone in this engine.
+    """Check that every request can run alone in this engine.
 
     Raises:
-        RequestError: one is longer than the model length, or needs more blocks than there are.
+        RequestError: if one exceeds the model length, or needs more blocks than the pool has.
     """
     longest = max(trace, key=lambda request: request.total)
     limit = settings.model_length(trace)
@@ -77,7 +77,7 @@ def check_fits(trace: Sequence[TraceRequest], settings: EngineSettings) -> None:
 
 
 def build_scheduler(settings: EngineSettings, model_length: int, scheduler_cls: Any = None) -> Any:
-    """A scheduler of the given class (vLLM's own by default), ready for ``add_request``."""
+    """Return a scheduler of the given class (vLLM's own by default), ready for ``add_request``."""
     check_interface()
     _quiet()
     import torch
@@ -103,7 +103,7 @@ def build_scheduler(settings: EngineSettings, model_length: int, scheduler_cls: 
         device_config=DeviceConfig("cpu"),
     )
     config.cache_config.num_gpu_blocks = settings.blocks
-    # The shape of a layer changes nothing but the bytes of a block, and there are none.
+    # The shape of a layer only determines the bytes of a block, and no memory is allocated.
     layer = FullAttentionSpec(
         block_size=settings.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
     )
@@ -119,10 +119,11 @@ def build_scheduler(settings: EngineSettings, model_length: int, scheduler_cls: 
 def make_requests(
     settings: EngineSettings, model_length: int, priority: Callable[[TraceRequest], int] | None
 ) -> Callable[[TraceRequest, float], Any]:
-    """A function from a request of the trace and its arrival (s) to the engine's request.
+    """Return a function from a request of the trace and its arrival (s) to the engine's request.
 
-    It carries what a client would send: the prompt, the cap (or what the model length leaves), and
-    in ``extra_args`` (HTTP: ``vllm_xargs``) who asks. Nothing of the length is in it.
+    The engine's request has the fields that a client would send: the prompt, the cap (or the rest
+    of the model length), and the client's features in ``extra_args`` (HTTP: ``vllm_xargs``). It
+    does not contain the length.
     """
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
@@ -151,7 +152,7 @@ def make_requests(
 
 
 def who(request: TraceRequest) -> dict[str, Any]:
-    """What a client may say about a request, under the names of ``prompt_features``."""
+    """Return the features that a client may send, under the names of ``prompt_features``."""
     said = {
         "model": request.model,
         "client_id": request.client_id,
@@ -163,11 +164,11 @@ def who(request: TraceRequest) -> dict[str, Any]:
 
 
 def block_hasher(block_size: int) -> Callable[[Any], list[bytes]]:
-    """Hashes of a request's new full blocks, each over its tokens and the block before.
+    """Return a function that hashes a request's new full blocks, each with the block before.
 
-    Stands in for vLLM's (SHA-256 over a pickle), which costs several times as much. Python's hash
-    of a tuple of numbers is the same in every process; two of a million blocks share one of its
-    64 bits with a probability below 1e-7.
+    It replaces vLLM's (SHA-256 over a pickle), which costs several times as much. Python's hash of
+    a tuple of numbers is the same in every process; the 64-bit hashes of two of a million blocks
+    are equal with a probability below 1e-7.
     """
 
     def hashes(request: Any) -> list[bytes]:
@@ -189,7 +190,7 @@ def block_hasher(block_size: int) -> Callable[[Any], list[bytes]]:
 
 @lru_cache(maxsize=4)
 def _model_config(model_length: int) -> Any:
-    """A model that is only a ``config.json``; building it takes seconds, so it is kept."""
+    """Return a model that is only a ``config.json``; cached, as building it takes seconds."""
     from vllm.config import ModelConfig
 
     shape = {
@@ -219,5 +220,5 @@ def _model_config(model_length: int) -> Any:
 
 
 def _quiet() -> None:
-    """vLLM's advice about CPU backends and block sizes is about an engine nobody starts."""
+    """Silence vLLM's advice on CPU backends and block sizes, as no engine is started."""
     logging.getLogger("vllm").setLevel(logging.ERROR)

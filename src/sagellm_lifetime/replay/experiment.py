@@ -36,31 +36,31 @@ from sagellm_lifetime.replay.trace import TraceRequest, at_once, make_trace, sam
 from sagellm_lifetime.vllm.compat.interface import check_interface, version
 
 OFFLINE: Final = "offline"
-"""The load at which all requests are there from the start."""
+"""The load at which all requests arrive at the start."""
 RATES: Final = (1e-6, 1e6)
-"""Lowest and highest load, requests a second."""
+"""Lowest and highest possible load, requests a second."""
 
 
 @dataclass(frozen=True)
 class ExperimentSettings:
-    """What is replayed, and how.
+    """The settings of an experiment.
 
     Attributes:
-        policies: names of policies; :func:`known_policies` has them all.
+        policies: names of policies; :func:`known_policies` returns them all.
         load: ``relaxed``, ``knee``, ``overload``, a number (requests a second) or ``offline``.
         blocks: KV blocks of 16 tokens in the pool.
-        max_model_len: tokens of prompt and output together that the engine takes; ``None``: what
-            the longest request may come to.
-        max_requests: most requests of one seed, neighbours in the history.
-        seeds: how often requests are drawn; figures are medians.
-        predictor: name of the predictor that is trained and asked.
-        min_confidence: vLLM's own rule decides where a prediction is less confident, 0 to 1.
-        cost_model: name of the seconds of a step.
-        hash_block_size: prompt tokens behind one id of ``prefix_hashes``; ``None``: inferred.
+        max_model_len: tokens of prompt and output together that the engine accepts; ``None`` for
+            the largest possible size of the longest request.
+        max_requests: largest number of requests of one seed, neighbours in the history.
+        seeds: number of draws of requests; figures are medians.
+        predictor: name of the predictor that is trained and used.
+        min_confidence: confidence below which vLLM's own rule decides, 0 to 1.
+        cost_model: name of the model of a step's duration.
+        hash_block_size: prompt tokens per id of ``prefix_hashes``; ``None`` to infer it.
 
     Raises:
-        UnknownNameError: no policy, load, predictor or cost model has the name.
-        RequestError: a number is out of range.
+        UnknownNameError: if no policy, load, predictor or cost model has the name.
+        RequestError: if a number is out of range.
 
     >>> ExperimentSettings(policies=("fcfs",), load="2.5").seeds
     1
@@ -97,7 +97,7 @@ knee, overload, a number (requests a second)
 
 
 def known_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
-    """Return all policies by name: vLLM's own, and plans that ask ``predictor``."""
+    """Return all policies by name: vLLM's own, and plans that use ``predictor``."""
     return POLICIES | planned_policies(predictor, min_confidence)
 
 
@@ -105,8 +105,8 @@ def check_load(load: str) -> None:
     """Refuse a load that is neither a name nor a possible number of requests a second.
 
     Raises:
-        UnknownNameError: neither a name nor a number.
-        RequestError: a number out of range.
+        UnknownNameError: if it is neither a name nor a number.
+        RequestError: if it is a number out of range.
     """
     if load in LOADS or load == OFFLINE:
         return
@@ -132,24 +132,25 @@ def _check_policies(names: Sequence[str]) -> None:
 
 
 class Experiment:
-    """A history, policies, and the predictor that they ask.
+    """A comparison of policies on a history, with the predictor that they use.
 
-    Everything that can be refused without vLLM is refused here, before anything is trained.
+    The constructor makes all checks that do not need vLLM, before any training.
 
     Args:
-        data: the requests are drawn from it; cut in two where there is nothing else to train on.
-        settings: what is replayed.
-        train: history that the predictor is trained on.
-        predictor: a trained predictor to ask in place of the one that the settings name.
-        origin: where ``predictor`` comes from, for people.
+        data: history from which the requests are drawn; split in two if there is no other data to
+            train on.
+        settings: of the replay.
+        train: history to train the predictor on.
+        predictor: a trained predictor to use instead of the one in the settings.
+        origin: origin of ``predictor``, for the report.
 
     Raises:
-        HistoryError: the history cannot be split, trained on or replayed.
-        RequestError: a request does not fit into the pool or the model length.
+        HistoryError: if the history cannot be split, trained on or replayed.
+        RequestError: if a request does not fit into the pool or the model length.
 
     Attributes:
-        how: where the requests and the predictor come from, in one sentence.
-        notes: what is odd about the setting, a sentence each.
+        how: origin of the requests and the predictor, in one sentence.
+        notes: remarks on the setting, a sentence each.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Experiment:
             )
 
     def _choose_training(self, data: Dataset, train: Dataset | None) -> None:
-        """Set what is trained on and what is replayed."""
+        """Set the rows to train on and the rows to replay."""
         if train is not None:
             self._requests = _in_arrival_order(data)
             self.how = f"trained on {len(train.rows):,} rows of {train.name}"
@@ -229,11 +230,12 @@ class Experiment:
         """Train, find the load, and replay every seed with every policy.
 
         Args:
-            progress: called with what is being done and the share of it that is done.
+            progress: called with the name of the present task and its finished share.
 
         Raises:
-            MissingExtraError: vLLM is not installed.
-            LifetimeError: another vLLM, or a predictor that cannot be trained on the history.
+            MissingExtraError: if vLLM is not installed.
+            LifetimeError: if vLLM has another version, or the predictor cannot be trained on the
+                history.
         """
         check_interface()
         names = self.settings.policies
@@ -252,7 +254,7 @@ class Experiment:
         return comparison
 
     def _predictor(self, seed: int, progress: Progress) -> Predictor:
-        """Return the predictor that the policies ask, trained."""
+        """Return the trained predictor that the policies use."""
         if self._given is not None:
             return self._given
         predictor = create_predictor(self.settings.predictor, seed=seed)
@@ -262,7 +264,7 @@ class Experiment:
         return predictor
 
     def _at_load(self, trace: Sequence[TraceRequest], progress: Progress) -> Calibrated:
-        """Return the trace as fast as the load wants it."""
+        """Return the trace at the load of the settings."""
         if self.settings.load == OFFLINE:
             return Calibrated(at_once(trace), 0.0)
 
@@ -275,8 +277,8 @@ class Experiment:
     def _run_policy(
         self, policy: ReplayPolicy, at: Calibrated, progress: Callable[[float], None]
     ) -> Replayed:
-        """Return the run of one policy; ``progress`` is told the share of it that is done."""
-        if policy.name == "fcfs" and at.default is not None:  # was run to find the load
+        """Return the run of one policy; ``progress`` gets its finished share."""
+        if policy.name == "fcfs" and at.default is not None:  # already run to find the load
             return Replayed(policy, at.default, metrics(at.default), {})
         runs, earlier, last = max(len(policy.grid), 1), 0, 0
 
@@ -290,7 +292,7 @@ class Experiment:
         return run_policy(at.trace, self._engine, self._cost, policy, progress=finished)
 
     def _record(self, loads: Sequence[Calibrated]) -> dict[str, Any]:
-        """Return everything that is the same for all policies, for the JSON."""
+        """Return the settings that all policies share, for the JSON."""
         settings, engine, blocks = self.settings, self._engine, self._hash_blocks
         asked = self._given is not None or self._train is not None
         name = settings.predictor if self._given is None else self._given.name
@@ -324,7 +326,7 @@ class Experiment:
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """Return the settings of a comparison that an experiment made, as one sentence."""
+    """Return the settings of a comparison, as an experiment records them, in one sentence."""
     if settings["rate"] is None:
         arrivals = "all at once"
     else:
@@ -348,19 +350,19 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def not_reached(load: str) -> str:
-    """Return the warning that no rate which was tried made the load that was asked for."""
+    """Return the warning that no tried rate reached the load."""
     return f"NOT {load}: no rate that was tried lets vLLM's default queue as that load wants it"
 
 
 def _in_arrival_order(data: Dataset) -> Dataset:
-    """Sort by arrival where all rows are on one clock, so that neighbours came in succession."""
+    """Return the data sorted by arrival if all rows are on one clock, else unchanged."""
     if not data.has_all_arrivals or data.clock == "session":
         return data
     return replace(data, rows=data.rows.sort("arrival_time", maintain_order=True))
 
 
 def _shares_prompts(rows: pl.DataFrame) -> bool:
-    """Return True if the history says which prompts begin alike: then prefixes are cached."""
+    """Return True if the history has shared prompt prefixes, which enables prefix caching."""
     return any(
         name in rows.columns and rows[name].null_count() < len(rows)
         for name in ("prefix_hashes", "prompt_token_ids")

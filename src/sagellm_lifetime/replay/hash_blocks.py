@@ -1,9 +1,9 @@
-"""How many prompt tokens stand behind one id of ``prefix_hashes``.
+"""The number of prompt tokens that one id of ``prefix_hashes`` covers.
 
-A history does not say. Mooncake's traces have 512 tokens an id, Qwen-Bailian's 16, others 64. Taken
-for too many, a few ids fill the whole prompt, and prompts that share a system prompt look equal. So
-the size is stated, or told from the prompt lengths if one size fits every row, or the replay is
-refused.
+A history does not contain it. Mooncake's traces have 512 tokens an id, Qwen-Bailian's 16, others
+64. With too large a size a few ids fill the whole prompt, and prompts that share a system prompt
+become equal. So the size is stated, or inferred from the prompt lengths if one size fits every row,
+or the replay is refused.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.features.request import PREFIX_HEAD
 
 USUAL: Final = 512
-"""Tokens behind an id in the traces of Mooncake, and in what the vLLM plugin records."""
+"""Tokens per id in the traces of Mooncake and in the records of the vLLM plugin."""
 _POWERS: Final = tuple(2**k for k in range(17))
 
 
 @dataclass(frozen=True, slots=True)
 class HashBlocks:
-    """Tokens behind one id of ``prefix_hashes``, and where the figure comes from.
+    """The tokens per id of ``prefix_hashes``, and the origin of the figure.
 
     Attributes:
-        tokens: tokens behind an id; the last block of a prompt may be partial or without an id.
+        tokens: tokens per id; the last block of a prompt may be partial or without an id.
         source: ``stated`` by the user, or ``inferred`` from the prompt lengths.
     """
 
@@ -36,21 +36,21 @@ class HashBlocks:
 
     @property
     def said(self) -> str:
-        """In words, for the line that says the setting."""
+        """Return it in words, for the line that describes the setting."""
         how = {"stated": "as stated", "inferred": "told from the prompt lengths"}[self.source]
         return f"prefix_hashes of {self.tokens:,} tokens each, {how}"
 
 
 def hash_blocks(frame: pl.DataFrame, stated: int | None = None) -> HashBlocks | None:
-    """Return the tokens behind an id of ``prefix_hashes``; ``None`` where no row needs it.
+    """Return the tokens per id of ``prefix_hashes``; ``None`` if no row needs it.
 
     Args:
         frame: history rows; those with ``prompt_token_ids`` need no ids.
-        stated: the size as the user knows it.
+        stated: the size given by the user, tokens.
 
     Raises:
-        HistoryError: a prompt is too short for its ids of the stated size; or no size, or more than
-            one, fits all rows.
+        HistoryError: if a prompt is too short for its ids of the stated size; or no size, or more
+            than one, fits all rows.
     """
     tokens, ids = _counted(frame)
     if not len(ids):
@@ -84,7 +84,7 @@ def hash_blocks(frame: pl.DataFrame, stated: int | None = None) -> HashBlocks | 
 
 
 def _counted(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt tokens and number of ids of the rows whose prompt is made from the ids; int64."""
+    """Return prompt tokens and numbers of ids of the rows whose prompt comes from ids, int64."""
     if not {"prefix_hashes", "prompt_length"} <= set(frame.columns):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     rows = frame.filter(
@@ -98,7 +98,7 @@ def _counted(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sizes(tokens: np.ndarray, ids: np.ndarray, *, cut: bool) -> set[int]:
-    """Sizes that fit every row: powers of two, else the only whole number there is.
+    """Return the sizes that fit every row: powers of two, else the only whole number.
 
     The last block of a prompt may be partial and have an id (Mooncake), or have none (vLLM). With
     ``cut``, the longest list may lack the rest of its prompt, as a recorder that keeps the first

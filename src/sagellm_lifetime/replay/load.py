@@ -1,4 +1,4 @@
-"""How fast a trace has to come for the engine to be relaxed, at its knee, or overloaded."""
+"""The request rates at which an engine is relaxed, at its knee, or overloaded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TRIES = 8
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A named load: a share of the capacity, corrected until vLLM's default queues as it should.
+    """A named load: a share of the capacity, corrected by the queueing of vLLM's default.
 
     Attributes:
-        share: of the capacity, to begin with.
-        least: the wait's share of the mean latency is at least this much of what it is when all
-            come at once …
-        most: … and the share is at most this.
-        factor: what the rate is multiplied by until it is so.
+        share: initial share of the capacity.
+        least: lower bound on the wait's share of the mean latency, relative to that share when all
+            requests arrive at once.
+        most: upper bound on the wait's share of the mean latency.
+        factor: factor on the rate after each try out of these bounds.
     """
 
     share: float
@@ -47,9 +47,9 @@ class Calibrated:
 
     Attributes:
         trace: its requests, at ``rate`` of them a second.
-        capacity: requests a second of vLLM's default; 0 where the load was a number.
-        default: the run of vLLM's default at this load, where it was made on the way.
-        reached: whether it then queues as the load wants it; always where the load was a number.
+        capacity: requests a second of vLLM's default; 0 if the load was a number.
+        default: the run of vLLM's default at this load, if the search made it.
+        reached: True if its wait is within the bounds of the load; always for a number.
     """
 
     trace: list[TraceRequest]
@@ -60,17 +60,17 @@ class Calibrated:
 
 
 def capacity(trace: Sequence[TraceRequest], settings: EngineSettings, cost: StepCost) -> float:
-    """Requests a second that vLLM's default gets done of this trace in this setting.
+    """Return the requests a second that vLLM's default finishes on this trace.
 
-    All requests are there at once; what counts are the tokens generated while some of them still
-    wait, per second and per mean output. (The time after that measures the longest request, not the
-    engine.) Where the engine takes all of them in at once it counts to the end.
+    All requests arrive at once; the tokens generated while some of them still wait count, per
+    second and per mean output. (The time after that measures the longest request, not the engine.)
+    If the engine admits all of them at once, the whole run counts.
     """
     return _throughput(_default(at_once(trace), settings, cost))
 
 
 def wait_share(result: RunResult) -> float:
-    """Mean time a request was there and not running, as a share of its mean latency."""
+    """Return the mean time that a request did not run, as a share of the mean latency."""
     return float(result.waited.mean() / (result.finish - result.arrival).mean())
 
 
@@ -81,26 +81,25 @@ def at_load(
     cost: StepCost,
     progress: Callable[[int, float], None] | None = None,
 ) -> Calibrated:
-    """The trace at a load: requests a second, or a name.
+    """Return the trace at a load: requests a second, or a name.
 
-    ``relaxed`` is 0.3 of the capacity, less where vLLM's default would still wait for more than
-    1 % of its mean latency (bursts); ``knee`` is 0.9 of it, more where it does not yet wait for
-    5 % of what it does when all come at once; ``overload`` is 1.5 times the capacity, more until it
-    waits for 80 % of that: a short sample of long answers takes a while to fill the pool, and may
-    be over before it does. Not every trace gets there in :data:`TRIES` tries: requests that come at
-    the same moment wait for each other at any rate.
+    ``relaxed`` is 0.3 of the capacity, reduced while requests under vLLM's default wait for more
+    than 1 % of their mean latency (bursts). ``knee`` is 0.9 of it, raised while the share of the
+    wait is below 5 % of that share when all arrive at once. ``overload`` is 1.5 times the capacity,
+    raised until it is 80 %: a short sample of long answers fills the pool slowly, and may end
+    before it does. Not every trace reaches the load in :data:`TRIES` tries: requests with the same
+    arrival time wait for each other at any rate.
 
     Args:
         load: a name or a number.
-        trace: to be replayed.
+        trace: requests to replay.
         settings: of the engine.
-        cost: of a step.
-        progress: called now and then with the number of the try (all at once is try 0) and the
-            share of it that is done.
+        cost: model of the seconds of a step.
+        progress: called with the number of the try (0 for all at once) and its finished share.
 
     Raises:
-        UnknownNameError: neither a number nor a name.
-        RequestError: a number not above 0.
+        UnknownNameError: if the load is neither a number nor a name.
+        RequestError: if it is a number not above 0.
     """
     if load not in LOADS:
         try:

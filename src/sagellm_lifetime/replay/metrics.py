@@ -1,4 +1,4 @@
-"""The figures of a run: the keys of ``replay --json``, and some more."""
+"""The figures of a run: the keys of ``replay --json``, and measured ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from sagellm_lifetime.replay.result import RunResult
 
 GOOD_SECONDS_PER_TOKEN = 0.2
-"""A request is served well when it finishes within so many seconds per generated token."""
+"""Largest latency of a well-served request, in seconds per generated token."""
 
 
 def metrics(result: RunResult) -> dict[str, float | int]:
-    """Figures of one run; times in simulated seconds.
+    """Return the figures of one run by name; times in simulated seconds.
 
     The first eleven are those of the design. ``worst_normalised_latency_s`` is the largest latency
-    per generated token; ``max_wait_s`` the longest time a request was there and not running.
+    per generated token; ``max_wait_s`` the longest time that a request waited or was preempted.
     """
     latency = result.finish - result.arrival
     makespan = float(result.finish.max() - result.arrival.min())

@@ -1,4 +1,4 @@
-"""The policies that look ahead: a plan, and whom it asks."""
+"""The predictive policies: a plan and its forecaster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sagellm_lifetime.replay.trace import TraceRequest
 
 SCHEDULER = "sagellm_lifetime.vllm.scheduler:LifetimeScheduler"
 WATERMARK: Final = 0.05
-"""Share of the pool that admission leaves free for the growth of what runs."""
+"""Share of the pool that admission leaves free for the growth of running sequences."""
 OURS: Mapping[str, str] = {
     "lifetime": "our default",
     "sjf": "shortest expected first, no ageing",
@@ -36,19 +36,19 @@ OURS: Mapping[str, str] = {
     "longest-first": "longest first, for offline batches",
     "reserve": "arrival order; the predicted peak fits",
 }
-"""Plans that are replayed with a predictor and, beside it, with an oracle."""
+"""Plans that are replayed both with a predictor and with an oracle."""
 UNCAPPED = 4096
-"""What a request without a cap counts as where caps are all that is known."""
+"""Assumed cap of a request without one, tokens, for forecasts from caps."""
 
 Asked = Callable[[Sequence[TraceRequest]], Forecaster]
 
 
 def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
-    """The policies of this package by name, and their all-knowing and predictor-free rivals.
+    """Return the policies of this package by name, with oracles and predictor-free baselines.
 
     Args:
         predictor: fitted; each run gets a clone, which learns online in simulated time.
-        min_confidence: of the plans that ask it (:class:`Plan`).
+        min_confidence: threshold of the plans that use it (:class:`Plan`).
     """
 
     def predicted(plan: Plan) -> Asked:
@@ -59,20 +59,20 @@ def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[
     for name, says in OURS.items():
         oracle = PLANS[name]
         plan = replace(oracle, min_confidence=min_confidence)
-        # Who makes room by the peak needs no watermark.
+        # A plan that fits the predicted peak needs no watermark.
         room = 0.0 if plan.fit else WATERMARK
         policies.append(planned_policy(name, says, plan, predicted(plan), room))
         policies.append(
             planned_policy(f"{name}-oracle", f"{says}; lengths known", oracle, known, room)
         )
-    # Set all of it aside, however far ahead.
+    # These reserve the whole predicted length, however far ahead.
     whole = replace(PLANS["reserve"], horizon=FARTHEST)
     policies += (
         planned_policy(
             "fair-input",
             "no predictor: a bounded boost to short inputs (after UniBoost)",
             Plan(order="input", evict=""),
-            average,  # how long the queue is, in arrival order; nothing else
+            average,  # only sets the length of the queue in arrival order
         ),
         planned_policy(
             "reserve-max-tokens", "arrival order; max_tokens set aside", whole, capped, 0.0
@@ -86,22 +86,22 @@ def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[
 
 
 def known(trace: Sequence[TraceRequest]) -> Forecaster:
-    """The oracle."""
+    """Return the oracle."""
     return KnownLengths({request.id: request.output_length for request in trace})
 
 
 def capped(trace: Sequence[TraceRequest]) -> Forecaster:
-    """Caps, as far as there are any."""
+    """Return the forecaster that assumes every request reaches its cap."""
     return MaxTokens(UNCAPPED)
 
 
 def ratio(trace: Sequence[TraceRequest]) -> Forecaster:
-    """SGLang's."""
+    """Return the forecaster of SGLang."""
     return GlobalRatio(UNCAPPED)
 
 
 def average(trace: Sequence[TraceRequest]) -> Forecaster:
-    """LightLLM's."""
+    """Return the forecaster of LightLLM."""
     return GlobalAverage()
 
 
@@ -115,9 +115,9 @@ def planned_policy(
     """Return a policy that carries a plan out.
 
     Args:
-        name: what the report calls it.
+        name: its name in the report.
         says: one line of explanation.
-        plan: what the scheduler does with the predictions.
+        plan: rules by which the scheduler uses the predictions.
         asked: makes the forecaster of a run from its trace.
         watermark: share of the pool that admission leaves free.
     """
@@ -138,10 +138,10 @@ def planned_policy(
 def advised_policy(
     name: str, says: str, make: Callable[[Sequence[TraceRequest], Pool], Advisor]
 ) -> ReplayPolicy:
-    """Return a policy that asks any advisor, through the scheduler that a live engine has.
+    """Return a policy that uses any advisor, through the scheduler of a live engine.
 
     Args:
-        name: what the report calls it.
+        name: its name in the report.
         says: one line of explanation.
         make: makes the advisor of a run from its trace and the pool of KV blocks.
     """
@@ -169,10 +169,10 @@ def advised_policy(
 
 @dataclass(frozen=True)
 class Pool:
-    """What an advisor of a run may know of its engine.
+    """The facts about a run's engine that an advisor gets.
 
     Attributes:
-        blocks: of KV, in the pool.
+        blocks: KV blocks in the pool.
         block_size: tokens per block.
         clock: simulated seconds.
     """
@@ -183,20 +183,20 @@ class Pool:
 
 
 class _TraceQuestions:
-    """What clients' requests say, at any time; of the made-up tokens nothing is told."""
+    """Prediction requests of a trace's requests, without the made-up tokens."""
 
     def __init__(self, trace: Sequence[TraceRequest]) -> None:
         self._requests = {request.id: request for request in trace}
 
     def __call__(self, request: Any) -> PredictionRequest:
-        """Return the question of a request."""
+        """Return the prediction request of a request."""
         return described(self._requests[request.request_id])
 
     came = grown = __call__
 
 
 def described(request: TraceRequest) -> PredictionRequest:
-    """Return what a client's request says: everything but its length."""
+    """Return the prediction request of a client's request: everything but its length."""
     said = {
         "prompt_length": request.prompt_length,
         "model": request.model,

@@ -1,4 +1,4 @@
-"""The policies a trace can be replayed with: one line each."""
+"""The replay policies without a predictor, one line each."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sagellm_lifetime.replay.trace import TraceRequest
 
 WATERMARKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 UNCAPPED = 1 << 30
-"""Priority of a request without a cap: behind all that have one, first come first served."""
+"""Priority of a request without a cap: after all with one, first come, first served."""
 
 
 @dataclass(frozen=True)
 class ReplayPolicy:
-    """How a run is set up.
+    """The set-up of a run.
 
     Attributes:
-        name: what ``--policy`` and the report call it.
+        name: its name in ``--policy`` and in the report.
         says: one line of explanation.
-        scheduler_cls: ``module:class`` of the scheduler; vLLM's own where empty.
-        overrides: fields of :class:`~sagellm_lifetime.replay.engine.EngineSettings` it changes.
-        grid: sets of further overrides, of which the best one *in the very setting that is
-            replayed* is reported. An honest rival is a tuned one.
-        priority: the request's priority (lower goes first), from what a client would know.
+        scheduler_cls: ``module:class`` of the scheduler; vLLM's own if empty.
+        overrides: changed fields of :class:`~sagellm_lifetime.replay.engine.EngineSettings`.
+        grid: sets of further overrides, of which the best one *on the replayed trace* is reported,
+            so that a baseline is compared at its best.
+        priority: the request's priority (lower goes first), from data that a client has.
         install: called once, ``install(scheduler, trace, run)``, before the first request.
     """
 
@@ -39,7 +39,7 @@ class ReplayPolicy:
     install: Callable[[Any, Sequence[TraceRequest], Any], None] | None = None
 
     def scheduler(self) -> Any:
-        """The scheduler's class, ``None`` for vLLM's own."""
+        """Return the scheduler's class, ``None`` for vLLM's own."""
         if not self.scheduler_cls:
             return None
         module, _, name = self.scheduler_cls.partition(":")
@@ -68,10 +68,10 @@ POLICIES: dict[str, ReplayPolicy] = {policy.name: policy for policy in _POLICIES
 
 
 def policy(name: str) -> ReplayPolicy:
-    """The policy of a name.
+    """Return the policy of a name.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: if there is none.
     """
     if name not in POLICIES:
         raise UnknownNameError("policy", name, list(POLICIES))

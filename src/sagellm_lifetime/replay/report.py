@@ -1,4 +1,4 @@
-"""Compare policies: medians over seeds, the JSON of ``replay``, tables and plots."""
+"""The comparison of policies: medians over seeds, the JSON of ``replay``, tables and plots."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Comparison:
     """Runs of several policies on the same requests.
 
     Attributes:
-        settings: what is the same for all policies; goes into the JSON as it is.
-        cost: seconds of a step.
+        settings: settings that all policies share; goes into the JSON unchanged.
+        cost: model of the seconds of a step.
         blocks: KV blocks in the pool.
         runs: by name of the policy, one for each seed.
     """
@@ -76,7 +76,7 @@ class Comparison:
     runs: dict[str, list[Replayed]] = field(default_factory=dict)
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """Return by policy the medians over seeds, and the values of each seed under ``seeds``."""
+        """Return the medians over seeds by policy, with each seed's values under ``seeds``."""
         figures: dict[str, dict[str, Any]] = {}
         for name, runs in self.runs.items():
             seeds = [_reproducible(run.metrics) for run in runs]
@@ -89,11 +89,11 @@ class Comparison:
         return figures
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``replay --json`` writes."""
+        """Return the object that ``replay --json`` writes."""
         return {"settings": self.settings, "policies": self.figures()}
 
     def rows(self) -> list[list[str]]:
-        """Return the text cells of each policy, one a column of :data:`COLUMNS`."""
+        """Return the text cells of each policy, one for each of :data:`COLUMNS`."""
         rows = []
         for name, values in self.figures().items():
             pool = values["makespan_s"] * self.blocks
@@ -111,7 +111,7 @@ class Comparison:
         return rows
 
     def says(self) -> list[str]:
-        """Return a line for each policy: what it is, and what was chosen where it was tuned."""
+        """Return a line for each policy: its explanation, and the choice if it was tuned."""
         lines = []
         for name, runs in self.runs.items():
             policy = runs[0].policy
@@ -126,7 +126,7 @@ class Comparison:
         return lines
 
     def pace(self) -> str:
-        """Return how fast the replay ran; not in the JSON, which every run has the same."""
+        """Return the speed of the replay, which is not in the reproducible JSON."""
         results = [run.result for runs in self.runs.values() for run in runs]
         steps = sum(result.steps for result in results)
         seconds = sum(result.cpu_s for result in results)
@@ -134,7 +134,7 @@ class Comparison:
 
 
 def cost_lines(cost: StepCost) -> list[str]:
-    """Return the step cost, its source and how well it fits, a line each."""
+    """Return the step cost, its source and its fit, a line each."""
     step = (
         f"Step cost {cost.name}: {1e3 * cost.base:.3g} ms"
         f" + {1e6 * cost.per_decode:.3g} µs a sequence"
@@ -148,7 +148,7 @@ def write_report(folder: Path | str, comparison: Comparison, *, how: str = "") -
     """Write ``report.md`` and its two plots; return the path of ``report.md``.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: if matplotlib is not installed.
     """
     require_plots()
     target = Path(folder)
@@ -257,7 +257,7 @@ def _plain(value: float, _place: float) -> str:
 
 
 def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return panels below each other with one axis; without pyplot no display is needed."""
+    """Return vertically stacked panels with a shared axis, without pyplot and its display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

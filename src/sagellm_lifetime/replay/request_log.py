@@ -1,4 +1,4 @@
-"""What happens to each request of a run, told from the scheduler's output alone."""
+"""The log of each request of a run, from the scheduler's output alone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class _Live:
 
     Attributes:
         request: the engine's.
-        left: tokens it still generates.
-        token: its generated token, over and over, as the model would return it.
+        left: tokens still to generate.
+        token: every generated token but the last, as the model would return it.
         last: the token that ends it.
-        since: when it began to wait.
-        had: tokens computed before a preemption took them.
+        since: start of its present wait, simulated seconds.
+        had: tokens computed before a preemption discarded them.
         computed: tokens computed by prefill chunks so far.
-        admitted: whether it ever ran.
+        admitted: True once it has run.
     """
 
     request: Any
@@ -39,7 +39,7 @@ class _Live:
 
 
 class RequestLog:
-    """Counts and times. Per running sequence and step, it does no more than count a token down."""
+    """Counts and times of a run; per running sequence and step it only counts one token down."""
 
     def __init__(self, trace: Sequence[TraceRequest], scheduler: Any) -> None:
         self.place = {request.id: k for k, request in enumerate(trace)}
@@ -65,11 +65,11 @@ class RequestLog:
 
     @property
     def live(self) -> int:
-        """Requests that have come and are not done."""
+        """Return the number of requests that have arrived and not finished."""
         return self.came - self.done
 
     def arrived(self, request: TraceRequest, made: Any, now: float) -> None:
-        """A request is handed to the scheduler."""
+        """Record a request that goes to the scheduler at ``now``, simulated seconds."""
         self._result.arrival[self.came] = now
         self.came += 1
         token = [request.filler]
@@ -77,7 +77,7 @@ class RequestLog:
         self._live[request.id] = _Live(made, request.output_length, token, last, now)
 
     def scheduled(self, out: Any, now: float) -> tuple[int, int]:
-        """Prefill tokens and decodes of a step, as the scheduler has put it together."""
+        """Record a scheduled step; return its prefill tokens and its number of decodes."""
         counts: dict[str, int] = out.num_scheduled_tokens
         for name in out.preempted_req_ids or ():
             self._preempted(name, now)
@@ -96,7 +96,7 @@ class RequestLog:
         return prefill, len(counts) - chunks
 
     def tokens(self, counts: dict[str, int]) -> tuple[list[list[int]], list[str]]:
-        """What the model returns for a step: tokens per request; and who ends with them."""
+        """Return the sampled tokens per request of a step, and the ids that end with them."""
         live, prefilling = self._live, self._prefilling
         sampled: list[list[int]] = []
         ending: list[str] = []
@@ -114,7 +114,7 @@ class RequestLog:
         return sampled, ending
 
     def measure(self, now: float, seconds: float, step: int, tokens: int) -> None:
-        """Memory and queue during a step that begins now."""
+        """Record memory and queue during a step of ``seconds`` that begins at ``now``."""
         result = self._result
         free = self._pool.get_num_free_blocks()
         running = len(self._scheduler.running)
@@ -133,11 +133,11 @@ class RequestLog:
             self._samples.add(now, result.blocks - free, running, waiting)
 
     def idle(self, now: float) -> None:
-        """All that came are done; a step is measured while they still hold their blocks."""
+        """Record that all arrived requests are done and have released their blocks."""
         self._samples.add(now, self._result.blocks - self._pool.get_num_free_blocks(), 0, 0)
 
     def finished(self, ending: list[str], now: float) -> None:
-        """A step is over: first tokens are out, and some requests are done."""
+        """Record the end of a step: first tokens, and the finished requests ``ending``."""
         result = self._result
         for name in self._fresh:
             result.first[self.place[name]] = now
@@ -148,7 +148,7 @@ class RequestLog:
         self.done += len(ending)
 
     def result(self, steps: int) -> RunResult:
-        """Everything, at the end."""
+        """Return the result at the end of the run."""
         result = self._result
         result.steps = steps
         result.memory = self._samples.kept
@@ -174,7 +174,7 @@ class RequestLog:
         self._prefilling[name] = one
 
     def _chunk(self, name: str, count: int) -> None:
-        """``count`` more tokens of a prefill, which may be done with it."""
+        """Record ``count`` more tokens of a prefill, which may complete it."""
         one = self._prefilling[name]
         self._result.recomputed_tokens += max(min(count, one.had - one.computed), 0)
         one.computed += count

@@ -1,4 +1,4 @@
-"""What one replayed run leaves behind."""
+"""The result of one replayed run."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SAMPLES = 2000
-"""Most points kept of memory over time."""
+"""Largest number of points of memory over time."""
 
 
 @dataclass
 class RunResult:
-    """Times in simulated seconds; arrays have one entry per request, in the order of the trace.
+    """Times and counts of a run.
+
+    Times are in simulated seconds; arrays have one entry per request, in the order of the trace.
 
     Attributes:
-        arrival: when it came.
-        first: when its first token was there.
-        finish: when its last token was there.
-        waited: seconds it was not running, before it was first admitted and while preempted.
+        arrival: time of arrival.
+        first: time of the first token.
+        finish: time of the last token.
+        waited: seconds not running, before the first admission and while preempted.
         prompt: prompt tokens.
         output: generated tokens.
-        preempted: how often.
-        steps: steps that did work.
+        preempted: number of preemptions.
+        steps: steps that computed something.
         preemptions: of all requests together.
-        recomputed_tokens: prompt and generated tokens computed once more after a preemption; what
-            the prefix cache still had is not among them.
+        recomputed_tokens: prompt and generated tokens computed again after a preemption, without
+            those that were still in the prefix cache.
         cached_tokens: prompt tokens found in the prefix cache on first admission.
         prefill_tokens: tokens computed as prefill, recomputed ones included.
-        reserved_unused_block_s: blocks free, but set aside by the policy (its reserve, or the
-            watermark while something runs), times seconds.
+        reserved_unused_block_s: blocks free but reserved by the policy (its reserve, or the
+            watermark while a sequence runs), times seconds.
         withheld_block_s: the same, while a request waited for them.
-        idle_block_s: blocks free while a request waited, for whatever reason, times seconds.
+        idle_block_s: blocks free while a request waited, for any reason, times seconds.
         backlog_s: seconds during which a request waited.
         backlog_tokens: tokens generated during them.
         scheduler_cpu_s: CPU seconds of this thread inside the scheduler's methods.
@@ -67,7 +69,11 @@ class RunResult:
 
 
 class Samples:
-    """Every so-manieth step of a run of unknown length, and when it fell idle; at most ``most``."""
+    """A bounded sample of the steps of a run of unknown length, idle times included.
+
+    Args:
+        most: largest number of points.
+    """
 
     def __init__(self, most: int = SAMPLES) -> None:
         self._most = most
@@ -76,12 +82,20 @@ class Samples:
         self.kept: list[tuple[float, int, int, int]] = []
 
     def wants(self, step: int) -> bool:
-        """Whether this step is to be kept: the first after an idle time always is."""
+        """Return True if this step must be kept; the first after an idle time always is."""
         return self._idle or step % self._every == 0
 
     def add(self, time: float, used: int, running: int, waiting: int) -> None:
-        """Keep a point; when there are too many, of every two the one that lasted less goes: a
-        long idle time stays, or the blocks held before it would seem to be held all along."""
+        """Record a point; when there are too many, drop the shorter of every two.
+
+        Long idle times are kept, or the blocks held before them would seem to be held throughout.
+
+        Args:
+            time: simulated seconds.
+            used: blocks in use.
+            running: running requests.
+            waiting: waiting requests.
+        """
         self.kept.append((time, used, running, waiting))
         self._idle = not (running or waiting)
         if len(self.kept) >= self._most:

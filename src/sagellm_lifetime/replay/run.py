@@ -1,4 +1,4 @@
-"""The loop: requests arrive, the real scheduler decides, a step costs what the model says."""
+"""The replay loop: requests arrive, the real scheduler decides, a cost model times the step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sagellm_lifetime.replay.result import RunResult
 from sagellm_lifetime.replay.trace import TraceRequest
 
 STALLED_STEPS = 10_000
-"""Steps in a row without any work, after which a policy counts as stuck."""
+"""Consecutive steps without work, after which a policy counts as stuck."""
 
 
 class Run:
@@ -28,11 +28,11 @@ class Run:
     Args:
         trace: requests sorted by arrival.
         settings: the engine; the policy may change some of them.
-        cost: seconds of a step.
-        policy: how the scheduler decides.
-        concurrency: closed loop: so many requests are under way at all times, whatever their
-            arrival says. ``None``: open loop.
-        progress: called with the number of finished requests, now and then.
+        cost: model of the seconds of a step.
+        policy: rules of the scheduler.
+        concurrency: number of open requests at all times, whatever their arrival (closed loop);
+            ``None`` for an open loop.
+        progress: called with the number of finished requests whenever some have finished.
 
     Attributes:
         now: simulated seconds.
@@ -71,7 +71,7 @@ class Run:
         """Replay to the end.
 
         Raises:
-            LifetimeError: the policy leaves requests waiting for ever.
+            LifetimeError: if the policy leaves requests waiting for ever.
         """
         from vllm.v1.outputs import ModelRunnerOutput
         from vllm.v1.request import RequestStatus
@@ -112,7 +112,7 @@ class Run:
             before = time.thread_time()
             scheduler.update_from_output(out, ModelRunnerOutput(names, index, tokens))
             for name in ending:
-                if name in scheduler.requests:  # nothing the scheduler could see has ended it
+                if name in scheduler.requests:  # not ended by the scheduler itself
                     reason = self.trace[log.place[name]].finish_reason
                     scheduler.finish_requests(name, cut_off[reason])
             cpu += time.thread_time() - before
@@ -127,7 +127,7 @@ class Run:
         return result
 
     def _admit(self) -> float:
-        """Hand over what has arrived by now; CPU seconds it took the scheduler."""
+        """Hand the requests that have arrived to the scheduler; return its CPU seconds."""
         log, trace, cpu = self._log, self.trace, 0.0
         while log.came < len(trace):
             request = trace[log.came]
@@ -147,7 +147,7 @@ class Run:
         return cpu
 
     def _stall(self, stalled: int) -> None:
-        """Nothing was scheduled: time passes until the next arrival, but not for ever."""
+        """Raise LifetimeError if nothing was scheduled for too many steps in a row."""
         log = self._log
         if stalled > STALLED_STEPS:
             raise LifetimeError(

@@ -1,4 +1,4 @@
-"""A history as a list of requests to replay: when each comes, its prompt, and its hidden length."""
+"""A history as a list of requests to replay: arrival, prompt, and hidden length."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class TraceRequest:
     """One request of a trace.
 
     Attributes:
-        id: unique within the trace; what the scheduler sees.
+        id: unique within the trace; the id that the scheduler gets.
         arrival: seconds from the start of the replay.
         prompt_length: prompt tokens, 1 or more.
         output_length: tokens it will generate, 1 or more; hidden from the scheduler.
         max_length: the user's cap on generated tokens, ``None`` where unset.
-        finish_reason: how it ends; ``abort``, ``error`` and a ``length`` without a cap are cut off
-            from outside after ``output_length`` tokens, as a client or a gateway would.
+        finish_reason: reason of its end; ``abort``, ``error`` and a ``length`` without a cap are
+            cut off from outside after ``output_length`` tokens, as by a client or a gateway.
         prefix_hashes: ids of the prompt's shared blocks as in the history.
         blocks: the same ids numbered from 0 within the trace.
-        block_tokens: prompt tokens behind one of these ids; the last may be partial.
+        block_tokens: prompt tokens per id; the last block may be partial.
         row: row of the history frame.
-        given: the prompt's token ids where the history has them.
-        recorded: its ``request_id`` and ``arrival_time`` in the history, as far as it has them.
+        given: the prompt's token ids if the history has them.
+        recorded: its ``request_id`` and ``arrival_time`` if the history has them.
     """
 
     id: str
@@ -59,15 +59,15 @@ class TraceRequest:
 
     @property
     def filler(self) -> int:
-        """A token id nobody else has: generated tokens, and prompt tokens nobody shares."""
+        """Return a token id of this request alone, for generated and unshared prompt tokens."""
         return -2 - self.row
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """Prompt tokens, made when asked for: a long-context trace holds 90 million of them.
+        """Return the prompt tokens, built at each access: a long trace has 90 million of them.
 
-        Equal block ids give equal tokens, so the engine's prefix cache finds them; everything else
-        is this request's own token, so that it finds nothing by accident.
+        Equal block ids give equal tokens, so the engine's prefix cache finds them; all other tokens
+        are unique to this request, so that the cache finds nothing by accident.
         """
         if self.given is not None:
             return list(self.given)
@@ -83,14 +83,14 @@ class TraceRequest:
 
     @property
     def called(self) -> str:
-        """How people find it in their history, of which this is a part in another order."""
+        """Return a description by which a user finds the request in the history."""
         said = [f"{name} {value!r}" for name, value in self.recorded]
         said += [f"prompt_length {self.prompt_length}", f"actual_length {self.output_length}"]
         return f"the request with {', '.join(said)}"
 
     @property
     def total(self) -> int:
-        """Tokens at the end, prompt included."""
+        """Return the final number of tokens, prompt included."""
         return self.prompt_length + self.output_length
 
 
@@ -101,21 +101,23 @@ def make_trace(
     clock: Clock = "auto",
     hash_block_size: int | None = None,
 ) -> list[TraceRequest]:
-    """The rows of a history, as :func:`~sagellm_lifetime.history.read_history` gives them.
+    """Return the requests of a history, sorted by arrival, the first at 0 s.
 
-    Sorted by arrival, the first at 0 s. Where the history has no arrival times, or they restart
-    with every session, they are drawn: see :mod:`.arrivals`. Rows that generated nothing (aborted
-    while they waited) are left out: the scheduler never served them.
+    If the history has no arrival times, or they restart with every session, they are drawn: see
+    :mod:`.arrivals`. Rows without a generated token (aborted in the queue) are left out, as the
+    scheduler never served them.
 
     Args:
-        clock: what arrival times count from, see
+        frame: rows as :func:`~sagellm_lifetime.history.read_history` returns them.
+        seed: of the drawn arrivals.
+        clock: origin of the arrival times, see
             :func:`~sagellm_lifetime.history.prequential.relative_times`.
-        hash_block_size: prompt tokens behind an id of ``prefix_hashes``; ``None``: told from the
+        hash_block_size: prompt tokens per id of ``prefix_hashes``; ``None`` to infer it from the
             prompt lengths, see :mod:`.hash_blocks`.
 
     Raises:
-        HistoryError: there is nothing to replay, no prompt length, or it is not clear how many
-            tokens an id of ``prefix_hashes`` stands for.
+        HistoryError: if there is nothing to replay, no prompt length, or the tokens per id of
+            ``prefix_hashes`` cannot be inferred.
     """
     if frame.is_empty():
         raise HistoryError("the trace is empty: give a history with at least one finished request")
@@ -164,7 +166,11 @@ def make_trace(
 
 
 def at_rate(trace: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
-    """The same requests in the same rhythm, ``rate`` of them a second on average."""
+    """Return the requests with arrivals scaled to ``rate`` a second on average.
+
+    Raises:
+        RequestError: if the rate is not above 0.
+    """
     if not rate > 0:
         raise RequestError(f"the load must be above 0 requests a second, not {rate:g}")
     span = trace[-1].arrival - trace[0].arrival
@@ -176,20 +182,20 @@ def at_rate(trace: Sequence[TraceRequest], rate: float) -> list[TraceRequest]:
 
 
 def at_once(trace: Sequence[TraceRequest]) -> list[TraceRequest]:
-    """The same requests, all there from the start, in the same order."""
+    """Return the requests in the same order, all arriving at 0 s."""
     return [replace(request, arrival=0.0) for request in trace]
 
 
 def rate_of(trace: Sequence[TraceRequest]) -> float:
-    """Requests a second of a trace as it stands; infinite where all come at once."""
+    """Return the requests a second of a trace; infinite if all arrive at once."""
     span = trace[-1].arrival - trace[0].arrival
     return (len(trace) - 1) / span if span > 0 else float("inf")
 
 
 def sample(frame: pl.DataFrame, rows: int | None, *, seed: int = 0) -> pl.DataFrame:
-    """``rows`` neighbouring rows of a history in time order; the seed says where they begin.
+    """Return ``rows`` neighbouring rows of a history from a start drawn with the seed.
 
-    Neighbours, not a random draw: bursts, sessions and shared prefixes stay as they were.
+    Neighbours and not a random draw, so that bursts, sessions and shared prefixes are kept.
     """
     if rows is None or rows >= len(frame):
         return frame

@@ -1,25 +1,25 @@
-"""Shadow mode: what would have been done, beside what was done."""
+"""Shadow mode: comparison of the engine's decisions with the advisor's."""
 
 from __future__ import annotations
 
 from typing import Final
 
 _AT_ONCE: Final = 32
-"""Comparisons that may follow one another, step after step."""
+"""Largest number of comparisons in consecutive steps."""
 _EVERY: Final = 32
-"""Steps after which there may be one more. It takes some tenths of a millisecond, as it asks about
-all that run or wait, and while memory is short there is one to be made in every other step."""
+"""Steps after which one more comparison is allowed. It takes some tenths of a millisecond, as it
+covers all running or waiting sequences, and short memory would cause one in every other step."""
 
 
 class Agreement:
-    """Decisions of the engine of one kind, and how many of them would have been others.
+    """Counts of one kind of decisions, and of those that differ from the advisor's.
 
-    Where there are too many to compare them all, one that is compared stands for those since the
-    last one.
+    If there are too many to compare them all, a compared decision also represents the skipped ones
+    before it.
 
     Attributes:
-        made: decisions.
-        differing: of them.
+        made: number of decisions.
+        differing: estimated number of decisions that differ.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Agreement:
         self._passed_over = 0
 
     def is_due(self, decisions: int, step: int) -> bool:
-        """Count decisions of a step; return True if they are to be compared."""
+        """Count decisions of a step; return True if they must be compared."""
         self._allowed = min(self._allowed + (step - self._step) / _EVERY, _AT_ONCE)
         self._step = step
         self.made += decisions
@@ -41,7 +41,7 @@ class Agreement:
         return True
 
     def interrupt(self) -> None:
-        """Let none of those passed over be stood for: there is no advisor for a while."""
+        """Drop the skipped decisions, since there is no advisor for a while."""
         self._passed_over = 0
 
     def record(self, differing: int, decisions: int) -> None:
@@ -51,10 +51,10 @@ class Agreement:
 
 
 class ShadowAgreement:
-    """Admissions and preemptions.
+    """The agreement on admissions and on preemptions.
 
-    An admission differs when another sequence would have been admitted in its place, or none; a
-    preemption, when another would have lost its memory.
+    An admission differs if the advisor would have admitted another sequence or none; a preemption
+    differs if it would have chosen another victim.
     """
 
     def __init__(self) -> None:
@@ -62,6 +62,6 @@ class ShadowAgreement:
         self.preemptions = Agreement()
 
     def interrupt(self) -> None:
-        """Let none of those passed over be stood for."""
+        """Drop the skipped decisions of both kinds."""
         self.admissions.interrupt()
         self.preemptions.interrupt()

@@ -1,9 +1,9 @@
-"""Steps of beam search, told from sequences.
+"""Detection of beam search steps.
 
-vLLM's front end makes every step of every beam a request of its own: it asks for one token, and
-with ``detokenize=False`` for the log-probabilities that the beams are chosen by. Served, their ids
-contain ``-beam-``; offline they have plain ids. None of them is an answer, however many there are:
-they are scheduled like the others, and neither predicted nor recorded, learned from nor scored.
+vLLM's front end makes every step of every beam a request of its own, for one token, with
+``detokenize=False`` and the log-probabilities for the choice of beams. Served, their ids contain
+``-beam-``; offline they have plain ids. They are not answers: they are scheduled like other
+requests, but neither predicted, recorded, learned from nor scored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A live engine's parts, put together."""
+"""The assembly of a live engine's parts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 def make_live(
     scheduler: LifetimeMixin, settings: LiveSettings, rank: int = 0, learned: Path | None = None
 ) -> tuple[GuardedAdvisor, Learner | None]:
-    """Have a scheduler ask an advisor; return that, in mode ``off``, and what learns for it.
+    """Set the advisor of a scheduler; return it, in mode ``off``, and its learner if any.
 
     Args:
         scheduler: vLLM's with our mixin, built.
-        settings: what was asked for.
+        settings: of the engine.
         rank: of the engine core.
-        learned: where it keeps what it learns; ``None`` for a temporary place.
+        learned: directory of the learned state; ``None`` for a temporary one.
     """
     from sagellm_lifetime.predictor.registry import has_network
 

@@ -1,15 +1,14 @@
-"""A circuit breaker round every call into predictor and policies: an engine never pays for them.
-
+"""A circuit breaker around every call into predictor and policies, which protects the engine.
     closed ──fault──▶ open ──pause──▶ trial ──32 good steps──▶ closed
                         ▲               │
                         └────fault──────┘   (the pause doubles)
 
-An exception, nonsense or slowness opens it for a while. After a hang it stays open: what hung may
-hold a lock, or hang again.
+An exception, an invalid answer or slowness opens it for a while. After a hang it stays open, since
+the hanging call may hold a lock, and the next may hang too.
 
-Whoever is over the budget by the clock, on average, is suspect: then it is looked at whether it is
-so in most steps, or by the processor's time too. If not, the machine is busy, where any call takes
-milliseconds now and then.
+If the calls exceed the budget by the clock on average, a second check follows: they must exceed it
+in most steps, or in processor time. Otherwise the machine is busy, and any call takes milliseconds
+now and then.
 """
 
 from __future__ import annotations
@@ -30,23 +29,25 @@ from sagellm_lifetime.vllm.time_budget import (
 )
 
 LOG: Final = logging.getLogger("vllm.sagellm_lifetime")
-"""Below vLLM's own logger, so that it comes out where the engine's lines do."""
+"""A child of vLLM's logger, so that its lines go to the engine's log."""
 FAULTS: Final = ("exception", "hang", "nonsense", "slow")
 State = Literal["closed", "trial", "open", "stuck"]
 T = TypeVar("T")
 
 _WARM: Final = 32
-"""Steps before the averages count, and before a trial has been passed."""
+"""Steps before the averages count, and the length of a trial."""
 _WEIGHT: Final = 1.0 / 32.0
-"""Of the newest step in the averages."""
+"""Weight of the newest step in the averages."""
 _MOST: Final = 0.5
-"""Share of the steps that may be over the budget by the clock."""
+"""Largest share of steps over the budget by the clock."""
 _LONGEST_PAUSE_S: Final = 600.0
 
 
 def named(error: Exception) -> str:
-    """An error in a log: its text may quote what a client has sent, a prompt; but what the system
-    says of a file may be said."""
+    """Return the text of an error for the log: its type, or the message of an ``OSError``.
+
+    Other messages may quote a client's input, such as a prompt.
+    """
     if isinstance(error, OSError):
         return str(error)
     LOG.debug("what was raised", exc_info=error)
@@ -54,18 +55,18 @@ def named(error: Exception) -> str:
 
 
 class CircuitBreaker:
-    """Makes calls, and stops making them when they do harm.
+    """A caller of functions that stops calling after a fault.
 
     Args:
-        limit_s: seconds a call may take before it counts as hung.
-        share: of a step's duration that all calls of a step may take, on average.
+        limit_s: seconds after which a call counts as hung.
+        share: share of a step's duration that all calls of a step may take, on average.
         floor_s: seconds of a step that are always allowed.
         pause_s: seconds for which it stays open the first time.
         clock: seconds.
     """
 
     is_transparent = False
-    """Whether errors go through to the caller."""
+    """True if errors go through to the caller."""
 
     def __init__(
         self,
@@ -78,12 +79,12 @@ class CircuitBreaker:
     ) -> None:
         self.state: State = "closed"
         self.reason = ""
-        """Why it opened last."""
+        """Reason of the last opening."""
         self.faults = dict.fromkeys(FAULTS, 0)
         self.spent = 0.0
-        """Seconds of the present step."""
+        """Seconds of calls in the present step."""
         self._worked = 0.0
-        """Of the processor, in the present step."""
+        """Processor seconds of calls in the present step."""
         self.spent_total = 0.0
         self._share = share
         self._floor = floor_s
@@ -91,27 +92,27 @@ class CircuitBreaker:
         self._clock = clock
         self._until = 0.0
         self._limit = TimeLimit(limit_s)
-        # Averages over the steps, in seconds: what calls cost by the clock and of the processor,
-        # and how long a step takes; and the share of the steps that were over the budget.
+        # Averages over the steps, in seconds: cost of the calls by the clock and in processor time,
+        # duration of a step; and the share of the steps over the budget.
         self._cost = self._busy = self._pace = self._over = 0.0
         self._steps = 0
         self._suspected = 0
-        """Steps since the clock said that it costs too much; 0 while it does not."""
+        """Steps since the average cost by the clock exceeded the budget; 0 while it does not."""
 
     @property
     def allows(self) -> bool:
-        """Whether calls are made."""
+        """Return True if calls are made."""
         return self.state in ("closed", "trial")
 
     @property
     def time_limit(self) -> Means:
-        """What ends a call that takes too long."""
+        """Return the means that ends a call at the time limit."""
         return self._limit.means
 
     def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)``, or ``fallback`` when it is not called or fails.
+        """Return ``function(*args)``, or ``fallback`` if it is not called or fails.
 
-        What a signal handler raises meanwhile is not about the call, and raised again.
+        An error of a signal handler during the call is not a fault of the call, and raised again.
         """
         if not self.allows:
             return fallback
@@ -123,7 +124,7 @@ class CircuitBreaker:
             self._open("hang", f"took longer than {self._limit.seconds:g} s")
         except AdviceError as error:
             self._open("nonsense", str(error))
-        except Exception as error:  # whatever it is, the engine goes on
+        except Exception as error:  # any error, as the engine must go on
             if from_signal_handler(error):
                 raise
             self._raised(error)
@@ -134,7 +135,7 @@ class CircuitBreaker:
         return fallback
 
     def fault(self, error: Exception) -> None:
-        """Open it for what was raised beside its calls; logged when it was closed."""
+        """Open it for an error outside its calls; log the error if it was closed."""
         if self.allows:
             self._raised(error)
         else:
@@ -142,8 +143,10 @@ class CircuitBreaker:
             LOG.debug("what was raised", exc_info=error)
 
     def steps(self, count: int, seconds: float) -> None:
-        """So many steps of the engine are over, which took so long together; calls were made in
-        the last of them, if at all."""
+        """Record ``count`` steps that took ``seconds`` together.
+
+        Only the last of them can have made calls.
+        """
         spent, worked = self.spent, self._worked
         self.excuse()
         if not self.allows:
@@ -167,15 +170,15 @@ class CircuitBreaker:
                 LOG.warning("lifetime prediction is back")
 
     def _suspect(self, count: int, spent: float, worked: float, budget: float) -> None:
-        """Over the budget by the clock: is it so in most steps, or by the processor's time?"""
-        if not self._suspected:  # nothing of it has been measured yet
+        """Open it if the cost exceeds the budget in most steps, or in processor time too."""
+        if not self._suspected:  # processor time is measured from the next step on
             self._suspected = 1
             self._busy = self._over = 0.0
             return
         self._suspected += count
         weight = max(_weight(count), count / (self._suspected - 1))
         self._busy += weight * (worked / count - self._busy)
-        self._over += weight * ((spent > budget) / count - self._over)  # all in one of them
+        self._over += weight * ((spent > budget) / count - self._over)  # all calls are in one step
         if self._suspected > _WARM:
             if self._busy > budget:
                 self._open("slow", f"{_ms(self._busy)} a step on average, of {_ms(budget)}")
@@ -183,19 +186,19 @@ class CircuitBreaker:
                 self._open("slow", f"over {_ms(budget)} in {self._over:.0%} of the steps")
 
     def ready(self) -> bool:
-        """Whether calls are made from now on; after the pause they are, on trial."""
+        """Return True if calls are made from now on; begin a trial after the pause."""
         if self.state == "open" and self._clock() >= self._until:
             self.state = "trial"
             self._forget()
         return self.allows
 
     def excuse(self) -> None:
-        """What this step has cost so far is not its usual cost (a start)."""
+        """Leave the cost of this step so far out of the averages (a start, say)."""
         self.spent_total += self.spent
         self.spent = self._worked = 0.0
 
     def close(self) -> None:
-        """Let go of what the time limit holds."""
+        """Release the worker thread of the time limit."""
         self._limit.close()
 
     def _forget(self) -> None:
@@ -203,7 +206,7 @@ class CircuitBreaker:
         self._cost = self._busy = self._pace = self._over = 0.0
 
     def _raised(self, error: Exception) -> None:
-        # Only its type: the reason is in statistics, too, that need no API key.
+        # Only its type, as the reason is also in metrics, which need no API key.
         self._open("exception", type(error).__name__)
         LOG.debug("what was raised", exc_info=error)
 
@@ -223,8 +226,10 @@ class CircuitBreaker:
 
 
 class OpenLine(CircuitBreaker):
-    """Lets every error through, without a time limit: a fault ends a replay, which is not to go on
-    as something else than it says."""
+    """A breaker that lets every error through, without a time limit.
+
+    A fault must end a replay, whose result would otherwise be that of another policy.
+    """
 
     is_transparent = True
 
@@ -240,7 +245,7 @@ class OpenLine(CircuitBreaker):
 
 
 def _weight(steps: int) -> float:
-    """Of the newest steps in the averages."""
+    """Return the weight of the newest ``steps`` in the averages."""
     return 1.0 - (1.0 - _WEIGHT) ** steps
 
 

@@ -1,11 +1,11 @@
-"""The folder an engine is watched and switched through: one sub-folder per engine core.
+"""The state folder, which publishes and switches an engine: one sub-folder per engine core.
 
 STATE/engine-0/stats.json      written once a second
 STATE/engine-0/control.json    {"mode": "act"}: read once a second
 STATE/engine-0/lock            held while the engine core lives
-STATE/engine-0/predictor/      what was learned; predictor.old/ what was not gone on from
+STATE/engine-0/predictor/      learned state; predictor.old/ an earlier one that is not continued
 
-Folders that are made here have mode 0700, files 0600.
+New folders have mode 0700, files 0600.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sagellm_lifetime.vllm.settings import MODES, Mode
 STATS: Final = "stats.json"
 CONTROL: Final = "control.json"
 LOCK: Final = "lock"
-"""Holds the id of the front end's process."""
+"""A file with the id of the front end's process."""
 PREDICTOR: Final = "predictor"
 MOST_REQUEST_BYTES: Final = 4096
-"""Of a request for a mode."""
+"""Largest size of a request for a mode."""
 _PATIENCE_S: Final = 30.0
 _FOLDER: Final = re.compile("engine-(0|[1-9][0-9]{0,8})")
 
 
 class EngineState:
-    """One engine core's sub-folder; what is made there is readable by its owner only.
+    """One engine core's sub-folder, whose files only the owner can read.
 
     Raises:
-        LifetimeError: another engine holds it, or it cannot be made or written.
+        LifetimeError: if another engine holds it, or it cannot be made or written.
     """
 
     def __init__(self, state: Path, rank: int) -> None:
@@ -52,7 +52,7 @@ class EngineState:
             self._lock = _locked(self.folder)
             self._in_child = ClosedInChild(self._lock)
             try:
-                # The mode is the command line's at first.
+                # An old request must not override the mode of the command line.
                 (self.folder / CONTROL).unlink(missing_ok=True)
             except OSError:
                 self._lock.close()
@@ -62,18 +62,18 @@ class EngineState:
         self._seen: tuple[int, int] | None = None
 
     def write(self, stats: dict[str, Any]) -> None:
-        """Put new statistics in the place of the old ones.
+        """Replace the statistics.
 
         Raises:
-            CheckpointError: they cannot be written.
+            CheckpointError: if they cannot be written.
         """
         text = json.dumps(finite(stats), allow_nan=False)
         write_atomically(self.folder / STATS, text.encode(), private=True, error=CheckpointError)
 
     def asked_for(self) -> Mode | None:
-        """Return the mode that was asked for since the last call, if any.
+        """Return the mode requested since the last call, or None.
 
-        Whatever else lies in the place of the request is reported once and ignored.
+        Anything else in place of the request is reported once and ignored.
         """
         path = self.folder / CONTROL
         try:
@@ -92,7 +92,7 @@ class EngineState:
         return None
 
     def close(self) -> None:
-        """Let another have it."""
+        """Release the lock of the folder."""
         self._lock.close()
 
 
@@ -100,7 +100,7 @@ def parse_mode(data: bytes) -> Mode:
     """Return the mode in ``{"mode": MODE}``, UTF-8 JSON of that one key.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: if it is anything else.
     """
     try:
         request = json.loads(data.decode(), object_pairs_hook=_Pairs)
@@ -114,7 +114,7 @@ def parse_mode(data: bytes) -> Mode:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with every key that it names, also one that it names twice."""
+    """The key-value pairs of a JSON object, repeated keys included."""
 
 
 def _unusable(folder: Path, error: OSError) -> LifetimeError:
@@ -123,11 +123,11 @@ def _unusable(folder: Path, error: OSError) -> LifetimeError:
 
 
 def _locked(folder: Path) -> BinaryIO:
-    """Return the lock file of an engine core's folder, held and with our parent's id in it.
+    """Return the locked lock file of an engine core's folder, with the parent's id in it.
 
     Raises:
-        LifetimeError: another engine holds it.
-        OSError: it cannot be written or locked.
+        LifetimeError: if another engine holds it.
+        OSError: if it cannot be written or locked.
     """
     file = open_regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
@@ -148,12 +148,12 @@ def _locked(folder: Path) -> BinaryIO:
 
 
 def check_free(state: Path) -> None:
-    """Refuse a folder that a living engine uses; clear what a dead one has left.
+    """Refuse a folder that a running engine uses; delete the statistics of a dead one.
 
-    An engine core whose front end was killed is on its way out: it is waited for.
+    Wait for an engine core whose front end has died, since it ends by itself.
 
     Raises:
-        LifetimeError: it is in use, or cannot be used.
+        LifetimeError: if it is in use, or cannot be used.
     """
     for folder, _ in _engine_folders(state):
         ends = time.monotonic() + _PATIENCE_S
@@ -177,7 +177,7 @@ def check_free(state: Path) -> None:
 
 
 def _alive(lock: Path) -> bool:
-    """Return whether the process named in a lock file lives, as far as that can be told."""
+    """Return True if the process named in a lock file runs, or that is unknown."""
     try:
         os.kill(int(read_regular(lock, MOST_REQUEST_BYTES)), 0)
     except ProcessLookupError:
@@ -199,11 +199,11 @@ def _engine_folders(state: Path) -> list[tuple[Path, int]]:
 
 @dataclass(frozen=True)
 class Published:
-    """What all engine cores of a state folder have published last.
+    """The last published statistics of all engine cores of a state folder.
 
     Attributes:
         engines: statistics, each with its ``age`` in seconds.
-        unreadable: what is wrong with those that are damaged, ``engine-N: REASON``.
+        unreadable: errors of damaged statistics, ``engine-N: REASON``.
     """
 
     engines: list[dict[str, Any]] = field(default_factory=list)
@@ -211,7 +211,7 @@ class Published:
 
 
 def read_published(state: Path) -> Published:
-    """Return the newest statistics of every engine core; never raises for what a file holds."""
+    """Return the newest statistics of every engine core; damaged files raise nothing."""
     published = Published()
     for folder, rank in _engine_folders(state):
         path = folder / STATS
@@ -219,7 +219,7 @@ def read_published(state: Path) -> Published:
             stats = parse_stats(read_regular(path, MOST_BYTES), rank)
             stats["age"] = max(time.time() - path.lstat().st_mtime, 0.0)
         except FileNotFoundError:
-            continue  # not written yet, or it has just gone
+            continue  # not written yet, or just deleted
         except OSError as error:
             published.unreadable.append(f"{folder.name}: {error.strerror or error}")
         except ValueError as error:
@@ -230,15 +230,15 @@ def read_published(state: Path) -> Published:
 
 
 def read_stats(state: Path) -> list[dict[str, Any]]:
-    """Return the newest statistics of every engine core that can be read."""
+    """Return the newest readable statistics of every engine core."""
     return read_published(state).engines
 
 
 def ask_for(state: Path, mode: Mode) -> int:
-    """Ask every engine core for a mode; return how many there are.
+    """Request a mode from every engine core; return the number of engine cores.
 
     Raises:
-        CheckpointError: a request cannot be written.
+        CheckpointError: if a request cannot be written.
     """
     folders = [folder for folder, _ in _engine_folders(state) if (folder / STATS).exists()]
     for folder in folders:
@@ -248,7 +248,7 @@ def ask_for(state: Path, mode: Mode) -> int:
 
 
 def finite(value: Any) -> Any:
-    """Return JSON with null for what is not finite: JSON has no NaN."""
+    """Return a JSON value with null for non-finite numbers, as JSON has no NaN."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):

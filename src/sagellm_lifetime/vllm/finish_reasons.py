@@ -1,8 +1,8 @@
-"""Why a sequence ended, told apart where vLLM's scheduler does not.
+"""Finish reasons of sequences, with stop strings told apart from aborts.
 
-Stop strings are found by the front end, which then aborts the request: to the scheduler it looks
-like a client that hung up. Where the request had stop strings, the end of what it generated says
-which it was, by the front end's own rule: a stop string counts from ``min_tokens`` on.
+The front end finds stop strings and then aborts the request, so that the scheduler cannot tell it
+from a client's disconnection. If the request had stop strings, the end of its output decides, by
+the front end's own rule: a stop string counts from ``min_tokens`` on.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 _REASONS: Final = {
     "FINISHED_STOPPED": "stop",
     "FINISHED_LENGTH_CAPPED": "length",
-    # The engine cut a loop off: the answer would have gone on.
+    # The engine cut off a loop, and the answer would have continued.
     "FINISHED_REPETITION": "length",
     "FINISHED_ABORTED": "abort",
 }
 _LATE: Final = 32
-"""Tokens that may have been generated after a stop string, before the front end had seen it."""
+"""Tokens that may follow a stop string before the front end's abort arrives."""
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer decodes the first bytes of a character to; the front end waits for the rest."""
+"""Text of the first bytes of a character; the front end waits for the rest."""
 
 
 class FinishReasons:
-    """Tells why a request ended.
+    """The finish reasons of requests.
 
     Attributes:
-        tokenizer: of the served model, once it is loaded; until then, and without one, what ends
-            by a stop string counts as aborted, which teaches less but nothing wrong.
+        tokenizer: of the served model, once it is loaded; until then, and without one, an end by
+            a stop string counts as aborted, which is less informative but not wrong.
     """
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ class FinishReasons:
         self._complained = False
 
     def load(self, model_config: Any) -> None:
-        """Load the tokenizer; takes up to seconds."""
+        """Load the tokenizer, which takes up to seconds."""
         if model_config.skip_tokenizer_init:
-            return  # then vLLM refuses stop strings
+            return  # vLLM refuses stop strings then
         from vllm.tokenizers import cached_tokenizer_from_config
 
         self.tokenizer = cached_tokenizer_from_config(model_config)
 
     def reason(self, request: Any) -> str:
-        """``stop``, ``length``, ``abort`` or ``error``."""
-        # Not .name: that is Python code, and this is called in the middle of a step.
+        """Return ``stop``, ``length``, ``abort`` or ``error``."""
+        # Not .name, which is a slow Python property in the middle of a step.
         said = _REASONS.get(request.status._name_, "error")
         if said == "abort" and self.tokenizer is not None and self._stopped(request):
             return "stop"
@@ -55,8 +55,8 @@ class FinishReasons:
     def _stopped(self, request: Any) -> bool:
         """Return True if the front end has found a stop string.
 
-        It looks at text that came after the first ``min_tokens`` tokens; a stop string that begins
-        before and ends after them counts.
+        It searches the text after the first ``min_tokens`` tokens; a stop string that begins before
+        and ends after them counts.
         """
         params = request.sampling_params
         stops = [params.stop] if isinstance(params.stop, str) else params.stop
@@ -69,7 +69,7 @@ class FinishReasons:
             text = self._text(tokens[tail_at:], params)
             before = self._text(tokens[tail_at : params.min_tokens], params)
         except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
-            if not self._complained:  # by its type: its text may quote an answer
+            if not self._complained:  # only the type, as the message may quote an answer
                 LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
             self._complained = True
             return False

@@ -1,4 +1,4 @@
-"""A predictor asked by a live engine: its answers are checked before anybody believes them."""
+"""The forecaster of a live engine, which validates every prediction."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Answer = tuple[str, int, float]
 
 
 class CheckedForecaster(PredictedLengths):
-    """Keeps what was answered for the statistics, and learns only where it is told to.
+    """A forecaster that validates predictions and keeps them for the statistics.
 
     Args:
         predictor: any predictor.
-        learn: whether completions are passed on; otherwise they are forgotten.
-        doubting: whether its confidence is asked for, which costs as much as all the rest.
+        learn: True to learn from completions; otherwise they are discarded.
+        doubting: True to compute confidences, which doubles the cost.
     """
 
     def __init__(self, predictor: Predictor, *, learn: bool, doubting: bool = False) -> None:
@@ -34,28 +34,28 @@ class CheckedForecaster(PredictedLengths):
 
     @property
     def lessons(self) -> int:
-        """Return the completions that the state in use was learned from, earlier runs included."""
-        # Not by get_metrics(), whose lock a call that hangs may hold: any thread may ask this.
+        """Return the number of completions behind the state in use, earlier runs included."""
+        # get_metrics() needs a lock that a hanging call may hold, and any thread may call this.
         return self.predictor.lessons
 
     def take_answers(self) -> list[Answer]:
-        """Return what was answered since the last call, in its order."""
+        """Return the predictions made since the last call, in their order."""
         answers, self._answers = self._answers, []
         return answers
 
     def arrived(self, request: PredictionRequest) -> None:
-        """Ask for the first time.
+        """Predict for the first time.
 
         Raises:
-            AdviceError: the answer cannot be.
+            AdviceError: if the prediction is invalid.
         """
         self._answers.append(_checked(request, self.predictor.predict(request)))
 
     def grown(self, requests: Sequence[PredictionRequest]) -> None:
-        """Ask again, with what is new.
+        """Predict again, with the new tokens.
 
         Raises:
-            AdviceError: an answer cannot be.
+            AdviceError: if a prediction is invalid.
         """
         results = self.predictor.predict_batch(requests)
         if len(results) != len(requests):
@@ -66,7 +66,7 @@ class CheckedForecaster(PredictedLengths):
         """Return calibrated distributions, conditioned on the ages.
 
         Raises:
-            AdviceError: of another shape, or with a probability that is none.
+            AdviceError: if a shape is wrong, or a probability is not between 0 and 1.
         """
         forecast = super().forecast(ids, ages)
         survival, confidence = forecast.survival, forecast.confidence
@@ -75,7 +75,7 @@ class CheckedForecaster(PredictedLengths):
                 f"survival of shape {survival.shape} and confidence of shape {confidence.shape} "
                 f"for {len(ids)} sequences"
             )
-        # A comparison with NaN is false.
+        # Written as "not in range", since a comparison with NaN is false.
         if len(ids) and not (
             survival.min() >= -_ROUNDING
             and survival.max() <= 1.0 + _ROUNDING
@@ -86,23 +86,23 @@ class CheckedForecaster(PredictedLengths):
         return forecast
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
-        """Learn from it, or forget it."""
+        """Learn from the completed sequence, or discard it."""
         if self._learn:
             super().finished(sequence_id, length, seconds, reason)
         else:
             self.predictor.discard(sequence_id)
 
     def forget(self, ids: Iterable[SequenceId]) -> None:
-        """Drop sequences that are asked about no more."""
+        """Drop sequences that have ended."""
         for sequence_id in ids:
             self.predictor.discard(sequence_id)
 
 
 def _checked(request: PredictionRequest, result: PredictionResult) -> Answer:
-    """Return id, total length and confidence of an answer.
+    """Return id, total length in tokens and confidence of a prediction.
 
     Raises:
-        AdviceError: it is not one.
+        AdviceError: if the prediction is invalid.
     """
     remaining, confidence = result.estimated_remaining_tokens, result.confidence
     if isinstance(remaining, bool) or not isinstance(remaining, int) or remaining < 0:

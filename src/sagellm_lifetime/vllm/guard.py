@@ -1,11 +1,11 @@
-"""Any advisor, with modes, a circuit breaker, a time budget and counts around it.
+"""A guard around any advisor, with modes, a circuit breaker, a time budget and counts.
 
-Without an advisor, because predictions are off or something went wrong, every question gets the
-answer that leaves the engine as it is. Nothing here touches an engine: :class:`Engine` says what is
-asked of the side that does.
+Without an advisor, because prediction is off or after a fault, every method returns the answer that
+leaves the engine unchanged. This module does not touch an engine; :class:`Engine` is the interface
+of the side that does.
 
-Events are collected and handed on many at a time where many sequences run, always before a
-question: what runs once in a step runs with cold caches, at several times its cost.
+If many sequences run, events are collected and passed on in batches, and always before a decision:
+code that runs once per step runs with cold caches, at several times its cost.
 """
 
 from __future__ import annotations
@@ -34,55 +34,55 @@ from sagellm_lifetime.vllm.settings import Mode
 from sagellm_lifetime.vllm.step_time import StepClock
 
 _MANY: Final = 32
-"""Running sequences from which on events are handed on several at a time."""
+"""Number of running sequences from which events are passed on in batches."""
 _MOST_EVENTS: Final = 384
-"""Events that are collected; a step is one."""
+"""Largest batch of events; a step counts as one."""
 _REPORT_EVERY: Final = 128
-"""Steps after which the circuit breaker hears of them though nothing was called."""
+"""Steps after which they are reported to the circuit breaker even without a call."""
 _EVERYTHING: Final = sys.maxsize
-"""Free blocks that no queue fills: nobody goes first because another does not fit."""
+"""A number of free blocks into which every queue fits, so that no smaller sequence goes first."""
 
 
 class Engine(Protocol):
-    """What a guard asks of the side that touches the engine."""
+    """The interface of the side that touches the engine."""
 
     def sequences(self) -> tuple[Sequence[Arrived], Sequence[Admitted]]:
-        """Return all that is there, as it would have come, and of it what runs."""
+        """Return arrivals of all present sequences, and admissions of the running ones."""
 
     def present(self) -> Container[str]:
-        """Return the ids of all that is there; drop what is kept of others."""
+        """Return the ids of all present sequences; drop the data of others."""
 
     def take_over(self) -> None:
-        """Change orders and free blocks from now on."""
+        """Begin to change orders and the watermark."""
 
     def give_back(self) -> None:
-        """Leave free what the engine does by itself; orders stay while a step is under way."""
+        """Restore the engine's watermark; orders stay, as a step may be in progress."""
 
     def restore(self) -> None:
-        """Put queue and running sequences in the engine's order, if they are in another one."""
+        """Put queue and running sequences in the engine's order if they are in another."""
 
 
 class GuardedAdvisor:
-    """An :class:`~sagellm_lifetime.Advisor` that never raises, hangs or answers nonsense.
+    """An :class:`~sagellm_lifetime.Advisor` that never raises, hangs or gives an invalid answer.
 
     Args:
-        make: makes an advisor, told whether its answers are carried out; ``None`` where nothing is
-            predicted.
+        make: makes an advisor from a flag, True if its answers are carried out; ``None`` without
+            prediction.
         engine: the side that touches the engine.
         clock: the engine's, seconds.
-        breaker: goes round every call.
+        breaker: protects every call of the advisor.
         statistics: counts predictions; ``None`` for none.
-        forecaster: whose answers are counted; ``None`` for nobody's.
-        limits_admission: whether the advisor is asked how many may be admitted.
-        cannot_act: why ``act`` is impossible here, or nothing.
+        forecaster: source of the counted predictions; ``None`` for none.
+        limits_admission: True if the advisor limits admissions.
+        cannot_act: why ``act`` is impossible here; empty if it is possible.
 
     Attributes:
         mode: of the present step: ``off``, ``shadow`` (only compare) or ``act``.
-        wanted: what the mode is from the next step on.
-        acting: whether decisions are the advisor's.
+        wanted: mode from the next step on.
+        acting: True if the advisor's decisions are carried out.
         agreement: decisions compared in shadow mode.
-        steps: of the engine so far.
-        seconds: that they took.
+        steps: number of steps of the engine so far.
+        seconds: total duration of these steps.
     """
 
     def __init__(
@@ -114,22 +114,22 @@ class GuardedAdvisor:
         self._time = clock
         self._running = 0
         self._events: list[Event] = []
-        """That happened and are not handed on, in their order."""
-        self._unheard: list[str] = []
-        """Predicted sequences that ended while nobody told the predictor."""
+        """Events that are not passed on yet, in their order."""
+        self._unreported: list[str] = []
+        """Ids of predicted sequences whose end was not reported to the predictor."""
         self._reserve = 0
         self._admit_limit = sys.maxsize
         self._hurried = False
         self._clock, self._engine_clock = StepClock(perf_counter), StepClock(clock)
         self._reported = (0, 0.0)
-        """Steps and their seconds that the circuit breaker has heard of."""
+        """Steps, and their seconds, that are reported to the circuit breaker."""
         self._missed = False
-        """Whether something failed that takes note of what happens: some may have ended unseen."""
+        """True after a failed event handler, since ends of sequences may be missing."""
 
     # -- the switch --------------------------------------------------------------------------
 
     def want(self, mode: Mode) -> None:
-        """Be in a mode from the next step on; any thread may ask."""
+        """Set the mode from the next step on; any thread may call it."""
         if self._make is None:
             return
         if mode == "act" and self.cannot_act:
@@ -138,46 +138,45 @@ class GuardedAdvisor:
         self.wanted = mode
 
     def hurry(self) -> None:
-        """Hand all events on in the next step; any thread may ask."""
+        """Pass on all events in the next step; any thread may call it."""
         self._hurried = True
 
     @property
     def predictor(self) -> Predictor | None:
-        """Return who is asked."""
+        """Return the predictor, or None without prediction."""
         return self._forecaster.predictor if self._forecaster is not None else None
 
     @property
     def lessons(self) -> int:
-        """Return the completions learned from."""
+        """Return the number of completions behind the predictor's state."""
         return self._forecaster.lessons if self._forecaster is not None else 0
 
     # -- a step ------------------------------------------------------------------------------
 
     @property
     def is_idle(self) -> bool:
-        """Return True if it is off, and stays so: then a step is the engine's alone."""
+        """Return True if the mode is ``off`` and stays so, and a step needs no work."""
         return self.mode == self.wanted == "off"
 
     @property
     def is_asked(self) -> bool:
-        """Return True if there is an advisor to ask about the queue."""
+        """Return True if the advisor must be called for the queue."""
         return self._advisor is not None and (self.acting or self.limits_admission)
 
     def begin_step(self, running: int, grown: tuple[SequenceView, ...] = ()) -> None:
-        """Account for the last step, change the mode, come back from a fault.
+        """Account for the last step, change the mode, and resume after a fault.
 
         Args:
-            running: sequences that run.
+            running: number of running sequences.
             grown: those whose generated tokens are new evidence to the predictor.
         """
         self._running = running
-        if self.is_idle:  # whatever is wanted meanwhile, the mode stays
+        if self.is_idle:  # another thread may change ``wanted``, so it is read once
             self.passed(busy=running > 0)
             return
         seconds = self.passed(busy=running > 0)
         self._admit_limit = sys.maxsize
-        # What runs once a step runs cold, at several times its cost: so in nearly all, nothing of
-        # this is called.
+        # Code that runs once per step runs with cold caches, so nearly all steps skip this call.
         if self._advisor is None or self.breaker.state != "closed" or self.mode != self.wanted:
             self._change()
         if self._advisor is not None:
@@ -189,7 +188,7 @@ class GuardedAdvisor:
         """Account for the last step.
 
         Returns:
-            Seconds that it took by the engine's clock, or None if there was none.
+            Its duration in seconds by the engine's clock, or None if there was none.
         """
         breaker = self.breaker
         seconds, by_engine = self._clock.begin(), self._engine_clock.begin()
@@ -207,7 +206,12 @@ class GuardedAdvisor:
         return by_engine
 
     def output_taken(self, tokens: int, running: int) -> None:
-        """Take note that a step's output was taken, in which so many tokens were computed."""
+        """Record that the output of a step was processed.
+
+        Args:
+            tokens: computed in the step.
+            running: number of running sequences.
+        """
         self._running = running
         self._clock.taken(tokens)
         self._engine_clock.taken(tokens)
@@ -215,13 +219,13 @@ class GuardedAdvisor:
     # -- an advisor ----------------------------------------------------------------------------
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Collect events; where few sequences run they are handed on at once."""
+        """Collect events; pass them on at once if few sequences run."""
         self._events += events
         if self._advisor is None or self._running < _MANY:
             self.catch_up()
 
     def order(self, waiting: Sequence[SequenceView], free_blocks: int) -> Permutation | None:
-        """Return the order of admission, in ``act``."""
+        """Return the order of admission in ``act``, else None."""
         self.catch_up()
         advisor = self._advisor
         if advisor is None or not self.acting:
@@ -229,7 +233,7 @@ class GuardedAdvisor:
         return self._call(None, _order, advisor, waiting, free_blocks)
 
     def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
-        """Return the running sequences, the first victim last, in ``act``."""
+        """Return the order of the running sequences in ``act``, first victim last, else None."""
         self.catch_up()
         advisor = self._advisor
         if advisor is None or not self.acting:
@@ -237,11 +241,11 @@ class GuardedAdvisor:
         return self._call(None, _victims, advisor, running)
 
     def reserve(self) -> int:
-        """Return the blocks to keep free: as many as the advisor said when it heard last."""
+        """Return the blocks to keep free, from the advisor's last answer."""
         return self._reserve
 
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
-        """Return how many of the queue may be admitted; in ``shadow`` that is only kept."""
+        """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare."""
         self.catch_up()
         advisor, everybody = self._advisor, len(waiting)
         if advisor is None:
@@ -253,7 +257,7 @@ class GuardedAdvisor:
         return count if self.acting else everybody
 
     def growth(self) -> int:
-        """Return the blocks that newcomers are refused, where an advisor tells (measurements)."""
+        """Return the blocks that admission withholds, for measurements; 0 if unknown."""
         if not self.limits_admission:
             return 0
         self.catch_up()
@@ -261,7 +265,7 @@ class GuardedAdvisor:
         return self._call(0, growth) if growth is not None and self.acting else 0
 
     def catch_up(self) -> None:
-        """Hand on all that has happened; before any question."""
+        """Pass on all collected events; called before every decision."""
         self._hurried = False
         events, self._events = self._events, []
         if not events:
@@ -275,10 +279,10 @@ class GuardedAdvisor:
         self._check_advisor()
 
     def _count(self, events: Sequence[Event], *, heard: bool) -> None:
-        """Count predictions and ends.
+        """Count predictions and ends; ``heard`` is True if the advisor got the events.
 
-        A first prediction counts when the sequence arrives, even if its name is used again among
-        these events.
+        A first prediction counts when the sequence arrives, even if another sequence with the same
+        id follows among these events.
         """
         statistics, forecaster = self.statistics, self._forecaster
         if statistics is None:
@@ -296,7 +300,7 @@ class GuardedAdvisor:
                 name = event.sequence_id
                 was_predicted = statistics.ended(name, event.length, event.seconds, event.reason)
                 if was_predicted and not heard and self.breaker.state != "stuck":
-                    self._unheard.append(name)
+                    self._unreported.append(name)
                 continue
             asked: Sequence[SequenceView] = ()
             if isinstance(event, Arrived):
@@ -311,23 +315,28 @@ class GuardedAdvisor:
     # -- shadow mode -----------------------------------------------------------------------------
 
     def all_admitted(self, count: int) -> None:
-        """Count admissions that could have been no others: nobody else waited."""
+        """Count admissions that cannot differ, as no other sequence waited."""
         if self._advisor is not None:
             self.agreement.admissions.made += count
 
     @property
     def is_limiting(self) -> bool:
-        """Return True if the advisor was asked how many may be admitted in this step."""
+        """Return True if the advisor has limited the admissions of this step."""
         return self._admit_limit != sys.maxsize
 
     def compares_admission(self, admitted: int) -> bool:
-        """Count admissions of a step; return True if :meth:`compare_admission` is to be called."""
+        """Count admissions of a step; return True if :meth:`compare_admission` must be called."""
         return self._advisor is not None and self.agreement.admissions.is_due(admitted, self.steps)
 
     def compare_admission(
         self, admitted: Sequence[SequenceView], left: Sequence[SequenceView]
     ) -> None:
-        """Compare the admission of some of a queue, the others of which were ``left``."""
+        """Compare the admissions of a step with the advisor's order.
+
+        Args:
+            admitted: sequences that were admitted.
+            left: sequences that still wait.
+        """
         self.catch_up()
         advisor, count = self._advisor, len(admitted)
         if advisor is None:  # there was a fault
@@ -345,7 +354,12 @@ class GuardedAdvisor:
     def compare_preemption(
         self, victim: SequenceView, others: Callable[[], Sequence[SequenceView]]
     ) -> None:
-        """Compare the preemption of ``victim``, and not of one of the ``others``."""
+        """Compare the preemption of ``victim`` with the advisor's choice.
+
+        Args:
+            victim: preempted sequence.
+            others: returns the other running sequences.
+        """
         preemptions = self.agreement.preemptions
         if self._advisor is None or not preemptions.is_due(1, self.steps):
             return
@@ -366,15 +380,15 @@ class GuardedAdvisor:
         return answer
 
     def _check_advisor(self) -> None:
-        """Drop the advisor after a fault: nothing of it is trusted any more."""
+        """Drop the advisor after a fault, as its state may be wrong."""
         if self._advisor is not None and not self.breaker.allows:
             self._stop()
 
     def failed(self, error: Exception) -> None:
-        """Leave all to the engine for a while: something beside the advisor raised.
+        """Open the circuit breaker after an error outside the advisor.
 
-        What it has changed is put back but for the order of queue and running sequences, which
-        must stay while a step of the engine's is under way.
+        The watermark is restored; the order of queue and running sequences stays, as a step of the
+        engine may be in progress.
         """
         self._missed = True
         self.breaker.fault(error)
@@ -382,7 +396,7 @@ class GuardedAdvisor:
         self._stop()
 
     def _change(self) -> None:
-        """Be in the mode that is wanted, with an advisor where that is possible."""
+        """Change to the wanted mode, and start an advisor if that is possible."""
         self._check_advisor()
         if self._missed:
             self._drop_ended()
@@ -394,13 +408,13 @@ class GuardedAdvisor:
             self._engine.restore()
 
     def _drop_ended(self) -> None:
-        """Count as ended whoever is not there any more, after something was missed."""
+        """Count absent sequences as ended, after events were missed."""
         present = self._engine.present()
         if self.statistics is not None:
             for name in self.statistics.running():
                 if name not in present:
                     self.statistics.ended(name, 0, 0.0, "error")
-                    self._unheard.append(name)
+                    self._unreported.append(name)
         self._missed = False
 
     def _switch(self, mode: Mode) -> None:
@@ -409,15 +423,18 @@ class GuardedAdvisor:
         self.mode = mode
         if mode == "off":
             if self.statistics is not None:
-                self._unheard += self.statistics.running()
-            self.breaker.call(None, self._forget)  # while it is open, when it is closed again
+                self._unreported += self.statistics.running()
+            self.breaker.call(None, self._forget)  # if it is open, at the next start instead
             self._stop()
         elif self._advisor is not None:
-            self._start()  # the order of the queue may be anything by now
+            self._start()  # a new advisor, as the queue may be in any order
 
     def _start(self) -> None:
-        """Begin with a new advisor, which is told of all that is there, in pieces: a queue may be
-        tens of thousands long, and a call that takes long counts as a hang, which is for good."""
+        """Start a new advisor with the present sequences.
+
+        They are passed in batches: a queue may have tens of thousands, and a long call would count
+        as a hang, which disables prediction until a restart.
+        """
         if self._make is None:
             return
         self._stop()
@@ -445,10 +462,10 @@ class GuardedAdvisor:
         return self._make(acts)
 
     def _forget(self) -> None:
-        """Tell the predictor of those who ended while nobody did."""
+        """Drop sequences from the predictor whose end was not reported."""
         if self._forecaster is not None:
-            self._forecaster.forget(self._unheard)
-        self._unheard.clear()
+            self._forecaster.forget(self._unreported)
+        self._unreported.clear()
 
     def _stop(self) -> None:
         self._advisor, self.acting, self._reserve = None, False, 0
@@ -457,7 +474,7 @@ class GuardedAdvisor:
 
 
 def _tell(advisor: Advisor, events: Sequence[Event]) -> int:
-    """Hand events on; return the blocks to keep free from now on."""
+    """Pass events on; return the blocks to keep free from now on."""
     advisor.on_events(events)
     return check_count(advisor.reserve(), sys.maxsize, "blocks to keep free")
 

@@ -1,11 +1,10 @@
 """A journal of completions: JSON lines that survive the process, turned into Parquet.
 
-A journal is locked by the process that writes it, so whoever can lock it knows that its writer is
-gone. Its Parquet bears its name: taking a journal up twice gives the same file. Lines of it that
-cannot be read are kept in a file of that name, too (``.damaged``), and never stop the others.
+A journal is locked by the process that writes it, so a journal that can be locked has no writer.
+Its Parquet file has the same name, so that converting a journal twice gives the same file. Lines
+that cannot be read are kept in a file of that name too (``.damaged``), and do not stop the others.
 
-Folders that are made here have mode 0700, files 0600: a record says who asked, and may hold
-content.
+New folders have mode 0700, files 0600, as a record identifies clients and may have content.
 """
 
 from __future__ import annotations
@@ -36,29 +35,29 @@ if TYPE_CHECKING:
     import polars as pl
 
 SUFFIX: Final = ".journal"
-"""Not one of a history: a folder with a journal can be read as one."""
+"""Not a suffix of a history file, so that a folder with a journal can be read as a history."""
 DAMAGED: Final = ".damaged"
 _NICENESS: Final = 10
 _SHOWN: Final = 5
-"""Damaged lines that are named in a message."""
+"""Largest number of damaged lines named in a message."""
 _NOTES: Final = 50
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Polars makes a NUL of a lone one without a word."""
+"""An escaped surrogate: Polars silently turns a lone one into a NUL."""
 Say = Callable[[str], object]
 
 
 class Journal:
-    """One file that grows.
+    """One growing journal file.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: if it cannot be created.
     """
 
     def __init__(self, folder: Path, writer: str) -> None:
         make_folder(folder, private=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = folder / f"completions-{stamp}-{writer}-{secrets.token_hex(3)}{SUFFIX}"
-        # Unbuffered: what was written is the system's, whatever becomes of this process.
+        # Unbuffered, so that written lines survive the end of this process.
         self._file = open(self.path, "xb", buffering=0, opener=_private)  # noqa: SIM115 - for long
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +76,7 @@ class Journal:
         """Append lines, all or none.
 
         Raises:
-            OSError: the disk is full, say; the journal is as it was, or is not sound any more.
+            OSError: if the disk is full, say; the journal is unchanged, or ``is_sound`` is False.
         """
         data = b"".join(lines)
         try:
@@ -95,11 +94,11 @@ class Journal:
         self.rows += len(lines)
 
     def is_there(self) -> bool:
-        """Return whether the file still has a name: somebody may have removed the folder."""
+        """Return True if the file still has a name, as its folder may have been removed."""
         return os.fstat(self._file.fileno()).st_nlink > 0
 
     def close(self) -> None:
-        """Unlock it; whoever comes next may take it up."""
+        """Close and unlock the file, which may then be converted."""
         self._file.close()
 
 
@@ -108,23 +107,23 @@ def _private(path: str, flags: int) -> int:
 
 
 def take_up(folder: Path, say: Say = LOG.warning) -> Iterator[Path]:
-    """Turn journals whose writers are gone into Parquet; yields the new files.
+    """Turn journals without a writer into Parquet, and yield the new files.
 
-    A journal that cannot be turned stays, and the others are taken up all the same.
+    A journal that cannot be converted stays, and does not stop the others.
 
     Args:
         folder: of the record.
-        say: is told of damaged lines, one line of text for each journal that has any.
+        say: called with one line of text for each journal with damaged lines.
 
     Raises:
-        HistoryError: in the end, if journals could not be read, turned or removed.
+        HistoryError: at the end, if journals could not be read, converted or removed.
     """
     failures: list[str] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             target = _take_up_one(path, say)
         except FileNotFoundError:
-            continue  # another has just taken it up
+            continue  # another process has just converted it
         except OSError as error:
             failures.append(f"{path}: {error.strerror or error}")
         except HistoryError as error:
@@ -142,9 +141,9 @@ def _take_up_one(path: Path, say: Say) -> Path | None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return None  # its writer lives
+            return None  # its writer runs
         if not path.exists():
-            return None  # another has just taken it up
+            return None  # another process has just converted it
         target = to_parquet(path, file, say)
         path.unlink()
     return target
@@ -153,9 +152,9 @@ def _take_up_one(path: Path, say: Say) -> Path | None:
 def take_up_in_process(folder: Path) -> subprocess.Popen[str]:
     """Start :func:`take_up` in a process of its own.
 
-    Polars starts a thread for every core and keeps some twenty megabytes, and what it computes
-    it takes from the engine. The process says on its standard error what was damaged, and what
-    went wrong, in which case it exits with another code than 0.
+    Polars starts a thread for every core and keeps some twenty megabytes, and its work would delay
+    the engine. The process writes damage and failures to its standard error, and exits with another
+    code than 0 after a failure.
     """
     return subprocess.Popen(
         command(__name__, str(folder)),
@@ -178,7 +177,7 @@ def main() -> None:
             pass
     except HistoryError as error:
         failure = str(error)
-    if len(notes) > _NOTES:  # a pipe takes some 60 kB before anybody reads it
+    if len(notes) > _NOTES:  # a pipe buffers some 60 kB before it is read
         notes[_NOTES:] = [f"and so in {len(notes) - _NOTES} more journals"]
     for note in notes:
         print(note, file=sys.stderr)
@@ -186,15 +185,17 @@ def main() -> None:
 
 
 def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | None:
-    """Write the rows of a journal as a history file beside it; ``None`` where there are none.
+    """Write the rows of a journal as a history file beside it; return its path.
+
+    Return ``None`` if there are no rows.
 
     Args:
         path: of the journal.
         file: the journal, open for reading.
-        say: is told of damaged lines.
+        say: called with one line of text if lines are damaged.
 
     Raises:
-        HistoryError: a file cannot be written; what is there of it is whole.
+        HistoryError: if a file cannot be written; no partial file is left.
     """
     import polars as pl
 
@@ -224,7 +225,7 @@ def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | Non
 
 
 def _read_whole(data: bytes) -> pl.DataFrame | None:
-    """Return the rows of an undamaged journal; ``None`` where it has to be read line by line."""
+    """Return the rows of an undamaged journal; ``None`` if it must be read line by line."""
     import polars as pl
 
     from sagellm_lifetime.history.findings import Findings
@@ -246,17 +247,17 @@ def _read_whole(data: bytes) -> pl.DataFrame | None:
 
 @dataclass
 class _Lines:
-    """What was read line by line."""
+    """The result of reading line by line."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[bytes] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Of the first damaged lines."""
+    """Descriptions of the first damaged lines."""
     changed: dict[str, int] = field(default_factory=dict)
-    """What was left out of other lines -> how often."""
+    """Values left out of other lines -> number of occurrences."""
 
     def describe(self, path: Path, kept: Path | None) -> str:
-        """Return one line that counts and names what was damaged, and quotes nothing of it."""
+        """Return one line that counts and names the damage without quoting the lines."""
         parts = []
         if self.damaged:
             more = "; …" if len(self.damaged) > len(self.problems) else ""
@@ -273,7 +274,7 @@ class _Lines:
 def _read_lines(data: bytes) -> _Lines:
     read = _Lines()
     lines = data.split(b"\n")
-    last = lines.pop()  # empty, unless a crash of the machine has torn it
+    last = lines.pop()  # empty, unless a crash of the machine cut it
     for number, line in enumerate(lines, start=1):
         try:
             row, changed = from_line(line)
@@ -304,5 +305,5 @@ def _to_frame(path: Path, rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def name_of(rank: int) -> str:
-    """What a writer is called in the names of its files."""
+    """Return the name of an engine core's writer in the names of its files."""
     return f"engine{rank}-{os.getpid()}"

@@ -1,8 +1,8 @@
-"""What a live engine learns, beside it: where it goes on from, what is told of it, how it ends.
+"""The learner of a live engine, in a process of its own.
 
-What was learned belongs to the checkpoint that learning started from. Started with another one, or
-as another predictor, an engine starts from what it was given, and what lies in the way is kept
-under another name: two states never compete.
+A learned state belongs to the checkpoint that learning started from. With another checkpoint or
+predictor, an engine starts from the given one, and the earlier state is kept under another name, so
+that two states never compete.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 STARTED_FROM: Final = "started_from"
-"""Which checkpoint learning started from: an entry of the summary that goes with what was learned,
-so that the two are written in one step."""
+"""Key of the initial checkpoint in the summary of the learned state, so that both are written in
+one step."""
 IDLE: Final[dict[str, Any]] = {
     "lessons_taken": 0,
     "lessons_on_the_way": 0,
@@ -37,24 +37,24 @@ IDLE: Final[dict[str, Any]] = {
 }
 """The counts of an engine that does not learn."""
 _PATIENCE_S: Final = 30.0
-"""For the process of an engine that was killed to write what it knows."""
+"""Seconds to wait for the learning process of a killed engine to save its state."""
 _STOP_S: Final = 2.5
-"""For the process to learn what is left and save it: what the end of an engine has time for."""
+"""Seconds for the process to learn the rest and save it, within the time of an engine's end."""
 _GRACE_S: Final = 0.5
-"""For it to be buried, when it had to be killed."""
+"""Seconds for the process to end after it was killed."""
 
 
 class Learner:
-    """Of one engine core.
+    """The learner of one engine core.
 
     Args:
-        predictor: it learns from now on, and goes on with what it learned before.
-        settings: what it was started from, and how often what it learned comes into use.
-        learned: directory of what it learns; ``None`` for a temporary one.
+        predictor: learns from now on, and continues with its earlier learned state.
+        settings: of the engine, with the checkpoint and the interval of updates.
+        learned: directory of the learned state; ``None`` for a temporary one.
 
     Raises:
-        LifetimeError: the directory cannot be written, another process learns into it, or what
-            lies there cannot be moved.
+        LifetimeError: if the directory cannot be written, another process learns into it, or an
+            earlier state cannot be moved.
     """
 
     def __init__(self, predictor: Predictor, settings: LiveSettings, learned: Path | None) -> None:
@@ -68,11 +68,11 @@ class Learner:
         self._trouble: str | None = None
 
     def counts(self) -> dict[str, Any]:
-        """What became of the lessons, under the names of ``get_metrics``; waits for no lock."""
+        """Return the counts of lessons, under the names of ``get_metrics``, without a lock."""
         return self._background.counts()
 
     def watch(self) -> None:
-        """Say what went wrong since the last time."""
+        """Log the failures since the last call."""
         counts = self.counts()
         if counts["learner_restarts"] > self._restarts:
             self._restarts = counts["learner_restarts"]
@@ -85,23 +85,23 @@ class Learner:
         self._trouble = counts["learner_trouble"]
 
     def close(self) -> None:
-        """Let it learn and save what is left, and end it."""
-        # A predictor that hangs may hold the lock which this needs, and nobody waits for it. Then
-        # the process saves and ends when the engine has ended.
+        """Stop the process after it has learned and saved the rest, within a time limit."""
+        # In a thread, since a hanging predictor may hold the lock that this needs. Then the process
+        # saves and ends after the engine's end.
         ending = Thread(target=self._background.stop, args=(_STOP_S,), daemon=True)
         ending.start()
         ending.join(_STOP_S + _GRACE_S)
 
 
 def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
-    """Move aside what ``predictor`` must not go on from, if that is what lies at ``learned``.
+    """Move a learned state aside if ``predictor`` must not continue from it.
 
     Args:
-        learned: a checkpoint directory, or nothing yet.
-        predictor: as it was given.
-        origin: of the checkpoint it was given as; empty where there was none.
+        learned: a checkpoint directory, which may not exist yet.
+        predictor: the initial predictor.
+        origin: digest of its checkpoint; empty without one.
     """
-    held = claim(learned, _PATIENCE_S)  # the last one may still be writing
+    held = claim(learned, _PATIENCE_S)  # an earlier process may still be writing
     try:
         if not learned.exists():
             return
@@ -131,7 +131,7 @@ def _why_not(learned: Path, predictor: Predictor, origin: str) -> str:
 
 
 def _origin(checkpoint: str, learned: Path | None) -> str:
-    """What tells one checkpoint from another; empty for none, or for what was learned itself."""
+    """Return the digest of a checkpoint; empty for none, or for the learned state itself."""
     path = Path(checkpoint)
     if not checkpoint or (learned is not None and path.resolve() == learned.resolve()):
         return ""

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class LiveMixin(LifetimeMixin):
-    """Goes before a scheduler class of vLLM; without settings it changes nothing.
+    """A mixin for a scheduler class of vLLM; without settings it changes nothing.
 
-    Adds to the mixin what goes on beside a live engine: the record, the statistics, the switch.
+    It adds the background service of a live engine: record, statistics and mode switch.
     """
 
     _service: Service | None = None
-    # Of vLLM's scheduler:
+    # Attributes of vLLM's scheduler:
     vllm_config: Any
     scheduler_config: Any
     max_model_len: int
@@ -39,7 +39,7 @@ class LiveMixin(LifetimeMixin):
         super().__init__(*args, **options)
         additional = self.vllm_config.additional_config
         if (
-            isinstance(additional, Mapping)  # vLLM takes any object that has a hash
+            isinstance(additional, Mapping)  # vLLM accepts any object with a hash
             and KEY in additional
             and self.vllm_config.model_config.runner_type != "pooling"
         ):
@@ -47,7 +47,7 @@ class LiveMixin(LifetimeMixin):
             self.switch_on(LiveSettings.of(additional[KEY]))
 
     def switch_on(self, settings: LiveSettings) -> None:
-        """Predict, record and publish from now on, as ``settings`` say; in the mode they say."""
+        """Start to predict, record and publish, in the mode of ``settings``."""
         from sagellm_lifetime.vllm.build import make_live
         from sagellm_lifetime.vllm.engine_state import PREDICTOR, EngineState
         from sagellm_lifetime.vllm.service import Service
@@ -60,31 +60,31 @@ class LiveMixin(LifetimeMixin):
         self._service.start(self.vllm_config.model_config)
         if settings.mode != "off":
             lifetime.want("shadow")
-        lifetime.want(settings.mode)  # which may be impossible here
+        lifetime.want(settings.mode)  # refused if ``act`` is impossible; then shadow stays
 
     def shutdown(self) -> None:
-        """Write what is left to be written; what fails is logged, and vLLM shuts down."""
+        """Write the rest and shut vLLM down; a failure is only logged."""
         if self.lifetime is not None:
             self._guarded(None, self.lifetime.catch_up)
         try:
             if self._service is not None:
                 self._service.close()
-        except Exception as error:  # noqa: BLE001  # nothing of ours keeps vLLM from its own
+        except Exception as error:  # noqa: BLE001  # vLLM must shut down after any error
             LOG.error("what was left to be written is lost (%s)", named(error))
         finally:
             super().shutdown()  # type: ignore[misc]  # mixin
 
 
 class LiveScheduler(LiveMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here
-    """For engines without asynchronous scheduling."""
+    """The scheduler of engines without asynchronous scheduling."""
 
 
 class LiveAsyncScheduler(LiveMixin, AsyncScheduler):  # type: ignore[misc]  # vLLM is untyped here
-    """For engines that schedule a step while the one before runs."""
+    """The scheduler of engines that schedule a step while the previous one runs."""
 
 
 def scheduler(vllm_config: Any, **options: Any) -> LiveMixin:
-    """Return the scheduler that an engine needs; vLLM has settled by now which it is."""
+    """Return the scheduler for the configuration, synchronous or asynchronous."""
     is_async = vllm_config.scheduler_config.async_scheduling
     made: LiveMixin = (LiveAsyncScheduler if is_async else LiveScheduler)(
         vllm_config=vllm_config, **options

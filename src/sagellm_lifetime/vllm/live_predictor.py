@@ -1,4 +1,4 @@
-"""The predictor of a live engine: the one place where it is made."""
+"""The construction of a live engine's predictor."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 _WIDTH: Final = {"lstm": "hidden_size", "transformer": "d_model"}
-"""What the width of a network is called."""
+"""Option of each network that sets its width."""
 
 
 def make_predictor(settings: LiveSettings) -> Predictor:
-    """The predictor an engine core starts from; a learner may go on from what it learned since.
+    """Return the initial predictor of an engine core, which a learner may update later.
 
     Raises:
-        LifetimeError: there is no such predictor, or its checkpoint cannot be loaded.
+        LifetimeError: if there is no such predictor, or its checkpoint cannot be loaded.
     """
     from sagellm_lifetime.predictor.checkpoint import load_predictor
     from sagellm_lifetime.predictor.registry import create_predictor
@@ -28,18 +28,18 @@ def make_predictor(settings: LiveSettings) -> Predictor:
 
 
 def has_width(predictor: str) -> bool:
-    """Whether ``--predictor-hidden-size`` means anything to it."""
+    """Return True if ``--predictor-hidden-size`` applies to the predictor of this name."""
     return predictor in _WIDTH
 
 
 def width_of(predictor: Predictor) -> int | None:
-    """Of a network; ``None`` for what has none."""
+    """Return the width of a network, ``None`` for other predictors."""
     found: int | None = predictor.options.get(_WIDTH.get(predictor.name, ""))
     return found
 
 
 def warm_up(predictor: Predictor) -> None:
-    """Let a copy do everything once: libraries are loaded at the first call."""
+    """Call every method of a copy once, as the first call loads libraries."""
     twin = predictor.clone()
     twin.predict(PredictionRequest("warm", [1, 2, 3], 0, 64))
     twin.predict_batch([PredictionRequest("warm", list(range(64)), 64, 512)])

@@ -11,25 +11,25 @@ from sagellm_lifetime.vllm import logits_processor as eos
 
 
 class LogitSignals:
-    """Of one engine core whose model runs in its own process; elsewhere nothing is ever seen."""
+    """The signals of one engine core, whose model must run in the same process."""
 
     def ask(self, request: Any) -> None:
-        """Have a request watched, under its own name whatever the client has said."""
-        # A copy: samples of one prompt may share theirs.
+        """Set a request to be watched under its own id, whatever key the client has given."""
+        # A copy, as samples of one prompt may share their parameters.
         request.sampling_params = params = copy(request.sampling_params)
         params.extra_args = {**(params.extra_args or {}), eos.ASK: request.request_id}
 
     def seen(self, request_id: str) -> dict[str, list[float]]:
-        """What ``prompt_features`` say of a running sequence."""
+        """Return the signals of a running sequence as ``prompt_features``."""
         notes = eos.noted(request_id)
         return _named([note[0] for note in notes], [note[1] for note in notes])
 
     def taken(self, request_id: str) -> dict[str, list[float]]:
-        """The columns of a finished one, which is watched no more."""
+        """Return the history columns of a finished sequence, and forget its notes."""
         return _named(*eos.taken(request_id))
 
     def keep(self, request_ids: Container[str]) -> None:
-        """Forget all but these requests."""
+        """Forget the notes of all but these requests."""
         eos.keep(request_ids)
 
 

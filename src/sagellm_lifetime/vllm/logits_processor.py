@@ -1,10 +1,10 @@
-"""How near its end the model itself sees a sequence: a logits processor that changes nothing.
+"""A logits processor that records the model's own signals of the end and changes nothing.
 
-Before every token it notes the log-probability of an end-of-sequence token and the entropy of the
+Before every token it records the log-probability of an end-of-sequence token and the entropy of the
 next token (nats), both of the model's own distribution, before temperature and top-p. vLLM loads
-the class by name (``--logits-processors``) or takes it from ``logits_processors`` of ``LLM``, and
-watches the requests that ask for it: ``extra_args={"watch_eos": KEY}``. The notes lie in the engine
-core's process; :func:`taken` hands them over there.
+the class by name (``--logits-processors``) or takes it from ``logits_processors`` of ``LLM``. It
+watches the requests with ``extra_args={"watch_eos": KEY}``. The notes are in the engine core's
+process; :func:`taken` returns them there.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from vllm.v1.sample.logits_processor import (  # noqa: E402
 ASK: Final = "watch_eos"
 
 Notes = list[list[float]]
-"""By age: log-probability of an end, entropy. A step that is computed again is noted again."""
+"""Log-probability of an end and entropy by age; a recomputed step overwrites its note."""
 _notes: dict[str, Notes] = {}
 
 
 def noted(key: str) -> Notes:
-    """The notes of a request so far: log-probability of an end and entropy by age."""
+    """Return the notes of a request so far: log-probability of an end and entropy by age."""
     return _notes.get(key, [])
 
 
 def taken(key: str) -> tuple[list[float], list[float]]:
-    """The notes of a finished request, which are forgotten here.
+    """Return the notes of a finished request, and forget them.
 
     Args:
-        key: what the request gave as ``watch_eos``.
+        key: the request's value of ``watch_eos``.
 
     Returns:
-        Log-probabilities of an end and entropies, before each generated token.
+        Log-probabilities of an end, and entropies in nats, before each generated token.
     """
     notes = _notes.pop(key, [])
     return [note[0] for note in notes], [note[1] for note in notes]
@@ -56,7 +56,7 @@ def keep(keys: Container[str]) -> None:
 
 
 class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
-    """Watches the requests of one engine core; after an error it stops, and the engine goes on."""
+    """A watcher of one engine core's requests, which stops after an error."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._ends = torch.tensor(ends(vllm_config.model_config), device=device)
@@ -65,7 +65,7 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
         self._is_off = False
 
     def is_argmax_invariant(self) -> bool:
-        """No: those that are see the logits after temperature, and greedy requests skip them."""
+        """Return False, so that vLLM calls it for greedy requests and before temperature."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -73,15 +73,15 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
         if not self._is_off:
             try:
                 process_dict_updates(self._watched, batch_update, _asked)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+            except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
                 self._stop(error)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Look, and give back what came; ``logits`` has shape (rows, vocabulary)."""
+        """Record the signals and return ``logits`` unchanged, shape (rows, vocabulary)."""
         if self._watched and len(self._ends):
             try:
                 self._note(logits)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the engine goes on
+            except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
                 self._stop(error)
         return logits
 
@@ -93,14 +93,14 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
             _notes.setdefault(key, [])[len(output) :] = [note]
 
     def _stop(self, error: Exception) -> None:
-        """Watch nobody any more: which row is whose may be unknown by now."""
+        """Stop watching, as the rows of the requests may be unknown after an error."""
         self._is_off = True
         self._watched = {}
         LOG.error("the model's own signals are off until restart (%s)", named(error))
 
 
 def ends(model_config: Any) -> list[int]:
-    """The tokens that end a sequence, as the model's two configurations name them."""
+    """Return the end-of-sequence tokens of the model's two configurations, sorted."""
     said = (
         getattr(model_config.hf_text_config, "eos_token_id", None),
         (model_config.try_get_generation_config() or {}).get("eos_token_id"),

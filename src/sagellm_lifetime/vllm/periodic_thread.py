@@ -1,4 +1,4 @@
-"""A thread that writes what the engine has to say, so that the engine's own never waits."""
+"""A thread for periodic jobs, so that the engine's thread never waits for a disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Job = Callable[[], None]
 
 
 class PeriodicThread(Thread):
-    """Does its jobs every so often, whatever becomes of any of them, and nobody else does them.
+    """A thread that runs jobs periodically; one failure does not stop the others.
 
     Args:
         name: of the thread.
         every_s: seconds between two rounds.
-        jobs: done in this order; one that fails is reported when its failure is a new one.
-        last: done in the end; without any, the jobs once more.
+        jobs: run in this order; a failure is logged unless it repeats the job's last one.
+        last: jobs to run at the end; by default ``jobs`` once more.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class PeriodicThread(Thread):
         self._said: dict[Job, str] = {}
 
     def run(self) -> None:
-        """Until it is told to stop."""
+        """Run the jobs periodically until :meth:`stop`, then the last ones."""
         while not self._stopped.wait(self._every):
             self.round()
         self._do(self._last)
 
     def round(self) -> None:
-        """Every job once."""
+        """Run every job once."""
         self._do(self._jobs)
 
     def _do(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             try:
                 job()
-            except Exception as error:  # noqa: BLE001  # the next round may find it mended
-                # Of a file that cannot be written the reason is said; it quotes nothing else.
+            except Exception as error:  # noqa: BLE001  # the next round may succeed
+                # The message of a file error is safe to log, as it quotes no request.
                 said = str(error) if isinstance(error, CheckpointError) else named(error)
                 if self._said.get(job) != said:
                     LOG.error("%s: %s", self.name, said)
@@ -56,12 +56,15 @@ class PeriodicThread(Thread):
                 self._said.pop(job, None)
 
     def stop(self) -> None:
-        """Begin what is done in the end; does not wait for it."""
+        """Start the last jobs without waiting for them."""
         self._stopped.set()
 
     def close(self, ends: float) -> None:
-        """Stop it, and wait until it is done, until ``time.monotonic() == ends`` at the latest: a
-        disk may hang."""
+        """Stop it and wait for the last jobs, but no longer than ``ends``, as a disk may hang.
+
+        Args:
+            ends: time limit on ``time.monotonic()``, seconds.
+        """
         self.stop()
         self.join(max(ends - time.monotonic(), 0.0))
         if self.is_alive():

@@ -1,7 +1,7 @@
-"""What has come of the predictions of one engine core.
+"""The statistics of one engine core's predictions.
 
-``predictions = completions + censored + running`` always holds, whatever happens to the predictor:
-sequences that nobody predicted are counted apart, and so are steps of beam search, which are none.
+``predictions = completions + censored + running`` always holds, even after faults: sequences
+without a prediction are counted apart, and so are steps of beam search.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sagellm_lifetime.core.scores import Scores
 
 
 class PredictionStatistics:
-    """Counts; the engine's thread writes, any thread reads."""
+    """Counts of predictions and ends; the engine's thread writes, any thread reads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -32,27 +32,39 @@ class PredictionStatistics:
         return self._lock
 
     def _after_fork(self, *, whole: bool) -> None:
-        # The lock is held for microseconds; at worst a count of the child is off by one.
+        # A new lock suffices: at worst a count of the child process is off by one.
         if not whole:
             self._lock = Lock()
 
     def predicted(self, request_id: str, total: int, confidence: float) -> None:
-        """The first prediction of a sequence: the one that counts; later ones are ignored."""
+        """Record the first prediction of a sequence; later ones are ignored.
+
+        Args:
+            request_id: of the sequence.
+            total: predicted total length, tokens.
+            confidence: of the prediction, 0 to 1.
+        """
         with self._lock:
             if request_id not in self._running:
                 self._running[request_id] = (total, confidence)
                 self._predictions += 1
 
     def ended(self, request_id: str, length: int, seconds: float, reason: str) -> bool:
-        """A sequence has ended, so many seconds after it came; whether it had been predicted."""
+        """Record the end of a sequence; return True if it was predicted.
+
+        Args:
+            request_id: of the sequence.
+            length: generated tokens.
+            seconds: since its arrival.
+            reason: ``stop``, ``length``, ``abort`` or ``error``.
+        """
         with self._lock:
             said = self._running.get(request_id)
             if said is None:
                 self._unpredicted += 1
                 return False
-            self._scores.ended(
-                reason, length, said
-            )  # first: if it fails, it still counts as running
+            # Before the removal, so that after an error the sequence still counts as running.
+            self._scores.ended(reason, length, said)
             del self._running[request_id]
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
             if reason in ("stop", "length"):
@@ -61,17 +73,17 @@ class PredictionStatistics:
             return True
 
     def beam_step(self) -> None:
-        """A step of beam search has ended."""
+        """Count an ended step of beam search."""
         with self._lock:
             self._beam_steps += 1
 
     def running(self) -> list[str]:
-        """Sequences that were predicted and have not ended."""
+        """Return the ids of the predicted sequences that have not ended."""
         with self._lock:
             return list(self._running)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything at one moment, under the names of ``get_metrics``."""
+        """Return all figures at one moment, under the names of ``get_metrics``."""
         with self._lock:
             scores = self._scores
             return {

@@ -1,8 +1,7 @@
-"""The fields of ``stats.json``: what an engine core publishes, and the check of what is read back.
+"""The fields of ``stats.json``, which an engine core publishes, and their validation.
 
-The file is read by another process than the one that wrote it, and may be damaged. Whoever reads
-it relies on the types below, so that a damaged file is one clear line and never an exception in a
-route of the server.
+Another process than the writer reads the file, which may be damaged. Readers rely on the types
+below, so that a damaged file gives one clear line and never an exception in a route of the server.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
 
     Args:
         data: content of a ``stats.json``.
-        rank: of the engine core whose folder it lies in.
+        rank: of the engine core that owns the folder.
 
     Raises:
-        ValueError: they cannot be statistics of this engine core; the message names the field.
+        ValueError: if they are no statistics of this engine core; the message names the field.
     """
     try:
         stats = json.loads(data, parse_constant=_no_number)

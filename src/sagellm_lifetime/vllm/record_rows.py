@@ -1,9 +1,9 @@
-"""Rows of a record: what the history format can hold of a completion, and what is said of the rest.
+"""Rows of a record: conversion of a completion to the history format, and a report of changes.
 
-The same check stands before a row is written and after a line is read, so that a recorded history
-is one that ``train`` takes. A cell that does not fit is left out, and a lone surrogate in a text
-becomes U+FFFD; each is reported by column and kind. A row without a length, or with an unknown
-finish reason, is refused: there is nothing to learn from it.
+The same check applies before a row is written and after a line is read, so that ``train`` accepts a
+recorded history. An invalid cell is left out, and a lone surrogate in a text becomes U+FFFD; each
+change is reported by column and kind. A row without a length, or with an unknown finish reason, is
+refused, since nothing can be learned from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_COLUMN: Final = "a column of another format"
 
 
 class RowError(ValueError):
-    """A completion that cannot be recorded; the message quotes nothing of it."""
+    """A completion that cannot be recorded; the message does not quote its content."""
 
 
 class _CellError(ValueError):
@@ -33,16 +33,16 @@ class _CellError(ValueError):
 
 
 def fit(row: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return ``row`` as the history format can hold it, and what was left out or replaced.
+    """Return ``row`` in the history format, and the cells that were left out or replaced.
 
     Args:
-        row: history column -> value; ``None`` where nothing is known.
+        row: history column -> value; ``None`` if unknown.
 
     Returns:
-        The row, without empty cells; and ``"COLUMN: WHAT"`` for each cell that was changed.
+        The row, without empty cells; and ``"COLUMN: PROBLEM"`` for each changed cell.
 
     Raises:
-        RowError: it has no length, or an unknown finish reason.
+        RowError: if it has no length, or an unknown finish reason.
     """
     fitted: dict[str, Any] = {}
     changed: list[str] = []
@@ -76,10 +76,10 @@ def to_line(row: dict[str, Any]) -> bytes:
 
 
 def from_line(line: bytes) -> tuple[dict[str, Any], list[str]]:
-    """Return what :func:`fit` returns for a line of JSON.
+    """Return the result of :func:`fit` for a line of JSON.
 
     Raises:
-        RowError: it is no JSON object, or cannot be a row.
+        RowError: if it is no JSON object, or not a valid row.
     """
     try:
         row = json.loads(line.decode())
@@ -144,7 +144,7 @@ def _whole_numbers(value: Any) -> list[int]:
     smallest, largest = min(value), max(value)
     if smallest < -_TOP_BIT or largest >= 2 * _TOP_BIT:
         raise _CellError("over 64 bits")
-    if largest >= _TOP_BIT:  # of unsigned hashes the top bit goes, as it does in a request
+    if largest >= _TOP_BIT:  # clear the top bit of unsigned hashes, as in a request
         return [each if each < _TOP_BIT else each - _TOP_BIT for each in value]
     return value if isinstance(value, list) else list(value)
 
@@ -163,7 +163,7 @@ def _check_of(column: str, dtype: pl.DataType) -> Callable[[Any], Any]:
     if dtype.is_integer():
         return _count
     if dtype.is_numeric():
-        # Times count from any origin: an arrival before it is fine.
+        # Arrival times may have any origin, so they may be negative.
         return _number if column == "arrival_time" else _duration
     return _text
 

@@ -1,4 +1,4 @@
-"""Completions of a live engine, written by another thread than the engine's."""
+"""The recorder of a live engine's completions, which another thread writes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sagellm_lifetime.vllm.journal import SUFFIX, Journal, take_up, take_up_in_p
 from sagellm_lifetime.vllm.record_rows import RowError, fit, to_line
 
 _MOST_WAITING: Final = 100_000
-"""Completions that wait while nothing can be written; of more, the newest are dropped."""
+"""Largest number of waiting completions while nothing can be written; newer ones are dropped."""
 _MOST_WAITING_BYTES: Final = 1 << 28
 """The same in bytes of JSON, for rows with content."""
 _AT_ONCE_BYTES: Final = 1 << 18
-"""Written in one piece, or not at all: what fits on a disk that is nearly full is written."""
+"""Size of one atomic write, small enough to use the rest of a nearly full disk."""
 _CANNOT_WRITE: Final = "cannot be written"
 _CANNOT_ROTATE: Final = "cannot be turned into Parquet"
 _FULL: Final = "memory is full"
@@ -28,18 +28,17 @@ Row = dict[str, Any] | Callable[[], dict[str, Any]]
 
 
 class Recorder:
-    """Takes rows from the engine, writes them when it is told to, rotates them into Parquet.
+    """A queue of completions that a thread writes to a journal and rotates into Parquet.
 
-    Nothing here ever fails. While nothing can be written, rows wait in memory, up to a bound, and
-    are written when there is room again. A row that cannot be recorded, one for which there is no
-    more room in memory, and those that still wait in the end are counted in ``lost``; a value that
-    the history format cannot hold is left out and counted in ``replaced``. All of it is logged,
-    each kind once.
+    No method raises. While nothing can be written, rows wait in memory, up to a bound, and are
+    written when there is room again. Rows that cannot be recorded, exceed that bound, or still wait
+    at the end are counted in ``lost``; values that the history format cannot hold are left out and
+    counted in ``replaced``. Each kind is logged once.
 
     Args:
-        folder: where the files go.
-        writer: name of this process in their names.
-        content: whether rows carry token ids.
+        folder: of the files.
+        writer: name of this process in the file names.
+        content: True if rows have token ids.
         rotate_rows: rows after which a journal becomes a Parquet file.
         rotate_s: seconds after which it does.
     """
@@ -62,22 +61,22 @@ class Recorder:
         self._rotate_rows = rotate_rows
         self._rotate_s = rotate_s
         self._rows: deque[Row] = deque()
-        # Two counts: each thread adds to its own.
+        # Two counts, as each thread adds to its own without a lock.
         self._lost_by_engine = 0
         self._lost_by_writer = 0
         self._lines: deque[bytes] = deque()
-        """What was made of rows, and waits to be written; the writer's thread alone changes it."""
+        """Lines of rows that wait to be written; only the writer's thread changes it."""
         self._line_bytes = 0
         self._journal: Journal | None = None
         self._left_over = True
-        """Whether there may be journals that nobody writes any more."""
+        """True if there may be journals without a writer."""
         self._helper: subprocess.Popen[str] | None = None
-        """Takes them up."""
+        """The process that turns them into Parquet."""
         self._closing = False
         self._complaints: set[str] = set()
-        """What was said already, and does not need to be said again."""
+        """Problems that are logged already."""
         self._is_full = False
-        """Whether a row was dropped since rows were written last."""
+        """True if a row was dropped since the last successful write."""
 
     def missed(self) -> None:
         """Count a completion that could not be described."""
@@ -85,30 +84,30 @@ class Recorder:
 
     @property
     def lost(self) -> int:
-        """Completions that were not recorded, and will not be."""
+        """Return the number of completions that are lost."""
         return self._lost_by_engine + self._lost_by_writer
 
     @property
     def waiting(self) -> int:
-        """Completions that wait to be written."""
+        """Return the number of completions that wait to be written."""
         return len(self._rows) + len(self._lines)
 
     def take(self, make: Callable[[], dict[str, Any]]) -> None:
-        """One completion; on the engine's thread, which leaves making a row of it to the writer."""
+        """Queue a completion, whose row the writer's thread makes; on the engine's thread."""
         self.add(make)
 
     def take_now(self, make: Callable[[], dict[str, Any]]) -> None:
-        """The same, where what the row is made of is about to change."""
+        """Queue a completion whose row must be made at once, as its source is about to change."""
         try:
             row = make()
-        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+        except Exception as error:  # noqa: BLE001  # from any input of a client
             self._lost_by_engine += 1
             self._say_once(f"a completion is left out: {named(error)}")
         else:
             self.add(row)
 
     def add(self, row: Row) -> None:
-        """One completion, or what makes it."""
+        """Queue a row, or a function that makes one."""
         if self.waiting >= _MOST_WAITING:
             self._lost_by_engine += 1
             self._is_full = True
@@ -116,7 +115,7 @@ class Recorder:
             self._rows.append(row)
 
     def flush(self) -> None:
-        """Write what has come since the last time; on the writer's thread."""
+        """Write the queued completions; on the writer's thread."""
         for _ in range(len(self._rows)):
             self._make(self._rows.popleft())
         try:
@@ -138,7 +137,7 @@ class Recorder:
             self._complaints.discard(_CANNOT_ROTATE)
 
     def close(self) -> None:
-        """Write everything, and leave Parquet only."""
+        """Write everything, and turn all journals into Parquet."""
         self._closing = True
         self.flush()
         if self._lines:
@@ -148,14 +147,14 @@ class Recorder:
             self._line_bytes = 0
 
     def _make(self, row: Row) -> None:
-        """Make a line of a row, unless it is one of something that no row can be made of."""
+        """Make a line of a row; count the row as lost if that is impossible."""
         try:
             fitted, changed = fit(row() if callable(row) else row)
             line = to_line(fitted)
         except RowError as error:
             self._refuse(str(error))
             return
-        except Exception as error:  # noqa: BLE001  # whatever a client has sent
+        except Exception as error:  # noqa: BLE001  # from any input of a client
             self._refuse(named(error))
             return
         for what in changed:
@@ -171,7 +170,7 @@ class Recorder:
         self._line_bytes += len(line)
 
     def _write(self) -> None:
-        """Append all lines that wait to the journal, piece by piece, the oldest first."""
+        """Append all waiting lines to the journal, piece by piece, the oldest first."""
         while self._lines:
             journal = self._open_journal()
             piece, size = 0, 0
@@ -192,7 +191,7 @@ class Recorder:
             self.recorded += piece
 
     def _open_journal(self) -> Journal:
-        """Return the journal that is written, a new one where there is none."""
+        """Return the present journal, or a new one if there is none."""
         journal = self._journal
         if journal is not None and not journal.is_there():
             LOG.error("%s was removed, with %d completions", journal.path, journal.rows)
@@ -210,7 +209,7 @@ class Recorder:
         ):
             journal.close()
             self._journal, self._left_over = None, True
-        self._mind_helper()
+        self._check_helper()
         if self._closing:
             for _ in take_up(self._folder):
                 pass
@@ -220,8 +219,12 @@ class Recorder:
             if any(path != mine for path in self._folder.glob(f"*{SUFFIX}")):
                 self._helper = take_up_in_process(self._folder)
 
-    def _mind_helper(self) -> None:
-        """See to it when it has ended; what it could not do is tried at the next rotation."""
+    def _check_helper(self) -> None:
+        """Log the notes of the helper process if it has ended.
+
+        Raises:
+            HistoryError: if it failed; the next rotation tries again.
+        """
         helper = self._helper
         if helper is not None and (self._closing or helper.poll() is not None):
             self._helper = None

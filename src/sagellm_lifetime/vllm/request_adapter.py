@@ -1,7 +1,7 @@
-"""A request of vLLM as a question to the predictor.
+"""Conversion of vLLM's requests to prediction requests and history rows.
 
-What a client says of itself (``vllm_xargs`` over HTTP, ``extra_args`` in Python) is taken where it
-has the right form and left out where it has not: a client must not be able to break predictions.
+A client's features (``vllm_xargs`` over HTTP, ``extra_args`` in Python) are used if they have the
+right form and left out if not, so that a client cannot break predictions.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _NUMBER: Final = (int, float)
 _LONGEST_NAME: Final = 256
 _MOST_TURNS: Final = 1_000_000
 _PREFIX_TOKENS: Final = 512
-"""Tokens between two of the block hashes that are kept: what public traces have (Mooncake)."""
+"""Tokens between two of the kept block hashes, as in public traces (Mooncake)."""
 _HASH_BITS: Final = 2**63 - 1
 
 
 class RequestAdapter:
-    """Makes questions and history rows of requests; holds what all of an engine have in common.
+    """A converter of requests, with the settings that all requests of an engine share.
 
     Args:
         model: served name.
         max_model_len: tokens of prompt and output together.
-        block_size: tokens one block hash stands for.
-        signals: what the model says of the end, where that is watched.
+        block_size: tokens per block hash.
+        signals: the model's own signals of the end; ``None`` if they are not watched.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RequestAdapter:
         self._signals = signals
 
     def __call__(self, request: Any) -> PredictionRequest:
-        """Everything: the prompt and what was generated so far."""
+        """Return the prediction request with the prompt and all generated tokens."""
         return PredictionRequest(
             request.request_id,
             list(request._all_token_ids) if request.prompt_token_ids else [],
@@ -53,7 +53,7 @@ class RequestAdapter:
         )
 
     def came(self, request: Any) -> PredictionRequest:
-        """As it came, however much it has generated since."""
+        """Return the prediction request as it was on arrival, without generated tokens."""
         prompt = request._all_token_ids[: request.num_prompt_tokens]
         return PredictionRequest(
             request.request_id,
@@ -64,7 +64,11 @@ class RequestAdapter:
         )
 
     def grown(self, request: Any) -> PredictionRequest:
-        """What is new: the generated tokens alone, where they cannot be taken for the prompt."""
+        """Return the prediction request with the generated tokens alone.
+
+        If they are as many as the prompt's, the prompt is included, as a predictor tells the two
+        apart by their number.
+        """
         generated = list(request._output_token_ids)
         if len(generated) == request.num_prompt_tokens:
             return self(request)
@@ -76,12 +80,12 @@ class RequestAdapter:
         return self._signals.seen(request.request_id) if self._signals is not None else {}
 
     def cap(self, request: Any) -> int:
-        """Tokens it may generate at most."""
+        """Return the largest number of tokens that the request may generate."""
         room = self._max_model_len - request.num_prompt_tokens
         return max(min(request.max_tokens, room), request.num_output_tokens, 1)
 
     def who(self, request: Any) -> dict[str, Any]:
-        """Who asks, as far as it was said."""
+        """Return the features that identify model, client and prefix, as far as they are known."""
         said = request.sampling_params.extra_args
         lora, session = request.lora_request, request.session_id
         found: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
@@ -94,18 +98,18 @@ class RequestAdapter:
         return found
 
     def temperature(self, request: Any) -> float | None:
-        """Of the sampling."""
+        """Return the sampling temperature, or None if it is not a finite number."""
         said = request.sampling_params.temperature
         return float(said) if isinstance(said, _NUMBER) and isfinite(said) else None
 
     def prefix(self, request: Any) -> list[int]:
-        """Every so many tokens of the prompt, a hash over all before: none without prefix cache."""
+        """Return hashes of the prompt's prefixes, one per 512 tokens; none without prefix cache."""
         blocks = request.num_prompt_tokens // self._block_size
         hashes = request.block_hashes[self._stride - 1 : blocks : self._stride]
         return [int.from_bytes(each[:8], "little") & _HASH_BITS for each in hashes[:PREFIX_HEAD]]
 
     def features(self, request: Any) -> dict[str, Any]:
-        """The keys of ``prompt_features`` that an engine can tell."""
+        """Return the ``prompt_features`` that an engine knows."""
         found = self.who(request)
         found["prompt_length"] = request.num_prompt_tokens
         found["arrival_time"] = request.arrival_time
@@ -124,10 +128,18 @@ class RequestAdapter:
         content: bool,
         signals: dict[str, Any],
     ) -> dict[str, Any]:
-        """A completion in the history format; token ids only with ``content``."""
+        """Return a completion as a row of the history format.
+
+        Args:
+            request: vLLM's, which has ended.
+            seconds: since its arrival.
+            reason: ``stop``, ``length``, ``abort`` or ``error``.
+            content: True to include token ids.
+            signals: columns of the model's own signals.
+        """
         row = self.who(request) | signals
         sample, mark, parent = request.request_id.partition("_")
-        if mark and sample.isdecimal():  # vLLM's name for one of n samples
+        if mark and sample.isdecimal():  # vLLM's id of one of n samples
             row["prompt_id"], row["sample"] = parent, int(sample)
         row["request_id"] = request.request_id
         row["arrival_time"] = request.arrival_time
@@ -144,7 +156,7 @@ class RequestAdapter:
 
 
 def _said(said: dict[str, Any], session: Any) -> dict[str, Any]:
-    """What a client says of itself, and the session that the engine knows it by."""
+    """Return the valid client features, with the engine's session id if the client gave none."""
     names = {"client_id": said.get("client_id"), "session_id": said.get("session_id")}
     if names["session_id"] is None:
         names["session_id"] = session

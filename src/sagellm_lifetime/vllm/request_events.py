@@ -1,4 +1,4 @@
-"""What happens to vLLM's requests, as events; what has ended is recorded on the way."""
+"""Conversion of vLLM's requests to events; completions are recorded on the way."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sagellm_lifetime.policies.events import Finished
 
 
 class RequestEvents:
-    """Of one engine core.
+    """The events of one engine core's requests.
 
     Args:
-        finish_reasons: why requests end.
-        adapter: makes the record's rows; needed where there is a recorder.
+        finish_reasons: finds the reasons of ends.
+        adapter: makes the record's rows; needed with a recorder.
         recorder: of completions; ``None`` for none.
-        signals: of the model, of every request; ``None`` where they are not watched.
-        reads_tokens: whether generated tokens mean anything to the predictor.
+        signals: the model's signals of every request; ``None`` if they are not watched.
+        reads_tokens: True if the predictor uses generated tokens.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class RequestEvents:
         self.signals = signals
         self.reads_tokens = reads_tokens
         self.between: set[str] = set()
-        """Sessions whose turn is over, and whose next input has not come."""
+        """Ids of sessions between a finished turn and the next input."""
         self._feed = TokenFeed()
 
     def arrived(self, request: Any) -> bool:
-        """Take note of a request that was queued; return False for a step of beam search."""
+        """Record a queued request; return False for a step of beam search."""
         if is_beam_step(request):
             return False
         if self.signals is not None:
@@ -57,27 +57,27 @@ class RequestEvents:
         return True
 
     def admitted(self, request: Any) -> None:
-        """Watch how a request grows that runs."""
+        """Watch the growth of a running request."""
         if self.reads_tokens:
             self._feed.start(request)
 
     def restart(self, running: Iterable[Any]) -> None:
-        """Watch those that run, from now on."""
+        """Watch the running requests from now on, and no others."""
         self._feed = TokenFeed()
         for request in running:
             self.admitted(request)
 
     def grown(self, requests: Mapping[str, Any]) -> list[Any]:
-        """Begin a step; return those of ``requests`` whose new tokens are evidence."""
+        """Begin a step; return the requests whose new tokens are evidence."""
         return self._feed.advance(requests)
 
     def finished(self, request: Any, at: float) -> Finished | None:
-        """Return the end of a sequence, and record it; None where that was a turn's, and known."""
+        """Record the end of a sequence and return it; None if it ended with its last turn."""
         name = request.request_id
         if name in self.between:
             self.between.discard(name)
             return None
-        if self.reads_tokens:  # at once, for a name may be used again
+        if self.reads_tokens:  # at once, as an id may be used again
             self._feed.stop(name)
         if is_beam_step(request):
             return Finished(name, request.num_output_tokens, 0.0, "stop", at, is_answer=False)
@@ -85,7 +85,7 @@ class RequestEvents:
             seconds = max(at - request.arrival_time, 0.0)
             signals = self.signals.taken(name) if self.signals is not None else {}
             reason = self.finish_reasons.reason(request)
-            # At once, too: a kill -9 loses a second at most.
+            # At once, so that a kill -9 loses the last second at most.
             if (to := self.recorder) is not None and self.adapter is not None:
                 make = partial(self.adapter.row, request, seconds, reason, to.content, signals)
                 (to.take_now if request.resumable else to.take)(make)
@@ -96,13 +96,13 @@ class RequestEvents:
         return Finished(name, request.num_output_tokens, seconds, reason, at)
 
     def turn_over(self, request: Any, at: float) -> Finished | None:
-        """Return the end of a session's turn; it may go on with more input."""
+        """Return the end of a session's turn, which more input may follow."""
         finished = self.finished(request, at)
         self.between.add(request.request_id)
         return finished
 
     def keep(self, present: Container[str]) -> None:
-        """Drop what is kept of requests that are not there any more."""
+        """Drop the data of requests that are no longer present."""
         self.between = {name for name in self.between if name in present}
         if self.signals is not None:
             self.signals.keep(present)

@@ -1,4 +1,4 @@
-"""A request of vLLM as an advisor sees it."""
+"""Views of vLLM's requests for an advisor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sagellm_lifetime.policies.sequence_view import SequenceView
 
 
 class Questions(Protocol):
-    """Requests as questions to a predictor."""
+    """The conversion of vLLM's requests to prediction requests."""
 
     def __call__(self, request: Any) -> PredictionRequest:
-        """Return everything: the prompt and what was generated so far."""
+        """Return the prediction request with the prompt and all generated tokens."""
 
     def came(self, request: Any) -> PredictionRequest:
-        """Return a request as it came, however much it has generated since."""
+        """Return the prediction request as it was on arrival, without generated tokens."""
 
     def grown(self, request: Any) -> PredictionRequest:
-        """Return what is new: what was generated."""
+        """Return the prediction request with the generated tokens."""
 
 
 class RequestView:
@@ -27,9 +27,9 @@ class RequestView:
 
     Args:
         request: vLLM's.
-        questions: how it is described.
-        cached_tokens: of a request.
-        is_new: whether it has come just now, so that a question is about its beginning.
+        questions: converts the request to prediction requests.
+        cached_tokens: returns the cached tokens of a request.
+        is_new: True if it has just arrived, and :meth:`question` describes its arrival.
     """
 
     __slots__ = ("_cached_tokens", "_is_new", "_questions", "_request", "id")
@@ -60,45 +60,44 @@ class RequestView:
 
     @property
     def arrival(self) -> float:
-        """Return when it came, in seconds on the engine's clock."""
+        """Return its arrival time, in seconds on the engine's clock."""
         return float(self._request.arrival_time)
 
     @property
     def priority(self) -> int:
-        """Return its class; lower goes first."""
+        """Return its priority class; lower goes first."""
         return int(self._request.priority)
 
     @property
     def preemptions(self) -> int:
-        """Return how often it was preempted."""
+        """Return the number of its preemptions."""
         return int(self._request.num_preemptions)
 
     @property
     def is_prefilling(self) -> bool:
-        """Return True while a part of its prompt is still to be computed."""
+        """Return True while part of its prompt is not computed yet."""
         return bool(self._request.is_prefill_chunk)
 
     def cached_tokens(self) -> int:
-        """Return the tokens that need no computing (again)."""
+        """Return the number of tokens whose KV need not be computed (again)."""
         return self._cached_tokens(self._request)
 
     def question(self) -> PredictionRequest:
-        """Return it as a question to a predictor, as it was when it arrived."""
+        """Return the prediction request of the sequence as it was when it arrived."""
         return (
             self._questions.came(self._request) if self._is_new else self._questions(self._request)
         )
 
     def progress(self) -> PredictionRequest:
-        """Return what it has generated since as a question to a predictor."""
+        """Return the prediction request with the tokens generated since its arrival."""
         return self._questions.grown(self._request)
 
 
 class QueueView(Sequence[SequenceView]):
-    """vLLM's queue as views, made when they are looked at: it may be tens of thousands long.
-
+    """vLLM's queue as views, made on access, since it may be tens of thousands long.
     Args:
         queue: of requests, with a length and indices.
-        view: makes a view of one.
+        view: makes the view of a request.
     """
 
     def __init__(self, queue: Any, view: Callable[[Any], SequenceView]) -> None:

@@ -1,9 +1,8 @@
 """vLLM's scheduler with an advisor: one mixin for ``Scheduler`` and ``AsyncScheduler``.
 
-Nothing of vLLM's code is copied, and nothing else touches it. vLLM's hooks become events; before
-each step the advisor is asked how the queue is to be ordered, how many sequences may run, and, when
-memory is short, how the running ones are to be ordered so that vLLM, which preempts the last,
-preempts the right one.
+No code of vLLM is copied or patched. vLLM's hooks become events. Before each step the advisor gives
+the order of the queue, the number of sequences that may run, and, when memory is short, the order
+of the running ones, of which vLLM preempts the last.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from sagellm_lifetime.vllm.request_events import RequestEvents
 
 _FEW: Final = 16
-"""Waiting sequences of which it is counted whether there is room for all."""
+"""Largest queue for which the room for all of it is computed."""
 
 
 class LifetimeMixin:
-    """Goes before a scheduler class of vLLM; without an advisor it changes nothing.
+    """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:
-        lifetime: the advisor that is asked, once :meth:`use` was called.
-        request_events: what becomes of requests.
-        clock: seconds, that of ``Request.arrival_time``.
+        lifetime: the advisor, once :meth:`use` was called.
+        request_events: makes events of requests.
+        clock: seconds, the clock of ``Request.arrival_time``.
     """
 
     lifetime: GuardedAdvisor | None = None
@@ -49,10 +48,10 @@ class LifetimeMixin:
     _questions: Questions
     _override: Override
     _is_abandoned = False
-    """Whether queue and running sequences are to be put in vLLM's order for the last time."""
+    """True if queue and running sequences must be put in vLLM's order once more."""
     _stock_watermark: int | None = None
-    """Blocks that vLLM itself leaves free at admission."""
-    # Of vLLM's scheduler:
+    """vLLM's own watermark, in blocks."""
+    # Attributes of vLLM's scheduler:
     vllm_config: Any
     scheduler_config: Any
     max_model_len: Any
@@ -75,12 +74,12 @@ class LifetimeMixin:
     def use(
         self, lifetime: GuardedAdvisor, request_events: RequestEvents, questions: Questions
     ) -> None:
-        """Ask an advisor from the next step on.
+        """Use an advisor from the next step on.
 
         Args:
-            lifetime: whom to ask; its engine is this scheduler.
-            request_events: what becomes of requests.
-            questions: how requests are described to a predictor.
+            lifetime: the advisor; its engine is this scheduler.
+            request_events: makes events of requests.
+            questions: converts requests to prediction requests.
         """
         self.request_events, self._questions = request_events, questions
         self._override = Override(self)
@@ -90,7 +89,7 @@ class LifetimeMixin:
     # -- a step --------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **options: Any) -> Any:
-        """Do one step."""
+        """Schedule one step, and return vLLM's output of it."""
         if self._is_abandoned:
             self._is_abandoned = False
             self._guarded(None, restore_order, self)
@@ -106,7 +105,7 @@ class LifetimeMixin:
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """Take a step's output."""
+        """Process the output of a step, and return vLLM's result."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # mixin
         if self.lifetime is not None:
             tokens = scheduler_output.total_num_scheduled_tokens
@@ -114,7 +113,7 @@ class LifetimeMixin:
         return outputs
 
     def _prepare(self) -> int:
-        """Ask about the step that begins; return how many sequences may run."""
+        """Prepare the step that begins; return how many sequences may run."""
         lifetime, allowed = self.lifetime, sys.maxsize
         assert lifetime is not None
         grown: tuple[RequestView, ...] = ()
@@ -134,7 +133,7 @@ class LifetimeMixin:
         """Order the queue and the running sequences; return how many sequences may run."""
         waiting, running, allowed = self.waiting, len(self.running), sys.maxsize
         queue = QueueView(waiting, self._view)
-        # One alone has no place in a queue, nor have they while all are let in, or nobody.
+        # The order does not matter for a single sequence, or if all or none are admitted.
         if lifetime.acting and len(waiting) > 1 and self._order_matters():
             order = lifetime.order(queue, self._free_to_admit())
             if order is not None:
@@ -142,11 +141,11 @@ class LifetimeMixin:
         if lifetime.limits_admission:
             count = lifetime.admit_limit(running, queue, self._free_to_admit())
             if lifetime.acting:
-                # vLLM counts sessions that wait for input as running, and admits those with memory
-                # first.
+                # vLLM counts sessions that wait for input as running, and first admits sequences
+                # that hold memory.
                 held = self.num_waiting_for_streaming_input + len(self.kv_holding_waiting)
                 allowed = running + count + held
-        # Where nobody waits nobody gains by what a victim frees: that choice is the engine's.
+        # With an empty queue no sequence gains by the choice of a victim, so vLLM's is kept.
         if lifetime.acting and self._runs_out():
             order = lifetime.victims([self._view(request) for request in self.running])
             if order is not None:
@@ -154,7 +153,7 @@ class LifetimeMixin:
         return allowed
 
     def _account(self, output: Any) -> None:
-        """Take note of the sequences that a step has admitted."""
+        """Record the sequences that a step has admitted."""
         lifetime = self.lifetime
         assert lifetime is not None
         if lifetime.is_idle:
@@ -172,7 +171,7 @@ class LifetimeMixin:
             self._compare(lifetime, names)
 
     def _compare(self, lifetime: GuardedAdvisor, names: Sequence[str]) -> None:
-        """Compare whom vLLM has admitted with whom the advisor would have."""
+        """Compare vLLM's admissions with the advisor's."""
         if not self.waiting and not lifetime.is_limiting:
             lifetime.all_admitted(len(names))
         elif lifetime.compares_admission(len(names)):
@@ -185,7 +184,7 @@ class LifetimeMixin:
     # -- what happens --------------------------------------------------------------------------
 
     def add_request(self, request: Any) -> None:
-        """Queue a request, or the next input of a session that is known by this id."""
+        """Queue a request, or the next input of a session with this id."""
         new = request.request_id not in self.requests
         super().add_request(request)  # type: ignore[misc]  # mixin
         if new and self.lifetime is not None and request.request_id in self.requests:
@@ -197,7 +196,7 @@ class LifetimeMixin:
         view = self._view(request, is_new=not has_begun)
         assert self.lifetime is not None
         self.lifetime.on_events((Arrived(view, self.clock(), is_answer),))
-        if has_begun:  # asked about later, it would be another question
+        if has_begun:  # at once, as its prediction request changes with every token
             self.lifetime.catch_up()
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
@@ -240,7 +239,7 @@ class LifetimeMixin:
     def _ended(self, request: Any, event: Event) -> None:
         assert self.lifetime is not None
         self.lifetime.on_events((event,))
-        if request.resumable:  # it may go on, and is another one by then
+        if request.resumable:  # at once, as the session may continue under the same id
             self.lifetime.catch_up()
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
@@ -251,33 +250,32 @@ class LifetimeMixin:
     # -- faults --------------------------------------------------------------------------------
 
     def _guarded(self, fallback: Any, function: Callable[..., Any], *args: Any) -> Any:
-        """Return ``function(*args)``, or ``fallback`` where it raises: the step goes on as vLLM's.
+        """Return ``function(*args)``, or ``fallback`` if it raises, so that vLLM's step goes on.
 
-        The advisor has a circuit breaker of its own; this one is for all that surrounds it. What
-        may still raise here ends the engine, so it is nothing but this. An error of a caller's
-        signal handler goes on to the caller, and any error where the circuit breaker lets it
-        through (a replay).
+        The advisor has its own circuit breaker; this guard is for the code around it. An error of a
+        caller's signal handler goes on to the caller, and so does any error if the circuit breaker
+        is transparent (in a replay).
         """
         try:
             return function(*args)
-        except Exception as error:  # whatever it is, the engine goes on
+        except Exception as error:  # any error, as the engine must go on
             goes_on = False
             try:
                 assert self.lifetime is not None
                 goes_on = self.lifetime.breaker.is_transparent or from_signal_handler(error)
                 self.lifetime.failed(error)
-                if function == self._prepare:  # vLLM's step has not begun: the order may change
+                if function == self._prepare:  # before vLLM's step, so the order may change
                     self._override.restore()
-            except Exception as again:  # noqa: BLE001  # the handling of a fault is broken, too
+            except Exception as again:  # noqa: BLE001  # the fault handling has failed too
                 self._give_up(again)
             if goes_on:
                 raise
             return fallback
 
     def _give_up(self, error: Exception) -> None:
-        """Leave all to vLLM until restart: what handles faults has failed."""
+        """Disable prediction until a restart, after an error in the fault handling."""
         lifetime, self.lifetime = self.lifetime, None
-        self._is_abandoned = lifetime is not None  # its order is restored when no step is under way
+        self._is_abandoned = lifetime is not None  # the next step restores vLLM's order first
         if self._stock_watermark is not None:
             self.kv_cache_manager.watermark_blocks = self._stock_watermark
         try:
@@ -289,13 +287,13 @@ class LifetimeMixin:
                 type(error).__name__,
             )
             LOG.debug("what was raised", exc_info=error)
-        except Exception:  # noqa: BLE001  # logging is broken: there is nobody left to tell
+        except Exception:  # noqa: BLE001  # logging has failed too, so nothing is left to do
             return
 
     # -- as the guard's engine -----------------------------------------------------------------
 
     def sequences(self) -> tuple[Sequence[Arrived], Sequence[Admitted]]:
-        """Return all that is there, as it would have come, and of it what runs."""
+        """Return arrivals of all present sequences, and admissions of the running ones."""
         events, running = self.request_events, list(self.running)
         queued = (*self.waiting, *self.kv_holding_waiting)
         held = [request for request in queued if request.request_id not in events.between]
@@ -305,25 +303,25 @@ class LifetimeMixin:
             Arrived(self._view(request), at, not is_beam_step(request))
             for request in (*held, *running)
         ]
-        # Since when they run, nobody knows.
+        # The time of admission is unknown, so the arrival stands in.
         return arrived, [Admitted(r.request_id, r.arrival_time) for r in running]
 
     def present(self) -> Container[str]:
-        """Return the ids of all that is there; drop what is kept of others."""
+        """Return the ids of all present sequences; drop the data of others."""
         self.request_events.keep(self.requests)
         present: Container[str] = self.requests
         return present
 
     def take_over(self) -> None:
-        """Change orders and free blocks from now on."""
+        """Begin to change orders and the watermark."""
         self._override.begin()
 
     def give_back(self) -> None:
-        """Leave free what vLLM does by itself."""
+        """Restore vLLM's own watermark."""
         self._override.give_back()
 
     def restore(self) -> None:
-        """Put queue and running sequences in vLLM's order, if they are in another one."""
+        """Put queue and running sequences in vLLM's order if they are in another."""
         self._override.restore()
 
     # -- vLLM's queue and memory ---------------------------------------------------------------
@@ -332,16 +330,16 @@ class LifetimeMixin:
         return RequestView(request, self._questions, self.cached_tokens, is_new=is_new)
 
     def cached_tokens(self, request: Any) -> int:
-        """Return the tokens of a request that need no computing (again).
+        """Return the number of tokens of a request whose KV need not be computed (again).
 
-        Of a waiting one those that the prefix cache has now; of a running one those in blocks that
-        others hold, too, and that stay when it is preempted.
+        For a waiting request, the tokens in the prefix cache; for a running one, the tokens in
+        blocks that other requests share, which survive its preemption.
         """
         manager = self.kv_cache_manager
         if not manager.enable_caching:
             return 0
         if request.num_computed_tokens:
-            # Who shares a block shares all blocks before it.
+            # Requests that share a block share all blocks before it.
             blocks = manager.coordinator.get_blocks(request.request_id)[0]
             shared = bisect_left(blocks, True, key=lambda block: block.ref_cnt < 2)
             return shared * self.block_size
@@ -351,15 +349,14 @@ class LifetimeMixin:
         return int(hit[1])
 
     def set_aside_blocks(self) -> int:
-        """Return the free blocks that nobody new may take, for the sake of those that run."""
+        """Return the free blocks that admission withholds for the running sequences."""
         watermark = int(self.kv_cache_manager.watermark_blocks) if self.running else 0
         if self.lifetime is None:
             return watermark
         return max(watermark, self.lifetime.growth())
 
     def _free_to_admit(self) -> int:
-        """Return the blocks that a newcomer may take: not those that running sequences are about
-        to."""
+        """Return the free blocks for newcomers, without those that running ones need next."""
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if not self.running:
             return int(free)
@@ -369,7 +366,7 @@ class LifetimeMixin:
     def _order_matters(self) -> bool:
         """Return True if some of the queue may be admitted in this step and others not."""
         waiting, running, free = self.waiting, len(self.running), self._free_to_admit()
-        # Those that run may grow less than expected, and leave it.
+        # Running sequences may need fewer blocks than expected, so those count here.
         if free + running // self.block_size < 1 or running >= self.max_num_active_reqs:
             return False
         if len(waiting) > _FEW or running + len(waiting) > self.max_num_active_reqs:
@@ -381,7 +378,7 @@ class LifetimeMixin:
         return sum(tokens) > room or blocks > free
 
     def _prefill_left(self) -> int:
-        """Return the tokens of prompts begun, as many as a step may take."""
+        """Return the remaining prompt tokens in prefill, at most one step's budget each."""
         if not self._inflight_prefills:
             return 0
         return sum(
@@ -396,16 +393,16 @@ class LifetimeMixin:
         need = len(self.running)
         if begun:
             need += self._prefill_left() // block
-        if free >= need:  # told without looking at every sequence
+        if free >= need:  # a bound that needs no loop over the sequences
             return False
         if self.num_lookahead_tokens or len(self.kv_cache_config.kv_cache_groups) > 1:
             return True
-        # Those whose last block is full; one in prefill may begin one more than it fills. To ask
-        # about all that run takes as long as half a step of vLLM's, so it is told this closely.
+        # The sequences whose last block is full; one in prefill may begin one more than it fills.
+        # This exact count is worth its cost, since a choice of victims takes half a vLLM step.
         need = sum(request.num_computed_tokens % block == 0 for request in self.running)
         need += self._prefill_left() // block + len(begun)
         return bool(free < need)
 
 
 class LifetimeScheduler(LifetimeMixin, Scheduler):  # type: ignore[misc]  # vLLM is untyped here
-    """For engines without asynchronous scheduling."""
+    """The scheduler of engines without asynchronous scheduling."""

@@ -1,4 +1,4 @@
-"""What goes on beside a live engine: the record, the statistics, the switch, the learner."""
+"""The background service of a live engine: record, statistics, mode switch and learner."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from sagellm_lifetime.vllm.request_events import RequestEvents
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 _RECORD_S: Final = 0.5
-"""At most the last second is lost with a process that is killed, and writing takes a moment."""
+"""Seconds between two writes of the record: with the time of a write, a killed process loses at
+most the last second."""
 _EVERY_S: Final = 1.0
 _CLOSE_S: Final = 3.5
-"""For a disk to take what is left, while the learner ends. With ``_LAST_WORDS_S`` it makes 4 s: of
-the ten of ``--shutdown-timeout`` vLLM's workers may take five before a scheduler is shut down, and
-the process ends after it."""
-_LAST_WORDS_S: Final = 0.5
-"""For the last statistics, when that has been waited for."""
+"""Time limit for writing the rest of the record while the learner ends. With ``_FINAL_STATS_S`` it
+makes 4 s: vLLM's workers may take five of the ten seconds of ``--shutdown-timeout`` before a
+scheduler is shut down, and the process ends after it."""
+_FINAL_STATS_S: Final = 0.5
+"""Further time limit for the last statistics."""
 
 
 class Service:
-    """Of one engine core.
+    """The background threads of one engine core.
 
     Args:
-        lifetime: the advisor that the scheduler asks.
-        request_events: what becomes of requests, with the recorder.
-        settings: what was asked for.
-        state: where to publish; ``None`` for nowhere.
-        learner: what learns from completions; ``None`` for nothing.
+        lifetime: the scheduler's advisor.
+        request_events: events of requests, with the recorder.
+        settings: of the engine.
+        state: folder for the statistics; ``None`` for none.
+        learner: learns from completions; ``None`` for none.
         rank: of the engine core.
     """
 
@@ -56,7 +57,7 @@ class Service:
         self._state = state
         self._learner = learner
         self._rank = rank
-        # Two threads: a disk that hangs while it takes the record must not disable the switch.
+        # Two threads, so that a hanging disk under the record does not disable the mode switch.
         recorder = request_events.recorder
         self._writer = (
             PeriodicThread("lifetime-writer", _RECORD_S, [recorder.flush], [recorder.close])
@@ -69,7 +70,7 @@ class Service:
         if state is not None:
             jobs += [self._obey, self._publish]
         if jobs:
-            jobs.append(lifetime.hurry)  # what is published and learned is no older than these
+            jobs.append(lifetime.hurry)  # bounds the age of published and learned events
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:
@@ -81,10 +82,10 @@ class Service:
                 thread.start()
 
     def close(self) -> None:
-        """Write the rest, and stop; each part, whatever becomes of the others.
+        """Write the rest and stop; a failure of one part does not stop the others.
 
-        The record first, whose thread writes while the learner saves what it has learned; then the
-        last statistics. Takes 4 s at most, whatever hangs.
+        The record is written while the learner saves its state; then the last statistics. It takes
+        4 s at most, even if a part hangs.
         """
         ends = time.monotonic() + _CLOSE_S
         if self._writer is not None:
@@ -94,14 +95,14 @@ class Service:
                 last_first.callback(self._state.close)
             last_first.callback(self._lifetime.breaker.close)
             if self._jobs is not None:
-                last_first.callback(self._jobs.close, ends + _LAST_WORDS_S)
+                last_first.callback(self._jobs.close, ends + _FINAL_STATS_S)
             if self._writer is not None:
                 last_first.callback(self._writer.close, ends)
             if self._learner is not None:
                 last_first.callback(self._learner.close)
 
     def stats(self) -> dict[str, Any]:
-        """What ``stats.json`` holds; seconds, tokens, counts."""
+        """Return the content of ``stats.json``: seconds, tokens, counts."""
         lifetime, recorder = self._lifetime, self._request_events.recorder
         breaker, agreement = lifetime.breaker, lifetime.agreement
         return {
@@ -110,7 +111,7 @@ class Service:
             "predictor": lifetime.predictor.name if lifetime.predictor is not None else None,
             "policy": self._settings.policy,
             "learning": self._settings.learn,
-            # Until the next step nothing is decided, so what is wanted is what is.
+            # The wanted mode takes effect before the next decision, so it counts as the mode.
             "mode": lifetime.wanted,
             "cannot_act": lifetime.cannot_act,
             **(lifetime.statistics.snapshot() if lifetime.statistics is not None else {}),
@@ -152,9 +153,9 @@ class Service:
 
 
 def _end_with_parent() -> None:
-    """An engine core whose front end was killed serves nobody, and holds memory and state.
+    """Send this process a SIGTERM when its front end has died.
 
-    vLLM leaves it running; a SIGTERM ends it in order.
+    vLLM leaves such an engine core running, where it holds memory and the state folder.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""What a live engine is told: ``--additional-config '{"lifetime": {...}}'``, as JSON."""
+"""The settings of a live engine: ``--additional-config '{"lifetime": {...}}'``, as JSON."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.predictor.registry import predictor_names
 
 KEY: Final = "lifetime"
-"""Where vLLM's ``additional_config`` has them."""
+"""Key of the settings in vLLM's ``additional_config``."""
 Mode = Literal["off", "shadow", "act"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 WIDEST: Final = 2048
-"""Units of a network's hidden layer: a wider one is larger than a checkpoint may be."""
+"""Largest width of a network's hidden layer, as a checkpoint has a size limit."""
 
 
 class Range(NamedTuple):
-    """The numbers that a setting may be: from ``least`` to ``most``, both included."""
+    """The valid numbers of a setting: from ``least`` to ``most``, both included."""
 
     least: float
     most: float
@@ -53,7 +53,7 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "min_confidence": Range(0.0, 1.0),
         "width": Range(0, WIDEST, is_whole=True),
         "learn_every_s": Range(0.01, 86_400.0),
-        # More would leave nothing for an engine to admit sequences to.
+        # More would leave no memory for admissions.
         "watermark": Range(0.0, 0.9),
         "limit_s": Range(0.001, 3600.0),
         "share": Range(0.0, 1.0),
@@ -68,28 +68,28 @@ _LONGEST: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """How prediction is set up in an engine.
+    """The settings of prediction in an engine.
 
     Attributes:
-        predict: whether there is a predictor at all; without, completions are only recorded.
-        mode: to start in; ``off`` and back is a switch away while the engine runs.
+        predict: True to use a predictor; without, completions are only recorded.
+        mode: initial mode, which can be switched while the engine runs.
         policy: a key of ``policies.plan.PLANS``.
-        min_confidence: below it the engine's own rule decides.
-        predictor: a registered name; unused where there is a checkpoint.
+        min_confidence: confidence below which the engine's own rule decides.
+        predictor: a registered name; unused with a checkpoint.
         width: hidden size of a network, 0 for its own.
         checkpoint: directory or exported file; empty for none.
-        learn: whether the predictor learns from completions, in a process of its own.
-        learn_every_s: seconds after which what was learned is saved and served, at least.
-        signals: whether the predictor is told the model's EOS log-probability and entropy.
-        watermark: share of the KV pool that ``act`` leaves free at admission where others wait,
-            at least, unless the plan keeps room itself or the engine was started with more.
-        state: folder for statistics, the switch, and what was learned; empty for none.
+        learn: True to learn from completions, in a process of its own.
+        learn_every_s: smallest number of seconds between two updates of the state in use.
+        signals: True to give the predictor the model's EOS log-probability and entropy.
+        watermark: smallest share of the KV pool that ``act`` leaves free at admission while
+            sequences wait, unless the plan reserves memory itself or the engine's own is larger.
+        state: folder for statistics, mode switch and learned state; empty for none.
         record: folder for completions; empty for none.
-        content: whether token ids are recorded.
-        limit_s: seconds one call may take before the engine gives prediction up.
-        share: of a step's duration that prediction may take on average.
-        floor_s: seconds of a step that it may take whatever the step's duration.
-        pause_s: seconds it stays off after a fault.
+        content: True to record token ids.
+        limit_s: seconds of one call, after which prediction is off until a restart.
+        share: share of a step's duration that prediction may take on average.
+        floor_s: seconds per step that prediction may always take.
+        pause_s: seconds for which prediction is off after a fault.
     """
 
     predict: bool = True
@@ -112,7 +112,7 @@ class LiveSettings:
     pause_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raise :class:`RequestError` for the first setting that is of a wrong type or range."""
+        """Raise :class:`RequestError` for the first setting of a wrong type or range."""
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "true or false")
@@ -124,7 +124,7 @@ class LiveSettings:
                 raise _wrong(name, getattr(self, name), str(allowed))
         for name, known in NAMES.items():
             value = getattr(self, name)
-            # A checkpoint says itself which predictor it holds.
+            # A checkpoint names its predictor, so the setting may be empty.
             if value not in known and not (name == "predictor" and not value and self._needs_none):
                 raise UnknownNameError(name, _bounded(value), list(known))
         for name in PATHS:
@@ -137,7 +137,7 @@ class LiveSettings:
         return bool(self.checkpoint) or not self.predict
 
     def _check_together(self) -> None:
-        """Refuse what would do nothing, or not what it says."""
+        """Refuse combinations in which a setting would have no effect."""
         for name, asked in (("mode", self.mode == "act"), ("learn", self.learn)):
             if asked and not self.predict:
                 value = shown_value(getattr(self, name))
@@ -154,8 +154,9 @@ class LiveSettings:
         """Return the settings of a JSON object, missing ones by their defaults.
 
         Raises:
-            RequestError: it is no object, a key is unknown, or a value is of a wrong type or range.
-            UnknownNameError: a mode, policy or predictor that is none.
+            RequestError: if it is no object, a key is unknown, or a value is of a wrong type or
+                range.
+            UnknownNameError: if there is no such mode, policy or predictor.
         """
         if not isinstance(said, Mapping):
             raise RequestError(
@@ -165,7 +166,7 @@ class LiveSettings:
         return cls(**said)
 
     def json(self) -> dict[str, Any]:
-        """As ``additional_config`` takes them: what differs from the defaults, and the mode."""
+        """Return the settings for ``additional_config``: non-default values, and the mode."""
         default = type(self)()
         return {
             name: value
@@ -175,7 +176,7 @@ class LiveSettings:
 
 
 def check_keys(said: Mapping[Any, Any]) -> None:
-    """Raise :class:`RequestError` that names the first key that is no setting, and the nearest."""
+    """Raise :class:`RequestError` for the first key that is no setting, naming the nearest."""
     names = [field.name for field in fields(LiveSettings)]
     for key in said:
         if key not in names:
@@ -205,7 +206,7 @@ def _bounded(text: str) -> str:
 
 
 def cannot_act(policy: str) -> str:
-    """Why our order cannot be kept under a scheduling policy of vLLM, or nothing."""
+    """Return why ``act`` is impossible under a scheduling policy of vLLM; empty if possible."""
     if policy == "fcfs":
         return ""
     return f"--scheduling-policy {policy} keeps an order of its own: use fcfs to act"

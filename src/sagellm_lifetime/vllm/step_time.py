@@ -1,9 +1,9 @@
-"""How long the engine's steps take: what a pause, a stalled process or one slow step leaves alone.
+"""The duration of the engine's steps, robust against pauses and stalls.
 
-A step lasts from its ``schedule`` to the next one. When the output of the last step under way has
-been taken, the engine computes nothing until the next ``schedule``: it reads new requests, it is
-paused, it waits for a call to all workers, or its process is stopped. So of such a gap no more
-counts than the step's own work took, which is far more than reading requests takes.
+A step lasts from its ``schedule`` to the next one. After the output of the last pending step, the
+engine computes nothing until the next ``schedule``: it reads new requests, is paused, waits for a
+call to all workers, or its process is stopped. So such a gap counts up to the duration of the
+step's own work, which is far longer than reading requests takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 class StepClock:
-    """Measures the steps of one engine core by one clock.
+    """A clock of one engine core's steps.
 
     Args:
         clock: seconds.
@@ -21,14 +21,14 @@ class StepClock:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began: float | None = None
-        """When the step under way began; ``None`` where none that computes has."""
+        """Start of the present step; ``None`` if none computes."""
         self._ended: float | None = None
-        """When its output was taken, if nothing else was under way then."""
+        """Time of its output, if no other step was pending then."""
         self._under_way = 0
-        """Steps whose output has not been taken: several with asynchronous scheduling."""
+        """Steps with pending output: several with asynchronous scheduling."""
 
     def begin(self) -> float | None:
-        """Begin a step; return the seconds of the one before, or None where there was none."""
+        """Begin a step; return the seconds of the previous one, or None if there was none."""
         now, began, ended = self._clock(), self._began, self._ended
         self._began, self._ended = now, None
         self._under_way += 1
@@ -40,11 +40,11 @@ class StepClock:
         return work + min(now - ended, work)
 
     def taken(self, tokens: int) -> None:
-        """Take note that the output of a step was taken, in which so many tokens were computed."""
+        """Record that the output of a step with ``tokens`` computed tokens was processed."""
         self._under_way = max(self._under_way - 1, 0)
         if self._under_way:
             return
         if tokens:
             self._ended = self._clock()
         else:
-            self._began = None  # nothing was scheduled: nobody runs, or the scheduler is paused
+            self._began = None  # nothing was scheduled: no sequence runs, or vLLM is paused

@@ -1,10 +1,10 @@
-"""A call that may take so long and no longer, on the thread of an engine.
+"""Calls with a time limit on the thread of an engine.
 
-In an engine core's own process a timer interrupts the call (``SIGALRM``, about 2 µs a call); it
-gets through to Python code and to waits (locks, sleeps, sockets), not to a loop inside a C
-function. That signal, its handler and its timer belong to whoever runs the process. So everywhere
-else (``LLM`` in the process of a program, another thread, an engine core where somebody else uses
-the signal) a worker thread makes the call, about 20 µs, and is left behind when it is late.
+In an engine core's own process a timer interrupts the call (``SIGALRM``, about 2 µs a call). It
+reaches Python code and waits (locks, sleeps, sockets), but not a loop inside a C function. The
+signal, its handler and its timer belong to the process's main program. So in all other cases
+(``LLM`` in a program's process, another thread, an engine core in which other code uses the signal)
+a worker thread makes the call, about 20 µs, and is abandoned when it is late.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from typing import Any, Final, Literal, TypeVar
 T = TypeVar("T")
 Means = Literal["alarm", "thread"]
 ENGINE_CORE: Final = "EngineCore"
-"""How the names of the processes begin that vLLM starts for its engine cores."""
+"""Prefix of the names of vLLM's engine core processes."""
 _AGAIN_S: Final = 0.1
-"""A call that swallows the interruption is interrupted again."""
+"""Seconds after which a call that has swallowed the interruption is interrupted again."""
 
 
 class Hang(BaseException):
-    """The call took too long. Not an ``Exception``: the call itself is not to catch it."""
+    """A call that took too long; a ``BaseException``, so that the call itself does not catch it."""
 
 
 class TimeLimit:
-    """Makes calls that end, or raise :class:`Hang`, within a time.
+    """A caller whose calls end, or raise :class:`Hang`, within a time limit.
 
     Args:
-        seconds: that a call may take.
-        means: what ends a call that is late; ``None`` for the alarm where that is nobody's.
+        seconds: time limit of a call.
+        means: means to end a late call; ``None`` for the alarm in an engine core's process, and a
+            thread elsewhere.
 
     Attributes:
-        means: what ends a call on this thread: ``alarm`` or ``thread``.
+        means: means to end a late call on this thread: ``alarm`` or ``thread``.
     """
 
     def __init__(self, seconds: float, means: Means | None = None) -> None:
@@ -47,13 +48,13 @@ class TimeLimit:
         self.means: Means = means or ("alarm" if runs_alone() else "thread")
         self._worker: _Worker | None = None
         self._worked = 0.0
-        """Processor seconds of workers that were left."""
+        """Processor seconds of abandoned workers."""
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)``.
+        """Return ``function(*args)``.
 
         Raises:
-            Hang: it took longer than the limit.
+            Hang: if it takes longer than the limit.
         """
         if self.means == "alarm" and threading.current_thread() is threading.main_thread():
             if _has_alarm():
@@ -67,7 +68,7 @@ class TimeLimit:
             return future.result(self.seconds)
         except BaseException as error:
             is_late = not future.done()
-            if is_late:  # whoever raised it
+            if is_late:  # whatever the error
                 self.close()
                 if isinstance(error, TimeoutError) and not from_signal_handler(error):
                     raise Hang from None
@@ -86,16 +87,16 @@ class TimeLimit:
                 signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN_S)
                 return function(*args)
             finally:
-                # In this order: a signal that came in between finds nothing to interrupt.
+                # In this order, so that a signal in between interrupts nothing.
                 _armed = False
                 _stop_timer()
-        except Hang:  # it may have come before the lines above had done their work
+        except Hang:  # perhaps raised before the lines above had run
             _armed = False
             _stop_timer()
             raise
 
     def close(self) -> None:
-        """Let the worker thread go, if there is one."""
+        """Release the worker thread, if there is one."""
         if self._worker is not None:
             self._worked += self._worker.worked
             self._worker.jobs.put(None)
@@ -103,15 +104,15 @@ class TimeLimit:
 
 
 def runs_alone() -> bool:
-    """Return True in a process that vLLM started for an engine core: no caller's signals there."""
+    """Return True in an engine core's process, in which no caller uses signals."""
     name = multiprocessing.current_process().name
     return multiprocessing.parent_process() is not None and name.startswith(ENGINE_CORE)
 
 
 def from_signal_handler(error: BaseException) -> bool:
-    """Return True if a signal handler in Python raised it: a caller's time-out, say.
+    """Return True if a signal handler in Python raised it, such as a caller's time-out.
 
-    Such an error comes up in whatever code runs at the moment, and is not about that code.
+    Such an error interrupts arbitrary code, and is not a fault of that code.
     """
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {
@@ -125,7 +126,7 @@ def from_signal_handler(error: BaseException) -> bool:
 
 _armed = False
 _handler_of: Final = getattr(signal, "_signal", signal).getsignal
-"""The function in C behind ``signal.getsignal``, which takes 3 µs to look for an enum."""
+"""The C function behind ``signal.getsignal``, which takes 3 µs for an enum."""
 
 
 def _alarm(signum: int, frame: Any) -> None:
@@ -134,16 +135,16 @@ def _alarm(signum: int, frame: Any) -> None:
 
 
 def _has_alarm() -> bool:
-    """Return True if handler and timer are ours; take them if they are nobody's.
+    """Return True if handler and timer are ours; take them if they are unused.
 
-    A model, a logits processor or a plug-in in the same process may set its own at any time: it
-    gets back what it set, and ours is not used any more.
+    A model, a logits processor or a plug-in in the same process may set its own at any time; then
+    theirs stay in place, and ours are no longer used.
     """
     handler = _handler_of(signal.SIGALRM)
     if handler is not _alarm and handler != signal.SIG_DFL:
         return False
     if signal.getitimer(signal.ITIMER_REAL)[0] > 0.0:
-        if handler is _alarm:  # it counts on the signal's default
+        if handler is _alarm:  # the owner of the timer expects the default handler
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
         return False
     if handler is not _alarm:
@@ -152,14 +153,14 @@ def _has_alarm() -> bool:
 
 
 def _stop_timer() -> None:
-    """Stop our timer; one that was set over it meanwhile goes on."""
+    """Stop our timer, but not one that other code has set meanwhile."""
     left, again = signal.setitimer(signal.ITIMER_REAL, 0.0)
     if left > 0.0 and abs(again - _AGAIN_S) > 1e-3:
         signal.setitimer(signal.ITIMER_REAL, left, again)
 
 
 class _Worker(threading.Thread):
-    """One thread that makes calls, one at a time."""
+    """A thread that makes calls, one at a time."""
 
     def __init__(self) -> None:
         super().__init__(name="lifetime-call", daemon=True)
@@ -169,17 +170,17 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Until it is told to stop."""
+        """Make calls until a None in the queue."""
         while (job := self.jobs.get()) is not None:
             future, function, args = job
             try:
                 future.set_result(function(*args))
-            except BaseException as error:  # noqa: BLE001  # raised again where it was called
+            except BaseException as error:  # noqa: BLE001  # raised again by the caller
                 future.set_exception(error)
             self.worked = time.thread_time()
 
     def put(self, function: Callable[..., T], args: Any) -> Future[T]:
-        """Have a call made, and return its future."""
+        """Queue a call and return its future."""
         future: Future[T] = Future()
         self.jobs.put((future, function, args))
         return future

@@ -1,7 +1,7 @@
-"""When to hand generated tokens over: at the ages at which they are new evidence.
+"""Schedule of new generated tokens, which are evidence at certain ages.
 
 A sequence grows by one token a step (by a few with speculative decoding), so the step at which it
-will be old enough is known about; until then nobody looks at it.
+reaches an age is roughly known, and it is not checked before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from sagellm_lifetime.features.evidence import CHUNK_AGES
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """A look at a sequence: at which step, the age it must have, and when and how old it was."""
+    """A planned check of a sequence.
+
+    Attributes:
+        step: of the check.
+        wanted: age that it must have, tokens.
+        since: step of the last check.
+        age: at the last check, tokens.
+    """
 
     step: int
     wanted: int
@@ -26,7 +33,7 @@ class _Due:
 
 
 class TokenFeed:
-    """A wheel of steps."""
+    """A timing wheel of checks by step."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -34,22 +41,22 @@ class TokenFeed:
         self._due: dict[str, _Due] = {}
 
     def start(self, request: Any) -> None:
-        """It runs; from its present age on."""
+        """Watch a running request from its present age on."""
         if request.request_id not in self._due:
             self._plan(request.request_id, request.num_output_tokens, 1.0)
 
     def stop(self, request_id: str) -> None:
-        """It is over."""
+        """Drop an ended request."""
         self._due.pop(request_id, None)
 
     def advance(self, requests: Mapping[str, Any]) -> list[Any]:
-        """A step begins: those of ``requests`` that have grown enough."""
+        """Begin a step; return those of ``requests`` that have reached their next age."""
         self._step += 1
         grown = []
         for name in self._wheel.pop(self._step, ()):
             due = self._due.get(name)
             if due is None or due.step != self._step:
-                continue  # it ended, and perhaps its name is used again
+                continue  # ended, and its id may be used again
             request = requests.get(name)
             if request is None:
                 self.stop(name)

@@ -1,8 +1,8 @@
-"""The specification's two integration examples: same classes, same calls, decided by ``policies``.
+"""The specification's two integration examples, with decisions from ``policies``.
 
 The pages 2.3 (eviction), 2.4 (scheduler IR) and 2.5 (lifetime predictor) of the SAGE documentation
-describe the types; page 2.5 has the two examples. They are importable from the paths the pages
-name, ``sage.llm.sagellm.kv_policy.eviction`` and ``sage.llm.sagellm.scheduler_ir``.
+describe the types; page 2.5 has the two examples. They are importable from the paths on the pages,
+``sage.llm.sagellm.kv_policy.eviction`` and ``sage.llm.sagellm.scheduler_ir``.
 """
 
 from sagellm_lifetime.policies.specification.contract import (

@@ -1,4 +1,4 @@
-"""Any predictor of the protocol, asked about many sequences; a forecast made of its answers."""
+"""Predictions of many sequences from any predictor of the protocol, and a forecast from them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sagellm_lifetime.core.protocol import (
 from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
 
 UNKNOWN: Final = -1.0
-"""Confidence of what the predictor cannot know, below every threshold."""
+"""Confidence of a missing or untrained prediction, below every threshold."""
 
 
 def ask(
     predictor: LifetimePredictorProtocol, requests: Sequence[PredictionRequest]
 ) -> list[PredictionResult | None]:
-    """An answer to every request, ``None`` where the predictor failed.
+    """Return the prediction of every request, ``None`` where the predictor failed.
 
-    Memory has to be freed and somebody has to run whether or not a predictor works, so whatever it
-    raises becomes "unknown", and the engine's own rule decides.
+    An engine must schedule and evict whether or not a predictor works, so an exception becomes
+    "unknown", and the engine's own rule decides.
     """
     batch = getattr(predictor, "predict_batch", None)
     if batch is not None:
         try:
             return list(batch(requests))
-        except Exception:  # noqa: BLE001 - one bad request of many: they are asked one by one
+        except Exception:  # noqa: BLE001 - perhaps one bad request of many: predict them singly
             pass
     return [_ask_one(predictor, request) for request in requests]
 
@@ -48,11 +48,11 @@ def _ask_one(
 def forecast_of(
     results: Sequence[PredictionResult | None], requests: Sequence[PredictionRequest]
 ) -> SurvivalForecast:
-    """What is expected of ``N`` sequences.
+    """Return the survival forecast of ``N`` sequences.
 
-    An answer with a distribution counts with it, one without as if it were certain, and where there
-    is none the sequence runs into its cap. The confidence is that of the answer, and
-    :data:`UNKNOWN` where there is none or where nothing was learned yet.
+    A result with a distribution counts with it, one without as certain; without a result the
+    sequence runs to its cap. The confidence is that of the result, and :data:`UNKNOWN` without a
+    result or before training.
     """
     survival = SurvivalForecast.exact(
         np.array([_point(*each) for each in zip(results, requests, strict=True)], dtype=np.float64)
@@ -62,11 +62,11 @@ def forecast_of(
     for i, result in enumerate(results):
         if result is None:
             continue
-        # A result of the specification's own three fields serves, too.
+        # A result with only the three fields of the specification is accepted too.
         if getattr(result, "source", "model") == "model":
             confidence[i] = result.confidence
         distribution = getattr(result, "distribution", None)
-        # stack() takes distributions as they were predicted, and predict() gives no others.
+        # stack() needs unshifted distributions, the only kind that predict() returns.
         if distribution is not None and not distribution.shift:
             spread.append((i, distribution))
     if spread:

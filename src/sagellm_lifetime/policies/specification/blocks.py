@@ -1,4 +1,4 @@
-"""Blocks that come free when sequences go, where several sequences may hold the same block."""
+"""The blocks that evictions free, where several sequences may hold the same block."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sagellm_lifetime.policies.eviction import select_victims
 def choose(
     held: Sequence[Sequence[int]], order: np.ndarray, required: int
 ) -> tuple[list[int], int]:
-    """The first of ``order`` that together free ``required`` blocks; all, where that is not enough.
+    """Return the first of ``order`` that together free ``required`` blocks, or all if too few.
 
-    A block comes free with the last of its holders to go, and never while one of them stays.
-    Whoever would free nothing is left out.
+    A block is freed by the eviction of its last holder. A sequence that would free no block is left
+    out.
 
     Args:
-        held: ids of the blocks of every sequence, ``N`` of them.
-        order: indices of those that may go, first victim first.
+        held: block ids of each of the ``N`` sequences.
+        order: indices of the sequences that may be evicted, first victim first.
         required: blocks needed.
 
     Returns:
-        Indices of the victims, and how many blocks come free.
+        The indices of the victims, and the number of freed blocks.
     """
     sizes = np.array([len(each) for each in held])
     if len(set(chain.from_iterable(held))) == sizes.sum():

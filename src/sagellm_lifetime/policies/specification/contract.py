@@ -1,8 +1,8 @@
 """The types of the specification's pages 2.3 and 2.4, field for field; additions optional and last.
 
-Objects of other classes with these fields serve as well: an addition that is missing has its
-default. In both pages a higher priority matters more, but they count from different places, so each
-has its own enum; an engine such as vLLM counts the other way round.
+Objects of other classes with these fields are accepted; a missing addition has its default. On both
+pages a higher priority is more important, but the scales differ, so each has its own enum. In vLLM
+a lower priority is more important.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SchedulePriority(IntEnum):
 
 
 class RequestPhase(Enum):
-    """What a request is doing."""
+    """The phase of a request."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -45,18 +45,18 @@ class EvictionCandidate:
 
     Attributes:
         sequence_id: the engine's id, an int or a string.
-        block_ids: KV blocks it holds; a block may be held by several sequences.
+        block_ids: KV blocks that it holds; several sequences may hold the same block.
         last_access_time: seconds on any clock.
-        access_count: how often it was used.
+        access_count: number of accesses.
         priority: an :class:`EvictionPriority`, or its number; the higher is evicted later.
-        is_pinned: never to be evicted.
-        estimated_lifetime: seconds it will still run; set by the policy.
-        sequence_length: tokens so far. The page does not say whether the prompt is among them; it
-            is where ``prompt_length`` is given, and else all of them count as generated.
-        max_length: the most that ``sequence_length`` may become; 0 is "not said".
+        is_pinned: True if it must never be evicted.
+        estimated_lifetime: remaining seconds; set by the policy.
+        sequence_length: tokens so far. The page leaves open whether they include the prompt: they
+            do if ``prompt_length`` is given, and otherwise all of them count as generated.
+        max_length: largest possible ``sequence_length``; 0 if unknown.
         prompt_length: tokens of the prompt (addition).
         cached_tokens: tokens that need not be computed again (addition).
-        preemptions: how often it was evicted, where the engine counts (addition).
+        preemptions: number of its evictions, if the engine counts them (addition).
         prompt_features: for the predictor (addition).
     """
 
@@ -76,21 +76,21 @@ class EvictionCandidate:
 
 
 class EvictionPolicyProtocol(ABC):
-    """What a KV pool calls (page 2.3)."""
+    """The interface that a KV pool calls (page 2.3)."""
 
     @abstractmethod
     def select_victims(
         self, candidates: list[EvictionCandidate], required_blocks: int
     ) -> list[SequenceId]:
-        """Ids of the sequences to evict, first victim first."""
+        """Return the ids of the sequences to evict, first victim first."""
 
     @abstractmethod
     def update_access(self, sequence_id: SequenceId) -> None:
-        """A sequence was used."""
+        """Record an access to a sequence."""
 
     @abstractmethod
     def get_metrics(self) -> dict[str, Any]:
-        """What was decided so far."""
+        """Return figures of the decisions so far."""
 
 
 @dataclass
@@ -100,12 +100,12 @@ class ScheduleRequest:
     Attributes:
         request_id: the engine's id.
         token_ids: of the prompt.
-        max_tokens: cap on generated tokens; 0 or ``None`` is "not said".
+        max_tokens: cap on generated tokens; 0 or ``None`` if unknown.
         priority: a :class:`SchedulePriority`, or its number; the higher goes sooner.
         arrived_time: seconds on the engine's clock.
         prefix_cache_hit: tokens of the prompt that are cached.
-        kv_blocks_needed: blocks it needs.
-        phase: what it is doing.
+        kv_blocks_needed: blocks that it needs.
+        phase: its phase.
         num_decoded_tokens: tokens generated so far.
         estimated_remaining_tokens: set by the pass (addition; the example sets it, undeclared).
         prompt_features: for the predictor (addition).
@@ -129,7 +129,7 @@ class OptimizationPass(ABC):
 
     @abstractmethod
     def name(self) -> str:
-        """Its name."""
+        """Return the name of the pass."""
 
     @abstractmethod
     def apply(
@@ -138,4 +138,4 @@ class OptimizationPass(ABC):
         running: list[ScheduleRequest],
         available_memory: int,
     ) -> list[ScheduleRequest]:
-        """The waiting requests as the scheduler is to take them."""
+        """Return the waiting requests in the order in which to schedule them."""

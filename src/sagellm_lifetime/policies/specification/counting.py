@@ -1,4 +1,4 @@
-"""What an eviction policy remembers of its victims, bounded."""
+"""Bounded counts of an eviction policy's victims."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sagellm_lifetime.core.protocol import SequenceId
 
 
 class EvictionCounts:
-    """Evictions so far: how many, how fast, whether the victims came back.
+    """Evictions so far: their number, duration, and the returns of victims.
 
     Args:
-        capacity: of how many sequences, at most, it is remembered how often they were evicted.
+        capacity: largest number of sequences whose evictions are counted.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
@@ -24,17 +24,17 @@ class EvictionCounts:
         self._seconds = 0.0
 
     def times(self, sequence_id: SequenceId) -> int:
-        """How often a sequence was evicted."""
+        """Return the number of evictions of a sequence."""
         return self._times.get(sequence_id, 0)
 
     def seen(self, sequence_ids: Iterable[SequenceId]) -> None:
-        """Sequences that hold memory; a victim among them was computed again."""
+        """Record sequences that hold memory; an earlier victim among them has returned."""
         back = self._gone.intersection(sequence_ids)
         self._returns += len(back)
         self._gone -= back
 
     def evicted(self, sequence_ids: list[SequenceId], blocks: int, seconds: float) -> None:
-        """One decision: its victims, the blocks they free, the time it took."""
+        """Record one decision: its victims, the freed blocks, and its duration in seconds."""
         self._calls += 1
         self._evictions += len(sequence_ids)
         self._blocks += blocks
@@ -46,11 +46,11 @@ class EvictionCounts:
             self._gone.discard(self._times.popitem(last=False)[0])
 
     def metrics(self) -> dict[str, Any]:
-        """Page 2.3's ``EvictionMetrics``, and the blocks freed; NaN for what has no cases yet.
+        """Return page 2.3's ``EvictionMetrics`` and the freed blocks; NaN before the first case.
 
         ``avg_eviction_time`` is in milliseconds per decision, ``re_prefill_rate`` the share of
-        victims that were seen again, ``fairness_score`` Jain's index over the number of times each
-        victim was evicted (1: all equally often).
+        victims that returned, ``fairness_score`` Jain's index over the evictions of each victim
+        (1: all equally often).
         """
         spread = Counter(self._times.values())
         total = sum(times * count for times, count in spread.items())

@@ -30,41 +30,40 @@ from sagellm_lifetime.policies.state import Sequences
 _PLAN: Final = Plan()
 _REMEMBERED: Final = 65_536
 _CERTAINLY_NOT: Final = 2.0
-"""A probability nothing reaches."""
+"""A threshold above every probability."""
 
 
 class PredictiveEvictionWithML(EvictionPolicyProtocol):
-    """Chooses victims by what a predictor expects of them.
+    """An eviction policy that chooses victims by their predicted lifetimes.
 
-    What differs from the specification's example, and why:
-
+    Differences from the specification's example, with reasons:
     - The default order is cost-aware: memory-time freed per token to be computed again. The example
-      evicts the shortest remaining first, which is about to free its memory by itself;
-      ``order="shortest"`` does that.
-    - Nothing is evicted where nothing is required; the example always evicts one.
+      evicts the shortest remaining first, which is about to free its memory anyway; that is
+      ``order="shortest"``.
+    - Nothing is evicted if nothing is required; the example always evicts one.
     - A sequence that is expected to end at once is the shortest of all; the example's
-      ``lifetime or inf`` makes it the longest. So it does with all candidates that come without
-      ``max_length``: that means "no cap known" here, and a cap of 0 tokens there.
-    - The less important are evicted first; the example does not look at the priority.
-    - A block that several candidates hold comes free with the last of them, and not with each;
-      nobody is evicted who would free nothing.
-    - What the predictor does not know (it failed, or learned nothing yet) or is not confident of
-      (FAQ 2), is decided by the engine's rule: the oldest access first, after those it knows.
-    - Whoever is near completion or was evicted often is spared while there are others.
+      ``lifetime or inf`` makes it the longest. The same holds for a candidate without
+      ``max_length``, which means "no cap known" here and a cap of 0 tokens there.
+    - The less important are evicted first; the example ignores the priority.
+    - A block that several candidates hold is freed with the last of them, and not with each; a
+      candidate that would free no block is not evicted.
+    - A candidate without a prediction (the predictor failed or is untrained) or with a low
+      confidence (FAQ 2) follows the engine's rule: the oldest access first, after the confident.
+    - A candidate near completion, or evicted often, is spared while there are others.
     - The caller's list keeps its order. ``estimated_lifetime`` is still set on the candidates.
 
     Args:
         lifetime_predictor: any predictor of the protocol; as in the example, an untrained
             ``LSTMLifetimePredictor`` by default.
         order: a key of ``eviction.VALUES``; ``"shortest"`` is the specification's.
-        min_confidence: below it the engine's rule decides.
-        near_completion: tokens; one that probably ends within so many is spared. Not in the order
-            ``"shortest"``, which looks for these.
-        max_preemptions: of one sequence, before it is spared.
-        block_size: tokens per block, to tell what is held where no length is said.
+        min_confidence: confidence below which the engine's rule decides.
+        near_completion: tokens; a candidate that probably ends within so many is spared, except in
+            the order ``"shortest"``, which prefers it.
+        max_preemptions: evictions of one sequence, after which it is spared.
+        block_size: tokens per block, to estimate the tokens held if no length is given.
 
     Raises:
-        UnknownNameError: no such order.
+        UnknownNameError: if there is no such order.
     """
 
     def __init__(
@@ -96,12 +95,14 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
     def select_victims(
         self, candidates: Sequence[EvictionCandidate], required_blocks: int
     ) -> list[SequenceId]:
-        """Ids to evict, first victim first: as few as free ``required_blocks``, else all that may.
+        """Return the ids to evict, first victim first.
+
+        They are as few as free ``required_blocks``, or all that may be evicted if those free fewer.
 
         Args:
             candidates: sequences that hold memory, of any class with the fields of
                 :class:`EvictionCandidate`.
-            required_blocks: blocks needed; nobody is evicted for 0 or less.
+            required_blocks: blocks needed; nothing is evicted for 0 or less.
         """
         self._counts.seen(each.sequence_id for each in candidates)
         if required_blocks <= 0 or not candidates:
@@ -126,7 +127,7 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
         return victims
 
     def update_access(self, sequence_id: SequenceId) -> None:
-        """A sequence was used: between equal ``last_access_time`` it is the younger from now on."""
+        """Record an access to a sequence, which breaks ties of ``last_access_time``."""
         self._counts.seen([sequence_id])
         self._access += 1
         self._accesses[sequence_id] = self._access
@@ -135,7 +136,7 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
             self._accesses.popitem(last=False)
 
     def get_metrics(self) -> dict[str, Any]:
-        """Page 2.3's ``EvictionMetrics`` as a dict (NaN before the first eviction), and more."""
+        """Return page 2.3's ``EvictionMetrics`` as a dict (NaN before the first eviction)."""
         return {"strategy": "predictive", "order": self.order, **self._counts.metrics()}
 
     def _sequences(
@@ -151,7 +152,7 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
             tokens=tokens,
             generated=np.array([each.current_length for each in requests]),
             recompute=np.maximum(tokens - cached, 1),
-            # The policies' rule is "last come first"; on this clock that is the oldest access.
+            # The policies evict the latest arrival first, so the sign makes that the oldest access.
             arrival=-self._ages(candidates),
             urgency=np.array([-int(each.priority) for each in candidates]),
             preemptions=np.array(evicted),
@@ -159,12 +160,12 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
         )
 
     def _tokens(self, candidate: EvictionCandidate) -> int:
-        """Tokens it holds: what it says, and at least what its blocks tell."""
+        """Return the tokens that a candidate holds: at least the fewest that its blocks imply."""
         told = (len(candidate.block_ids) - 1) * self._block_size + 1
         return max(candidate.sequence_length, told if candidate.block_ids else 0)
 
     def _ages(self, candidates: Sequence[EvictionCandidate]) -> np.ndarray:
-        """Rank of each candidate's last access, 0 for the oldest, shape ``(N,)``."""
+        """Return the rank of each candidate's last access, 0 for the oldest, shape ``(N,)``."""
         seconds = np.array([each.last_access_time for each in candidates], dtype=np.float64)
         calls = np.array([self._accesses.get(each.sequence_id, 0) for each in candidates])
         ranks = np.empty(len(seconds))

@@ -24,33 +24,33 @@ from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 _PATIENCE: Final = 100.0
 """Seconds per second of service."""
 _SECONDS_PER_TOKEN: Final = 0.02
-"""As the predictors have it before they learned the pace."""
+"""Default pace of an untrained predictor."""
 _NO_AGEING: Final = 1e9
-"""Seconds per second of service: no arrival counts."""
+"""Patience in seconds per second of service, so large that arrival does not count."""
 _SERVICE: Final = {"cost-aware": "area", "shortest": "length"}
-"""Orders by other names than in ``ordering.SERVICES``."""
+"""Names of orders that differ from those in ``ordering.SERVICES``."""
 ORDERS: Final = (*_SERVICE, *SERVICES)
 
 
 class LifetimeAwarePass(OptimizationPass):
-    """Puts waiting requests in the order in which they should start.
+    """A pass that sorts waiting requests into the order in which to start them.
 
-    What differs from the specification's example, and why:
+    Differences from the specification's example, with reasons:
 
-    - Ids go to the predictor as they are. The example calls ``int`` on them, which fails on most
-      ids of engines, takes "7" and "007" for one, and files the prediction under an id that the
-      engine's ``update`` never names.
-    - No request is left behind: it is overtaken only by requests that arrive within ``patience``
-      times its own expected service. In the example a long request waits as long as shorter ones
-      keep coming. ``order="shortest"`` does that, too.
+    - Ids go to the predictor unchanged. The example calls ``int`` on them, which fails on most ids
+      of engines, merges "7" and "007", and stores the prediction under an id that the engine's
+      ``update`` does not use.
+    - No request starves: it is overtaken only by requests that arrive within ``patience`` times its
+      own expected service. In the example, and with ``order="shortest"``, a long request waits as
+      long as shorter ones keep coming.
     - The default order counts memory-time, since a long prompt holds memory as a long answer does.
-    - Urgent requests go first; the example does not look at the priority.
-    - What the predictor does not know (it failed, or learned nothing yet) or is not confident of
-      (FAQ 2), takes the place of an average request: among such requests arrival decides.
-    - The order stands: a later sort by arrival alone, which is the last step of page 2.4's own
-      scheduler, leaves it as it is (:class:`Settled`).
-    - With ``fit`` only those are returned that fit into the memory together with what runs; the
-      example does not look at ``running`` and ``available_memory``.
+    - Urgent requests go first; the example ignores the priority.
+    - A request without a prediction (the predictor failed or is untrained) or with a low confidence
+      (FAQ 2) takes the place of an average request: among such requests arrival decides.
+    - The order is kept by a later sort by arrival alone, which is the last step of page 2.4's own
+      scheduler (:class:`Settled`).
+    - With ``fit`` only requests are returned that fit into memory beside the running ones; the
+      example ignores ``running`` and ``available_memory``.
     - The caller's list keeps its order. ``estimated_remaining_tokens`` is still set on requests.
 
     Args:
@@ -59,13 +59,13 @@ class LifetimeAwarePass(OptimizationPass):
             ``ordering.SERVICES``.
         patience: seconds a request may be overtaken for, per second of its expected service; 100 by
             default, and without bound for ``"shortest"``.
-        min_confidence: below it a prediction is not believed.
-        fit: probability with which the predicted peak of memory is to fit, below 1; 0 returns all.
+        min_confidence: confidence below which a prediction is ignored.
+        fit: required probability that the predicted peak of memory fits, below 1; 0 returns all.
         memory_per_token: in units of ``available_memory``; page 2.4 has 1 MB.
 
     Raises:
-        UnknownNameError: no such order.
-        RequestError: a probability or a size that cannot be.
+        UnknownNameError: if there is no such order.
+        RequestError: if a probability or a size is out of range.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LifetimeAwarePass(OptimizationPass):
         self._places: dict[tuple[Any, ...], float] = {}
 
     def name(self) -> str:
-        """As the specification calls it."""
+        """Return the name that the specification gives the pass."""
         return "LifetimeAware"
 
     def apply(
@@ -107,12 +107,12 @@ class LifetimeAwarePass(OptimizationPass):
         running: Sequence[ScheduleRequest],
         available_memory: float,
     ) -> list[ScheduleRequest]:
-        """The waiting requests, the one to start next first.
+        """Return the waiting requests, the one to start next first.
 
         Args:
-            pending: waiting, of any class with the fields of :class:`ScheduleRequest`.
-            running: running; they count for ``fit``.
-            available_memory: free, in any unit (see ``memory_per_token``).
+            pending: waiting requests, of any class with the fields of :class:`ScheduleRequest`.
+            running: running requests, which count for ``fit``.
+            available_memory: free memory, in any unit (see ``memory_per_token``).
         """
         if not pending:
             self._places = {}
@@ -144,10 +144,10 @@ class LifetimeAwarePass(OptimizationPass):
         )
 
     def _settle(self, pending: Sequence[ScheduleRequest], spots: np.ndarray) -> np.ndarray:
-        """Places as they were when each request was first seen.
+        """Return the places of the requests' first appearance, shape ``(N,)``.
 
-        The bound on overtaking holds for places that do not move. One that was preempted has
-        generated more since and gets a new one.
+        The bound on overtaking needs places that do not move. A preempted request has generated
+        tokens since, and gets a new place.
         """
         keys = [(each.request_id, each.arrived_time, each.num_decoded_tokens) for each in pending]
         known = self._places
@@ -162,9 +162,9 @@ class LifetimeAwarePass(OptimizationPass):
         running: Sequence[ScheduleRequest],
         pool: float,
     ) -> int:
-        """How many of the line fit, in its order; the first, at least, where nothing runs."""
+        """Return how many of the queue fit, in its order; at least one if nothing runs."""
         peak = Peak(1, self._fit)
-        # Without a threshold one of whom nothing is known counts, too: it runs into its cap.
+        # Without a threshold, a request without a prediction counts with its cap.
         least = self._min_confidence if self._min_confidence > 0.0 else -np.inf
         free = int(pool) - sum(_tokens(each) for each in running)
         if running:
@@ -209,7 +209,7 @@ def _sequences(requests: Sequence[ScheduleRequest]) -> Sequences:
         generated=np.array([each.num_decoded_tokens for each in requests]),
         recompute=np.maximum(tokens - cached, 1),
         arrival=np.array([each.arrived_time for each in requests], dtype=np.float64),
-        # Page 2.4: the higher goes sooner. The policies: the lower.
+        # On page 2.4 the higher priority goes first, in the policies the lower.
         urgency=np.array([-int(each.priority) for each in requests]),
         preemptions=np.zeros(len(requests), dtype=np.int64),
         pinned=np.zeros(len(requests), dtype=bool),
@@ -217,7 +217,7 @@ def _sequences(requests: Sequence[ScheduleRequest]) -> Sequences:
 
 
 def _pace(results: Sequence[PredictionResult | None]) -> float:
-    """Seconds per token, as the predictor's own answers have it."""
+    """Return the seconds per token implied by the predictions."""
     told = [each for each in results if each is not None and each.estimated_remaining_tokens > 0]
     tokens = sum(each.estimated_remaining_tokens for each in told)
     seconds = sum(each.estimated_time for each in told)

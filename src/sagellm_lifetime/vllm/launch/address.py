@@ -1,4 +1,4 @@
-"""Whether a server can listen where it is told to, found out before the model is loaded."""
+"""A check of the server's address before the model is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from sagellm_lifetime.vllm.launch.vllm_args import LaunchError, is_option, option_of
 
 PORT: Final = 8000
-"""vLLM's, where none is given."""
+"""vLLM's default."""
 _CONNECTIONS: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
@@ -20,10 +20,10 @@ def check_address(options: Sequence[str]) -> None:
     """Refuse an address that vLLM's server could not listen on.
 
     Args:
-        options: those that go to vLLM, with those of its ``--config`` file.
+        options: of vLLM, with those of its ``--config`` file.
 
     Raises:
-        LaunchError: it is in use, is none, or may not be taken.
+        LaunchError: if it is in use, invalid, or not permitted.
     """
     if any(is_option(option, "--headless") for option in options):
         return  # no server
@@ -43,20 +43,20 @@ def check_address(options: Sequence[str]) -> None:
         if error.errno != errno.EADDRINUSE:
             raise LaunchError(f"{place}: cannot listen there ({error.strerror or error})") from None
         taken = True
-    except (TypeError, ValueError):  # Python's own, before the system is asked for the name
+    except (TypeError, ValueError):  # Python's own check of the name
         raise LaunchError(f"{place}: cannot listen there (not the name of a host)") from None
     if taken:
         raise LaunchError(f"{place}: the port is in use; choose another with --port, or stop it")
 
 
 def _port(text: str) -> int:
-    """Return a port, -1 where it is none; Python makes no number of thousands of digits."""
+    """Return a port, -1 if invalid; texts of thousands of digits would make ``int`` raise."""
     digits = text.strip().lstrip("0") or "0"
     return int(digits) if digits.isdecimal() and len(digits) <= len("65535") else -1
 
 
 def _given(options: Sequence[str], name: str) -> str | None:
-    """Return what an option says; an empty text and ``None`` say nothing to vLLM, too."""
+    """Return the value of an option; an empty text and "None" count as unset, as in vLLM."""
     text = option_of(options, name)
     return None if text in ("", "None") else text
 
@@ -75,8 +75,8 @@ def _is_taken_silently(host: str, port: int) -> bool:
     """Return True if another process has bound the port and does not listen yet.
 
     vLLM binds before it loads the model, and listens after: until then a second server binds the
-    same port without an error, and ends when both listen. Only a bind that may not share tells,
-    and that fails beside connections of an ended server, too, which are no obstacle.
+    same port without an error, and ends when both listen. Only an exclusive bind detects that, but
+    it also fails beside connections of an ended server, which are no obstacle.
     """
     try:
         _bind(host, port, reuse=False)
@@ -98,7 +98,7 @@ def _ports_of_connections() -> set[int]:
 
 
 def _check_socket(path: str) -> None:
-    """Refuse a path where no socket can be made; nothing stays there."""
+    """Refuse a path where no socket can be made; the test leaves no file."""
     if os.path.lexists(path):
         raise LaunchError(f"--uds {path}: exists already; remove it if no server uses it")
     try:

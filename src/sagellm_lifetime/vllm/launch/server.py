@@ -1,4 +1,4 @@
-"""From our options to vLLM's command line, and every refusal that needs no engine to be started."""
+"""Conversion of our options to vLLM's command line, and all checks that need no engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
 RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
-"""Where a running engine is watched and switched by default."""
+"""Default state folder of a running engine."""
 PREDICTOR: Final = "survival"
 OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -67,13 +67,13 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "state": "--state",
     }
 )
-"""Our options, by the setting they stand for; the other settings have none."""
+"""Our options by setting; the other settings have none."""
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHUTDOWN_S: Final = 10
 _ADDITIONAL: Final = "--additional-config"
 _IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
-"""On a CPU vLLM makes a worker process of "uni" unless this is off. In a server nothing else reads
-it: the engine core is a process of its own either way."""
+"""On a CPU vLLM starts a worker process even for "uni" unless this is off. In a server nothing else
+reads it: the engine core has its own process anyway."""
 _CONFIGS: Final = ("config.json", "params.json")
 _PROCESSORS: Final = "--logits-processors"
 _SPECULATIVE: Final = (
@@ -81,22 +81,22 @@ _SPECULATIVE: Final = (
     *("--spec-method", "--spec-model", "--spec-tokens"),
 )
 _SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
-"""How ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (it may hold keys of S3)
-begin, since vLLM takes abbreviations, too; no other option of vLLM begins like that."""
+"""Prefixes of ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (which may contain
+keys of S3), since vLLM accepts abbreviations; no other option of vLLM has them."""
 
 
 def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> LiveSettings | None:
-    """Put together what our options say and what ``--additional-config`` says under "lifetime".
+    """Merge our options with the settings under "lifetime" in ``--additional-config``.
 
     Args:
-        explicit: settings that were given as options of ours.
-        options: those that go to vLLM.
+        explicit: settings given by our options.
+        options: of vLLM.
 
     Returns:
-        The settings, or ``None`` where neither prediction nor a record is asked for.
+        The settings, or ``None`` without prediction and without a record.
 
     Raises:
-        LifetimeError: the two contradict each other, or a value is of a wrong type or range.
+        LifetimeError: if the two contradict each other, or a value is of a wrong type or range.
     """
     options = unfolded(options)
     _, additional = json_option(options, _ADDITIONAL)
@@ -108,13 +108,13 @@ def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> Live
         return None
     theirs = additional.get(KEY, {})
     if not isinstance(theirs, dict):
-        return LiveSettings.of(theirs)  # which says what is wrong
+        return LiveSettings.of(theirs)  # raises
     check_keys(theirs)
     _check_agree(theirs, explicit)
     said = {**theirs, **explicit}
     said.setdefault("predict", False)
     said.setdefault("mode", "shadow" if said["predict"] else "off")
-    # A checkpoint says itself what it holds.
+    # A checkpoint names its predictor.
     said.setdefault("predictor", "" if said.get("checkpoint") else PREDICTOR)
     said.setdefault("state", str(STATE))
     return LiveSettings.of({name: _resolved(name, value) for name, value in said.items()})
@@ -133,22 +133,22 @@ def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def _resolved(name: str, value: Any) -> Any:
-    """Return a setting as an engine gets it: paths from the root."""
+    """Return a setting as an engine gets it, with absolute paths."""
     if name in PATHS and isinstance(value, str) and is_path(value):
-        return os.path.realpath(value)  # which ends in a loop of links, too
+        return os.path.realpath(value)  # also ends in a loop of links
     return value
 
 
 def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> None:
-    """Refuse in one line what would fail later, or not do what it says.
+    """Refuse options that would fail later, or have no effect.
 
     Args:
-        model: a hub name (taken as it is: whether the hub has it is only known there) or a folder.
-        settings: what was asked for, ``None`` for nothing.
-        options: those that go to vLLM.
+        model: a hub name (not looked up) or a folder.
+        settings: of the engine, ``None`` for vLLM alone.
+        options: of vLLM.
 
     Raises:
-        LifetimeError: one line that says what to do.
+        LifetimeError: one line with the problem and its remedy.
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
@@ -183,9 +183,9 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
 
 
 def check_model(model: str) -> None:
-    """Refuse a folder without a model, a file that is none, and a name that cannot be one.
+    """Refuse a folder without a model, a file that is no model, and an invalid name.
 
-    vLLM takes whatever is not there for a name of the hub, and says so a minute later.
+    vLLM takes any missing path for a name of the hub, and fails a minute later.
     """
     path = Path(model)
     owner = model.partition("/")[0]
@@ -206,7 +206,7 @@ def check_model(model: str) -> None:
 
 
 def check_processors(options: Sequence[str]) -> None:
-    """Refuse what vLLM refuses beside a logits processor."""
+    """Refuse options that vLLM does not accept with a logits processor."""
     speculative = first_of(options, _SPECULATIVE)
     if speculative:
         raise LaunchError(
@@ -215,7 +215,7 @@ def check_processors(options: Sequence[str]) -> None:
 
 
 def check_one_process(options: Sequence[str]) -> None:
-    """Refuse what would keep the model, and its signals, out of the engine core's process."""
+    """Refuse options that move the model, and its signals, out of the engine core's process."""
     for name in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"):
         if option_of(options, name) not in (None, "1"):
             raise LaunchError(f"--watch-eos: not with {name}, which has worker processes")
@@ -224,10 +224,10 @@ def check_one_process(options: Sequence[str]) -> None:
 
 
 def check_predictor(settings: LiveSettings) -> str:
-    """The predictor's name; refuse one, or a checkpoint, that cannot be made.
+    """Return the predictor's name; refuse a predictor or checkpoint that cannot be used.
 
     Raises:
-        LifetimeError: it is unknown, another than was asked for, or cannot be loaded.
+        LifetimeError: if it is unknown, differs from the requested one, or cannot be loaded.
     """
     if settings.predictor:
         predictor_class(settings.predictor)
@@ -247,18 +247,18 @@ def check_predictor(settings: LiveSettings) -> str:
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
-    """Return what is run: vLLM's server with our scheduler and routes, or vLLM's alone.
+    """Return the command: vLLM's server with our scheduler and routes, or vLLM's alone.
 
-    What we set ourselves is put together with what the user gives: lists and
-    ``--additional-config``; what cannot be is refused by :func:`check`, or is the user's.
+    Lists and ``--additional-config`` of the user are merged with ours; :func:`check` refuses other
+    conflicts, or the user's value counts.
 
     Args:
         model: a hub name or a folder.
-        settings: what was asked for, ``None`` for nothing.
-        options: those that go to vLLM.
+        settings: of the engine, ``None`` for vLLM alone.
+        options: of vLLM.
 
     Raises:
-        LaunchError: an ``--additional-config`` that is no JSON object, or has other settings.
+        LaunchError: if ``--additional-config`` is no JSON object, or contradicts the settings.
     """
     line = [sys.executable, "-m", RUNNER, model]
     if settings is None:
@@ -267,11 +267,11 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     rest, _ = json_option(options, _ADDITIONAL)
     _, additional = json_option(said, _ADDITIONAL)
     if has_keys(said[: len(said) - len(options)], _ADDITIONAL):
-        # vLLM puts these behind all others, where they would take the place of ours.
+        # vLLM puts these after all others, where they would replace ours.
         raise LaunchError(f"{_ADDITIONAL}.KEY in a --config file: write it as one object there")
     theirs, ours = additional.get(KEY, {}), settings.json()
     if not isinstance(theirs, dict):
-        LiveSettings.of(theirs)  # which says what is wrong
+        LiveSettings.of(theirs)  # raises
     _check_agree(theirs, ours)
     additional[KEY] = {**theirs, **ours}
     LiveSettings.of(additional[KEY])
@@ -281,17 +281,20 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
         _, processors = list_option(said, _PROCESSORS)
         line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
         if option_of(said, BACKEND) is None:
-            line += [BACKEND, "uni"]  # vLLM on a CPU has a worker process even for one rank
+            line += [
+                BACKEND,
+                "uni",
+            ]  # else a CPU engine starts a worker process
     if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in said):
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
-        # vLLM kills an engine core at once, and with it what was not written or saved yet.
+        # By default vLLM kills an engine core at once, before it has written and saved the rest.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
     return [*line, *rest, _ADDITIONAL, json.dumps(additional)]
 
 
 def shown(line: Sequence[str]) -> str:
-    """A command as it may be printed: without what is secret in it."""
+    """Return a command as text without its secrets."""
     words = []
     secret = False
     for word in line:
@@ -299,12 +302,12 @@ def shown(line: Sequence[str]) -> str:
             key, mark, _ = word.partition("=")
             secret = _SECRET.match(plain(key)) is not None
             words.append(f"{key}=***" if secret and mark else word)
-        else:  # there may be several keys
+        else:  # also after a secret value, as an option may have several
             words.append("***" if secret else word)
     return shlex.join(words)
 
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
-    """What the server's environment must say besides."""
+    """Return the environment variables to add for the server."""
     watched = settings is not None and settings.signals
     return {_IN_PROCESS: "0"} if watched else {}

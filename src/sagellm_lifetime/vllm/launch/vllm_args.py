@@ -1,4 +1,4 @@
-"""vLLM's command line, as far as we look at it: its abbreviations, underscores and file."""
+"""Parsing of vLLM's command line: its abbreviations, underscores and ``--config`` file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 from sagellm_lifetime.core.errors import LifetimeError
 
 _SHORTEST: Final = len("--spec")
-"""Below it what is short for one of ours is short for several of vLLM's."""
+"""Shortest abbreviation; a shorter one is ambiguous in vLLM."""
 _SHORTER: Final = {"--host": len("--ho"), "--port": len("--por"), "--uds": len("--ud")}
-"""Where less is short for one option of vLLM alone."""
+"""Shortest abbreviations of options for which fewer characters are unambiguous."""
 _CONFIG: Final = "--config"
 _LONGEST: Final = 200
 """Characters of a value in an error."""
@@ -23,19 +23,19 @@ _BINARY: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class LaunchError(LifetimeError):
-    """An engine that cannot be started as it was asked for."""
+    """An engine that cannot be started with the given options."""
 
 
 def unfolded(options: Sequence[str]) -> list[str]:
-    """vLLM's options with those of a ``--config`` file, which come first: the last one counts.
+    """Return vLLM's options after those of a ``--config`` file, as the last one counts.
 
     Raises:
-        LaunchError: the file cannot be read, or is no list of options.
+        LaunchError: if the file cannot be read, or is no list of options.
     """
     path = _config_file(options)
     if path is None:
         return list(options)
-    import yaml  # vLLM needs it, too
+    import yaml  # a dependency of vLLM
 
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def unfolded(options: Sequence[str]) -> list[str]:
 
 
 def _config_file(options: Sequence[str]) -> str | None:
-    """Return the ``--config`` file as vLLM finds it; refuse what it would not read, or end on."""
+    """Return the ``--config`` file as vLLM finds it; refuse one that vLLM does not read."""
     if any(option.startswith(f"{_CONFIG}=") for option in options):
         raise LaunchError(f"{_CONFIG}=FILE: vLLM does not read it; give it as two words")
     at = [i for i, option in enumerate(options) if option == _CONFIG]
@@ -77,17 +77,17 @@ def _config_file(options: Sequence[str]) -> str | None:
 
 
 def json_option(words: Sequence[str], name: str) -> tuple[list[str], dict[str, Any]]:
-    """Take an option with a JSON object out of some words, in all the forms that vLLM takes.
+    """Take an option with a JSON object out of the words, in all forms that vLLM accepts.
 
-    ``NAME {…}``, ``NAME={…}``, ``NAME.KEY.KEY VALUE`` and ``NAME.KEY+ VALUE``; also several of
-    them, where vLLM would drop all but the last. A later word overrides an earlier one, and keys
-    override a whole object.
+    The forms are ``NAME {…}``, ``NAME={…}``, ``NAME.KEY.KEY VALUE`` and ``NAME.KEY+ VALUE``; also
+    several of them, of which vLLM would drop all but the last. A later word overrides an earlier
+    one, and keys override a whole object.
 
     Returns:
-        The other words, and the object: empty where the option is not there.
+        The other words, and the object, empty if the option is not given.
 
     Raises:
-        LaunchError: a value is missing, or is no JSON object.
+        LaunchError: if a value is missing, or is no JSON object.
     """
     rest: list[str] = []
     whole: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def json_option(words: Sequence[str], name: str) -> tuple[list[str], dict[str, A
 
 
 def has_keys(words: Sequence[str], name: str) -> bool:
-    """Return True if a key of an option's JSON object is given by itself (``NAME.KEY``)."""
+    """Return True if a single key of an option's JSON object is given (``NAME.KEY``)."""
     heads = (word.partition("=")[0].partition(".") for word in words if word.startswith("-"))
     return any(dot and is_option(head, name) for head, dot, _ in heads)
 
@@ -135,7 +135,7 @@ def _object(name: str, text: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Return what vLLM makes of the text after ``NAME.KEY``: JSON, a number like 8k, or text."""
+    """Return the value after ``NAME.KEY`` as vLLM parses it: JSON, a number like 8k, or text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -153,7 +153,7 @@ def _value(text: str) -> Any:
 
 
 def _update(found: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True) -> None:
-    """Put ``more`` into an object, key by key at every depth; lists are put together if asked."""
+    """Merge ``more`` into an object at every depth; with ``adds`` lists are concatenated."""
     for key, value in more.items():
         old = found.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
@@ -165,7 +165,7 @@ def _update(found: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True
 
 
 def list_option(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """Take an option with several values out of some words; the last time it comes counts.
+    """Take an option with several values out of the words; its last occurrence counts.
 
     Returns:
         The other words, and the values.
@@ -189,7 +189,7 @@ def list_option(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 
 def option_of(options: Sequence[str], name: str) -> str | None:
-    """What an option of vLLM is given, the last time it comes; ``None`` where it does not."""
+    """Return the value of an option of vLLM at its last occurrence; ``None`` if not given."""
     found = None
     for i, option in enumerate(options):
         key, mark, value = option.partition("=")
@@ -199,15 +199,15 @@ def option_of(options: Sequence[str], name: str) -> str | None:
 
 
 def first_of(options: Sequence[str], names: Sequence[str]) -> str | None:
-    """Which of the names comes first, whole or as one key of its JSON (``NAME.KEY``)."""
+    """Return the name that occurs first, whole or as a key of its JSON (``NAME.KEY``)."""
     given = [option.partition("=")[0].partition(".")[0] for option in options]
     return next((name for key in given for name in names if is_option(key, name)), None)
 
 
 def is_option(key: str, name: str) -> bool:
-    """Whether a word of the command line is this option, or short for it.
+    """Return True if a word of the command line is this option or its abbreviation.
 
-    What is short for several vLLM refuses by itself, so it does not matter which it is here.
+    vLLM itself refuses an ambiguous abbreviation.
     """
     key = plain(key)
     shortest = _SHORTER.get(name, _SHORTEST)
@@ -215,7 +215,7 @@ def is_option(key: str, name: str) -> bool:
 
 
 def plain(option: str) -> str:
-    """vLLM takes underscores for dashes, up to the first dot."""
+    """Return an option with dashes for underscores up to the first dot, as in vLLM."""
     key, mark, value = option.partition("=")
     head, dot, path = key.partition(".")
     return head.replace("_", "-") + dot + path + mark + value

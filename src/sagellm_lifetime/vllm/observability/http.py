@@ -1,14 +1,15 @@
-"""Routes beside vLLM's own, as an ASGI middleware (``--middleware`` names it):
+"""Routes beside vLLM's own, as an ASGI middleware for ``--middleware``:
 
-    GET  /lifetime/stats     what ``sage llm lifetime stats --engine URL`` shows
+    GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``
     POST /lifetime/mode      {"mode": "off" | "shadow" | "act"}
     GET  /metrics            vLLM's answer, and our metrics after it
 
-Both of ours need the API key, if there is one. A mode is taken as ``application/json`` only, and
-from a web page only if the page comes from this server, so that no other page can switch it.
+The routes under ``/lifetime/`` need the API key, if there is one. A mode must be sent as
+``application/json``, and from a web page only if the page comes from this server, so that no other
+page can switch it.
 
-Answers come from files that the engine cores write once a second: nothing here talks to an engine.
-A fault of ours, a damaged file or a disk that hangs never changes what vLLM answers.
+Answers come from files that the engine cores write once a second; no code here calls an engine.
+A fault here, a damaged file or a hanging disk never changes vLLM's answers.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ STATS: Final = "/lifetime/stats"
 MODE: Final = "/lifetime/mode"
 _METHODS: Final = {STATS: ("GET", "HEAD", "OPTIONS"), MODE: ("POST", "OPTIONS")}
 _BODY_S: Final = 10.0
-"""For a client to send a request for a mode."""
+"""Time limit for a client to send a request for a mode."""
 _DISK_S: Final = 3.0
-"""For a disk to read or write what an answer needs."""
+"""Time limit for a disk to read or write the files of an answer."""
 _SITE: Final = b"sec-fetch-site"
 _LONGEST: Final = 100
 """Characters of a header in an error."""
 _MOST_HANGING: Final = 8
-"""Threads that a disk which hangs may keep."""
+"""Largest number of threads that a hanging disk may block."""
 _PATH: Final = re.compile(r"""(?<![\w/])/[^\s/:;,"'()]+(?:/[^\s/:;,"'()]*)*""")
 
 
 class LifetimeMiddleware:
-    """Answers its routes, adds to vLLM's metrics, and passes everything else on.
+    """An ASGI middleware with the lifetime routes and metrics; it forwards all other requests.
 
     Args:
         app: vLLM's.
@@ -84,7 +85,7 @@ class LifetimeMiddleware:
             await self._app(scope, receive, send)
 
     async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a route of ours; whatever goes wrong is an answer, too."""
+        """Answer a route under ``/lifetime/``; an error becomes an answer too."""
         method, state = scope["method"], state_of(scope)
         allowed = _METHODS.get(path)
         head = method == "HEAD"
@@ -94,7 +95,7 @@ class LifetimeMiddleware:
         elif method not in allowed:
             error = {"error": f"{path} takes {' and '.join(allowed)}"}
             await _answer(send, 405, error, [_allow(allowed)], head=head)
-        elif method == "OPTIONS":  # no permission for other origins in it
+        elif method == "OPTIONS":  # without a permission for other origins
             await _answer(send, 204, None, [_allow(allowed)])
         elif not is_allowed(scope):
             challenge = [(b"www-authenticate", b"Bearer")]
@@ -124,7 +125,7 @@ class LifetimeMiddleware:
             return 500, {"error": f"internal error ({type(error).__name__})"}
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let vLLM answer; our metrics are added unless anything of ours or of it is unexpected."""
+        """Answer with vLLM's metrics, and ours after them unless something is unexpected."""
         state = state_of(scope)
         if state is None:
             await self._app(scope, receive, send)
@@ -150,7 +151,7 @@ class LifetimeMiddleware:
 
 
 class Disk:
-    """Runs calls that wait for a disk in threads, so that the server's event loop does not."""
+    """A runner of disk calls in threads, so that the server's event loop does not wait."""
 
     def __init__(self) -> None:
         self._running = 0
@@ -159,7 +160,7 @@ class Disk:
         """Return ``function(*args)``.
 
         Raises:
-            TimeoutError: it takes too long, or too many others do so already.
+            TimeoutError: if it takes too long, or too many other calls hang already.
         """
         if self._running >= _MOST_HANGING:
             raise TimeoutError
@@ -168,7 +169,7 @@ class Disk:
 
         def settle(result: Any, error: BaseException | None) -> None:
             self._running -= 1
-            if done.done():  # nobody waits for it any more
+            if done.done():  # timed out
                 return
             if error is None:
                 done.set_result(result)
@@ -179,7 +180,7 @@ class Disk:
             result, error = None, None
             try:
                 result = function(*args)
-            except Exception as raised:  # noqa: BLE001  # raised where it is waited for
+            except Exception as raised:  # noqa: BLE001  # raised again by the awaiting caller
                 error = raised
             try:
                 loop.call_soon_threadsafe(settle, result, error)
@@ -187,7 +188,7 @@ class Disk:
                 LOG.debug("an answer came after the end")
 
         self._running += 1
-        # Daemons: a disk that hangs must not keep the server from ending.
+        # Daemon threads, so that a hanging disk does not keep the server from ending.
         Thread(target=work, name="lifetime-disk", daemon=True).start()
         return await asyncio.wait_for(done, _DISK_S)
 
@@ -231,10 +232,10 @@ def change_mode(state: Path, body: bytes) -> Answer:
 
 
 def _refuse_mode(mode: Mode, published: Published) -> tuple[int, str] | None:
-    """Return status and reason where the engine cores cannot be in a mode."""
+    """Return status and reason if the engine cores cannot be in a mode, else None."""
     if mode == "off":
         return None
-    if published.unreadable:  # what they can do is not known
+    if published.unreadable:  # their abilities are unknown
         return 503, _why_none(published.unreadable)
     refusals = [engine["cannot_act"] for engine in published.engines if engine["cannot_act"]]
     if mode == "act" and refusals:
@@ -251,7 +252,7 @@ def _why_none(unreadable: list[str]) -> str:
 
 
 def without_paths(value: Any, state: Path) -> Any:
-    """Return an answer whose texts name no absolute path: the state folder is ``STATE`` in it."""
+    """Return an answer without absolute paths; the state folder becomes ``STATE``."""
     if isinstance(value, dict):
         return {key: without_paths(item, state) for key, item in value.items()}
     if isinstance(value, list):
@@ -264,10 +265,10 @@ def without_paths(value: Any, state: Path) -> Any:
 
 
 def with_metrics(messages: list[Message], state: Path, scope: Scope) -> list[Message]:
-    """Return vLLM's answer to a request for metrics with ours in it.
+    """Return vLLM's answer to a request for metrics with ours added.
 
     Args:
-        messages: of vLLM's whole answer; one of another form than is known is returned as it is.
+        messages: of vLLM's whole answer; an answer of unknown form is returned unchanged.
         state: folder the engine cores publish to.
         scope: of the request.
     """
@@ -303,9 +304,9 @@ def with_metrics(messages: list[Message], state: Path, scope: Scope) -> list[Mes
 
 
 def is_allowed(scope: Scope) -> bool:
-    """Return whether a request bears the key that vLLM asks for, as vLLM itself would read it.
+    """Return True if a request has the API key, read as vLLM does.
 
-    vLLM looks at ``/v1`` alone.
+    The check is needed here because vLLM's own covers ``/v1`` only.
     """
     args = getattr(getattr(scope.get("app"), "state", None), "args", None)
     given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
@@ -318,11 +319,10 @@ def is_allowed(scope: Scope) -> bool:
 
 
 def refuse_origin(scope: Scope) -> Answer | None:
-    """Return the refusal of a request that a page of another origin has sent, if it is one.
+    """Return the refusal of a request from a page of another origin, else None.
 
-    Browsers say where a page comes from; other clients say nothing, and are not refused. That a
-    page is of the same origin only a browser can say in ``Sec-Fetch-Site``: then a proxy may have
-    changed ``Host``.
+    Browsers send the origin of a page; other clients send none, and are not refused. A browser's
+    ``Sec-Fetch-Site: same-origin`` is trusted even if ``Host`` differs, as a proxy may change it.
     """
     refusal = 403, {"error": "sent by a web page of another origin"}
     sites = {value.decode("latin-1") for name, value in scope["headers"] if name == _SITE}
@@ -351,9 +351,9 @@ def refuse_origin(scope: Scope) -> Answer | None:
 
 
 def refuse_type(scope: Scope) -> Answer | None:
-    """Return the refusal of a body that is not declared as JSON, if it is one.
+    """Return the refusal of a body that is not declared as JSON, else None.
 
-    A page of another origin may send the other types without asking the server first.
+    A page of another origin may send the other types without a preflight request.
     """
     said = _header(scope, b"content-type") or ""
     if said.partition(";")[0].strip().lower() == "application/json":
@@ -362,7 +362,7 @@ def refuse_type(scope: Scope) -> Answer | None:
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
-    """Return the first header of that name."""
+    """Return the first header of that name, or None."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value.decode("latin-1"))
@@ -370,11 +370,11 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 
 async def _body(receive: Receive) -> bytes | Answer | None:
-    """Return the body, the refusal of it, or None where the client has gone."""
+    """Return the body, its refusal, or None if the client has disconnected."""
     body = b""
     try:
         async with asyncio.timeout(_BODY_S):
-            # A piece has a byte at least; many empty ones are no request.
+            # Every part has a byte or more, or a client could send empty ones for ever.
             for _ in range(MOST_REQUEST_BYTES + 1):
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -401,14 +401,14 @@ async def _answer(
     *,
     head: bool = False,
 ) -> None:
-    """Send an answer of JSON, or without a body where ``content`` is None.
+    """Send an answer of JSON, or without a body if ``content`` is None.
 
     Args:
         send: of the request.
         status: of HTTP.
         content: the JSON object.
-        more: headers.
-        head: send the headers alone.
+        more: further headers.
+        head: True to send the headers alone.
     """
     body = b""
     headers = [(b"cache-control", b"no-store"), *(more or ())]

@@ -1,4 +1,4 @@
-"""Statistics of several engine cores as those of one engine."""
+"""The merged statistics of several engine cores."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Final
 from sagellm_lifetime.vllm.published import COUNTS
 
 STALE_S: Final = 10.0
-"""Statistics older than this come from an engine core that does not write any more."""
+"""Age of statistics from which their engine core counts as stopped, seconds."""
 
 
 def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what ``GET /lifetime/stats`` answers: sums and means over all, and each for itself.
+    """Return the answer of ``GET /lifetime/stats``: sums and means over all, and each engine's.
 
     Args:
         engines: statistics of at least one engine core, checked
             (:func:`~sagellm_lifetime.vllm.published.parse_stats`).
-        unreadable: what is wrong with the statistics of others, which are in no sum.
+        unreadable: errors of damaged statistics, which are in no sum.
     """
     found: dict[str, Any] = {
         key: _common([engine.get(key) for engine in engines])
@@ -55,7 +55,7 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """What all say, or the different things that they say."""
+    """Return the common value, or the different values as one text."""
     different = list(dict.fromkeys(values))
     return different[0] if len(different) == 1 else ", ".join(map(str, different))
 

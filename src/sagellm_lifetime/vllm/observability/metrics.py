@@ -1,4 +1,4 @@
-"""Prometheus metrics: the statistics of every engine core, read when they are asked for.
+"""Prometheus metrics: the statistics of every engine core, read at each scrape.
 
 Prefix ``lifetime_predictor_``, base units, one label ``engine`` for the engine core and none per
 request.
@@ -59,14 +59,14 @@ class LifetimeCollector(Collector):
     """The metrics of all engine cores at one moment.
 
     Args:
-        state: folder the engine cores publish to.
+        state: folder of the engine cores' statistics.
     """
 
     def __init__(self, state: Path) -> None:
         self._published = read_published(state)
 
     def collect(self) -> Iterator[Metric]:
-        """All of them; a figure that an engine core does not know is left out."""
+        """Yield all metrics; a figure that an engine core does not have is left out."""
         engines = self._published.engines
         for name, (key, text) in _COUNTERS.items():
             yield _counter(name, text, [(each, each.get(key)) for each in engines])
@@ -74,7 +74,7 @@ class LifetimeCollector(Collector):
             yield _counter(name, text, [(each, each["sums"].get(key)) for each in engines])
         for name, (key, text) in _GAUGES.items():
             yield _gauge(name, text, [(each, each.get(key)) for each in engines])
-        # None for an engine core that is not to learn: a 0 is a learner that is not there.
+        # Left out for an engine core without learning, as a 0 means a missing learner.
         yield _gauge(
             "learner_running",
             "1 while a process is there that learns.",
@@ -103,9 +103,9 @@ def exposition(state: Path, names: Sequence[str], *, openmetrics: bool) -> bytes
     """Return the metrics as text, in the format of Prometheus or in OpenMetrics.
 
     Args:
-        state: folder the engine cores publish to.
-        names: of the samples that are wanted; empty for all.
-        openmetrics: whether in OpenMetrics, whose last line is ``# EOF``.
+        state: folder of the engine cores' statistics.
+        names: of the wanted samples; empty for all.
+        openmetrics: True for OpenMetrics, whose last line is ``# EOF``.
     """
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.openmetrics import exposition as openmetrics_exposition
@@ -124,7 +124,7 @@ def exposition(state: Path, names: Sequence[str], *, openmetrics: bool) -> bytes
 
 
 class _Collected(Collector):
-    """Metrics that were collected already."""
+    """A collector of metrics that are collected already."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
