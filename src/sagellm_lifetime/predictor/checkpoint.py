@@ -124,7 +124,7 @@ def _trial_requests() -> list[PredictionRequest]:
         {"model": "trial", "prefix_hashes": [1, 2]},
     ]
     return [
-        # Token ids are left out where text is given, since they would take precedence.
+        # Requests with generated text have no token ids, so that the text is read.
         PredictionRequest(
             f"trial-{i}-{age}",
             [] if "output_text" in prompt_features else list(range(20 + age)),
