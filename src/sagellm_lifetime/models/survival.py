@@ -21,7 +21,7 @@ _MOST_NODES: Final = 10**8
 
 
 class SurvivalModel(LengthModel):
-    """Residual life by levels: session → prompt length → max_length → client → model → all requests.
+    """Residual life: session → prompt length → max_length → client → model → all requests.
 
     Each level is shrunk towards the coarser one, by weights that are chosen by their past
     likelihood. It learns from every completion at once and needs no training; see
