@@ -1,11 +1,11 @@
-"""Files and folders that are written whole or not at all.
+"""Atomic writes of files and folders.
 
 New content is written under a random name beside its target, ``.NAME.RANDOM.tmp``, flushed to the
-disk and renamed. Its writer holds a lock on it until then, so that the next writer of the same
-target can tell what a killed writer left, and removes it, from what another writer is writing.
+disk and renamed. Its writer holds a lock on it until then. The next writer of the same target
+removes temporary files without a lock: their writers were killed.
 
 Modes: a file that replaces another keeps its mode; a new one follows the umask, or is readable by
-its owner only where it is ``private`` (records, states, content).
+its owner only if ``private`` (records, states, content).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside ``path``, to be filled and renamed; remove what is left of it.
+    """Make a folder beside ``path``, to be filled and renamed; remove it if it is still there.
 
     Only its owner can read the folder. Raise :class:`OSError` if it cannot be made.
     """
@@ -101,7 +101,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held_alone(path: Path) -> Iterator[bool]:
-    """Lock a file or folder for the block; yield True if nobody else holds it.
+    """Lock a file or folder for the block; yield True if no other process holds it.
 
     Yield False also if it is gone, another user's, or on a file system without locks.
     """

@@ -1,4 +1,4 @@
-"""The vectorised twin of :class:`LengthDistribution`: thousands of sequences at once.
+"""Vectorised form of :class:`LengthDistribution` for thousands of sequences at once.
 
 Its answers equal those of the scalar form to the last bit, because the operations are the same, in
 the same order. Exponentials are therefore computed one by one: those of NumPy differ from the

@@ -1,7 +1,7 @@
 """Checks of the arrays of a file: name, type, shape and range.
 
-A checkpoint can agree with its own checksum and still hold what no predictor ever learned. So each
-array is checked when a state is restored; what passes is safe to compute with.
+A checkpoint can agree with its own checksum and still hold impossible values. So each array is
+checked when a state is restored; an array that passes is safe to compute with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def checked(
 
     Args:
         state: arrays by name.
-        name: which one.
+        name: name of the array.
         dtype: the exact type, for instance ``np.float64``.
         shape: its shape; ``None`` stands for any length.
         low: smallest value allowed.

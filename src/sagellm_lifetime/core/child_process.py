@@ -1,4 +1,4 @@
-"""Running work in a process of its own, so that the engine's neither waits nor grows."""
+"""Command lines for work in a separate Python process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The tree of errors a caller can meet.
+"""Error classes of the package.
 
-Every message is one line with what was wrong and what to do. The command line prints it and
-exits with 2; a library user catches :class:`LifetimeError` for all of them.
+Every message is one line with the problem and the remedy. The command line prints it and exits
+with 2; a library user catches :class:`LifetimeError` for all of them.
 
     LifetimeError
     ├── RequestError (ValueError)        a prediction request or a completion that cannot be

@@ -1,4 +1,4 @@
-"""Optional dependencies: asked for before the work that needs them starts."""
+"""Checks for optional dependencies, made before the work that needs them starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require(module: str, what: str, extra: str) -> None:
 
     Args:
         module: top-level name.
-        what: what needs it, the beginning of the message.
+        what: the feature that needs it, the beginning of the message.
         extra: the extra of this package that installs it.
 
     >>> require("no_such_module", "a report", "report")
@@ -35,5 +35,5 @@ def require(module: str, what: str, extra: str) -> None:
 
 
 def require_plots(what: str = "a report with plots") -> None:
-    """Raise :class:`MissingExtraError` where nothing can be drawn."""
+    """Raise :class:`MissingExtraError` if matplotlib is not installed."""
     require("matplotlib", what, "report")

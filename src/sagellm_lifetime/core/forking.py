@@ -1,10 +1,10 @@
 """Keep objects consistent across ``os.fork``.
 
 ``os.fork`` copies memory, open files and only the thread that forks. A lock that another thread
-held stays locked in the child for ever, and what it guards may be half changed there. So before a
-fork the locks of all registered objects are taken, and released in both processes. A lock that is
-not free in time (a fit takes minutes) does not delay the fork; in the child its object is told that
-it is not whole.
+held stays locked in the child for ever, and the data that it guards may be half changed there. So
+before a fork the locks of all registered objects are taken, and released in both processes. A lock
+that is not free in time (a fit takes minutes) does not delay the fork; in the child the
+``_after_fork`` of its object is called with ``whole=False``.
 
 ``subprocess`` is not affected: it starts another program.
 """
@@ -20,7 +20,7 @@ from weakref import WeakSet
 from sagellm_lifetime.core.errors import LifetimeError
 
 PATIENCE_S: Final = 0.5
-"""Longest time that a fork waits for all locks together."""
+"""Longest time that a fork waits for all locks together, seconds."""
 
 
 class ForkAware(Protocol):
@@ -38,13 +38,13 @@ class ForkAware(Protocol):
 
 
 class _Forks:
-    """The objects that are told of a fork, and the locks that are held during one."""
+    """Registered objects, and the locks that are held during a fork."""
 
     def __init__(self) -> None:
         self._objects: WeakSet[ForkAware] = WeakSet()
         self._lock = Lock()
         self._held = local()
-        """Of the thread that forks: objects, their locks, and which locks it holds."""
+        """Per thread that forks: the objects, their locks, and True for each lock that it holds."""
         os.register_at_fork(
             before=self._before,
             after_in_parent=self._after_in_parent,
@@ -92,12 +92,12 @@ _forks: Final = _Forks()
 
 
 def register(item: ForkAware) -> None:
-    """Tell an object of every fork of this process, for as long as it lives."""
+    """Register an object for every later fork of this process; the reference is weak."""
     _forks.add(item)
 
 
 class Torn:
-    """The lock of an object that was half changed at the fork; taking it is an error."""
+    """Lock of an object that was half changed at the fork; taking it raises an error."""
 
     def __enter__(self) -> None:
         """Raise :class:`LifetimeError`."""
@@ -115,7 +115,7 @@ class Torn:
 
 
 class ClosedInChild:
-    """A file that forked children close, so that its lock (``flock``) is this process's alone.
+    """File that forked children close, so that its lock (``flock``) stays with this process.
 
     Args:
         file: an open file, unbuffered or flushed.

@@ -1,4 +1,4 @@
-"""The length grid every distribution of the project lives on.
+"""Length grid of all distributions.
 
 Edges are the integers up to 16 and then 12 per octave (a ratio of 1.06, so that "within 10 %" is
 resolved) up to 131,072 tokens. Bin ``k`` holds the lengths ``EDGES[k] < L <= EDGES[k + 1]``.

@@ -5,16 +5,16 @@ beyond ``n`` with probability ``exp(-F(x))``. In probabilities this is ``G(u) = 
 the level ``u = 1 - exp(-x)`` (Kuleshov et al. 2018, "Accurate uncertainties for deep learning using
 calibrated regression").
 
-``F`` is piecewise linear: in each segment the predicted hazard times one factor, which is what
-ended there over what should have (piecewise exponential model; Holford 1980, "The analysis of rates
-and of survivorship using log-linear models"). Behind the last knot the last factor goes on, so
-nothing underflows however far in the tail a sequence is.
+``F`` is piecewise linear: in each segment it grows by the predicted hazard times one factor, the
+ratio of observed to expected ends (piecewise exponential model; Holford 1980, "The analysis of
+rates and of survivorship using log-linear models"). The last factor also applies beyond the last
+knot, so nothing underflows in the far tail.
 
 A link is a float64 vector of ``LEVELS + 1`` numbers:
 
 * ``F`` at 0, at the levels 0.05, 0.10, … 0.95, and 1, 2, 4, … 64 of hazard behind that;
 * then of the first of these segments the share of ``F`` up to each decade of ``u``, and 1. (Shares,
-  so that all that happens below the level 0.05 is bounded by the one number ``F`` there.)
+  so that ``F`` below the level 0.05 is bounded by its value there.)
 
 ``IDENTITY`` means "already calibrated".
 """
@@ -202,7 +202,7 @@ def _threshold(curve: np.ndarray | None, q: float, lived: float) -> float:
 def lived(
     step: tuple[np.ndarray, np.ndarray], bins: tuple[np.ndarray, np.ndarray], censored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what ``N`` outcomes contribute to the factors.
+    """Return the contributions of ``N`` outcomes to the factors.
 
     A length is an integer, so an outcome covers a step of predicted hazard; it is spread over that
     step as predicted, uniform in probability. In the tail it is spread over its whole bin of the

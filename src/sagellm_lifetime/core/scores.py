@@ -1,4 +1,4 @@
-"""The running score of a predictor on its own completions."""
+"""Running scores of a predictor on its own completions."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 from sagellm_lifetime.core.protocol import MAX_DURATION_S
 
 DEFAULT_SECONDS_PER_TOKEN: Final = 0.02
-"""The specification's constant, used until something was learned."""
+"""Constant of the specification, used before the first completion."""
 _WINDOW: Final = 257
 """Newest completions of which the median is taken."""
 _ALL_MODELS: Final = ""
@@ -38,7 +38,7 @@ class _RollingMedian:
 
 
 class TokenTiming:
-    """``actual_time / actual_length``, as a rolling median per model and over all models.
+    """Rolling medians of ``actual_time / actual_length``, per model and over all models.
 
     The time runs from arrival to finish, so it includes waiting and prefill, as an engine reports
     it; the median is not moved by stragglers and clock jumps.
@@ -85,7 +85,7 @@ class TokenTiming:
         return {**ratios, **{key: list(median.recent) for key, median in self._by_model.items()}}
 
     def restore(self, state: dict[str, list[float]]) -> None:
-        """Replace what was learned with a :meth:`state`, whose order counts.
+        """Replace the learned ratios with a :meth:`state`; its order is that of the updates.
 
         Raises:
             ValueError: impossible seconds per token, or a model without any.

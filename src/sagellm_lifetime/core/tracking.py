@@ -1,7 +1,7 @@
-"""What was known when a prediction was made, kept until the completion comes.
+"""Tracking of running sequences: the evidence and answers of each, from admission to completion.
 
-``update`` carries no features, so the evidence behind a prediction waits here, joined by sequence
-id: bounded in number, expiring in time. The caller holds the lock.
+``update`` carries no features, so the evidence behind a prediction is kept here under the sequence
+id. The number of sequences is bounded, and idle ones expire. The caller holds the lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.values import as_option, as_seconds_option
 
 MOST_TRACKED: Final = 10**8
-"""No machine has the memory for more: each takes 1 kB and more."""
+"""Upper limit of ``capacity``; each sequence takes 1 kB or more, so memory ends before."""
 
 
 @dataclass(slots=True)
@@ -29,15 +29,19 @@ class Tracked:
     """One running sequence.
 
     Attributes:
-        slot: its row in :attr:`Tracker.rows`.
-        evidence: what the predictor derived from the request; opaque here.
-        age: largest ``current_length`` seen.
-        cap: ``max_length`` as it was said last.
-        first_age, estimate, confidence: the first prediction, which the metrics score.
-        asked: ages at which new evidence came, ascending.
-        answers: the row that followed from each, until the next.
-        version: state of the predictor when the row was computed.
-        prior: whether nothing had been learned then.
+        slot: index of its row in :attr:`Tracker.rows`.
+        evidence: evidence that the model derived from the request; opaque here.
+        age: largest ``current_length`` seen, tokens.
+        seen: clock time of the last prediction, seconds.
+        first_age: age at admission, tokens.
+        asked: ages at which new evidence came, ascending, tokens.
+        answers: the row computed from the evidence at each of these ages.
+        estimate: total length that the first prediction gave, tokens; -1 before it. The metrics
+            score it.
+        confidence: confidence of the first prediction.
+        version: version of the predictor for which the row was computed.
+        cap: the latest ``max_length``, tokens; ``None`` for none.
+        prior: True if the model had learned nothing when the row was computed.
     """
 
     slot: int
@@ -55,9 +59,17 @@ class Tracked:
 
 
 class Tracker:
-    """Bounded, expiring map from sequence id to :class:`Tracked`, rows in one matrix.
+    """Bounded, expiring map from sequence id to :class:`Tracked`, with all rows in one matrix.
 
     ``admitted = completed + censored + running + expired + replaced + discarded`` always holds.
+
+    Args:
+        capacity: maximum number of sequences.
+        expire_after: seconds without a prediction after which a sequence may be dropped.
+        clock: monotonic clock, seconds.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
     """
 
     def __init__(
@@ -69,7 +81,7 @@ class Tracker:
         self.capacity = as_option("capacity", capacity, 1, MOST_TRACKED)
         self.expire_after = as_seconds_option("expire_after", expire_after)
         self.bounded = True
-        """Whether sequences are forgotten for their number or age."""
+        """True if sequences are dropped when there are too many, or when they expire."""
         self.rows = np.zeros((64, ROW), dtype=np.float32)
         self.caps = np.full(64, UNCAPPED, dtype=np.int64)
         self.admitted = self.expired = self.replaced = self.discarded = 0
@@ -77,7 +89,7 @@ class Tracker:
         self._free = list(range(63, -1, -1))
         self._items: OrderedDict[SequenceId, Tracked] = OrderedDict()
         self._slots: dict[SequenceId, int] = {}
-        """Of the same sequences, for the array form."""
+        """Slots by sequence id, for look-ups of many ids at once."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -92,13 +104,13 @@ class Tracker:
         """Return the tracked sequence, or ``None`` if there is none of that id and age.
 
         Ages never decrease, so a smaller age means the id was used again for a new sequence.
-        Nothing changes: that is for :meth:`grown` and :meth:`admit`.
+        Nothing is changed here; see :meth:`grown` and :meth:`admit`.
         """
         item = self._items.get(sequence_id)
         return None if item is None or age < item.age else item
 
     def grown(self, sequence_id: SequenceId, item: Tracked, age: int, cap: int | None) -> None:
-        """Note that a tracked sequence was asked about, at its age and under its cap."""
+        """Record the age, cap and time of a new prediction of a tracked sequence."""
         item.age = age
         item.seen = self._clock()
         self._items.move_to_end(sequence_id)
@@ -106,7 +118,7 @@ class Tracker:
             self._set_cap(item, cap)
 
     def has_room(self, count: int) -> bool:
-        """Return whether ``count`` sequences can be admitted and none has to make room."""
+        """Return True if ``count`` sequences can be admitted without dropping any."""
         if not count or not self.bounded:
             return True
         if len(self._items) + count > self.capacity:
@@ -115,9 +127,10 @@ class Tracker:
         return oldest is None or self._clock() - oldest.seen <= self.expire_after
 
     def admit(self, sequence_id: SequenceId, evidence: Any, age: int, cap: int | None) -> Tracked:
-        """Start to track; sequences not seen for ``expire_after`` seconds make room first.
+        """Start to track a sequence, and return it.
 
-        A sequence of the same id is dropped and counted as replaced.
+        Sequences not seen for ``expire_after`` seconds are dropped, and the oldest where the
+        tracker is full. A sequence of the same id is dropped and counted as replaced.
         """
         if sequence_id in self._slots:
             self._drop(sequence_id)
@@ -140,7 +153,11 @@ class Tracker:
         return item
 
     def set_row(self, item: Tracked, row: np.ndarray) -> None:
-        """Keep the row of a sequence; from the first wide one on all rows are wide.
+        """Store the row of a sequence; the first wide row makes all rows wide.
+
+        Args:
+            item: the tracked sequence.
+            row: cumulative hazards, shape ``(ROW,)`` or ``(WIDE,)``.
 
         Raises:
             LifetimeError: a row of another length.
@@ -159,18 +176,21 @@ class Tracker:
             )
 
     def take(self, sequence_id: SequenceId) -> Tracked | None:
-        """Remove and return; ``None`` for an unknown id. The slot's row stays until reused."""
+        """Remove and return a sequence, or ``None`` for an unknown id.
+
+        The row of its slot stays until the slot is used again.
+        """
         return self._drop(sequence_id)
 
     def slots(self, sequence_ids: Sequence[SequenceId]) -> np.ndarray:
-        """Return the rows of tracked sequences.
+        """Return the slots of ``N`` tracked sequences, int64 of shape ``(N,)``.
 
         Raises:
-            UnknownSequenceError: one is not tracked.
+            UnknownSequenceError: a sequence is not tracked.
         """
         try:
-            found = map(self._slots.__getitem__, sequence_ids)
-            return np.fromiter(found, np.int64, len(sequence_ids))
+            slots = map(self._slots.__getitem__, sequence_ids)
+            return np.fromiter(slots, np.int64, len(sequence_ids))
         except KeyError as error:
             raise UnknownSequenceError(
                 f"sequence {shown(error.args[0])} is not tracked: ask predict() about it first"

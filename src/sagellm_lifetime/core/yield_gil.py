@@ -1,4 +1,4 @@
-"""Letting other threads have the GIL between two pieces of work, beside an engine's thread."""
+"""Release of the GIL between two pieces of work, for threads beside an engine's."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What is learned of lengths: evidence in, cumulative hazards out.
+"""Base of the length models: evidence in, cumulative hazards out.
 
     request → observe → evidence → hazards → rows
                   absorb ↺ (new tokens)        completion → learn
 
-A model knows no sequence ids, no lock, no metrics, no calibration, no files and no tracking of
-running sequences: all that is the :class:`~sagellm_lifetime.predictor.base.Predictor` around it.
+A model has no sequence ids, lock, metrics, calibration, files or tracking of running sequences: the
+:class:`~sagellm_lifetime.predictor.base.Predictor` around it has them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     import polars as pl
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the share that is done."""
+"""Function of the name of the current step and the share done, 0 to 1."""
 _LARGEST_SEED = 2**63 - 1
 
 
 class Feedback(NamedTuple):
-    """One ended sequence, joined to what was known about it.
+    """One finished sequence with its evidence.
 
     Attributes:
-        evidence: what :meth:`LengthModel.observe` returned, and :meth:`LengthModel.absorb` since.
-        length: tokens generated, at least so many if censored.
-        censored: whether the length is only a lower bound (a cap, an abort, an error).
-        replayed: whether it comes from a history or a trial and not from service; a network takes
+        evidence: the newest evidence that :meth:`LengthModel.observe` or :meth:`LengthModel.absorb`
+            returned for it.
+        length: generated tokens; a lower bound of the length if censored.
+        censored: True if the length is only a lower bound (a cap, an abort, an error).
+        replayed: True if it comes from a history or a trial and not from service; a network takes
             no gradient steps for it.
     """
 
@@ -47,7 +48,7 @@ class Feedback(NamedTuple):
 
 
 class LengthModel(ABC):
-    """What is learned of the lengths of answers, apart from who asks.
+    """Model of the lengths of answers, without the bookkeeping of sequences.
 
     A subclass needs a ``name`` and four methods: :meth:`hazards`, :meth:`learn`, :meth:`state` and
     :meth:`restore`. A :class:`~sagellm_lifetime.Predictor` around it does the rest.
@@ -83,43 +84,47 @@ class LengthModel(ABC):
     """
 
     name: ClassVar[str]
-    """By which it is registered and its checkpoints are known."""
+    """Name under which it is registered, and which its checkpoints hold."""
     context: ClassVar[tuple[str, ...]] = ()
-    """What it wants to be shown of recent traffic: ``"conversations"`` and ``"recent"``, see
+    """Parts of the recent traffic that it needs: ``"conversations"``, ``"recent"`` or both, see
     :class:`~sagellm_lifetime.models.context.Context`."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.options: dict[str, Any] = {"seed": as_option("seed", seed, 0, _LARGEST_SEED)}
-        """Arguments of the constructor, for checkpoints: a subclass adds its own, as JSON knows
-        them. No content and no ids."""
+        """Arguments of the constructor as JSON values, for checkpoints; a subclass adds its own.
+        No content and no ids."""
         self.lessons = 0
-        """Sequences it has learned from, those of a fit included; its predictor counts."""
+        """Number of completions learned, those of a fit included; its predictor counts them."""
 
     # -- predicting --------------------------------------------------------------------------
 
     def observe(self, request: ObservedRequest) -> Evidence:
-        """Return what to keep of a request that is asked about for the first time.
+        """Return the evidence to keep of a request at its first prediction.
 
-        Changes nothing: the request may be refused yet.
+        Changes nothing, since the request may still be refused.
 
         Raises:
-            RequestError: it cannot be used.
+            RequestError: the request cannot be used.
         """
         return Evidence(request.features, request.session)
 
     def absorb(self, evidence: Any, request: PredictionRequest) -> Evidence | None:
-        """Return new evidence where a later request brings some, and the hazards change with it.
+        """Return new evidence if a later request of a sequence changes its hazards, else ``None``.
 
-        Returns ``None`` where the hazards stay as they are. Changes neither the model nor
-        ``evidence``: the request, or another of its batch, may be refused yet.
+        Changes neither the model nor ``evidence``, since the request, or another of its batch, may
+        still be refused.
+
+        Args:
+            evidence: evidence so far.
+            request: the later request of the same sequence.
 
         Raises:
-            RequestError: it cannot be used.
+            RequestError: the request cannot be used.
         """
         return None
 
     def check(self, request: ObservedRequest) -> None:
-        """Raise what :meth:`observe` or :meth:`absorb` could raise of a request; change nothing."""
+        """Raise any error that :meth:`observe` or :meth:`absorb` could raise; change nothing."""
         self.observe(request)
 
     @abstractmethod
@@ -127,17 +132,19 @@ class LengthModel(ABC):
         """Return the cumulative hazards of the total length, one row per piece of evidence.
 
         Each row is float32 of shape ``(BINS + 1,)`` over the grid of ``core.grid``, starts at 0 and
-        never falls; ``core.hazard`` makes rows (``log_logistic``, ``from_steps``). A row with exact
-        lengths is longer (``hazard.WIDE``). Rows are kept, so they must not change afterwards.
+        never decreases; ``core.hazard`` makes rows (``log_logistic``, ``from_steps``). A row with
+        exact lengths is longer (``hazard.WIDE``). Rows are stored by the caller, so they must not
+        be written to afterwards.
 
-        Nothing is learned here; what is noted in the evidence must not change the hazards.
+        Nothing is learned here. A model may note values for :meth:`learn` in the evidence, but
+        they must not change the hazards.
         """
 
     # -- learning ----------------------------------------------------------------------------
 
     @abstractmethod
     def learn(self, feedback: Feedback) -> None:
-        """Learn from one ended sequence."""
+        """Learn from one finished sequence."""
 
     def fit(
         self,
@@ -151,58 +158,57 @@ class LengthModel(ABC):
         By default each row of ``older`` is learned by :meth:`learn`.
 
         Args:
-            older: what to learn from.
-            newest: will be replayed through ``predict`` and ``update`` afterwards, so it is not to
-                be learned; a network may use it to decide when to stop training.
-            context: empty; afterwards it must know all of ``older`` (see
+            older: rows to learn from.
+            newest: rows that the caller will replay through ``predict`` and ``update``, so they
+                must not be learned; a network may use them to decide when to stop training.
+            context: an empty context; on return it must have learned all of ``older`` (see
                 ``models.history_rows.completions``) and nothing of ``newest``.
-            progress: to be called with what is being done and the share done, or ``None``.
+            progress: called with the name of the current step and the share done, or ``None``.
         """
         from sagellm_lifetime.models.history_rows import completions
 
         for observed, length, censored in completions(older, context, progress):
             self.learn(Feedback(self.observe(observed), length, censored, replayed=True))
 
-    # -- what is known -----------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------
 
     @abstractmethod
     def state(self) -> Arrays:
-        """Return what was learned: float64, float32, int64, int32 or bool arrays by name.
+        """Return the learned state: float64, float32, int64, int32 or bool arrays by name.
 
-        They hold no content, no ids of sequences, sessions or clients, and no token ids.
+        The arrays hold no content, no ids of sequences, sessions or clients, and no token ids.
         """
 
     @abstractmethod
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned with a :meth:`state`; called on a new model.
+        """Replace the learned state with a :meth:`state`; called on a new model.
 
-        The arrays may come from a file that somebody wrote: check names, types, shapes and ranges
+        The arrays may come from an untrusted file: check names, types, shapes and ranges
         (``core.checked``). They may be kept, but not written to.
 
         Raises:
-            ValueError: arrays that do not fit, or hold what none can have learned.
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
 
     def counts(self) -> dict[str, Any]:
-        """Return what else ``get_metrics`` is to tell; numbers by name."""
+        """Return further numbers by name for ``get_metrics``."""
         return {}
 
-    # -- its place ---------------------------------------------------------------------------
+    # -- replacement -------------------------------------------------------------------------
 
     def new(self) -> Self:
-        """Return an unfitted model with the same options, sharing nothing."""
+        """Return an unfitted model with the same options, which shares nothing with this one."""
         return type(self)(**self.options)
 
     def successor(self) -> Self:
-        """Return an unfitted model that is to take the place of this one, which may share with it
-        what is costly to build."""
+        """Return an unfitted model to replace this one; it may share costly objects with it."""
         return self.new()
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to do
-        """Build beforehand what is costly, for successors will soon come often."""
+        """Build costly objects in advance, before successors are made every few seconds."""
 
     def release(self) -> None:  # noqa: B027 - most have nothing to do
-        """Free what is large, in pieces: nobody uses the model any more."""
+        """Free large objects in pieces; called when the model is no longer used."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
@@ -214,9 +220,9 @@ class LengthModel(ABC):
 
 
 def _rebuilt(
-    kind: type[LengthModel], options: dict[str, Any], state: Arrays, lessons: int
+    model_class: type[LengthModel], options: dict[str, Any], state: Arrays, lessons: int
 ) -> LengthModel:
-    model = kind(**options)
+    model = model_class(**options)
     model.restore({key: np.array(value) for key, value in state.items()})
     model.lessons = lessons
     return model

@@ -1,4 +1,4 @@
-"""The specification's moving average by ``max_length``, with its faults repaired."""
+"""Moving average by ``max_length``, as in the specification but with its faults repaired."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ _PRIOR_SHARE: Final = 0.8
 class BaselineModel(LengthModel):
     """Moving average of the lengths seen for the same ``max_length``, rounded down to tens.
 
-    Repaired against the specification: completions go to the bucket of the ``max_length`` that was
-    asked for (it filed them under the length they turned out to have), the metrics are filled,
-    time is learned, and the average becomes a distribution with the spread of the window. A bucket
-    without history uses the average of all buckets; without any, 80 % of ``max_length``. Aborted
-    sequences are left out of the average; capped ones count at their cap.
+    Repaired against the specification: completions go to the bucket of their ``max_length`` (the
+    specification uses that of their actual length), the metrics are filled, time is learned, and
+    the average becomes a distribution with the spread of the window. A bucket without history uses
+    the average of all buckets; without any, 80 % of ``max_length``. Aborted sequences are left out
+    of the average; capped ones count at their cap.
 
     Args:
         window_size: completions averaged per bucket.
+        options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
     """
 
     name = "baseline"
@@ -45,11 +49,11 @@ class BaselineModel(LengthModel):
         super().__init__(**options)
         self.options["window_size"] = as_option("window_size", window_size, 1, _LARGEST_WINDOW)
         self._windows: OrderedDict[int, deque[int]] = OrderedDict()
-        """By bucket, least recently updated first."""
+        """Lengths in tokens by bucket, least recently updated first."""
 
     def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
         """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
-        return np.stack([self._row(each) for each in evidence])
+        return np.stack([self._row(one) for one in evidence])
 
     def _row(self, evidence: Evidence) -> np.ndarray:
         cap = evidence.features.max_length
@@ -64,7 +68,7 @@ class BaselineModel(LengthModel):
         return hazard.log_logistic(mean, max(share * spread + (1 - share) * PRIOR_LOG_SD, 0.02))
 
     def learn(self, feedback: Feedback) -> None:
-        """Learn from one ended sequence."""
+        """Learn from one finished sequence."""
         cap = feedback.evidence.features.max_length
         if feedback.censored and (cap is None or feedback.length < cap):
             return
@@ -76,26 +80,28 @@ class BaselineModel(LengthModel):
             self._windows.popitem(last=False)
 
     def state(self) -> Arrays:
-        """Return what was learned."""
+        """Return the windows by bucket, and their order."""
         windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
         return {**windows, ORDER: ranks(windows)}
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        """Replace the windows. Raises :class:`ValueError` for arrays that do not fit."""
         size = self.options["window_size"]
         windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
         windows = in_order(windows, state.get(ORDER))
         buckets = checked_keys(windows, _EVERY, _LARGEST_BUCKET)
-        found = [checked(windows, name, np.int64, (None,), 0, _LONGEST) for name in windows]
-        if len(found) > _MAX_BUCKETS or not all(1 <= len(each) <= size for each in found):
+        lengths = [checked(windows, name, np.int64, (None,), 0, _LONGEST) for name in windows]
+        sizes = [len(window) for window in lengths]
+        if len(sizes) > _MAX_BUCKETS or not all(1 <= count <= size for count in sizes):
             raise ValueError(f"more than {_MAX_BUCKETS} windows, or one of other than 1 to {size}")
         self._windows = OrderedDict(
             (bucket, deque(window.tolist(), maxlen=size))
-            for bucket, window in zip(buckets, found, strict=True)
+            for bucket, window in zip(buckets, lengths, strict=True)
         )
 
 
 _EVERY: Final = -2
+"""Bucket of all completions."""
 
 
 def _bucket(max_length: int | None) -> int:

@@ -1,7 +1,7 @@
-"""Recent traffic: what a model may know of a request beside the request itself.
+"""Recent traffic around a request: conversations, and the last completions of session and client.
 
-It moves with every completion, on the engine's thread, in a few microseconds. It therefore belongs
-to the predictor, not to the model: a model that is swapped in finds it as it is.
+It is updated by every completion, on the engine's thread, in a few microseconds. It therefore
+belongs to the predictor and not to the model, and stays as it is when the model is swapped.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from sagellm_lifetime.features.conversations import Conversations
 from sagellm_lifetime.features.request import RequestFeatures, read_request
 
 CONVERSATIONS: Final = "conversations"
-"""Tell sessions from shared prompt blocks, where a request names none."""
+"""Part that infers sessions from shared prompt blocks, for requests that name none."""
 RECENT: Final = "recent"
-"""Remember the last completions of each session and client."""
+"""Part that holds the last completions of each session and client."""
 
 
 class ObservedRequest(NamedTuple):
-    """A request that is asked about for the first time, and what is known around it.
+    """Request at its first prediction, with its context.
 
     Attributes:
-        request: as the engine gave it. It may change later, so keep no reference to it.
-        features: what it says, checked and in plain types.
+        request: the request of the engine. It may change later, so keep no reference to it.
+        features: its features, checked and in plain types.
         session: key of its session or conversation, 0 for none.
-        recent: the last completions of its session and client; nothing for a model that does not
-            ask for them (``LengthModel.context``). It may change later, too.
+        recent: the last completions of all sessions and clients; empty if the model does not need
+            them (``LengthModel.context``). It may change later, too.
     """
 
     request: PredictionRequest
@@ -40,20 +40,20 @@ class ObservedRequest(NamedTuple):
 
 
 class Context:
-    """Conversations and recent completions, as far as a model asks for them.
+    """Conversations and recent completions, as far as a model needs them.
 
     Args:
         parts: any of :data:`CONVERSATIONS` and :data:`RECENT`.
 
     Raises:
-        RequestError: another part.
+        RequestError: an unknown part.
     """
 
     def __init__(self, parts: Collection[str] = ()) -> None:
-        odd = sorted(set(parts) - {CONVERSATIONS, RECENT})
-        if odd:
+        unknown = sorted(set(parts) - {CONVERSATIONS, RECENT})
+        if unknown:
             raise RequestError(
-                f"no such context: {odd[0]!r}, only {CONVERSATIONS!r} and {RECENT!r}"
+                f"no such context: {unknown[0]!r}, only {CONVERSATIONS!r} and {RECENT!r}"
             )
         self.parts = tuple(parts)
         self._has_recent = RECENT in parts
@@ -61,40 +61,47 @@ class Context:
         self.recent = RecentCompletions()
 
     def observe(self, request: PredictionRequest) -> ObservedRequest:
-        """Return a request with what is known around it; changes nothing.
+        """Return a request with its features and context; change nothing.
 
         Raises:
             RequestError: its features cannot be read.
         """
         features = read_request(request)
-        key = self._conversations
-        session = features.session_key if key is None else key.key(features)
+        conversations = self._conversations
+        session = features.session_key if conversations is None else conversations.key(features)
         return ObservedRequest(request, features, session, self.recent)
 
     def learn(
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
     ) -> None:
-        """Note a completion of ``length`` tokens (at least so many if censored)."""
+        """Record a completion.
+
+        Args:
+            features: features of its request.
+            session: key of its session or conversation, 0 for none.
+            length: generated tokens; a lower bound if censored.
+            censored: True if the length is only a lower bound.
+        """
         if self._conversations is not None:
             self._conversations.learn(features)
         if self._has_recent:
             self.recent.learn(features, session, length, censored=censored)
 
     def state(self) -> Arrays:
-        """Return what is remembered, as arrays that :meth:`restore` takes."""
-        found: Arrays = {}
+        """Return conversations and recent completions as arrays for :meth:`restore`."""
+        arrays: Arrays = {}
         if self._conversations is not None:
             state = self._conversations.state()
-            found |= {f"{CONVERSATIONS}.{key}": value for key, value in state.items()}
+            arrays |= {f"{CONVERSATIONS}.{key}": value for key, value in state.items()}
         if self._has_recent:
-            found |= {f"{RECENT}.{key}": value for key, value in self.recent.state().items()}
-        return found
+            arrays |= {f"{RECENT}.{key}": value for key, value in self.recent.state().items()}
+        return arrays
 
     def restore(self, state: Arrays) -> None:
-        """Replace what is remembered with a :meth:`state`; other arrays are passed over.
+        """Replace conversations and recent completions with a :meth:`state`; ignore other arrays.
 
         Raises:
-            ValueError: arrays that do not fit, or hold what cannot be.
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
         if self._conversations is not None:
             self._conversations.restore(part(state, f"{CONVERSATIONS}."))
@@ -102,7 +109,7 @@ class Context:
             self.recent.restore(part(state, f"{RECENT}."))
 
     def without(self, state: Arrays) -> Arrays:
-        """Return those of ``state`` that are not of this context."""
+        """Return the arrays of ``state`` that are not of this context."""
         prefixes = tuple(f"{name}." for name in self.parts)
         if not prefixes:
             return state

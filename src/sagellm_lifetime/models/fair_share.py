@@ -1,13 +1,14 @@
-"""Fair shares: what all clients have in common learns from clients, not from requests.
+"""Fair shares: state that is common to all clients learns from each client by a bounded part.
 
-One client at ten times everybody's rate would own whatever is counted by request: the counts of all
-requests, the effect of a prompt length, the calibration. So a completion counts there only while
-its client's part of what was accepted lately is at most a fair share: twice an even share of all
-clients, or 15 %, whichever is more. What is the client's own (nodes below its name) always counts.
+Counted by request, one client at ten times the rate of the others would dominate all common state:
+the counts of all requests, the effect of a prompt length, the calibration. So a completion is
+accepted there only while its client's part of the recently accepted ones is at most a fair share:
+twice an even share of all clients, or 25 %, whichever is more. State of the client alone (nodes
+below its name) learns from all its completions.
 
-Clients with fewer than eight completions share one account, and so does whatever names no client:
-a new name for every request buys nothing. Nothing here is random, and time is counted in
-completions, so equal calls give equal answers.
+Clients with fewer than eight completions share one account with requests that name no client, so
+that a new name for every request gives no larger share. Nothing here is random, and time is counted
+in completions, so equal calls give equal answers.
 """
 
 from __future__ import annotations
@@ -22,35 +23,41 @@ from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 
 LEAST_SHARE: Final = 0.25
-"""Share of what was accepted that every client may have. With 15 % the busiest clients of an
+"""Share of the accepted completions that every client may have. With 15 % the busiest clients of an
 ordinary trace, at a sixth of it and in bursts, are cut off: 2 % in MAE."""
 _EVEN_SHARES: Final = 2.0
+"""Fair share of a client, in even shares of all clients."""
 _ESTABLISHED: Final = 8
-"""Completions from which on a client has an account of its own."""
+"""Completions from which on a client has its own account."""
 _OLD: Final = 64
-"""Completions after which a client is known so well that what he did not do before is a change."""
+"""Completions from which on a client's behaviour is known well enough to detect a change."""
 _MEMORY: Final = 256
 """Accepted completions after which an account is halved."""
 _MEMORY_OF_NEW: Final = 64
-"""The same of the account of all that are new: it is idle for long, and all names are free.
+"""The same for the account of new clients, which any number of names may use.
 (With 64 for every account the ordinary bursts of clients would be cut off: 3 % in MAE.)"""
 _SLACK: Final = 2
-"""Completions beyond its share that an account may have: the first ones."""
+"""Completions that an account may have beyond its share, so that its first ones are accepted."""
 _MOST_REFUSED: Final = 255
-"""Completions refused in a row; the next one counts. So what is common to all is never frozen
-where everybody whom it was learned from has gone."""
+"""Maximum number of completions refused in a row; the next one is accepted. So the common state
+still learns after all the clients that it was learned from have left."""
 _MOST_CLIENTS: Final = 1024
 _MOST_NEW: Final = 4096
 _TRIES: Final = 8
-"""Of the least recently used, how many are compared before one is evicted."""
+"""Number of least recently used entries that are compared before one is evicted."""
 _SHARED: Final = 0
-"""Key of the account of all clients that are new, or not named."""
+"""Key of the account of new clients, and of requests that name none."""
 
 
 def lightest_of(entries: OrderedDict[int, Any], weight: Callable[[Any], float]) -> int:
-    """Return the key of the lightest of the entries unused longest; the others become the newest.
+    """Return the key of the lightest of the ``_TRIES`` least recently used entries.
 
-    That is a second chance for those with a history, and costs the same however many there are.
+    The other compared entries become the most recently used, as a second chance for entries with
+    a history. The cost does not depend on the number of entries.
+
+    Args:
+        entries: entries by key, least recently used first.
+        weight: function of an entry.
     """
     oldest = []
     for key in entries:
@@ -65,30 +72,31 @@ def lightest_of(entries: OrderedDict[int, Any], weight: Callable[[Any], float]) 
 
 
 class FairShares:
-    """Accounts of clients: how much of what was lately accepted came from each.
+    """Accounts of clients: the part of each in the recently accepted completions.
 
-    A client's part is measured since it came, or over the last completions accepted, so that
-    nobody has saved up a burst by coming late or by keeping quiet.
+    A client's part is measured since its first completion, at most over the last :data:`_MEMORY`
+    accepted ones. So a client that comes late or pauses gets no larger share.
     """
 
     def __init__(self) -> None:
         self._accounts: OrderedDict[int, list[int]] = OrderedDict({_SHARED: [0, 0, 0]})
-        """Of established clients, least recently seen first: completions, those accepted lately,
-        and the count of all accepted from which on they are counted."""
+        """Accounts of established clients, least recently seen first: completions, recently
+        accepted ones, and the value of ``_total`` at which the recent ones begin."""
         self._new: OrderedDict[int, int] = OrderedDict()
         """Completions of clients that are not established yet, least recently seen first."""
         self._total = 0
+        """Accepted completions of all clients."""
         self._refused = 0
         """Completions refused since one was accepted."""
 
     def is_established(self, client: int) -> bool:
-        """Return whether a client has an account of its own."""
+        """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
 
     def is_old(self, client: int) -> bool:
-        """Return whether a client has been there long enough for a change to be a change.
+        """Return True if a client has enough completions to detect a change in its behaviour.
 
-        What names no client is one only where nobody is named.
+        Requests without a client count as one client only if no client is named at all.
         """
         if client == _SHARED:
             return len(self._accounts) == 1
@@ -99,7 +107,7 @@ class FairShares:
         """Count one completion of a client (its key, 0 for none).
 
         Returns:
-            Whether it counts for all.
+            True if the completion is accepted for the common state.
         """
         accounts = self._accounts
         account = accounts.get(client)
@@ -114,8 +122,8 @@ class FairShares:
             since >>= 1
             account[1] >>= 1
             account[2] = self._total - since
-        # Names that came a few times are clients to those with an account of their own. To each
-        # other they are one, as they may be: more names never make a larger share.
+        # For an established client every new name counts as a client. For the shared account all
+        # new names are one client, so that more names never make a larger share.
         others = len(accounts) - 1
         clients = 1 + others if account is accounts[_SHARED] else others + len(self._new)
         share = max(_EVEN_SHARES / clients, LEAST_SHARE)
@@ -128,7 +136,7 @@ class FairShares:
         return True
 
     def _count_new(self, client: int) -> list[int]:
-        """Count a client without an account; return the account that pays for it."""
+        """Count a client without an account; return the account to charge."""
         seen = self._new.pop(client, 0) + 1
         if seen < _ESTABLISHED:
             if len(self._new) >= _MOST_NEW:
@@ -142,9 +150,10 @@ class FairShares:
         return account
 
     def _make_room(self, seen: int) -> bool:
-        """Evict the lightest of the accounts unused longest, if it is no heavier than ``seen``.
+        """Evict the lightest of the least recently used accounts; return True if that was done.
 
-        If it is, it is halved for the next time, so that nobody stays for ever.
+        An account with more than ``seen`` completions is halved instead, so that it is evicted
+        later.
         """
         accounts = self._accounts
         accounts.move_to_end(_SHARED)
@@ -175,25 +184,25 @@ class FairShares:
         """Replace the accounts with a :meth:`state`.
 
         Raises:
-            ValueError: arrays that do not fit, or hold what cannot have been counted.
+            ValueError: an array is missing, of another type or shape, or holds impossible counts.
         """
         accounts = checked(state, "accounts", np.int64, (None, 4), 0, MOST)
         new = checked(state, "new", np.int64, (None, 2), 0, MOST)
         refused = checked_count(state, "refused")
-        # Counted from the start of what is restored: only differences matter.
-        found = OrderedDict(
+        # The total starts again at 0, since only differences to it are used.
+        restored = OrderedDict(
             (key, [seen, part, -since]) for key, seen, part, since in accounts.tolist()
         )
         fresh: OrderedDict[int, int] = OrderedDict(new.tolist())
-        if not len(found) == len(accounts) <= _MOST_CLIENTS + 1 or _SHARED not in found:
+        if not len(restored) == len(accounts) <= _MOST_CLIENTS + 1 or _SHARED not in restored:
             raise ValueError("'accounts' names a client twice, too many, or not the shared one")
         if (accounts[:, 2] > np.minimum(accounts[:, 1], accounts[:, 3])).any():
             raise ValueError("'accounts' accepted more than there was")
-        if not len(fresh) == len(new) <= _MOST_NEW or fresh.keys() & found.keys():
+        if not len(fresh) == len(new) <= _MOST_NEW or fresh.keys() & restored.keys():
             raise ValueError("'new' names a client twice, or too many")
         if len(new) and not (new[:, 1].min() >= 1 and new[:, 1].max() < _ESTABLISHED):
             raise ValueError("'new' holds a client that is not new, or none")
         if refused > _MOST_REFUSED:
             raise ValueError("'refused' more in a row than are refused")
-        self._accounts, self._new, self._refused = found, fresh, refused
+        self._accounts, self._new, self._refused = restored, fresh, refused
         self._total = 0

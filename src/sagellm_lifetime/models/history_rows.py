@@ -1,4 +1,4 @@
-"""Passing over the rows of a history one after another, as a model learns from it in bulk."""
+"""Iteration over the rows of a history, for models that learn from it in bulk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 def completions(
     frame: pl.DataFrame, context: Context, progress: Callable[[str, float], None] | None
 ) -> Iterator[tuple[ObservedRequest, int, bool]]:
-    """Yield each row as a request, its length in tokens, and whether that is only a lower bound.
+    """Yield each row as a request, its length in tokens, and True if that is only a lower bound.
 
-    ``context`` learns each row after it was yielded.
+    Args:
+        frame: checked rows, in time order.
+        context: learns each row after it was yielded.
+        progress: called with the name of the step and the share done; ``None`` for no calls.
     """
     lengths, open_ended = frame["actual_length"].to_list(), censored(frame).tolist()
     requests = HistoryRequests(frame)

@@ -1,7 +1,7 @@
-"""Linear regression on prompt features: what the specification describes as FastServe's.
+"""Linear regression on prompt features, which the specification calls FastServe's predictor.
 
-The cited paper (Wu et al., arXiv 2305.05920) schedules by skip-join queues on the prompt length
-and predicts no output lengths; this is the predictor the specification describes under its name.
+The cited paper (Wu et al., arXiv 2305.05920) schedules by skip-join queues on the prompt length and
+predicts no output lengths; this is the predictor that the specification describes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _PRIOR_WEIGHT: Final = 4.0
 class LinearModel(LengthModel):
     """Ridge regression of ``log L`` on prompt features, with slow forgetting.
 
-    The normal equations are kept and solved when asked: the recursive form saves the solution of
-    an 8 x 8 system and lost its footing on inputs that hardly vary (dev/LOG.md). The spread of the
-    residuals becomes the spread of the distribution. Aborted sequences are left out; capped ones
-    count at their cap.
+    The normal equations are stored, and solved at a prediction. The recursive form saves only the
+    solution of an 8 x 8 system, and was unstable on inputs that hardly vary (dev/LOG.md). The
+    spread of the residuals becomes the spread of the distribution. Aborted sequences are left out;
+    capped ones count at their cap.
+
+    Args:
+        options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
     """
 
     name = "linear"
@@ -54,9 +57,9 @@ class LinearModel(LengthModel):
     def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
         """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
         rows = []
-        for each in evidence:
-            # Extrapolated far enough, a line says anything: keep it on the grid.
-            log_length = float(np.clip(self._solution() @ inputs(each.features), 0.0, 11.7))
+        for one in evidence:
+            # Clipped to the grid, since a line can be extrapolated to any length.
+            log_length = float(np.clip(self._solution() @ inputs(one.features), 0.0, 11.7))
             rows.append(hazard.log_logistic(exp(log_length), self._log_sd()))
         return np.stack(rows)
 
@@ -64,7 +67,7 @@ class LinearModel(LengthModel):
         return max(sqrt(self._noise[1] / self._noise[0]), 0.02)
 
     def learn(self, feedback: Feedback) -> None:
-        """Learn from one ended sequence."""
+        """Learn from one finished sequence."""
         features = feedback.evidence.features
         cap = features.max_length
         if feedback.censored and (cap is None or feedback.length < cap):
@@ -78,14 +81,14 @@ class LinearModel(LengthModel):
         self._weights = None
 
     def state(self) -> Arrays:
-        """Return what was learned."""
+        """Return the normal equations and the residual sums."""
         return {"moments": self._moments, "products": self._products, "noise": self._noise}
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        """Replace the learned sums. Raises :class:`ValueError` for arrays that do not fit."""
         moments = checked(state, "moments", np.float64, (_INPUTS, _INPUTS)).copy()
         noise = checked(state, "noise", np.float64, (2,), 0.0).copy()
-        # Sums of squares and products: with the ridge there is one solution, and a good one.
+        # Sums of squares and products are positive semidefinite, so the ridge bounds eigenvalues.
         if not np.array_equal(moments, moments.T) or (
             np.linalg.eigvalsh(moments + _RIDGE * np.eye(_INPUTS)).min() < _RIDGE / 2
         ):
@@ -98,7 +101,11 @@ class LinearModel(LengthModel):
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
-    """Return what is regressed on: an offset, and logarithms with "was it said" beside them."""
+    """Return the inputs of the regression, float64 of shape ``(8,)``.
+
+    They are an offset, the logarithms of prompt length, cap and turn, each followed by 1 if it is
+    given, and the temperature.
+    """
     x = np.zeros(_INPUTS)
     x[0] = 1.0
     if features.prompt_length is not None:

@@ -1,7 +1,7 @@
-"""History mean and variance: what the specification describes as the Orca reference.
+"""Mean and variance of past lengths, which the specification calls the Orca reference.
 
 The cited paper (Yu et al., OSDI 2022) schedules iterations and predicts no lengths; this is the
-predictor the specification describes under its name.
+predictor that the specification describes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ _EVERY: Final = 0
 _MAX_MODELS: Final = 1024
 _LARGEST_KEY: Final = 2**32 - 1
 _MOST: Final = 1e20
-"""Tokens squared: the spread of 2000 of the longest sequences there are."""
+"""Upper limit of a spread, tokens squared: 2000 sequences of the greatest length."""
 _ENOUGH: Final = 8.0
-"""Completions of a model from which its own moments are used."""
+"""Completions of a model from which on its own moments are used."""
 
 
 class OrcaModel(LengthModel):
     """Mean and variance of past lengths, per model and over all, as a log-logistic.
 
     Aborted sequences are left out; capped ones count at their cap.
+
+    Args:
+        options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
     """
 
     name = "orca"
@@ -38,11 +41,11 @@ class OrcaModel(LengthModel):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._moments: dict[int, Moments] = {}
-        """By model, least recently updated first."""
+        """Moments by model, least recently updated first."""
 
     def hazards(self, evidence: Sequence[Evidence]) -> np.ndarray:
         """Return rows of cumulative hazards, shape ``(n, BINS + 1)``."""
-        return np.stack([self._row(each) for each in evidence])
+        return np.stack([self._row(one) for one in evidence])
 
     def _row(self, evidence: Evidence) -> np.ndarray:
         moments = self._moments.get(evidence.features.model_key)
@@ -53,7 +56,7 @@ class OrcaModel(LengthModel):
         return hazard.log_logistic(*moments.log_normal())
 
     def learn(self, feedback: Feedback) -> None:
-        """Learn from one ended sequence."""
+        """Learn from one finished sequence."""
         cap = feedback.evidence.features.max_length
         if feedback.censored and (cap is None or feedback.length < cap):
             return
@@ -65,16 +68,16 @@ class OrcaModel(LengthModel):
             del self._moments[next(iter(self._moments))]
 
     def state(self) -> Arrays:
-        """Return what was learned."""
+        """Return the moments by model, and their order."""
         moments = {str(key): moments.state() for key, moments in self._moments.items()}
         return {**moments, ORDER: ranks(moments)}
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        """Replace the moments. Raises :class:`ValueError` for arrays that do not fit."""
         named = {key: value for key, value in state.items() if key != ORDER}
         named = in_order(named, state.get(ORDER))
         keys = checked_keys(named, 0, _LARGEST_KEY)
         if len(keys) > _MAX_MODELS:
             raise ValueError(f"moments of {len(keys)} models, more than {_MAX_MODELS}")
         moments = [checked(named, name, np.float64, (3,), 0.0, _MOST).tolist() for name in named]
-        self._moments = {key: Moments(*each) for key, each in zip(keys, moments, strict=True)}
+        self._moments = {key: Moments(*sums) for key, sums in zip(keys, moments, strict=True)}

@@ -1,10 +1,11 @@
-"""Values that recur: a bounded count of the most frequent lengths, exact for those that matter.
+"""Recurring lengths: a bounded count of the most frequent single lengths of a group.
 
-The grid resolves lengths to 6 %, but servers cut at 256 exactly, and some clients always ask for
-the same number of tokens. Beside its bins a group therefore counts single lengths, in a few places
-that new lengths must win from those that have not come for long (the frequent algorithm of Misra &
-Gries 1982, with a clock hand in the place of a pass over all counters). A length with a share of
-more than one over the number of places keeps its place, and its count is exact from then on.
+The grid resolves lengths to 6 %, but servers cut at 256 exactly, and the answers of some clients
+always have the same number of tokens. Beside its bins a group therefore counts single lengths in a
+few places, of which new lengths take over the ones that were not counted for long (the frequent
+algorithm of Misra & Gries 1982, with a clock hand instead of a pass over all counters). A length
+with a share of more than one over the number of places keeps its place, and its count is exact from
+then on.
 """
 
 from __future__ import annotations
@@ -20,25 +21,27 @@ from sagellm_lifetime.core.hazard import MOST_ATOMS, Atoms
 
 _WIDTHS: Final[list[int]] = WIDTHS.tolist()
 _LEAST_HITS: Final = 3
+"""Completions of a length from which on it may be exact."""
 _CHANCE: Final = 3.0
 """Standard deviations by which a length must exceed an even share of its bin."""
 _ONCE: Final = 0.5
-"""Of the completions of a length, how many are taken for chance."""
+"""Completions of a length that are attributed to chance."""
 _PRIOR: Final = 1.0
-"""Completions for which the group above speaks, in each bin."""
+"""Weight of the group above in each bin, completions."""
 _LEAST_SHARE: Final = 0.15
+"""Least share of its bin that makes a length exact."""
 _OVER_EVEN: Final = 1.5
-"""A length is exact if its share of its bin is that much, and so many times an even share."""
+"""The same in even shares of the bin; both must be reached."""
 Place = tuple[int, int, int]
-"""A length, its completions, and its credit: how many others it takes to lose the place."""
+"""A length, its completions, and its credit: other lengths that it survives in its place."""
 
 
 class Habits:
     """Counts of single lengths.
 
     Args:
-        size: lengths counted at most.
-        places: counts to begin with, the next to be tested first.
+        size: maximum number of lengths.
+        places: initial counts, the next one under the clock hand first.
     """
 
     __slots__ = ("_credits", "_hand", "_hits", "_lengths", "_places", "_size")
@@ -57,7 +60,7 @@ class Habits:
             self._credits.append(credit)
 
     def count(self, length: int) -> None:
-        """Count one completion."""
+        """Count one completion of ``length`` tokens."""
         place = self._places.get(length)
         if place is not None:
             self._hits[place] += 1
@@ -79,12 +82,12 @@ class Habits:
         self._lengths[place], self._hits[place] = length, 1
 
     def places(self) -> list[Place]:
-        """Return the counts, as ``__init__`` takes them."""
-        found = list(zip(self._lengths, self._hits, self._credits, strict=True))
-        return found[self._hand :] + found[: self._hand]
+        """Return the counts in the order of the constructor's ``places``."""
+        places = list(zip(self._lengths, self._hits, self._credits, strict=True))
+        return places[self._hand :] + places[: self._hand]
 
     def recurring(self) -> list[tuple[int, int]]:
-        """Return the lengths that came several times, with their completions."""
+        """Return the lengths with at least ``_LEAST_HITS`` completions, and these counts."""
         return [
             (length, hits)
             for length, hits in zip(self._lengths, self._hits, strict=True)
@@ -93,15 +96,15 @@ class Habits:
 
 
 def atoms_of(above: Atoms, recurring: list[tuple[int, int]], ended: np.ndarray) -> Atoms:
-    """Return the lengths that are exact in a group.
+    """Return the lengths that are exact in a group, each with its share of its bin.
 
     Args:
-        above: those of the group above, which counts as one completion in each bin.
-        recurring: lengths that came several times in the group.
-        ended: completions of the group, shape ``(BINS,)``.
+        above: exact lengths of the group above, which counts as one completion in each bin.
+        recurring: recurring lengths of the group, with their completions.
+        ended: completions of the group by bin, shape ``(BINS,)``.
     """
     shares = dict(above)
-    found: list[tuple[float, int, float]] = []
+    candidates: list[tuple[float, int, float]] = []
     for length, hits in recurring:
         k = bin_of(length)
         count, width = ended.item(k), _WIDTHS[k]
@@ -110,12 +113,12 @@ def atoms_of(above: Atoms, recurring: list[tuple[int, int]], ended: np.ndarray) 
             continue
         share = (hits - _ONCE + _PRIOR * shares.pop(length, 0.0)) / (count + _PRIOR)
         if share >= max(_LEAST_SHARE, _OVER_EVEN / width):
-            found.append((count * share, length, min(share, 1.0)))
+            candidates.append((count * share, length, min(share, 1.0)))
     for length, share in shares.items():
         k = bin_of(length)
         count = ended.item(k)
-        left = share * _PRIOR / (count + _PRIOR)
-        if left >= max(_LEAST_SHARE, _OVER_EVEN / _WIDTHS[k]):
-            found.append((count * left, length, left))
-    found.sort(reverse=True)
-    return tuple(sorted((length, share) for _, length, share in found[:MOST_ATOMS]))
+        shrunk = share * _PRIOR / (count + _PRIOR)
+        if shrunk >= max(_LEAST_SHARE, _OVER_EVEN / _WIDTHS[k]):
+            candidates.append((count * shrunk, length, shrunk))
+    candidates.sort(reverse=True)
+    return tuple(sorted((length, share) for _, length, share in candidates[:MOST_ATOMS]))

@@ -1,21 +1,21 @@
-"""Regimes: a workload that changes under an old name, and may come back.
+"""Regimes: detection of a workload that changes under the name of one model, and of its return.
 
 Counts do not fade, so a model whose traffic changed from chat to reasoning would be predicted from
-a mixture for as long as there was chat before. Instead of forgetting, a model has *generations*:
-when what comes is not what was predicted, a new generation begins, with nodes of its own below the
-root; the old one is kept, and taken up again when it explains what comes better than the present
-one. Nothing is lost and nothing costs anything as long as nothing changes.
+a mixture as long as it had chat before. Instead of forgetting, a model has *generations*: when the
+completions no longer fit the predictions, a new generation begins, with its own nodes below the
+root. Old generations are kept, and the best one becomes the present one again when its likelihood
+is higher. Without a change the state and the predictions are those of one generation.
 
-* A change is told by a CUSUM (Page 1954) on ``u``, the probability that had been given to lengths
-  up to the one that came: uniform where predictions are right. Its steps are the logarithm of the
-  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``:
-  predictions that are only somewhat too short (``1.5 u^0.5``) hardly ever add up: once in some
-  ``exp(_ALARM)`` completions, and less often where they are right. (With ``6 u^5`` and ``2 u``
-  chat that became reasoning was not noticed.)
-* A return is told by the summed logarithm of the ratio of the likelihoods of an older generation
-  and the present one, from the last moment at which the present one was better.
+* A change is detected by a CUSUM (Page 1954) on ``u``, the predicted probability of lengths up to
+  the actual one, which is uniform if predictions are right. Its steps are the logarithm of the
+  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``.
+  Predictions that are only somewhat too short (``1.5 u^0.5``) raise an alarm once in some
+  ``exp(_ALARM)`` completions, right ones less often. (With ``6 u^5`` and ``2 u`` a change from chat
+  to reasoning was not detected.)
+* A return is detected by the summed logarithm of the ratio of the likelihoods of an older
+  generation and the present one, from the last moment at which the present one was better.
 
-Only completions within fair shares, of clients with a history, are watched; so one loud client
+Only completions within fair shares, of clients with a history, are watched, so that one busy client
 cannot begin a generation for the others. Time is counted in completions; nothing is random.
 """
 
@@ -35,16 +35,17 @@ from sagellm_lifetime.models.fair_share import lightest_of
 KEPT: Final = 4
 """Generations of a model that are kept, the present one included."""
 _ALARM: Final = 12.0
+"""Sum of a CUSUM that means a change, nats."""
 _RETURN: Final = 5.0
-"""Nats by which an older generation must have been better. Weighed against a late return, which
-costs more than a wrong one: with 7 and 10 the first 100 of a phase were up to three times worse."""
+"""Nats by which an older generation must be better. A late return costs more than a wrong one: with
+7 and 10 nats the first 100 completions of a phase were up to three times worse."""
 _MOST_GAIN: Final = 3.0
-"""Nats that one completion may add: one odd length is no return."""
+"""Maximum nats that one completion adds, so that one unusual length causes no return."""
 _YOUNG: Final = 50
-"""Completions for which a new generation has a start of three times that: an old one knows every
-client, and would always be better at first."""
+"""Completions during which three times ``_RETURN`` is needed: an older generation has learned all
+clients already, and is always better at first."""
 _SETTLED: Final = 150
-"""Completions from which on a generation can be found wrong."""
+"""Completions of a generation from which on a change can be detected."""
 _MOST_MODELS: Final = 256
 _LEAST: Final = 1e-6
 _POWER: Final = 2.5
@@ -57,12 +58,13 @@ class _Model:
     """Generations of one model.
 
     Attributes:
-        kept: numbers of the generations, the one in use longest ago first, the present one last.
-        newest: largest number ever given.
+        kept: numbers of the generations, the least recently used first, the present one last.
+        newest: largest number of a generation so far.
         seen: completions watched.
         since: completions watched in the present generation.
-        longer, shorter: the two sums of the CUSUM.
-        better: by how much each of ``kept`` has lately been better than the present one.
+        longer: sum of the CUSUM for lengths above the predicted ones, nats.
+        shorter: sum of the CUSUM for lengths below the predicted ones, nats.
+        better: recent log likelihood of each of ``kept`` over that of the present one, nats.
     """
 
     kept: list[int] = field(default_factory=lambda: [0])
@@ -78,8 +80,8 @@ class Regimes:
     """Generations of all models.
 
     Attributes:
-        changes: how often a new generation began.
-        returns: how often an older one was taken up again.
+        changes: number of times that a new generation began.
+        returns: number of times that an older one became the present one again.
     """
 
     def __init__(self) -> None:
@@ -89,62 +91,63 @@ class Regimes:
 
     def present(self, model: int) -> int:
         """Return the number of the present generation of a model (its key, 0 for none)."""
-        found = self._models.get(model)
-        return found.kept[-1] if found else 0
+        record = self._models.get(model)
+        return record.kept[-1] if record else 0
 
     def older(self, model: int) -> list[int]:
         """Return the numbers of the other generations that are kept."""
-        found = self._models.get(model)
-        return found.kept[:-1] if found else []
+        record = self._models.get(model)
+        return record.kept[:-1] if record else []
 
     def watch(self, model: int, u: float, gains: list[float]) -> bool:
-        """Compare what came with what had been said.
+        """Compare a completion with its prediction, and switch the generation if needed.
 
         Args:
-            model: its key.
-            u: the probability that had been given to lengths up to the one that came.
-            gains: log likelihood of what came by each of :meth:`older`, less that by the present.
+            model: key of the model.
+            u: predicted probability of lengths up to the actual one.
+            gains: log likelihood of the completion under each of :meth:`older`, less that under the
+                present generation.
 
         Returns:
-            Whether another generation is the present one from now on.
+            True if the present generation is another one now.
         """
-        found = self._models.get(model)
-        if found is None:
+        record = self._models.get(model)
+        if record is None:
             if len(self._models) >= _MOST_MODELS:
-                del self._models[lightest_of(self._models, lambda each: each.seen)]
-            found = self._models[model] = _Model()
+                del self._models[lightest_of(self._models, lambda record: record.seen)]
+            record = self._models[model] = _Model()
         else:
             self._models.move_to_end(model)
-        found.seen += 1
-        found.since += 1
-        # Below ``_MIDDLE`` a step is negative, and most sums are zero: no logarithm is needed then.
-        # They are bounded, so that what a generation got wrong while it was new is soon forgotten.
-        if found.longer or u > _MIDDLE:
+        record.seen += 1
+        record.since += 1
+        # Below ``_MIDDLE`` a step is negative, so a sum of zero stays zero without a logarithm.
+        # Sums are bounded, so that the errors of a new generation are soon forgotten.
+        if record.longer or u > _MIDDLE:
             step = _STEP + _POWER * log(max(u, _LEAST))
-            found.longer = min(max(0.0, found.longer + step), _ALARM + 1.0)
-        if found.shorter or 1.0 - u > _MIDDLE:
+            record.longer = min(max(0.0, record.longer + step), _ALARM + 1.0)
+        if record.shorter or 1.0 - u > _MIDDLE:
             step = _STEP + _POWER * log(max(1.0 - u, _LEAST))
-            found.shorter = min(max(0.0, found.shorter + step), _ALARM + 1.0)
-        if not gains and found.longer <= _ALARM and found.shorter <= _ALARM:
+            record.shorter = min(max(0.0, record.shorter + step), _ALARM + 1.0)
+        if not gains and record.longer <= _ALARM and record.shorter <= _ALARM:
             return False
-        young = found.kept[-1] == found.newest and found.since < _YOUNG
+        young = record.kept[-1] == record.newest and record.since < _YOUNG
         enough = 3.0 * _RETURN if young else _RETURN
         best = -1
         for i, gain in enumerate(gains):
-            found.better[i] = max(0.0, found.better[i] + min(gain, _MOST_GAIN))
-            if found.better[i] > enough and (best < 0 or found.better[i] > found.better[best]):
+            record.better[i] = max(0.0, record.better[i] + min(gain, _MOST_GAIN))
+            if record.better[i] > enough and (best < 0 or record.better[i] > record.better[best]):
                 best = i
         if best >= 0:
-            found.kept.append(found.kept.pop(best))
+            record.kept.append(record.kept.pop(best))
             self.returns += 1
-        elif found.since >= _SETTLED and max(found.longer, found.shorter) > _ALARM:
-            found.newest += 1
-            found.kept = [*found.kept[1 - KEPT :], found.newest]
+        elif record.since >= _SETTLED and max(record.longer, record.shorter) > _ALARM:
+            record.newest += 1
+            record.kept = [*record.kept[1 - KEPT :], record.newest]
             self.changes += 1
         else:
             return False
-        found.since, found.longer, found.shorter = 0, 0.0, 0.0
-        found.better = [0.0] * len(found.kept)
+        record.since, record.longer, record.shorter = 0, 0.0, 0.0
+        record.better = [0.0] * len(record.kept)
         return True
 
     # -- state -------------------------------------------------------------------------------
@@ -154,11 +157,12 @@ class Regimes:
         models = self._models.items()
         kept = np.full((len(models), KEPT), -1, dtype=np.int64)
         scores = np.zeros((len(models), 2 + KEPT))
-        for i, (_, each) in enumerate(models):
-            kept[i, : len(each.kept)] = each.kept
-            scores[i, : 2 + len(each.kept)] = [each.longer, each.shorter, *each.better]
+        for i, (_, record) in enumerate(models):
+            kept[i, : len(record.kept)] = record.kept
+            scores[i, : 2 + len(record.kept)] = [record.longer, record.shorter, *record.better]
         counts = [
-            (key, each.newest, min(each.seen, MOST), min(each.since, MOST)) for key, each in models
+            (key, record.newest, min(record.seen, MOST), min(record.since, MOST))
+            for key, record in models
         ]
         return {
             "models": np.array(counts, dtype=np.int64).reshape(len(models), 4),
@@ -172,7 +176,7 @@ class Regimes:
         """Replace the generations with a :meth:`state`.
 
         Raises:
-            ValueError: arrays that do not fit, or hold what cannot have been.
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
         counts = checked(state, "models", np.int64, (None, 4), 0, MOST)
         size = len(counts)

@@ -1,21 +1,22 @@
-"""Hierarchical Kaplan–Meier residual life, learned instantly and online.
+"""Hierarchical Kaplan–Meier residual life, learned online.
 
-Nodes count, per bin of the length grid, how many sequences of a group ended there and how many were
-last seen alive there. A node corrects the hazards of the node above it, shrunk by ``(k1, k2)``
+Nodes count, per bin of the length grid, the sequences of a group that ended there and those last
+seen alive there. A node corrects the hazards of the node above it, shrunk by ``(k1, k2)``
 sequences; see :mod:`~sagellm_lifetime.models.shrinkage`. There are two kinds of groups:
 
-* each piece of what is said alone: model, client, cap, prompt length, finer prompt length;
+* each feature (a *piece* of the request) alone: model, client, cap, prompt length, finer prompt
+  length;
 * the pieces crossed, one after another: all requests → model → client → cap → prompt length → finer
-  prompt length; and the session across it all.
+  prompt length; and the session as the last node.
 
-Above a crossed node stand the hazards of the crossed node before it, with the effect of the piece
-alone laid over them. So what was never seen together is put together from its parts; what nobody
-has seen at all is left out, and hides nothing.
+A crossed node corrects the hazards of the crossed node before it, to which the effect of its piece
+alone has been applied. So a new combination is predicted from its pieces, and a piece that has
+never been seen is left out.
 
-How much to trust a level, and an effect, differs from trace to trace, so each level chooses its
-``(k1, k2)`` and its weight online, infinity (leave it out) included, by the likelihood of the
-completions it was about to see (prequential, Dawid 1984): of every one at first, of a sample of one
-in eight later.
+The best weights of a level and of an effect differ from trace to trace. So each level chooses its
+``(k1, k2)`` and the weight of its effect online, by the likelihood of completions before they are
+counted (prequential, Dawid 1984): of every completion at first, of one in eight later. Infinity,
+which leaves a correction out, is among the choices.
 """
 
 from __future__ import annotations
@@ -58,36 +59,37 @@ LEVELS: Final = (
 )
 _CLIENT, _CAP, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6
 _GENERATION: Final = 11
-"""A later generation of a model: the root of all that is said there."""
+"""Level of the root of a later generation of a model."""
 _ALONE: Final = 5
-"""From the level of a piece crossed with others to that of the piece alone."""
+"""Difference between the level of a piece alone and that of the piece crossed with others."""
 _START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
-"""Index into ``OPTIONS`` with which each level starts. The root has all the data and nothing but
-the prior above it, so it trusts itself: (4, 20), and so does a session; the others start cautious:
-(30, infinity)."""
+"""Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
+above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
+with strong shrinkage, (30, infinity)."""
 _START_TRUST: Final = 1
 """Index into ``TRUST`` with which each level starts."""
 _HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
-"""How many single lengths a node counts: of all requests, of a model, of a client."""
+"""Number of single lengths that a node counts, by level: all requests, a model, a client."""
 _LEAST_LIKELY: Final = 6e-6
-"""Probability of a bin, at least: one completion alone proves nothing."""
+"""Least probability of a bin, so that one completion alone cannot decide."""
 _NEGLIGIBLE: Final = 0.02
 """Weight of an effect below which it is left out."""
 _SPREAD: Final = 8
 """Bins (two thirds of an octave) over which one completion of a session is smoothed: a session has
-few completions, and the next one is near them, not equal to them."""
+few completions, and the next one is near them but not equal to them."""
 _ALWAYS: Final = 2000
-"""Completions of which every one is scored to choose the weights; then a sample, for its cost."""
+"""Number of first completions that are all scored to choose the weights; then only a sample is,
+because of the cost."""
 _SAMPLED: Final = (1 << 32) // 8
 _GOLDEN: Final = 2_654_435_769
-"""``2**32`` over the golden ratio: its multiples are spread evenly and follow no period, so the
-sample of the counts below ``_SAMPLED`` cannot fall in step with clients that take turns."""
+"""``2**32`` over the golden ratio: its multiples are spread evenly without a period, so the sample
+is independent of clients that take turns."""
 _FORGET: Final = 1.0 - 1.0 / 2000.0
 _REFRESH: Final = 16
-"""A node's hazards are computed anew when its counts have grown by one part in so many."""
+"""Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
 _PER_OCTAVE: Final = 16.0
-"""Finer prompt lengths per octave: 4 %."""
+"""Finer prompt lengths per octave; each is 4 % wide."""
 _LEVEL_BITS: Final = 4
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 58) - 1
@@ -99,23 +101,24 @@ _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "counted": (np.int64, (), 0, MOST),
     "fresh": (np.int64, (2,), -1, 4 * MOST),
 }
-"""What is stored of each node: type, shape, smallest and largest value."""
+"""Stored values of each node: type, shape, smallest and largest value."""
 _RAGGED: Final = ("habits", "habits_until", "atoms", "atom_shares", "atoms_until")
-"""Stored of all nodes in a row: single lengths, and how many up to the end of each node."""
+"""Arrays of single lengths of all nodes one after another, and of the ends of each node in them."""
 _ONCE_SHARE: Final = 0.25
-"""Of all nodes, how many may have come once only where there are as many as may be kept."""
+"""Maximum share of nodes with one completion when the table is full."""
 _PIECE: Final = 4096
-"""Nodes taken over between two breaths."""
+"""Nodes restored between two releases of the GIL."""
 _FREED: Final = 512
-"""Nodes freed between two breaths: those that were made are large."""
+"""Nodes freed between two releases of the GIL; fewer, since freeing a used node is slow."""
 _NEVER: Final = (-1, -1)
+"""``fresh_until`` of a node whose hazards were never computed."""
 _NOTHING: Final = Hazards(np.zeros(PADDED))
-"""Those of a node that was :data:`_NEVER` fresh; nobody reads them."""
+"""Placeholder for the hazards of such a node; it is never read."""
 
 NodeKey = int
 """A hash of the path from the root, and the level in the lowest bits; 62 bits in all.
 
-Not a pair: thousands of small tuples would keep the garbage collector busy, inside ``update``.
+It is no pair, since the garbage collector would visit thousands of small tuples inside ``update``.
 """
 
 
@@ -123,11 +126,11 @@ class Step(NamedTuple):
     """One node of a path.
 
     Attributes:
-        key: of the node.
+        key: key of the node.
         level: index into ``LEVELS``.
-        above: key of the node that it corrects; -1 for the root.
-        alone: path of the same piece alone, the root first; empty where the node is that itself.
-        before: the path down to the node above, the root first.
+        above: key of the node above, whose hazards it corrects; -1 for the root.
+        alone: path of the same piece alone, the root first; empty if the node is of a piece alone.
+        before: path down to the node above, the root first.
     """
 
     key: NodeKey
@@ -141,9 +144,9 @@ class Path(NamedTuple):
     """The nodes of one request.
 
     Attributes:
-        crossed: from the root to the finest, then the session.
-        every: all nodes, the pieces alone too, each after those it rests on.
-        own: those of them that are the client's or the session's own.
+        crossed: nodes from the root to the finest, then the session.
+        every: all nodes, those of pieces alone too, each after the nodes that it depends on.
+        own: nodes of ``every`` that belong to the client or the session alone.
     """
 
     crossed: tuple[Step, ...]
@@ -152,7 +155,7 @@ class Path(NamedTuple):
 
 
 def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
-    """Discrete hazards, shape ``(BINS,)``, of a wide log-logistic: what is believed before data.
+    """Return the prior: discrete hazards of a wide log-logistic, shape ``(BINS,)``.
 
     Public traces have medians from 28 to 516 tokens and standard deviations of the logarithm
     from 0.9 to 1.9; the prior is as wide as all of them together.
@@ -161,7 +164,7 @@ def prior_hazards(median: float = 200.0, log_sd: float = 1.6) -> np.ndarray:
 
 
 def _smooth() -> np.ndarray:
-    """One completion in each bin, spread over the bins around it: ``(BINS, 2 * _SPREAD + 1)``."""
+    """Return one completion of each bin, smoothed; shape ``(BINS, 2 * _SPREAD + 1)``."""
     around = np.arange(-_SPREAD, _SPREAD + 1)
     kernel = (1.0 - np.abs(around) / (_SPREAD + 1)).astype(np.float32)
     place = np.arange(BINS)[:, None] + around
@@ -173,21 +176,22 @@ _SMOOTH: Final = _smooth()
 
 
 Reached = tuple[Hazards, int, tuple[Step, ...] | None]
-"""How far a path is known: the hazards of the finest node that is; how many sequences it speaks
-for, 0 for all requests, which nothing contradicts; and the path of one piece whose hazards these
-are, ``None`` where several speak. (A plain tuple: one is made for every node of every answer.)"""
+"""Prediction at the finest known node of a path: its hazards; the number of sequences that weigh
+against an effect, 0 for all requests; and the path of the one piece whose hazards these are, or
+``None`` for several pieces. (A plain tuple, since one is made for every node of every answer.)"""
 
 
 class _Node:
-    """What is known of one group of requests.
+    """Counts and cached hazards of one group of requests.
 
     Attributes:
         ended: completions by bin of their length, float32, padded.
-        left: the same of sequences last seen alive, by bin of the next token; ``None`` for none.
-        counted: completions in both.
-        habits: counts of single lengths; ``None`` at levels without.
-        hazards: those that followed from the counts a while ago.
-        fresh_until: ``counted`` of this node, and ``count`` of all, up to which they still hold.
+        left: sequences last seen alive, by bin of the next token, padded; ``None`` for none.
+        counted: sequences in ``ended`` and ``left``.
+        habits: counts of single lengths; ``None`` at levels without them.
+        hazards: hazards computed from earlier counts.
+        fresh_until: ``counted`` of this node, and ``count`` of all, up to which ``hazards`` is
+            still used.
     """
 
     __slots__ = ("counted", "ended", "fresh_until", "habits", "hazards", "left")
@@ -202,26 +206,26 @@ class _Node:
 
 
 def _left(node: _Node) -> np.ndarray:
-    """Counts of sequences last seen alive; made when there are any."""
+    """Return the counts of sequences last seen alive, made if there are none yet."""
     if node.left is None:
         node.left = np.zeros(PADDED, dtype=np.float32)
     return node.left
 
 
 class ResidualLife:
-    """The counts of all nodes, bounded; a node that came once, or has little history, makes room.
+    """Tree of counts with a bounded number of nodes; those with few completions are evicted.
 
     Args:
-        max_nodes: nodes kept at most, about 3 kB each.
+        max_nodes: maximum number of nodes, about 3 kB each; at least 64 are kept.
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
         self._max_nodes = max(max_nodes, 64)
         self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
         self._once: OrderedDict[NodeKey, None] = OrderedDict()
-        """Nodes that one completion came to, the oldest first."""
+        """Nodes with one completion, the oldest first."""
         self._stored: Arrays = {}
-        """Of a restored state: a node nobody has touched yet is its row there."""
+        """Arrays of a restored state; a node that has not been used yet is the index of its row."""
         self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
         self._choice = list(_START)
         self._effect_losses = np.zeros((len(LEVELS), len(TRUST)))
@@ -235,17 +239,17 @@ class ResidualLife:
     # -- predicting --------------------------------------------------------------------------
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
-        """Return the discrete hazards of all that is known, shape ``(BINS,)``."""
+        """Return the discrete hazards of a request, shape ``(BINS,)``."""
         return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
-        """Return all that is known."""
+        """Return the hazards of a request (``session``: the key of its session, 0 for none)."""
         return self._finest(self._path(features, session).crossed)[0]
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
-        """Return the same as cumulative hazards, not to be written to.
+        """Return the cumulative hazards of a request, read-only.
 
-        Shape ``(BINS + 1,)``, or a wide row where values recur.
+        Shape ``(BINS + 1,)``, or a wide row if lengths recur.
         """
         return self._finest(self._path(features, session).crossed)[0].row
 
@@ -253,19 +257,18 @@ class ResidualLife:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
 
-    def _found(self, key: NodeKey) -> _Node:
-        """A node that is there; its place among the least recently used stays."""
+    def _existing(self, key: NodeKey) -> _Node:
+        """Return a node that exists, without marking it as recently used."""
         node = self._nodes[key]
         if isinstance(node, int):
             node = self._nodes[key] = _restored(self._stored, node, key & _LEVEL)
         return node
 
     def _finest(self, steps: Sequence[Step]) -> Reached:
-        """Hazards at the end of a path.
+        """Return the hazards at the end of a path, cached ones while counts have hardly changed.
 
-        From the cache while the counts have hardly changed. The cache belongs to what is learned,
-        so only a lesson fills it: were it filled here, later answers would depend on what was asked
-        before.
+        The cache is part of the learned state, so only a completion fills it: if a prediction did,
+        later answers would depend on earlier predictions.
         """
         nodes, count = self._nodes, self.count
         stale: list[tuple[Step, _Node | None]] = []
@@ -275,7 +278,7 @@ class ResidualLife:
             node = nodes.get(key)
             if node is not None:
                 if type(node) is not _Node:
-                    node = self._found(key)
+                    node = self._existing(key)
                 until, total = node.fresh_until
                 if node.counted <= until and count <= total:
                     reached = _reached(step, node, node.hazards)
@@ -284,22 +287,27 @@ class ResidualLife:
             elif step[3]:
                 stale.append((step, None))
         effect: np.ndarray | None = None
-        for step, known in reversed(stale):
+        for step, stale_node in reversed(stale):
             if step.alone:
                 reached, effect = self._with_effect(step, reached, effect)
-            if known is not None:
-                hazards = self._corrected(step.level, known, _laid(reached, effect))
-                reached, effect = _reached(step, known, hazards), None
+            if stale_node is not None:
+                hazards = self._corrected(step.level, stale_node, _laid(reached, effect))
+                reached, effect = _reached(step, stale_node, hazards), None
         return reached if effect is None else (_laid(reached, effect), reached[1], None)
 
     def _with_effect(
         self, step: Step, above: Reached, so_far: np.ndarray | None = None
     ) -> tuple[Reached, np.ndarray | None]:
-        """Add the effect of a piece alone to those that are to be laid over hazards.
+        """Add the effect of a piece alone to the effects that are to be applied to hazards.
+
+        Args:
+            step: node whose piece has the effect.
+            above: prediction of the nodes before it.
+            so_far: sum of the effects of earlier pieces, shape ``(BINS,)``; ``None`` for none.
 
         Returns:
-            The hazards and the effects to be laid over them; the hazards of the piece alone where
-            nothing else is known.
+            The prediction to apply effects to, and the sum of the effects. If no other piece is
+            known, that prediction is the one of the piece alone, without effects.
         """
         share = weight(TRUST[self._trust[step.level]], above[1])
         pair = self._alone(step) if share >= _NEGLIGIBLE else None
@@ -312,13 +320,13 @@ class ResidualLife:
         return above, effect if so_far is None else so_far + effect
 
     def _alone(self, step: Step) -> tuple[Hazards, Hazards] | None:
-        """Hazards of the piece alone, and of what stands above it; ``None`` if it is not known."""
+        """Return the hazards of a piece alone and of the node above it; ``None`` if unknown."""
         last = step.alone[-1]
         alone = self._nodes.get(last.key)
         if alone is None:
             return None
         over = self._nodes.get(last.above)
-        # Both were settled when the last lesson came, nearly always.
+        # Both were nearly always settled by the last completion.
         if (
             isinstance(alone, _Node)
             and isinstance(over, _Node)
@@ -334,73 +342,82 @@ class ResidualLife:
 
     def _corrected(self, level: int, node: _Node, above: Hazards) -> Hazards:
         k1, k2 = OPTIONS[self._choice[level]]
-        found = corrected(above, node.ended, node.left, k1, k2)
+        hazards = corrected(above, node.ended, node.left, k1, k2)
         if node.habits is None:
-            return found
+            return hazards
         recurring = node.habits.recurring()
         if not recurring and not above.atoms:
-            return found
-        return found.having(atoms_of(above.atoms, recurring, node.ended[INSIDE]))
+            return hazards
+        return hazards.having(atoms_of(above.atoms, recurring, node.ended[INSIDE]))
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(
         self, features: RequestFeatures, session: int, length: int, *, censored: bool
     ) -> bool:
-        """Count one completion (``length`` tokens, or at least so many if censored).
+        """Count one completion.
+
+        Args:
+            features: features of its request.
+            session: key of its session or conversation, 0 for none.
+            length: generated tokens; a lower bound if censored.
+            censored: True if the length is only a lower bound.
 
         Returns:
-            Whether it counted for all, and not for its client alone (:mod:`.fair_share`).
+            True if it was counted at common nodes, too (:mod:`.fair_share`); False if only at
+            those of its client, or not at all.
         """
         if censored and length < 1:
             return False
-        fair = self.shares.count(features.client_key)
+        is_fair = self.shares.count(features.client_key)
         path = self._path(features, session)
-        if fair and not session and not censored:
+        if is_fair and not session and not censored:
             path = self._watch(features, path, length)
-        if fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
+        if is_fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
             self._choose(path, length, censored=censored)
-        self._count(path.every if fair else path.own, length, censored=censored)
-        return fair
+        self._count(path.every if is_fair else path.own, length, censored=censored)
+        return is_fair
 
     def _watch(self, features: RequestFeatures, path: Path, length: int) -> Path:
-        """Compare a completion that is not counted yet with what its generation had said.
+        """Compare a completion, before it is counted, with the prediction of its generation.
 
-        Turns of one session are alike, so that a long one would pass for a change; and who is new
-        is not yet known well enough to have changed.
+        Completions of sessions are not passed here, since turns of one session are alike and a
+        long one would look like a change. New clients are skipped, since their behaviour is not
+        known yet.
 
         Returns:
-            The path of the request in what is the present generation now.
+            The path of the request in the present generation, which may be a new one.
         """
         client, model = features.client_key, features.model_key
         if not self.shares.is_old(client):
             return path
         k = bin_of(length)
-        said = self._said(path, k)
-        if said is None:
+        predicted = self._cached_prediction(path, k)
+        if predicted is None:
             return path
-        alive, ended = said
+        alive, ended = predicted
         older, gains = self.regimes.older(model), []
         if older:
             present = log(max(ended, _LEAST_LIKELY))
-            for each in older:
-                other = self._said(node_path(features, 0, each), k)
+            for generation in older:
+                other = self._cached_prediction(node_path(features, 0, generation), k)
                 gains.append(log(max(other[1] if other else 0.0, _LEAST_LIKELY)) - present)
-        # The middle of the bin's share: who always answers the same is right in the middle, too.
+        # The middle of the bin's share, so that a constant length has ``u`` of 0.5.
         if not self.regimes.watch(model, 1.0 - alive + 0.5 * ended, gains):
             return path
         return self._path(features, 0)
 
-    def _said(self, path: Path, k: int) -> tuple[float, float] | None:
-        """Probability to get to bin ``k``, and to end in it, by the finest hazards that were kept.
+    def _cached_prediction(self, path: Path, k: int) -> tuple[float, float] | None:
+        """Return the probabilities to reach bin ``k`` and to end in it; ``None`` if unknown.
 
-        (Not by the row, which costs six times as much to make.)
+        They are those of the finest node with cached hazards. (A row of all corrections would cost
+        six times as much.)
         """
         for step in reversed(path.crossed):
             node = self._nodes.get(step[0])
             if node is not None:
                 if type(node) is not _Node:
-                    node = self._found(step[0])
+                    node = self._existing(step[0])
                 if node.hazards is not _NOTHING:
                     hazards = node.hazards.padded
                     alive = np.multiply.reduce(1.0 - hazards[_FIRST : _FIRST + k]).item()
@@ -408,10 +425,10 @@ class ResidualLife:
         return None
 
     def _count(self, steps: Sequence[Step], length: int, *, censored: bool) -> None:
-        """Count a completion at some nodes, each after those it rests on."""
+        """Count a completion at some nodes, each after the nodes that it depends on."""
         self.count += 1
-        # Not counted as alive in the bin of the first token that nobody saw: exact where it
-        # matters, at caps, which are powers of two and so edges of the grid.
+        # A censored sequence is not at risk in the bin of its next token. This is exact at caps,
+        # which are powers of two and so edges of the grid.
         place = _FIRST + bin_of(length + 1 if censored else length)
         nodes, count = self._nodes, self.count
         for step in steps:
@@ -442,23 +459,30 @@ class ResidualLife:
                 self._settle(step, node)
 
     def _settle(self, step: Step, node: _Node) -> None:
-        """Keep the hazards of a node until its counts have changed."""
+        """Compute and cache the hazards of a node, until its counts have changed."""
         above: Reached = self._prior, 0, None
-        # Where there are more nodes than may be kept, the one above may have gone by now.
+        # The node above may have been evicted by now.
         if step.above in self._nodes:
-            over = self._found(step.above)
+            over = self._existing(step.above)
             above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.alone else None
         node.hazards = self._corrected(step.level, node, _laid(above, effect))
         node.fresh_until = (node.counted + node.counted // _REFRESH, 2 * self.count)
 
     def _choose(self, path: Path, length: int, *, censored: bool, every: bool = False) -> None:
-        """Score the weights of one level, in turn, or of all, on a completion not yet counted."""
+        """Score the weights of one level, in turn, on a completion that is not counted yet.
+
+        Args:
+            path: nodes of the request.
+            length: generated tokens; a lower bound if censored.
+            censored: True if the length is only a lower bound.
+            every: True to score all levels instead of one.
+        """
         nodes = self._nodes
         last = path.crossed[-1]
-        # Completions of one session are alike, and so are their prompts: what the levels above seem
-        # to tell about the next turn they do not tell about the next session. So a session scores
-        # its own level alone, and only requests without one score the others.
+        # Turns of one session are alike, and so are their prompts, so the levels above predict
+        # the next turn better than the next session. A session therefore scores its own level
+        # alone, and only requests without one score the others.
         if last.level == _SESSION:
             known = [last] if last.key in nodes else []
         else:
@@ -476,20 +500,20 @@ class ResidualLife:
         self._scored += len(known)
 
     def _score(self, step: Step, k: int, *, censored: bool) -> None:
-        """Score every weight of one level on an end in bin ``k``."""
+        """Score every weight of one level on an end in bin ``k``, or on survival up to it."""
         above, effects = self._finest(step.before), None
         level = step.level
         pair = self._alone(step) if step.alone else None
         if pair is not None:
             effect = pair[0].effect(pair[1])
-            found = effect_losses(above[0], effect, above[1], k, censored=censored)
-            self._effect_losses[level] = self._effect_losses[level] * _FORGET + found
+            nats = effect_losses(above[0], effect, above[1], k, censored=censored)
+            self._effect_losses[level] = self._effect_losses[level] * _FORGET + nats
             self._trust[level] = int(self._effect_losses[level].argmin())
             above, effects = self._with_effect(step, above)
         if step.key in self._nodes:
-            node = self._found(step.key)
-            found = losses(_laid(above, effects), node.ended, node.left, k, censored=censored)
-            self._losses[level] = self._losses[level] * _FORGET + found
+            node = self._existing(step.key)
+            nats = losses(_laid(above, effects), node.ended, node.left, k, censored=censored)
+            self._losses[level] = self._losses[level] * _FORGET + nats
             self._choice[level] = int(self._losses[level].argmin())
 
     def learn_many(
@@ -499,25 +523,31 @@ class ResidualLife:
         lengths: np.ndarray,
         censored: np.ndarray,
     ) -> None:
-        """Count many completions at once; the newest choose the weights.
+        """Count ``N`` completions at once; the newest choose the weights.
 
-        The newest :data:`_ALWAYS` score every level, one after another, as if they came now.
+        The newest :data:`_ALWAYS` are scored at every level, one after another.
+
+        Args:
+            features: features of the requests, in time order, length ``N``.
+            sessions: keys of their sessions, 0 for none, length ``N``.
+            lengths: generated tokens, shape ``(N,)``.
+            censored: True where the length is only a lower bound, shape ``(N,)``.
         """
         bins = bins_of(lengths).tolist()
         counted: dict[NodeKey, Step] = {}
         older = max(len(features) - _ALWAYS, len(features) // 2)
-        for i, (each, session) in enumerate(zip(features, sessions, strict=True)):
+        for i, (request, session) in enumerate(zip(features, sessions, strict=True)):
             if i == older:
                 self._settle_all(counted)
             if censored[i] and lengths[i] < 1:
                 continue
-            fair = self.shares.count(each.client_key)
-            path = self._path(each, session)
-            if fair and i >= older and not session and not censored[i]:
-                path = self._watch(each, path, int(lengths[i]))
-            steps = path.every if fair else path.own
+            is_fair = self.shares.count(request.client_key)
+            path = self._path(request, session)
+            if is_fair and i >= older and not session and not censored[i]:
+                path = self._watch(request, path, int(lengths[i]))
+            steps = path.every if is_fair else path.own
             counted.update((step.key, step) for step in steps)
-            if fair and (i >= older or (session and self._scored < _ALWAYS)):
+            if is_fair and (i >= older or (session and self._scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
             if censored[i] or session or i >= older:
                 self._count(steps, int(lengths[i]), censored=bool(censored[i]))
@@ -532,16 +562,16 @@ class ResidualLife:
         self._settle_all(counted)
 
     def _settle_all(self, steps: dict[NodeKey, Step]) -> None:
-        """Settle nodes with the weights of now, those that others rest on first."""
+        """Settle nodes with the present weights, each after the nodes that it depends on."""
         for step in sorted(steps.values(), key=lambda step: _ORDER[step.level]):
-            # Where there are more nodes than may be kept, some have gone by now.
+            # Some may have been evicted by now.
             if step.level != _SESSION and step.key in self._nodes:
-                self._settle(step, self._found(step.key))
+                self._settle(step, self._existing(step.key))
 
     def _node(self, key: NodeKey) -> _Node:
         if key in self._nodes:
             self._nodes.move_to_end(key)
-            return self._found(key)
+            return self._existing(key)
         if len(self._nodes) >= self._max_nodes:
             self._make_room()
         node = self._nodes[key] = _Node(key & _LEVEL)
@@ -549,13 +579,13 @@ class ResidualLife:
         return node
 
     def _make_room(self) -> None:
-        """Evict a node: one that came once, or one with little history of those unused longest.
+        """Evict a node with one completion, or the lightest of the least recently used ones.
 
-        So a million names that come once evict each other, and not those with a history.
+        So a million names that come once evict each other, and not nodes with a history.
         """
         if len(self._once) >= self._max_nodes * _ONCE_SHARE:
-            gone, _ = self._once.popitem(last=False)
-            del self._nodes[gone]
+            evicted, _ = self._once.popitem(last=False)
+            del self._nodes[evicted]
             return
         oldest: NodeKey = next(iter(self._nodes))
         if oldest not in self._once:
@@ -564,13 +594,13 @@ class ResidualLife:
         self._once.pop(oldest, None)
 
     def _counted(self, node: _Node | int) -> int:
-        """Completions of a node, also of one that nobody has asked for yet."""
+        """Return the completions of a node, also of one that is still a row of the state."""
         return self._stored["counted"].item(node) if isinstance(node, int) else node.counted
 
     # -- state -------------------------------------------------------------------------------
 
     def state(self) -> Arrays:
-        """What was learned, as arrays."""
+        """Return the tree, the choices of weights, the fair shares and the regimes as arrays."""
         count = len(self._nodes)
         ended, left = (np.zeros((count, BINS), dtype=np.float32) for _ in range(2))
         cached = np.zeros((count, BINS))
@@ -579,7 +609,7 @@ class ResidualLife:
         atoms: list[tuple[int, float]] = []
         habits_until, atoms_until = [0], [0]
         for i, key in enumerate(self._nodes):
-            node = self._found(key)
+            node = self._existing(key)
             ended[i] = node.ended[INSIDE]
             if node.left is not None:
                 left[i] = node.left[INSIDE]
@@ -615,19 +645,19 @@ class ResidualLife:
         }
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned with a :meth:`state`, whose arrays are kept, not copied.
+        """Replace the learned state with a :meth:`state`, whose arrays are kept, not copied.
 
-        Nodes are made when they are first asked for: an engine takes over thousands of them every
-        few seconds and asks for a few.
+        Nodes are made when they are first used: an engine restores thousands of them every few
+        seconds and uses a few.
 
         Raises:
-            ValueError: arrays that do not fit.
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
         if not state.keys() & {*_RAGGED, "effect_losses", "trust"} or not part(state, "shares."):
             raise ValueError("counts of nodes by another version, train again")
-        found = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
-        keys = found.tolist()
-        if (found & _LEVEL >= len(LEVELS)).any():
+        key_array = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
+        keys = key_array.tolist()
+        if (key_array & _LEVEL >= len(LEVELS)).any():
             raise ValueError("'keys' names a node of a level that is none")
         self._stored = {}
         for name, (dtype, shape, low, high) in _STORED.items():
@@ -637,13 +667,13 @@ class ResidualLife:
         self._stored |= {name: state[name] for name in _RAGGED}
         self._nodes = OrderedDict()
         for start in range(0, len(keys), _PIECE):
-            some = keys[start : start + _PIECE]
-            self._nodes.update(zip(some, range(start, start + len(some)), strict=True))
+            piece = keys[start : start + _PIECE]
+            self._nodes.update(zip(piece, range(start, start + len(piece)), strict=True))
             yield_gil()
         if len(self._nodes) < len(keys):
             raise ValueError("'keys' names a node twice")
-        # In the order of the nodes, which is theirs: they have not been used again.
-        self._once = OrderedDict.fromkeys(found[self._stored["counted"] == 1].tolist())
+        # The order of the nodes is that of the new ones, too, since they were not used again.
+        self._once = OrderedDict.fromkeys(key_array[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         scores = (len(LEVELS), len(OPTIONS))
         self._losses = checked(state, "losses", np.float64, scores).copy()
@@ -658,7 +688,7 @@ class ResidualLife:
         self.regimes.restore(part(state, "regimes."))
 
     def dissolve(self) -> None:
-        """Free the nodes with a breath after each piece; all at once it is 15 ms under the GIL."""
+        """Free the nodes in pieces; all at once takes 15 ms with the GIL held."""
         while self._nodes:
             for _ in range(min(_FREED, len(self._nodes))):
                 self._nodes.popitem()
@@ -666,7 +696,7 @@ class ResidualLife:
 
 
 def _check_habits(state: Arrays, nodes: int) -> None:
-    """Raise ``ValueError`` for single lengths that nobody can have counted."""
+    """Raise :class:`ValueError` if the counts of single lengths are impossible."""
     sizes = {
         "habits": len(checked(state, "habits", np.int64, (None, 3), 0, MOST)),
         "atoms": len(checked(state, "atoms", np.int64, (None,), 1, MOST)),
@@ -705,7 +735,7 @@ _ORDER: Final = tuple(
     {0: 0, _GENERATION: 1}.get(level, level if level > _SESSION else 20 + level)
     for level in range(len(LEVELS))
 )
-"""Levels in an order in which each comes after those it rests on."""
+"""Rank of each level in an order in which it comes after the levels that it depends on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
 
 
@@ -720,10 +750,10 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
 
 
 def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
-    """Return the nodes of one request; what is not said is left out.
+    """Return the nodes of one request; features that are not given are left out.
 
-    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has a root of its own
-    below that of all requests, and its own nodes for all that is said.
+    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root below
+    that of all requests, and its own nodes for all features.
     """
     return _path(
         features.model_key,
@@ -739,7 +769,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
 def _path(
     model: int, client: int, cap: int, prompt: int | None, session: int, generation: int
 ) -> Path:
-    """Asked for when a sequence arrives and again when it ends, hence the cache."""
+    """Return :func:`node_path`; cached for the arrival and the end of a sequence."""
     base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
     if generation:
@@ -755,7 +785,7 @@ def _path(
     crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
-    """Level of the first piece that is said."""
+    """Level of the first piece that is given."""
     for level, value in pieces:
         if not value:
             continue
@@ -772,19 +802,26 @@ def _path(
     if session:
         key = session << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
-    # What all requests are is told by the first generations: later ones would be mixed into them.
+    # A later generation is not counted at the root of all requests, which would become a mixture.
     every = (base[-1], *extra, *crossed[len(base) :])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
 
 
 def _is_own(step: Step) -> bool:
-    """Whether a node belongs to one client or session, and not to all."""
-    levels = (step.level, *(each.level for each in step.before))
+    """Return True if a node belongs to one client or session, and not to all."""
+    levels = (step.level, *(node.level for node in step.before))
     return step.level == _SESSION or _CLIENT in levels or _CLIENT + _ALONE in levels
 
 
 def _below(before: tuple[Step, ...], level: int, value: int, alone: tuple[Step, ...]) -> Step:
-    """The node of one more piece."""
+    """Return the node of one more piece.
+
+    Args:
+        before: path down to the node above, the root first.
+        level: level of the new node.
+        value: value of the piece, above 0.
+        alone: path of the same piece alone; empty if the new node is of a piece alone.
+    """
     above = before[-1].key
     path = ((above >> _LEVEL_BITS) * 1_000_003 + value * 16 + level) & _MASK
     return Step(path << _LEVEL_BITS | level, level, above, alone, before)

@@ -1,26 +1,26 @@
-"""One level of the residual-life tree: the hazards above it, corrected by its own counts.
+"""Correction of hazards by the counts of one node of the residual-life tree.
 
-Given the hazard ``p`` of the level above and the counts of a node, twice corrected, each time by as
-much as the counts can carry:
+The hazard ``p`` of the node above is corrected twice, each time with shrinkage:
 
-1. a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow & Day
-   1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
+1. by a smooth ratio: ended over expected (the standardised mortality ratio of actuaries; Breslow &
+   Day 1987), summed over a window of an octave and shrunk towards 1 by ``k1`` sequences,
        ratio = (sum ended + k1) / (sum alive * p + k1),   q = 1 - (1 - p) ** ratio
-2. its own actuarial estimate (Kaplan & Meier 1958), shrunk towards ``q`` by ``k2`` sequences,
+2. by its own actuarial estimate (Kaplan & Meier 1958), shrunk towards ``q`` by ``k2`` sequences,
        h = (ended + k2 * q) / (alive + k2)
    the posterior mean under a beta prior.
 
-Where a piece of what is said (a prompt length, a client, a cap) has hardly been seen with the
-others, its effect among all requests is laid over the hazards of the others (:func:`laid_over`),
+A feature (a prompt length, a client, a cap) that has few sequences together with the other features
+has an effect: its hazards among all requests relative to those of all requests. It is applied to
+the hazards of the other features (:func:`laid_over`),
 
        log(1 - h) = log(1 - h_others) * (log(1 - h_piece) / log(1 - h_all)) ** w,   w = k / (n + k)
 
-with ``n`` sequences of the others seen: main effects at first, interactions as they are learned.
+with ``n`` sequences of the others: main effects at first, interactions as they are learned.
 
-This is the hot path of ``update``. A NumPy call on the 172 bins of the grid costs half a
-microsecond whatever it computes, so what counts is how many there are. Hence the padding: counts
-and hazards lie in arrays of :data:`PADDED` numbers, the bins at :data:`INSIDE` and zeros around
-them, so that running sums need no care at the ends.
+This is the hot path of ``update``. A NumPy call on the 172 bins of the grid has a fixed cost of
+half a microsecond, so the number of calls matters. Counts and hazards are therefore padded: arrays
+of :data:`PADDED` numbers have the bins at :data:`INSIDE` and zeros around them, so that running
+sums need no special case at the ends.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from sagellm_lifetime.core.hazard import Atoms, from_hazards, with_atoms
 _RATIO: Final = (4.0, 30.0, inf)
 _OWN: Final = (3.0, 20.0, 100.0, inf)
 OPTIONS: Final = tuple((k1, k2) for k1 in _RATIO for k2 in _OWN)
-"""The ``(k1, k2)`` to choose from; infinity leaves a correction out."""
+"""Choices of ``(k1, k2)``; infinity leaves a correction out."""
 TRUST: Final = (0.0, 30.0, 300.0, inf)
-"""The ``k`` of the weight of an effect to choose from; 0 leaves the effect out."""
+"""Choices of the ``k`` in the weight of an effect; 0 leaves the effect out."""
 _LEAST_STEP: Final = 1e-9
-"""Hazard that is added to both sides of a ratio, where nobody ended."""
+"""Hazard that is added to both sides of a ratio, for bins in which no sequence ended."""
 _MOST_EFFECT: Final = 6.0
-"""Logarithm of a ratio of hazards, at most."""
+"""Maximum absolute logarithm of a ratio of hazards."""
 _WINDOW: Final = 8
 """Bins on either side over which the ratio is taken: two thirds of an octave."""
 _WIDTH: Final = 2 * _WINDOW + 1
@@ -50,25 +50,25 @@ _FIRST: Final = _WINDOW + 2
 INSIDE: Final = slice(_FIRST, _FIRST + BINS)
 PADDED: Final = _FIRST + BINS + _WINDOW
 _INSIDE_NEXT: Final = slice(_FIRST - 1, _FIRST - 1 + BINS)
-"""The bins in arrays that begin at the second place."""
+"""Bins in arrays that begin at the second place."""
 _FROM: Final = slice(_WIDTH + 1, PADDED)
 _UNTIL: Final = slice(1, BINS + 1)
-"""Of running sums: to the last place of the window around each bin, and to the one before its
+"""Running sums up to the last place of the window around each bin, and up to the place before its
 first. Their difference is the sum over the window."""
 _FROM_NEXT: Final = slice(_WIDTH, PADDED - 1)
 _UNTIL_NEXT: Final = slice(0, BINS)
-"""The same of arrays that begin at the second place."""
+"""The same for arrays that begin at the second place."""
 _CERTAIN: Final = 1.0 - 1e-6
 _K1: Final = np.array(_RATIO[:-1])[:, None]
 _WEIGHT2: Final = 1.0 / np.array(_OWN)[:, None]
 
 
 class Hazards:
-    """Discrete hazards of one node, never changed once made.
+    """Immutable discrete hazards of one node.
 
     Attributes:
-        padded: the hazards inside zeros, shape ``(PADDED,)``.
-        atoms: values that recur, exact inside their bins.
+        padded: hazards with zeros around them, shape ``(PADDED,)``.
+        atoms: recurring lengths, exact inside their bins.
     """
 
     __slots__ = ("_effect", "_row", "_steps", "atoms", "padded")
@@ -81,7 +81,7 @@ class Hazards:
         self._effect: tuple[Hazards, np.ndarray] | None = None
 
     def effect(self, over: Hazards) -> np.ndarray:
-        """Return the logarithm of the ratio of these hazards to those above, shape ``(BINS,)``."""
+        """Return the logarithm of the ratio of these hazards to ``over``, shape ``(BINS,)``."""
         if self._effect is None or self._effect[0] is not over:
             ratio = self.steps - _LEAST_STEP
             ratio /= over.steps - _LEAST_STEP
@@ -92,41 +92,41 @@ class Hazards:
 
     @property
     def row(self) -> np.ndarray:
-        """Cumulative hazards as a distribution has them; kept, as many requests end up here."""
+        """Return cumulative hazards with the atoms; cached, since many requests share them."""
         if self._row is None:
             self._row = self.exact(from_hazards(self.padded[INSIDE]))
-            self._row.flags.writeable = False  # many hold it
+            self._row.flags.writeable = False  # shared by many sequences
         return self._row
 
     def exact(self, row: np.ndarray) -> np.ndarray:
-        """Return a row of cumulative hazards with the atoms in it."""
+        """Return a row of cumulative hazards with the atoms, wide if there are any."""
         return with_atoms(row, self.atoms) if self.atoms else row
 
     def having(self, atoms: Atoms) -> Hazards:
         """Return the same hazards with other atoms."""
         if atoms == self.atoms:
             return self
-        found = Hazards(self.padded, atoms)
-        found._steps = self._steps
-        return found
+        hazards = Hazards(self.padded, atoms)
+        hazards._steps = self._steps
+        return hazards
 
     @property
     def steps(self) -> np.ndarray:
-        """``log(1 - h)``, shape ``(BINS,)``; kept, as a node has many below it, or none."""
+        """Return ``log(1 - h)``, shape ``(BINS,)``; cached for the nodes below."""
         if self._steps is None:
             self._steps = np.log1p(-np.minimum(self.padded[INSIDE], _CERTAIN))
         return self._steps
 
 
 def padded(row: np.ndarray) -> np.ndarray:
-    """Values of the bins inside zeros, shape ``(..., PADDED)``, type of ``row``."""
+    """Return values of bins with zeros around them, shape ``(..., PADDED)``, type of ``row``."""
     wide = np.zeros((*row.shape[:-1], PADDED), dtype=row.dtype)
     wide[..., INSIDE] = row
     return wide
 
 
 def alive_of(ended: np.ndarray, left: np.ndarray | None) -> np.ndarray:
-    """Sequences at risk in each bin, shape ``(BINS,)``.
+    """Return the number of sequences at risk in each bin, shape ``(BINS,)``.
 
     Args:
         ended: sequences that ended in each bin, padded.
@@ -138,7 +138,15 @@ def alive_of(ended: np.ndarray, left: np.ndarray | None) -> np.ndarray:
 def corrected(
     above: Hazards, ended: np.ndarray, left: np.ndarray | None, k1: float, k2: float
 ) -> Hazards:
-    """Hazards of a node from those of the node above it and its own counts (:func:`alive_of`)."""
+    """Return the hazards of a node, corrected from those of the node above it.
+
+    Args:
+        above: hazards of the node above.
+        ended: sequences that ended in each bin, padded.
+        left: sequences last seen alive before the end of each bin, padded; ``None`` for none.
+        k1: weight of 1 in the smooth ratio, sequences; infinity leaves the ratio out.
+        k2: weight of the result in the node's own estimate; infinity leaves the estimate out.
+    """
     if k1 == inf and k2 == inf:
         return above
     before = _running(ended)
@@ -162,41 +170,54 @@ def corrected(
 
 
 def weight(k: float, n: float) -> float:
-    """Return the weight of an effect over hazards that ``n`` sequences speak for."""
+    """Return the weight of an effect over hazards that were learned from ``n`` sequences."""
     return 1.0 if k == inf else k / (n + k) if k else 0.0
 
 
 def laid_over(above: Hazards, effect: np.ndarray) -> Hazards:
-    """Return hazards with an effect (:meth:`Hazards.effect`, times its weight) laid over them."""
+    """Return hazards with an effect applied (:meth:`Hazards.effect`, times its weight)."""
     steps = np.exp(effect)
     steps *= above.steps
     wide = np.zeros(PADDED)
     inside = wide[INSIDE]
     np.expm1(steps, inside)
     np.negative(inside, inside)
-    found = Hazards(wide, above.atoms)
-    found._steps = steps
-    return found
+    hazards = Hazards(wide, above.atoms)
+    hazards._steps = steps
+    return hazards
 
 
 def effect_losses(
     above: Hazards, effect: np.ndarray, n: float, k: int, *, censored: bool
 ) -> np.ndarray:
-    """Return ``-log`` likelihood of an end in bin ``k``, or of getting there, by ``TRUST``."""
+    """Return the ``-log`` likelihood of one outcome under each of ``TRUST``, in nats.
+
+    Args:
+        above: hazards of the other features.
+        effect: effect of the feature, shape ``(BINS,)``.
+        n: sequences from which ``above`` was learned.
+        k: bin in which the sequence ended.
+        censored: True if it only survived up to bin ``k``.
+    """
     shares = np.array([[weight(trust, n)] for trust in TRUST])
     steps = np.exp(effect[: k + 1] * shares) * above.steps[: k + 1]
-    found: np.ndarray = -steps[:, :k].sum(axis=1)
+    nats: np.ndarray = -steps[:, :k].sum(axis=1)
     if not censored:
-        found -= np.log(np.maximum(-np.expm1(steps[:, k]), 1e-9))
-    return found
+        nats -= np.log(np.maximum(-np.expm1(steps[:, k]), 1e-9))
+    return nats
 
 
 def losses(
     above: Hazards, ended: np.ndarray, left: np.ndarray | None, k: int, *, censored: bool
 ) -> np.ndarray:
-    """``-log`` likelihood of an end in bin ``k``, or of getting there, under each of ``OPTIONS``.
+    """Return the ``-log`` likelihood of one outcome under each of ``OPTIONS``, in nats.
 
-    Only the bins up to ``k`` matter to it.
+    Args:
+        above: hazards of the node above.
+        ended: sequences that ended in each bin, padded.
+        left: sequences last seen alive before the end of each bin, padded; ``None`` for none.
+        k: bin in which the sequence ended; only bins up to it are computed.
+        censored: True if it only survived up to bin ``k``.
     """
     before = _running(ended)
     alive = _alive(before, left)
@@ -210,23 +231,27 @@ def losses(
     hazards = smooth + ended[INSIDE][bins] * _WEIGHT2
     hazards /= alive[_INSIDE_NEXT][bins] * _WEIGHT2 + 1.0
     hazards = hazards.reshape(len(OPTIONS), k + 1)
-    found: np.ndarray = -np.log1p(-np.minimum(hazards[:, :k], _CERTAIN)).sum(axis=1)
+    nats: np.ndarray = -np.log1p(-np.minimum(hazards[:, :k], _CERTAIN)).sum(axis=1)
     if not censored:
-        found -= np.log(np.maximum(hazards[:, k], 1e-9))
-    return found
+        nats -= np.log(np.maximum(hazards[:, k], 1e-9))
+    return nats
 
 
 def _running(counts: np.ndarray) -> np.ndarray:
-    """Sums up to each place, shape ``(PADDED,)``."""
-    # Twice as fast as to accumulate float32 in float64, which goes through a small buffer.
+    """Return running sums of ``counts``, float64 of shape ``(PADDED,)``."""
+    # Converted first, since accumulating float32 in float64 takes twice as long.
     sums: np.ndarray = np.add.accumulate(counts.astype(np.float64))
     return sums
 
 
 def _alive(before: np.ndarray, left: np.ndarray | None) -> np.ndarray:
-    """Sequences at risk at each place but the first, shape ``(PADDED - 1,)``.
+    """Return the sequences at risk at each place but the first, shape ``(PADDED - 1,)``.
 
-    Those that end here or later, and those last seen alive later than here.
+    They are those that end there or later, and those last seen alive later.
+
+    Args:
+        before: running sums of the sequences that ended.
+        left: sequences last seen alive before the end of each bin, padded; ``None`` for none.
     """
     alive: np.ndarray = before.item(-1) - before[:-1]
     if left is not None:

@@ -1,4 +1,4 @@
-"""Residual life by hierarchical Kaplan–Meier: the dependable default when nothing is trained."""
+"""Residual life by hierarchical Kaplan–Meier, the default without training."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ _MOST_NODES: Final = 10**8
 
 
 class SurvivalModel(LengthModel):
-    """Session → prompt length → max_length → client → model → all requests.
+    """Residual life: session → prompt length → max_length → client → model → all requests.
 
-    Each level is shrunk towards the coarser one, by as much as has been right so far. It learns
-    from every completion at once and needs no training; see ``models.residual_life``.
+    Each level is shrunk towards the coarser one, by weights that are chosen by their past
+    likelihood. It learns from every completion at once and needs no training; see
+    ``models.residual_life``.
 
     Args:
-        max_nodes: nodes kept at most, but never fewer than 64 (3.4 kB each); those that came once
-            go first, then those with little history.
-        options: of :class:`~sagellm_lifetime.models.base.LengthModel`.
+        max_nodes: maximum number of nodes (3.4 kB each), at least 64; nodes with one completion are
+            evicted first, then those with few.
+        options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
     """
 
     name = "survival"
@@ -43,10 +47,10 @@ class SurvivalModel(LengthModel):
     def hazards(self, evidence: Sequence[Evidence]) -> list[np.ndarray]:
         """Return rows of cumulative hazards; those with exact lengths are wide."""
         row = self.tables.row
-        return [row(each.features, each.session) for each in evidence]
+        return [row(one.features, one.session) for one in evidence]
 
     def learn(self, feedback: Feedback) -> None:
-        """Learn from one ended sequence."""
+        """Learn from one finished sequence."""
         evidence = feedback.evidence
         self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
@@ -59,7 +63,7 @@ class SurvivalModel(LengthModel):
         context: Context,
         progress: Progress | None,
     ) -> None:
-        """Count all rows at once; the newest of them choose the weights."""
+        """Count all rows of ``older`` at once; the newest of them choose the weights."""
         from sagellm_lifetime.models.history_rows import completions
 
         rows = list(completions(older, context, None))
@@ -71,13 +75,13 @@ class SurvivalModel(LengthModel):
         )
 
     def state(self) -> Arrays:
-        """Return what was learned."""
+        """Return the arrays of the tree."""
         return {f"tables.{key}": value for key, value in self.tables.state().items()}
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        """Replace the tree. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
 
     def release(self) -> None:
-        """Free the nodes in pieces, for all at once take milliseconds."""
+        """Free the nodes in pieces, since freeing all at once takes milliseconds."""
         self.tables.dissolve()

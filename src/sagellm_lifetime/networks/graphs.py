@@ -1,7 +1,7 @@
-"""The networks as ONNX graphs, and their weights in the layout of these.
+"""ONNX graphs of the networks, and the conversion of their weights.
 
-onnxruntime runs a graph as it is written here (see ``networks.serving``), so it is written to be
-run: few nodes, ``Gemm`` where PyTorch has ``Linear``, one product for query, key and value.
+onnxruntime runs a graph without optimizing it (see ``networks.serving``), so the graphs have few
+nodes: ``Gemm`` for ``Linear`` of PyTorch, one product for query, key and value.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from sagellm_lifetime.networks.onnx_graph import Graph
 
 Weights = dict[str, np.ndarray]
 IN: Final = WIDTH + TOKEN_DIM + NAME_DIM
-"""Numbers of a step."""
+"""Width of a step."""
 OUTPUT: Final = "head.output"
-"""Name of what comes out: corrections, shape ``(B, BINS + RELATIVE)``."""
+"""Name of the output: corrections, shape ``(B, BINS + RELATIVE)``."""
 
 
 class Network(NamedTuple):
-    """A network to be served, whatever its weights are."""
+    """Architecture of a network to be served, without weights."""
 
     graph: Callable[[], Graph]
     arrays: Callable[[Weights], Weights]
-    """From a state dict to the graph's parameters, as new arrays or as views."""
+    """Function from a state dict to the graph's parameters, as new arrays or as views."""
     shapes: dict[str, tuple[int, ...]]
-    """Of a state dict."""
+    """Shapes of the arrays of a state dict."""
 
 
 def lstm(hidden_size: int, num_layers: int) -> Network:
@@ -74,7 +74,7 @@ def transformer(d_model: int, nhead: int, num_layers: int) -> Network:
 
 
 def _shared_shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Of what both networks have: the embeddings and the head."""
+    """Return the shapes of the embeddings and the head, which all networks have."""
     return {
         "evidence.tokens.weight": (BUCKETS, TOKEN_DIM),
         "evidence.names.weight": (NAME_BUCKETS, NAME_DIM),
@@ -120,13 +120,13 @@ def _lstm_arrays(weights: Weights) -> Weights:
 
 
 def _gates(value: np.ndarray) -> np.ndarray:
-    """PyTorch orders the gates i, f, g, o; ONNX i, o, f, c."""
+    """Return gates in the order of ONNX (i, o, f, c) from that of PyTorch (i, f, g, o)."""
     i, f, c, o = np.split(value, 4)
     return np.concatenate([i, o, f, c])
 
 
 def _head(weights: Weights) -> Weights:
-    """Return the head with the piecewise linear basis multiplied in, so that bins come out."""
+    """Return the head times the piecewise linear basis, which gives one output per bin."""
     w, b = weights["head.weight"], weights["head.bias"]
     return {
         "head.weight": np.concatenate([BASIS.T @ w[:ABSOLUTE], w[ABSOLUTE:]]).T,
@@ -135,7 +135,7 @@ def _head(weights: Weights) -> Weights:
 
 
 def _transformer_graph(width: int, nhead: int, blocks: int) -> Graph:
-    """Between attentions every step is a row of its own: ``(B * T, width)``."""
+    """Return the graph of a Transformer; outside attention, steps are rows ``(B * T, width)``."""
     g = Graph()
     # -1 in a shape stands for B or for B * T.
     g.constant("-1", [-1])
@@ -150,7 +150,7 @@ def _transformer_graph(width: int, nhead: int, blocks: int) -> Graph:
 
 
 def _mask(g: Graph) -> str:
-    """``(B, 1, 1, T)``: 0 where a step is, -1e9 where there is none."""
+    """Add the mask ``(B, 1, 1, T)``, 0 for steps and -1e9 for padding; return its name."""
     g.constant("zero", 0)
     g.constant("one", 1)
     g.constant("never", -1e9, np.float32)
@@ -164,7 +164,7 @@ def _mask(g: Graph) -> str:
 
 
 def _newest(g: Graph, x: str, width: int) -> str:
-    """Return the rows of the newest steps, ``(B, width)``."""
+    """Add the rows of the newest steps, ``(B, width)``; return their name."""
     g.node("Concat", ["-1", "T", g.constant("width", [width])], "by_sequence", axis=0)
     g.node("Sub", ["lengths64", "one"], "newest")
     g.node("Unsqueeze", ["newest", g.constant("axis1", [1])], "newest_index")
@@ -181,7 +181,7 @@ def _block(g: Graph, x: str, name: str, width: int, nhead: int, mask: str, *, la
     y = _norm(g, x, f"{name}.norm1", f"{name}.norm1", width)
     q, k, v = (f"{name}.{part}" for part in "qkv")
     if last:
-        # Only the newest step is read out, so the last block asks for nothing else.
+        # Only the newest step is used by the head, so the last block has no other query.
         x = _newest(g, x, width)
         asking = _norm(g, x, f"{name}.norm1", f"{name}.asking", width)
         asking = g.linear(asking, f"{name}.attention.q", width, width)
@@ -204,7 +204,10 @@ def _block(g: Graph, x: str, name: str, width: int, nhead: int, mask: str, *, la
 
 
 def _heads(g: Graph, x: str, name: str, width: int, nhead: int, parts: int) -> str:
-    """Of so many of query, key and value, ``(B, parts * nhead, T, width / nhead)``."""
+    """Add the heads of ``parts`` of query, key and value; return their name.
+
+    Their shape is ``(B, parts * nhead, T, width / nhead)``.
+    """
     y = g.linear(x, name, width, parts * width)
     tail = g.constant(f"heads{parts}", [parts * nhead, width // nhead])
     shape = g.node("Concat", ["-1", "T", tail], f"{name}.shape", axis=0)

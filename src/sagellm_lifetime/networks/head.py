@@ -1,4 +1,4 @@
-"""From the outputs of a network to a row of cumulative hazards (NumPy; the serving side).
+"""Conversion of a network's outputs to a row of cumulative hazards (NumPy; the serving side).
 
 With ``base`` the hazards of the residual-life table, ``c`` the network's logits over the length
 and ``r`` its logits over the length relative to the age ``a`` at which the evidence was read,
@@ -6,9 +6,10 @@ and ``r`` its logits over the length relative to the age ``a`` at which the evid
     logit h[k] = logit base[k] + c(log midpoint[k]) + r(log(midpoint[k] / a))
 
 and ``-log(1 - h) = softplus(logit h)`` adds up to the cumulative hazard. Both corrections are
-piecewise linear: the fine structure (spikes at habitual lengths) is the table's, and a network that
-had a free logit per bin learned the noise of its training set (dev/LOG.md). The relative part, 0
-for ``a = 0``, says things like "about twice what has been generated", which no fixed grid can.
+piecewise linear: the table provides the fine structure (spikes at recurring lengths), and a network
+with a free logit per bin learned the noise of its training set (dev/LOG.md). The relative part, 0
+for ``a = 0``, expresses lengths such as "twice the tokens generated so far", which a fixed grid
+cannot.
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ OUTPUTS: Final = ABSOLUTE + RELATIVE
 RELATIVE_KNOTS: Final = np.concatenate(
     [np.linspace(0.0, 1.6, 33)[:-1], np.linspace(1.6, 7.0, RELATIVE - 32)]
 )
-"""Logarithm of length over age: steps of 5 % up to five times the age, then wider."""
+"""Knots in the logarithm of length over age: 5 % apart up to five times the age, then wider."""
 LOG_MIDDLE: Final = np.log((EDGES[:-1] + EDGES[1:] + 1) / 2.0)
 ABSOLUTE_KNOTS: Final = np.linspace(0.0, LOG_MIDDLE[-1], ABSOLUTE)
 
 
 def interpolation(at: np.ndarray, knots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left knot and share of the right one for linear interpolation, flat outside; shape of at."""
+    """Return the left knots and the shares of the right ones for linear interpolation.
+
+    Outside of the knots the interpolation is constant.
+
+    Args:
+        at: positions, any shape, which is also that of both results.
+        knots: ascending positions of the knots.
+    """
     k = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
     return k, np.clip((at - knots[k]) / (knots[k + 1] - knots[k]), 0.0, 1.0)
 
@@ -46,27 +54,31 @@ def _basis() -> np.ndarray:
 
 
 BASIS: Final = _basis()
-"""Absolute logits to bins, shape ``(ABSOLUTE, BINS)``."""
+"""Basis that maps absolute logits to bins, float32 of shape ``(ABSOLUTE, BINS)``."""
 _LIMIT: Final = 14.0
 
 
 def base_logits(hazards: np.ndarray) -> np.ndarray:
-    """Logits of discrete hazards, bounded so that the network can correct them."""
+    """Return logits of discrete hazards, bounded so that a network can correct them.
+
+    Args:
+        hazards: shape ``(..., BINS)``, which is also that of the result.
+    """
     h = np.minimum(np.maximum(hazards, 1e-5), 1.0 - 1e-5)
     return np.log(h / (1.0 - h))
 
 
 def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.ndarray:
-    """Cumulative hazards of one sequence, shape ``(BINS + 1,)``.
+    """Return the cumulative hazards of one sequence, float32 of shape ``(BINS + 1,)``.
 
     Args:
-        corrections: of the network, shape ``(BINS + RELATIVE,)``.
+        corrections: output of the network, shape ``(BINS + RELATIVE,)``.
         base: logits of the residual-life table, shape ``(BINS,)``.
-        age: when the evidence was read.
+        age: age at which the evidence was read, tokens.
     """
     logits = corrections[:BINS] + base
     if age:
         logits += np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
-    # fmax and fmin pass over NaN, which a network may say of a request unlike any other.
+    # fmax and fmin replace NaN, which a network may return for an unusual request.
     np.fmin(np.fmax(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
     return hazard.from_steps(np.log1p(np.exp(logits)))

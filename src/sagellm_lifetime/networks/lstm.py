@@ -1,4 +1,4 @@
-"""Recurrent predictor: a stacked LSTM over the evidence, discrete-time hazards out."""
+"""Recurrent model: a stacked LSTM over the evidence, with discrete-time hazards as output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LSTMModel(NetworkModel):
     Args:
         hidden_size: width of each layer.
         num_layers: stacked layers.
-        options: of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
+        options: options of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
     """
 
     name = "lstm"
@@ -30,7 +30,7 @@ class LSTMModel(NetworkModel):
         self.runners = Runners(lstm(hidden_size, num_layers))
 
     def build(self) -> Callable[[], Any]:
-        """Return a maker of the PyTorch network."""
+        """Return a function that makes the PyTorch network."""
         from sagellm_lifetime.networks.modules import LSTMNetwork
 
         return lambda: LSTMNetwork(self.options["hidden_size"], self.options["num_layers"])

@@ -1,8 +1,8 @@
-"""What the LSTM and the Transformer share: a residual-life table, corrected by a network.
+"""Base of the LSTM and the Transformer: a residual-life table, corrected by a network.
 
 The table learns from every completion at once; the network reads the sequence of evidence and
-corrects the hazards of the table (see ``networks.head``). Untrained, it corrects nothing. The
-network runs when there is new evidence; between two pieces a prediction is a look-up.
+corrects the hazards of the table (see ``networks.head``). An untrained network changes nothing. The
+network runs when there is new evidence; until then a prediction is a look-up.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 MAX_TRAINED: Final = 40_000
-"""The newest rows a network is trained on; the tables take all."""
+"""Maximum number of rows that a network is trained on, the newest; the table learns all."""
 _BURN_IN: Final = 0.05
-"""Share of the history that only warms the tables up: their first answers are no base."""
+"""First share of the history that only the table learns, since its first answers are poor."""
 _ONLINE_BATCH: Final = 64
 _ONLINE_EVERY: Final = 8
 """Completions between two rounds of gradient steps."""
@@ -51,9 +51,9 @@ _ONLINE_START: Final = 16
 _EDGE_MEMORY: Final = 0.95
 _MOST_EPOCHS: Final = 10_000
 WIDEST: Final = 4096
-"""Width of a layer: a wider network has no room in a checkpoint (1 GiB)."""
+"""Maximum width of a layer: a wider network does not fit into a checkpoint (1 GiB)."""
 DEEPEST: Final = 64
-"""Layers of a network."""
+"""Maximum number of layers of a network."""
 
 
 class NetworkModel(LengthModel):
@@ -63,13 +63,16 @@ class NetworkModel(LengthModel):
         online: ``"inline"`` takes gradient steps inside :meth:`learn`, a few every 8 completions
             (10–40 ms each round; needs PyTorch, without it only the table learns); ``"off"``
             leaves the weights as fitted. The table always learns.
-        epochs: passes over the history in :meth:`fit`, at most.
-        options: of :class:`~sagellm_lifetime.models.base.LengthModel`.
+        epochs: maximum number of passes over the history in :meth:`fit`.
+        options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
     """
 
     context = (CONVERSATIONS, RECENT)
     runners: Runners
-    """Makes what serves the network; a subclass sets it."""
+    """Factory of runners of the network; a subclass sets it."""
 
     def __init__(self, *, online: str = "inline", epochs: int = 12, **options: Any) -> None:
         super().__init__(**options)
@@ -78,38 +81,43 @@ class NetworkModel(LengthModel):
         self.options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
         self.tables = ResidualLife()
         self.weights: Weights | None = None
-        """Of the network; ``None`` before it was trained. Changed by :meth:`use`."""
+        """Weights of the network; ``None`` before it was trained. Changed by :meth:`use`."""
         self.runner: Runner | None = None
-        """Runs the network; ``None`` before it was trained."""
+        """Runner of the network; ``None`` before it was trained."""
         self.edge = 0.0
-        """Nats by which the network has lately beaten the table; below 0 the table answers."""
+        """Recent sum of nats by which the network was better than the table; if it is below 0, the
+        table answers."""
         self.training: dict[str, float] = {}
-        """Held-out losses of the fit, before and after it."""
+        """Held-out losses before and after the fit, nats per sequence."""
         self.log: Log | None = None
-        """Called with the losses during a fit, as TensorBoard's ``add_scalar``."""
+        """Function that is called with the losses of a fit, as TensorBoard's ``add_scalar``."""
         self._trainer: Trainer | None = None
         self._store = ReplayStore(seed=self.options["seed"])
         self._training_steps = 0
 
     @abstractmethod
     def build(self) -> Callable[[], Any]:
-        """Return a maker of the PyTorch network."""
+        """Return a function that makes the PyTorch network."""
 
     # -- predicting --------------------------------------------------------------------------
 
     def observe(self, request: ObservedRequest) -> SequenceEvidence:
-        """Return the recent completions, the admission, and what was generated so far."""
+        """Return evidence of recent completions, the request, and the tokens generated so far.
+
+        Raises:
+            RequestError: the request cannot be used.
+        """
         evidence = self.read(request)
         return self.absorb(evidence, request.request) or evidence
 
     def read(self, request: ObservedRequest) -> SequenceEvidence:
-        """Return the recent completions and the admission, without what was generated so far."""
+        """Return evidence of recent completions and the request, without generated tokens."""
         return read_evidence(request.request, request.session, request.features, request.recent)
 
     def absorb(
         self, evidence: SequenceEvidence, request: PredictionRequest
     ) -> SequenceEvidence | None:
-        """Return evidence with the chunks that were completed since; ``None`` for no new one."""
+        """Return evidence with the chunks that were completed since, or ``None`` if none was."""
         new = new_chunks(evidence, request)
         return None if new is None else with_chunks(evidence, new)
 
@@ -121,25 +129,25 @@ class NetworkModel(LengthModel):
     def hazards(self, evidence: Sequence[SequenceEvidence]) -> list[np.ndarray]:
         """Return rows of cumulative hazards; those with exact lengths are wide.
 
-        What each answer rests on is noted in the evidence, for :meth:`learn`.
+        The table's logits and the age are noted in the evidence, for :meth:`learn`.
         """
-        return [self._row(each) for each in evidence]
+        return [self._row(one) for one in evidence]
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
-        known = self.tables.known(evidence.features, evidence.session)
-        evidence.base = base_logits(known.padded[INSIDE])
+        table = self.tables.known(evidence.features, evidence.session)
+        evidence.base = base_logits(table.padded[INSIDE])
         mark = (evidence.age, len(evidence.chunks))
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
         if self.runner is None or self.edge < 0.0:
-            return known.row
+            return table.row
         row = corrected_row(self.runner(evidence.steps()), evidence.base, evidence.age)
-        return known.exact(row)
+        return table.exact(row)
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, feedback: Feedback) -> None:
-        """Teach the table; every few completions, take gradient steps."""
+        """Learn from one finished sequence: the table at once, the network every few of them."""
         evidence: SequenceEvidence = feedback.evidence
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
@@ -150,7 +158,7 @@ class NetworkModel(LengthModel):
             self._train_inline()
 
     def _remember(self, feedback: Feedback) -> None:
-        """Keep one sample per answer that was given, at the age it was asked for."""
+        """Store one sample per answer, at the age of its prediction."""
         evidence: SequenceEvidence = feedback.evidence
         if evidence.base is None:
             return
@@ -177,9 +185,9 @@ class NetworkModel(LengthModel):
             except MissingExtraError:
                 self.options["online"] = "off"
                 return
-        # Predict, then learn: what just came scores the network against the table alone.
-        fresh = self._store.newest(_ONLINE_EVERY)
-        self.edge = _EDGE_MEMORY * self.edge + self._trainer.edge(fresh)
+        # The newest samples score the network against the table before they are learned.
+        newest = self._store.newest(_ONLINE_EVERY)
+        self.edge = _EDGE_MEMORY * self.edge + self._trainer.edge(newest)
         rounds = 8 if lessons < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
@@ -194,10 +202,10 @@ class NetworkModel(LengthModel):
         return Trainer(build, weights, seed=self.options["seed"], **options)
 
     def use(self, weights: Weights | None) -> None:
-        """Answer with these weights from now on, with the table alone for ``None``.
+        """Use these weights from now on, or the table alone for ``None``.
 
         Raises:
-            ValueError: they are of another network.
+            ValueError: the weights are of another network.
         """
         self.weights = weights
         self.runner = None if weights is None else self.runners(weights)
@@ -209,7 +217,11 @@ class NetworkModel(LengthModel):
         context: Context,
         progress: Progress | None,
     ) -> None:
-        """Fill the table, and train the network on what the table did not know at each point."""
+        """Fill the table in time order, and train the network to correct its earlier answers.
+
+        Raises:
+            MissingExtraError: PyTorch is not installed.
+        """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
         history = History(self.read, self.tables, context, rng)
@@ -220,14 +232,14 @@ class NetworkModel(LengthModel):
         trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
-            # Every sequence ended at once: the tables say all there is to say.
+            # Every sequence ended at once, so there is nothing to correct.
             return
         self.training = trainer.fit(
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
 
-    # -- its place ---------------------------------------------------------------------------
+    # -- replacement -------------------------------------------------------------------------
 
     def successor(self) -> Self:
         """Return an unfitted model that shares the sessions built for this one."""
@@ -237,21 +249,21 @@ class NetworkModel(LengthModel):
         return model
 
     def prepare(self) -> None:
-        """Build two sessions: for the network in use, and for the one that takes its place."""
+        """Build two sessions: for the network in use, and for its successor."""
         self.runners.prepare(2 if self.runner is None else 1)
 
     def release(self) -> None:
         """Free the table in pieces."""
         self.tables.dissolve()
 
-    # -- what is known -----------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, Any]:
-        """Return the gradient steps taken online."""
+        """Return the number of gradient steps taken online, by name."""
         return {"training_steps": self._training_steps}
 
     def state(self) -> Arrays:
-        """Return what was learned."""
+        """Return the table, the weights, and the scores of online learning."""
         parts: dict[str, Arrays] = {
             "tables": self.tables.state(),
             "weights": self.weights or {},
@@ -260,7 +272,7 @@ class NetworkModel(LengthModel):
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned. Raises :class:`ValueError` for arrays that do not fit."""
+        """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
         self._trainer = None
         online = part(state, "online.")

@@ -1,4 +1,4 @@
-"""The networks: a sequence of evidence in, logits of discrete-time hazards out (PyTorch).
+"""Networks in PyTorch: a sequence of evidence in, logits of discrete-time hazards out.
 
 Both read the same steps (see ``features.encode``) and end in the same head, which corrects the
 hazards of the residual-life table (see ``networks.head``).
@@ -23,20 +23,20 @@ _DROP_WORDS: Final = 0.5
 _DROP_TOKENS: Final = 0.3
 _DROP_STATE: Final = 0.2
 _JITTER: Final = 0.05
-"""What training hides: the names of a step, single words, all tokens of a sequence, parts of the
-state; and noise on the numbers. Prompts repeat in a history, with several samples each: a network
-that knows them by heart has learned nothing about the next one."""
+"""Rates of dropout in training: of the names of a step, single words, all tokens of a sequence and
+parts of the state; and the noise on the numbers. Prompts repeat in a history, with several samples
+each, and without dropout a network memorizes them."""
 
 
 class _Evidence(nn.Module):
-    """Numbers, hashed tokens and hashed names of each step, side by side."""
+    """Embedding of steps: numbers, hashed tokens and hashed names of each, concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.EmbeddingBag(BUCKETS, TOKEN_DIM, mode="mean")
         self.names = nn.EmbeddingBag(NAME_BUCKETS, NAME_DIM, mode="sum")
         nn.init.normal_(self.tokens.weight, std=0.02)
-        # A name never seen in training is the zero vector: "unknown", not noise.
+        # So a name that training has never seen has the zero vector.
         nn.init.zeros_(self.names.weight)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -56,7 +56,7 @@ class _Evidence(nn.Module):
 
 
 def _thinned(words: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Bags with some of their words left out."""
+    """Return bags with some of their words left out: the words, and the offset of each bag."""
     kept = torch.rand(len(words)) >= _DROP_WORDS
     before = torch.cat([torch.zeros(1, dtype=torch.long), kept.cumsum(0)])
     return words[kept], before[offsets]
@@ -66,7 +66,7 @@ class Batch:
     """Steps of ``B`` sequences, flattened to ``N`` steps in all.
 
     Args:
-        steps: per sequence, a list of ``(numbers, token buckets, name buckets)``.
+        steps: a list of steps for each sequence, with numbers, token buckets and name buckets.
     """
 
     def __init__(self, steps: list[list[Any]]) -> None:
@@ -87,7 +87,7 @@ def _bags(bags: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 class _Head(nn.Linear):
-    """Starts at zero: an untrained network is the residual-life table."""
+    """Linear layer that starts at zero: an untrained network corrects nothing."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, OUTPUTS)
@@ -108,7 +108,7 @@ class LSTMNetwork(nn.Module):
         self.head = _Head(hidden_size)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, shape ``(B, OUTPUTS)``."""
+        """Return logits, shape ``(B, OUTPUTS)``."""
         states, _ = self.lstm(self.evidence(batch))
         last = states[torch.arange(len(batch.lengths)), batch.lengths - 1]
         return self.head(last)
@@ -134,8 +134,8 @@ class _Block(nn.Module):
 class TransformerNetwork(nn.Module):
     """Encoder over the steps; the newest step goes to the head.
 
-    The kind, the recency and the age of a step are among its numbers, which is all the position
-    it has: no positional encoding is added.
+    The kind, the recency and the age of a step are among its numbers, so no positional encoding is
+    added.
     """
 
     def __init__(self, d_model: int, nhead: int, num_layers: int) -> None:
@@ -147,7 +147,7 @@ class TransformerNetwork(nn.Module):
         self.head = _Head(d_model)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, shape ``(B, OUTPUTS)``."""
+        """Return logits, shape ``(B, OUTPUTS)``."""
         x = self.project(self.evidence(batch))
         padding = torch.arange(x.shape[1])[None] >= batch.lengths[:, None]
         for block in self.blocks:

@@ -1,7 +1,7 @@
-"""Write an ONNX graph: nodes, constants, and parameters, whose values come later.
+"""Writer of an ONNX graph with nodes, constants, and parameters without values.
 
-The bytes are written here, in protocol buffers, as https://onnx.ai/onnx/repo-docs/IR.html numbers
-the fields, so that a server needs onnxruntime alone; the package ``onnx`` checks them in the tests.
+The bytes are protocol buffers with the field numbers of https://onnx.ai/onnx/repo-docs/IR.html, so
+that a server needs onnxruntime but not ``onnx``; the tests check them with ``onnx``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7
 
 
 class Graph:
-    """Collect the nodes, constants and parameters of one ONNX graph.
+    """Nodes, constants and parameters of one ONNX graph.
 
     >>> graph = Graph()
     >>> graph.linear("x", "layer", wide=3, out=2)
@@ -33,7 +33,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.parameters: dict[str, tuple[int, ...]] = {}
-        """Name and shape of every float32 array that training moves."""
+        """Name and shape of every float32 array of weights."""
         self._nodes: list[bytes] = []
         self._constants: dict[str, np.ndarray] = {}
 
@@ -43,7 +43,7 @@ class Graph:
         return name
 
     def constant(self, name: str, value: Any, dtype: type = np.int64) -> str:
-        """Add a constant, or find it; return its name."""
+        """Add a constant, or replace the one of that name; return its name."""
         self._constants[name] = np.array(value, dtype=dtype)
         return name
 
@@ -53,9 +53,12 @@ class Graph:
         return output
 
     def nodes(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        """Add a node with several outputs; an empty name is one that nobody reads.
+        """Add a node with several outputs.
 
         Args:
+            op: type of the node.
+            inputs: names of its inputs.
+            outputs: names of its outputs; an empty name stands for an unused one.
             attributes: floats, whole numbers, strings, or lists of whole numbers.
         """
         self._nodes.append(
@@ -79,9 +82,9 @@ class Graph:
         """Return the ONNX model: ``x`` of shape ``(B, T, width)`` and ``lengths`` ``(B,)`` in.
 
         Args:
-            width: numbers of a step.
-            output: name of what comes out.
-            values: of the parameters.
+            width: width of a step.
+            output: name of the output.
+            values: values of the parameters by name.
         """
         arrays = self._constants | dict(values)
         graph = (
@@ -99,11 +102,11 @@ class Graph:
 def _varint(value: int) -> bytes:
     """Return a whole number, seven bits a byte; a negative one as 64 bits."""
     value &= (1 << 64) - 1
-    found = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])
 
 
 def _key(field: int, wire: int) -> bytes:
@@ -129,18 +132,18 @@ def _texts(field: int, values: Iterable[str]) -> bytes:
 def _attribute(name: str, value: Any) -> bytes:
     """Return an ``AttributeProto``."""
     if isinstance(value, float):
-        kind, content = _FLOAT, _key(2, _FIXED32) + struct.pack("<f", value)
+        type_number, content = _FLOAT, _key(2, _FIXED32) + struct.pack("<f", value)
     elif isinstance(value, int):
-        kind, content = _INT, _number(3, value)
+        type_number, content = _INT, _number(3, value)
     elif isinstance(value, str):
-        kind, content = _STRING, _text(4, value)
+        type_number, content = _STRING, _text(4, value)
     else:
-        kind, content = _INTS, b"".join(_number(8, each) for each in value)
-    return _text(1, name) + content + _number(20, kind)
+        type_number, content = _INTS, b"".join(_number(8, item) for item in value)
+    return _text(1, name) + content + _number(20, type_number)
 
 
 def _tensor(name: str, value: np.ndarray) -> bytes:
-    """Return a ``TensorProto``; ONNX wants the least byte first."""
+    """Return a ``TensorProto``; its data are little-endian."""
     little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     return (
         b"".join(_number(1, size) for size in value.shape)

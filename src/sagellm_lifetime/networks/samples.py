@@ -1,4 +1,4 @@
-"""What a network learns from: what was known when it was asked, and what came of it."""
+"""Samples that a network learns from: the evidence of an answer, and its outcome."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sagellm_lifetime.features.evidence import Step
 
 
 class Sample(NamedTuple):
-    """One answer that was given (or could have been) and its outcome.
+    """Evidence of one answer, given or possible, and the outcome of its sequence.
 
     Attributes:
         steps: the sequence of evidence.
-        base: logits of the residual-life table then, shape ``(BINS,)``.
-        age: when the evidence was read; the loss is conditioned on it.
-        length: total length, or last length seen alive.
-        censored: whether it is only a lower bound.
+        base: logits of the residual-life table at that time, shape ``(BINS,)``.
+        age: age at which the evidence was read, tokens; the loss is conditioned on it.
+        length: total length, or last length seen alive, tokens.
+        censored: True if the length is only a lower bound.
     """
 
     steps: list[Step]
@@ -29,7 +29,14 @@ class Sample(NamedTuple):
 
 
 class ReplayStore:
-    """The newest samples, and a uniform sample of all older ones (Vitter 1985, algorithm R)."""
+    """Store of the newest samples, and of a uniform sample of older ones.
+
+    The older ones are drawn with algorithm R (Vitter 1985).
+
+    Args:
+        capacity: maximum number of samples; half of them are the newest.
+        seed: seed of the draws.
+    """
 
     def __init__(self, capacity: int = 4096, seed: int = 0) -> None:
         self._recent: list[Sample] = []
@@ -42,7 +49,7 @@ class ReplayStore:
         return len(self._recent) + len(self._older)
 
     def add(self, sample: Sample) -> None:
-        """Keep a sample; an old one may make room."""
+        """Add a sample; an older one may be dropped."""
         self._recent.append(sample)
         if len(self._recent) <= self._half:
             return

@@ -1,9 +1,9 @@
 """Networks in onnxruntime: one thread, no PyTorch, and new weights without a new session.
 
-To build a session takes milliseconds, and onnxruntime holds the GIL for them. So a session reads
-its parameters from arrays of ours whenever it runs, and taking in new weights is copying them
-there, which holds up nobody. What is being run is never written to: a runner keeps its session for
-itself as long as it lives, and the next one gets a session that is free.
+Building a session takes milliseconds, during which onnxruntime holds the GIL. So a session reads
+its parameters from NumPy arrays at every run, and new weights are copied into them without the GIL.
+A session in use is never written to: a runner has its session to itself as long as it lives, and
+the next runner gets a free one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sagellm_lifetime.networks.head import TOKEN_DIM
 from sagellm_lifetime.networks.onnx_graph import Graph
 
 _LARGEST_WEIGHT: Final = 1e3
-"""Trained weights are of the order of one. Products of larger ones would overflow in a network."""
+"""Maximum absolute weight; trained ones are of the order of one, and larger ones could overflow."""
 _LINE: Final = 64
-"""Bytes of a cache line, at which parameters start."""
+"""Alignment of parameters, the bytes of a cache line."""
 
 
 class Session:
-    """An onnxruntime session over parameters that may be written to while it does not run."""
+    """onnxruntime session over parameters that may be replaced while it does not run."""
 
     def __init__(self, graph: Graph) -> None:
         import onnxruntime
@@ -38,11 +38,11 @@ class Session:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Nothing may keep what it made of the parameters when it was built: no folded constants,
-        # no fused nodes, no packed matrices. The graph leaves them little to do.
+        # No optimization may copy the parameters when the session is built: no folded constants,
+        # no fused nodes, no packed matrices. The graph has little to optimize.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
-        # Views of the arrays, which have to live as long as the session.
+        # The views must live as long as the session.
         self._views = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
             for name, array in self._arrays.items()
@@ -54,20 +54,20 @@ class Session:
         ).run
 
     def load(self, arrays: Weights) -> None:
-        """Copy new parameters in; NumPy needs no GIL for that.
+        """Copy new parameters in; NumPy releases the GIL for that.
 
         Raises:
-            ValueError: they are not those of the graph, float32 and of its shapes.
+            ValueError: names or shapes are not those of the graph, or a type is not float32.
         """
-        found = {k: v.shape for k, v in arrays.items() if v.dtype == np.float32}
-        if found != self._graph.parameters:
-            odd = dict(found.items() ^ self._graph.parameters.items())
-            raise ValueError(f"weights of another network: {', '.join(sorted(odd))}")
+        shapes = {name: array.shape for name, array in arrays.items() if array.dtype == np.float32}
+        if shapes != self._graph.parameters:
+            differing = dict(shapes.items() ^ self._graph.parameters.items())
+            raise ValueError(f"weights of another network: {', '.join(sorted(differing))}")
         for name, array in arrays.items():
             np.copyto(self._arrays[name], array)
 
     def model(self) -> bytes:
-        """Return the ONNX model with the parameters as they are."""
+        """Return the ONNX model with the present parameters."""
         return self._graph.model(IN, OUTPUT, self._arrays)
 
 
@@ -79,7 +79,7 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Runner:
-    """A network with its weights, callable on sequences of steps."""
+    """Network with its weights, callable on sequences of steps."""
 
     def __init__(
         self, session: Session, free: list[Session], arrays: Weights, weights: Weights
@@ -91,11 +91,10 @@ class Runner:
         self._names = weights["evidence.names.weight"]
 
     def __call__(self, steps: Sequence[Step]) -> np.ndarray:
-        """Corrections of one sequence, shape ``(BINS + RELATIVE,)``.
+        """Return the corrections of one sequence, float32 of shape ``(BINS + RELATIVE,)``.
 
-        One sequence a call: in a padded batch each would cost as much (sequences are short and
-        onnxruntime is called once per sequence in 50 µs), and its last bits would depend on the
-        company it is in.
+        There is no batch: sequences are short and a call takes 50 µs, so a padded batch would save
+        nothing, and the last bits of an answer would depend on the other sequences in it.
         """
         x = np.zeros((1, len(steps), IN), dtype=np.float32)
         for j, step in enumerate(steps):
@@ -110,35 +109,35 @@ class Runner:
         return np.asarray(self._run([OUTPUT], feeds)[0])[0]
 
     def model(self) -> bytes:
-        """Return the network as an ONNX model, which takes padded batches too."""
+        """Return the network as an ONNX model, which also accepts padded batches."""
         return self._session.model()
 
     def __del__(self) -> None:
-        # Nobody can call it any more.
+        # A runner without references cannot run, so its session is free.
         self._free.append(self._session)
 
 
 class Runners:
-    """Makes the runners of one network, one after the other, of few sessions."""
+    """Factory of the runners of one network, which reuses a few sessions."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._free: list[Session] = []
 
     def prepare(self, count: int) -> None:
-        """Build sessions now, so that the next ``count`` runners living at a time need none."""
+        """Build sessions until ``count`` are free, for the next runners."""
         while len(self._free) < count:
             self._free.append(Session(self._network.graph()))
 
     def check(self, weights: Weights) -> None:
-        """Raise :class:`ValueError` where weights are not of this network, or not finite and small.
+        """Raise :class:`ValueError` if weights are not of this network, or not finite and small.
 
-        Nothing is allocated before that: the width of a network is what a file says it is.
+        Called before anything is allocated, since a file may declare a network of any width.
         """
         shapes = self._network.shapes
-        odd = sorted(weights.keys() ^ shapes.keys())
-        if odd:
-            raise ValueError(f"weights of another network: {odd[0]!r}")
+        differing = sorted(weights.keys() ^ shapes.keys())
+        if differing:
+            raise ValueError(f"weights of another network: {differing[0]!r}")
         for name, shape in shapes.items():
             checked(weights, name, np.float32, shape, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
 

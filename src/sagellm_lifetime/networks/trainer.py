@@ -18,25 +18,28 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 256
 _LEAST_STEPS: Final = 32
-"""Steps per pass, as far as batches of 32 give them: with the 6 of a history of 2000 rows an LSTM
-was given up before it had left the plateau it starts on."""
+"""Least number of steps per pass, by smaller batches of at least 32. With 6 steps, for a history of
+2000 rows, training of an LSTM ended before it had left its first plateau."""
 _ROUND: Final = 64
-"""Gradient steps between two looks at the held-out loss."""
+"""Gradient steps between two evaluations of the held-out loss."""
 _PATIENCE: Final = 5
-"""Looks without an improvement after which training ends, though not in its first third: the loss
-lies flat for a while before the sequence is understood."""
+"""Evaluations without an improvement after which training ends, though not in its first third,
+where the loss may have a plateau."""
 _NOISE: Final = 0.003
-"""Nats by which a trained network may look worse than the table and still be kept: a held-out loss
-is not known better than that."""
+"""Nats by which a trained network may be worse than the table and still be kept: the error of a
+held-out loss."""
 
 Log = Callable[[str, float, int], None]
-"""``(name, value, step)``, as of TensorBoard's ``add_scalar``."""
+"""Function of name, value and step, as TensorBoard's ``add_scalar``."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: these networks are small, and where other processes share the cores
-    (an engine does) two spinning threads were measured 30 times slower than one."""
+    """Run PyTorch on one thread in the block.
+
+    These networks are small, and with other processes on the cores, as beside an engine, two
+    spinning threads were measured 30 times slower than one.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -48,13 +51,16 @@ def one_thread() -> Iterator[None]:
 
 
 class Trainer:
-    """A network in training.
+    """Network in training.
 
     Args:
-        build: makes the PyTorch network; called under the seed.
-        weights: to start from, or ``None`` for the initial ones.
-        seed: of the initial weights, the order of samples and the dropout of names.
-        learning_rate: of AdamW.
+        build: function that makes the PyTorch network; called under the seed.
+        weights: weights to start from, or ``None`` for random ones.
+        seed: seed of the initial weights, the order of samples and the dropout.
+        learning_rate: learning rate of AdamW.
+
+    Raises:
+        MissingExtraError: PyTorch is not installed.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class Trainer:
         return {k: v.detach().numpy().copy() for k, v in self.network.state_dict().items()}
 
     def step(self, samples: Sequence[Sample]) -> float:
-        """One gradient step; returns the loss in nats per sequence."""
+        """Take one gradient step; return the loss before it in nats per sequence."""
         import torch
 
         self._steps += 1
@@ -110,11 +116,17 @@ class Trainer:
         progress: Callable[[str, float], None] | None = None,
         log: Log | None = None,
     ) -> dict[str, float]:
-        """Train until the held-out loss stops falling; keeps the best weights seen.
+        """Train until the held-out loss stops falling, and keep the best weights.
+
+        Args:
+            samples: samples to train on.
+            held_out: samples to evaluate; if there are none, the training samples are used.
+            epochs: maximum number of passes.
+            progress: called with the name of the step and the share done; ``None`` for no calls.
+            log: called with the losses; ``None`` for no calls.
 
         Returns:
             ``loss_before`` and ``loss``: held-out nats per sequence, without and with training.
-            Without held-out samples, of the training samples.
         """
         held_out = held_out or samples
         initial, before = self.weights(), self.evaluate(held_out)
@@ -144,12 +156,12 @@ class Trainer:
                 best, kept, waited = loss, self.weights(), 0
             if waited >= _PATIENCE and 3 * (i + 1) >= total:
                 break
-        worse = best > before + _NOISE
-        self._load(initial if worse else kept)
-        return {"loss_before": before, "loss": before if worse else best}
+        is_worse = best > before + _NOISE
+        self._load(initial if is_worse else kept)
+        return {"loss_before": before, "loss": before if is_worse else best}
 
     def edge(self, samples: Sequence[Sample]) -> float:
-        """Nats per sequence by which the network beats the residual-life table alone."""
+        """Return the nats per sequence by which the network is better than the table alone."""
         import torch
 
         self.network.eval()
@@ -157,7 +169,7 @@ class Trainer:
             return float(self._loss(samples, corrected=False)[0] - self._loss(samples)[0])
 
     def evaluate(self, samples: Sequence[Sample]) -> float:
-        """Loss in nats per sequence, without training."""
+        """Return the loss in nats per sequence, without training."""
         import torch
 
         self.network.eval()
@@ -171,7 +183,7 @@ class Trainer:
     def _loss(
         self, samples: Sequence[Sample], *, corrected: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood, and the penalty on the corrections."""
+        """Return the negative log-likelihood, and the penalty on the corrections."""
         import torch
 
         from sagellm_lifetime.networks.loss import Targets, negative_log_likelihood, penalty
@@ -191,7 +203,7 @@ class Trainer:
         return negative_log_likelihood(outputs, base, targets), penalty(outputs)
 
     def _set_rate(self, done: float) -> None:
-        """Cosine decay (Loshchilov & Hutter 2017)."""
+        """Set the learning rate by cosine decay (Loshchilov & Hutter 2017)."""
         for group in self._optimizer.param_groups:
             top = group.setdefault("initial_lr", group["lr"])
             group["lr"] = top * 0.5 * (1 + np.cos(np.pi * done))

@@ -1,8 +1,8 @@
-"""Training samples from a history: what a model would have known, at ages drawn blindly.
+"""Training samples from a history: evidence as in service, at random ages.
 
-The history is passed through in time order: at each arrival the evidence is read and the tables
-are asked, at each finish they learn. Ages are drawn without looking at the length; a sequence
-that had ended by then is no sample there.
+The history is processed in time order: at each arrival the evidence is read and the table
+predicts, at each finish it learns. Ages are drawn without looking at the length; a sequence that
+had ended by then gives no sample.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Answer = tuple[list[Step], np.ndarray, int]
 """Steps, logits of the residual-life table, and the age of the newest step."""
 _AGES: Final = 16 * 2 ** np.arange(0, 10)
 _LATE_SHARE: Final = 0.25
-"""Share of rows without content that are also asked about for the first time at a later age."""
+"""Share of rows without content that also give a sample at a later age."""
 _CONTENT_AGES: Final = 2
-"""Ages drawn for each row with content, beside the admission."""
+"""Number of ages drawn for each row with content, beside the admission."""
 
 
 class History:
-    """Passes over a history, and learns it on the way.
+    """Pass over a history that yields samples and learns the history.
 
     Args:
-        read: of a model, from a request to the evidence of its admission.
-        tables: asked at each arrival; they learn at each finish.
-        context: recent traffic; it learns at each finish.
-        rng: draws the ages.
+        read: a model's function from a request to the evidence of its admission.
+        tables: residual-life table, which predicts at each arrival and learns at each finish.
+        context: recent traffic, which learns at each finish.
+        rng: generator of the ages.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class History:
         self._read_admission, self._tables, self._context, self._rng = read, tables, context, rng
 
     def samples(self, frame: pl.DataFrame, progress: Progress | None) -> Iterator[Sample]:
-        """Yield samples of the next part of the history, as its sequences finish."""
+        """Yield samples of the next part of the history, in the order of the finishes."""
         from sagellm_lifetime.features.rows import HistoryRequests
         from sagellm_lifetime.history.prequential import censored, events
 
@@ -80,7 +80,7 @@ class History:
                 progress("reading", step / (2 * len(frame)))
 
     def _ask(self, requests: list[PredictionRequest]) -> tuple[SequenceEvidence, list[Answer]]:
-        """Return evidence of a sequence asked about at ascending ages, and the answers."""
+        """Return the evidence of a sequence predicted at ascending ages, and the answers."""
         evidence = self._read(requests[0])
         base = base_logits(self._tables.hazards(evidence.features, evidence.session))
         base = base.astype(np.float32)
@@ -90,7 +90,7 @@ class History:
             if age == 0 or read_chunks(evidence, request):
                 answers.append((evidence.steps(), base, evidence.age))
             else:
-                # Nothing new to read: as if the sequence were asked about for the first time now.
+                # Without new content, the sample is that of a first prediction at this age.
                 answers.append((self._read(request).steps(), base, age))
         return evidence, answers
 

@@ -1,4 +1,4 @@
-"""Attention predictor: a Transformer encoder over the evidence, discrete-time hazards out."""
+"""Attention model: a Transformer encoder over the evidence, with hazards as output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TransformerModel(NetworkModel):
         d_model: width; a multiple of ``nhead``.
         nhead: attention heads.
         num_layers: encoder blocks.
-        options: of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
+        options: options of :class:`~sagellm_lifetime.networks.model.NetworkModel`.
     """
 
     name = "transformer"
@@ -37,8 +37,10 @@ class TransformerModel(NetworkModel):
         self.runners = Runners(transformer(d_model, nhead, num_layers))
 
     def build(self) -> Callable[[], Any]:
-        """Return a maker of the PyTorch network."""
+        """Return a function that makes the PyTorch network."""
         from sagellm_lifetime.networks.modules import TransformerNetwork
 
-        o = self.options
-        return lambda: TransformerNetwork(o["d_model"], o["nhead"], o["num_layers"])
+        options = self.options
+        return lambda: TransformerNetwork(
+            options["d_model"], options["nhead"], options["num_layers"]
+        )

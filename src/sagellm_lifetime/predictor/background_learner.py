@@ -1,11 +1,11 @@
-"""Online learning that never holds up an engine: it happens in a process of its own.
+"""Online learning in a separate process, which does not block an engine.
 
     update ──► scores, seconds per token, recent completions, conversations: at once
        └─────► completion ──► supervisor thread ──► worker: tables, calibration, gradient steps
     predictor ◄── swapped in, one step ◄── supervisor thread ◄── checkpoint, every few seconds
 
-What comes back is the checkpoint itself. So what the engine uses is at any moment what a restart
-would start from, and there is one form of the state, not two.
+The worker returns its state as a checkpoint. So the engine always uses the state from which a
+restart would begin, and the state has one form only.
 """
 
 from __future__ import annotations
@@ -36,47 +36,51 @@ from sagellm_lifetime.predictor.worker import LEARNED, TROUBLE, Task
 
 _MOST_WAITING: Final = 10**7
 _PATIENCE_S: Final = 10.0
-"""How long to wait for the last process that wrote the checkpoint to end."""
+"""Seconds to wait until the previous writer of the checkpoint has ended."""
 _FORKED: Final = (
     "this process was forked from the one that learns: what the predictor is told here teaches it "
     "nothing; use a clone() of it"
 )
 _RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
-"""Options that may differ from those of the checkpoint: they do not shape what was learned."""
+"""Options that may differ from those of the checkpoint: the learned state does not depend on
+them."""
 
 
 def mismatch(learned: Predictor, mine: Predictor) -> str:
-    """Return why one cannot go on with what the other has learned; empty where it can."""
+    """Return the reason why ``mine`` cannot take over the state of ``learned``, or ``""``."""
     if learned.name != mine.name:
         return f"holds a {learned.name!r} predictor, not {mine.name!r}"
-    options = learned.options
+    learned_options = learned.options
     for option, value in mine.options.items():
-        found = options.get(option)
-        if option not in _RUN_OPTIONS and found != value:
-            return f"learned with {option}={found!r}, not {value!r}"
+        learned_value = learned_options.get(option)
+        if option not in _RUN_OPTIONS and learned_value != value:
+            return f"learned with {option}={learned_value!r}, not {value!r}"
     return ""
 
 
 class BackgroundLearner:
-    """Makes a predictor learn in another process, from now until :meth:`stop`.
+    """Learner of a predictor in another process, from construction until :meth:`stop`.
 
-    The predictor stays the object it is, with all its methods; its :meth:`~Predictor.update` takes
-    some ten microseconds whatever there is to learn, and ``get_metrics`` counts what became of the
-    completions (as ``lessons_…``).
+    The predictor keeps all its methods; its :meth:`~Predictor.update` takes some ten microseconds
+    however much there is to learn, and ``get_metrics`` counts the completions by their state (as
+    ``lessons_…``).
 
-    It belongs to the process that made it. In a forked child the predictor answers as before, but
-    completions are dropped and counted, with one warning; a :meth:`Predictor.clone` learns there.
+    The learner belongs to the process that made it. In a forked child the predictor answers as
+    before, but completions are dropped and counted, with one warning; a :meth:`Predictor.clone`
+    learns there.
 
     Args:
-        predictor: one of the registry, fitted or not.
-        path: checkpoint directory, for this learner alone. Where it is one already, the predictor
-            goes on from it. ``None`` keeps the state in a temporary place, gone at the end.
-        every: seconds between two checkpoints, at least; more where writing one takes long.
-        most_waiting: completions that wait to be sent, at most; then the oldest is dropped.
+        predictor: a predictor of the registry, fitted or not.
+        path: checkpoint directory, for this learner alone. If it holds a checkpoint, the predictor
+            continues from it. ``None`` keeps the state in a temporary folder, which is removed at
+            the end.
+        every: least number of seconds between two checkpoints; more where writing one takes long.
+        most_waiting: maximum number of completions that wait to be sent; beyond it the oldest is
+            dropped.
 
     Raises:
-        CheckpointError: the place cannot be written, another process learns into it, or it holds
-            a checkpoint of another predictor.
+        CheckpointError: the directory cannot be written, another process learns into it, or it
+            holds a checkpoint of another predictor.
         RequestError: the predictor learns in another process already, or is not in the registry;
             or an argument of another type, or out of its range.
 
@@ -104,7 +108,7 @@ class BackgroundLearner:
             raise RequestError(f"only a predictor can learn in the background: {shown(predictor)}")
         every = as_seconds_option("every", every)
         most_waiting = as_option("most_waiting", most_waiting, 1, _MOST_WAITING)
-        given = None if path is None else as_path(path)
+        directory = None if path is None else as_path(path)
         if predictor.learns_elsewhere:
             raise RequestError("the predictor learns in another process already")
         if not is_registered(predictor):
@@ -113,8 +117,8 @@ class BackgroundLearner:
                 "makes its predictor by name"
             )
         self.predictor = predictor
-        self._folder = tempfile.mkdtemp(prefix="sagellm-lifetime-") if given is None else None
-        self.path = (given or Path(str(self._folder), "state")).absolute()
+        self._folder = tempfile.mkdtemp(prefix="sagellm-lifetime-") if directory is None else None
+        self.path = (directory or Path(str(self._folder), "state")).absolute()
         self._most_waiting = most_waiting
         self._waiting: Waiting = deque()
         self._taken = self._dropped = self._swaps = 0
@@ -135,14 +139,14 @@ class BackgroundLearner:
         except BaseException:
             self._close()
             raise
-        task = Task(str(self.path), every, os.getpid(), private=given is None)
+        task = Task(str(self.path), every, os.getpid(), private=directory is None)
         self._supervisor = Supervisor(task, self._waiting, self._claim, self._on_message)
         forking.register(self)
         self._supervisor.start()
         predictor.hand_over_to(self)
 
     def _fork_lock(self) -> None:
-        """Return ``None``: what the engine's thread changes is under the predictor's lock."""
+        """Return ``None``: the predictor's lock guards the state that the engine's thread uses."""
 
     def _after_fork(self, *, whole: bool) -> None:
         self._is_forked = True
@@ -151,7 +155,11 @@ class BackgroundLearner:
         self._trouble = _FORKED
 
     def _resume(self) -> None:
-        """Take over what the last run had learned."""
+        """Restore the state that an earlier run has learned.
+
+        Raises:
+            CheckpointError: the checkpoint is of another predictor, or of other options.
+        """
         learned, mine = load_predictor(self.path), self.predictor
         problem = mismatch(learned, mine)
         if problem:
@@ -177,16 +185,16 @@ class BackgroundLearner:
     def _queue(self, completion: Completion | None) -> None:
         waiting = self._waiting
         if len(waiting) >= self._most_waiting:
-            # The supervisor takes from the same end: what it took is not dropped.
+            # The supervisor takes from the same end and may empty the queue in between.
             with suppress(IndexError):
                 self._dropped += waiting.popleft()[1] is not None
         waiting.append((self._taken, completion))
 
     def counts(self) -> dict[str, Any]:
-        """Return what became of the completions.
+        """Return the numbers of completions by state, and the state of the worker.
 
-        Each that was taken is in the state in use, on the way, dropped (for too many waited, or it
-        came after the end), or lost with a process that died before it had saved.
+        A completion is in the state in use, on the way, dropped (the queue was full, or learning
+        had been stopped), or lost with a worker that died before it had saved.
         """
         supervisor = self._supervisor
         return {
@@ -209,7 +217,7 @@ class BackgroundLearner:
         try:
             arrays = read_arrays(self.path / MODEL)
             yield_gil()
-            # All that takes time is done off the lock; then the predictor has it in one step.
+            # Slow work is done without the lock; the swap under it is one assignment.
             new = self.predictor.successor(arrays)
             yield_gil()
             replaced = self.predictor.swap(new)
@@ -225,42 +233,48 @@ class BackgroundLearner:
     # -- from any other thread ---------------------------------------------------------------
 
     def drain(self, timeout: float) -> bool:
-        """Wait until the process runs, and all that was taken has been learned and swapped in.
+        """Wait until all queued completions are learned and swapped in.
 
-        For tests, and for reading out; an engine has no reason to wait.
+        For tests, and for programs that read the state; an engine need not wait.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: longest time to wait, seconds.
 
         Returns:
-            True if that was achieved, False if the time is over.
+            True if all are swapped in, False if the time is over.
+
+        Raises:
+            RequestError: ``timeout`` is no number of seconds, 0 or more.
         """
         timeout = as_seconds_option("timeout", timeout)
         if self._is_forked:
             return False
         with self.predictor.lock:
-            wanted = self._taken
+            target = self._taken
             self._queue(None)
         with self._swapped:
             return self._swapped.wait_for(
-                lambda: self._learned >= wanted, min(timeout, TIMEOUT_MAX)
+                lambda: self._learned >= target, min(timeout, TIMEOUT_MAX)
             )
 
     def stop(self, timeout: float = 2.0) -> None:
-        """End the process; what it has learned by then is saved and swapped in.
+        """End the worker process, after it has saved its state and that has been swapped in.
 
-        Completions that come later are dropped and counted, for an engine must not find itself
-        taking gradient steps; a :meth:`Predictor.clone` learns by itself again.
+        Later completions are dropped and counted, since learning them inline would block the
+        engine; a :meth:`Predictor.clone` learns by itself again.
 
         Args:
-            timeout: seconds after which it is killed. Then the state is that of the last
+            timeout: seconds after which the process is killed. Then the state is that of the last
                 checkpoint.
+
+        Raises:
+            RequestError: ``timeout`` is no number of seconds, 0 or more.
         """
         timeout = as_seconds_option("timeout", timeout)
         if not self._supervisor.is_stopping:
             self._supervisor.stop(timeout)
             with self.predictor.lock:
-                self._dropped += sum(each is not None for _, each in self._waiting)
+                self._dropped += sum(completion is not None for _, completion in self._waiting)
                 self._waiting.clear()
             self._close()
 

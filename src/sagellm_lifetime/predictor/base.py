@@ -1,6 +1,6 @@
 """The predictor around a model: tracking, calibration, seconds per token, lock and metrics.
 
-completion → predictor → tracking joins it to what was known at predict time → model.learn
+completion → predictor → tracking joins it to the evidence of its prediction → model.learn
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 class Predictor(Predicting):
     """A length model in service; safe to call from several threads.
 
-    Pickle and ``copy.deepcopy`` take options and what was learned. What is tracked, counted and
-    scored is left behind, as with :meth:`clone`, and a background learner stays with the original:
-    the copy learns by itself.
+    Pickle and ``copy.deepcopy`` copy the options and the learned state. Tracked sequences, counts
+    and scores are not copied, as with :meth:`clone`, and a background learner stays with the
+    original: the copy learns by itself.
 
     Args:
-        model: what is asked, and learns.
-        capacity: how many running sequences are tracked at most.
-        expire_after: seconds after which a sequence that is never asked about is forgotten.
+        model: model that predicts and learns.
+        capacity: maximum number of running sequences that are tracked.
+        expire_after: seconds without a prediction after which a sequence may be dropped.
 
     Raises:
         RequestError: no model, or an option of another type, or out of its range.
@@ -66,7 +66,7 @@ class Predictor(Predicting):
         super().__init__(model, capacity, expire_after)
         self.name = model.name
         self.summary: dict[str, Any] = {}
-        """What it was fitted on: rows, time span, columns; no content."""
+        """Description of the history it was fitted on: rows, columns, lengths; no content."""
         self._scores = Scores()
         self._is_replay = False
         self._queue: FeedbackQueue | None = None
@@ -75,10 +75,10 @@ class Predictor(Predicting):
 
     @property
     def model(self) -> LengthModel:
-        """Return what is asked and learns; assign another of its class to swap what was learned.
+        """Return the model; assign another of its class to replace it.
 
-        Running sequences stay tracked and are answered anew; the calibration goes on from where it
-        was. :meth:`swap` takes a calibration, too.
+        Running sequences stay tracked and their rows are computed anew; the calibration is kept.
+        :meth:`swap` replaces a calibration, too.
 
         Raises:
             RequestError: when assigned a model of another class, which could not read the evidence
@@ -93,13 +93,13 @@ class Predictor(Predicting):
             self._version += 1
 
     def swap(self, learned: Learned) -> Learned:
-        """Take what was learned elsewhere in the place of what is; return what was replaced.
+        """Replace the model and its calibration; return the replaced ones.
 
-        Running sequences and recent traffic stay. As everywhere, rows of running sequences stay
-        until what is known has doubled.
+        Running sequences and recent traffic stay. Rows of running sequences are kept until the
+        number of learned completions has doubled.
 
         Raises:
-            RequestError: its model is of another class.
+            RequestError: the new model is of another class.
         """
         with self._lock:
             replaced = self._learned
@@ -115,17 +115,17 @@ class Predictor(Predicting):
 
     @property
     def calibration(self) -> CalibrationByClient:
-        """The calibration of the model's answers; swapped together with it."""
+        """Return the calibration of the model's answers; it is swapped together with the model."""
         return self._learned.calibration
 
     @property
     def lessons(self) -> int:
-        """Return how many completions the model in use was learned from; waits for no lock."""
+        """Return the number of completions that the model has learned from, without a lock."""
         return self._learned.model.lessons
 
     @property
     def lock(self) -> Any:
-        """Return the lock that keeps everything as it is while it is held; re-entrant."""
+        """Return the re-entrant lock of the predictor; nothing changes while it is held."""
         return self._lock
 
     @property
@@ -149,12 +149,19 @@ class Predictor(Predicting):
     ) -> None:
         """Learn from a finished sequence.
 
-        An id that was never predicted, was discarded, or was updated already is counted as
-        ``unknown_updates`` and teaches nothing, for nothing is known about its request.
+        An id that is not tracked (never predicted, discarded, or updated already) is counted as
+        ``unknown_updates`` and not learned, since its request is not known.
+
+        Args:
+            sequence_id: id of the sequence.
+            actual_length: generated tokens.
+            actual_time: seconds from arrival to finish.
+            finish_reason: ``"stop"``; or ``"length"``, ``"abort"`` or ``"error"``, with which the
+                length is only a lower bound.
 
         Raises:
-            RequestError: an id that is none, a negative, non-finite or absurd number, or an unknown
-                finish reason. Then nothing has changed, and the sequence runs on.
+            RequestError: an invalid id, a negative, non-finite or too large number, or an unknown
+                finish reason. Then nothing has changed, and the sequence stays tracked.
         """
         sequence_id, length, seconds, finish_reason = check_completion(
             sequence_id, actual_length, actual_time, finish_reason
@@ -182,10 +189,10 @@ class Predictor(Predicting):
                 self._queue.take(completion)
 
     def learn(self, completion: Completion) -> None:
-        """Learn what another predictor with the same options was told by an ``update``.
+        """Learn a completion that another predictor with the same options has queued.
 
         Raises:
-            RequestError: something that is no completion. Then nothing has changed.
+            RequestError: ``completion`` is no :class:`Completion`. Then nothing has changed.
         """
         if not isinstance(completion, Completion):
             raise RequestError(f"a completion must be a Completion: {shown(completion)}")
@@ -195,9 +202,9 @@ class Predictor(Predicting):
             self._learn(completion)
 
     def _note(self, completion: Completion) -> None:
-        """Move what moves at once, in a few microseconds: scores, seconds per token, context."""
-        said = (completion.estimate, completion.confidence) if completion.estimate >= 0 else None
-        self._scores.ended(completion.finish_reason, completion.length, said)
+        """Update scores, seconds per token and context, in a few microseconds."""
+        first = (completion.estimate, completion.confidence) if completion.estimate >= 0 else None
+        self._scores.ended(completion.finish_reason, completion.length, first)
         evidence, length = completion.evidence, completion.length
         if completion.finish_reason in ("stop", "length"):
             self._timing.update(evidence.features.model, length, completion.seconds)
@@ -206,34 +213,36 @@ class Predictor(Predicting):
         )
 
     def _learn(self, completion: Completion) -> None:
-        """Learn the rest, which may take long."""
+        """Update calibration and model, which may take milliseconds."""
         self._learned.calibration.learn(completion)
         model = self._learned.model
         model.learn(
             Feedback(completion.evidence, completion.length, completion.censored, self._is_replay)
         )
         model.lessons += 1
-        # Rows of running sequences are computed anew at every doubling of what is known: soon
-        # after the start, and hardly ever later, when one more completion changes nothing.
+        # Rows of running sequences are computed anew whenever the number of completions has
+        # doubled: often at the start, and rarely later, when one completion changes little.
         if model.lessons & (model.lessons - 1) == 0:
             self._version += 1
 
     def settle(self) -> None:
-        """Let the calibration learn what waits for it, as before every save."""
+        """Learn the answers that the calibration has not learned yet, as before every save."""
         with self._lock:
             self._learned.calibration.learn_all()
 
     def track_all(self) -> None:
-        """Forget no sequence, however many there are and however long they run: for a caller that
-        tells of every end, by :meth:`update` or :meth:`discard`."""
+        """Keep all sequences until :meth:`update` or :meth:`discard`, without bound or expiry.
+
+        For a caller that reports the end of every sequence.
+        """
         with self._lock:
             self._tracker.bounded = False
 
     def discard(self, sequence_id: SequenceId) -> None:
-        """Forget a running sequence without learning from it; an unknown id is fine.
+        """Forget a running sequence without learning from it; an unknown id is ignored.
 
         Raises:
-            RequestError: something that is no id.
+            RequestError: an id that is neither an int nor a str.
         """
         if type(sequence_id) is not str:
             sequence_id = as_sequence_id(sequence_id)
@@ -243,7 +252,7 @@ class Predictor(Predicting):
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Take what is told meanwhile for a replay: a network takes no gradient steps for it."""
+        """Mark updates in the block as replayed: a network takes no gradient steps for them."""
         self._is_replay = True
         try:
             yield
@@ -251,10 +260,10 @@ class Predictor(Predicting):
             self._is_replay = False
 
     def hand_over_to(self, queue: FeedbackQueue) -> None:
-        """Let completions be learned elsewhere from now on; see ``BackgroundLearner``.
+        """Queue later completions instead of learning them; see ``BackgroundLearner``.
 
         Raises:
-            RequestError: they are learned elsewhere already.
+            RequestError: they are queued already.
         """
         with self._lock:
             if self._queue is not None:
@@ -266,15 +275,15 @@ class Predictor(Predicting):
         """Return True if its completions are learned in another process."""
         return self._queue is not None
 
-    # -- what is known -----------------------------------------------------------------------
+    # -- metrics and state -------------------------------------------------------------------
 
     def get_metrics(self) -> dict[str, Any]:
-        """Return the fields of :class:`PredictionMetrics` on own completions, and counts beside.
+        """Return the fields of :class:`PredictionMetrics` on own completions, and further counts.
 
         ``total_predictions = completions + censored + running + expired + replaced + discarded``.
-        ``mae``, ``mse``, ``accuracy_within_10_percent`` and ``avg_confidence`` are over ``scored``
-        sequences, which ended by themselves. The ``censored`` are left out of them; ``capped`` are
-        those of the censored that reached a cap (``finish_reason="length"``).
+        ``mae``, ``mse``, ``accuracy_within_10_percent`` and ``avg_confidence`` are over the
+        ``scored`` sequences, which ended by themselves, and not over the ``censored`` ones.
+        ``capped`` counts the censored ones that reached a cap (``finish_reason="length"``).
         """
         with self._lock:
             tracker, scores, model = self._tracker, self._scores, self._learned.model
@@ -311,16 +320,16 @@ class Predictor(Predicting):
             history: a polars DataFrame or LazyFrame in the history format, a table of another
                 library that speaks Arrow (pandas, pyarrow), or a path, a glob or a folder of
                 history files.
-            progress: called with what is being done and the share done.
+            progress: called with the name of the current step and the share done, 0 to 1.
             cap_reached: finish reason of a row that gives none and ends exactly at its own
-                ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself). How many
-                there are is logged in one line, and stands in ``summary["cap_reached"]``.
-            clock: what arrival times count from: ``"wall"`` (one origin), ``"session"`` (they
-                restart with every session) or ``"auto"`` (told from the sessions' starts).
+                ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself). The number
+                of such rows is logged in one line, and stored in ``summary["cap_reached"]``.
+            clock: origin of arrival times: ``"wall"`` (one for all), ``"session"`` (they restart
+                with every session) or ``"auto"`` (inferred from the starts of the sessions).
 
         Raises:
             HistoryError: the history cannot be used; the message is one line.
-            RequestError: it learns in a process of its own, or ``progress`` cannot be called.
+            RequestError: the predictor learns in another process, or ``progress`` is not callable.
         """
         if progress is not None and not callable(progress):
             raise RequestError(f"progress must be a function: {shown(progress)}")
@@ -330,7 +339,8 @@ class Predictor(Predicting):
             if self._queue is not None:
                 raise RequestError("it learns in another process: fit it before that, or a clone()")
             rows = read(history, cap_reached, clock)
-            # Another one is fitted and put in the place of this one when all went well.
+            # A new predictor is fitted, and its state taken over at the end: a failed fit
+            # changes nothing.
             fitted = self._around(self._learned.model.successor())
             if not self._tracker.bounded:
                 fitted.track_all()
@@ -344,14 +354,14 @@ class Predictor(Predicting):
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
             self._version += 1
-            # What it scored while it was being fitted is not what it scores in service.
+            # The scores of the fit are no scores of the service.
             self._scores, self._tracker = Scores(), self._tracker.emptied()
             self._predict_calls = 0
             self.summary = rows.summary
         return self
 
     def state(self) -> Arrays:
-        """Return everything learned, as arrays of its own: what a checkpoint holds."""
+        """Return the learned state as new arrays, those of a checkpoint."""
         with self._lock:
             self.settle()
             # Names of arrays are UTF-8, names of models may be anything.
@@ -367,11 +377,11 @@ class Predictor(Predicting):
             }
 
     def restore(self, arrays: Arrays) -> None:
-        """Replace everything learned with a :meth:`state`; running sequences stay tracked.
+        """Replace the learned state with a :meth:`state`; running sequences stay tracked.
 
         Raises:
-            ValueError: arrays that do not fit the predictor, or hold what none can have learned.
-                Then nothing has changed.
+            ValueError: arrays that do not fit the predictor, or hold impossible values. Then
+                nothing has changed.
         """
         with self._lock:
             context, timing = Context(self._context.parts), TokenTiming()
@@ -389,7 +399,7 @@ class Predictor(Predicting):
             self._version += 1
 
     def successor(self, arrays: Arrays) -> Learned:
-        """Return what an equal predictor learned, for :meth:`swap`; its recent traffic is left out.
+        """Return the learned state of an equal predictor for :meth:`swap`, without its context.
 
         Takes no lock, and lets other threads run between pieces of work.
 
@@ -417,7 +427,7 @@ class Predictor(Predicting):
     # -- copies ------------------------------------------------------------------------------
 
     def clone(self) -> Self:
-        """Return a predictor with equal options and knowledge, sharing and tracking nothing."""
+        """Return a copy with equal options and learned state, which tracks no sequences."""
         with self._lock:
             twin = self.new()
             twin.restore(self.state())
@@ -425,38 +435,44 @@ class Predictor(Predicting):
             return twin
 
     def new(self, **changes: Any) -> Self:
-        """Return a predictor of the same kind that knows nothing.
+        """Return an unfitted predictor with the same options.
 
         Args:
-            changes: options that are to be others.
+            changes: options with other values.
 
         Raises:
-            RequestError: an option it does not take, or an impossible value.
+            RequestError: an unknown option, or an impossible value.
         """
         options = {**self.options, **changes}
-        own = {key: options.pop(key) for key in ("capacity", "expire_after")}
-        kind = type(self._learned.model)
+        limits = {key: options.pop(key) for key in ("capacity", "expire_after")}
+        model_class = type(self._learned.model)
         try:
-            model = kind(**options)
+            model = model_class(**options)
         except TypeError as error:
             raise RequestError(f"predictor {self.name!r}: {error}") from error
-        return self._around(model, **own)
+        return self._around(model, **limits)
 
     def _around(self, model: LengthModel, **limits: Any) -> Self:
-        """Return a new predictor of this class around a model, with this one's limits."""
+        """Return a new predictor of this class around a model.
+
+        Args:
+            model: the model.
+            limits: ``capacity`` and ``expire_after`` where they differ from those of this one.
+        """
         tracker = self._tracker
-        made = type(self).__new__(type(self))
+        predictor = type(self).__new__(type(self))
         Predictor.__init__(
-            made,
+            predictor,
             model,
             **{"capacity": tracker.capacity, "expire_after": tracker.expire_after, **limits},
         )
-        return made
+        return predictor
 
     def __reduce__(self) -> tuple[Any, ...]:
         with self._lock:
-            kind = type(self._learned.model)
-            return _rebuilt, (type(self), kind, self.options, self.state(), dict(self.summary))
+            model_class = type(self._learned.model)
+            options, state = self.options, self.state()
+            return _rebuilt, (type(self), model_class, options, state, dict(self.summary))
 
     def __repr__(self) -> str:
         # Without the lock: a debugger may ask while another thread holds it.
@@ -467,14 +483,14 @@ class Predictor(Predicting):
 
 def _rebuilt(
     cls: type[Predictor],
-    kind: type[LengthModel],
+    model_class: type[LengthModel],
     options: dict[str, Any],
     arrays: Arrays,
     summary: dict[str, Any],
 ) -> Predictor:
-    own = {key: options.pop(key) for key in ("capacity", "expire_after")}
+    limits = {key: options.pop(key) for key in ("capacity", "expire_after")}
     predictor = cls.__new__(cls)
-    Predictor.__init__(predictor, kind(**options), **own)
+    Predictor.__init__(predictor, model_class(**options), **limits)
     predictor.restore(arrays)
     predictor.summary = summary
     return predictor

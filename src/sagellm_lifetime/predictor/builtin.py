@@ -1,4 +1,4 @@
-"""The predictors of this package, each around a model of its own.
+"""Predictors of this package, each around its own model.
 
 ``options`` are those of :class:`~sagellm_lifetime.predictor.base.Predictor` (``capacity``,
 ``expire_after``) and of the model.
@@ -17,14 +17,23 @@ from sagellm_lifetime.networks.lstm import LSTMModel
 from sagellm_lifetime.networks.transformer import TransformerModel
 from sagellm_lifetime.predictor.base import Predictor
 
-_OF_PREDICTOR = ("capacity", "expire_after")
+_PREDICTOR_OPTIONS = ("capacity", "expire_after")
 
 
-def around(kind: type[LengthModel], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a predictor around a new model, from options of both."""
-    own = {key: options[key] for key in _OF_PREDICTOR if key in options}
-    model = kind(**{key: value for key, value in options.items() if key not in own})
-    return {"model": model, **own}
+def around(model_class: type[LengthModel], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a predictor around a new model.
+
+    Args:
+        model_class: class of the model.
+        options: options of the predictor and of the model.
+
+    Raises:
+        RequestError: an option of another type, or out of its range.
+        TypeError: an option that the model does not have.
+    """
+    limits = {key: options[key] for key in _PREDICTOR_OPTIONS if key in options}
+    model = model_class(**{key: value for key, value in options.items() if key not in limits})
+    return {"model": model, **limits}
 
 
 class BaselineLifetimePredictor(Predictor):
@@ -64,7 +73,7 @@ class OrcaLifetimePredictor(Predictor):
 
 
 class LinearLifetimePredictor(Predictor):
-    """Ridge regression on what requests say; see
+    """Ridge regression on features of the request; see
     :class:`~sagellm_lifetime.models.linear.LinearModel`.
 
     Example:
@@ -85,7 +94,7 @@ class SurvivalLifetimePredictor(Predictor):
     See :class:`~sagellm_lifetime.models.survival.SurvivalModel`.
 
     Args:
-        max_nodes: groups kept at most.
+        max_nodes: maximum number of groups kept.
 
     Example:
         >>> from sagellm_lifetime import SurvivalLifetimePredictor
@@ -100,7 +109,7 @@ class SurvivalLifetimePredictor(Predictor):
 
 
 class LSTMLifetimePredictor(Predictor):
-    """A stacked LSTM over recent completions, the request and what was generated so far.
+    """Stacked LSTM over recent completions, the request and the content generated so far.
 
     See :class:`~sagellm_lifetime.networks.lstm.LSTMModel`, and for ``online`` and ``epochs``
     :class:`~sagellm_lifetime.networks.model.NetworkModel`.
@@ -123,7 +132,7 @@ class LSTMLifetimePredictor(Predictor):
 
 
 class TransformerLifetimePredictor(Predictor):
-    """A Transformer encoder over the same evidence as the LSTM's.
+    """Transformer encoder over the same evidence as the LSTM's.
 
     See :class:`~sagellm_lifetime.networks.transformer.TransformerModel`, and for ``online`` and
     ``epochs`` :class:`~sagellm_lifetime.networks.model.NetworkModel`.

@@ -1,9 +1,10 @@
-"""The calibration of all clients, and one of its own for whoever has more than a fair share.
+"""A common calibration, and separate ones for clients beyond their fair shares.
 
-One calibration serves everybody, and learns from everybody by fair shares
-(:mod:`~sagellm_lifetime.models.fair_share`): answers beyond a client's share teach it nothing, or
-one loud client would decide how wide the intervals of all others are. A client beyond his share
-gets a calibration of his own, which starts as the common one and learns from all his answers.
+The common calibration learns from all clients by fair shares
+(:mod:`~sagellm_lifetime.models.fair_share`): answers beyond a client's share are not learned, since
+otherwise one busy client would set the width of all other clients' intervals. A client beyond its
+share gets a separate calibration, which starts as a copy of the common one and learns from all
+answers of the client.
 """
 
 from __future__ import annotations
@@ -23,41 +24,41 @@ from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.records import Answered, Completion
 
 MOST_OWN: Final = 16
-"""Clients with a calibration of their own; who was last beyond his share longest ago makes room."""
+"""Maximum number of separate calibrations; the least recently used is dropped."""
 _LEARN_EVERY: Final = 32
-"""Answers learned at a time, inside one ``update``. A call costs about 0.6 ms whatever there is to
-learn; beyond that, 64 cost as much per answer as 32 and stall for twice as long."""
+"""Answers learned at a time, inside one ``update``. A call has a fixed cost of about 0.6 ms; 64
+answers at a time cost as much per answer as 32 and stall for twice as long."""
 _START_WEIGHT: Final = 600.0
-"""Observations a band, at most, for which what a new calibration was copied from speaks."""
+"""Maximum weight of the copied counts in a new calibration, observations a band."""
 _LARGEST_KEY: Final = 2**62
 
 
 class CalibrationByClient:
-    """Calibrations, each learned in batches of answers.
+    """Common and separate calibrations, each learned in batches of answers.
 
     Attributes:
-        common: the calibration of everybody without one of his own.
-        shares: how much of the common one each client has taught.
+        common: calibration of all clients without a separate one.
+        shares: account of each client's part in the common calibration.
     """
 
     def __init__(self) -> None:
         self.common = Calibration()
         self.shares = FairShares()
         self._own: OrderedDict[int, Calibration] = OrderedDict()
-        """By client (its key, 0 for none); who was last beyond his share longest ago first."""
+        """Separate calibrations by client key (0 for none), the least recently used first."""
         self._pending: dict[int | None, list[Answered]] = {}
-        """Answers to be learned, by client; those for the common calibration under ``None``."""
+        """Answers not learned yet, by client key; ``None`` is the common calibration."""
         self._stack: tuple[np.ndarray, np.ndarray, list[np.ndarray], dict[int, int]] | None = None
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- predicting --------------------------------------------------------------------------
 
     def of(self, client: int) -> Calibration:
-        """Return the calibration of one client."""
+        """Return the calibration of a client (its key, 0 for none)."""
         return self._own.get(client, self.common) if self._own else self.common
 
     @property
     def has_own(self) -> bool:
-        """Return whether any client has a calibration of its own."""
+        """Return True if any client has a separate calibration."""
         return bool(self._own)
 
     @property
@@ -67,64 +68,77 @@ class CalibrationByClient:
 
     @property
     def views(self) -> list[np.ndarray]:
-        """Return the same, one by one."""
+        """Return the rows of :attr:`curves` as a list."""
         return self._stacked()[2] if self._own else self.common.views
 
     def bands(self, ages: np.ndarray, clients: list[int]) -> np.ndarray:
-        """Return which of :attr:`curves` each of ``N`` ages of as many clients uses."""
+        """Return the index into :attr:`curves` of each prediction, int64 of shape ``(N,)``.
+
+        Args:
+            ages: tokens generated so far, shape ``(N,)``.
+            clients: ``N`` keys of clients; not read where no client has a separate calibration.
+        """
         bands = bands_of(ages)
         if not self._own:
             return bands
-        place = self._stacked()[3]
-        return bands + BANDS * np.array([place.get(c, 0) for c in clients], dtype=np.int64)
+        place_of = self._stacked()[3]
+        places = [place_of.get(client, 0) for client in clients]
+        return bands + BANDS * np.array(places, dtype=np.int64)
 
     def confidences(self, bands: np.ndarray, raw: np.ndarray) -> np.ndarray:
-        """Return calibrated confidences, shape ``(N,)``, of :meth:`bands`."""
+        """Return calibrated confidences, shape ``(N,)``.
+
+        Args:
+            bands: index of each prediction from :meth:`bands`, shape ``(N,)``.
+            raw: raw confidences, shape ``(N,)``.
+        """
         maps = self._stacked()[1] if self._own else self.common.maps
         return self.common.confidences(bands, raw, maps)
 
     def _stacked(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], dict[int, int]]:
         if self._stack is None:
-            every = [self.common, *self._own.values()]
-            curves = np.concatenate([each.curves for each in every])
+            calibrations = [self.common, *self._own.values()]
+            curves = np.concatenate([calibration.curves for calibration in calibrations])
             curves.flags.writeable = False
-            maps = np.concatenate([each.maps for each in every])
-            views = [view for each in every for view in each.views]
-            self._stack = curves, maps, views, {c: 1 + i for i, c in enumerate(self._own)}
+            maps = np.concatenate([calibration.maps for calibration in calibrations])
+            views = [view for calibration in calibrations for view in calibration.views]
+            place_of = {client: 1 + i for i, client in enumerate(self._own)}
+            self._stack = curves, maps, views, place_of
         return self._stack
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, completion: Completion) -> None:
-        """Learn from the answers that were given about a finished sequence."""
+        """Learn from the answers of a finished sequence."""
         client = completion.evidence.features.client_key
-        within = self.shares.count(client)
-        # Whoever is new has no calibration of his own: there may be a million of them.
-        if not within and (client == 0 or self.shares.is_established(client)):
+        is_within_share = self.shares.count(client)
+        # New clients get no separate calibration: there may be a million of them.
+        if not is_within_share and (client == 0 or self.shares.is_established(client)):
             self._give_own(client)
-        if within:
+        if is_within_share:
             self._add(None, completion)
         if client in self._own:
             self._add(client, completion)
 
     def meet(self, clients: Iterable[Any]) -> None:
-        """Take note of who came before, by name: with a history, so that nobody else has a share.
+        """Count completions of a history in the fair shares, so that its clients are known.
 
-        ``None`` is a request that named nobody.
+        Args:
+            clients: names of the clients, one a completion; ``None`` for a request without one.
         """
         for name in clients:
             self.shares.count(0 if name is None else key_of("client", name))
 
     def _give_own(self, client: int) -> None:
         if client in self._own:
-            # Places of the others change, and the answers with them: only where it matters.
+            # Moving it changes the places of the others, so it is done only if it is not last.
             if len(self._own) > 1 and next(reversed(self._own)) != client:
                 self._own.move_to_end(client)
                 self._stack = None
             return
         if len(self._own) >= MOST_OWN:
-            gone, _ = self._own.popitem(last=False)
-            self._pending.pop(gone, None)
+            dropped, _ = self._own.popitem(last=False)
+            self._pending.pop(dropped, None)
         own = self._own[client] = Calibration()
         own.restore(self.common.state())
         own.fade(_START_WEIGHT)
@@ -142,21 +156,21 @@ class CalibrationByClient:
         self._stack = None
 
     def learn_all(self) -> None:
-        """Learn from all answers that still wait for others."""
+        """Learn from all pending answers, also from incomplete batches."""
         for client in list(self._pending):
             self._learn_pending(client)
 
     # -- state -------------------------------------------------------------------------------
 
     def state(self) -> Arrays:
-        """Return what was learned, as arrays. Answers that wait are none of it."""
+        """Return the learned state as arrays, without pending answers."""
         common = self.common.state()
-        own = [each.state() for each in self._own.values()]
+        own = [calibration.state() for calibration in self._own.values()]
         return {
             **common,
             "clients": np.array(list(self._own), dtype=np.int64),
             **{
-                f"own.{name}": np.stack([each[name] for each in own])
+                f"own.{name}": np.stack([state[name] for state in own])
                 if own
                 else np.zeros((0, *array.shape))
                 for name, array in common.items()
@@ -165,10 +179,10 @@ class CalibrationByClient:
         }
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned with a :meth:`state`.
+        """Replace the learned state with a :meth:`state`; pending answers are dropped.
 
         Raises:
-            ValueError: arrays that do not fit, or hold what cannot have been learned.
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
         clients = checked(state, "clients", np.int64, (None,), 0, _LARGEST_KEY).tolist()
         if len(set(clients)) < len(clients) or len(clients) > MOST_OWN:

@@ -21,13 +21,13 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
     """Return a predictor from a checkpoint directory or an exported ``.safetensors`` or ``.pt``.
 
     Args:
-        path: of the directory or the file.
-        like: a predictor of the kind that is expected there, for a model that no package
-            registers; the loaded one is of its class, around a model of its model's class.
+        path: path of the directory or the file.
+        like: a predictor of the expected kind, for a model that no package registers; the loaded
+            one has its class, around a model of its model's class.
 
     Raises:
-        CheckpointError: missing, damaged, of another format version, or of unknown contents; or
-            no path at all.
+        CheckpointError: the checkpoint is missing, damaged, of another format version, or of
+            unknown contents; or ``path`` is no path.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -53,7 +53,7 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
         predictor, trial = (make(**checkpoint.options) for _ in range(2))
         predictor.restore(checkpoint.arrays)
         trial.restore(checkpoint.arrays)
-        # So that what is wrong with it is found here and not while serving.
+        # Faults of the contents are found here and not while serving.
         _try_out(trial)
     except MissingExtraError:
         raise
@@ -67,26 +67,28 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
 
 
 def _try_out(predictor: Predictor) -> None:
-    """Ask a predictor all kinds of questions, and teach it the answers.
+    """Predict requests of all kinds, and learn their completions.
 
     Raises:
-        ValueError: an answer that is none. What else is wrong raises an error of any class.
+        ValueError: an answer has impossible numbers. Other faults raise errors of any class.
     """
-    for each in _QUESTIONS:
-        _check_answer(predictor.predict(each))
-    for answer in predictor.predict_batch(_QUESTIONS):
+    for request in _REQUESTS:
+        _check_answer(predictor.predict(request))
+    for answer in predictor.predict_batch(_REQUESTS):
         _check_answer(answer)
-    # A network takes no gradient steps: an engine that loads one needs no PyTorch.
+    # As in a replay, a network takes no gradient steps: an engine that loads it needs no PyTorch.
     with predictor.replaying():
-        for i, each in enumerate(_QUESTIONS):
+        for i, request in enumerate(_REQUESTS):
             reason = FINISH_REASONS[i % len(FINISH_REASONS)]
-            predictor.update(each.sequence_id, each.current_length + 50, 1.0, finish_reason=reason)
+            length = request.current_length + 50
+            predictor.update(request.sequence_id, length, 1.0, finish_reason=reason)
     predictor.settle()
-    for each in _QUESTIONS:
-        _check_answer(predictor.predict(each))
+    for request in _REQUESTS:
+        _check_answer(predictor.predict(request))
 
 
 def _check_answer(answer: PredictionResult) -> None:
+    """Raise :class:`ValueError` if an answer has numbers that are impossible."""
     numbers = (answer.estimated_remaining_tokens, answer.confidence, answer.estimated_time)
     if (
         not all(isfinite(number) for number in numbers)
@@ -99,8 +101,8 @@ def _check_answer(answer: PredictionResult) -> None:
         raise ValueError("it answers with numbers that cannot be")
 
 
-def _questions() -> list[PredictionRequest]:
-    everything: dict[str, Any] = {
+def _trial_requests() -> list[PredictionRequest]:
+    admission: dict[str, Any] = {
         "prompt_length": 300,
         "prompt_text": "List three reasons.\n\n1. ",
         "model": "trial",
@@ -114,25 +116,25 @@ def _questions() -> list[PredictionRequest]:
         "response_format": "json",
         "enable_thinking": False,
     }
-    so_far = {"output_text": "First, " * 40, "eos_logprob": [-3.0] * 8, "entropy": [1.0] * 8}
+    generated = {"output_text": "First, " * 40, "eos_logprob": [-3.0] * 8, "entropy": [1.0] * 8}
     features: list[dict[str, Any]] = [
         {},
-        everything,
-        everything | so_far,
+        admission,
+        admission | generated,
         {"model": "trial", "prefix_hashes": [1, 2]},
     ]
     return [
-        # Where text is given it is read, and not the tokens.
+        # Requests with generated text have no token ids, so that the text is read.
         PredictionRequest(
             f"trial-{i}-{age}",
-            [] if "output_text" in said else list(range(20 + age)),
+            [] if "output_text" in prompt_features else list(range(20 + age)),
             age,
             cap,
-            said,
+            prompt_features,
         )
-        for i, said in enumerate(features)
+        for i, prompt_features in enumerate(features)
         for age, cap in ((0, None), (100, 4096))
     ]
 
 
-_QUESTIONS: Final = _questions()
+_REQUESTS: Final = _trial_requests()

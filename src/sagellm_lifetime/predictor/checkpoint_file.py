@@ -1,8 +1,8 @@
-"""Reading and writing checkpoints. No pickle: arrays in safetensors, the rest in JSON.
+"""Checkpoint files: arrays in safetensors, the rest in JSON, and no pickle.
 
 A checkpoint is a directory with ``model.safetensors`` and ``manifest.json``; it is written under a
-temporary name and renamed. Exported single files (``.safetensors``, ``.pt``) carry the manifest
-inside and load the same way; a ``.pt`` is read with ``weights_only=True``.
+temporary name and renamed. Exported single files (``.safetensors``, ``.pt``) contain the manifest
+and load the same way; a ``.pt`` is read with ``weights_only=True``.
 
 A new checkpoint directory and its files are readable by their owner only; one that replaces another
 keeps its modes. An exported file follows the umask.
@@ -44,21 +44,21 @@ EXPORTS: Final = (".pt", ".safetensors", ".onnx")
 """Suffixes of the files that ``export`` writes."""
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
 _MAX_BYTES: Final = 1 << 30
-"""Of the arrays, and of a file that holds them."""
+"""Maximum size of the arrays, and of a file that holds them."""
 _MAX_MANIFEST: Final = 8 << 20
-"""Bytes of a manifest; one of 257 model names has some tens of thousands."""
+"""Maximum bytes of a manifest; one with 257 model names has some tens of thousands."""
 _DEEPEST: Final = 32
-"""Nesting of a manifest; that of a predictor has 4."""
+"""Maximum nesting of a manifest; that of a predictor is 4 deep."""
 _MAX_HEADER: Final = 2 * _MAX_MANIFEST
-"""Bytes of the header of a ``.safetensors`` file, in which an export has the manifest too."""
+"""Maximum bytes of the header of a ``.safetensors`` file; in an export it has the manifest too."""
 _MAX_ENTRIES: Final = 100_000
-"""Entries of the zip archive that a ``.pt`` file is."""
+"""Maximum entries of the zip archive of a ``.pt`` file."""
 _TENSOR_NAMES: Final = re.compile(
     r"torch._utils _rebuild_tensor_v2|collections OrderedDict|torch(\.storage)? \w+Storage"
 )
-"""What a pickle of tensors names."""
+"""Global names that a pickle of tensors uses."""
 _READS: Final = 20
-"""Tries to read a checkpoint that is replaced again and again meanwhile."""
+"""Maximum number of attempts to read a checkpoint that is replaced meanwhile."""
 SCHEMA: Final[dict[str, int]] = {
     "bins": BINS,
     "max_length": MAX_LENGTH,
@@ -68,12 +68,20 @@ SCHEMA: Final[dict[str, int]] = {
     "token_buckets": BUCKETS,
     "name_buckets": NAME_BUCKETS,
 }
-"""Sizes both sides must agree on."""
+"""Sizes that must be equal where a checkpoint is written and where it is read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that makes a predictor what it is."""
+    """Contents of a checkpoint.
+
+    Attributes:
+        predictor: name of the predictor.
+        options: its options.
+        arrays: its learned state.
+        summary: description of the history it was fitted on.
+        metrics: its metrics when it was saved.
+    """
 
     predictor: str
     options: dict[str, Any]
@@ -82,7 +90,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def manifest(self, digest: str) -> dict[str, Any]:
-        """Return the JSON part."""
+        """Return the manifest as a JSON object; ``digest`` is the SHA-256 of the arrays."""
         return {
             "format": FORMAT,
             "predictor": self.predictor,
@@ -101,20 +109,20 @@ def as_path(path: Any) -> Path:
     """Return the path of a checkpoint.
 
     Raises:
-        CheckpointError: something that is no path, an empty one, or one that no file can have.
+        CheckpointError: ``path`` is no path, empty, or no possible name of a file.
     """
-    if not isinstance(path, str | os.PathLike) or isinstance(found := os.fspath(path), bytes):
+    if not isinstance(path, str | os.PathLike) or isinstance(text := os.fspath(path), bytes):
         raise CheckpointError(f"a checkpoint is named by a path: {shown(path)}")
-    if not is_path(found):
-        raise CheckpointError(f"{shown(found)} names no checkpoint: give a folder")
-    return Path(found)
+    if not is_path(text):
+        raise CheckpointError(f"{shown(text)} names no checkpoint: give a folder")
+    return Path(text)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint directory, as :func:`write_checkpoint`, whatever the file system says.
+    """Write a checkpoint directory with :func:`write_checkpoint`; no :class:`OSError` is raised.
 
     Raises:
-        CheckpointError: as of :func:`write_checkpoint`, or the place cannot be looked into.
+        CheckpointError: as of :func:`write_checkpoint`, or ``path`` cannot be examined.
     """
     try:
         write_checkpoint(checkpoint, path)
@@ -123,7 +131,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a place where no checkpoint directory can be. Raises :class:`CheckpointError`."""
+    """Raise :class:`CheckpointError` if no checkpoint directory can be written at ``path``."""
     if is_checkpoint(path):
         return
     if path.suffix in EXPORTS:
@@ -140,10 +148,10 @@ def check_directory(path: Path) -> None:
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint directory; an existing checkpoint is replaced in one rename.
 
-    Where ``path`` is a link, the directory that it names is replaced.
+    If ``path`` is a link, its target is replaced.
 
     Raises:
-        CheckpointError: the place cannot be written, holds something else, or is named like a file.
+        CheckpointError: ``path`` cannot be written, holds something else, or is named like a file.
     """
     if path.is_symlink():
         path = path.resolve()
@@ -169,25 +177,25 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of a checkpoint left; what a living one holds stays.
+    """Remove temporary files of killed writers of a checkpoint; those of living ones stay.
 
-    A checkpoint that a killed writer had moved aside, and put nothing in its place, is put back.
+    A checkpoint that a killed writer had moved aside is put back, unless there is another by now.
     """
     atomic.remove_leftovers(path)
     pattern = re.compile(rf"\.{re.escape(path.name)}\.old\.[0-9a-f]{{16}}")
     try:
-        asides = [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
+        asides = [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
     except OSError:
         return
     for aside in asides:
-        with atomic.held_alone(aside) as alone:
-            if alone:
+        with atomic.held_alone(aside) as is_unheld:
+            if is_unheld:
                 _put_back(aside, path)
                 shutil.rmtree(aside, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``; under the temporary name is then what was there before."""
+    """Rename ``temporary`` to ``path``; an old checkpoint is left under the temporary name."""
     try:
         os.rename(temporary, path)  # onto nothing, or onto an empty directory
         return
@@ -208,17 +216,17 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _put_back(aside: Path, path: Path) -> None:
-    """Rename the checkpoint that was moved into ``aside`` back, unless another is in its place."""
+    """Move a checkpoint back from ``aside`` to ``path``, unless there is another by now."""
     old = aside / path.name
     if old.exists() and not os.path.lexists(path):
         os.rename(old, path)
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two directories in one step (Linux ``renameat2``); whether that worked.
+    """Swap two directories in one step (Linux ``renameat2``); return True if that worked.
 
-    POSIX has no rename onto a directory that is not empty, and between two renames a killed
-    process would leave nothing under the name.
+    POSIX has no rename onto a directory that is not empty, and a process killed between two
+    renames would leave no checkpoint at the path.
     """
     import ctypes
 
@@ -230,7 +238,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether the directory has the two files."""
+    """Return True if a directory has the two files of a checkpoint."""
     return (path / MODEL).is_file() and (path / MANIFEST).is_file()
 
 
@@ -238,7 +246,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint directory or an exported file.
 
     Raises:
-        CheckpointError: one line that says what is wrong.
+        CheckpointError: it is missing, damaged, or of another version; the message is one line.
     """
     if path.is_file():
         return _read_file(path)
@@ -257,32 +265,34 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _why_unreadable(path: Path) -> str:
-    """Return why a directory, in which a file was not found, is no checkpoint."""
+    """Return the reason why a directory without one of the two files is no checkpoint."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return "no such checkpoint"
     try:
-        both = {MODEL, MANIFEST} <= set(os.listdir(folder))
+        has_both = {MODEL, MANIFEST} <= set(os.listdir(folder))
         # A writer may have moved the directory away since it was opened.
         is_same = path.exists() and os.path.samestat(os.fstat(folder), os.stat(path))
     except OSError:
-        both = is_same = False
+        has_both = is_same = False
     finally:
         os.close(folder)
-    if both or not is_same:
+    if has_both or not is_same:
         return "was replaced or removed while it was read"
     return f"not a checkpoint ({MODEL} and {MANIFEST} are not both there)"
 
 
 def _read_directory(path: Path) -> tuple[bytes, bytes]:
-    """Return the manifest and the arrays of one and the same checkpoint, as bytes.
+    """Return the manifest and the arrays of one checkpoint, as bytes.
 
-    By way of the open directory: by its name the two could be of a checkpoint and of the one that
-    took its place in between.
+    Both are read through a descriptor of the directory: opened by path, they could be of two
+    checkpoints, one of which replaced the other in between.
 
     Raises:
-        FileNotFoundError: it was replaced meanwhile.
+        FileNotFoundError: the checkpoint was replaced meanwhile.
+        OSError: it cannot be read.
+        CheckpointError: a file is not regular, too large, or changed while it was read.
     """
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -293,32 +303,38 @@ def _read_directory(path: Path) -> tuple[bytes, bytes]:
 
 
 def _read(path: Path, most: int, folder: int | None = None) -> bytes:
-    """Return the bytes of a file, which are ``most`` at most.
+    """Return the content of a regular file.
 
     Args:
         path: the file.
-        most: bytes.
-        folder: descriptor of the directory it is in, where another may take the directory's name.
+        most: maximum size, bytes.
+        folder: descriptor of its directory, for a directory that may be replaced; else ``None``.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError: it is not regular, too large, or changed while it was read.
     """
     name = path if folder is None else path.name
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: not a regular file")
-        if found.st_size > most:
-            raise CheckpointError(f"{path}: {found.st_size} bytes, more than any predictor needs")
-        data = file.read(found.st_size)
-        if len(data) != found.st_size or file.read(1):
+        if size > most:
+            raise CheckpointError(f"{path}: {size} bytes, more than any predictor needs")
+        data = file.read(size)
+        if len(data) != size or file.read(1):
             raise CheckpointError(f"{path}: changed while it was read")
     return data
 
 
 def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write one ``.safetensors`` or ``.pt`` file that holds everything.
+    """Write a whole checkpoint as one ``.safetensors`` or ``.pt`` file.
 
     Raises:
-        CheckpointError: another suffix, or the place cannot be written.
+        CheckpointError: another suffix, or the file cannot be written.
+        MissingExtraError: a ``.pt`` file needs PyTorch.
     """
     data = _to_bytes(checkpoint.arrays)
     manifest = json.dumps(checkpoint.manifest(hashlib.sha256(data).hexdigest()), sort_keys=True)
@@ -341,7 +357,7 @@ def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file whole or not at all (:func:`sagellm_lifetime.core.atomic.write_atomically`).
 
     Raises:
-        CheckpointError: the place cannot be written.
+        CheckpointError: the file cannot be written.
     """
     atomic.write_atomically(path, data, private=private, error=CheckpointError)
 
@@ -370,7 +386,7 @@ def _exported_manifest(path: Path, data: bytes) -> str:
 
 
 def _read_pt(path: Path, data: bytes) -> tuple[str, bytes]:
-    """Return the manifest of an exported ``.pt`` and its arrays as those of a ``.safetensors``."""
+    """Return the manifest of an exported ``.pt``, and its arrays as ``.safetensors`` bytes."""
     import pickle
     from zipfile import BadZipFile
 
@@ -378,10 +394,10 @@ def _read_pt(path: Path, data: bytes) -> tuple[str, bytes]:
     try:
         archive = _inflated(data)
         with warnings.catch_warnings():
-            # What is odd about the file is said in one line, by the error.
+            # Faults of the file are reported in one line, by the error.
             warnings.simplefilter("ignore")
-            held = torch.load(archive, weights_only=True, map_location="cpu")
-        text, tensors = held["manifest"], held["arrays"]
+            contents = torch.load(archive, weights_only=True, map_location="cpu")
+        text, tensors = contents["manifest"], contents["arrays"]
         # A tensor may claim a size that it does not have (strides of 0).
         if sum(v.numel() * v.element_size() for v in tensors.values()) > _MAX_BYTES:
             raise ValueError("its arrays are larger than any predictor needs")
@@ -403,14 +419,15 @@ def _read_pt(path: Path, data: bytes) -> tuple[str, bytes]:
 
 
 def _inflated(data: bytes) -> io.BytesIO:
-    """Return the zip archive without compression, so that nothing in it can grow.
+    """Return a zip archive without compression.
 
-    PyTorch takes the sizes in a zip archive at their word: a file of 3 MB may ask for gigabytes.
-    Written anew, the archive that is loaded is the very one whose sizes were added up.
+    PyTorch allocates the sizes that a zip archive declares: a file of 3 MB may ask for gigabytes.
+    So the archive is written anew, with entries whose sizes have been checked.
 
     Raises:
-        ValueError: inflated it is larger than any predictor, or has too many entries.
-        BadZipFile: it is none.
+        ValueError: the inflated archive is too large, has too many entries, two of one name, or a
+            pickle of anything but tensors.
+        BadZipFile: ``data`` is no zip archive.
     """
     from zipfile import ZIP_STORED, ZipFile
 
@@ -433,9 +450,9 @@ def _inflated(data: bytes) -> io.BytesIO:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Raise :class:`ValueError` where a pickle names anything but tensors.
+    """Raise :class:`ValueError` if a pickle names anything but tensors.
 
-    ``weights_only=True`` runs no code, but lets a file ask for a ``bytearray`` of any size.
+    ``weights_only=True`` runs no code, but it allows a ``bytearray`` of any size.
     """
     import pickletools
 
@@ -447,7 +464,11 @@ def _check_pickle(content: bytes) -> None:
 
 
 def _verified(path: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint, if its arrays are those the manifest was written for."""
+    """Return the checkpoint if its arrays have the digest of the manifest.
+
+    Raises:
+        CheckpointError: they have another.
+    """
     if hashlib.sha256(_to_bytes(checkpoint.arrays)).hexdigest() != manifest.get("sha256"):
         raise CheckpointError(f"{path}: damaged or exchanged (sha256 differs)")
     return checkpoint
@@ -463,8 +484,8 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT}")
+        version = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"{path}: format {version!r}, this version reads {FORMAT}")
     if manifest.get("features") != SCHEMA:
         raise CheckpointError(f"{path}: written for another feature schema; train again")
     if not isinstance(manifest.get("options"), dict) or not isinstance(
@@ -475,7 +496,7 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Return how deep objects and lists are nested."""
+    """Return the depth to which objects and lists are nested, 1 for a plain value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
 
@@ -503,27 +524,37 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _check_header(path: Path, declared: dict[str, Any], data: bytes) -> None:
-    """Names, shapes, dtypes and sizes, before anything is allocated."""
+    """Check names, shapes and dtypes of the arrays, before anything is allocated.
+
+    Raises:
+        CheckpointError: the header is damaged, has a type that is not allowed, or differs from the
+            arrays that the manifest declares.
+    """
     try:
         header = _header(path, data)
         header.pop("__metadata__", None)
         dtypes = {str(entry["dtype"]) for entry in header.values()}
-        found = {
+        stored = {
             name: (tuple(entry["shape"]), DTYPES.get(entry["dtype"]))
             for name, entry in header.items()
         }
-        wanted = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in declared.items()}
-        odd = sorted(name for name, _ in set(found.items()) ^ set(wanted.items()))
+        named = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in declared.items()}
+        differing = sorted(name for name, _ in set(stored.items()) ^ set(named.items()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MODEL} has no readable header") from error
     if not dtypes <= set(DTYPES):
         raise CheckpointError(f"{path}: arrays of type {min(dtypes - set(DTYPES))} are not allowed")
-    if odd:
-        raise CheckpointError(f"{path}: array {odd[0]!r} is not as the manifest declares it")
+    if differing:
+        name = differing[0]
+        raise CheckpointError(f"{path}: array {name!r} is not as the manifest declares it")
 
 
 def _header(path: Path, data: bytes) -> dict[str, Any]:
-    """Return the JSON header of a ``.safetensors`` file."""
+    """Return the JSON header of a ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: the header is too long, or no JSON object.
+    """
     length = int.from_bytes(data[:8], "little")
     try:
         if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER):
@@ -547,7 +578,7 @@ def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, data: bytes, replaced: Path) -> None:
-    """Write a file of a new checkpoint with the mode it has in the one that is replaced."""
+    """Write a file of a new checkpoint, with the mode that it has in the replaced one."""
     mode, old = atomic.PRIVATE_FILE, replaced / path.name
     if old.is_file():
         mode = stat.S_IMODE(old.stat().st_mode) & 0o777

@@ -1,4 +1,4 @@
-"""What every call is checked for, and how a batch is taken apart."""
+"""Checks of the arguments of calls, and the division of a batch into waves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from sagellm_lifetime.core.protocol import (
 from sagellm_lifetime.core.values import as_sequence_id, number, whole
 
 _LONGEST: Final = 10**8
-"""Above this a length is a mistake, as it is in a history."""
+"""Upper limit of a length in tokens, as in a history."""
 
 
 def waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
-    """Indices such that no wave has an id twice, nor more than ``most`` (sequences of one wave must
-    not push each other out of the tracker), and every id keeps its order."""
+    """Return the indices of a batch in waves, to be predicted one after another.
+
+    No wave has an id twice, and every id keeps its order. No wave has more than ``most`` requests,
+    so that its sequences do not drop each other from the tracker.
+    """
     if len({request.sequence_id for request in requests}) == len(requests):
         return [
             list(range(start, min(start + most, len(requests))))
@@ -40,7 +43,7 @@ def waves(requests: Sequence[PredictionRequest], most: int) -> list[list[int]]:
 
 
 def check_iterable(requests: Iterable[PredictionRequest]) -> Iterable[PredictionRequest]:
-    """Return the requests of a batch. Raises :class:`RequestError` where they are none."""
+    """Return an iterator over a batch. Raises :class:`RequestError` if it is not iterable."""
     try:
         return iter(requests)
     except TypeError:  # an array without dimensions has an iterator by its type alone
@@ -51,11 +54,11 @@ def check_iterable(requests: Iterable[PredictionRequest]) -> Iterable[Prediction
 def check_completion(
     sequence_id: Any, length: Any, seconds: Any, finish_reason: Any
 ) -> tuple[SequenceId, int, float, str]:
-    """Return the four with plain types.
+    """Return the four arguments of an ``update`` with plain types.
 
     Raises:
-        RequestError: an id that is none, a number that is negative, not finite or over what a
-            length (10**8) or a time (10**8 s) can be, or an unknown finish reason.
+        RequestError: an invalid id, a number that is negative, not finite or above the limit of a
+            length (10**8 tokens) or a time (10**8 s), or an unknown finish reason.
     """
     if (
         (type(sequence_id) is str or type(sequence_id) is int)

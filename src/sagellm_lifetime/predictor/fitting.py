@@ -1,8 +1,8 @@
-"""From a history to a fitted predictor: the older part in bulk, the newest as it would be served.
+"""Fit of a predictor on a history: the older part in bulk, the newest part by a replay.
 
 The newest part is replayed in time order, predicted at arrival and learned at the finish, through
-the same ``predict`` and ``update`` an engine calls. So the calibration is learned on predictions
-that had not seen their outcome, and online choices are made as they will be made later.
+the same ``predict`` and ``update`` that an engine calls. So the calibration is learned from
+predictions made before their outcomes were learned, and online choices are made as in service.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _CONTENT_AGES = [16 * 2**k for k in range(10)]
-"""Ages at which a replayed sequence with content is asked about again."""
+"""Ages at which a replayed sequence with content is predicted again, tokens."""
 MAX_ROWS = 300_000
-"""The newest rows of a longer history; older ones say little about tomorrow."""
+"""Maximum number of rows to learn from: the newest, since older ones predict little."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
 _MET = 20_000
-"""The newest rows whose clients the calibration takes note of."""
+"""Number of newest rows whose clients are counted in the fair shares of the calibration."""
 _LEAST = 20
 """Rows below which nothing is held out."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A checked history, taken apart.
+    """Rows of a checked history in two parts.
 
     Attributes:
-        older: what is learned in bulk, in time order.
-        newest: what is replayed, in time order; empty for a short history.
-        clock: what the arrival times count from.
-        summary: rows, columns and lengths; no content.
+        older: rows to learn in bulk, in time order.
+        newest: rows to replay, in time order; empty for a short history.
+        clock: origin of the arrival times.
+        summary: number of rows, columns and lengths; no content.
     """
 
     older: pl.DataFrame
@@ -64,7 +64,7 @@ class Rows:
     summary: dict[str, Any]
 
     def clients(self) -> list[str | None]:
-        """Return who asked for the newest of the older rows, in time order; ``None``: nobody."""
+        """Return the clients of the newest older rows, in time order; ``None`` without one."""
         if "client_id" not in self.older.columns:
             return []
         return self.older["client_id"].tail(_MET).to_list()
@@ -85,25 +85,25 @@ def read(history: Any, cap_reached: CapReached = "length", clock: Clock = "auto"
             _LOG.warning(line)
     if read.cap_reached:
         _LOG.warning(cap_reached_note(read.cap_reached, len(read.frame), cap_reached))
-    # Told from the whole history, once: a part of it may lack the sessions' first rows.
-    kind: Clock = "session" if relative_times(read.frame, clock) else "wall"
-    if clock == "auto" and kind == "session":
+    # Inferred once from the whole history: a part may lack the first rows of its sessions.
+    origin: Clock = "session" if relative_times(read.frame, clock) else "wall"
+    if clock == "auto" and origin == "session":
         _LOG.warning(
             "arrival times restart with every session: the sessions are taken one by one "
             "(clock='wall': all times are on one clock)"
         )
-    frame = in_time_order(read.frame, clock=kind).tail(MAX_ROWS)
+    frame = in_time_order(read.frame, clock=origin).tail(MAX_ROWS)
     summary = _summary(frame)
     if read.cap_reached:
         summary["cap_reached"] = {"rows": read.cap_reached, "as": cap_reached}
-    return Rows(*_parts(frame, kind), kind, summary)
+    return Rows(*_parts(frame, origin), origin, summary)
 
 
 def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the part to learn in bulk and the part to replay; no session or prompt is in both.
 
-    A held-out prompt that was also trained on (another sample, another model) would make the
-    calibration believe that every prompt is known.
+    With a prompt in both parts (another sample, another model) the replayed errors would be too
+    small, and so would the intervals.
     """
     if len(frame) < _LEAST:
         return frame, frame.clear()
@@ -111,7 +111,7 @@ def _parts(frame: pl.DataFrame, clock: Clock) -> tuple[pl.DataFrame, pl.DataFram
     try:
         parts = split(frame, "auto", share, clock=clock)
     except HistoryError:
-        # One session (or prompt) holds nearly everything: the newest rows, then.
+        # One session (or prompt) has nearly all rows, so they are cut by order instead.
         parts = split(frame, "order", share)
     return in_time_order(parts.train, clock=clock), in_time_order(parts.test, clock=clock)
 
@@ -130,7 +130,7 @@ def _summary(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 def seconds_per_token(frame: pl.DataFrame) -> TokenTiming:
-    """Return what the rows that say how long they took say of it."""
+    """Return the seconds per token, learned from the newest 50,000 rows with a duration."""
     timing = TokenTiming()
     if "actual_time" in frame.columns:
         columns = [c for c in ("model", "actual_length", "actual_time") if c in frame.columns]
@@ -146,7 +146,14 @@ def replay(
     progress: Progress | None,
     clock: Clock,
 ) -> None:
-    """Predict each row at its arrival and learn it at its finish, in time order."""
+    """Predict each row at its arrival and learn it at its finish, in time order.
+
+    Args:
+        predictor: predictor whose ``predict`` and ``update`` are called.
+        frame: checked rows.
+        progress: called with the name of the step and the share done; ``None`` for no calls.
+        clock: origin of the arrival times.
+    """
     requests = HistoryRequests(frame)
     lengths = frame["actual_length"].to_list()
     times = seconds(frame, missing=0.0).tolist()

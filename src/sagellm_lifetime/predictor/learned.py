@@ -1,4 +1,4 @@
-"""What is swapped when a predictor comes to know what another one learned, and as arrays."""
+"""Learned state of a predictor: the pair that is swapped, and its form as arrays."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 
 _MODEL = "predictor."
-"""Before the names of a model's arrays, and of its context's."""
+"""Prefix of the names of a model's arrays, and of its context's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A model, and the calibration of its answers: what a predictor swaps in one assignment."""
+    """Model and calibration of its answers, which a predictor replaces in one assignment."""
 
     model: LengthModel
     calibration: CalibrationByClient
 
     def state(self) -> Arrays:
-        """Return both as arrays, which :func:`restored` takes."""
+        """Return the model, its calibration and its count of completions as arrays."""
         return {
             **{f"calibration.{k}": v for k, v in self.calibration.state().items()},
             "lessons": count_array(self.model.lessons),
@@ -32,25 +32,25 @@ class Learned:
 
 
 def model_state(arrays: Arrays) -> Arrays:
-    """Return those of a predictor's arrays that are of its model or its context."""
+    """Return the arrays of a predictor's model and context, under their own names."""
     return part(arrays, _MODEL)
 
 
 def context_state(state: Arrays) -> Arrays:
-    """Return the state of a context under the names it has among a predictor's arrays."""
+    """Return copies of a context's arrays, under their names in a predictor's state."""
     return {f"{_MODEL}{key}": np.array(value) for key, value in state.items()}
 
 
 def restored(model: LengthModel, calibrated: Arrays, state: Arrays) -> Learned:
-    """Return an unfitted model, brought to a state, with its calibration.
+    """Return a model with a restored state, and its calibration.
 
     Args:
-        model: a new one, with the options of the one whose state it is.
+        model: an unfitted model with the options of the one whose state it is; changed in place.
         calibrated: arrays of a :meth:`Learned.state`.
-        state: those of the model itself.
+        state: arrays of the model itself.
 
     Raises:
-        ValueError: arrays that do not fit, or hold what none can have learned.
+        ValueError: an array is missing, of another type or shape, or holds impossible values.
     """
     calibration = CalibrationByClient()
     calibration.restore(part(calibrated, "calibration."))

@@ -1,8 +1,8 @@
-"""The way of a prediction.
+"""Steps of a prediction.
 
     request → features → model → distribution → conditioned on age → calibrated → result
 
-The model says what to keep of a request and which cumulative hazards follow from it.
+The model chooses the evidence that is kept of a request, and computes cumulative hazards from it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from sagellm_lifetime.predictor.learned import Learned
 
 
 class Predicting(LifetimePredictorProtocol):
-    """The half of a predictor that is asked; safe to call from several threads.
+    """Prediction half of a predictor; safe to call from several threads.
 
-    A forked child has a predictor of its own, which knows what this one knew at the fork.
+    A forked child has an independent copy, with the state at the fork.
 
     Args:
-        model: what is asked.
-        capacity: how many running sequences are tracked at most.
-        expire_after: seconds after which a sequence that is never asked about is forgotten.
+        model: model that computes the hazards.
+        capacity: maximum number of running sequences that are tracked.
+        expire_after: seconds without a prediction after which a sequence may be dropped.
     """
 
     def __init__(self, model: LengthModel, capacity: int, expire_after: float) -> None:
@@ -54,7 +54,7 @@ class Predicting(LifetimePredictorProtocol):
         self._context = Context(model.context)
         self._learned = Learned(model, CalibrationByClient())
         self._version = 0
-        """Rows of running sequences are computed anew when it has changed."""
+        """Version of the learned state; rows of an older version are computed anew."""
         self._predict_calls = 0
         forking.register(self)
 
@@ -68,26 +68,26 @@ class Predicting(LifetimePredictorProtocol):
     # -- predicting --------------------------------------------------------------------------
 
     def predict(self, request: PredictionRequest) -> Prediction:
-        """Predict one sequence.
+        """Predict the remaining length of one sequence.
 
         Raises:
-            RequestError: something in the request cannot be used. Then nothing has changed: a
-                sequence that runs under that id runs on.
+            RequestError: the request has an impossible value. Then nothing has changed, and a
+                running sequence of that id stays tracked.
         """
         request = check_request(request)
         with self._lock:
-            known, said = self._look(request)
-            item, stale = self._enter(request, known, said)
-            if stale:
+            known, evidence = self._look(request)
+            item, is_stale = self._enter(request, known, evidence)
+            if is_stale:
                 self._refresh([item])
             return self._answer(item, request.current_length, request.max_length)
 
     def predict_batch(self, requests: Sequence[PredictionRequest]) -> list[Prediction]:
-        """Predict many sequences; equal to predicting them one by one.
+        """Predict many sequences; the results equal those of predicting them one by one.
 
         Raises:
-            RequestError: something in one of the requests cannot be used. Then none of them is
-                predicted, and nothing has changed.
+            RequestError: a request has an impossible value. Then none of them is predicted, and
+                nothing has changed.
         """
         requests = [check_request(request) for request in check_iterable(requests)]
         results: list[Prediction | None] = [None] * len(requests)
@@ -105,13 +105,13 @@ class Predicting(LifetimePredictorProtocol):
         get, absorb, enter = self._tracker.get, self._learned.model.absorb, self._enter
         known = [get(request.sequence_id, request.current_length) for request in requests]
         if self._tracker.has_room(sum([item is None for item in known])):
-            said = [
+            evidence = [
                 self._observe(request) if item is None else absorb(item.evidence, request)
                 for item, request in zip(known, requests, strict=True)
             ]
-            observed = list(map(enter, requests, known, said))
+            observed = list(map(enter, requests, known, evidence))
         else:
-            # One that comes may push out another of the batch, which then is new itself.
+            # A new sequence may drop another of the batch, which is then new in its turn.
             self._check(requests)
             observed = [enter(request, *self._look(request)) for request in requests]
         stale = [item for item, is_stale in observed if is_stale]
@@ -122,22 +122,22 @@ class Predicting(LifetimePredictorProtocol):
     def quantiles(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray, levels: float | np.ndarray
     ) -> np.ndarray:
-        """Return the remaining tokens of tracked sequences at their ages: the form for engines.
+        """Return quantiles of the remaining tokens of tracked sequences, for engines.
 
         Args:
-            sequence_ids: ids asked about before through :meth:`predict`, length ``N``.
-            ages: tokens generated so far, whole numbers of shape ``(N,)``. An age below the one a
-                sequence was last predicted at is answered too: with what is known of it now, as if
-                it were no older. An age is no news: it changes nothing that is tracked.
+            sequence_ids: ids that were predicted before with :meth:`predict`, length ``N``.
+            ages: tokens generated so far, whole numbers of shape ``(N,)``. An age may be below
+                that of the last prediction; the answer then uses the newest evidence all the same.
+                The tracked ages stay as they are.
             levels: quantile level or levels in ``[0, 1]``, a number or shape ``(Q,)``.
 
         Returns:
             int64 array ``(N,)``, or ``(N, Q)`` for ``Q`` levels.
 
         Raises:
-            UnknownSequenceError: an id is not tracked; it is a ``KeyError``, too.
-            RequestError: no ids, another number of ages, an age below 0 or that is none, a level
-                outside 0–1.
+            UnknownSequenceError: an id is not tracked; the error is a ``KeyError``, too.
+            RequestError: ``sequence_ids`` is no list of ids, another number of ages, an age that is
+                no whole number from 0, or a level outside 0–1.
         """
         levels = as_levels(levels)
         with self._lock:
@@ -146,13 +146,13 @@ class Predicting(LifetimePredictorProtocol):
     def distributions(
         self, sequence_ids: Sequence[SequenceId], ages: np.ndarray
     ) -> LengthDistributionBatch:
-        """Return the remaining lengths of tracked sequences at their ages, calibrated.
+        """Return calibrated distributions of the remaining tokens of tracked sequences.
 
         Arguments and errors as of :meth:`quantiles`.
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
-            # The tracker's rows change as sequences come and go; the answer does not.
+            # Copied, since the tracker reuses its rows for other sequences.
             return replace(batch, rows=batch.rows[batch.index], index=np.arange(len(batch)))
 
     def confidences(self, sequence_ids: Sequence[SequenceId], ages: np.ndarray) -> np.ndarray:
@@ -163,9 +163,11 @@ class Predicting(LifetimePredictorProtocol):
         """
         with self._lock:
             batch = self._distributions(sequence_ids, ages)
-            return self._believed(batch)[1]
+            return self._points_and_confidences(batch)[1]
 
-    def _believed(self, batch: LengthDistributionBatch) -> tuple[np.ndarray, np.ndarray]:
+    def _points_and_confidences(
+        self, batch: LengthDistributionBatch
+    ) -> tuple[np.ndarray, np.ndarray]:
         points = batch.quantile(0.5)
         raw = np.where(points > 0, batch.within(points), 1.0)
         assert batch.bands is not None
@@ -180,7 +182,7 @@ class Predicting(LifetimePredictorProtocol):
         calibration, clients = self._learned.calibration, []
         if calibration.has_own:
             evidence = self._tracker.evidence(sequence_ids)
-            clients = [one.features.client_key for one in evidence]
+            clients = [kept.features.client_key for kept in evidence]
         return LengthDistributionBatch(
             self._tracker.rows,
             slots,
@@ -194,15 +196,18 @@ class Predicting(LifetimePredictorProtocol):
         return self._learned.model.observe(self._context.observe(request))
 
     def _check(self, requests: Sequence[PredictionRequest]) -> None:
-        """Raise :class:`RequestError` where one of them could be refused, whatever comes before."""
+        """Raise :class:`RequestError` if a request could be refused, new or tracked."""
         check, observe = self._learned.model.check, self._context.observe
         for request in requests:
             check(observe(request))
 
     def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Evidence | None]:
-        """Return the tracked sequence, if there is one, and new evidence, if there is any.
+        """Return the tracked sequence and its new evidence, each ``None`` if there is none.
 
-        Nothing is changed yet, so a request that is refused here has done no harm.
+        Nothing is changed here, so that a refused request has no effect.
+
+        Raises:
+            RequestError: the request has an impossible value.
         """
         item = self._tracker.get(request.sequence_id, request.current_length)
         if item is None:
@@ -210,18 +215,22 @@ class Predicting(LifetimePredictorProtocol):
         return item, self._learned.model.absorb(item.evidence, request)
 
     def _enter(
-        self, request: PredictionRequest, item: Tracked | None, said: Evidence | None
+        self, request: PredictionRequest, item: Tracked | None, evidence: Evidence | None
     ) -> tuple[Tracked, bool]:
-        """Track what :meth:`_look` has read; whether the row of the sequence is to be computed."""
+        """Track a sequence with new evidence from :meth:`_look`.
+
+        Returns:
+            The tracked sequence, and True if its row has to be computed.
+        """
         self._predict_calls += 1
         age = request.current_length
         if item is None:
-            item = self._tracker.admit(request.sequence_id, said, age, request.max_length)
+            item = self._tracker.admit(request.sequence_id, evidence, age, request.max_length)
             item.asked.append(age)
             return item, True
         self._tracker.grown(request.sequence_id, item, age, request.max_length)
-        if said is not None:
-            item.evidence = said
+        if evidence is not None:
+            item.evidence = evidence
             item.asked.append(age)
             return item, True
         return item, item.version != self._version
@@ -231,7 +240,7 @@ class Predicting(LifetimePredictorProtocol):
         rows, prior = model.hazards([item.evidence for item in items]), model.lessons == 0
         for item, row in zip(items, rows, strict=True):
             self._tracker.set_row(item, row)
-            # One answer for each piece of evidence; a newer version of it takes its place.
+            # One answer for each age with new evidence; a newer version replaces the last one.
             item.answers[len(item.asked) - 1 :] = [row]
             item.version, item.prior = self._version, prior
 
@@ -242,7 +251,7 @@ class Predicting(LifetimePredictorProtocol):
         if age or row.flags.writeable:
             remaining, raw = point_and_confidence(row, age, cap, curve)
             confidence = calibration.confidence(band, raw)
-        else:  # nobody writes to it because many hold it
+        else:  # a read-only row is shared by many sequences, so its answer is cached
             remaining, confidence = calibration.at_start(row, cap)
         if item.estimate < 0:
             item.estimate, item.confidence = age + remaining, confidence
@@ -266,7 +275,7 @@ class Predicting(LifetimePredictorProtocol):
         caps = np.array([UNCAPPED if cap is None else cap for cap in cap_list], dtype=np.int64)
         curves = self._learned.calibration.curves
         batch = LengthDistributionBatch(self._tracker.rows, slots, ages, caps, curves, bands)
-        points, confidences = self._believed(batch)
+        points, confidences = self._points_and_confidences(batch)
         views = self._learned.calibration.views
         results = []
         for item, age, cap, band, n, confidence, pace in zip(

@@ -1,4 +1,4 @@
-"""What a predictor keeps of a running sequence's answers, and what it is told when it ends."""
+"""Records of finished sequences, and the interface of a queue for them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import numpy as np
 
 
 class Completion(NamedTuple):
-    """All that one ended sequence can teach; it may be learned in another process.
+    """One finished sequence with its evidence and answers; it may be learned in another process.
 
     Attributes:
-        evidence: what the model had kept of the request.
-        asked: ages at which new evidence came, ascending.
-        answers: the row that followed from each.
-        cap: ``max_length`` as it was said last.
-        estimate, confidence: the first prediction of the total; -1 where none was given.
-        length: tokens generated, at least so many where it was cut off.
-        seconds: from arrival to finish.
+        evidence: evidence that the model had kept of the request.
+        asked: ages at which new evidence came, ascending, tokens.
+        answers: the row computed from the evidence at each of these ages.
+        cap: the latest ``max_length``, tokens; ``UNCAPPED`` for none.
+        estimate: first prediction of the total length, tokens; -1 for none.
+        confidence: confidence of the first prediction.
+        length: generated tokens; a lower bound of the length if the sequence was cut off.
+        seconds: time from arrival to finish.
+        finish_reason: ``"stop"``, ``"length"``, ``"abort"`` or ``"error"``.
     """
 
     evidence: Any
@@ -32,12 +34,21 @@ class Completion(NamedTuple):
 
     @property
     def censored(self) -> bool:
-        """Return whether the length is only a lower bound."""
+        """Return True if the length is only a lower bound."""
         return self.finish_reason != "stop"
 
 
 class Answered(NamedTuple):
-    """A row, the ages from which and up to which it was the answer, and what came of it."""
+    """One answer and the outcome of its sequence.
+
+    Attributes:
+        row: cumulative hazards.
+        start: age from which it was the answer, tokens.
+        end: age up to which it was the answer, tokens.
+        cap: the latest ``max_length``, tokens; ``UNCAPPED`` for none.
+        length: total length, tokens.
+        censored: True if the length is only a lower bound.
+    """
 
     row: np.ndarray
     start: int
@@ -48,10 +59,10 @@ class Answered(NamedTuple):
 
 
 class FeedbackQueue(Protocol):
-    """Takes completions to be learned elsewhere."""
+    """Queue of completions that are learned elsewhere."""
 
     def take(self, completion: Completion) -> None:
-        """Queue a completion; called under the predictor's lock, so in a microsecond."""
+        """Queue a completion within a microsecond: the predictor's lock is held."""
 
     def counts(self) -> dict[str, Any]:
-        """Return what became of the completions, for the metrics."""
+        """Return the numbers of completions by state, for the metrics."""

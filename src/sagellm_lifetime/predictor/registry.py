@@ -1,7 +1,7 @@
-"""Predictors by name: those of this package, and models that other packages register.
+"""Registry of predictors by name: those of this package, and models of other packages.
 
-Another package names its model class in the entry-point group :data:`GROUP`; from then on every
-command, checkpoint and benchmark takes it by that name.
+Another package registers its model class in the entry-point group :data:`GROUP`; every command,
+checkpoint and benchmark then accepts its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictor.base import Predictor
 
 GROUP: Final = "sagellm_lifetime.models"
-"""Entry points of other packages: name of the model, and its class."""
+"""Entry-point group of other packages: name of the model, and its class."""
 _CLASSES: Final = {
     "baseline": "BaselineLifetimePredictor",
     "orca": "OrcaLifetimePredictor",
@@ -34,19 +34,19 @@ PREDICTORS: Final = tuple(_CLASSES)
 
 @cache
 def _registered() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        if entry.name in _CLASSES or (entry.name in found and found[entry.name] != entry):
-            whose = "sagellm-lifetime" if entry.name in _CLASSES else _owner(found[entry.name])
+        if entry.name in _CLASSES or (entry.name in entries and entries[entry.name] != entry):
+            owner = "sagellm-lifetime" if entry.name in _CLASSES else _owner(entries[entry.name])
             warnings.warn(
-                f"the model {entry.name!r} of {_owner(entry)} is not used: {whose} has one of "
+                f"the model {entry.name!r} of {_owner(entry)} is not used: {owner} has one of "
                 "that name",
                 RuntimeWarning,
                 stacklevel=2,
             )
             continue
-        found.setdefault(entry.name, entry)
-    return found
+        entries.setdefault(entry.name, entry)
+    return entries
 
 
 def _owner(entry: EntryPoint) -> str:
@@ -56,7 +56,7 @@ def _owner(entry: EntryPoint) -> str:
 def predictor_names() -> tuple[str, ...]:
     """Return the names of all predictors, those of this package first.
 
-    >>> predictor_names()[:2]
+     predictor_names()[:2]
     ('baseline', 'orca')
     """
     return (*PREDICTORS, *_registered())
@@ -70,8 +70,8 @@ def model_class(name: str) -> type[LengthModel]:
         RequestError: the package that registers it cannot be imported, or names no model class.
     """
     if isinstance(name, str) and name in _CLASSES:
-        found: type[LengthModel] = _builtin(name).model_class
-        return found
+        builtin: type[LengthModel] = _builtin(name).model_class
+        return builtin
     entry = _registered().get(name) if isinstance(name, str) else None
     if entry is None:
         raise UnknownNameError("predictor", name, list(predictor_names()))
@@ -87,44 +87,48 @@ def _loaded(entry: EntryPoint) -> type[LengthModel]:
     from sagellm_lifetime.models.base import LengthModel
 
     try:
-        kind = entry.load()
+        loaded = entry.load()
     except Exception as error:  # whatever another package's import raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
             f"predictor {entry.name!r} of {_owner(entry)} cannot be loaded "
             f"({type(error).__name__}: {reason})"
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, LengthModel)):
+    if not (isinstance(loaded, type) and issubclass(loaded, LengthModel)):
         problem = "is no LengthModel class"
-    elif kind.__abstractmethods__:
-        problem = f"lacks {', '.join(sorted(kind.__abstractmethods__))}"
-    elif getattr(kind, "name", None) != entry.name:
-        problem = f"has the name {getattr(kind, 'name', None)!r}"
+    elif loaded.__abstractmethods__:
+        problem = f"lacks {', '.join(sorted(loaded.__abstractmethods__))}"
+    elif getattr(loaded, "name", None) != entry.name:
+        problem = f"has the name {getattr(loaded, 'name', None)!r}"
     else:
-        return kind
+        return loaded
     raise RequestError(f"predictor {entry.name!r} of {_owner(entry)}: {entry.value} {problem}")
 
 
 def predictor_class(name: str) -> type[Predictor]:
-    """Return the class that :func:`create_predictor` makes; errors as of :func:`model_class`."""
+    """Return the class of :func:`create_predictor`'s result; errors as of :func:`model_class`."""
     from sagellm_lifetime.predictor.base import Predictor
 
     model_class(name)
-    found: type[Predictor] = _builtin(name) if name in _CLASSES else Predictor
-    return found
+    cls: type[Predictor] = _builtin(name) if name in _CLASSES else Predictor
+    return cls
 
 
 def is_registered(predictor: Predictor) -> bool:
-    """Return whether :func:`create_predictor` makes such a predictor by its name."""
+    """Return True if :func:`create_predictor` makes a predictor of these classes by its name."""
     try:
-        kinds = predictor_class(predictor.name), model_class(predictor.name)
+        classes = predictor_class(predictor.name), model_class(predictor.name)
     except UnknownNameError:
         return False
-    return kinds == (type(predictor), type(predictor.model))
+    return classes == (type(predictor), type(predictor.model))
 
 
 def has_network(name: str) -> bool:
-    """Return whether the predictor of a name is a network, which takes PyTorch to train."""
+    """Return True if a predictor has a network, which needs PyTorch to be trained.
+
+    Raises:
+        LifetimeError: as of :func:`model_class`.
+    """
     from sagellm_lifetime.networks.model import NetworkModel
 
     return issubclass(model_class(name), NetworkModel)
@@ -136,25 +140,25 @@ def create_predictor(name: str, *, seed: int = 0, **options: Any) -> Predictor:
     Args:
         name: one of :func:`predictor_names`.
         seed: seeds everything random; equal seeds and calls give equal answers.
-        options: of the model, and ``capacity`` and ``expire_after`` of the predictor around it.
+        options: options of the model, and ``capacity`` and ``expire_after`` of the predictor.
 
     Raises:
         UnknownNameError: no predictor of that name.
-        RequestError: an option it does not take, or an impossible value; or the package that
-            registers it cannot be used.
+        RequestError: an unknown option, or an impossible value; or the package that registers it
+            cannot be used.
 
     Example:
         >>> create_predictor("baseline", window_size=50).options["window_size"]
         50
     """
-    cls, kind = predictor_class(name), model_class(name)
+    cls, length_model = predictor_class(name), model_class(name)
     try:
         if name in _CLASSES:
             make: Any = cls
-            made: Predictor = make(seed=seed, **options)
-            return made
+            predictor: Predictor = make(seed=seed, **options)
+            return predictor
         from sagellm_lifetime.predictor.builtin import around
 
-        return cls(**around(kind, {"seed": seed, **options}))
+        return cls(**around(length_model, {"seed": seed, **options}))
     except TypeError as error:
         raise RequestError(f"predictor {name!r}: {error}") from error

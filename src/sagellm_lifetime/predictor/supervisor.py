@@ -1,8 +1,8 @@
-"""The thread between a predictor and the worker process that learns for it.
+"""Thread between a predictor and the worker process that learns for it.
 
-It sends completions, receives what was learned, and restarts the worker when it dies. It shares the
-GIL with an engine, so it never keeps it for long: one completion is a tenth of a millisecond, and
-after each it lets the other threads run.
+It sends completions, receives messages, and restarts the worker when it dies. It shares the GIL
+with an engine, so it holds it for a short time only: sending a completion takes a tenth of a
+millisecond, and after each one other threads run.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Order, Task
 
 _TICK_S: Final = 0.05
-"""How often an idle supervisor looks for completions: to wake it would cost the engine more."""
+"""Seconds between two looks for completions; to wake the thread would cost the engine more."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
-"""A worker that lived so long died of something new: the pauses start from the shortest again."""
+"""Seconds of life after which the pause before a restart is the shortest again."""
 
 Waiting = deque[tuple[int, Completion | None]]
 """Numbered completions; a number without one asks for a checkpoint."""
 
 
 class Supervisor(Thread):
-    """Keep a worker running and fed until :meth:`stop`.
+    """Thread that runs a worker and sends completions to it until :meth:`stop`.
 
     Args:
-        task: what the worker is started with.
+        task: task that the worker is started with.
         waiting: completions to be sent, oldest first; another thread appends to it.
         claim: file descriptor that the worker inherits.
-        on_message: called with each message of the worker.
+        on_message: called with each message of the worker, on this thread.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Supervisor(Thread):
         self._sent = 0
         self._sent_unsaved: deque[int] = deque()
         self._pipes: tuple[Connection, Connection] | None = None
-        """What the worker says, and what it is told."""
+        """Pipes for messages from the worker, and for orders to it."""
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts = self.lost = 0
 
     @property
     def is_stopping(self) -> bool:
-        """Return True once it was told to stop."""
+        """Return True after :meth:`stop` was called."""
         return self._stopping.is_set()
 
     @property
@@ -73,7 +73,7 @@ class Supervisor(Thread):
 
     @property
     def unsaved(self) -> int:
-        """Return how many completions wait, or were sent and are not saved."""
+        """Return the number of completions that wait, or were sent and are not saved yet."""
         return len(self._waiting) + len(self._sent_unsaved)
 
     def stop(self, timeout: float) -> None:
@@ -81,7 +81,7 @@ class Supervisor(Thread):
         self._close_at = time.monotonic() + timeout / 2
         self._stopping.set()
         self.join(timeout)
-        # The thread may be writing to a worker that hangs; killed, it takes no more.
+        # The thread may be blocked writing to a worker that hangs; killing that unblocks it.
         while self.is_alive():
             if self.process is not None:
                 self.process.kill()
@@ -93,19 +93,20 @@ class Supervisor(Thread):
         Returns:
             How many completions were on the way; the worker learns them for the parent alone.
         """
-        # The lock of the old one may have been held by the thread.
+        # A new event, since the thread may have held the lock of the old one at the fork.
         self._stopping = Event()
         self._stopping.set()
-        count = sum(each is not None for _, each in self._waiting) + len(self._sent_unsaved)
+        waiting = sum(completion is not None for _, completion in self._waiting)
+        count = waiting + len(self._sent_unsaved)
         self._waiting.clear()
         self._sent_unsaved.clear()
         self._close_pipes()
         if self.process is not None:
-            self.process.poll()  # nobody here waits for it
+            self.process.poll()  # so that Popen does not warn of a running process
         return count
 
     def run(self) -> None:
-        """Keep a worker running, with growing pauses where it dies at once."""
+        """Run a worker, restarted with growing pauses when it dies."""
         pause = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -121,7 +122,7 @@ class Supervisor(Thread):
             if self._stopping.is_set():
                 return
             self.restarts += 1
-            # Its state is unknown until its first message, for which a checkpoint is asked.
+            # Its state is unknown until its first message, which a save makes it send.
             self._waiting.appendleft((self._sent, None))
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
@@ -137,9 +138,9 @@ class Supervisor(Thread):
             self.process = subprocess.Popen(
                 command(worker.__name__, replace(self._task, inbox=fds[0], outbox=fds[1]).text()),
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a library prints
+                stdout=2,  # output of libraries goes to stderr
                 pass_fds=[self._claim, *fds],
-                # Signals to the engine's group must not cut it short: it ends when the pipe does.
+                # In a new session it gets no signals of the engine's group: it ends with its pipe.
                 start_new_session=True,
                 # It learns on one core and never on the engine's GPU.
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -173,7 +174,7 @@ class Supervisor(Thread):
     def _send_next(self, orders: Connection) -> None:
         try:
             number, completion = self._waiting.popleft()
-        except IndexError:  # dropped a moment ago, to make room
+        except IndexError:  # dropped by the other thread in between
             return
         self._sent = number
         if completion is None:
@@ -184,7 +185,7 @@ class Supervisor(Thread):
         yield_gil()
 
     def _send(self, orders: Connection, order: Order) -> None:
-        # A worker that has died takes nothing; its other pipe ends.
+        # The death of a worker is noticed at its other pipe.
         with suppress(BrokenPipeError):
             orders.send(order)
 

@@ -1,8 +1,8 @@
-"""The process that learns: a replica of a predictor, completions in, checkpoints out.
+"""Worker process that learns: a replica of a predictor, completions in, checkpoints out.
 
 Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders come on a pipe, and
-:data:`LEARNED` and :data:`TROUBLE` go back on another. It ends when the first does: when its parent
-closes the pipe, or is killed.
+:data:`LEARNED` and :data:`TROUBLE` go back on another. The process ends when the pipe of orders
+does: when its parent closes it, or is killed.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.records import Completion
 
 COMPLETION: Final = "completion"
-"""Learn a completion. It is pickled on the way, over a pipe that only two processes of one program
-have; files never hold a pickle."""
+"""Order to learn a completion. It is pickled, on a private pipe between two processes of one
+program; files never hold a pickle."""
 SAVE: Final = "save"
-"""Write the checkpoint now."""
+"""Order to write the checkpoint now."""
 END: Final = "end"
-"""Nothing more will come. A pipe that ends without it says that the parent was killed."""
+"""Last order. If the pipe ends without it, the parent was killed."""
 Order = tuple[str, int, Completion | None]
-"""What to do, and the number of the completion, or of the last one before it."""
+"""Name of the order, number of its completion (or of the last one before it), and completion."""
 LEARNED: Final = "learned"
-"""Number of the last completion that is in the checkpoint."""
+"""Message with the number of the last completion that is in the checkpoint."""
 TROUBLE: Final = "trouble"
-"""Why the checkpoint could not be written."""
+"""Message with the reason why the checkpoint could not be written."""
 _WAKE_S: Final = 0.5
-"""How often it looks whether its parent is there: a fork of the parent may keep the pipe open."""
+"""Seconds between two checks of the parent: a fork of the parent may keep the pipe open."""
 _SHARE: Final = 0.05
-"""Share of its time that it spends on checkpoints, at most."""
+"""Maximum share of the time that is spent on checkpoints."""
 _NICENESS: Final = 10
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is started with.
+    """Settings of a worker.
 
     Attributes:
-        path: the checkpoint it starts from and writes.
-        every: seconds between two checkpoints, at least.
-        parent: process id of who started it.
-        private: whether nobody needs the folder around ``path`` once the parent is gone.
-        inbox, outbox: file descriptors of the pipes for orders and for messages.
+        path: checkpoint directory that is loaded at the start and written later.
+        every: least number of seconds between two checkpoints.
+        parent: id of the parent process.
+        private: True if the folder around ``path`` is temporary, and removed after the parent.
+        inbox: file descriptor of the pipe for orders.
+        outbox: file descriptor of the pipe for messages.
     """
 
     path: str
@@ -69,10 +70,13 @@ class Task:
 
 
 class Worker:
-    """Learn completions in the order in which they come.
+    """Learner of completions, in the order in which they come.
 
     Args:
-        task: what it was started with.
+        task: settings.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded; the parent gets a message.
     """
 
     def __init__(self, task: Task) -> None:
@@ -90,16 +94,16 @@ class Worker:
         self._told_to_end = self._is_done = False
 
     def end(self, *_: Any) -> None:
-        """Learn what was sent, save, and end; for use as a signal handler."""
+        """Make :meth:`run` learn the orders already sent, save, and end; a signal handler."""
         self._told_to_end = True
 
     def run(self) -> None:
-        """Learn until nothing more comes."""
+        """Handle orders until the pipe ends or :meth:`end` was called."""
         for order in self._received():
             if order is not None:
                 self._handle(*order)
             elif self._told_to_end or self._is_orphan():
-                break  # and not before all that was sent is learned
+                break  # no order is waiting any more
             if self._number > self._saved and time.monotonic() >= self._next_save:
                 self._save()
         if self._task.private and not (self._is_done or self._told_to_end):
@@ -115,7 +119,7 @@ class Worker:
         return min(max(self._next_save - time.monotonic(), 0.0), _WAKE_S)
 
     def _received(self) -> Iterator[Order | None]:
-        """Yield orders as they come, and None where none comes for a while."""
+        """Yield orders as they come, and None when none has come for :data:`_WAKE_S` or less."""
         while True:
             if not self._orders.poll(self._wait_s()):
                 yield None
@@ -126,13 +130,13 @@ class Worker:
                 return
             yield order
 
-    def _handle(self, what: str, number: int, completion: Completion | None) -> None:
+    def _handle(self, name: str, number: int, completion: Completion | None) -> None:
         self._number = number
         if completion is not None:
-            # One that cannot be learned ends the process, which is then restarted from the last
-            # checkpoint: what is half learned is no state to go on from.
+            # An error ends the process, which is then restarted from the last checkpoint, since
+            # a completion may be half learned.
             self._replica.learn(completion)
-        elif what == SAVE:
+        elif name == SAVE:
             self._save()
         else:
             self._is_done = True
@@ -146,13 +150,13 @@ class Worker:
         else:
             self._saved = self._number
             self._report(LEARNED, self._number)
-        took = time.monotonic() - start
-        self._next_save = time.monotonic() + max(self._task.every, took / _SHARE)
+        duration_s = time.monotonic() - start
+        self._next_save = time.monotonic() + max(self._task.every, duration_s / _SHARE)
 
-    def _report(self, what: str, value: Any) -> None:
-        # A parent that was killed reads nothing; the worker saves all the same.
+    def _report(self, name: str, value: Any) -> None:
+        # If the parent was killed, the worker still saves.
         with suppress(BrokenPipeError):
-            self._messages.send({what: value})
+            self._messages.send({name: value})
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self._task.parent
@@ -160,11 +164,11 @@ class Worker:
 
 def main() -> None:
     """Run a worker in a process of its own; the task is its last argument."""
-    # Engines stop with Ctrl-C, which reaches the whole group: the worker ends when its pipe does.
+    # Ctrl-C at an engine reaches the whole group, but the worker ends with its pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
     worker = Worker(Task(**json.loads(sys.argv[-1])))
     signal.signal(signal.SIGTERM, worker.end)
     worker.run()
-    # All is written. Taking PyTorch down in good order takes more than a second.
+    # All is saved, and an orderly exit of PyTorch takes more than a second.
     os._exit(0)
