@@ -1,5 +1,7 @@
 """Every error is one line on stderr and exit code 2, and nothing has been written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,9 @@ def test_not_enough_memory_is_one_line(refused, history, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.cli.train.fit", large)
     train = ("train", "--data-path", history, "--predictor-type", "survival")
     assert "not enough memory" in refused(*train)
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "sagellm_lifetime", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == sagellm_lifetime.__version__
