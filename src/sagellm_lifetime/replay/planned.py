@@ -197,7 +197,7 @@ class _TraceQuestions:
 
 def described(request: TraceRequest) -> PredictionRequest:
     """Return the prediction request of a client's request: everything but its length."""
-    said = {
+    values = {
         "prompt_length": request.prompt_length,
         "model": request.model,
         "client_id": request.client_id,
@@ -206,5 +206,5 @@ def described(request: TraceRequest) -> PredictionRequest:
         "arrival_time": request.arrival,
         "prefix_hashes": list(request.prefix_hashes) or None,
     }
-    features = {key: value for key, value in said.items() if value is not None}
+    features = {key: value for key, value in values.items() if value is not None}
     return PredictionRequest(request.id, list(request.given or ()), 0, request.max_length, features)

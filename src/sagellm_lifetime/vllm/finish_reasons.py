@@ -47,10 +47,10 @@ class FinishReasons:
     def reason(self, request: Any) -> str:
         """Return ``stop``, ``length``, ``abort`` or ``error``."""
         # Not .name, which is a slow Python property in the middle of a step.
-        said = _REASONS.get(request.status._name_, "error")
-        if said == "abort" and self.tokenizer is not None and self._stopped(request):
+        finish_reason = _REASONS.get(request.status._name_, "error")
+        if finish_reason == "abort" and self.tokenizer is not None and self._stopped(request):
             return "stop"
-        return said
+        return finish_reason
 
     def _stopped(self, request: Any) -> bool:
         """Return True if the front end has found a stop string.
