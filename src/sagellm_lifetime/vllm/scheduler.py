@@ -181,7 +181,7 @@ class LifetimeMixin:
                 [self._view(request) for request in self.waiting if request not in deferred],
             )
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------
 
     def add_request(self, request: Any) -> None:
         """Queue a request, or the next input of a session with this id."""
