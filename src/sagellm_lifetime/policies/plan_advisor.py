@@ -106,7 +106,7 @@ class PlanAdvisor:
         self._forecaster = forecaster
         self._total = total_blocks
         self._pool = total_blocks * block_size
-        """Tokens."""
+        """Size of the pool, tokens."""
         self._block_size = block_size
         self._clock = clock
         self._least = round(watermark * total_blocks)
@@ -354,7 +354,8 @@ class PlanAdvisor:
         if counts.any():
             typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
-            arrivals = (sequences.preemptions == 0) & counts  # else: recomputes answer tokens
+            # The prefill of a preempted sequence contains answer tokens, so it does not count.
+            arrivals = (sequences.preemptions == 0) & counts
             self._sizes.learn(sequences.recompute[arrivals], expected[arrivals])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),

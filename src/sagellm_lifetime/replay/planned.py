@@ -109,7 +109,7 @@ def planned_policy(
     name: str,
     says: str,
     plan: Plan,
-    asked: Asked,
+    make_forecaster: Asked,
     watermark: float = WATERMARK,
 ) -> ReplayPolicy:
     """Return a policy that carries a plan out.
@@ -118,14 +118,14 @@ def planned_policy(
         name: its name in the report.
         says: one line of explanation.
         plan: rules by which the scheduler uses the predictions.
-        asked: makes the forecaster of a run from its trace.
+        make_forecaster: makes the forecaster of a run from its trace.
         watermark: share of the pool that admission leaves free.
     """
 
     def make(trace: Sequence[TraceRequest], pool: Pool) -> Advisor:
         return PlanAdvisor(
             plan,
-            asked(trace),
+            make_forecaster(trace),
             total_blocks=pool.blocks,
             block_size=pool.block_size,
             clock=pool.clock,

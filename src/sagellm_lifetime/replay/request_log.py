@@ -19,21 +19,21 @@ class _Live:
 
     Attributes:
         request: the engine's.
-        left: tokens still to generate.
+        remaining: tokens still to generate.
         token: every generated token but the last, as the model would return it.
         last: the token that ends it.
         since: start of its present wait, simulated seconds.
-        had: tokens computed before a preemption discarded them.
+        discarded: tokens computed before a preemption discarded them.
         computed: tokens computed by prefill chunks so far.
         admitted: True once it has run.
     """
 
     request: Any
-    left: int
+    remaining: int
     token: list[int]
     last: list[int]
     since: float
-    had: int = 0
+    discarded: int = 0
     computed: int = 0
     admitted: bool = False
 
@@ -105,8 +105,8 @@ class RequestLog:
                 sampled.append([])
                 continue
             state = live[name]
-            state.left -= 1
-            if state.left:
+            state.remaining -= 1
+            if state.remaining:
                 sampled.append(state.token)
             else:
                 sampled.append(state.last)
@@ -160,9 +160,9 @@ class RequestLog:
         self._result.preempted[place] += 1
         state.since = now
         if self._prefilling.pop(name, None) is None:
-            state.had = state.request.num_tokens - 1  # the newest token was never computed
+            state.discarded = state.request.num_tokens - 1  # the newest token was never computed
         else:
-            state.had = max(state.had, state.computed)
+            state.discarded = max(state.discarded, state.computed)
 
     def _admitted(self, name: str, count: int, now: float) -> None:
         state, result = self._live[name], self._result
@@ -176,7 +176,7 @@ class RequestLog:
     def _chunk(self, name: str, count: int) -> None:
         """Record ``count`` more tokens of a prefill, which may complete it."""
         state = self._prefilling[name]
-        self._result.recomputed_tokens += max(min(count, state.had - state.computed), 0)
+        self._result.recomputed_tokens += max(min(count, state.discarded - state.computed), 0)
         state.computed += count
         if state.request.is_prefill_chunk:
             return

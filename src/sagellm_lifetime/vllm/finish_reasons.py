@@ -68,7 +68,7 @@ class FinishReasons:
         try:
             text = self._text(tokens[tail_at:], params)
             before = self._text(tokens[tail_at : params.min_tokens], params)
-        except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
+        except Exception as error:  # noqa: BLE001  # a foreign library's, and not essential
             if not self._complained:  # only the type, as the message may quote an answer
                 LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
             self._complained = True

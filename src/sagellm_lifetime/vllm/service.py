@@ -139,7 +139,7 @@ class Service:
     def _load(self, model_config: Any) -> None:
         try:
             self._request_events.finish_reasons.load(model_config)
-        except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
+        except Exception as error:  # noqa: BLE001  # a foreign library's, and not essential
             LOG.warning("without a tokenizer, stop strings count as aborts (%s)", error)
 
     def _apply_mode_request(self) -> None:

@@ -281,10 +281,8 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
         _, processors = list_option(words, _PROCESSORS)
         line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
         if option_of(words, BACKEND) is None:
-            line += [
-                BACKEND,
-                "uni",
-            ]  # else a CPU engine starts a worker process
+            # By default an engine on a CPU starts a worker process, even for one rank.
+            line += [BACKEND, "uni"]
     if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in words):
         line += ["--middleware", MIDDLEWARE]
     if (settings.record or settings.learn) and option_of(words, "--shutdown-timeout") is None:

@@ -120,7 +120,7 @@ class LifetimeMiddleware:
             return await self._disk(function, *args)
         except TimeoutError:
             return 503, {"error": "the disk of the state folder does not answer"}
-        except Exception as error:  # noqa: BLE001  # of a route beside an engine's, which goes on
+        except Exception as error:  # noqa: BLE001  # an error must not stop the server
             self._log_change(error)
             return 500, {"error": f"internal error ({type(error).__name__})"}
 
@@ -138,7 +138,7 @@ class LifetimeMiddleware:
         await self._app(scope, receive, hold)
         try:
             messages = await self._disk(with_metrics, messages, state, scope)
-        except Exception as error:  # noqa: BLE001  # vLLM's metrics are answered all the same
+        except Exception as error:  # noqa: BLE001  # vLLM's metrics are sent anyway
             self._log_change(error)
         for message in messages:
             await send(message)
