@@ -152,7 +152,7 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
         ]
         return Sequences(
             tokens=tokens,
-            generated=np.array([candidate.current_length for candidate in requests]),
+            generated=np.array([request.current_length for request in requests]),
             recompute=np.maximum(tokens - cached, 1),
             # The policies evict the latest arrival first, so the sign makes that the oldest access.
             arrival=-self._ages(candidates),
