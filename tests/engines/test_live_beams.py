@@ -129,7 +129,7 @@ def test_a_planner_that_comes_later_knows_them():
     assert adds_up(stats)
     assert (stats["beam_steps"], stats["completions"]) == (40, 40)
     assert engine.lifetime.breaker.state == "closed"
-    assert not engine.lifetime._advisor._others
+    assert not engine.lifetime._advisor._beam_steps
 
 
 def test_what_is_typical_is_not_learned_from_them():
@@ -152,4 +152,4 @@ def test_one_that_is_given_up_is_one_too(tmp_path):
     stats = engine.stats()
     assert (stats["beam_steps"], stats["unpredicted"], stats["finish_reasons"]) == (1, 0, {})
     engine.step()
-    assert not engine.lifetime._advisor._others
+    assert not engine.lifetime._advisor._beam_steps

@@ -93,12 +93,12 @@ def check_order(order: Permutation | None, most: int) -> Permutation | None:
     return order
 
 
-def check_count(count: int, most: int, what: str) -> int:
+def check_count(count: int, most: int, unit: str) -> int:
     """Return ``count`` if it is a whole number from 0 to ``most``.
 
     Raises:
-        AdviceError: if it is anything else; ``what`` names the counted objects in the message.
+        AdviceError: if it is anything else; ``unit`` names the counted objects in the message.
     """
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
-        raise AdviceError(f"{count!r} {what} of {most}")
+        raise AdviceError(f"{count!r} {unit} of {most}")
     return count

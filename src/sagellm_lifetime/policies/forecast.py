@@ -80,7 +80,9 @@ class KnownLengths:
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Return the true remaining lengths as a certain forecast."""
-        return SurvivalForecast.exact(np.array([self._lengths[each] for each in ids]) - ages)
+        return SurvivalForecast.exact(
+            np.array([self._lengths[sequence_id] for sequence_id in ids]) - ages
+        )
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Do nothing: the length was known."""
@@ -108,7 +110,9 @@ class MaxTokens:
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Return the tokens left up to the cap as a certain forecast."""
-        return SurvivalForecast.exact(np.array([self._caps[each] for each in ids]) - ages)
+        return SurvivalForecast.exact(
+            np.array([self._caps[sequence_id] for sequence_id in ids]) - ages
+        )
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:
         """Forget the cap of the sequence."""
@@ -161,7 +165,7 @@ class GlobalRatio(MaxTokens):
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Return the ratio times the tokens left up to the cap, as a certain forecast."""
-        caps = np.array([self._caps[each] for each in ids])
+        caps = np.array([self._caps[sequence_id] for sequence_id in ids])
         return SurvivalForecast.exact(np.maximum(self.ratio * (caps - ages), 1.0))
 
     def finished(self, sequence_id: SequenceId, length: int, seconds: float, reason: str) -> None:

@@ -46,6 +46,6 @@ def headroom(prompt: float, answer: float, total_blocks: int, block_size: int) -
         total_blocks: in the pool.
         block_size: tokens per block.
     """
-    most = MOST * total_blocks
+    limit = MOST * total_blocks
     rises = answer * (prompt + answer) / (max(prompt, 1.0) * block_size)
-    return round(min(rises, most))
+    return round(min(rises, limit))

@@ -106,7 +106,7 @@ class PlanAdvisor:
         self._forecaster = forecaster
         self._total = total_blocks
         self._pool = total_blocks * block_size
-        """Tokens."""
+        """Size of the pool, tokens."""
         self._block_size = block_size
         self._clock = clock
         self._least = round(watermark * total_blocks)
@@ -119,7 +119,7 @@ class PlanAdvisor:
         self._queue_wait = QueueWait()
         self._records: dict[str, SequenceRecord] = {}
         self._waiting = 0
-        self._others = 0
+        self._beam_steps = 0
         """Steps of beam search among the records."""
         self._peak = Peak(block_size, plan.fit or 0.5, plan.horizon)
         self._unplaced: dict[str, SequenceRecord] = {}
@@ -178,7 +178,7 @@ class PlanAdvisor:
         record = SequenceRecord(event.sequence, is_answer=event.is_answer)
         self._records[name] = self._unplaced[name] = record
         self._unseen.append(record)
-        self._others += not event.is_answer
+        self._beam_steps += not event.is_answer
         self._waiting += 1
 
     def _register_all(self, events: Sequence[Event]) -> list[PredictionRequest]:
@@ -222,7 +222,7 @@ class PlanAdvisor:
         if record is None:
             return False
         self._unplaced.pop(sequence_id, None)
-        self._others -= not record.is_answer
+        self._beam_steps -= not record.is_answer
         if record.is_running:
             self._stop(record)
         else:
@@ -249,9 +249,9 @@ class PlanAdvisor:
     def _look_ahead(self) -> None:
         """Look at newcomers before they have a place, in batches that keep each call short."""
         unseen, self._unseen = self._unseen, []
-        there = [r for r in unseen if not r.is_running and self._records.get(r.view.id) is r]
-        for start in range(0, len(there), PIECE):
-            records = there[start : start + PIECE]
+        present = [r for r in unseen if not r.is_running and self._records.get(r.view.id) is r]
+        for start in range(0, len(present), PIECE):
+            records = present[start : start + PIECE]
             sequences, _ = self._look(records)
             for record, age in zip(records, sequences.generated.tolist(), strict=True):
                 record.age = age
@@ -288,7 +288,7 @@ class PlanAdvisor:
         """
         order = None
         if self._is_stale(len(waiting)):
-            order = self._in_order(list(waiting))
+            order = self._sorted_order(list(waiting))
         return self._fill(order, waiting, free_blocks)
 
     def _is_stale(self, waiting: int) -> bool:
@@ -304,36 +304,36 @@ class PlanAdvisor:
             or self._clock() >= self._due
         )
 
-    def _in_order(self, waiting: Sequence[SequenceView]) -> list[int] | None:
+    def _sorted_order(self, waiting: Sequence[SequenceView]) -> list[int] | None:
         """Return the order by class, cache, place and arrival; None for arrival order."""
         self._ordered, self._due = self._step, np.inf
         self._has_returned = False
         self._place_new()
         self._has_placed = False
         records = [self._records[view.id] for view in waiting]
-        self._settle(records)
+        self._set_places(records)
         if self.plan.order == "fcfs":
             return None
-        cached = self._in_cache(waiting)
+        cached = self._cached_ids(waiting)
         keys = [
             (view.priority, record.view.id not in cached, record.place, view.arrival)
             for view, record in zip(waiting, records, strict=True)
         ]
         return sorted(range(len(keys)), key=keys.__getitem__)
 
-    def _in_cache(self, waiting: Sequence[SequenceView]) -> set[str]:
+    def _cached_ids(self, waiting: Sequence[SequenceView]) -> set[str]:
         """Return the ids at the queue's head whose prompts are mostly in the prefix cache.
 
         They are cheap only for a short time: a full pool evicts a prefix soon after the last
         running sequence that shares it has ended.
         """
-        found: set[str] = set()
+        ids: set[str] = set()
         if self.plan.cached:
             for view in islice(waiting, _LOOKUPS):
                 cached = self._records[view.id].cached = view.cached_tokens()
                 if cached >= self.plan.cached * view.tokens:
-                    found.add(view.id)
-        return found
+                    ids.add(view.id)
+        return ids
 
     def _place_new(self) -> None:
         """Set the overtaking allowance of the sequences that have joined the queue."""
@@ -354,8 +354,9 @@ class PlanAdvisor:
         if counts.any():
             typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
-            came = (sequences.preemptions == 0) & counts  # else: recomputes answer tokens
-            self._sizes.learn(sequences.recompute[came], expected[came])
+            # The prefill of a preempted sequence contains answer tokens, so it does not count.
+            arrivals = (sequences.preemptions == 0) & counts
+            self._sizes.learn(sequences.recompute[arrivals], expected[arrivals])
         allowed = places(
             replace(sequences, arrival=np.zeros(len(new))),
             forecast,
@@ -367,7 +368,7 @@ class PlanAdvisor:
         for record, steps, area in zip(new, allowed.tolist(), areas.tolist(), strict=True):
             record.allowed, record.area = steps, area
 
-    def _settle(self, waiting: Sequence[SequenceRecord]) -> None:
+    def _set_places(self, waiting: Sequence[SequenceRecord]) -> None:
         """Set the places on the clock from allowances in steps, at the present pace.
 
         The pace of the arrival would not do: the first steps of an engine only prefill, and take
@@ -414,8 +415,8 @@ class PlanAdvisor:
         if not fitting:
             return order
         self._due = min(self._due, due)  # some of the fitting ones may start in a later step
-        others = set(range(len(head))).difference(fitting)
-        filled = [indices[place] for place in (*fitting, *sorted(others))]
+        rest = set(range(len(head))).difference(fitting)
+        filled = [indices[place] for place in (*fitting, *sorted(rest))]
         return filled if order is None else filled + order[_LOOK:]
 
     def _fits(self, head: SequenceView, free: int) -> bool:
@@ -465,7 +466,7 @@ class PlanAdvisor:
         else:
             if old:
                 self._look(old)
-            sequences, forecast = self._sequences(records), self._kept(records)
+            sequences, forecast = self._sequences(records), self._last_forecast(records)
         order = eviction_order(
             sequences,
             forecast,
@@ -498,22 +499,22 @@ class PlanAdvisor:
             return self._look(records)
         if new:
             self._look(new)
-        return self._sequences(records), self._kept(records)
+        return self._sequences(records), self._last_forecast(records)
 
     def _look(self, records: Sequence[SequenceRecord]) -> tuple[Sequences, SurvivalForecast]:
         """Forecast sequences at their present ages, and keep the answers in their records."""
         sequences = self._sequences(records)
-        forecast = self._asked(records, sequences.generated)
+        forecast = self._forecast_at(records, sequences.generated)
         answers = zip(records, forecast.survival, forecast.confidence.tolist(), strict=True)
         for record, survival, confidence in answers:
             record.survival, record.confidence, record.looked = survival, confidence, self._step
         if self.plan.fit:
-            self._weigh(records, sequences, forecast)
+            self._set_terms(records, sequences, forecast)
         return sequences, forecast
 
-    def _asked(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> SurvivalForecast:
+    def _forecast_at(self, records: Sequence[SequenceRecord], ages: np.ndarray) -> SurvivalForecast:
         """Return the forecasts at ``ages``; a step of beam search ends after one token."""
-        if not self._others:
+        if not self._beam_steps:
             forecast = self._forecaster.forecast([record.view.id for record in records], ages)
             self._is_certain = forecast.certain
             return forecast
@@ -521,17 +522,19 @@ class PlanAdvisor:
         survival[:] = _ONE_TOKEN
         answers = np.array([i for i, record in enumerate(records) if record.is_answer], dtype=int)
         if len(answers):
-            asked = self._forecaster.forecast([records[i].view.id for i in answers], ages[answers])
-            survival[answers], confidence[answers] = asked.survival, asked.confidence
+            predicted = self._forecaster.forecast(
+                [records[i].view.id for i in answers], ages[answers]
+            )
+            survival[answers], confidence[answers] = predicted.survival, predicted.confidence
         return SurvivalForecast(survival, confidence)
 
-    def _weigh(
+    def _set_terms(
         self, records: Sequence[SequenceRecord], sequences: Sequences, forecast: SurvivalForecast
     ) -> None:
         """Set the memory terms of the records, and of running ones also in the peak."""
         blocks = -(-sequences.tokens // self._block_size)
-        found = self._peak.terms(blocks, forecast, self.plan.min_confidence)
-        for record, terms in zip(records, found, strict=True):
+        all_terms = self._peak.terms(blocks, forecast, self.plan.min_confidence)
+        for record, terms in zip(records, all_terms, strict=True):
             if record.is_running:
                 self._peak.remove(record.terms)
                 self._peak.add(terms)
@@ -552,7 +555,7 @@ class PlanAdvisor:
             pinned=np.zeros(len(views), dtype=bool),
         )
 
-    def _kept(self, records: Sequence[SequenceRecord]) -> SurvivalForecast:
+    def _last_forecast(self, records: Sequence[SequenceRecord]) -> SurvivalForecast:
         """Return the forecasts of the last looks."""
         return SurvivalForecast(
             np.stack([record.survival for record in records]),

@@ -42,12 +42,12 @@ class StepPace:
             seconds = min(seconds, OUTLIER * self.seconds)
         self.seconds += share * (seconds - self.seconds)
         if self._steps == _FIRST:
-            self._look_back()
+            self._bound_first()
         return self.seconds
 
-    def _look_back(self) -> None:
+    def _bound_first(self) -> None:
         """Bound the outliers among the first steps, which are start-up and compilation."""
-        most = OUTLIER * median(self._first)
-        if max(self._first) > most > 0.0:
-            self.seconds = sum(min(each, most) for each in self._first) / _FIRST
+        limit = OUTLIER * median(self._first)
+        if max(self._first) > limit > 0.0:
+            self.seconds = sum(min(duration, limit) for duration in self._first) / _FIRST
         self._first.clear()

@@ -153,14 +153,14 @@ def make_requests(
 
 def who(request: TraceRequest) -> dict[str, Any]:
     """Return the features that a client may send, under the names of ``prompt_features``."""
-    said = {
+    features = {
         "model": request.model,
         "client_id": request.client_id,
         "session_id": request.session_id,
         "turn": request.turn,
         "prefix_hashes": list(request.prefix_hashes) or None,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in features.items() if value is not None}
 
 
 def block_hasher(block_size: int) -> Callable[[Any], list[bytes]]:
@@ -178,12 +178,12 @@ def block_hasher(block_size: int) -> Callable[[Any], list[bytes]]:
         if len(tokens) - start < block_size:
             return []
         before = request.block_hashes[-1] if done else b""
-        found = []
+        digests = []
         for end in range(start + block_size, len(tokens) + 1, block_size):
             chained = (int.from_bytes(before, "little"), *tokens[end - block_size : end])
             before = (hash(chained) & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little")
-            found.append(before)
-        return found
+            digests.append(before)
+        return digests
 
     return hashes
 

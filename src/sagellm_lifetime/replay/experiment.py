@@ -88,9 +88,9 @@ knee, overload, a number (requests a second)
         check_load(self.load)
         cost_model(self.cost_model)
         as_level(self.min_confidence, "min_confidence")
-        least = {"blocks": 2, "max_requests": 1, "seeds": 1}
+        required = {"blocks": 2, "max_requests": 1, "seeds": 1}
         optional = {"max_model_len": 1, "hash_block_size": 1}
-        for name, lowest in (least | optional).items():
+        for name, lowest in (required | optional).items():
             value = getattr(self, name)
             if not (value is None and name in optional) and value < lowest:
                 raise RequestError(f"{name} must be {lowest} or more, got {value}")
@@ -243,12 +243,12 @@ class Experiment:
         loads = []
         for seed, trace in enumerate(self._traces):
             several = len(self._traces) > 1
-            tell = labelled(progress or _silent, f"seed {seed}" if several else "")
-            known = known_policies(self._predictor(seed, tell), self.settings.min_confidence)
-            at = self._at_load(trace, tell)
+            report = labelled(progress or _silent, f"seed {seed}" if several else "")
+            known = known_policies(self._predictor(seed, report), self.settings.min_confidence)
+            at = self._at_load(trace, report)
             loads.append(at)
             for i, name in enumerate(names):
-                step = _part(tell, name, i, len(names))
+                step = _part(report, name, i, len(names))
                 comparison.runs[name].append(self._run_policy(known[name], at, step))
         comparison.settings = self._record(loads)
         return comparison
@@ -259,8 +259,8 @@ class Experiment:
             return self._given
         predictor = create_predictor(self.settings.predictor, seed=seed)
         if self._train is not None:
-            tell = labelled(progress, f"training {predictor.name}")
-            predictor.fit(self._train.rows, progress=tell, clock=self._train.clock)
+            report = labelled(progress, f"training {predictor.name}")
+            predictor.fit(self._train.rows, progress=report, clock=self._train.clock)
         return predictor
 
     def _at_load(self, trace: Sequence[TraceRequest], progress: Progress) -> Calibrated:
@@ -268,11 +268,11 @@ class Experiment:
         if self.settings.load == OFFLINE:
             return Calibrated(at_once(trace), 0.0)
 
-        def tell(attempt: int, share: float) -> None:
+        def report(attempt: int, share: float) -> None:
             progress(f"finding the load, try {attempt}", share)
 
-        tell(0, 0.0)
-        return at_load(self.settings.load, trace, self._engine, self._cost, tell)
+        report(0, 0.0)
+        return at_load(self.settings.load, trace, self._engine, self._cost, report)
 
     def _run_policy(
         self, policy: ReplayPolicy, at: Calibrated, progress: Callable[[float], None]
@@ -294,15 +294,15 @@ class Experiment:
     def _record(self, loads: Sequence[Calibrated]) -> dict[str, Any]:
         """Return the settings that all policies share, for the JSON."""
         settings, engine, blocks = self.settings, self._engine, self._hash_blocks
-        asked = self._given is not None or self._train is not None
+        uses_predictor = self._given is not None or self._train is not None
         name = settings.predictor if self._given is None else self._given.name
         return {
             "data": self._read[0].name,
             "how": self.how,
             "split": self._split,
             "clock": self._read[0].recorded_clock,
-            "read": {each.name: dict(each.reading) for each in self._read},
-            "predictor": name if asked else None,
+            "read": {dataset.name: dict(dataset.reading) for dataset in self._read},
+            "predictor": name if uses_predictor else None,
             "min_confidence": settings.min_confidence,
             "training_rows": None if self._train is None else len(self._train.rows),
             "requests": median(len(trace) for trace in self._traces),
@@ -369,9 +369,9 @@ def _shares_prompts(rows: pl.DataFrame) -> bool:
     )
 
 
-def _part(progress: Progress, what: str, index: int, count: int) -> Callable[[float], None]:
+def _part(progress: Progress, name: str, index: int, count: int) -> Callable[[float], None]:
     """Return a callback for the share of one part of ``count``."""
-    return lambda share: progress(what, (index + share) / count)
+    return lambda share: progress(name, (index + share) / count)
 
 
 def _silent(_what: str, _share: float) -> None:

@@ -107,10 +107,10 @@ def _sizes(tokens: np.ndarray, ids: np.ndarray, *, cut: bool) -> set[int]:
     longest = ids == ids.max() if cut else np.zeros(len(ids), dtype=bool)
     if cut and longest.all() and ids.max() != PREFIX_HEAD:
         return set()
-    most = np.iinfo(np.int64).max
+    unbounded = np.iinfo(np.int64).max
     rounded_up = (
         np.where(longest, 1, -(-tokens // ids)).max(),
-        np.where(ids > 1, -(-tokens // np.maximum(ids - 1, 1)) - 1, most).min(),
+        np.where(ids > 1, -(-tokens // np.maximum(ids - 1, 1)) - 1, unbounded).min(),
     )
     rounded_down = (
         np.where(longest, 1, tokens // (ids + 1) + 1).max(),

@@ -109,40 +109,41 @@ def at_load(
             raise UnknownNameError("load", load, known) from None
         return Calibrated(at_rate(trace, rate), rate)
 
-    def default(tried: int, trace: Sequence[TraceRequest]) -> RunResult:
-        def tell(done: int) -> None:
+    def default(attempt: int, trace: Sequence[TraceRequest]) -> RunResult:
+        def report(done: int) -> None:
             if progress is not None:
-                progress(tried, done / len(trace))
+                progress(attempt, done / len(trace))
 
-        return _default(trace, settings, cost, tell)
+        return _default(trace, settings, cost, report)
 
-    wanted, together = LOADS[load], default(0, at_once(trace))
-    able, least = _throughput(together), LOADS[load].least * wait_share(together)
-    rate = wanted.share * able
-    for tried in range(1, TRIES + 1):
-        if tried > 1:
-            rate *= wanted.factor
-        found = at_rate(trace, rate)
-        result = default(tried, found)
-        reached = least <= wait_share(result) <= wanted.most
+    target, all_at_once = LOADS[load], default(0, at_once(trace))
+    capacity_rate = _throughput(all_at_once)
+    least_wait = target.least * wait_share(all_at_once)
+    rate = target.share * capacity_rate
+    for attempt in range(1, TRIES + 1):
+        if attempt > 1:
+            rate *= target.factor
+        scaled = at_rate(trace, rate)
+        result = default(attempt, scaled)
+        reached = least_wait <= wait_share(result) <= target.most
         if reached:
             break
-    return Calibrated(found, rate, able, result, reached)
+    return Calibrated(scaled, rate, capacity_rate, result, reached)
 
 
 def _default(
     trace: Sequence[TraceRequest],
     settings: EngineSettings,
     cost: StepCost,
-    tell: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> RunResult:
     engine = replace(settings, watermark=0.0)
-    return Run(trace, engine, cost, policy("fcfs"), progress=tell).execute()
+    return Run(trace, engine, cost, policy("fcfs"), progress=progress).execute()
 
 
-def _throughput(together: RunResult) -> float:
-    if together.backlog_tokens:
-        rate = together.backlog_tokens / together.backlog_s
+def _throughput(result: RunResult) -> float:
+    if result.backlog_tokens:
+        rate = result.backlog_tokens / result.backlog_s
     else:
-        rate = float(together.output.sum() / together.finish.max())
-    return rate / float(together.output.mean())
+        rate = float(result.output.sum() / result.finish.max())
+    return rate / float(result.output.mean())

@@ -109,7 +109,7 @@ def planned_policy(
     name: str,
     says: str,
     plan: Plan,
-    asked: Asked,
+    make_forecaster: Asked,
     watermark: float = WATERMARK,
 ) -> ReplayPolicy:
     """Return a policy that carries a plan out.
@@ -118,14 +118,14 @@ def planned_policy(
         name: its name in the report.
         says: one line of explanation.
         plan: rules by which the scheduler uses the predictions.
-        asked: makes the forecaster of a run from its trace.
+        make_forecaster: makes the forecaster of a run from its trace.
         watermark: share of the pool that admission leaves free.
     """
 
     def make(trace: Sequence[TraceRequest], pool: Pool) -> Advisor:
         return PlanAdvisor(
             plan,
-            asked(trace),
+            make_forecaster(trace),
             total_blocks=pool.blocks,
             block_size=pool.block_size,
             clock=pool.clock,
@@ -197,7 +197,7 @@ class _TraceQuestions:
 
 def described(request: TraceRequest) -> PredictionRequest:
     """Return the prediction request of a client's request: everything but its length."""
-    said = {
+    values = {
         "prompt_length": request.prompt_length,
         "model": request.model,
         "client_id": request.client_id,
@@ -206,5 +206,5 @@ def described(request: TraceRequest) -> PredictionRequest:
         "arrival_time": request.arrival,
         "prefix_hashes": list(request.prefix_hashes) or None,
     }
-    features = {key: value for key, value in said.items() if value is not None}
+    features = {key: value for key, value in values.items() if value is not None}
     return PredictionRequest(request.id, list(request.given or ()), 0, request.max_length, features)

@@ -186,7 +186,7 @@ def markdown(comparison: Comparison, *, how: str = "") -> str:
         f"![Memory over time]({MEMORY_PLOT})",
         "## Step cost",
         f"`{cost.name}`, linear in what a step holds:",
-        _table(("part", "seconds"), [[what, f"{value:.3g}"] for what, value in parameters]),
+        _table(("part", "seconds"), [[label, f"{value:.3g}"] for label, value in parameters]),
         f"Source: {cost.source}.",
         f"Fit: {cost.fit}.",
         comparison.pace(),
@@ -218,7 +218,7 @@ def memory(runs: Mapping[str, Sequence[Replayed]]) -> Figure:
     for i, (axes, (name, several)) in enumerate(zip(panels, runs.items(), strict=True)):
         result = several[0].result
         times = [at for at, *_ in result.memory]
-        used = [100 * held / result.blocks for _, held, *_ in result.memory]
+        used = [100 * blocks / result.blocks for _, blocks, *_ in result.memory]
         colour = _style(i)["color"]
         axes.fill_between(times, used, step="post", color=colour, alpha=0.35, linewidth=0)
         axes.step(times, used, where="post", color=colour, linewidth=0.8)

@@ -19,21 +19,21 @@ class _Live:
 
     Attributes:
         request: the engine's.
-        left: tokens still to generate.
+        remaining: tokens still to generate.
         token: every generated token but the last, as the model would return it.
         last: the token that ends it.
         since: start of its present wait, simulated seconds.
-        had: tokens computed before a preemption discarded them.
+        discarded: tokens computed before a preemption discarded them.
         computed: tokens computed by prefill chunks so far.
         admitted: True once it has run.
     """
 
     request: Any
-    left: int
+    remaining: int
     token: list[int]
     last: list[int]
     since: float
-    had: int = 0
+    discarded: int = 0
     computed: int = 0
     admitted: bool = False
 
@@ -68,13 +68,13 @@ class RequestLog:
         """Return the number of requests that have arrived and not finished."""
         return self.came - self.done
 
-    def arrived(self, request: TraceRequest, made: Any, now: float) -> None:
+    def arrived(self, request: TraceRequest, engine_request: Any, now: float) -> None:
         """Record a request that goes to the scheduler at ``now``, simulated seconds."""
         self._result.arrival[self.came] = now
         self.came += 1
         token = [request.filler]
         last = [STOP] if request.finish_reason == "stop" else token
-        self._live[request.id] = _Live(made, request.output_length, token, last, now)
+        self._live[request.id] = _Live(engine_request, request.output_length, token, last, now)
 
     def scheduled(self, out: Any, now: float) -> tuple[int, int]:
         """Record a scheduled step; return its prefill tokens and its number of decodes."""
@@ -104,12 +104,12 @@ class RequestLog:
             if name in prefilling:
                 sampled.append([])
                 continue
-            one = live[name]
-            one.left -= 1
-            if one.left:
-                sampled.append(one.token)
+            state = live[name]
+            state.remaining -= 1
+            if state.remaining:
+                sampled.append(state.token)
             else:
-                sampled.append(one.last)
+                sampled.append(state.last)
                 ending.append(name)
         return sampled, ending
 
@@ -155,31 +155,31 @@ class RequestLog:
         return result
 
     def _preempted(self, name: str, now: float) -> None:
-        one, place = self._live[name], self.place[name]
+        state, place = self._live[name], self.place[name]
         self._result.preemptions += 1
         self._result.preempted[place] += 1
-        one.since = now
+        state.since = now
         if self._prefilling.pop(name, None) is None:
-            one.had = one.request.num_tokens - 1  # the newest token was never computed
+            state.discarded = state.request.num_tokens - 1  # the newest token was never computed
         else:
-            one.had = max(one.had, one.computed)
+            state.discarded = max(state.discarded, state.computed)
 
     def _admitted(self, name: str, count: int, now: float) -> None:
-        one, result = self._live[name], self._result
-        result.waited[self.place[name]] += now - one.since
-        one.computed = one.request.num_computed_tokens - count
-        if not one.admitted:
-            one.admitted = True
-            result.cached_tokens += one.computed
-        self._prefilling[name] = one
+        state, result = self._live[name], self._result
+        result.waited[self.place[name]] += now - state.since
+        state.computed = state.request.num_computed_tokens - count
+        if not state.admitted:
+            state.admitted = True
+            result.cached_tokens += state.computed
+        self._prefilling[name] = state
 
     def _chunk(self, name: str, count: int) -> None:
         """Record ``count`` more tokens of a prefill, which may complete it."""
-        one = self._prefilling[name]
-        self._result.recomputed_tokens += max(min(count, one.had - one.computed), 0)
-        one.computed += count
-        if one.request.is_prefill_chunk:
+        state = self._prefilling[name]
+        self._result.recomputed_tokens += max(min(count, state.discarded - state.computed), 0)
+        state.computed += count
+        if state.request.is_prefill_chunk:
             return
         del self._prefilling[name]
-        if not one.request.num_output_tokens:
+        if not state.request.num_output_tokens:
             self._fresh.append(name)

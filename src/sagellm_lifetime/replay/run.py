@@ -139,10 +139,10 @@ class Run:
                 arrival = self.now
                 if log.live >= self._concurrency:
                     break
-            made = self._make(request, arrival)
-            log.arrived(request, made, arrival)
+            engine_request = self._make(request, arrival)
+            log.arrived(request, engine_request, arrival)
             before = time.thread_time()
-            self.scheduler.add_request(made)
+            self.scheduler.add_request(engine_request)
             cpu += time.thread_time() - before
         return cpu
 

@@ -84,9 +84,9 @@ class TraceRequest:
     @property
     def called(self) -> str:
         """Return a description by which a user finds the request in the history."""
-        said = [f"{name} {value!r}" for name, value in self.recorded]
-        said += [f"prompt_length {self.prompt_length}", f"actual_length {self.output_length}"]
-        return f"the request with {', '.join(said)}"
+        parts = [f"{name} {value!r}" for name, value in self.recorded]
+        parts += [f"prompt_length {self.prompt_length}", f"actual_length {self.output_length}"]
+        return f"the request with {', '.join(parts)}"
 
     @property
     def total(self) -> int:
@@ -128,8 +128,8 @@ def make_trace(
         raise HistoryError("the trace is empty: no request generated a token")
     given = _column(frame, "prompt_token_ids")
     prompts = _prompts(frame, given)
-    found = hash_blocks(frame, hash_block_size)
-    block_tokens = USUAL if found is None else found.tokens
+    hash_size = hash_blocks(frame, hash_block_size)
+    block_tokens = USUAL if hash_size is None else hash_size.tokens
     hashes = [tuple(ids or ()) for ids in _column(frame, "prefix_hashes")]
     numbered: dict[int, int] = {}
     columns = {
@@ -151,7 +151,9 @@ def make_trace(
                 output_length=lengths[i],
                 finish_reason=reasons[i],
                 prefix_hashes=hashes[i],
-                blocks=tuple(numbered.setdefault(one, len(numbered)) for one in hashes[i]),
+                blocks=tuple(
+                    numbered.setdefault(block_id, len(numbered)) for block_id in hashes[i]
+                ),
                 block_tokens=block_tokens,
                 row=row,
                 given=tuple(tokens) if tokens and len(tokens) == prompts[i] else None,
@@ -209,14 +211,14 @@ def _column(frame: pl.DataFrame, name: str) -> list:  # type: ignore[type-arg]  
 
 def _prompts(frame: pl.DataFrame, given: Sequence[Sequence[int] | None]) -> list[int]:
     lengths = _column(frame, "prompt_length")
-    found = [
+    prompts = [
         len(tokens) if length is None and tokens is not None else length
         for length, tokens in zip(lengths, given, strict=True)
     ]
-    missing = sum(length is None for length in found)
+    missing = sum(length is None for length in prompts)
     if missing:
         raise HistoryRowError(
-            f"{missing} of {len(found)} requests have no prompt_length: a replay needs it in "
+            f"{missing} of {len(prompts)} requests have no prompt_length: a replay needs it in "
             "every row"
         )
-    return [max(int(length), 1) for length in found]
+    return [max(int(length), 1) for length in prompts]

@@ -127,7 +127,7 @@ class CircuitBreaker:
         except Exception as error:  # any error, as the engine must go on
             if from_signal_handler(error):
                 raise
-            self._raised(error)
+            self._open_for(error)
         finally:
             self.spent += time.perf_counter() - started
             if self._suspected:
@@ -137,7 +137,7 @@ class CircuitBreaker:
     def fault(self, error: Exception) -> None:
         """Open it for an error outside its calls; log the error if it was closed."""
         if self.allows:
-            self._raised(error)
+            self._open_for(error)
         else:
             self.faults["exception"] += 1
             LOG.debug("what was raised", exc_info=error)
@@ -205,7 +205,7 @@ class CircuitBreaker:
         self._steps = self._suspected = 0
         self._cost = self._busy = self._pace = self._over = 0.0
 
-    def _raised(self, error: Exception) -> None:
+    def _open_for(self, error: Exception) -> None:
         # Only its type, as the reason is also in metrics, which need no API key.
         self._open("exception", type(error).__name__)
         LOG.debug("what was raised", exc_info=error)

@@ -189,12 +189,12 @@ def _alive(lock: Path) -> bool:
 
 def _engine_folders(state: Path) -> list[tuple[Path, int]]:
     """Return the folders ``engine-N`` and their N, in the order of N."""
-    found = []
+    folders = []
     for folder in state.glob("engine-*"):
         name = _FOLDER.fullmatch(folder.name)
         if name is not None and folder.is_dir():
-            found.append((folder, int(name[1])))
-    return sorted(found, key=lambda pair: pair[1])
+            folders.append((folder, int(name[1])))
+    return sorted(folders, key=lambda pair: pair[1])
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class FinishReasons:
     def reason(self, request: Any) -> str:
         """Return ``stop``, ``length``, ``abort`` or ``error``."""
         # Not .name, which is a slow Python property in the middle of a step.
-        said = _REASONS.get(request.status._name_, "error")
-        if said == "abort" and self.tokenizer is not None and self._stopped(request):
+        finish_reason = _REASONS.get(request.status._name_, "error")
+        if finish_reason == "abort" and self.tokenizer is not None and self._stopped(request):
             return "stop"
-        return said
+        return finish_reason
 
     def _stopped(self, request: Any) -> bool:
         """Return True if the front end has found a stop string.
@@ -68,7 +68,7 @@ class FinishReasons:
         try:
             text = self._text(tokens[tail_at:], params)
             before = self._text(tokens[tail_at : params.min_tokens], params)
-        except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
+        except Exception as error:  # noqa: BLE001  # a foreign library's, and not essential
             if not self._complained:  # only the type, as the message may quote an answer
                 LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
             self._complained = True

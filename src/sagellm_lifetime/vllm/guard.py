@@ -123,7 +123,7 @@ class GuardedAdvisor:
         self._clock, self._engine_clock = StepClock(perf_counter), StepClock(clock)
         self._reported = (0, 0.0)
         """Steps, and their seconds, that are reported to the circuit breaker."""
-        self._missed = False
+        self._has_missed_events = False
         """True after a failed event handler, since ends of sequences may be missing."""
 
     # -- the switch --------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class GuardedAdvisor:
         advisor = self._advisor
         if advisor is None or not self.acting:
             return None
-        return self._call(None, _order, advisor, waiting, free_blocks)
+        return self._call(None, _checked_order, advisor, waiting, free_blocks)
 
     def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
         """Return the order of the running sequences in ``act``, first victim last, else None."""
@@ -238,7 +238,7 @@ class GuardedAdvisor:
         advisor = self._advisor
         if advisor is None or not self.acting:
             return None
-        return self._call(None, _victims, advisor, running)
+        return self._call(None, _checked_victims, advisor, running)
 
     def reserve(self) -> int:
         """Return the blocks to keep free, from the advisor's last answer."""
@@ -247,14 +247,14 @@ class GuardedAdvisor:
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
         """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare."""
         self.catch_up()
-        advisor, everybody = self._advisor, len(waiting)
+        advisor, queue_length = self._advisor, len(waiting)
         if advisor is None:
-            return everybody
-        count = self._call(None, _limit, advisor, running, waiting, free_blocks)
+            return queue_length
+        count = self._call(None, _checked_limit, advisor, running, waiting, free_blocks)
         if count is None:
-            return everybody
+            return queue_length
         self._admit_limit = count
-        return count if self.acting else everybody
+        return count if self.acting else queue_length
 
     def growth(self) -> int:
         """Return the blocks that admission withholds, for measurements; 0 if unknown."""
@@ -272,14 +272,14 @@ class GuardedAdvisor:
             return
         advisor, reserve = self._advisor, None
         if advisor is not None:
-            reserve = self.breaker.call(None, _tell, advisor, events)
+            reserve = self.breaker.call(None, _pass_on, advisor, events)
             if reserve is not None:
                 self._reserve = reserve
-        self._count(events, heard=reserve is not None)
+        self._count(events, was_received=reserve is not None)
         self._check_advisor()
 
-    def _count(self, events: Sequence[Event], *, heard: bool) -> None:
-        """Count predictions and ends; ``heard`` is True if the advisor got the events.
+    def _count(self, events: Sequence[Event], *, was_received: bool) -> None:
+        """Count predictions and ends; ``was_received`` is True if the advisor got the events.
 
         A first prediction counts when the sequence arrives, even if another sequence with the same
         id follows among these events.
@@ -299,15 +299,15 @@ class GuardedAdvisor:
                     continue
                 name = event.sequence_id
                 was_predicted = statistics.ended(name, event.length, event.seconds, event.reason)
-                if was_predicted and not heard and self.breaker.state != "stuck":
+                if was_predicted and not was_received and self.breaker.state != "stuck":
                     self._unreported.append(name)
                 continue
-            asked: Sequence[SequenceView] = ()
+            views: Sequence[SequenceView] = ()
             if isinstance(event, Arrived):
-                asked = (event.sequence,)
+                views = (event.sequence,)
             elif isinstance(event, Progressed):
-                asked = event.grown
-            for view in asked:
+                views = event.grown
+            for view in views:
                 if answer is not None and answer[0] == view.id:
                     statistics.predicted(*answer)
                     answer = next(next_answer)
@@ -343,13 +343,13 @@ class GuardedAdvisor:
             return
         differing = 0
         if left:
-            order = self._call(None, _order, advisor, (*admitted, *left), _EVERYTHING)
+            order = self._call(None, _checked_order, advisor, (*admitted, *left), _EVERYTHING)
             if self._advisor is None:
                 return
             first = range(count) if order is None else order[:count]
             differing = sum(place >= count for place in first)
-        held = max(count - self._admit_limit, 0)
-        self.agreement.admissions.record(differing + held, count)
+        limited = max(count - self._admit_limit, 0)
+        self.agreement.admissions.record(differing + limited, count)
 
     def compare_preemption(
         self, victim: SequenceView, others: Callable[[], Sequence[SequenceView]]
@@ -367,7 +367,7 @@ class GuardedAdvisor:
         if self._advisor is None:
             return
         running = (*others(), victim)
-        order = self._call(None, _victims, self._advisor, running)
+        order = self._call(None, _checked_victims, self._advisor, running)
         if self._advisor is not None:
             differs = order is not None and order[-1] != len(running) - 1
             preemptions.record(int(differs), 1)
@@ -390,15 +390,15 @@ class GuardedAdvisor:
         The watermark is restored; the order of queue and running sequences stays, as a step of the
         engine may be in progress.
         """
-        self._missed = True
+        self._has_missed_events = True
         self.breaker.fault(error)
-        self._events = [each for each in self._events if not isinstance(each, Progressed)]
+        self._events = [event for event in self._events if not isinstance(event, Progressed)]
         self._stop()
 
     def _change(self) -> None:
         """Change to the wanted mode, and start an advisor if that is possible."""
         self._check_advisor()
-        if self._missed:
+        if self._has_missed_events:
             self._drop_ended()
         if self.wanted != self.mode:
             self._switch(self.wanted)
@@ -415,7 +415,7 @@ class GuardedAdvisor:
                 if name not in present:
                     self.statistics.ended(name, 0, 0.0, "error")
                     self._unreported.append(name)
-        self._missed = False
+        self._has_missed_events = False
 
     def _switch(self, mode: Mode) -> None:
         LOG.info("lifetime prediction: %s -> %s", self.mode, mode)
@@ -440,14 +440,14 @@ class GuardedAdvisor:
         self._stop()
         self.catch_up()
         acts = self.mode == "act"
-        advisor = self.breaker.call(None, self._made, acts)
+        advisor = self.breaker.call(None, self._make_advisor, acts)
         arrived, admitted = self._engine.sequences()
         if advisor is not None:
             for events in (arrived, admitted):
                 for start in range(0, len(events), PIECE):
                     piece = events[start : start + PIECE]
-                    heard = self.breaker.call(None, _tell, advisor, piece)
-                    self._count(piece, heard=heard is not None)
+                    reserve = self.breaker.call(None, _pass_on, advisor, piece)
+                    self._count(piece, was_received=reserve is not None)
         if advisor is not None and self.breaker.allows:
             self._advisor, self.acting = advisor, acts
             if acts:
@@ -456,7 +456,7 @@ class GuardedAdvisor:
             self._check_advisor()
         self.breaker.excuse()
 
-    def _made(self, acts: bool) -> Advisor:
+    def _make_advisor(self, acts: bool) -> Advisor:
         assert self._make is not None
         self._forget()
         return self._make(acts)
@@ -473,22 +473,26 @@ class GuardedAdvisor:
         self._engine.give_back()
 
 
-def _tell(advisor: Advisor, events: Sequence[Event]) -> int:
+def _pass_on(advisor: Advisor, events: Sequence[Event]) -> int:
     """Pass events on; return the blocks to keep free from now on."""
     advisor.on_events(events)
     return check_count(advisor.reserve(), sys.maxsize, "blocks to keep free")
 
 
-def _order(advisor: Advisor, waiting: Sequence[SequenceView], free: int) -> Permutation | None:
+def _checked_order(
+    advisor: Advisor, waiting: Sequence[SequenceView], free: int
+) -> Permutation | None:
     return check_order(advisor.order(waiting, free), len(waiting))
 
 
-def _victims(advisor: Advisor, running: Sequence[SequenceView]) -> Permutation | None:
+def _checked_victims(advisor: Advisor, running: Sequence[SequenceView]) -> Permutation | None:
     order = check_order(advisor.victims(running), len(running))
     if order is not None and len(order) != len(running):
         raise AdviceError(f"an order of {len(order)} victims for {len(running)} running sequences")
     return order
 
 
-def _limit(advisor: Advisor, running: int, waiting: Sequence[SequenceView], free: int) -> int:
+def _checked_limit(
+    advisor: Advisor, running: int, waiting: Sequence[SequenceView], free: int
+) -> int:
     return check_count(advisor.admit_limit(running, waiting, free), len(waiting), "admissions")

@@ -266,7 +266,7 @@ class _Lines:
                 f"({'; '.join(self.problems)}{more}), left out and kept as {kept}"
             )
         if self.changed:
-            kinds = ", ".join(f"{count} × {what}" for what, count in self.changed.items())
+            kinds = ", ".join(f"{count} × {change}" for change, count in self.changed.items())
             parts.append(f"values left out or replaced: {kinds}")
         return f"{path}: {'; '.join(parts)}"
 
@@ -282,8 +282,8 @@ def _read_lines(data: bytes) -> _Lines:
             _note(read, line, f"line {number}: {error}")
             continue
         read.rows.append(row)
-        for what in changed:
-            read.changed[what] = read.changed.get(what, 0) + 1
+        for change in changed:
+            read.changed[change] = read.changed.get(change, 0) + 1
     if last:
         _note(read, last, f"line {len(lines) + 1}: torn")
     return read

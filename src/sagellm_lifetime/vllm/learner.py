@@ -101,11 +101,11 @@ def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
         predictor: the initial predictor.
         origin: digest of its checkpoint; empty without one.
     """
-    held = claim(learned, _PATIENCE_S)  # an earlier process may still be writing
+    lock = claim(learned, _PATIENCE_S)  # an earlier process may still be writing
     try:
         if not learned.exists():
             return
-        why = _why_not(learned, predictor, origin)
+        why = _reason_against(learned, predictor, origin)
         if why:
             names = (learned.with_name(f"{learned.name}.old{n or ''}") for n in count())
             kept = next(name for name in names if not name.exists())
@@ -117,17 +117,17 @@ def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
         else:
             LOG.info("lifetime prediction goes on with what was learned in %s", learned)
     finally:
-        release(held)
+        release(lock)
 
 
-def _why_not(learned: Path, predictor: Predictor, origin: str) -> str:
+def _reason_against(learned: Path, predictor: Predictor, origin: str) -> str:
     try:
-        found = load_predictor(learned)
+        earlier = load_predictor(learned)
     except LifetimeError as error:
         return str(error)
-    if origin and found.summary.get(STARTED_FROM) != origin:
+    if origin and earlier.summary.get(STARTED_FROM) != origin:
         return "it did not start from the checkpoint that is given now"
-    return mismatch(found, predictor)
+    return mismatch(earlier, predictor)
 
 
 def _origin(checkpoint: str, learned: Path | None) -> str:

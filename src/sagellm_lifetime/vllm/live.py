@@ -86,7 +86,7 @@ class LiveAsyncScheduler(LiveMixin, AsyncScheduler):  # type: ignore[misc]  # vL
 def scheduler(vllm_config: Any, **options: Any) -> LiveMixin:
     """Return the scheduler for the configuration, synchronous or asynchronous."""
     is_async = vllm_config.scheduler_config.async_scheduling
-    made: LiveMixin = (LiveAsyncScheduler if is_async else LiveScheduler)(
+    live: LiveMixin = (LiveAsyncScheduler if is_async else LiveScheduler)(
         vllm_config=vllm_config, **options
     )
-    return made
+    return live

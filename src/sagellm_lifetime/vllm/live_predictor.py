@@ -34,8 +34,8 @@ def has_width(predictor: str) -> bool:
 
 def width_of(predictor: Predictor) -> int | None:
     """Return the width of a network, ``None`` for other predictors."""
-    found: int | None = predictor.options.get(_WIDTH.get(predictor.name, ""))
-    return found
+    width: int | None = predictor.options.get(_WIDTH.get(predictor.name, ""))
+    return width
 
 
 def warm_up(predictor: Predictor) -> None:

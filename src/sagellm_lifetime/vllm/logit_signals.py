@@ -22,16 +22,16 @@ class LogitSignals:
     def seen(self, request_id: str) -> dict[str, list[float]]:
         """Return the signals of a running sequence as ``prompt_features``."""
         notes = eos.noted(request_id)
-        return _named([note[0] for note in notes], [note[1] for note in notes])
+        return _as_features([note[0] for note in notes], [note[1] for note in notes])
 
     def taken(self, request_id: str) -> dict[str, list[float]]:
         """Return the history columns of a finished sequence, and forget its notes."""
-        return _named(*eos.taken(request_id))
+        return _as_features(*eos.taken(request_id))
 
     def keep(self, request_ids: Container[str]) -> None:
         """Forget the notes of all but these requests."""
         eos.keep(request_ids)
 
 
-def _named(eos_logprob: list[float], entropy: list[float]) -> dict[str, list[float]]:
+def _as_features(eos_logprob: list[float], entropy: list[float]) -> dict[str, list[float]]:
     return dict(zip(SIGNALS, windows(eos_logprob, entropy), strict=True)) if eos_logprob else {}

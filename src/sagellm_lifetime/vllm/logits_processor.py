@@ -72,7 +72,7 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
         """Follow the requests through the rows of the batch."""
         if not self._is_off:
             try:
-                process_dict_updates(self._watched, batch_update, _asked)
+                process_dict_updates(self._watched, batch_update, _watch_key)
             except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
                 self._stop(error)
 
@@ -101,16 +101,16 @@ class EosWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
 
 def ends(model_config: Any) -> list[int]:
     """Return the end-of-sequence tokens of the model's two configurations, sorted."""
-    said = (
+    configured = (
         getattr(model_config.hf_text_config, "eos_token_id", None),
         (model_config.try_get_generation_config() or {}).get("eos_token_id"),
     )
-    found: set[int] = set()
-    for ids in said:
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return sorted(found)
+    tokens: set[int] = set()
+    for ids in configured:
+        tokens.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return sorted(tokens)
 
 
-def _asked(params: Any, _prompt: Any, output: list[int]) -> tuple[str, list[int]] | None:
+def _watch_key(params: Any, _prompt: Any, output: list[int]) -> tuple[str, list[int]] | None:
     key = (params.extra_args or {}).get(ASK)
     return None if key is None else (str(key), output)

@@ -30,30 +30,30 @@ class PeriodicThread(Thread):
         self._jobs = jobs
         self._last = last or jobs
         self._stopped = Event()
-        self._said: dict[Job, str] = {}
+        self._logged: dict[Job, str] = {}
 
     def run(self) -> None:
         """Run the jobs periodically until :meth:`stop`, then the last ones."""
         while not self._stopped.wait(self._every):
             self.round()
-        self._do(self._last)
+        self._run_jobs(self._last)
 
     def round(self) -> None:
         """Run every job once."""
-        self._do(self._jobs)
+        self._run_jobs(self._jobs)
 
-    def _do(self, jobs: Sequence[Job]) -> None:
+    def _run_jobs(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             try:
                 job()
             except Exception as error:  # noqa: BLE001  # the next round may succeed
                 # The message of a file error is safe to log, as it quotes no request.
-                said = str(error) if isinstance(error, CheckpointError) else named(error)
-                if self._said.get(job) != said:
-                    LOG.error("%s: %s", self.name, said)
-                self._said[job] = said
+                message = str(error) if isinstance(error, CheckpointError) else named(error)
+                if self._logged.get(job) != message:
+                    LOG.error("%s: %s", self.name, message)
+                self._logged[job] = message
             else:
-                self._said.pop(job, None)
+                self._logged.pop(job, None)
 
     def stop(self) -> None:
         """Start the last jobs without waiting for them."""

@@ -59,12 +59,12 @@ class PredictionStatistics:
             reason: ``stop``, ``length``, ``abort`` or ``error``.
         """
         with self._lock:
-            said = self._running.get(request_id)
-            if said is None:
+            prediction = self._running.get(request_id)
+            if prediction is None:
                 self._unpredicted += 1
                 return False
             # Before the removal, so that after an error the sequence still counts as running.
-            self._scores.ended(reason, length, said)
+            self._scores.ended(reason, length, prediction)
             del self._running[request_id]
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
             if reason in ("stop", "length"):

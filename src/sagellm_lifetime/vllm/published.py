@@ -150,8 +150,8 @@ def _is_mode(value: Any) -> bool:
     return isinstance(value, str) and value in MODES
 
 
-def _is(kind: type) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kind)
+def _is(cls: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, cls)
 
 
 _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {

@@ -100,7 +100,9 @@ def _text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        kept = (_REPLACEMENT if "\ud800" <= each <= "\udfff" else each for each in value)
+        kept = (
+            _REPLACEMENT if "\ud800" <= character <= "\udfff" else character for character in value
+        )
         return "".join(kept)
     return value
 
@@ -145,14 +147,14 @@ def _whole_numbers(value: Any) -> list[int]:
     if smallest < -_TOP_BIT or largest >= 2 * _TOP_BIT:
         raise _CellError("over 64 bits")
     if largest >= _TOP_BIT:  # clear the top bit of unsigned hashes, as in a request
-        return [each if each < _TOP_BIT else each - _TOP_BIT for each in value]
+        return [number if number < _TOP_BIT else number - _TOP_BIT for number in value]
     return value if isinstance(value, list) else list(value)
 
 
 def _numbers(value: Any) -> list[float]:
     if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int, float}:
         raise _CellError("not a list of numbers")
-    return [_number(each) for each in value]
+    return [_number(number) for number in value]
 
 
 def _check_of(column: str, dtype: pl.DataType) -> Callable[[Any], Any]:

@@ -102,7 +102,7 @@ class Recorder:
             row = make()
         except Exception as error:  # noqa: BLE001  # from any input of a client
             self._lost_by_engine += 1
-            self._say_once(f"a completion is left out: {named(error)}")
+            self._log_once(f"a completion is left out: {named(error)}")
         else:
             self.add(row)
 
@@ -121,9 +121,9 @@ class Recorder:
         try:
             self._write()
         except OSError as error:
-            self._say_once(_CANNOT_WRITE, f"{error}; completions wait for room")
+            self._log_once(_CANNOT_WRITE, f"{error}; completions wait for room")
             if self._is_full:
-                self._say_once(_FULL, f"{self.waiting} completions wait: newer ones are dropped")
+                self._log_once(_FULL, f"{self.waiting} completions wait: newer ones are dropped")
         else:
             if _CANNOT_WRITE in self._complaints:
                 LOG.warning("completions are recorded in %s again", self._folder)
@@ -132,7 +132,7 @@ class Recorder:
         try:
             self._rotate()
         except (OSError, HistoryError) as error:
-            self._say_once(_CANNOT_ROTATE, f"{error}; journals stay as they are")
+            self._log_once(_CANNOT_ROTATE, f"{error}; journals stay as they are")
         else:
             self._complaints.discard(_CANNOT_ROTATE)
 
@@ -157,11 +157,11 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  # from any input of a client
             self._refuse(named(error))
             return
-        for what in changed:
+        for change in changed:
             self.replaced += 1
-            if what not in self._complaints:
-                self._complaints.add(what)
-                LOG.warning("recorded in %s without a value: %s", self._folder, what)
+            if change not in self._complaints:
+                self._complaints.add(change)
+                LOG.warning("recorded in %s without a value: %s", self._folder, change)
         if self._line_bytes + len(line) > _MOST_WAITING_BYTES:
             self._lost_by_writer += 1
             self._is_full = True
@@ -240,10 +240,10 @@ class Recorder:
 
     def _refuse(self, reason: str) -> None:
         self._lost_by_writer += 1
-        self._say_once(f"a completion is left out: {reason}")
+        self._log_once(f"a completion is left out: {reason}")
 
-    def _say_once(self, what: str, details: str = "") -> None:
-        if what not in self._complaints:
-            self._complaints.add(what)
-            reason = f"{what}: {details}" if details else what
+    def _log_once(self, problem: str, details: str = "") -> None:
+        if problem not in self._complaints:
+            self._complaints.add(problem)
+            reason = f"{problem}: {details}" if details else problem
             LOG.error("completions cannot be recorded in %s: %s", self._folder, reason)

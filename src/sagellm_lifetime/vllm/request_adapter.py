@@ -86,39 +86,46 @@ class RequestAdapter:
 
     def who(self, request: Any) -> dict[str, Any]:
         """Return the features that identify model, client and prefix, as far as they are known."""
-        said = request.sampling_params.extra_args
+        extra = request.sampling_params.extra_args
         lora, session = request.lora_request, request.session_id
-        found: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
-        if said or session is not None:
-            found |= _said(said or {}, session)
+        features: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
+        if extra or session is not None:
+            features |= _client_features(extra or {}, session)
         if request.block_hashes:
             prefix = self.prefix(request)
             if prefix:
-                found["prefix_hashes"] = prefix
-        return found
+                features["prefix_hashes"] = prefix
+        return features
 
     def temperature(self, request: Any) -> float | None:
         """Return the sampling temperature, or None if it is not a finite number."""
-        said = request.sampling_params.temperature
-        return float(said) if isinstance(said, _NUMBER) and isfinite(said) else None
+        temperature = request.sampling_params.temperature
+        return (
+            float(temperature)
+            if isinstance(temperature, _NUMBER) and isfinite(temperature)
+            else None
+        )
 
     def prefix(self, request: Any) -> list[int]:
         """Return hashes of the prompt's prefixes, one per 512 tokens; none without prefix cache."""
         blocks = request.num_prompt_tokens // self._block_size
         hashes = request.block_hashes[self._stride - 1 : blocks : self._stride]
-        return [int.from_bytes(each[:8], "little") & _HASH_BITS for each in hashes[:PREFIX_HEAD]]
+        return [
+            int.from_bytes(block_hash[:8], "little") & _HASH_BITS
+            for block_hash in hashes[:PREFIX_HEAD]
+        ]
 
     def features(self, request: Any) -> dict[str, Any]:
         """Return the ``prompt_features`` that an engine knows."""
-        found = self.who(request)
-        found["prompt_length"] = request.num_prompt_tokens
-        found["arrival_time"] = request.arrival_time
+        features = self.who(request)
+        features["prompt_length"] = request.num_prompt_tokens
+        features["arrival_time"] = request.arrival_time
         temperature = self.temperature(request)
         if temperature is not None:
-            found["temperature"] = temperature
+            features["temperature"] = temperature
         if request.structured_output_request is not None:
-            found["response_format"] = "json"
-        return found
+            features["response_format"] = "json"
+        return features
 
     def row(
         self,
@@ -155,17 +162,17 @@ class RequestAdapter:
         return row
 
 
-def _said(said: dict[str, Any], session: Any) -> dict[str, Any]:
+def _client_features(extra: dict[str, Any], session: Any) -> dict[str, Any]:
     """Return the valid client features, with the engine's session id if the client gave none."""
-    names = {"client_id": said.get("client_id"), "session_id": said.get("session_id")}
+    names = {"client_id": extra.get("client_id"), "session_id": extra.get("session_id")}
     if names["session_id"] is None:
         names["session_id"] = session
-    found: dict[str, Any] = {
+    features: dict[str, Any] = {
         name: str(value)[:_LONGEST_NAME]
         for name, value in names.items()
         if isinstance(value, str | int) and not isinstance(value, bool)
     }
-    turn = said.get("turn")
+    turn = extra.get("turn")
     if type(turn) is int and 0 <= turn <= _MOST_TURNS:
-        found["turn"] = turn
-    return found
+        features["turn"] = turn
+    return features

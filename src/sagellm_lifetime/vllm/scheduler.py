@@ -143,8 +143,8 @@ class LifetimeMixin:
             if lifetime.acting:
                 # vLLM counts sessions that wait for input as running, and first admits sequences
                 # that hold memory.
-                held = self.num_waiting_for_streaming_input + len(self.kv_holding_waiting)
-                allowed = running + count + held
+                exempt = self.num_waiting_for_streaming_input + len(self.kv_holding_waiting)
+                allowed = running + count + exempt
         # With an empty queue no sequence gains by the choice of a victim, so vLLM's is kept.
         if lifetime.acting and self._runs_out():
             order = lifetime.victims([self._view(request) for request in self.running])
@@ -181,7 +181,7 @@ class LifetimeMixin:
                 [self._view(request) for request in self.waiting if request not in deferred],
             )
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------
 
     def add_request(self, request: Any) -> None:
         """Queue a request, or the next input of a session with this id."""
@@ -224,7 +224,7 @@ class LifetimeMixin:
     def _finished(self, request: Any) -> None:
         event = self.request_events.finished(request, self.clock())
         if event is not None:
-            self._ended(request, event)
+            self._pass_end(request, event)
 
     def _handle_stopped_request(self, request: Any) -> bool:
         if self.lifetime is not None and request.resumable:
@@ -234,9 +234,9 @@ class LifetimeMixin:
     def _turn_over(self, request: Any) -> None:
         event = self.request_events.turn_over(request, self.clock())
         if event is not None:
-            self._ended(request, event)
+            self._pass_end(request, event)
 
-    def _ended(self, request: Any, event: Event) -> None:
+    def _pass_end(self, request: Any, event: Event) -> None:
         assert self.lifetime is not None
         self.lifetime.on_events((event,))
         if request.resumable:  # at once, as the session may continue under the same id
@@ -259,16 +259,16 @@ class LifetimeMixin:
         try:
             return function(*args)
         except Exception as error:  # any error, as the engine must go on
-            goes_on = False
+            is_reraised = False
             try:
                 assert self.lifetime is not None
-                goes_on = self.lifetime.breaker.is_transparent or from_signal_handler(error)
+                is_reraised = self.lifetime.breaker.is_transparent or from_signal_handler(error)
                 self.lifetime.failed(error)
                 if function == self._prepare:  # before vLLM's step, so the order may change
                     self._override.restore()
-            except Exception as again:  # noqa: BLE001  # the fault handling has failed too
-                self._give_up(again)
-            if goes_on:
+            except Exception as second_error:  # noqa: BLE001  # the fault handling has failed too
+                self._give_up(second_error)
+            if is_reraised:
                 raise
             return fallback
 
@@ -296,12 +296,12 @@ class LifetimeMixin:
         """Return arrivals of all present sequences, and admissions of the running ones."""
         events, running = self.request_events, list(self.running)
         queued = (*self.waiting, *self.kv_holding_waiting)
-        held = [request for request in queued if request.request_id not in events.between]
+        waiting = [request for request in queued if request.request_id not in events.between]
         events.restart(running)
         at = self.clock()
         arrived = [
             Arrived(self._view(request), at, not is_beam_step(request))
-            for request in (*held, *running)
+            for request in (*waiting, *running)
         ]
         # The time of admission is unknown, so the arrival stands in.
         return arrived, [Admitted(r.request_id, r.arrival_time) for r in running]
@@ -374,7 +374,7 @@ class LifetimeMixin:
         tokens = [request.num_tokens for request in waiting]
         room = self.max_num_scheduled_tokens - self._prefill_left()
         room -= running * (1 + self.num_lookahead_tokens)
-        blocks = sum(-(-each // self.block_size) for each in tokens)
+        blocks = sum(-(-count // self.block_size) for count in tokens)
         return sum(tokens) > room or blocks > free
 
     def _prefill_left(self) -> int:

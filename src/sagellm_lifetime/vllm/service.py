@@ -68,7 +68,7 @@ class Service:
         if learner is not None:
             jobs.append(learner.watch)
         if state is not None:
-            jobs += [self._obey, self._publish]
+            jobs += [self._apply_mode_request, self._publish]
         if jobs:
             jobs.append(lifetime.hurry)  # bounds the age of published and learned events
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
@@ -139,10 +139,10 @@ class Service:
     def _load(self, model_config: Any) -> None:
         try:
             self._request_events.finish_reasons.load(model_config)
-        except Exception as error:  # noqa: BLE001  # a foreign library's, and nothing depends on it
+        except Exception as error:  # noqa: BLE001  # a foreign library's, and not essential
             LOG.warning("without a tokenizer, stop strings count as aborts (%s)", error)
 
-    def _obey(self) -> None:
+    def _apply_mode_request(self) -> None:
         mode = self._state.asked_for() if self._state is not None else None
         if mode is not None:
             self._lifetime.want(mode)

@@ -138,8 +138,8 @@ class LiveSettings:
 
     def _check_together(self) -> None:
         """Refuse combinations in which a setting would have no effect."""
-        for name, asked in (("mode", self.mode == "act"), ("learn", self.learn)):
-            if asked and not self.predict:
+        for name, is_set in (("mode", self.mode == "act"), ("learn", self.learn)):
+            if is_set and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
         if self.signals and not (self.predict or self.record):
@@ -150,7 +150,7 @@ class LiveSettings:
             raise RequestError("lifetime settings: content needs record: a folder")
 
     @classmethod
-    def of(cls, said: object) -> Self:
+    def of(cls, data: object) -> Self:
         """Return the settings of a JSON object, missing ones by their defaults.
 
         Raises:
@@ -158,12 +158,12 @@ class LiveSettings:
                 range.
             UnknownNameError: if there is no such mode, policy or predictor.
         """
-        if not isinstance(said, Mapping):
+        if not isinstance(data, Mapping):
             raise RequestError(
-                f"lifetime settings: must be an object of names and values, got {shown_value(said)}"
+                f"lifetime settings: must be an object of names and values, got {shown_value(data)}"
             )
-        check_keys(said)
-        return cls(**said)
+        check_keys(data)
+        return cls(**data)
 
     def json(self) -> dict[str, Any]:
         """Return the settings for ``additional_config``: non-default values, and the mode."""
@@ -175,10 +175,10 @@ class LiveSettings:
         }
 
 
-def check_keys(said: Mapping[Any, Any]) -> None:
+def check_keys(values: Mapping[Any, Any]) -> None:
     """Raise :class:`RequestError` for the first key that is no setting, naming the nearest."""
     names = [field.name for field in fields(LiveSettings)]
-    for key in said:
+    for key in values:
         if key not in names:
             close = difflib.get_close_matches(str(key)[:_LONGEST], names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

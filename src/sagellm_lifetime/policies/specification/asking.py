@@ -55,7 +55,7 @@ def forecast_of(
     result or before training.
     """
     survival = SurvivalForecast.exact(
-        np.array([_point(*each) for each in zip(results, requests, strict=True)], dtype=np.float64)
+        np.array([_point(*pair) for pair in zip(results, requests, strict=True)], dtype=np.float64)
     ).survival
     confidence = np.full(len(results), UNKNOWN)
     spread = []

@@ -26,7 +26,7 @@ def choose(
     Returns:
         The indices of the victims, and the number of freed blocks.
     """
-    sizes = np.array([len(each) for each in held])
+    sizes = np.array([len(block_ids) for block_ids in held])
     if len(set(chain.from_iterable(held))) == sizes.sum():
         chosen = select_victims(order[sizes[order] > 0], sizes, required)
         return chosen.tolist(), int(sizes[chosen].sum())

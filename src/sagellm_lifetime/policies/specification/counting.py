@@ -29,9 +29,9 @@ class EvictionCounts:
 
     def seen(self, sequence_ids: Iterable[SequenceId]) -> None:
         """Record sequences that hold memory; an earlier victim among them has returned."""
-        back = self._gone.intersection(sequence_ids)
-        self._returns += len(back)
-        self._gone -= back
+        returned = self._gone.intersection(sequence_ids)
+        self._returns += len(returned)
+        self._gone -= returned
 
     def evicted(self, sequence_ids: list[SequenceId], blocks: int, seconds: float) -> None:
         """Record one decision: its victims, the freed blocks, and its duration in seconds."""
@@ -39,9 +39,9 @@ class EvictionCounts:
         self._evictions += len(sequence_ids)
         self._blocks += blocks
         self._seconds += seconds
-        for each in sequence_ids:
-            self._times[each] = self._times.pop(each, 0) + 1
-            self._gone.add(each)
+        for sequence_id in sequence_ids:
+            self._times[sequence_id] = self._times.pop(sequence_id, 0) + 1
+            self._gone.add(sequence_id)
         while len(self._times) > self._capacity:
             self._gone.discard(self._times.popitem(last=False)[0])
 

@@ -104,13 +104,13 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
                 :class:`EvictionCandidate`.
             required_blocks: blocks needed; nothing is evicted for 0 or less.
         """
-        self._counts.seen(each.sequence_id for each in candidates)
+        self._counts.seen(candidate.sequence_id for candidate in candidates)
         if required_blocks <= 0 or not candidates:
             return []
         began = perf_counter()
-        requests = [_request(each) for each in candidates]
+        requests = [_request(candidate) for candidate in candidates]
         results = ask(self.lifetime_predictor, requests)
-        _tell(candidates, results)
+        _set_lifetimes(candidates, results)
         forecast = forecast_of(results, requests)
         order = eviction_order(
             self._sequences(candidates, requests),
@@ -121,7 +121,9 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
             max_preemptions=self._max_preemptions,
             min_confidence=max(self._min_confidence, 0.0),
         )
-        chosen, freed = choose([each.block_ids for each in candidates], order, required_blocks)
+        chosen, freed = choose(
+            [candidate.block_ids for candidate in candidates], order, required_blocks
+        )
         victims = [candidates[i].sequence_id for i in chosen]
         self._counts.evicted(victims, freed, perf_counter() - began)
         return victims
@@ -142,32 +144,34 @@ class PredictiveEvictionWithML(EvictionPolicyProtocol):
     def _sequences(
         self, candidates: Sequence[EvictionCandidate], requests: Sequence[PredictionRequest]
     ) -> Sequences:
-        tokens = np.array([self._tokens(each) for each in candidates], dtype=np.int64)
-        cached = np.array([getattr(each, "cached_tokens", 0) for each in candidates])
+        tokens = np.array([self._tokens(candidate) for candidate in candidates], dtype=np.int64)
+        cached = np.array([getattr(candidate, "cached_tokens", 0) for candidate in candidates])
         evicted = [
-            max(getattr(each, "preemptions", 0), self._counts.times(each.sequence_id))
-            for each in candidates
+            max(getattr(candidate, "preemptions", 0), self._counts.times(candidate.sequence_id))
+            for candidate in candidates
         ]
         return Sequences(
             tokens=tokens,
-            generated=np.array([each.current_length for each in requests]),
+            generated=np.array([request.current_length for request in requests]),
             recompute=np.maximum(tokens - cached, 1),
             # The policies evict the latest arrival first, so the sign makes that the oldest access.
             arrival=-self._ages(candidates),
-            urgency=np.array([-int(each.priority) for each in candidates]),
+            urgency=np.array([-int(candidate.priority) for candidate in candidates]),
             preemptions=np.array(evicted),
-            pinned=np.array([bool(each.is_pinned) for each in candidates]),
+            pinned=np.array([bool(candidate.is_pinned) for candidate in candidates]),
         )
 
     def _tokens(self, candidate: EvictionCandidate) -> int:
         """Return the tokens that a candidate holds: at least the fewest that its blocks imply."""
-        told = (len(candidate.block_ids) - 1) * self._block_size + 1
-        return max(candidate.sequence_length, told if candidate.block_ids else 0)
+        implied = (len(candidate.block_ids) - 1) * self._block_size + 1
+        return max(candidate.sequence_length, implied if candidate.block_ids else 0)
 
     def _ages(self, candidates: Sequence[EvictionCandidate]) -> np.ndarray:
         """Return the rank of each candidate's last access, 0 for the oldest, shape ``(N,)``."""
-        seconds = np.array([each.last_access_time for each in candidates], dtype=np.float64)
-        calls = np.array([self._accesses.get(each.sequence_id, 0) for each in candidates])
+        seconds = np.array(
+            [candidate.last_access_time for candidate in candidates], dtype=np.float64
+        )
+        calls = np.array([self._accesses.get(candidate.sequence_id, 0) for candidate in candidates])
         ranks = np.empty(len(seconds))
         ranks[np.lexsort((calls, seconds))] = np.arange(len(seconds))
         return ranks
@@ -188,7 +192,7 @@ def _request(candidate: EvictionCandidate) -> PredictionRequest:
     )
 
 
-def _tell(
+def _set_lifetimes(
     candidates: Sequence[EvictionCandidate], results: Sequence[PredictionResult | None]
 ) -> None:
     for candidate, result in zip(candidates, results, strict=True):

@@ -117,14 +117,16 @@ class LifetimeAwarePass(OptimizationPass):
         if not pending:
             self._places = {}
             return Settled()
-        requests = [_request(each) for each in pending]
+        requests = [_request(request) for request in pending]
         results = ask(self.lifetime_predictor, requests)
         for request, result in zip(pending, results, strict=True):
             if result is not None:
                 request.estimated_remaining_tokens = result.estimated_remaining_tokens
         forecast = forecast_of(results, requests)
         sequences = _sequences(pending)
-        pool = available_memory / self._memory_per_token + sum(_tokens(each) for each in running)
+        pool = available_memory / self._memory_per_token + sum(
+            _tokens(request) for request in running
+        )
         unit = _pace(results) / (max(pool, 1.0) if self._service == "area" else 1.0)
         spots = self._settle(pending, self._spots(sequences, forecast, self._patience * unit))
         order = in_line(sequences, spots)
@@ -149,7 +151,10 @@ class LifetimeAwarePass(OptimizationPass):
         The bound on overtaking needs places that do not move. A preempted request has generated
         tokens since, and gets a new place.
         """
-        keys = [(each.request_id, each.arrived_time, each.num_decoded_tokens) for each in pending]
+        keys = [
+            (request.request_id, request.arrived_time, request.num_decoded_tokens)
+            for request in pending
+        ]
         known = self._places
         self._places = {key: known.get(key, spot) for key, spot in zip(keys, spots, strict=True)}
         return np.array([self._places[key] for key in keys])
@@ -165,17 +170,17 @@ class LifetimeAwarePass(OptimizationPass):
         """Return how many of the queue fit, in its order; at least one if nothing runs."""
         peak = Peak(1, self._fit)
         # Without a threshold, a request without a prediction counts with its cap.
-        least = self._min_confidence if self._min_confidence > 0.0 else -np.inf
-        free = int(pool) - sum(_tokens(each) for each in running)
+        threshold = self._min_confidence if self._min_confidence > 0.0 else -np.inf
+        free = int(pool) - sum(_tokens(request) for request in running)
         if running:
-            requests = [_request(each) for each in running]
-            tokens = np.array([_tokens(each) for each in running])
+            requests = [_request(request) for request in running]
+            tokens = np.array([_tokens(request) for request in running])
             ahead = forecast_of(ask(self.lifetime_predictor, requests), requests)
-            peak.add(peak.terms(tokens, ahead, least).sum(axis=0))
+            peak.add(peak.terms(tokens, ahead, threshold).sum(axis=0))
         count = 0
-        believed = forecast.confidence >= least
-        each_adds = peak.terms(sequences.tokens[order], forecast, least)
-        for terms, sure in zip(np.cumsum(each_adds, axis=0), believed, strict=True):
+        believed = forecast.confidence >= threshold
+        added_terms = peak.terms(sequences.tokens[order], forecast, threshold)
+        for terms, sure in zip(np.cumsum(added_terms, axis=0), believed, strict=True):
             if sure and not peak.fits(terms, free):
                 break
             count += 1
@@ -202,15 +207,15 @@ def _tokens(request: ScheduleRequest) -> int:
 
 
 def _sequences(requests: Sequence[ScheduleRequest]) -> Sequences:
-    tokens = np.array([_tokens(each) for each in requests])
-    cached = np.array([each.prefix_cache_hit or 0 for each in requests])
+    tokens = np.array([_tokens(request) for request in requests])
+    cached = np.array([request.prefix_cache_hit or 0 for request in requests])
     return Sequences(
         tokens=tokens,
-        generated=np.array([each.num_decoded_tokens for each in requests]),
+        generated=np.array([request.num_decoded_tokens for request in requests]),
         recompute=np.maximum(tokens - cached, 1),
-        arrival=np.array([each.arrived_time for each in requests], dtype=np.float64),
+        arrival=np.array([request.arrived_time for request in requests], dtype=np.float64),
         # On page 2.4 the higher priority goes first, in the policies the lower.
-        urgency=np.array([-int(each.priority) for each in requests]),
+        urgency=np.array([-int(request.priority) for request in requests]),
         preemptions=np.zeros(len(requests), dtype=np.int64),
         pinned=np.zeros(len(requests), dtype=bool),
     )
@@ -218,7 +223,9 @@ def _sequences(requests: Sequence[ScheduleRequest]) -> Sequences:
 
 def _pace(results: Sequence[PredictionResult | None]) -> float:
     """Return the seconds per token implied by the predictions."""
-    told = [each for each in results if each is not None and each.estimated_remaining_tokens > 0]
-    tokens = sum(each.estimated_remaining_tokens for each in told)
-    seconds = sum(each.estimated_time for each in told)
+    usable = [
+        result for result in results if result is not None and result.estimated_remaining_tokens > 0
+    ]
+    tokens = sum(result.estimated_remaining_tokens for result in usable)
+    seconds = sum(result.estimated_time for result in usable)
     return seconds / tokens if tokens and seconds > 0.0 else _SECONDS_PER_TOKEN

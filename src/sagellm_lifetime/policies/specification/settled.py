@@ -20,7 +20,7 @@ class Settled(list[T]):
 
     def sort(self, *, key: Callable[[T], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, unless ``key`` is the arrival of every item."""
-        if key is not None and not reverse and all(key(each) == _arrival(each) for each in self):
+        if key is not None and not reverse and all(key(item) == _arrival(item) for item in self):
             return
         super().sort(key=key, reverse=reverse)
 

@@ -124,25 +124,25 @@ def check_version() -> None:
     Raises:
         EngineInterfaceError: if the installed engine is of another version.
     """
-    found = version()
-    if found != UNKNOWN and not is_accepted(found):
+    installed = version()
+    if installed != UNKNOWN and not is_accepted(installed):
         raise EngineInterfaceError(
-            f"vLLM {found}: lifetime prediction runs with vLLM {VERSIONS}. "
+            f"vLLM {installed}: lifetime prediction runs with vLLM {VERSIONS}. "
             f"Install vllm=={KNOWN_GOOD}"
         )
 
 
-def is_accepted(found: str) -> bool:
+def is_accepted(installed: str) -> bool:
     """Return True if a version is of a series from :data:`OLDEST` to :data:`NEWEST`.
 
     Patch releases, pre-releases and builds (``0.33.1rc1``, ``0.32.0+cpu``) are of their series.
     """
-    return OLDEST <= series(found) <= NEWEST
+    return OLDEST <= series(installed) <= NEWEST
 
 
-def series(found: str) -> tuple[int, int]:
+def series(release: str) -> tuple[int, int]:
     """Return the release series of a version: ``(0, 32)`` of 0.32.1; ``(0, 0)`` for none."""
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+    numbers = re.match(r"(\d+)\.(\d+)", release)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
@@ -175,7 +175,7 @@ def changes() -> list[str]:
         return [f"import of {error.name} fails"]
     except ImportError as error:
         return [" ".join(str(error).split())]
-    found = [
+    differences = [
         *(_method(Scheduler, name, wanted) for name, wanted in METHODS.items()),
         *_attributes(Scheduler, ATTRIBUTES),
         *_attributes(Request, REQUEST),
@@ -195,17 +195,17 @@ def changes() -> list[str]:
         *_fields(NewRequestData, ("req_id",)),
         *_fields(CachedRequestData, ("resumed_req_ids",)),
     ]
-    return [line for line in found if line]
+    return [line for line in differences if line]
 
 
 def _method(owner: type, name: str, wanted: tuple[str, ...]) -> str:
     method = getattr(owner, name, None)
     if method is None:
         return f"{owner.__name__}.{name} is gone"
-    has = tuple(inspect.signature(method).parameters)[1:]
-    if has == wanted:
+    parameters = tuple(inspect.signature(method).parameters)[1:]
+    if parameters == wanted:
         return ""
-    return f"{owner.__name__}.{name} takes ({', '.join(has)}), not ({', '.join(wanted)})"
+    return f"{owner.__name__}.{name} takes ({', '.join(parameters)}), not ({', '.join(wanted)})"
 
 
 def _attributes(owner: type, names: tuple[str, ...]) -> list[str]:
@@ -220,5 +220,5 @@ def _attributes(owner: type, names: tuple[str, ...]) -> list[str]:
 
 
 def _fields(owner: type, names: tuple[str, ...]) -> list[str]:
-    declared = {name for each in owner.__mro__ for name in inspect.get_annotations(each)}
+    declared = {name for base in owner.__mro__ for name in inspect.get_annotations(base)}
     return [f"{owner.__name__}.{name} is gone" for name in names if name not in declared]

@@ -27,11 +27,11 @@ def check_address(options: Sequence[str]) -> None:
     """
     if any(is_option(option, "--headless") for option in options):
         return  # no server
-    path = _given(options, "--uds")
+    path = _value_of(options, "--uds")
     if path is not None:
         _check_socket(path)
         return
-    host, text = _given(options, "--host") or "", _given(options, "--port")
+    host, text = _value_of(options, "--host") or "", _value_of(options, "--port")
     port = PORT if text is None else _port(text)
     if not 0 <= port <= 65535:
         raise LaunchError(f"--port {text}: not a port from 0 to 65535")
@@ -55,7 +55,7 @@ def _port(text: str) -> int:
     return int(digits) if digits.isdecimal() and len(digits) <= len("65535") else -1
 
 
-def _given(options: Sequence[str], name: str) -> str | None:
+def _value_of(options: Sequence[str], name: str) -> str | None:
     """Return the value of an option; an empty text and "None" count as unset, as in vLLM."""
     text = option_of(options, name)
     return None if text in ("", "None") else text

@@ -111,13 +111,13 @@ def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> Live
         return LiveSettings.of(theirs)  # raises
     check_keys(theirs)
     _check_agree(theirs, explicit)
-    said = {**theirs, **explicit}
-    said.setdefault("predict", False)
-    said.setdefault("mode", "shadow" if said["predict"] else "off")
+    values = {**theirs, **explicit}
+    values.setdefault("predict", False)
+    values.setdefault("mode", "shadow" if values["predict"] else "off")
     # A checkpoint names its predictor.
-    said.setdefault("predictor", "" if said.get("checkpoint") else PREDICTOR)
-    said.setdefault("state", str(STATE))
-    return LiveSettings.of({name: _resolved(name, value) for name, value in said.items()})
+    values.setdefault("predictor", "" if values.get("checkpoint") else PREDICTOR)
+    values.setdefault("state", str(STATE))
+    return LiveSettings.of({name: _resolved(name, value) for name, value in values.items()})
 
 
 def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -173,10 +173,10 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
         if os.environ.get(_IN_PROCESS) not in (None, "0"):
             raise LaunchError(f"--watch-eos sets {_IN_PROCESS}=0; your environment has another")
     if settings.predict:
-        made = check_predictor(settings)
-        if settings.signals and not settings.record and not has_network(made):
+        name = check_predictor(settings)
+        if settings.signals and not settings.record and not has_network(name):
             raise LaunchError(
-                f"--watch-eos: {made} does not look at it; use lstm or transformer, or --record DIR"
+                f"--watch-eos: {name} does not look at it; use lstm or transformer, or --record DIR"
             )
     if settings.state:
         check_free(Path(settings.state))
@@ -233,17 +233,17 @@ def check_predictor(settings: LiveSettings) -> str:
         predictor_class(settings.predictor)
         if settings.width and not has_width(settings.predictor):
             raise RequestError(f"--predictor-hidden-size: {settings.predictor} has no hidden layer")
-    made = make_predictor(settings)
-    if settings.checkpoint and settings.predictor and made.name != settings.predictor:
+    predictor = make_predictor(settings)
+    if settings.checkpoint and settings.predictor and predictor.name != settings.predictor:
         raise CheckpointError(
-            f"{settings.checkpoint}: holds a {made.name} predictor, not {settings.predictor}"
+            f"{settings.checkpoint}: holds a {predictor.name} predictor, not {settings.predictor}"
         )
-    width = width_of(made)
+    width = width_of(predictor)
     if settings.width and width not in (None, settings.width):
         raise CheckpointError(
             f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
         )
-    return made.name
+    return predictor.name
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
@@ -263,10 +263,10 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     line = [sys.executable, "-m", RUNNER, model]
     if settings is None:
         return [*line, *options]
-    said = unfolded(options)
+    words = unfolded(options)
     rest, _ = json_option(options, _ADDITIONAL)
-    _, additional = json_option(said, _ADDITIONAL)
-    if has_keys(said[: len(said) - len(options)], _ADDITIONAL):
+    _, additional = json_option(words, _ADDITIONAL)
+    if has_keys(words[: len(words) - len(options)], _ADDITIONAL):
         # vLLM puts these after all others, where they would replace ours.
         raise LaunchError(f"{_ADDITIONAL}.KEY in a --config file: write it as one object there")
     theirs, ours = additional.get(KEY, {}), settings.json()
@@ -278,16 +278,14 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     line += ["--scheduler-cls", SCHEDULER]
     if settings.signals:
         rest, _ = list_option(rest, _PROCESSORS)
-        _, processors = list_option(said, _PROCESSORS)
+        _, processors = list_option(words, _PROCESSORS)
         line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
-        if option_of(said, BACKEND) is None:
-            line += [
-                BACKEND,
-                "uni",
-            ]  # else a CPU engine starts a worker process
-    if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in said):
+        if option_of(words, BACKEND) is None:
+            # By default an engine on a CPU starts a worker process, even for one rank.
+            line += [BACKEND, "uni"]
+    if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in words):
         line += ["--middleware", MIDDLEWARE]
-    if (settings.record or settings.learn) and option_of(said, "--shutdown-timeout") is None:
+    if (settings.record or settings.learn) and option_of(words, "--shutdown-timeout") is None:
         # By default vLLM kills an engine core at once, before it has written and saved the rest.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
     return [*line, *rest, _ADDITIONAL, json.dumps(additional)]

@@ -38,15 +38,15 @@ def unfolded(options: Sequence[str]) -> list[str]:
     import yaml  # a dependency of vLLM
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise LaunchError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise LaunchError(f"--config {path}: not a YAML file of options and their values")
     words = []
-    for name, value in found.items():
+    for name, value in content.items():
         if value is not False:
             words.append(f"--{name}")
         try:
@@ -107,10 +107,10 @@ def json_option(words: Sequence[str], name: str) -> tuple[list[str], dict[str, A
             value = words[i]
         if dot:
             adds = path.endswith("+")
-            found: Any = value.split(",") if adds else _value(value)
+            nested: Any = value.split(",") if adds else _value(value)
             for key in reversed(path.removesuffix("+").split(".")):
-                found = {key: found}
-            _update(keys, found)
+                nested = {key: nested}
+            _update(keys, nested)
         else:
             _update(whole, _object(name, value), adds=False)
         i += 1
@@ -126,12 +126,12 @@ def has_keys(words: Sequence[str], name: str) -> bool:
 
 def _object(name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise LaunchError(f"{name}: not a JSON object: {text[:_LONGEST]}")
-    return found
+    return parsed
 
 
 def _value(text: str) -> Any:
@@ -152,16 +152,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _update(found: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True) -> None:
+def _update(target: dict[str, Any], more: Mapping[str, Any], *, adds: bool = True) -> None:
     """Merge ``more`` into an object at every depth; with ``adds`` lists are concatenated."""
     for key, value in more.items():
-        old = found.get(key)
+        old = target.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             _update(old, value, adds=adds)
         elif adds and isinstance(value, list) and isinstance(old, list):
-            found[key] = [*old, *value]
+            target[key] = [*old, *value]
         else:
-            found[key] = value
+            target[key] = value
 
 
 def list_option(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
@@ -190,12 +190,12 @@ def list_option(words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 def option_of(options: Sequence[str], name: str) -> str | None:
     """Return the value of an option of vLLM at its last occurrence; ``None`` if not given."""
-    found = None
+    given = None
     for i, option in enumerate(options):
         key, mark, value = option.partition("=")
         if is_option(key, name):
-            found = value if mark else (options[i + 1] if i + 1 < len(options) else "")
-    return found
+            given = value if mark else (options[i + 1] if i + 1 < len(options) else "")
+    return given
 
 
 def first_of(options: Sequence[str], names: Sequence[str]) -> str | None:

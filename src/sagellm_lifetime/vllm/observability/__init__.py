@@ -1,1 +1,1 @@
-"""What a running engine publishes: statistics, metrics, the HTTP routes."""
+"""Publication of a running engine's statistics: metrics and HTTP routes."""

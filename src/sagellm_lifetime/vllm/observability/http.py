@@ -120,8 +120,8 @@ class LifetimeMiddleware:
             return await self._disk(function, *args)
         except TimeoutError:
             return 503, {"error": "the disk of the state folder does not answer"}
-        except Exception as error:  # noqa: BLE001  # of a route beside an engine's, which goes on
-            self._complain(error)
+        except Exception as error:  # noqa: BLE001  # an error must not stop the server
+            self._log_change(error)
             return 500, {"error": f"internal error ({type(error).__name__})"}
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,12 +138,12 @@ class LifetimeMiddleware:
         await self._app(scope, receive, hold)
         try:
             messages = await self._disk(with_metrics, messages, state, scope)
-        except Exception as error:  # noqa: BLE001  # vLLM's metrics are answered all the same
-            self._complain(error)
+        except Exception as error:  # noqa: BLE001  # vLLM's metrics are sent anyway
+            self._log_change(error)
         for message in messages:
             await send(message)
 
-    def _complain(self, error: Exception) -> None:
+    def _log_change(self, error: Exception) -> None:
         text = str(error) if isinstance(error, LifetimeError) else type(error).__name__
         if text != self._complaint:
             LOG.error("statistics of lifetime prediction cannot be answered: %s", text)
@@ -276,12 +276,12 @@ def with_metrics(messages: list[Message], state: Path, scope: Scope) -> list[Mes
 
     start, *parts = messages
     headers = {name.lower(): value for name, value in start.get("headers", ())}
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
+    content_type = headers.get(b"content-type", b"").partition(b";")[0].strip()
     encoding = headers.get(b"content-encoding", b"identity")
     names = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("name[]", [])
     if (
         start.get("status") != 200
-        or kind not in (b"text/plain", b"application/openmetrics-text")
+        or content_type not in (b"text/plain", b"application/openmetrics-text")
         or encoding not in (b"identity", b"gzip")
         or any(part["type"] != "http.response.body" for part in parts)
         or (names and not any(name.startswith(PREFIX) for name in names))
@@ -290,8 +290,8 @@ def with_metrics(messages: list[Message], state: Path, scope: Scope) -> list[Mes
     body = b"".join(part.get("body", b"") for part in parts)
     if encoding == b"gzip":
         body = gzip.decompress(body)
-    ours = exposition(state, names, openmetrics=kind != b"text/plain")
-    if kind != b"text/plain":
+    ours = exposition(state, names, openmetrics=content_type != b"text/plain")
+    if content_type != b"text/plain":
         body = body.removesuffix(b"# EOF\n")
     elif not body.endswith(b"\n") and body:
         body += b"\n"
@@ -343,9 +343,9 @@ def refuse_origin(scope: Scope) -> Answer | None:
         return refusal
     if same and origin.hostname:
         return None
-    said = one_line(origins[0].decode("latin-1")[:_LONGEST]), one_line(host[:_LONGEST])
+    shown = one_line(origins[0].decode("latin-1")[:_LONGEST]), one_line(host[:_LONGEST])
     return 403, {
-        "error": f"Origin {said[0]} is not Host {said[1]}: sent by a web page of another origin, "
+        "error": f"Origin {shown[0]} is not Host {shown[1]}: sent by a web page of another origin, "
         "or through a proxy that changes the Host header, which then must pass it on"
     }
 
@@ -355,8 +355,8 @@ def refuse_type(scope: Scope) -> Answer | None:
 
     A page of another origin may send the other types without a preflight request.
     """
-    said = _header(scope, b"content-type") or ""
-    if said.partition(";")[0].strip().lower() == "application/json":
+    content_type = _header(scope, b"content-type") or ""
+    if content_type.partition(";")[0].strip().lower() == "application/json":
         return None
     return 415, {"error": "the content type must be application/json"}
 

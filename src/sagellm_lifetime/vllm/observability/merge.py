@@ -19,39 +19,41 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
             (:func:`~sagellm_lifetime.vllm.published.parse_stats`).
         unreadable: errors of damaged statistics, which are in no sum.
     """
-    found: dict[str, Any] = {
+    merged: dict[str, Any] = {
         key: _common([engine.get(key) for engine in engines])
         for key in ("predictor", "policy", "mode", "learning", "cannot_act")
     }
     for key in COUNTS:
-        found[key] = sum(engine.get(key) or 0 for engine in engines)
+        merged[key] = sum(engine.get(key) or 0 for engine in engines)
     sums = _sum([engine.get("sums", {}) for engine in engines])
     scored = sums.get("scored")
-    for key, of in (
+    for key, source in (
         ("mae", "absolute_error"),
         ("mse", "squared_error"),
         ("accuracy_within_10_percent", "within_10_percent"),
         ("avg_confidence", "confidence"),
     ):
-        found[key] = _ratio(sums.get(of), scored)
-    found["seconds_per_token"] = _ratio(sums.get("seconds"), sums.get("tokens"))
-    found["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
-    found["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
-    found["learner_running"] = all(engine["learner_running"] for engine in engines)
+        merged[key] = _ratio(sums.get(source), scored)
+    merged["seconds_per_token"] = _ratio(sums.get("seconds"), sums.get("tokens"))
+    merged["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
+    merged["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
+    merged["learner_running"] = all(engine["learner_running"] for engine in engines)
     troubles = [engine["learner_trouble"] for engine in engines if engine["learner_trouble"]]
-    found["learner_trouble"] = _common(troubles) if troubles else None
-    found["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
+    merged["learner_trouble"] = _common(troubles) if troubles else None
+    merged["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
     reasons = [e["breaker"]["reason"] for e in engines if e["breaker"]["state"] != "closed"]
-    found["breaker_reason"] = _common(reasons) if reasons else None
-    found["stale"] = sum(engine["age"] > STALE_S for engine in engines)
+    merged["breaker_reason"] = _common(reasons) if reasons else None
+    merged["stale"] = sum(engine["age"] > STALE_S for engine in engines)
     decisions = [engine["decisions"] for engine in engines]
-    found["decisions"] = {
-        kind: [sum(pair) for pair in zip(*(each[kind] for each in decisions), strict=True)]
-        for kind in ("admission", "preemption")
+    merged["decisions"] = {
+        decision: [
+            sum(pair) for pair in zip(*(counts[decision] for counts in decisions), strict=True)
+        ]
+        for decision in ("admission", "preemption")
     }
-    found["unreadable"] = list(unreadable)
-    found["engines"] = list(engines)
-    return found
+    merged["unreadable"] = list(unreadable)
+    merged["engines"] = list(engines)
+    return merged
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -61,9 +63,9 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _sum(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = dict.fromkeys(key for each in counts for key in each)
-    return {key: sum(each.get(key) or 0 for each in counts) for key in keys}
+    keys = dict.fromkeys(key for part in counts for key in part)
+    return {key: sum(part.get(key) or 0 for part in counts) for key in keys}
 
 
-def _ratio(of: float | None, by: float | None) -> float | None:
-    return of / by if of is not None and by else None
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None

@@ -69,26 +69,26 @@ class LifetimeCollector(Collector):
         """Yield all metrics; a figure that an engine core does not have is left out."""
         engines = self._published.engines
         for name, (key, text) in _COUNTERS.items():
-            yield _counter(name, text, [(each, each.get(key)) for each in engines])
+            yield _counter(name, text, [(stats, stats.get(key)) for stats in engines])
         for name, (key, text) in _SUMS.items():
-            yield _counter(name, text, [(each, each["sums"].get(key)) for each in engines])
+            yield _counter(name, text, [(stats, stats["sums"].get(key)) for stats in engines])
         for name, (key, text) in _GAUGES.items():
-            yield _gauge(name, text, [(each, each.get(key)) for each in engines])
+            yield _gauge(name, text, [(stats, stats.get(key)) for stats in engines])
         # Left out for an engine core without learning, as a 0 means a missing learner.
         yield _gauge(
             "learner_running",
             "1 while a process is there that learns.",
-            [(each, float(each["learner_running"])) for each in engines if each["learning"]],
+            [(stats, float(stats["learner_running"])) for stats in engines if stats["learning"]],
         )
         yield _states("mode", "1 for the mode it is in.", MODES,
-                      [(each, each["mode"]) for each in engines])  # fmt: skip
+                      [(stats, stats["mode"]) for stats in engines])  # fmt: skip
         yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
-                      [(each, each["breaker"]["state"]) for each in engines])  # fmt: skip
-        yield from _kinds(engines)
+                      [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
+        yield from _by_kind(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
-        for each in engines:
-            said = {"predictor": str(each["predictor"]), "policy": each["policy"]}
-            info.add_metric([_name(each)], said)
+        for stats in engines:
+            labels = {"predictor": str(stats["predictor"]), "policy": stats["policy"]}
+            info.add_metric([_name(stats)], labels)
         yield info
         unreadable = GaugeMetricFamily(
             PREFIX + "stats_unreadable", "1 where the statistics of an engine core are damaged.",
@@ -140,15 +140,15 @@ def _name(stats: dict[str, Any]) -> str:
     return str(stats["engine"])
 
 
-def _kinds(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
     labels = ["engine", "kind"]
     faults = CounterMetricFamily(
         PREFIX + "faults", "Faults that opened the circuit breaker.", labels=labels
     )
-    made = CounterMetricFamily(
+    decisions = CounterMetricFamily(
         PREFIX + "decisions", "Decisions of the engine in shadow mode.", labels=labels
     )
-    others = CounterMetricFamily(
+    differing_decisions = CounterMetricFamily(
         PREFIX + "decisions_differing",
         "Of them, those that would have differed; an estimate where not all are compared.",
         labels=labels,
@@ -158,9 +158,9 @@ def _kinds(engines: list[dict[str, Any]]) -> Iterator[Metric]:
             if count is not None:
                 faults.add_metric([_name(stats), kind], count)
         for kind, (count, differing) in stats["decisions"].items():
-            made.add_metric([_name(stats), kind], count)
-            others.add_metric([_name(stats), kind], differing)
-    yield from (faults, made, others)
+            decisions.add_metric([_name(stats), kind], count)
+            differing_decisions.add_metric([_name(stats), kind], differing)
+    yield from (faults, decisions, differing_decisions)
 
 
 def _counter(name: str, text: str, values: Values) -> Metric:
@@ -182,7 +182,7 @@ def _states(
     name: str, text: str, states: tuple[str, ...], now: list[tuple[dict[str, Any], str]]
 ) -> Metric:
     family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "state"])
-    for stats, is_in in now:
+    for stats, current in now:
         for state in states:
-            family.add_metric([_name(stats), state], float(state == is_in))
+            family.add_metric([_name(stats), state], float(state == current))
     return family
