@@ -1,4 +1,4 @@
-"""``train``: a predictor from a history file."""
+"""Command ``train``: a predictor from a history file."""
 
 from __future__ import annotations
 
@@ -145,12 +145,15 @@ def fit(
     clock: Literal["auto", "wall", "session"] = "auto",
     **options: Any,
 ) -> Predictor:
-    """Return a new predictor, fitted.
+    """Return a new predictor, fitted on rows.
 
     Args:
+        name: name of the predictor.
+        rows: checked rows of a history.
+        seed: seed of everything random.
         prepare: called with the predictor before it is fitted.
         clock: origin of the arrival times.
-        options: of the predictor; it chooses those that are None.
+        options: options of the predictor; None stands for the default.
     """
     from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.registry import create_predictor
