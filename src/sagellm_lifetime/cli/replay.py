@@ -46,7 +46,7 @@ PLANS: Final = (
 )
 """Policies with a predictor, each also as ``-oracle``; listed here so that ``--help`` is fast."""
 RIVALS: Final = ("fair-input", "reserve-max-tokens", "reserve-ratio", "reserve-average")
-"""Policies that need neither vLLM's rules nor a predictor."""
+"""Policies of this package without a predictor."""
 POLICY_HELP: Final = (
     "Policies, with spaces or commas between. vLLM's: "
     f"{', '.join(REFERENCES)}. With the predictor, or with known lengths as NAME-oracle: "
