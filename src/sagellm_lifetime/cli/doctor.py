@@ -135,7 +135,7 @@ def diagnose() -> list[Finding]:
 
 
 def doctor(*, json: Json = None) -> None:
-    """Say what is installed, what is active, and what works with what."""
+    """Check the installed parts, and report the broken ones."""
     check_json(json)
     findings = diagnose()
     broken = [finding.what for finding in findings if finding.state == "broken"]

@@ -200,10 +200,10 @@ def start(
 
 
 def check_names(words: Sequence[str], ours: Sequence[str]) -> None:
-    """Refuse what goes to vLLM and is meant for us: a misspelled option, or one after ``--``.
+    """Raise :class:`CommandError` for an option of ours among vLLM's: misspelled, or after ``--``.
 
     Args:
-        words: all that goes to vLLM.
+        words: arguments for vLLM.
         ours: names of our options.
 
     Raises:

@@ -62,7 +62,7 @@ def _run(args: list[str], program: str) -> int:
         complain(f"the output cannot be written: {error.strerror or error}")
         return USAGE
     except Exception as error:  # errors that are not Typer's are raised again below
-        # Typer's usage errors are told by a method, since their class differs between versions.
+        # Typer's usage errors are recognised by a method: their class differs between versions.
         message = getattr(error, "format_message", None)
         if message is None:
             raise

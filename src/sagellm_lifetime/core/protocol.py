@@ -1,4 +1,4 @@
-"""The protocol of the specification, field for field; additions are optional and come last."""
+"""Protocol of the specification, field for field; additions are optional and last."""
 
 from __future__ import annotations
 
