@@ -231,11 +231,11 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
     lines += _wrong(values)
     decisions = values.get("decisions")
     if isinstance(decisions, dict):
-        for kind, pair in decisions.items():
+        for decision, pair in decisions.items():
             if isinstance(pair, list) and len(pair) == 2:
                 made, differing = (_shown({"n": n}, "n", "d") for n in pair)
                 lines.append(
-                    f"  Shadow {_plain(kind).title()}s: {made}, about {differing} differing"
+                    f"  Shadow {_plain(decision).title()}s: {made}, about {differing} differing"
                 )
     if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
