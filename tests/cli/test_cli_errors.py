@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sagellm_lifetime import __version__
+
 HEADER = "request_id,prompt_length,max_length,actual_length,finish_reason\n"
 GOOD = "a,10,100,20,stop\n"
 BAD_HISTORIES = {
@@ -163,4 +165,4 @@ def test_not_enough_memory_is_one_line(refused, history, monkeypatch):
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "sagellm_lifetime", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == sagellm_lifetime.__version__
+    assert done.stdout.strip() == __version__

@@ -65,7 +65,7 @@ def complain(text: str) -> None:
 
 
 def silence() -> None:
-    """Discard what is still buffered for stdout, which nobody reads any more."""
+    """Discard the buffered output of a stdout that was closed."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # stdout is no file: nothing to do

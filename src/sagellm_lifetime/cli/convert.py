@@ -1,4 +1,4 @@
-"""``convert``: a trace or a log of another program as a history file."""
+"""Command ``convert``: a trace or a log of another program as a history file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sagellm_lifetime.cli.reading import print_notes, reading_json
 
 
 class Format(StrEnum):
-    """The trace and log formats that are read; ``history.convert.FORMATS`` has the same names."""
+    """Names of the trace and log formats, those of ``history.convert.FORMATS``."""
 
     azure = "azure"
     burstgpt = "burstgpt"

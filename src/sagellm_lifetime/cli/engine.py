@@ -1,4 +1,4 @@
-"""``engine start``: vLLM's server with lifetime prediction."""
+"""Command ``engine start``: vLLM's server with lifetime prediction."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sagellm_lifetime.cli.paths import check_folder
 
 COMMAND_LINE: Final = "sagellm_lifetime.vllm.launch.command_line"
 PREDICTOR: Final = "survival"
-"""As ``launch.PREDICTOR``, which is not imported to show a help."""
+"""Value of ``launch.PREDICTOR``, which is not imported so that the help is fast."""
 _ALIKE: Final = 0.75
-"""How alike a word must be to an option of ours to be taken for it misspelled: no option of vLLM's
-comes near that."""
+"""Least similarity of a word to one of our options that makes it a misspelling; all options of vLLM
+are less similar."""
 _FEWEST: Final = len("--lifetime")
-"""Letters of an option of ours that are taken for it cut short."""
+"""Least number of characters of an abbreviated option of ours."""
 
 app = typer.Typer(
     name="engine",
@@ -36,13 +36,13 @@ app = typer.Typer(
 
 
 class EngineKind(StrEnum):
-    """What the engine serves."""
+    """Kinds of models that the engine serves."""
 
     llm = "llm"
 
 
 class StartMode(StrEnum):
-    """What predictions do at first."""
+    """Initial modes of predictions."""
 
     shadow = "shadow"
     act = "act"
@@ -200,10 +200,10 @@ def start(
 
 
 def check_names(words: Sequence[str], ours: Sequence[str]) -> None:
-    """Refuse what goes to vLLM and is meant for us: a misspelled option, or one after ``--``.
+    """Raise :class:`CommandError` for an option of ours among vLLM's: misspelled, or after ``--``.
 
     Args:
-        words: all that goes to vLLM.
+        words: arguments for vLLM.
         ours: names of our options.
 
     Raises:
@@ -215,7 +215,7 @@ def check_names(words: Sequence[str], ours: Sequence[str]) -> None:
             continue
         if name in ours:
             raise CommandError(f"{name} is no option of vLLM's: give it before --")
-        near = [each for each in ours if len(name) >= _FEWEST and each.startswith(name)]
+        near = [option for option in ours if len(name) >= _FEWEST and option.startswith(name)]
         near += difflib.get_close_matches(name, ours, n=1, cutoff=_ALIKE)
         if near:
             raise CommandError(f"no such option: {name} (did you mean {near[0]}?)")

@@ -1,4 +1,4 @@
-"""``evaluate``: how good predictors are on a history, rivals beside."""
+"""Command ``evaluate``: scores of predictors and baselines on a history."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEFAULT = "lstm"
 
 
 class Way(StrEnum):
-    """How a history is cut in a training and a test part."""
+    """Ways to cut a history in a training and a test part."""
 
     auto = "auto"
     time = "time"
@@ -116,11 +116,11 @@ def evaluate(
     from sagellm_lifetime.evaluation.report import FILES, write_report
 
     check_report(report, FILES)
-    written = [report / each for each in FILES] if report is not None else []
+    written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
     if split is Way.time and clock is Clock.session:
         raise CommandError("--split time needs one clock: leave --clock session out")
-    if split is Way.time:  # whoever cuts by time says that the times are on one clock
+    if split is Way.time:  # a cut by time needs times on one clock
         clock = Clock.wall
     reading = Reading(on_bad_rows, cap_reached, clock)
     settings: dict[str, Any] = {
@@ -153,7 +153,7 @@ def _study(
     checkpoint: Path | None,
     settings: dict[str, Any],
 ) -> Study:
-    """Read what the options name, and put it together."""
+    """Return the study of the histories and the checkpoint that the options name."""
     from sagellm_lifetime.evaluation.dataset import Dataset
     from sagellm_lifetime.evaluation.study import Study, StudySettings
 
@@ -166,7 +166,7 @@ def _study(
 
     predictor = load_predictor(checkpoint)
     data, train = reading.dataset(data_path), None
-    if train_path is not None:  # for the baselines, which look at no clock
+    if train_path is not None:  # for the baselines, which need no clock
         rows = reading.rows(train_path)
         train = Dataset(rows, train_path, reading=reading.notes[train_path])
     return Study(data, asked, train=train, predictor=predictor, origin=str(checkpoint))

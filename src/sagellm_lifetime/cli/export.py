@@ -1,4 +1,4 @@
-"""``export``: a checkpoint as one file for other programs."""
+"""Command ``export``: a checkpoint as one file for other programs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _export_network(source: Path, contents: Contents, target: Path) -> None:
 
 
 def _onnx() -> Any:
-    """Return the package ``onnx``, which checks the graph and writes what is known about it."""
+    """Return the package ``onnx``. Raises :class:`MissingExtraError` if it is not installed."""
     require("onnx", "an .onnx file", "train")
     import onnx
 

@@ -26,12 +26,12 @@ def run(args: Sequence[str], program: str) -> int:
     """Run one command line.
 
     Args:
-        args: what follows the name of the program.
+        args: arguments after the name of the program.
         program: that name, as help and errors show it.
 
     Returns:
-        The exit code: 0 done, 2 an error (one line on stderr), 130 interrupted, 141 when nobody
-        reads the output any more, 143 terminated.
+        The exit code: 0 done, 2 an error (one line on stderr), 130 interrupted, 141 if the output
+        was closed, 143 terminated.
     """
     prepare_streams()
     try:
@@ -61,8 +61,8 @@ def _run(args: list[str], program: str) -> int:
     except OSError as error:  # the output itself: a full disk behind stdout
         complain(f"the output cannot be written: {error.strerror or error}")
         return USAGE
-    except Exception as error:  # raised again below where it is nothing of Typer's
-        # Typer's own errors of usage: their class moved between versions, their methods did not.
+    except Exception as error:  # errors that are not Typer's are raised again below
+        # Typer's usage errors are recognised by a method: their class differs between versions.
         message = getattr(error, "format_message", None)
         if message is None:
             raise

@@ -21,7 +21,7 @@ WIDEST = 2048
 
 
 class OnBadRows(StrEnum):
-    """What to do with rows that break the history format."""
+    """Treatments of rows that break the history format."""
 
     refuse = "refuse"
     skip = "skip"
@@ -43,8 +43,10 @@ class Clock(StrEnum):
 
 
 class LifetimeCommand(TyperCommand):
-    """A command with two liberties: ``--json`` without a file means stdout, and several values may
-    follow an option that may be repeated."""
+    """Command with two extensions of the option syntax.
+
+    ``--json`` without a file means stdout, and several values may follow a repeatable option.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, with ``-`` inserted after a bare ``--json``, and options before each value."""

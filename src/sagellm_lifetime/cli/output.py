@@ -95,10 +95,10 @@ def progress(label: str) -> Iterator[Step]:
     """Show a bar on stderr until the work is done; nothing where stderr is no terminal.
 
     Yields:
-        A function of what is being done and the share of it that is done, 0 to 1.
+        A function of the name of the current step and the share done, 0 to 1.
     """
     if not sys.stderr.isatty():
-        yield lambda _what, _share: None
+        yield lambda _name, _share: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -112,8 +112,8 @@ def progress(label: str) -> Iterator[Step]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(label, total=1.0)
 
-        def step(what: str, share: float) -> None:
-            bars.update(bar, description=f"{label}: {what}" if what else label, completed=share)
+        def step(name: str, share: float) -> None:
+            bars.update(bar, description=f"{label}: {name}" if name else label, completed=share)
 
         yield step
 

@@ -14,7 +14,7 @@ from sagellm_lifetime.core.errors import CheckpointError
 from sagellm_lifetime.core.extras import require_plots
 
 RUNS: Final = Path("runs") / "lifetime"
-"""Folder of the checkpoints that have no other: ``train`` writes there, the others look there."""
+"""Default folder of checkpoints: ``train`` writes there, the other commands read there."""
 
 
 def default_output(predictor: str) -> Path:
@@ -152,7 +152,7 @@ def _try_to_write(path: Path, folder: Path, name: str = "") -> None:
     if not folder.is_dir():
         raise CommandError(f"{path}: cannot be written ({folder} is not a folder)")
     try:
-        # Asking for the permission is not enough: it says yes to root everywhere.
+        # A file is made, since the permissions alone always allow root.
         atomic.check_place(folder / (name or "report"))
     except OSError as error:
         raise CommandError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""The plug-in for ``sage``: entry point group ``sage.cli.plugins``.
+"""Plug-in for ``sage``: entry point group ``sage.cli.plugins``.
 
 Two packages bring the command: ``isage`` passes its argparse sub-parsers, ``isage-cli`` its typer
 app. Nothing heavy is imported here, and nothing is raised: an exception would take ``sage`` down.
@@ -32,7 +32,7 @@ def register(target: Any) -> None:
             _register_argparse(target)
         else:
             _register_typer(target)
-    except Exception as error:  # noqa: BLE001 - whatever it is, `sage` must go on
+    except Exception as error:  # noqa: BLE001 - `sage` must go on after any error
         print(f"warning: sage llm lifetime is not available: {error}", file=sys.stderr)
 
 
@@ -40,7 +40,7 @@ def register(target: Any) -> None:
 
 
 class _Passing(argparse.ArgumentParser):
-    """A parser that leaves every argument to typer, ``--help`` included."""
+    """Parser that passes every argument on to typer, ``--help`` included."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         namespace = argparse.Namespace() if namespace is None else namespace

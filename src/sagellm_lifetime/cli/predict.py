@@ -1,4 +1,4 @@
-"""``predict``: JSON lines in, JSON lines out, one answer per line, as they come."""
+"""Command ``predict``: JSON lines in, JSON lines out, one answer per line, as they come."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictor.base import Predictor
 
 LONGEST: Final = 400
-"""Characters of a message; it may repeat what the line says."""
+"""Maximum characters of a message, which may repeat a part of the line."""
 LONGEST_LINE: Final = 1 << 26
-"""Bytes of a line; a prompt of a million tokens takes a tenth of it."""
+"""Maximum bytes of a line; a prompt of a million tokens takes a tenth of it."""
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REQUEST: Final = ("sequence_id", "token_ids", "current_length", "max_length", "prompt_features")
 _COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_reason")

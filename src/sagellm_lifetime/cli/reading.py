@@ -20,7 +20,7 @@ _SHOWN: Final = 3
 
 
 def print_notes(history: History) -> None:
-    """Print on stderr what reading a history left out, skipped or assumed."""
+    """Print on stderr the rows and columns of a history that were skipped, and assumptions."""
     for line in history.notes:
         note(line, keep=True)
     if history.skipped:
@@ -29,7 +29,7 @@ def print_notes(history: History) -> None:
 
 
 def reading_json(history: History) -> dict[str, Any]:
-    """Return what reading a history left out, skipped or assumed, for ``--json``."""
+    """Return skipped rows, ignored columns and assumptions of a history, for ``--json``."""
     return {
         "skipped": history.skipped,
         "kinds": history.kinds,
@@ -42,7 +42,7 @@ def reading_json(history: History) -> dict[str, Any]:
 
 @dataclass
 class Reading:
-    """Read the logs of a command, and keep the notes on them.
+    """Reader of the logs of a command, with notes on them.
 
     Attributes:
         on_bad_rows: refuse a log with bad rows, or skip them.
@@ -57,7 +57,7 @@ class Reading:
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return the checked rows of a history; print on stderr what was skipped or assumed."""
+        """Return the checked rows of a history; print notes on stderr as :func:`print_notes`."""
         from sagellm_lifetime.history import read_history
         from sagellm_lifetime.history.reasons import cap_reached_note
 
@@ -107,16 +107,16 @@ class Reading:
                 "arrival times are on one clock, though the sessions begin close together "
                 "(--clock session: they restart with every session)"
             )
-        kind: ClockKind = "session" if restarts else "wall"
+        clock: ClockKind = "session" if restarts else "wall"
         has_times = "arrival_time" in rows.columns and rows["arrival_time"].null_count() < len(rows)
-        self.notes[source]["clock"] = kind if has_times else None
-        return kind
+        self.notes[source]["clock"] = clock if has_times else None
+        return clock
 
     def training_rows(self, source: str) -> tuple[pl.DataFrame, ClockKind]:
         """Return the rows a predictor learns from and their clock.
 
-        Columns that nothing learns from are dropped. Of a history that is longer than what is
-        learned from, only the newest rows are kept in memory.
+        Columns that are not learned from are dropped. Of a longer history only the newest
+        ``MAX_ROWS`` rows are kept in memory.
         """
         from sagellm_lifetime.history import HISTORY_SCHEMA
         from sagellm_lifetime.history.prequential import in_time_order

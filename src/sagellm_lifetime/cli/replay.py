@@ -1,4 +1,4 @@
-"""``replay``: a history through vLLM's own scheduler, policy by policy."""
+"""Command ``replay``: a history through vLLM's own scheduler, policy by policy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
 REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens")
-"""vLLM's own."""
+"""Policies of vLLM itself."""
 PLANS: Final = (
     "lifetime",
     "sjf",
@@ -44,9 +44,9 @@ PLANS: Final = (
     "longest-first",
     "reserve",
 )
-"""Each of them also ``-oracle``. Written out so that ``--help`` loads nothing."""
+"""Policies with a predictor, each also as ``-oracle``; listed here so that ``--help`` is fast."""
 RIVALS: Final = ("fair-input", "reserve-max-tokens", "reserve-ratio", "reserve-average")
-"""Of the plans, without a predictor."""
+"""Policies of this package without a predictor."""
 POLICY_HELP: Final = (
     "Policies, with spaces or commas between. vLLM's: "
     f"{', '.join(REFERENCES)}. With the predictor, or with known lengths as NAME-oracle: "
@@ -58,7 +58,8 @@ COST: Final = "a100-7b"
 BLOCKS: Final = 6000
 REQUESTS: Final = 300
 MOST_BLOCKS: Final = 4_000_000
-"""64 million tokens; vLLM makes an object of each block, for every run anew: 8 s, and 1 GB."""
+"""Maximum number of blocks, 64 million tokens: vLLM makes an object of each in every run, which
+takes 8 s and 1 GB."""
 NEEDS_VLLM: Final = "replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 
 
@@ -212,7 +213,7 @@ def replay(
 
 
 def _predictor(given: str | None) -> str:
-    """Return the name of the one predictor that is asked."""
+    """Return the name of the predictor. Raises :class:`CommandError` for several names."""
     names = chosen_predictors([given or PREDICTOR])
     if len(names) > 1:
         raise CommandError("one --predictor-type at a time")
@@ -232,7 +233,7 @@ def _experiment(
     checkpoint: Path | None,
     settings: ExperimentSettings,
 ) -> Experiment:
-    """Read what the options name, and put it together."""
+    """Return the experiment of the histories and the checkpoint that the options name."""
     from sagellm_lifetime.replay.experiment import Experiment
 
     if checkpoint is None:
@@ -247,12 +248,17 @@ def _experiment(
 
 
 def _load_vllm() -> None:
-    """Import vLLM without its messages, and check that it is a version this was written for."""
+    """Import vLLM without its messages, and check its version.
+
+    Raises:
+        CommandError: vLLM is not installed.
+        LifetimeError: its version is not supported.
+    """
     from sagellm_lifetime.core.errors import MissingExtraError
     from sagellm_lifetime.vllm.compat.interface import check_interface
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it logs to stdout …
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # … and to stderr until it has read that
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # vLLM would log to stdout
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # and to stderr before it reads the variable
     try:
         with progress("loading vLLM"):
             check_interface()

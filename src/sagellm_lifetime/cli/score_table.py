@@ -30,7 +30,7 @@ LEGEND = (
 
 
 def note_left_out(left_out: Mapping[str, str]) -> None:
-    """Say on stderr, one line each, which baselines are missing and why."""
+    """Print on stderr the missing baselines and the reasons, one line each."""
     for name, reason in left_out.items():
         note(f"left out beside: {name} ({reason})")
 

@@ -1,4 +1,4 @@
-"""``stats``: what a predictor has done, in the form of the specification."""
+"""Command ``stats``: statistics of a predictor, in the form of the specification."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EVERY_S: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
 _LONGEST_REASON: Final = 200
 _RARE: Final = ("unpredicted", "capped", "beam_steps")
-"""Counts that are not worth a line while there is nothing to count."""
+"""Counts whose lines are left out while they are 0."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
 
@@ -73,19 +73,19 @@ def stats(
 
 
 def _watch(url: str, key: str | None, json: str | None) -> NoReturn:
-    """Show statistics every second, also while the server restarts."""
+    """Show statistics every second, also after the server was restarted."""
     values: dict[str, Any] | None = ask_engine(url, key)
     while True:
         if values is not None:
             show(values, json, clear=sys.stdout.isatty())
             sys.stdout.flush()
         time.sleep(_EVERY_S)
-        answered = values is not None
+        had_answered = values is not None
         try:
             values = ask_engine(url, key)
         except CommandError as error:
             values = None
-            if answered:  # once, not every second
+            if had_answered:  # once, not every second
                 note(f"{_plain(error)}: asking again until it answers")
 
 
@@ -114,11 +114,11 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
     """Return the metrics of a running engine.
 
     Args:
-        url: of the server.
+        url: URL of the server.
         key: API key of the engine; None or empty for none.
 
     Raises:
-        CommandError: nothing answers there, something else does, or it wants another key.
+        CommandError: no engine answers at ``url``, or it refuses the key.
     """
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
@@ -130,7 +130,7 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
             raise CommandError(f"{url}: not the address of an engine: use http://HOST:PORT")
         request = Request(address)
         if key:
-            # Not for another server that this one may redirect to.
+            # A redirect to another server must not pass the key on.
             request.add_unredirected_header("Authorization", f"Bearer {_checked(key)}")
         with urlopen(request, timeout=_TIMEOUT_S) as answer:
             values = jsonlib.loads(answer.read(_MAX_BYTES))
@@ -147,7 +147,11 @@ def ask_engine(url: str, key: str | None = None) -> dict[str, Any]:
 
 
 def _checked(key: str) -> str:
-    """Return an API key that can be a header; the refusal of another does not repeat it."""
+    """Return an API key if it can be sent in a header.
+
+    Raises:
+        CommandError: it cannot; the message does not repeat the key.
+    """
     try:
         key.encode("latin-1")
     except UnicodeEncodeError:
@@ -158,7 +162,7 @@ def _checked(key: str) -> str:
 
 
 def _refusal(error: HTTPError, key: str | None) -> str:
-    """Return what an answer that is an error means, with the server's own reason."""
+    """Return the meaning of an HTTP error, with the server's own reason if it gives one."""
     if error.code == HTTPStatus.UNAUTHORIZED:
         if key:
             return "refuses this API key"
@@ -167,14 +171,14 @@ def _refusal(error: HTTPError, key: str | None) -> str:
         body = jsonlib.loads(error.read(_MAX_BYTES))
         reason = body["error"] if isinstance(body, dict) else None
     except (OSError, HTTPException, ValueError, KeyError, RecursionError):
-        reason = None  # another server's page
+        reason = None  # the page of another server
     if isinstance(reason, str) and reason:
         return f"answers {error.code}: {_plain(reason)[:_LONGEST_REASON]}"
     return f"answers {error.code}: is lifetime prediction on in this engine?"
 
 
 def block(values: dict[str, Any]) -> list[str]:
-    """Return the lines of the specification, then those of everything else that is known."""
+    """Return the lines of the specification, then the lines of all further statistics."""
     name = _plain(values.get("predictor", "n/a"))
     lines = [
         "Lifetime Predictor Statistics:",
@@ -227,11 +231,11 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
     lines += _wrong(values)
     decisions = values.get("decisions")
     if isinstance(decisions, dict):
-        for kind, pair in decisions.items():
+        for decision, pair in decisions.items():
             if isinstance(pair, list) and len(pair) == 2:
                 made, differing = (_shown({"n": n}, "n", "d") for n in pair)
                 lines.append(
-                    f"  Shadow {_plain(kind).title()}s: {made}, about {differing} differing"
+                    f"  Shadow {_plain(decision).title()}s: {made}, about {differing} differing"
                 )
     if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
@@ -248,15 +252,15 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
         lines.append(f"  Overhead: {1e6 * spent / steps:.0f} µs a step ({spent / lasted:.2%})")
     if "recorded" in values:
         counts = [f"{_shown(values, 'record_lost', 'd')} lost"]
-        for key, what in (("record_waiting", "waiting"), ("record_replaced", "values left out")):
+        for key, label in (("record_waiting", "waiting"), ("record_replaced", "values left out")):
             if values.get(key):
-                counts.append(f"{_shown(values, key, 'd')} {what}")
+                counts.append(f"{_shown(values, key, 'd')} {label}")
         lines.append(f"  Recorded: {_shown(values, 'recorded', 'd')} ({', '.join(counts)})")
     return lines
 
 
 def _wrong(values: dict[str, Any]) -> list[str]:
-    """Return a line for each thing that is wrong."""
+    """Return a line for each fault of the engine."""
     lines = []
     faults = values.get("faults")
     if isinstance(faults, dict) and any(faults.values()):
@@ -286,7 +290,7 @@ def _shown(values: dict[str, Any], key: str, form: str, unit: str = "") -> str:
 
 
 def _float(value: Any) -> float | None:
-    """Return a number, or None for what is none."""
+    """Return ``value`` as a float, or None if it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

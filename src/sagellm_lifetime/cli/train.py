@@ -1,4 +1,4 @@
-"""``train``: a predictor from a history file."""
+"""Command ``train``: a predictor from a history file."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def train(
     check_json(json, data_path, target)
 
     reading = Reading(on_bad_rows, cap_reached, clock)
-    rows, kind = reading.training_rows(data_path)
+    rows, origin = reading.training_rows(data_path)
     started = perf_counter()
     with ExitStack() as stack:
         prepare = None if tensorboard is None else _logger(tensorboard, stack)
-        predictor = fit(name, rows, seed=seed, prepare=prepare, clock=kind, **options)
+        predictor = fit(name, rows, seed=seed, prepare=prepare, clock=origin, **options)
     seconds = perf_counter() - started
     losses = getattr(predictor.model, "training", {})
     if losses:
@@ -145,18 +145,21 @@ def fit(
     clock: Literal["auto", "wall", "session"] = "auto",
     **options: Any,
 ) -> Predictor:
-    """Return a new predictor, fitted.
+    """Return a new predictor, fitted on rows.
 
     Args:
+        name: name of the predictor.
+        rows: checked rows of a history.
+        seed: seed of everything random.
         prepare: called with the predictor before it is fitted.
         clock: origin of the arrival times.
-        options: of the predictor; it chooses those that are None.
+        options: options of the predictor; None stands for the default.
     """
     from sagellm_lifetime.history import History
     from sagellm_lifetime.predictor.registry import create_predictor
 
-    given = {key: value for key, value in options.items() if value is not None}
-    predictor = create_predictor(name, seed=seed, **given)
+    chosen = {key: value for key, value in options.items() if value is not None}
+    predictor = create_predictor(name, seed=seed, **chosen)
     if prepare is not None:
         prepare(predictor)
     with progress(f"training {name}") as step:
@@ -170,10 +173,10 @@ def _network_options(
 ) -> dict[str, Any]:
     from sagellm_lifetime.predictor.registry import has_network, model_class, predictor_names
 
-    given = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
-    network = has_network(name)
-    for option, value in given.items():
-        if value is not None and not network:
+    values = {"--hidden-size": hidden_size, "--epochs": epochs, "--tensorboard": tensorboard}
+    is_network = has_network(name)
+    for option, value in values.items():
+        if value is not None and not is_network:
             others = listed([other for other in predictor_names() if has_network(other)], "and")
             raise CommandError(f"{option} is for {others}; {name} has no network")
     if tensorboard is not None:

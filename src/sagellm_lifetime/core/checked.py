@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 MOST: Final = 2**53
-"""Largest count; the largest whole number that a float64 tells from the next."""
+"""Largest count; up to here a float64 holds every whole number exactly."""
 
 
 def checked(

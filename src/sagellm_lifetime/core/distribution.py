@@ -1,4 +1,4 @@
-"""The distribution of a length, conditioned on what has been generated already.
+"""Distribution of a length, conditioned on the tokens generated so far.
 
 All answers derive from the survival ``P(R > n)`` as computed in floats: a quantile is the smallest
 ``n`` that reaches its level, a median and an interval are quantiles, a confidence is a difference
@@ -19,11 +19,11 @@ from sagellm_lifetime.core import hazard, link, values
 from sagellm_lifetime.core.grid import EDGES, TAIL_HAZARD
 
 TOLERANCE: Final = 0.10
-"""The relative error of the total length that ``confidence`` speaks of."""
+"""Relative error of the total length within which a prediction is a hit, for ``confidence``."""
 _FINEST: Final = 1_000_000
 """Largest denominator of a tolerance."""
 _LEAST_HAZARD: Final = 1.0 / values.LARGEST_AGE
-"""Least share that a mean lets end with each token beyond the last point."""
+"""Least share of sequences that a mean assumes to end with each token beyond the last point."""
 
 
 @dataclass(slots=True, eq=False, repr=False)  # frozen costs 0.5 µs each, and engines make many
@@ -33,7 +33,7 @@ class LengthDistribution:
     Attributes:
         row: cumulative hazard of the total length on the grid, shape ``(BINS + 1,)``, or wide
             (see :mod:`~sagellm_lifetime.core.hazard`).
-        age: tokens already generated when the calibration ``curve`` was laid over it.
+        age: tokens already generated when the calibration ``curve`` was applied.
         shift: tokens generated since then (see :meth:`given`).
         max_length: cap on the total length, or ``None``.
         curve: calibration link, shape ``(LEVELS + 1,)``, or ``None`` for none.
@@ -57,7 +57,7 @@ class LengthDistribution:
         return f"LengthDistribution(median={self.median()}, interval_90=({low}, {high}))"
 
     def given(self, age: int) -> LengthDistribution:
-        """Return the distribution of what remains after ``age`` more tokens.
+        """Return the distribution of the remaining tokens after ``age`` more of them.
 
         ``given(a).given(b)`` is ``given(a + b)``. Raise :class:`RequestError` if ``age`` is not a
         whole number of 0 or more.
@@ -112,7 +112,7 @@ class LengthDistribution:
         return self.quantile(tail), self.quantile(1.0 - tail)
 
     def mean(self) -> float:
-        """Return ``E[R]`` in tokens; what is beyond the grid adds at most 2**53 of them."""
+        """Return ``E[R]`` in tokens; the part beyond the grid adds at most 2**53 of them."""
         start = self.age + self.shift
         if self.max_length is not None and start >= self.max_length:
             return 0.0

@@ -24,7 +24,7 @@ PATIENCE_S: Final = 0.5
 
 
 class ForkAware(Protocol):
-    """An object that a forked child may use."""
+    """Interface of an object that a forked child may use."""
 
     def _fork_lock(self) -> Any:
         """Return the lock of the object (``acquire(timeout=…)``, ``release()``), or ``None``."""

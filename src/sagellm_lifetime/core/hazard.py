@@ -107,7 +107,7 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
     Args:
         row: cumulative hazards, shape ``(BINS + 1,)``.
         base: hazard from which the step is counted.
-        step: hazard to live through, above 0.
+        step: cumulative hazard to add, above 0.
         start: tokens generated so far.
     """
     target = base + step

@@ -1,7 +1,7 @@
-"""The calibration link: a monotone map of cumulative hazards laid over a conditioned distribution.
+"""Calibration link: a monotone map of cumulative hazards, applied to a conditioned distribution.
 
-A predicted hazard ``x = -log P(R > n)`` becomes ``F(x)``, learned so that the outcome really goes
-beyond ``n`` with probability ``exp(-F(x))``. In probabilities this is ``G(u) = 1 - exp(-F(x))`` at
+A predicted hazard ``x = -log P(R > n)`` is mapped to ``F(x)``, learned so that outcomes exceed
+``n`` with probability ``exp(-F(x))``. In probabilities this is ``G(u) = 1 - exp(-F(x))`` at
 the level ``u = 1 - exp(-x)`` (Kuleshov et al. 2018, "Accurate uncertainties for deep learning using
 calibrated regression").
 
@@ -39,11 +39,11 @@ SEGMENTS: Final = len(EDGES) - 1
 TAIL: Final = SEGMENTS - len(_ABOVE)
 """The first segment above the level 0.95."""
 EXPECTED: Final[np.ndarray] = np.exp(-EDGES[:-1]) * -np.expm1(-np.diff(EDGES))
-"""Share of the outcomes of a calibrated prediction that end in each segment, and hazard that one
-of them lives through there: the two are equal."""
+"""Share of the outcomes of a calibrated prediction that end in each segment; it equals the mean
+hazard that they survive there."""
 _SPANS: Final = np.diff(EDGES)
 _BOUNDS: Final = np.append(EDGES[:-1], EDGES[-2] + 256.0)
-"""``EDGES``, the last one moved to where an outcome weighs no more for lying further out."""
+"""``EDGES`` with a finite last one: outcomes beyond it have the same weight."""
 
 _FIRST: Final = float(_EVEN[0])
 _KNOTS: Final[list[float]] = [0.0, *_EVEN.tolist(), *_ABOVE.tolist()]
@@ -136,7 +136,7 @@ def threshold(curve: np.ndarray | None, q: float, lived: float = 0.0) -> float:
     Args:
         curve: link, shape ``(LEVELS + 1,)``, or ``None`` for the identity.
         q: share, above 0 and up to 1.
-        lived: calibrated hazard already lived through.
+        lived: calibrated hazard already survived.
     """
     if lived:
         return _threshold(curve, q, lived)
@@ -207,8 +207,8 @@ def lived(
     A length is an integer, so an outcome covers a step of predicted hazard; it is spread over that
     step as predicted, uniform in probability. In the tail it is spread over its whole bin of the
     grid: the constant hazard inside a bin is a convention and not a prediction, and where a bin
-    holds nearly everything, the place of one length in it would make a tail. A censored outcome
-    lived up to its length.
+    holds nearly all outcomes, the place of one length in it would create a tail. A censored outcome
+    survived up to its length.
 
     Args:
         step: predicted cumulative hazard one token before the outcome, and at it, shape ``(N,)``.
@@ -217,7 +217,7 @@ def lived(
 
     Returns:
         The share of each outcome that ended in each segment, and the predicted hazard that it
-        lived through there, shape ``(N, SEGMENTS)``; the sum of the first over the sum of the
+        survived there, shape ``(N, SEGMENTS)``; the sum of the first over the sum of the
         second is the factor.
     """
     ended, time = _within(*step)

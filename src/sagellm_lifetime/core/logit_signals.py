@@ -1,4 +1,4 @@
-"""Signals of the served model about its end, in the form that histories and requests hold."""
+"""Signals of the served model about the end of a sequence, as in histories and requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of the specification, field for field; additions are optional and come last."""
+"""Protocol of the specification, field for field; additions are optional and last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_DURATION_S: Final = 10**8
 
 @dataclass
 class PredictionRequest:
-    """The state of one sequence when an engine asks for a prediction.
+    """State of one sequence at a prediction.
 
     NumPy's integers and arrays are taken like Python's. A predictor refuses what it cannot use
     with a :class:`~sagellm_lifetime.core.errors.RequestError`, and then nothing has changed.
@@ -29,10 +29,10 @@ class PredictionRequest:
         token_ids: prompt tokens followed by the tokens generated so far; may be empty or ``None``.
         current_length: tokens generated so far (the age).
         max_length: cap on generated tokens, a bound and not a guess; ``None`` when unknown.
-        prompt_features: optional extra knowledge; unknown keys are ignored, a missing key is
-            different from a zero. The recognised keys are listed in ``features.request``. All are
-            read at the first request of a sequence; later only what is new may be, which is
-            ``output_text``, ``eos_logprob`` and ``entropy``.
+        prompt_features: optional features; unknown keys are ignored, a missing key is different
+            from a zero. The recognised keys are listed in ``features.request``. All are read at
+            the first request of a sequence; later requests may only add ``output_text``,
+            ``eos_logprob`` and ``entropy``.
 
     >>> request = PredictionRequest(
     ...     sequence_id="req-1",
@@ -52,7 +52,7 @@ class PredictionRequest:
 
 @dataclass
 class PredictionResult:
-    """The answer; every field derives from ``distribution``, so they cannot disagree.
+    """Prediction of one sequence; all fields derive from ``distribution``.
 
     Attributes:
         estimated_remaining_tokens: median of the remaining length, clamped to
@@ -78,14 +78,14 @@ class PredictionResult:
 
 @dataclass
 class Prediction(PredictionResult):
-    """The answer of a predictor of this package: its distribution is always there."""
+    """Prediction by a predictor of this package, always with a distribution."""
 
     distribution: LengthDistribution
 
 
 @dataclass
 class PredictionMetrics:
-    """The metrics of the specification, over the sequences that ended by themselves (``stop``).
+    """Metrics of the specification, over the sequences that ended by themselves (``stop``).
 
     The first prediction of each is the one that counts: later ones are easier and their number
     depends on the answer. ``mae`` and ``mse`` are in tokens and tokens squared.
@@ -112,7 +112,7 @@ class PredictionMetrics:
 
 
 class LifetimePredictorProtocol(ABC):
-    """The interface that an engine calls; ``update`` learns, ``predict`` never does.
+    """Interface that an engine calls; ``update`` learns, ``predict`` never does.
 
     >>> class AlwaysHundred(LifetimePredictorProtocol):
     ...     def predict(self, request):

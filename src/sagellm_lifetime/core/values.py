@@ -74,7 +74,7 @@ def as_real(value: Any, name: str) -> float:
 
     Args:
         value: an int, a float or a NumPy scalar (also an array without dimensions).
-        name: what the message calls the argument.
+        name: name of the argument in the message.
 
     Raises:
         RequestError: for everything else, booleans and NaN included.
@@ -131,7 +131,7 @@ def as_reals(values: Any, name: str) -> np.ndarray:
     """Return ``values`` as a float64 array of their own shape.
 
     Raises:
-        RequestError: what is not numbers, and NaN.
+        RequestError: a value is no number, or NaN; or lists of unequal lengths.
     """
     try:
         array = np.asarray(values)

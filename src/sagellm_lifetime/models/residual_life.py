@@ -141,7 +141,7 @@ class Step(NamedTuple):
 
 
 class Path(NamedTuple):
-    """The nodes of one request.
+    """Nodes of one request.
 
     Attributes:
         crossed: nodes from the root to the finest, then the session.

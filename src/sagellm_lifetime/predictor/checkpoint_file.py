@@ -421,7 +421,7 @@ def _read_pt(path: Path, data: bytes) -> tuple[str, bytes]:
 def _inflated(data: bytes) -> io.BytesIO:
     """Return a zip archive without compression.
 
-    PyTorch allocates the sizes that a zip archive declares: a file of 3 MB may ask for gigabytes.
+    PyTorch allocates the sizes that a zip archive declares: a file of 3 MB may declare gigabytes.
     So the archive is written anew, with entries whose sizes have been checked.
 
     Raises:

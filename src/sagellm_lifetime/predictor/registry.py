@@ -88,7 +88,7 @@ def _loaded(entry: EntryPoint) -> type[LengthModel]:
 
     try:
         loaded = entry.load()
-    except Exception as error:  # whatever another package's import raises
+    except Exception as error:  # the import of another package may raise any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
             f"predictor {entry.name!r} of {_owner(entry)} cannot be loaded "

@@ -33,7 +33,7 @@ _STEADY_S: Final = 60.0
 """Seconds of life after which the pause before a restart is the shortest again."""
 
 Waiting = deque[tuple[int, Completion | None]]
-"""Numbered completions; a number without one asks for a checkpoint."""
+"""Numbered completions; a number without one is an order to save."""
 
 
 class Supervisor(Thread):
