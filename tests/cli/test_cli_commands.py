@@ -222,6 +222,17 @@ def test_export(cli, tmp_path, lstm, suffix):
     assert np.isfinite(session.run(None, feeds)[0]).all()
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".onnx"])
+def test_export_replaces_its_own_files_alone(cli, refused, tmp_path, lstm, suffix):
+    target = tmp_path / f"model{suffix}"
+    for _ in range(2):
+        assert cli("export", "--checkpoint", lstm, "--output-path", target).code == 0
+    target.write_bytes(b"weights of another program" * 9)
+    told = refused("export", "--checkpoint", lstm, "--output-path", target)
+    assert "is there already" in told
+    assert target.read_bytes() == b"weights of another program" * 9
+
+
 def test_a_table_has_no_network_to_export(refused, survival):
     told = refused("export", "--checkpoint", survival, "--output-path", "model.onnx")
     assert "no network" in told

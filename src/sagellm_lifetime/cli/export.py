@@ -11,13 +11,15 @@ from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import Checkpoint, Json
 from sagellm_lifetime.cli.output import say, write_json
 from sagellm_lifetime.cli.paths import check_file, check_json, find_checkpoint
-from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
 from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictor.checkpoint_file import Checkpoint as Contents
 
 SUFFIXES = (".pt", ".safetensors", ".onnx")
+_HEADER = 4096
+"""Bytes at the beginning of an ONNX file, which name its producer."""
 NOTE = (
     "The network alone: x is (batch, steps, features) with the embeddings filled in, lengths the "
     "steps of each sequence; out come corrections of log-hazards. Embeddings, residual-life table "
@@ -44,6 +46,7 @@ def export(
     if output_path.suffix not in SUFFIXES:
         raise CommandError(f"{output_path}: export writes {', '.join(SUFFIXES)}")
     check_file(output_path)
+    _refuse_foreign_file(output_path)
     check_json(json, output_path, checkpoint)
     source = find_checkpoint(checkpoint)
     contents = read_checkpoint(source)
@@ -57,6 +60,29 @@ def export(
         write_json({**result, "file": str(output_path), "bytes": size}, json)
     if json != "-":
         say(f"Exported {contents.predictor} of {source} to {output_path} ({size / 1e6:.1f} MB)")
+
+
+def _refuse_foreign_file(path: Path) -> None:
+    """Raise :class:`CommandError` where a file stands that no export of ours has written.
+
+    ``model.safetensors`` is also the usual name of a language model's weights.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        is_ours = path.suffix == ".onnx" and b"sagellm-lifetime" in file.read(_HEADER)
+    if path.suffix != ".onnx":
+        from sagellm_lifetime.predictor.checkpoint_file import read_checkpoint
+
+        try:
+            read_checkpoint(path)
+            is_ours = True
+        except (CheckpointError, MissingExtraError):
+            is_ours = False
+    if not is_ours:
+        raise CommandError(
+            f"{path}: is there already, and no export of this version: choose another name"
+        )
 
 
 def _export_network(source: Path, contents: Contents, target: Path) -> None:
