@@ -1,6 +1,10 @@
 """A guard round any advisor, beside an engine of which nothing is there."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from engine_help import SMALL, Engine
 
 from sagellm_lifetime.policies.events import Admitted, Arrived, Finished, Progressed
 from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker, OpenLine
@@ -172,3 +176,191 @@ def test_shadow_compares_with_what_was_done(engine, advisor, first):
     guard.compare_preemption(VIEWS[2], lambda: VIEWS[:2])
     preemptions = guard.agreement.preemptions
     assert (preemptions.made, preemptions.differing) == (1, int(first == [0]))
+
+
+# -- advisors that answer badly, beside vLLM's scheduler ------------------------------------------
+
+
+class Advised(Engine):
+    """An engine with an advisor of the test's; the guard has the circuit breaker of a live one."""
+
+    def __init__(self, advisor, settings=None, mode="act"):
+        self.import_vllm()
+        from sagellm_lifetime.vllm.finish_reasons import FinishReasons
+        from sagellm_lifetime.vllm.request_events import RequestEvents
+        from sagellm_lifetime.vllm.scheduler import LifetimeScheduler
+
+        settings = settings or replace(SMALL, blocks=14, max_num_seqs=8)
+        super().__init__(settings, scheduler_cls=LifetimeScheduler)
+        self.breaker = CircuitBreaker(floor_s=60.0)
+        guard = GuardedAdvisor(
+            lambda acts: advisor,
+            self.scheduler,
+            clock=self.scheduler.clock,
+            breaker=self.breaker,
+            limits_admission=advisor.limits_admission,
+        )
+        self.scheduler.use(guard, RequestEvents(FinishReasons()), None)
+        guard.want(mode)
+
+    def finish(self, count=30):
+        """Run so many requests, some of which are preempted; all must end."""
+        for i in range(count):
+            self.add(60 if i % 3 == 0 else 6, prompt=30)
+        free = self.free()
+        self.run(1500)
+        scheduler = self.scheduler
+        assert not scheduler.requests
+        assert not scheduler.waiting
+        assert not scheduler.running
+        assert self.free() == free
+        return self
+
+    def free(self):
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+class Advice:
+    """An advisor that leaves everything as it is, unless a test replaces a method."""
+
+    limits_admission = False
+
+    def __init__(self, **methods):
+        for name, method in methods.items():
+            setattr(self, name, method)
+
+    def on_events(self, events):
+        pass
+
+    def order(self, waiting, free_blocks):
+        return None
+
+    def victims(self, running):
+        return None
+
+    def reserve(self):
+        return 0
+
+    def admit_limit(self, running, waiting, free_blocks):
+        return len(waiting)
+
+
+class Changing:
+    """An order that is a permutation when it is read first, and names one place afterwards."""
+
+    def __init__(self, count):
+        self.count, self.reads = count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(range(self.count) if self.reads == 1 else [0] * self.count)
+
+    def __reversed__(self):
+        return iter([0] * self.count)
+
+    def __getitem__(self, place):
+        return 0
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda count: [float(place) for place in range(count)][::-1],
+        lambda count: np.arange(count)[::-1].astype(float),
+        lambda count: [0] * count,
+        lambda count: [[place] for place in range(count)],
+    ],
+    ids=["floats", "numpy floats", "duplicates", "lists"],
+)
+@pytest.mark.parametrize("method", ["order", "victims"])
+def test_no_order_of_something_else_loses_a_request(order, method):
+    """The breaker opens, and vLLM's own order stays."""
+    advisor = Advice(**{method: lambda sequences, *_: order(len(sequences))})
+    engine = Advised(advisor).finish()
+    assert engine.breaker.faults["nonsense"] == 1
+
+
+@pytest.mark.parametrize(
+    "order",
+    [Changing, lambda count: np.arange(count)[::-1], lambda count: set(range(count))],
+    ids=["changing", "numpy", "set"],
+)
+@pytest.mark.parametrize("method", ["order", "victims"])
+def test_what_was_checked_is_what_is_carried_out(order, method):
+    asked = []
+
+    def answer(sequences, *_):
+        asked.append(len(sequences))
+        return order(len(sequences))
+
+    engine = Advised(Advice(**{method: answer})).finish()
+    assert max(asked) > 1
+    assert engine.breaker.state == "closed"
+    assert engine.preempted
+
+
+def shortened(sequences, *_):
+    """Take a sequence away, and answer for the others."""
+    if len(sequences) < 2:
+        return None
+    sequences.pop()
+    return list(range(len(sequences)))
+
+
+def lengthened(sequences, *_):
+    sequences.append(sequences[0])
+    return list(range(len(sequences)))
+
+
+@pytest.mark.parametrize("answer", [shortened, lengthened])
+@pytest.mark.parametrize("method", ["order", "victims"])
+def test_an_advisor_cannot_change_what_it_is_given(answer, method):
+    engine = Advised(Advice(**{method: answer})).finish()
+    assert engine.breaker.faults["exception"] == 1
+
+
+def test_an_advisor_cannot_drop_events(engine):
+    """Even one that has no error beside it: what it is given is no list."""
+    given = []
+    guard = guarded(engine, Advice(on_events=given.append))
+    guard.on_events([Admitted("a", 2.0)])
+    assert {type(events) for events in given} == {tuple}
+    assert given[-1][-1] == Admitted("a", 2.0)
+
+
+@pytest.mark.parametrize("method", ["order", "victims", "admit_limit"])
+def test_the_length_is_read_before_the_advisor_is_asked(engine, method):
+    """A sequence of the engine's that can be shortened is no measure of the answer."""
+    views = [*VIEWS]
+
+    def shorten(*given):
+        views.pop()
+        return len(views) + 1 if method == "admit_limit" else list(range(len(views)))
+
+    guard = guarded(engine, Advice(**{method: shorten}))
+    if method == "admit_limit":
+        assert guard.admit_limit(1, views, 1) == 3
+    elif method == "order":
+        assert guard.order(views, 1) == [0, 1]  # the first places, which are still there
+    else:
+        assert guard.victims(views) is None
+        assert guard.breaker.faults["nonsense"] == 1
+
+
+def test_an_order_that_cannot_be_carried_out_takes_nothing_from_the_queue(vllm):
+    engine = Advised(Advice())
+    for _ in range(3):
+        engine.add(6)
+    from sagellm_lifetime.vllm.override import Override
+
+    override = Override(engine.scheduler)
+    before = list(engine.scheduler.waiting)
+    for order in ([2.0, 1.0, 0.0], [0, 1, 2, 3]):
+        with pytest.raises((TypeError, IndexError)):
+            override.reorder_queue(order)
+        assert list(engine.scheduler.waiting) == before
+    override.reorder_queue([1, 0])
+    assert list(engine.scheduler.waiting) == [before[1], before[0], before[2]]

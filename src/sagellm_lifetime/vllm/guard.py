@@ -475,20 +475,31 @@ class GuardedAdvisor:
 
 def _tell(advisor: Advisor, events: Sequence[Event]) -> int:
     """Pass events on; return the blocks to keep free from now on."""
-    advisor.on_events(events)
+    advisor.on_events(tuple(events))
+    return _reserve(advisor)
+
+
+# An advisor gets tuples or a read-only queue, and what it gets is counted before the call: an
+# answer that is checked against a list that the advisor has shortened would lose a sequence.
+
+
+def _reserve(advisor: Advisor) -> int:
     return check_count(advisor.reserve(), sys.maxsize, "blocks to keep free")
 
 
-def _order(advisor: Advisor, waiting: Sequence[SequenceView], free: int) -> Permutation | None:
-    return check_order(advisor.order(waiting, free), len(waiting))
+def _order(advisor: Advisor, waiting: Sequence[SequenceView], free: int) -> list[int] | None:
+    count = len(waiting)
+    return check_order(advisor.order(waiting, free), count)
 
 
-def _victims(advisor: Advisor, running: Sequence[SequenceView]) -> Permutation | None:
-    order = check_order(advisor.victims(running), len(running))
-    if order is not None and len(order) != len(running):
-        raise AdviceError(f"an order of {len(order)} victims for {len(running)} running sequences")
+def _victims(advisor: Advisor, running: Sequence[SequenceView]) -> list[int] | None:
+    count = len(running)
+    order = check_order(advisor.victims(tuple(running)), count)
+    if order is not None and len(order) != count:
+        raise AdviceError(f"an order of {len(order)} victims for {count} running sequences")
     return order
 
 
 def _limit(advisor: Advisor, running: int, waiting: Sequence[SequenceView], free: int) -> int:
-    return check_count(advisor.admit_limit(running, waiting, free), len(waiting), "admissions")
+    count = len(waiting)
+    return check_count(advisor.admit_limit(running, waiting, free), count, "admissions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 
@@ -61,10 +62,17 @@ class Override:
             self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)
 
     def reorder_queue(self, order: Sequence[int]) -> None:
-        """Put the first sequences of the queue in the given order."""
+        """Put the first sequences of the queue in the given order.
+
+        Raises:
+            IndexError: if the queue is shorter; it is unchanged then.
+        """
         waiting = self._scheduler.waiting
-        head = [waiting.popleft() for _ in order]
-        waiting.extendleft(head[place] for place in reversed(order))
+        head = list(islice(waiting, len(order)))
+        last_first = [head[place] for place in reversed(order)]  # made before the queue is touched
+        for _ in last_first:
+            waiting.popleft()
+        waiting.extendleft(last_first)
 
     def reorder_running(self, order: Sequence[int]) -> None:
         """Put the running sequences in the given order; vLLM preempts the last."""
