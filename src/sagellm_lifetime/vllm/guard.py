@@ -245,7 +245,10 @@ class GuardedAdvisor:
         return self._reserve
 
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
-        """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare."""
+        """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare.
+
+        Where nothing runs, an advisor's 0 counts as 1.
+        """
         self.catch_up()
         advisor, everybody = self._advisor, len(waiting)
         if advisor is None:
@@ -253,6 +256,8 @@ class GuardedAdvisor:
         count = self._call(None, _limit, advisor, running, waiting, free_blocks)
         if count is None:
             return everybody
+        if not running:  # nothing would ever change, so the engine would wait for ever
+            count = max(count, min(everybody, 1))
         self._admit_limit = count
         return count if self.acting else everybody
 
@@ -261,8 +266,7 @@ class GuardedAdvisor:
         if not self.limits_admission:
             return 0
         self.catch_up()
-        growth = getattr(self._advisor, "growth", None)
-        return self._call(0, growth) if growth is not None and self.acting else 0
+        return self._call(0, _growth, self._advisor) if self.acting else 0
 
     def catch_up(self) -> None:
         """Pass on all collected events; called before every decision."""
@@ -452,7 +456,7 @@ class GuardedAdvisor:
             self._advisor, self.acting = advisor, acts
             if acts:
                 self._engine.take_over()
-            self._reserve = self.breaker.call(0, advisor.reserve)
+            self._reserve = self.breaker.call(0, _reserve, advisor)
             self._check_advisor()
         self.breaker.excuse()
 
@@ -485,6 +489,11 @@ def _tell(advisor: Advisor, events: Sequence[Event]) -> int:
 
 def _reserve(advisor: Advisor) -> int:
     return check_count(advisor.reserve(), sys.maxsize, "blocks to keep free")
+
+
+def _growth(advisor: Advisor) -> int:
+    growth = getattr(advisor, "growth", None)  # not every advisor has it
+    return 0 if growth is None else check_count(growth(), sys.maxsize, "blocks withheld")
 
 
 def _order(advisor: Advisor, waiting: Sequence[SequenceView], free: int) -> list[int] | None:

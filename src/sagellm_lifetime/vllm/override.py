@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
+
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+
+
+def can_reorder(scheduler: Any) -> bool:
+    """Return True if vLLM's queue has an order that can be changed; a priority queue has none."""
+    return isinstance(scheduler.waiting, deque)
 
 
 def as_vllm(requests: Iterable[Any]) -> list[Any]:
@@ -24,7 +32,12 @@ def as_vllm(requests: Iterable[Any]) -> list[Any]:
 
 
 def restore_order(scheduler: Any) -> None:
-    """Put queue and running sequences in vLLM's order; call it only between two steps."""
+    """Put queue and running sequences in vLLM's order; call it only between two steps.
+
+    vLLM's priority queue, and the running sequences beside it, are never in another.
+    """
+    if not isinstance(scheduler.waiting, deque):
+        return
     order, running = as_vllm(scheduler.waiting), as_vllm(scheduler.running)
     scheduler.waiting.clear()
     scheduler.waiting.extend(order)
@@ -52,6 +65,8 @@ class Override:
     def begin(self) -> None:
         """Mark the order as changed, and keep vLLM's watermark for :meth:`give_back`."""
         self.is_disordered = True
+        if not can_reorder(self._scheduler):
+            LOG.warning("lifetime prediction leaves the order to vLLM's priority queue")
         if self._stock is None:
             self._stock = self._scheduler.kv_cache_manager.watermark_blocks
 
