@@ -1,6 +1,7 @@
 """The seam between an engine and who decides: events, answers, and what is no answer."""
 
 import doctest
+import sys
 from dataclasses import FrozenInstanceError, fields
 from itertools import count
 
@@ -143,6 +144,12 @@ def test_what_is_no_number_of_them_is_refused(number):
     assert check_count(3, 3, "admissions") == 3
     with pytest.raises(AdviceError, match="admissions of 3"):
         check_count(number, 3, "admissions")
+
+
+def test_a_message_about_a_number_quotes_no_text_and_no_limit_that_is_none():
+    for number, shown in ((-3, "-3"), (2.5, "2.5"), ("a prompt", "str"), (None, "NoneType")):
+        with pytest.raises(AdviceError, match=f"^{shown} blocks to keep free$"):
+            check_count(number, sys.maxsize, "blocks to keep free")
 
 
 @pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), np.array([True, True]).sum()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from operator import index
@@ -117,5 +118,7 @@ def check_count(count: int, most: int, what: str) -> int:
     except TypeError:
         whole = -1
     if not 0 <= whole <= most:
-        raise AdviceError(f"{count!r} {what} of {most}")
+        # The message is also in metrics, and a text could be a client's.
+        shown = repr(count) if isinstance(count, int | float) else type(count).__name__
+        raise AdviceError(f"{shown} {what}" + (f" of {most}" if most < sys.maxsize else ""))
     return whole
