@@ -11,6 +11,7 @@ Names load on first use, so that importing the package stays cheap and never loa
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,8 @@ _WHERE = {
     "TransformerLifetimePredictor": "predictor.builtin",
 }
 
-_RENAMED = {"LearningElsewhere": "predictor.background_learner"}
-"""Names of version 0.1.0 that are kept for one version, with a warning."""
+_RENAMED = {"LearningElsewhere": "BackgroundLearner"}
+"""Names of version 0.1.0 that are kept for one version, with a warning: old name, name of now."""
 
 __all__ = [
     "PREDICTORS",
@@ -130,7 +131,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        return getattr(import_module(f"{__name__}.{_RENAMED[name]}"), name)  # warns
+        now = _RENAMED[name]
+        value = __getattr__(now)  # before the warning, as an import may let it be shown again
+        text = f"{name} is now {now}; the old name goes in the next version"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)  # shown at the caller's line
+        return value
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, util
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -151,9 +151,14 @@ class MovedModules(MetaPathFinder, Loader):
         old = fullname.removeprefix(_ROOT)
         if old == fullname:
             return None
-        if old in _EMPTY or path_now(old) is not None:
-            return ModuleSpec(fullname, self, is_package=old in _EMPTY or old in _PACKAGES)
-        return None
+        if old in _EMPTY:
+            return ModuleSpec(fullname, self, is_package=True)
+        new = path_now(old)
+        found = None if new is None else util.find_spec(_ROOT + new)
+        if found is None:
+            return None
+        is_package = found.submodule_search_locations is not None
+        return ModuleSpec(fullname, self, is_package=is_package)
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill a module with the names of the one that took its place."""

@@ -1,7 +1,9 @@
 """The seam between an engine and who decides: events, answers, and what is no answer."""
 
 import doctest
+import sys
 from dataclasses import FrozenInstanceError, fields
+from itertools import count
 
 import numpy as np
 import pytest
@@ -82,23 +84,78 @@ def test_an_event_is_a_fact_with_its_moment(event):
 
 
 @pytest.mark.parametrize("order", [[], [0], [1, 0], [2, 0, 1], np.array([1, 0]), range(3)])
-def test_an_order_of_the_first_places_is_one(order):
-    assert check_order(order, 3) is order
+def test_an_order_of_the_first_places_is_copied(order):
+    copy = check_order(order, 3)
+    assert copy == list(order)
+    assert copy is not order
+    assert {type(place) for place in copy} <= {int}
     assert check_order(None, 0) is None
 
 
-@pytest.mark.parametrize("order", [[1], [0, 0], [0, 2], [-1, 0], [0, 1, 2, 3], [0.5], [2, 1, 3]])
+class Twice:
+    """An order that is a permutation when it is read first, and none afterwards."""
+
+    def __init__(self, count):
+        self.answers = [list(range(count))]
+
+    def __len__(self):
+        return len(next(iter(self)))
+
+    def __iter__(self):
+        return iter(self.answers.pop() if self.answers else [0, 0, 0])
+
+    def __getitem__(self, place):
+        return 0
+
+
+def test_an_order_is_read_once():
+    assert check_order(Twice(3), 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [1],
+        [0, 0],
+        [0, 2],
+        [-1, 0],
+        [0, 1, 2, 3],
+        [0.5],
+        [2, 1, 3],
+        [1.0, 0.0],
+        np.array([1.0, 0.0]),
+        np.zeros((2, 1), int),
+        [0, None],
+        [float("nan")],
+        "abc",
+        7,
+        count(),
+    ],
+    ids=str,
+)
 def test_what_is_no_permutation_is_no_order(order):
     with pytest.raises(AdviceError, match="no permutation") as error:
         check_order(order, 3)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("count", [-1, 4, 1.0, True, None, float("nan")])
-def test_what_is_no_number_of_them_is_refused(count):
+@pytest.mark.parametrize("number", [-1, 4, 1.0, True, None, float("nan"), np.True_, np.float64(1)])
+def test_what_is_no_number_of_them_is_refused(number):
     assert check_count(3, 3, "admissions") == 3
     with pytest.raises(AdviceError, match="admissions of 3"):
-        check_count(count, 3, "admissions")
+        check_count(number, 3, "admissions")
+
+
+def test_a_message_about_a_number_quotes_no_text_and_no_limit_that_is_none():
+    for number, shown in ((-3, "-3"), (2.5, "2.5"), ("a prompt", "str"), (None, "NoneType")):
+        with pytest.raises(AdviceError, match=f"^{shown} blocks to keep free$"):
+            check_count(number, sys.maxsize, "blocks to keep free")
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.uint8(2), np.array([True, True]).sum()])
+def test_a_number_of_numpy_is_one(number):
+    counted = check_count(number, 3, "admissions")
+    assert (counted, type(counted)) == (2, int)
 
 
 def test_the_forecaster_hears_of_all_in_its_order():

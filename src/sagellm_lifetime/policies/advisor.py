@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from itertools import islice
+from operator import index
 from typing import Protocol, TypeAlias
 
 from sagellm_lifetime.core.errors import LifetimeError
@@ -76,29 +79,46 @@ class Advisor(Protocol):
             running: number of running sequences.
             waiting: the queue, in the order of admission.
             free_blocks: blocks that no sequence holds or needs for the rest of its prompt.
+
+        An engine takes a 0 for 1 where nothing runs, since it would wait for ever.
         """
 
 
-def check_order(order: Permutation | None, most: int) -> Permutation | None:
-    """Return ``order`` if it is None or a permutation of the first places of ``most``.
+def check_order(order: Permutation | None, most: int) -> list[int] | None:
+    """Return a copy of ``order`` if it is None or a permutation of the first places of ``most``.
+
+    The copy is a list of ``int``. Only the copy is checked and used, since an object of somebody
+    else may answer differently when it is read again, and a float equals an index but is none.
 
     Raises:
         AdviceError: if it is anything else.
     """
     if order is None:
         return None
-    count = len(order)
-    if count > most or sorted(order) != list(range(count)):
+    try:
+        places = list(map(index, islice(order, most + 1)))
+    except TypeError:  # no iterable, or of something else than whole numbers
+        raise AdviceError(f"an order for {most} sequences that is no permutation") from None
+    count = len(places)
+    if count > most:
+        raise AdviceError(f"an order of over {most} for {most} sequences that is no permutation")
+    if count and (len(set(places)) != count or min(places) != 0 or max(places) != count - 1):
         raise AdviceError(f"an order of {count} for {most} sequences that is no permutation")
-    return order
+    return places
 
 
 def check_count(count: int, most: int, unit: str) -> int:
-    """Return ``count`` if it is a whole number from 0 to ``most``.
+    """Return ``count`` as an ``int`` if it is a whole number (also NumPy's) from 0 to ``most``.
 
     Raises:
         AdviceError: if it is anything else; ``unit`` names the counted objects in the message.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
-        raise AdviceError(f"{count!r} {unit} of {most}")
-    return count
+    try:
+        whole = -1 if isinstance(count, bool) else index(count)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole <= most:
+        # The message is also in metrics, and a text could be a client's.
+        shown = repr(count) if isinstance(count, int | float) else type(count).__name__
+        raise AdviceError(f"{shown} {unit}" + (f" of {most}" if most < sys.maxsize else ""))
+    return whole

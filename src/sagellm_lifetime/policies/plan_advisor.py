@@ -277,7 +277,7 @@ class PlanAdvisor:
         if not self.limits_admission:
             return 0
         self._refresh()  # with an empty queue no other call refreshes the looks
-        return int(self._peak.growth())
+        return max(int(self._peak.growth()), 0)
 
     # -- the queue -----------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ class CircuitBreaker:
     def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
         """Return ``function(*args)``, or ``fallback`` if it is not called or fails.
 
-        An error of a signal handler during the call is not a fault of the call, and raised again.
+        An error of a signal handler during the call (Ctrl-C, say) is not a fault of the call, and
+        raised again. Any other is, also the ``SystemExit`` of a library that calls ``sys.exit()``.
         """
         if not self.allows:
             return fallback
@@ -124,7 +125,7 @@ class CircuitBreaker:
             self._open("hang", f"took longer than {self._limit.seconds:g} s")
         except AdviceError as error:
             self._open("nonsense", str(error))
-        except Exception as error:  # any error, as the engine must go on
+        except BaseException as error:  # any error, as the engine must go on
             if from_signal_handler(error):
                 raise
             self._open_for(error)
@@ -205,7 +206,7 @@ class CircuitBreaker:
         self._steps = self._suspected = 0
         self._cost = self._busy = self._pace = self._over = 0.0
 
-    def _open_for(self, error: Exception) -> None:
+    def _open_for(self, error: BaseException) -> None:
         # Only its type, as the reason is also in metrics, which need no API key.
         self._open("exception", type(error).__name__)
         LOG.debug("what was raised", exc_info=error)

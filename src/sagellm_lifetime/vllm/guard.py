@@ -245,7 +245,10 @@ class GuardedAdvisor:
         return self._reserve
 
     def admit_limit(self, running: int, waiting: Sequence[SequenceView], free_blocks: int) -> int:
-        """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare."""
+        """Return how many of the queue may be admitted; ``shadow`` only keeps it to compare.
+
+        Where nothing runs, an advisor's 0 counts as 1.
+        """
         self.catch_up()
         advisor, queue_length = self._advisor, len(waiting)
         if advisor is None:
@@ -253,6 +256,8 @@ class GuardedAdvisor:
         count = self._call(None, _checked_limit, advisor, running, waiting, free_blocks)
         if count is None:
             return queue_length
+        if not running:  # nothing would ever change, so the engine would wait for ever
+            count = max(count, min(queue_length, 1))
         self._admit_limit = count
         return count if self.acting else queue_length
 
@@ -261,8 +266,7 @@ class GuardedAdvisor:
         if not self.limits_admission:
             return 0
         self.catch_up()
-        growth = getattr(self._advisor, "growth", None)
-        return self._call(0, growth) if growth is not None and self.acting else 0
+        return self._call(0, _growth, self._advisor) if self.acting else 0
 
     def catch_up(self) -> None:
         """Pass on all collected events; called before every decision."""
@@ -452,7 +456,7 @@ class GuardedAdvisor:
             self._advisor, self.acting = advisor, acts
             if acts:
                 self._engine.take_over()
-            self._reserve = self.breaker.call(0, advisor.reserve)
+            self._reserve = self.breaker.call(0, _reserve, advisor)
             self._check_advisor()
         self.breaker.excuse()
 
@@ -475,24 +479,40 @@ class GuardedAdvisor:
 
 def _pass_on(advisor: Advisor, events: Sequence[Event]) -> int:
     """Pass events on; return the blocks to keep free from now on."""
-    advisor.on_events(events)
+    advisor.on_events(tuple(events))
+    return _reserve(advisor)
+
+
+# An advisor gets tuples or a read-only queue, and what it gets is counted before the call: an
+# answer that is checked against a list that the advisor has shortened would lose a sequence.
+
+
+def _reserve(advisor: Advisor) -> int:
     return check_count(advisor.reserve(), sys.maxsize, "blocks to keep free")
+
+
+def _growth(advisor: Advisor) -> int:
+    growth = getattr(advisor, "growth", None)  # not every advisor has it
+    return 0 if growth is None else check_count(growth(), sys.maxsize, "blocks withheld")
 
 
 def _checked_order(
     advisor: Advisor, waiting: Sequence[SequenceView], free: int
-) -> Permutation | None:
-    return check_order(advisor.order(waiting, free), len(waiting))
+) -> list[int] | None:
+    count = len(waiting)
+    return check_order(advisor.order(waiting, free), count)
 
 
-def _checked_victims(advisor: Advisor, running: Sequence[SequenceView]) -> Permutation | None:
-    order = check_order(advisor.victims(running), len(running))
-    if order is not None and len(order) != len(running):
-        raise AdviceError(f"an order of {len(order)} victims for {len(running)} running sequences")
+def _checked_victims(advisor: Advisor, running: Sequence[SequenceView]) -> list[int] | None:
+    count = len(running)
+    order = check_order(advisor.victims(tuple(running)), count)
+    if order is not None and len(order) != count:
+        raise AdviceError(f"an order of {len(order)} victims for {count} running sequences")
     return order
 
 
 def _checked_limit(
     advisor: Advisor, running: int, waiting: Sequence[SequenceView], free: int
 ) -> int:
-    return check_count(advisor.admit_limit(running, waiting, free), len(waiting), "admissions")
+    count = len(waiting)
+    return check_count(advisor.admit_limit(running, waiting, free), count, "admissions")

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
+
+from sagellm_lifetime.vllm.circuit_breaker import LOG
+
+
+def can_reorder(scheduler: Any) -> bool:
+    """Return True if vLLM's queue has an order that can be changed; a priority queue has none."""
+    return isinstance(scheduler.waiting, deque)
 
 
 def as_vllm(requests: Iterable[Any]) -> list[Any]:
@@ -23,7 +32,12 @@ def as_vllm(requests: Iterable[Any]) -> list[Any]:
 
 
 def restore_order(scheduler: Any) -> None:
-    """Put queue and running sequences in vLLM's order; call it only between two steps."""
+    """Put queue and running sequences in vLLM's order; call it only between two steps.
+
+    vLLM's priority queue, and the running sequences beside it, are never in another.
+    """
+    if not isinstance(scheduler.waiting, deque):
+        return
     order, running = as_vllm(scheduler.waiting), as_vllm(scheduler.running)
     scheduler.waiting.clear()
     scheduler.waiting.extend(order)
@@ -51,6 +65,8 @@ class Override:
     def begin(self) -> None:
         """Mark the order as changed, and keep vLLM's watermark for :meth:`give_back`."""
         self.is_disordered = True
+        if not can_reorder(self._scheduler):
+            LOG.warning("lifetime prediction leaves the order to vLLM's priority queue")
         if self._stock is None:
             self._stock = self._scheduler.kv_cache_manager.watermark_blocks
 
@@ -61,10 +77,17 @@ class Override:
             self._scheduler.kv_cache_manager.watermark_blocks = max(self._stock, blocks)
 
     def reorder_queue(self, order: Sequence[int]) -> None:
-        """Put the first sequences of the queue in the given order."""
+        """Put the first sequences of the queue in the given order.
+
+        Raises:
+            IndexError: if the queue is shorter; it is unchanged then.
+        """
         waiting = self._scheduler.waiting
-        head = [waiting.popleft() for _ in order]
-        waiting.extendleft(head[place] for place in reversed(order))
+        head = list(islice(waiting, len(order)))
+        last_first = [head[place] for place in reversed(order)]  # made before the queue is touched
+        for _ in last_first:
+            waiting.popleft()
+        waiting.extendleft(last_first)
 
     def reorder_running(self, order: Sequence[int]) -> None:
         """Put the running sequences in the given order; vLLM preempts the last."""

@@ -17,7 +17,7 @@ from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Preempted
 from sagellm_lifetime.vllm.beam_search import is_beam_step
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
-from sagellm_lifetime.vllm.override import Override, restore_order
+from sagellm_lifetime.vllm.override import Override, can_reorder, restore_order
 from sagellm_lifetime.vllm.request_view import Questions, QueueView, RequestView
 from sagellm_lifetime.vllm.time_budget import from_signal_handler
 
@@ -101,7 +101,8 @@ class LifetimeMixin:
             output = super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         finally:
             self.max_num_active_reqs = limit
-        self._guarded(None, self._account, output)
+        if self.lifetime is not None:  # None after a fault whose handling failed
+            self._guarded(None, self._account, output)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -130,11 +131,18 @@ class LifetimeMixin:
         return allowed
 
     def _ask(self, lifetime: GuardedAdvisor) -> int:
-        """Order the queue and the running sequences; return how many sequences may run."""
+        """Order the queue and the running sequences; return how many sequences may run.
+
+        With vLLM's priority queue the orders stay vLLM's, and only admissions are limited.
+        """
         waiting, running, allowed = self.waiting, len(self.running), sys.maxsize
-        queue = QueueView(waiting, self._view)
+        reorders = lifetime.acting and can_reorder(self)
+        if not reorders and not lifetime.limits_admission:
+            return allowed
+        # A priority queue is a heap, whose requests have no places.
+        queue = QueueView(waiting if can_reorder(self) else list(waiting), self._view)
         # The order does not matter for a single sequence, or if all or none are admitted.
-        if lifetime.acting and len(waiting) > 1 and self._order_matters():
+        if reorders and len(waiting) > 1 and self._order_matters():
             order = lifetime.order(queue, self._free_to_admit())
             if order is not None:
                 self._override.reorder_queue(order)
@@ -146,7 +154,7 @@ class LifetimeMixin:
                 exempt = self.num_waiting_for_streaming_input + len(self.kv_holding_waiting)
                 allowed = running + count + exempt
         # With an empty queue no sequence gains by the choice of a victim, so vLLM's is kept.
-        if lifetime.acting and self._runs_out():
+        if reorders and self._runs_out():
             order = lifetime.victims([self._view(request) for request in self.running])
             if order is not None:
                 self._override.reorder_running(order)
@@ -275,7 +283,8 @@ class LifetimeMixin:
     def _give_up(self, error: Exception) -> None:
         """Disable prediction until a restart, after an error in the fault handling."""
         lifetime, self.lifetime = self.lifetime, None
-        self._is_abandoned = lifetime is not None  # the next step restores vLLM's order first
+        if lifetime is not None:
+            self._is_abandoned = True  # the next step restores vLLM's order first
         if self._stock_watermark is not None:
             self.kv_cache_manager.watermark_blocks = self._stock_watermark
         try:

@@ -110,9 +110,11 @@ def runs_alone() -> bool:
 
 
 def from_signal_handler(error: BaseException) -> bool:
-    """Return True if a signal handler in Python raised it, such as a caller's time-out.
+    """Return True if a signal handler raised it, such as Ctrl-C or a caller's time-out.
 
-    Such an error interrupts arbitrary code, and is not a fault of that code.
+    Such an error interrupts arbitrary code, and is not a fault of that code. A
+    ``KeyboardInterrupt`` of code on the main thread counts as Ctrl-C while Python's own handler is
+    installed, which leaves no trace of itself.
     """
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {
@@ -120,8 +122,11 @@ def from_signal_handler(error: BaseException) -> bool:
         for handler in handlers
         for part in (handler, getattr(handler, "func", None), getattr(handler, "__call__", None))  # noqa: B004
     }
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(frame.f_code in codes for frame in frames)
+    found = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if not found.isdisjoint(codes):
+        return True
+    is_ctrl_c = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
+    return is_ctrl_c and _Worker.run.__code__ not in found  # signals run on the main thread only
 
 
 _armed = False
