@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sagellm_lifetime import (
+    BackgroundLearner,
     CheckpointError,
     PredictionRequest,
     create_predictor,
@@ -80,7 +81,7 @@ def rewrite(path, change, *, arrays=None):
 
 def test_round_trip_and_what_the_manifest_says(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["predictor"] == "survival"
     assert manifest["sha256"] == hashlib.sha256((saved / MODEL).read_bytes()).hexdigest()
     assert set(manifest) >= {"options", "features", "training_data", "metrics", "arrays"}
@@ -157,8 +158,19 @@ def test_missing_pieces(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b"{}"],
-    ids=range(9),
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"format": 1}',
+        b'{"format": 2}',
+        b"{}",
+    ],
+    ids=range(10),
 )
 def test_manifests_that_are_none(saved, text):
     (saved / MANIFEST).write_bytes(text)
@@ -166,7 +178,8 @@ def test_manifests_that_are_none(saved, text):
 
 
 CHANGES = {
-    "another format": lambda m: m.update(format=2),
+    "another format": lambda m: m.update(format=3),
+    "no format": lambda m: m.pop("format"),
     "another schema": lambda m: m["features"].update(bins=7),
     "another checksum": lambda m: m.update(sha256="0" * 64),
     "no checksum": lambda m: m.pop("sha256"),
@@ -190,6 +203,28 @@ CHANGES = {
 def test_manifests_that_lie(saved, what):
     rewrite(saved, CHANGES[what])
     refused(saved)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_so(saved, tmp_path):
+    rewrite(saved, lambda m: m.update(format=1))
+    told = "written by an earlier version of this package; train again"
+    assert refused(saved) == f"{saved}: {told}"
+    with pytest.raises(CheckpointError, match=told):
+        BackgroundLearner(create_predictor("survival"), saved)
+    path = tmp_path / "model.safetensors"
+    held = Checkpoint("survival", {}, taught().state())
+    manifest = held.manifest
+    object.__setattr__(held, "manifest", lambda digest: manifest(digest) | {"format": 1})
+    export_checkpoint(held, path)
+    assert refused(path) == f"{path}: {told}"
+
+
+def test_a_checkpoint_of_an_unknown_predictor_names_it(saved):
+    rewrite(saved, lambda m: m.update(predictor="oracle"))
+    assert refused(saved) == (
+        f"{saved}: made by predictor 'oracle', which no installed package registers (entry points "
+        "of the group sagellm_lifetime.models)"
+    )
 
 
 def drop(name):

@@ -39,7 +39,8 @@ from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Version of the format; raised where older checkpoints can no longer be restored."""
 EXPORTS: Final = (".pt", ".safetensors", ".onnx")
 """Suffixes of the files that ``export`` writes."""
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
@@ -483,9 +484,11 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
             raise ValueError(f"nested more than {_DEEPEST} deep")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        version = manifest.get("format") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{path}: format {version!r}, this version reads {FORMAT}")
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(version) is int and 0 < version < FORMAT:
+        raise CheckpointError(f"{path}: written by an earlier version of this package; train again")
+    if not isinstance(manifest, dict) or version != FORMAT:
+        raise CheckpointError(f"{path}: format {shown(version)}, this version reads {FORMAT}")
     if manifest.get("features") != SCHEMA:
         raise CheckpointError(f"{path}: written for another feature schema; train again")
     if not isinstance(manifest.get("options"), dict) or not isinstance(
