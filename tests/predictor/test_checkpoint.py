@@ -227,6 +227,39 @@ def test_a_checkpoint_of_an_unknown_predictor_names_it(saved):
     )
 
 
+UNSAVABLE = {
+    "half precision": (lambda p, patch: patch({"x": np.zeros(2, np.float16)}), "type float16"),
+    "objects": (lambda p, patch: patch({"x": np.array([None])}), "type object"),
+    "text": (lambda p, patch: patch({"x": np.array(["a"])}), "type <U1"),
+    "another byte order": (lambda p, patch: patch({"x": np.zeros(2, ">f8")}), "type >f8"),
+    "a name that is none": (lambda p, patch: patch({"\ud800": np.zeros(2)}), "no valid text"),
+    "an option that is no JSON": (
+        lambda p, patch: p.model.options.update(depth=np.int64(3)),
+        "written as JSON (TypeError: Object of type int64",
+    ),
+    "a summary that is no JSON": (lambda p, patch: p.summary.update(rows={1}), "written as JSON"),
+}
+
+
+@pytest.mark.parametrize("what", UNSAVABLE)
+def test_what_could_not_be_loaded_is_not_saved(saved, tmp_path, monkeypatch, what):
+    change, told = UNSAVABLE[what]
+    predictor = taught()
+    change(predictor, lambda state: monkeypatch.setattr(predictor.model, "state", lambda: state))
+    before = (saved / MANIFEST).read_bytes()
+    for path in (saved, tmp_path / "new"):
+        with pytest.raises(CheckpointError) as caught:
+            predictor.save(path)
+        assert told in str(caught.value)
+        assert str(caught.value).startswith(f"{path}: ")
+    assert (saved / MANIFEST).read_bytes() == before
+    held = Checkpoint("survival", predictor.options, predictor.state(), predictor.summary)
+    for suffix in (".safetensors", ".pt"):
+        with pytest.raises(CheckpointError):
+            export_checkpoint(held, tmp_path / f"model{suffix}")
+    assert not list(tmp_path.glob("model.*"))
+
+
 def drop(name):
     return lambda held: held.pop(name)
 
