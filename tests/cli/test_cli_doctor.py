@@ -51,6 +51,17 @@ def test_a_model_of_another_package_that_cannot_be_loaded(entries, capsys):
 
 
 @pytest.mark.usefixtures("no_vllm")
+def test_a_model_whose_import_ends_the_program_does_not_end_the_doctor(entries, tmp_path, capsys):
+    (tmp_path / "ends_the_program.py").write_text("import sys; sys.exit('bye')")
+    entries("mine = ends_the_program:Model")
+    assert run(["doctor"], "lifetime") == 1
+    out = capsys.readouterr().out
+    assert "broken  model mine: predictor 'mine' of other-models 1.0 cannot be loaded" in out
+    assert "(SystemExit: bye)" in out
+    assert out.endswith("Broken: model mine.\n")
+
+
+@pytest.mark.usefixtures("no_vllm")
 def test_an_extra_that_is_absent_says_how_to_get_it(monkeypatch, capsys):
     version_of = module._version_of
     monkeypatch.setattr(

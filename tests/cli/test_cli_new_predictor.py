@@ -40,9 +40,11 @@ class Misnamed(LengthModel):
 
 nothing = 5
 """,
+    "ends": "import sys; sys.exit('bye')",
 }
 MODELS = {"by-client": "by_client:ByClient", "deep": "deep:Deep", "fixed": "deep:Fixed"}
 ODD = {
+    "ends": ("ends:X", "cannot be loaded (SystemExit: bye)"),
     "absent": ("no_such_module:X", "ModuleNotFoundError: No module named 'no_such_module'"),
     "half": ("odd:Half", "lacks hazards, learn, restore, state"),
     "misnamed": ("odd:Misnamed", "has the name 'other'"),

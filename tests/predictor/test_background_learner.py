@@ -325,6 +325,50 @@ def test_a_lesson_that_cannot_be_learned_costs_only_itself(capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
+def is_supervised(learner):
+    return learner._supervisor.is_alive() and learner._supervisor.is_working
+
+
+def test_evidence_that_cannot_be_pickled_costs_only_its_completion():
+    predictor = made("survival")
+    with learning(predictor, every=3600.0) as learner:
+        predictor.predict(PredictionRequest("poison", [], 0, 512))
+        predictor._tracker.get("poison", 0).evidence.features.prompt_length = lambda: "a secret"
+        predictor.update("poison", 10, 1.0)
+        until(lambda: predictor.get_metrics()["lessons_dropped"] == 1)
+        until(lambda: predictor.get_metrics()["learner_trouble"])
+        trouble = predictor.get_metrics()["learner_trouble"]
+        assert "a completion was dropped: the evidence of its model cannot be pickled" in trouble
+        assert "secret" not in trouble
+        teach(predictor, 8)
+        assert learner.drain(SOON)
+        assert is_supervised(learner)
+        metrics = assert_counts_add_up(predictor, learned=8)
+        assert (metrics["lessons"], metrics["learner_restarts"]) == (8, 0)
+        assert metrics["learner_trouble"] is None, "it is over"
+
+
+@pytest.mark.parametrize("method", ["restore", "release"])
+def test_a_model_that_raises_while_its_state_is_taken_over_is_trouble(method, monkeypatch):
+    predictor = made("survival")
+
+    def fail(*_):
+        raise ZeroDivisionError("\nno such luck")
+
+    with learning(predictor, every=3600.0) as learner:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(predictor.model), method, fail)
+            teach(predictor, 4)
+            assert learner.drain(2.0 if method == "restore" else SOON) == (method == "release")
+            until(lambda: predictor.get_metrics()["learner_trouble"])
+            assert "(ZeroDivisionError: no such luck)" in predictor.get_metrics()["learner_trouble"]
+        assert is_supervised(learner)
+        teach(predictor, 4, name="later")
+        assert learner.drain(SOON)
+        metrics = assert_counts_add_up(predictor, learned=8)
+        assert (metrics["lessons"], metrics["learner_trouble"]) == (8, None)
+
+
 def test_trouble_with_the_disk_is_told_and_gets_over(tmp_path):
     predictor = made("survival")
     with learning(predictor, tmp_path / "state", every=0.05) as learner:
@@ -423,6 +467,14 @@ def test_what_is_refused(tmp_path):
             BackgroundLearner(predictor)
         with pytest.raises(RequestError, match="another process"):
             predictor.fit(tmp_path / "nothing")
+        state, model = predictor.state(), made("survival").model
+        with pytest.raises(RequestError, match="it learns in another process"):
+            predictor.model = model
+        with pytest.raises(RequestError, match="it learns in another process"):
+            predictor.restore(state)
+        with pytest.raises(RequestError, match="it learns in another process"):
+            predictor.swap(predictor.successor(state))
+        assert predictor.clone().lessons == 0
     with pytest.raises(CheckpointError, match="'survival' predictor, not 'orca'"):
         BackgroundLearner(made("orca"), tmp_path / "state")
     with pytest.raises(CheckpointError, match="max_nodes=20000, not 50"):

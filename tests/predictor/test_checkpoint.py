@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sagellm_lifetime import (
+    BackgroundLearner,
     CheckpointError,
     PredictionRequest,
     create_predictor,
@@ -80,7 +81,7 @@ def rewrite(path, change, *, arrays=None):
 
 def test_round_trip_and_what_the_manifest_says(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["predictor"] == "survival"
     assert manifest["sha256"] == hashlib.sha256((saved / MODEL).read_bytes()).hexdigest()
     assert set(manifest) >= {"options", "features", "training_data", "metrics", "arrays"}
@@ -157,8 +158,19 @@ def test_missing_pieces(saved, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b"{}"],
-    ids=range(9),
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"format": 1}',
+        b'{"format": 2}',
+        b"{}",
+    ],
+    ids=range(10),
 )
 def test_manifests_that_are_none(saved, text):
     (saved / MANIFEST).write_bytes(text)
@@ -166,7 +178,8 @@ def test_manifests_that_are_none(saved, text):
 
 
 CHANGES = {
-    "another format": lambda m: m.update(format=2),
+    "another format": lambda m: m.update(format=3),
+    "no format": lambda m: m.pop("format"),
     "another schema": lambda m: m["features"].update(bins=7),
     "another checksum": lambda m: m.update(sha256="0" * 64),
     "no checksum": lambda m: m.pop("sha256"),
@@ -190,6 +203,61 @@ CHANGES = {
 def test_manifests_that_lie(saved, what):
     rewrite(saved, CHANGES[what])
     refused(saved)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_so(saved, tmp_path):
+    rewrite(saved, lambda m: m.update(format=1))
+    told = "written by an earlier version of this package; train again"
+    assert refused(saved) == f"{saved}: {told}"
+    with pytest.raises(CheckpointError, match=told):
+        BackgroundLearner(create_predictor("survival"), saved)
+    path = tmp_path / "model.safetensors"
+    held = Checkpoint("survival", {}, taught().state())
+    manifest = held.manifest
+    object.__setattr__(held, "manifest", lambda digest: manifest(digest) | {"format": 1})
+    export_checkpoint(held, path)
+    assert refused(path) == f"{path}: {told}"
+
+
+def test_a_checkpoint_of_an_unknown_predictor_names_it(saved):
+    rewrite(saved, lambda m: m.update(predictor="oracle"))
+    assert refused(saved) == (
+        f"{saved}: made by predictor 'oracle', which no installed package registers (entry points "
+        "of the group sagellm_lifetime.models)"
+    )
+
+
+UNSAVABLE = {
+    "half precision": (lambda p, patch: patch({"x": np.zeros(2, np.float16)}), "type float16"),
+    "objects": (lambda p, patch: patch({"x": np.array([None])}), "type object"),
+    "text": (lambda p, patch: patch({"x": np.array(["a"])}), "type <U1"),
+    "another byte order": (lambda p, patch: patch({"x": np.zeros(2, ">f8")}), "type >f8"),
+    "a name that is none": (lambda p, patch: patch({"\ud800": np.zeros(2)}), "no valid text"),
+    "an option that is no JSON": (
+        lambda p, patch: p.model.options.update(depth=np.int64(3)),
+        "written as JSON (TypeError: Object of type int64",
+    ),
+    "a summary that is no JSON": (lambda p, patch: p.summary.update(rows={1}), "written as JSON"),
+}
+
+
+@pytest.mark.parametrize("what", UNSAVABLE)
+def test_what_could_not_be_loaded_is_not_saved(saved, tmp_path, monkeypatch, what):
+    change, told = UNSAVABLE[what]
+    predictor = taught()
+    change(predictor, lambda state: monkeypatch.setattr(predictor.model, "state", lambda: state))
+    before = (saved / MANIFEST).read_bytes()
+    for path in (saved, tmp_path / "new"):
+        with pytest.raises(CheckpointError) as caught:
+            predictor.save(path)
+        assert told in str(caught.value)
+        assert str(caught.value).startswith(f"{path}: ")
+    assert (saved / MANIFEST).read_bytes() == before
+    held = Checkpoint("survival", predictor.options, predictor.state(), predictor.summary)
+    for suffix in (".safetensors", ".pt"):
+        with pytest.raises(CheckpointError):
+            export_checkpoint(held, tmp_path / f"model{suffix}")
+    assert not list(tmp_path.glob("model.*"))
 
 
 def drop(name):

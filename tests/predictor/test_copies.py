@@ -100,7 +100,9 @@ def test_a_model_is_swapped_by_assignment_and_running_sequences_are_answered_ane
     for i in range(50):
         other.predict(PredictionRequest(i, [], 0, 4096, {"client_id": "c"}))
         other.update(i, 1000, 1.0)
+    predictor.summary = {"rows": 3}
     predictor.model = copy.deepcopy(other.model)
+    assert predictor.summary == {}, "of the model that was replaced"
     assert predictor.lessons == 50
     after = predictor.predict(request)
     assert (before.source, after.source) == ("prior", "model")
@@ -115,6 +117,29 @@ def test_a_model_of_another_class_is_refused_and_changes_nothing():
     with pytest.raises(RequestError, match="made around a LengthModel"):
         Predictor("survival")
     assert predictor.model.name == "survival"
+
+
+def test_a_model_that_another_predictor_has_is_refused():
+    predictor, other = create_predictor("survival"), create_predictor("survival")
+    taken, own = other.model, predictor.model
+    with pytest.raises(RequestError, match="another predictor has this model"):
+        predictor.model = taken
+    assert predictor.model is own
+    predictor.model = own
+    del other
+    predictor.model = taken
+    assert predictor.model is taken
+
+
+@pytest.mark.parametrize("option", ["capacity", "expire_after"])
+def test_a_model_with_an_option_of_the_predictor_is_refused(option):
+    class Sized(SurvivalModel):
+        name = "sized"
+
+    model = Sized()
+    model.options[option] = 10
+    with pytest.raises(RequestError, match=f"model 'sized' has an option '{option}'"):
+        Predictor(model)
 
 
 def test_a_fit_that_fails_in_the_middle_leaves_the_model_in_use():

@@ -20,6 +20,7 @@ from sagellm_lifetime.core import hazard, link
 from sagellm_lifetime.core.batch import LengthDistributionBatch
 from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.core.distribution import point_and_confidence, tolerance_band
+from sagellm_lifetime.core.errors import LifetimeError
 from sagellm_lifetime.core.grid import EDGES, MAX_LENGTH, bins_of
 
 AGE_EDGES: Final[np.ndarray] = np.array([1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192])
@@ -147,9 +148,14 @@ class Calibration:
         Args:
             predicted: distributions at ages that were chosen without looking at the outcome.
             outcomes: total lengths, all above the ages.
+
+        Raises:
+            LifetimeError: a row is not finite. Then nothing is learned.
         """
         if len(predicted) == 0:
             return
+        if not np.isfinite(predicted.rows[:, : hazard.ROW]).all():
+            raise LifetimeError("a calibration cannot learn from hazards that are not finite")
         bands = bands_of(predicted.ages)
         self._learn_levels(predicted, bands, outcomes)
         self._refresh_curves()

@@ -40,6 +40,13 @@ def shown(value: object, most: int = _SHOWN) -> str:
     return f"a value of type {type(value).__name__[:most]}"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the class of an error and the first line of its message that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name
+
+
 def one_line(text: str) -> str:
     """Return ``text`` without line breaks and control characters, the middle of a long one cut."""
     if not text.isprintable():

@@ -56,6 +56,11 @@ class _Forks:
         with self._lock:
             self._objects.add(item)
 
+    def living(self) -> list[ForkAware]:
+        """Return the registered objects that still live."""
+        with self._lock:
+            return list(self._objects)
+
     def _before(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
 
@@ -94,6 +99,11 @@ _forks: Final = _Forks()
 def register(item: ForkAware) -> None:
     """Register an object for every later fork of this process; the reference is weak."""
     _forks.add(item)
+
+
+def living() -> list[ForkAware]:
+    """Return the registered objects that still live."""
+    return _forks.living()
 
 
 class Torn:

@@ -182,6 +182,14 @@ class Tracker:
         """
         return self._drop(sequence_id)
 
+    def withdraw(self, items: Sequence[Tracked]) -> None:
+        """Stop to track sequences, and count them as never admitted."""
+        withdrawn = {id(item) for item in items}
+        found = [key for key, item in self._items.items() if id(item) in withdrawn]
+        for sequence_id in found:
+            self._drop(sequence_id)
+        self.admitted -= len(found)
+
     def slots(self, sequence_ids: Sequence[SequenceId]) -> np.ndarray:
         """Return the slots of ``N`` tracked sequences, int64 of shape ``(N,)``.
 

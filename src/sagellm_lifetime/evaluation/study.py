@@ -103,7 +103,8 @@ class Study:
         data: rows to score; cut in two where there is nothing else to train on.
         settings: what is compared.
         train: history to train on; with ``predictor``, for the baselines alone.
-        predictor: a trained predictor, scored in place of those that the settings name.
+        predictor: a trained predictor, scored in place of those that the settings name; copies of
+            it are scored, so it learns nothing.
         origin: where ``predictor`` comes from, for people.
 
     Raises:
@@ -226,7 +227,8 @@ class Study:
     def run(self, progress: Progress | None = None) -> StudyResult:
         """Score everybody; call :meth:`fit` first where nobody did.
 
-        Online, the predictors have learned all rows afterwards.
+        Copies of the predictors are scored, and online the copies learn: a second run scores the
+        same, also after one that was interrupted, and a predictor that was given learns nothing.
 
         Raises:
             LifetimeError: a predictor cannot be fitted on these rows.
@@ -241,7 +243,7 @@ class Study:
             count = _counter(labelled(progress or _silent, f"scoring {predictor.name}"))
             evaluations.append(
                 evaluate(
-                    predictor,
+                    predictor.clone(),
                     self._scored.rows,
                     online=online,
                     clock=self._scored.clock,

@@ -131,10 +131,11 @@ class LengthModel(ABC):
     def hazards(self, evidence: Sequence[Any]) -> Sequence[np.ndarray] | np.ndarray:
         """Return the cumulative hazards of the total length, one row per piece of evidence.
 
-        Each row is float32 of shape ``(BINS + 1,)`` over the grid of ``core.grid``, starts at 0 and
-        never decreases; ``core.hazard`` makes rows (``log_logistic``, ``from_steps``). A row with
-        exact lengths is longer (``hazard.WIDE``). Rows are stored by the caller, so they must not
-        be written to afterwards.
+        Each row is float32 of shape ``(BINS + 1,)`` over the grid of ``core.grid``, is finite,
+        starts at 0 and never decreases; ``core.hazard`` makes rows (``log_logistic``,
+        ``from_steps``). A row with exact lengths is longer (``hazard.WIDE``). Rows are stored by
+        the caller, so they must not be written to afterwards. Other rows are refused with a
+        :class:`LifetimeError`.
 
         Nothing is learned here. A model may note values for :meth:`learn` in the evidence, but
         they must not change the hazards.

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.arrays import read_arrays
-from sagellm_lifetime.core.errors import CheckpointError, RequestError, shown
+from sagellm_lifetime.core.errors import CheckpointError, RequestError, one_line, reason_of, shown
 from sagellm_lifetime.core.values import as_option, as_seconds_option
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor.base import Predictor
@@ -193,14 +193,15 @@ class BackgroundLearner:
     def counts(self) -> dict[str, Any]:
         """Return the numbers of completions by state, and the state of the worker.
 
-        A completion is in the state in use, on the way, dropped (the queue was full, or learning
-        had been stopped), or lost with a worker that died before it had saved.
+        A completion is in the state in use, on the way, dropped (the queue was full, learning had
+        been stopped, or its evidence cannot be pickled), or lost with a worker that died before it
+        had saved.
         """
         supervisor = self._supervisor
         return {
             "lessons_taken": self._taken,
             "lessons_on_the_way": supervisor.unsaved,
-            "lessons_dropped": self._dropped,
+            "lessons_dropped": self._dropped + supervisor.dropped,
             "lessons_lost": supervisor.lost,
             "learner_running": supervisor.is_working,
             "learner_restarts": supervisor.restarts,
@@ -220,15 +221,20 @@ class BackgroundLearner:
             # Slow work is done without the lock; the swap under it is one assignment.
             new = self.predictor.successor(arrays)
             yield_gil()
-            replaced = self.predictor.swap(new)
-        except (OSError, ValueError) as error:
-            self._trouble = f"{self.path}: cannot be read ({error})"
+            replaced = self.predictor.swap(new, learner=self)
+        except Exception as error:  # noqa: BLE001 - a model of another package may raise anything
+            self._trouble = one_line(f"{self.path}: cannot be read ({reason_of(error)})")
             return
         with self._swapped:
             self._swaps += 1
             self._learned = message[LEARNED]
             self._swapped.notify_all()
-        replaced.model.release()
+        try:
+            replaced.model.release()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._trouble = one_line(
+                f"model {replaced.model.name!r} cannot be released ({reason_of(error)})"
+            )
 
     # -- from any other thread ---------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from sagellm_lifetime.core import forking
 from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
 from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.core.errors import RequestError, shown
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from sagellm_lifetime.history.reasons import CapReached
 
 
+_LIMITS: Final = ("capacity", "expire_after")
+"""Options of the predictor itself; all others are the model's."""
+
+
 class Predictor(Predicting):
     """A length model in service; safe to call from several threads.
 
@@ -47,7 +52,8 @@ class Predictor(Predicting):
         expire_after: seconds without a prediction after which a sequence may be dropped.
 
     Raises:
-        RequestError: no model, or an option of another type, or out of its range.
+        RequestError: no model, a model with an option of that name, or an option of another type,
+            or out of its range.
 
     Example:
         >>> from sagellm_lifetime import PredictionRequest, create_predictor
@@ -63,6 +69,12 @@ class Predictor(Predicting):
     ) -> None:
         if not isinstance(model, LengthModel):
             raise RequestError(f"a predictor is made around a LengthModel: {shown(model)}")
+        taken = [option for option in _LIMITS if option in model.options]
+        if taken:
+            raise RequestError(
+                f"model {model.name!r} has an option {taken[0]!r}, which is one of the predictor: "
+                "give it another name"
+            )
         super().__init__(model, capacity, expire_after)
         self.name = model.name
         self.summary: dict[str, Any] = {}
@@ -77,31 +89,48 @@ class Predictor(Predicting):
     def model(self) -> LengthModel:
         """Return the model; assign another of its class to replace it.
 
-        Running sequences stay tracked and their rows are computed anew; the calibration is kept.
-        :meth:`swap` replaces a calibration, too.
+        Running sequences stay tracked and their rows are computed anew; the calibration is kept,
+        and :attr:`summary` emptied. :meth:`swap` replaces a calibration, too.
+
+        An assigned model belongs to this predictor from then on: only it may teach the model. For
+        the model of another predictor assign ``copy.deepcopy(other.model)``.
 
         Raises:
             RequestError: when assigned a model of another class, which could not read the evidence
-                of the running sequences.
+                of the running sequences; a model that another predictor has; or any model while the
+                predictor learns in another process.
         """
         return self._learned.model
 
     @model.setter
     def model(self, model: LengthModel) -> None:
+        others = [other for other in forking.living() if isinstance(other, Predictor)]
+        if any(other._learned.model is model for other in others if other is not self):
+            raise RequestError(
+                "another predictor has this model and teaches it: assign a copy.deepcopy of it"
+            )
         with self._lock:
             self.swap(Learned(model, self._learned.calibration))
             self._version += 1
+            self.summary = {}
 
-    def swap(self, learned: Learned) -> Learned:
+    def swap(self, learned: Learned, *, learner: FeedbackQueue | None = None) -> Learned:
         """Replace the model and its calibration; return the replaced ones.
 
         Running sequences and recent traffic stay. Rows of running sequences are kept until the
         number of learned completions has doubled.
 
+        Args:
+            learned: the new model and calibration.
+            learner: the background learner if it calls.
+
         Raises:
-            RequestError: the new model is of another class.
+            RequestError: the new model is of another class, or the predictor learns in another
+                process, whose next state would replace this one.
         """
         with self._lock:
+            if learner is not self._queue:
+                self._check_learns_here()
             replaced = self._learned
             if type(learned.model) is not type(replaced.model):
                 raise RequestError(
@@ -270,6 +299,14 @@ class Predictor(Predicting):
                 raise RequestError("the predictor learns in another process already")
             self._queue = queue
 
+    def _check_learns_here(self) -> None:
+        """Raise :class:`RequestError` if the state belongs to another process."""
+        if self._queue is not None:
+            raise RequestError(
+                "it learns in another process, whose state would replace this one: change the "
+                "predictor before that, or a clone()"
+            )
+
     @property
     def learns_elsewhere(self) -> bool:
         """Return True if its completions are learned in another process."""
@@ -382,8 +419,10 @@ class Predictor(Predicting):
         Raises:
             ValueError: arrays that do not fit the predictor, or hold impossible values. Then
                 nothing has changed.
+            RequestError: the predictor learns in another process.
         """
         with self._lock:
+            self._check_learns_here()
             context, timing = Context(self._context.parts), TokenTiming()
             state = model_state(arrays)
             learned = restored(self._learned.model.successor(), arrays, context.without(state))
@@ -444,7 +483,7 @@ class Predictor(Predicting):
             RequestError: an unknown option, or an impossible value.
         """
         options = {**self.options, **changes}
-        limits = {key: options.pop(key) for key in ("capacity", "expire_after")}
+        limits = {key: options.pop(key) for key in _LIMITS}
         model_class = type(self._learned.model)
         try:
             model = model_class(**options)
@@ -488,7 +527,7 @@ def _rebuilt(
     arrays: Arrays,
     summary: dict[str, Any],
 ) -> Predictor:
-    limits = {key: options.pop(key) for key in ("capacity", "expire_after")}
+    limits = {key: options.pop(key) for key in _LIMITS}
     predictor = cls.__new__(cls)
     Predictor.__init__(predictor, model_class(**options), **limits)
     predictor.restore(arrays)

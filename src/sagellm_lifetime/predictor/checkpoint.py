@@ -8,10 +8,10 @@ from functools import partial
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
 from sagellm_lifetime.predictor.checkpoint_file import as_path, read_checkpoint
-from sagellm_lifetime.predictor.registry import create_predictor
+from sagellm_lifetime.predictor.registry import GROUP, create_predictor, predictor_names
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictor.base import Predictor
@@ -26,8 +26,8 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
             one has its class, around a model of its model's class.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, of another format version, or of
-            unknown contents; or ``path`` is no path.
+        CheckpointError: the checkpoint is missing, damaged, written by another version, made by a
+            predictor that no package registers, or of unknown contents; or ``path`` is no path.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -42,6 +42,11 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
         checkpoint = read_checkpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if like is None and checkpoint.predictor not in predictor_names():
+        raise CheckpointError(
+            f"{path}: made by predictor {shown(checkpoint.predictor)}, which no installed package "
+            f"registers (entry points of the group {GROUP})"
+        )
     try:
         make: Callable[..., Predictor]
         if like is None:

@@ -31,7 +31,7 @@ import numpy as np
 from sagellm_lifetime.core import atomic
 from sagellm_lifetime.core.arrays import DTYPES
 from sagellm_lifetime.core.calibration import AGE_EDGES
-from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
+from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, reason_of, shown
 from sagellm_lifetime.core.grid import BINS, MAX_LENGTH
 from sagellm_lifetime.core.link import LEVELS
 from sagellm_lifetime.core.values import is_path
@@ -39,7 +39,8 @@ from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Version of the format; raised where older checkpoints can no longer be restored."""
 EXPORTS: Final = (".pt", ".safetensors", ".onnx")
 """Suffixes of the files that ``export`` writes."""
 MODEL, MANIFEST = "model.safetensors", "manifest.json"
@@ -151,14 +152,14 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     If ``path`` is a link, its target is replaced.
 
     Raises:
-        CheckpointError: ``path`` cannot be written, holds something else, or is named like a file.
+        CheckpointError: ``path`` cannot be written, holds something else, or is named like a file;
+            or the checkpoint has something that could not be loaded.
     """
     if path.is_symlink():
         path = path.resolve()
     check_directory(path)
-    data = _to_bytes(checkpoint.arrays)
-    manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
-    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    data, manifest = _contents(checkpoint, path, indent=1)
+    text = manifest.encode()
     if len(data) > _MAX_BYTES or len(text) > _MAX_MANIFEST:
         raise CheckpointError(f"{path}: larger than any predictor, so it could not be loaded")
     try:
@@ -174,6 +175,39 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             atomic.sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _contents(checkpoint: Checkpoint, path: Path, indent: int | None = None) -> tuple[bytes, str]:
+    """Return the arrays of a checkpoint as bytes, and its manifest as text.
+
+    Raises:
+        CheckpointError: an array has a name or a type that could not be loaded, or the manifest
+            cannot be written as JSON.
+    """
+    for name, array in checkpoint.arrays.items():
+        if not _is_utf8(name):
+            raise CheckpointError(f"{path}: the name of array {shown(name)} is no valid text")
+        if str(array.dtype) not in DTYPES.values():
+            raise CheckpointError(
+                f"{path}: array {shown(name)} is of type {array.dtype}, and a checkpoint has "
+                f"{', '.join(DTYPES.values())}"
+            )
+    data = _to_bytes(checkpoint.arrays)
+    manifest = checkpoint.manifest(hashlib.sha256(data).hexdigest())
+    try:
+        return data, json.dumps(manifest, indent=indent, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: options, summary or metrics cannot be written as JSON ({reason_of(error)})"
+        ) from error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def remove_leftovers(path: Path) -> None:
@@ -333,11 +367,11 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a whole checkpoint as one ``.safetensors`` or ``.pt`` file.
 
     Raises:
-        CheckpointError: another suffix, or the file cannot be written.
+        CheckpointError: another suffix, the file cannot be written, or the checkpoint has
+            something that could not be loaded.
         MissingExtraError: a ``.pt`` file needs PyTorch.
     """
-    data = _to_bytes(checkpoint.arrays)
-    manifest = json.dumps(checkpoint.manifest(hashlib.sha256(data).hexdigest()), sort_keys=True)
+    _, manifest = _contents(checkpoint, path)
     if path.suffix == ".safetensors":
         from safetensors.numpy import save
 
@@ -483,9 +517,11 @@ def _parse(path: Path, text: str | bytes) -> dict[str, Any]:
             raise ValueError(f"nested more than {_DEEPEST} deep")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the manifest is not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        version = manifest.get("format") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{path}: format {version!r}, this version reads {FORMAT}")
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(version) is int and 0 < version < FORMAT:
+        raise CheckpointError(f"{path}: written by an earlier version of this package; train again")
+    if not isinstance(manifest, dict) or version != FORMAT:
+        raise CheckpointError(f"{path}: format {shown(version)}, this version reads {FORMAT}")
     if manifest.get("features") != SCHEMA:
         raise CheckpointError(f"{path}: written for another feature schema; train again")
     if not isinstance(manifest.get("options"), dict) or not isinstance(

@@ -1,11 +1,16 @@
-"""Checks of the arguments of calls, and the division of a batch into waves."""
+"""Checks of calls' arguments and of models' rows, and the division of a batch into waves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Final
 
-from sagellm_lifetime.core.errors import RequestError, shown
+import numpy as np
+
+from sagellm_lifetime.core.errors import LifetimeError, RequestError, shown
+from sagellm_lifetime.core.grid import EDGES
+from sagellm_lifetime.core.hazard import KNOTS, ROW, WIDE
 from sagellm_lifetime.core.protocol import (
     FINISH_REASONS,
     MAX_DURATION_S,
@@ -13,7 +18,9 @@ from sagellm_lifetime.core.protocol import (
     SequenceId,
 )
 from sagellm_lifetime.core.values import as_sequence_id, number, whole
+from sagellm_lifetime.models.base import LengthModel
 
+_PACKAGE: Final = __name__.partition(".")[0]
 _LONGEST: Final = 10**8
 """Upper limit of a length in tokens, as in a history."""
 
@@ -87,3 +94,73 @@ def check_completion(
             f"{shown(seconds)}"
         )
     return sequence_id, tokens, time, str.__str__(finish_reason)
+
+
+@cache
+def is_own(model_class: type[LengthModel]) -> bool:
+    """Return True for a model class of this package, whose tests check its rows."""
+    return model_class.__module__.partition(".")[0] == _PACKAGE
+
+
+def check_rows(model: LengthModel, rows: Any, count: int) -> list[np.ndarray]:
+    """Return the rows of a model of another package, as a list, after a check of each.
+
+    Args:
+        model: the model, which a message names.
+        rows: what its ``hazards`` returned.
+        count: number of pieces of evidence that it was given.
+
+    Raises:
+        LifetimeError: another number of rows, or a row that is no cumulative hazard.
+    """
+    try:
+        found = list(rows)
+    except TypeError:
+        raise _unfit(model, f"returned {shown(rows)}, not rows") from None
+    if len(found) != count:
+        raise _unfit(model, f"returned {len(found)} rows for {count} pieces of evidence")
+    for row in found:
+        problem = _problem_of(row)
+        if problem:
+            raise _unfit(model, problem)
+    return found
+
+
+def _unfit(model: LengthModel, problem: str) -> LifetimeError:
+    return LifetimeError(f"the hazards of model {model.name!r} cannot be used: {problem}")
+
+
+def _problem_of(row: Any) -> str:
+    """Return why a value is no row of cumulative hazards, or ``""``."""
+    if not isinstance(row, np.ndarray) or row.dtype != np.float32 or row.ndim != 1:
+        given = f"{row.dtype} of {row.shape}" if isinstance(row, np.ndarray) else shown(row)
+        return f"a row is a float32 array with one dimension: {given}"
+    if len(row) not in (ROW, WIDE):
+        return (
+            f"a row of cumulative hazards has {ROW} or {WIDE} numbers, and the model's has "
+            f"{len(row)}"
+        )
+    edges = row[:ROW]
+    if edges[0] != 0.0:
+        return f"a row starts at 0, and this at {edges.item(0)}"
+    # A comparison with NaN is False, so finite at the end means finite everywhere.
+    if not (edges[1:] >= edges[:-1]).all() or not np.isfinite(edges[-1]):
+        return "a row is finite and never falls, and this has NaN, infinity or falls"
+    if len(row) == WIDE and not _fits_knots(row):
+        return "the knots of a wide row do not ascend between its edges"
+    return ""
+
+
+def _fits_knots(row: np.ndarray) -> bool:
+    """Return True if the knots of a wide row ascend, lie between its edges, and end in infinity."""
+    lengths, hazards = row[ROW : ROW + KNOTS], row[ROW + KNOTS :]
+    used = int(np.isfinite(lengths).sum())
+    if not (np.isposinf(lengths[used:]).all() and np.isposinf(hazards[used:]).all()):
+        return False
+    lengths, hazards = lengths[:used], hazards[:used]
+    if not ((lengths > 0).all() and (lengths < EDGES[-1]).all()):
+        return False
+    bins = EDGES.searchsorted(lengths, side="right") - 1
+    is_ascending = (lengths[1:] > lengths[:-1]).all() and (hazards[1:] >= hazards[:-1]).all()
+    is_between = (row[bins] <= hazards).all() and (hazards <= row[bins + 1]).all()
+    return bool(is_ascending and is_between)

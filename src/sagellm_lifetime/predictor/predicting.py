@@ -32,7 +32,7 @@ from sagellm_lifetime.features.request import check_request
 from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
-from sagellm_lifetime.predictor.checks import check_iterable, waves
+from sagellm_lifetime.predictor.checks import check_iterable, check_rows, is_own, waves
 from sagellm_lifetime.predictor.learned import Learned
 
 
@@ -236,13 +236,33 @@ class Predicting(LifetimePredictorProtocol):
         return item, item.version != self._version
 
     def _refresh(self, items: Sequence[Tracked]) -> None:
+        """Compute the rows of sequences.
+
+        Where that fails, new sequences are tracked no more, and others keep their rows.
+
+        Raises:
+            LifetimeError: the model's rows cannot be used.
+        """
         model = self._learned.model
-        rows, prior = model.hazards([item.evidence for item in items]), model.lessons == 0
+        try:
+            rows, prior = model.hazards([item.evidence for item in items]), model.lessons == 0
+            if not is_own(type(model)):
+                rows = check_rows(model, rows, len(items))
+        except BaseException:
+            self._forget_refresh(items)
+            raise
         for item, row in zip(items, rows, strict=True):
             self._tracker.set_row(item, row)
             # One answer for each age with new evidence; a newer version replaces the last one.
             item.answers[len(item.asked) - 1 :] = [row]
             item.version, item.prior = self._version, prior
+
+    def _forget_refresh(self, items: Sequence[Tracked]) -> None:
+        self._tracker.withdraw([item for item in items if not item.answers])
+        for item in items:
+            # The next prediction computes the row again. Evidence without an answer has one age.
+            item.version = -1
+            del item.asked[len(item.answers) + 1 :]
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> Prediction:
         band = band_of(age)

@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.errors import RequestError, UnknownNameError
+from sagellm_lifetime.core.errors import RequestError, UnknownNameError, reason_of
 
 if TYPE_CHECKING:
     from sagellm_lifetime.models.base import LengthModel
@@ -88,11 +88,9 @@ def _loaded(entry: EntryPoint) -> type[LengthModel]:
 
     try:
         loaded = entry.load()
-    except Exception as error:  # the import of another package may raise any error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (Exception, SystemExit) as error:  # the import of another package may raise anything
         raise RequestError(
-            f"predictor {entry.name!r} of {_owner(entry)} cannot be loaded "
-            f"({type(error).__name__}: {reason})"
+            f"predictor {entry.name!r} of {_owner(entry)} cannot be loaded ({reason_of(error)})"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, LengthModel)):
         problem = "is no LengthModel class"

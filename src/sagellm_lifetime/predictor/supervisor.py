@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 from threading import Event, Thread
 from typing import Any, Final
 
@@ -59,7 +61,8 @@ class Supervisor(Thread):
         self._pipes: tuple[Connection, Connection] | None = None
         """Pipes for messages from the worker, and for orders to it."""
         self.process: subprocess.Popen[bytes] | None = None
-        self.restarts = self.lost = 0
+        self.restarts = self.lost = self.dropped = 0
+        """Numbers of restarts, of completions lost with a worker, and of those not sendable."""
 
     @property
     def is_stopping(self) -> bool:
@@ -181,13 +184,31 @@ class Supervisor(Thread):
             self._send(orders, (SAVE, number, None))
         else:
             self._sent_unsaved.append(number)
-            self._send(orders, (COMPLETION, number, completion))
+            self._send_completion(orders, number, completion)
         yield_gil()
 
+    def _send_completion(self, orders: Connection, number: int, completion: Completion) -> None:
+        """Send a completion; one that cannot be pickled is dropped and reported."""
+        try:
+            self._send(orders, (COMPLETION, number, completion))
+        except PicklingError as error:
+            self._sent_unsaved.pop()
+            self.dropped += 1
+            self._on_message({TROUBLE: str(error)})
+
     def _send(self, orders: Connection, order: Order) -> None:
+        """Send an order. Raises :class:`PicklingError` if it cannot be pickled."""
+        try:
+            data = ForkingPickler.dumps(order)
+        except Exception as error:  # whatever the evidence of another package's model raises
+            # The class only: a message may repeat the evidence.
+            raise PicklingError(
+                "a completion was dropped: the evidence of its model cannot be pickled "
+                f"({type(error).__name__})"
+            ) from error
         # The death of a worker is noticed at its other pipe.
         with suppress(BrokenPipeError):
-            orders.send(order)
+            orders.send_bytes(data)
 
     def _receive(self, message: dict[str, Any]) -> None:
         while self._sent_unsaved and self._sent_unsaved[0] <= message.get(LEARNED, 0):
