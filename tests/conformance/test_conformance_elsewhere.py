@@ -26,7 +26,8 @@ class AtOnce:
             self.replica = create_predictor(self.predictor.name, **self.predictor.options)
             self.replica.restore(self.predictor.state())
         self.replica.learn(pickle.loads(pickle.dumps(completion)))
-        self.predictor.swap(self.predictor.successor(self.replica.state()))
+        learned = self.predictor.successor(self.replica.state())
+        self.predictor.swap(learned, learner=self)
 
     def counts(self):
         return {}
@@ -41,6 +42,13 @@ def taught_elsewhere(name):
 
         def new(self, **changes):
             return type(self)(**{**self.options, **changes})
+
+        def restore(self, arrays):
+            self._queue = None
+            try:
+                super().restore(arrays)
+            finally:
+                self._queue = AtOnce(self)
 
         def fit(self, history, **options):
             self._queue = None
