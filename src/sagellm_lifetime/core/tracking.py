@@ -26,7 +26,7 @@ MOST_TRACKED: Final = 10**8
 
 @dataclass(slots=True)
 class Tracked:
-    """One running sequence.
+    """State of a running sequence.
 
     Attributes:
         slot: index of its row in :attr:`Tracker.rows`.

@@ -35,7 +35,7 @@ Way = Literal["auto", "time", "session", "prompt"]
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What is compared, and how.
+    """Settings of a study: the predictors and how they are scored.
 
     Attributes:
         predictors: names, each trained on the training part.
@@ -88,7 +88,7 @@ class StudyResult:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Who is ahead over all steps; None from too few rows, or from rows trained on."""
+        """Return who is ahead over all steps; None from too few rows, or from rows trained on."""
         return verdict(self.evaluations) if self.is_test else None
 
     def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _LONGEST: Final = 10**8
 
 
 class Finished(NamedTuple):
-    """What is kept of one completion.
+    """Record of a completion.
 
     Attributes:
         length: generated tokens.

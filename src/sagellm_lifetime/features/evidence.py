@@ -33,7 +33,7 @@ _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
 class Step(NamedTuple):
-    """One step: numbers ``(WIDTH,)``, buckets of tokens, buckets of names (int64)."""
+    """Step of evidence: numbers ``(WIDTH,)``, buckets of tokens, buckets of names (int64)."""
 
     numbers: np.ndarray
     tokens: np.ndarray
@@ -42,10 +42,10 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class Evidence:
-    """What is kept of a running sequence; a model may extend it.
+    """Evidence of a running sequence; a model may extend it.
 
     Attributes:
-        features: what the first request said.
+        features: features of the first request.
         session: key of its session or conversation, 0 for none.
     """
 

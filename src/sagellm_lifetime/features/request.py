@@ -202,7 +202,7 @@ def _refusal(request: PredictionRequest) -> RequestError:
         try:
             if value is not None:
                 read(value)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception:  # noqa: BLE001 - the value's own code failed
             # Text may be a piece of a prompt, so only its type is shown.
             shown_value = f"not {type(value).__name__}" if read is _text else shown(value)
             return RequestError(f"{place}: {key} must be {wanted}: {shown_value}")

@@ -1,4 +1,4 @@
-"""What reading a history found: bad rows by kind and place, rows left out, and notes."""
+"""Findings of reading a history: bad rows by kind and place, rows left out, and notes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _FAILURES: Final = (
     TypeError,
     ValueError,
     OverflowError,
-    NotImplementedError,
+    NotImplementedError,  # a column type that polars cannot take over
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )

@@ -30,7 +30,7 @@ _LARGEST_SEED = 2**63 - 1
 
 
 class Feedback(NamedTuple):
-    """One finished sequence with its evidence.
+    """Feedback from a finished sequence, with its evidence.
 
     Attributes:
         evidence: the newest evidence that :meth:`LengthModel.observe` or :meth:`LengthModel.absorb`

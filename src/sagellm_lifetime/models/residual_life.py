@@ -123,7 +123,7 @@ It is no pair, since the garbage collector would visit thousands of small tuples
 
 
 class Step(NamedTuple):
-    """One node of a path.
+    """Node of a path.
 
     Attributes:
         key: key of the node.

@@ -120,7 +120,7 @@ class MaxTokens:
 
 
 class GlobalAverage:
-    """One moving average of the length for all sequences, as in LightLLM (Gong et al. 2025).
+    """Moving average of the length, shared by all sequences, as in LightLLM (Gong et al. 2025).
 
     Args:
         mean: initial average, tokens.
@@ -147,7 +147,7 @@ class GlobalAverage:
 
 
 class GlobalRatio(MaxTokens):
-    """One share of ``max_tokens`` for all sequences, as SGLang's ``new_token_ratio``.
+    """Share of ``max_tokens``, the same for all sequences, as SGLang's ``new_token_ratio``.
 
     SGLang's ratio decays towards a floor and jumps at a preemption; here it follows the share that
     finished sequences used.

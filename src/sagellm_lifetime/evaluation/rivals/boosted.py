@@ -42,7 +42,7 @@ _PARAMETERS: Final = {
 
 
 class LightGbm(Rival):
-    """One booster of 200 trees per quantile of a log length, given the columns and the age.
+    """LightGBM boosters of 200 trees, one per quantile of the log length, on columns and age.
 
     The target is the one of three (:mod:`.targets`) whose median has the least step-weighted error
     on the last fifth of the training part. Training ages, kept where the row is still alive, are

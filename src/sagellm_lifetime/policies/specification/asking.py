@@ -41,7 +41,7 @@ def _ask_one(
 ) -> PredictionResult | None:
     try:
         return predictor.predict(request)
-    except Exception:  # noqa: BLE001 - see ask()
+    except Exception:  # noqa: BLE001 - the engine must go on without a prediction
         return None
 
 
