@@ -22,11 +22,10 @@ LEXICAL: Final = 12
 STRUCTURE: Final = 14
 _COMMON: Final = len(_STEP_TYPES)
 _SPECIFIC: Final = _COMMON + SHARED
-WIDTH: Final = _SPECIFIC + 10 + LEXICAL + STRUCTURE
-"""Numbers per step."""
-
-_LEXICAL_AT: Final = _SPECIFIC + 10
+_LEXICAL_AT: Final = _SPECIFIC + 12
 _STRUCTURE_AT: Final = _LEXICAL_AT + LEXICAL
+WIDTH: Final = _STRUCTURE_AT + STRUCTURE
+"""Numbers per step."""
 
 
 def log_scaled(value: float) -> float:
@@ -91,6 +90,9 @@ def admission_step(
         if flag is not None:
             x[i + 6 + j] = 1.0 if flag else -1.0
     x[i + 9] = float(features.session_key != 0)
+    if features.prompt_score is not None:
+        x[i + 10] = features.prompt_score * _SCALE
+        x[i + 11] = 1.0
     if lexical is not None:
         x[_LEXICAL_AT : _LEXICAL_AT + LEXICAL] = lexical
     return x

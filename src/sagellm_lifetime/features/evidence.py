@@ -15,6 +15,7 @@ from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
+from sagellm_lifetime.features.prompt_terms import PromptTerms
 from sagellm_lifetime.features.request import RequestFeatures, key_of
 from sagellm_lifetime.features.text import (
     check_tokens,
@@ -47,10 +48,12 @@ class Evidence:
     Attributes:
         features: features of the first request.
         session: key of its session or conversation, 0 for none.
+        terms: hashed terms of its prompt; ``None`` without content.
     """
 
     features: RequestFeatures
     session: int
+    terms: PromptTerms | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True)
@@ -82,7 +85,11 @@ class SequenceEvidence(Evidence):
 
 
 def read_evidence(
-    request: PredictionRequest, session: int, features: RequestFeatures, recent: RecentCompletions
+    request: PredictionRequest,
+    session: int,
+    features: RequestFeatures,
+    recent: RecentCompletions,
+    terms: PromptTerms | None = None,
 ) -> SequenceEvidence:
     """Return the evidence at the first request of a sequence.
 
@@ -91,6 +98,7 @@ def read_evidence(
         session: key of its session, 0 for none.
         features: its features.
         recent: recent completions of sessions and clients.
+        terms: hashed terms of its prompt.
     """
     start = []
     of_session = recent.session(session)
@@ -107,7 +115,7 @@ def read_evidence(
     if features.model_key and features.client_key:
         names.append(key_of("both", features.model_key ^ features.client_key) % NAME_BUCKETS)
     start.append(Step(numbers, tokens, np.array(names, dtype=np.int64)))
-    return SequenceEvidence(features, session, start, request.current_length)
+    return SequenceEvidence(features, session, start, request.current_length, terms=terms)
 
 
 class NewChunks(NamedTuple):
@@ -138,6 +146,7 @@ def with_chunks(evidence: SequenceEvidence, new: NewChunks) -> SequenceEvidence:
         new.complete,
         evidence.marks,
         evidence.base,
+        terms=evidence.terms,
     )
 
 

@@ -60,6 +60,8 @@ class RequestFeatures:
     json_format: bool | None = None
     thinking: bool | None = None
     prefix_head: tuple[int, ...] = ()
+    prompt_score: float | None = None
+    """Logarithm of the length that the prompt suggests; set by ``models.prompt_score``."""
 
 
 def key_of(kind: str, value: Any) -> int:

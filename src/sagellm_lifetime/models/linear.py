@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, log, log1p, sqrt
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.arrays import Arrays
+from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.models.base import Feedback, LengthModel
+from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
+from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
+from sagellm_lifetime.models.prompt_score import PromptScore
 
-_INPUTS: Final = 8
+if TYPE_CHECKING:
+    import polars as pl
+
+_INPUTS: Final = 10
 _RIDGE: Final = 1.0
 _MEMORY: Final = 1.0 - 1.0 / 5000.0
 _PRIOR_WEIGHT: Final = 4.0
@@ -42,11 +47,21 @@ class LinearModel(LengthModel):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.prompts = PromptScore()
         self._moments = np.zeros((_INPUTS, _INPUTS))
         self._products = np.zeros(_INPUTS)
         self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
         self._noise = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
         self._weights: np.ndarray | None = None
+
+    def observe(self, request: ObservedRequest) -> Evidence:
+        """Return the features of a request with its prompt score, and its hashed terms.
+
+        Raises:
+            RequestError: the token ids cannot be read.
+        """
+        features, terms = self.prompts.scored(request)
+        return Evidence(features, request.session, terms=terms)
 
     def _solution(self) -> np.ndarray:
         if self._weights is None:
@@ -68,6 +83,15 @@ class LinearModel(LengthModel):
 
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
+        self._learn(feedback)
+        evidence = feedback.evidence
+        if not feedback.replayed:
+            self.prompts.learn(
+                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
+
+    def _learn(self, feedback: Feedback) -> None:
+        """Add one sequence to the normal equations."""
         features = feedback.evidence.features
         cap = features.max_length
         if feedback.censored and (cap is None or feedback.length < cap):
@@ -80,9 +104,29 @@ class LinearModel(LengthModel):
         self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
         self._weights = None
 
+    def fit(
+        self,
+        older: pl.DataFrame,
+        newest: pl.DataFrame,
+        context: Context,
+        progress: Progress | None,
+    ) -> None:
+        """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
+        from sagellm_lifetime.models.history_rows import completions
+
+        rows = list(completions(older, context, progress))
+        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
+        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
+        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
+        for one, (observed, length, is_censored) in zip(features, rows, strict=True):
+            evidence = Evidence(one, observed.session)
+            self._learn(Feedback(evidence, length, is_censored, replayed=True))
+
     def state(self) -> Arrays:
-        """Return the normal equations and the residual sums."""
-        return {"moments": self._moments, "products": self._products, "noise": self._noise}
+        """Return the normal equations, the residual sums and the prompt score."""
+        prompts = {f"prompts.{key}": value for key, value in self.prompts.state().items()}
+        own = {"moments": self._moments, "products": self._products, "noise": self._noise}
+        return own | prompts
 
     def restore(self, state: Arrays) -> None:
         """Replace the learned sums. Raises :class:`ValueError` for arrays that do not fit."""
@@ -98,13 +142,14 @@ class LinearModel(LengthModel):
         self._moments, self._noise = moments, noise
         self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
         self._weights = None
+        self.prompts.restore(part(state, "prompts."))
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
-    """Return the inputs of the regression, float64 of shape ``(8,)``.
+    """Return the inputs of the regression, float64 of shape ``(10,)``.
 
     They are an offset, the logarithms of prompt length, cap and turn, each followed by 1 if it is
-    given, and the temperature.
+    given, the temperature, and the prompt score, followed by 1 if there is one.
     """
     x = np.zeros(_INPUTS)
     x[0] = 1.0
@@ -116,4 +161,6 @@ def inputs(features: RequestFeatures) -> np.ndarray:
         x[5], x[6] = log1p(max(features.turn, 0)), 1.0
     if features.temperature is not None:
         x[7] = features.temperature
+    if features.prompt_score is not None:
+        x[8], x[9] = features.prompt_score, 1.0
     return x

@@ -53,14 +53,14 @@ from sagellm_lifetime.models.shrinkage import (
 )
 
 LEVELS: Final = (
-    *("all", "model", "client", "cap", "prompt", "fine", "session"),
-    *("client alone", "cap alone", "prompt alone", "fine alone"),
+    *("all", "model", "client", "cap", "prompt", "fine", "score", "session"),
+    *("client alone", "cap alone", "prompt alone", "fine alone", "score alone"),
     "generation",
 )
-_CLIENT, _CAP, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6
-_GENERATION: Final = 11
+_CLIENT, _CAP, _PROMPT, _FINE, _SCORE, _SESSION = 2, 3, 4, 5, 6, 7
+_GENERATION: Final = 13
 """Level of the root of a later generation of a model."""
-_ALONE: Final = 5
+_ALONE: Final = 6
 """Difference between the level of a piece alone and that of the piece crossed with others."""
 _START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
@@ -88,6 +88,8 @@ _FORGET: Final = 1.0 - 1.0 / 2000.0
 _REFRESH: Final = 16
 """Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
+_SCORES_PER_OCTAVE: Final = 3.0
+"""Prompt scores per octave of the length that they suggest."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
 _LEVEL_BITS: Final = 4
@@ -760,6 +762,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
         features.client_key,
         features.max_length or 0,
         features.prompt_length,
+        features.prompt_score,
         session,
         generation,
     )
@@ -767,7 +770,13 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
 
 @lru_cache(maxsize=4096)
 def _path(
-    model: int, client: int, cap: int, prompt: int | None, session: int, generation: int
+    model: int,
+    client: int,
+    cap: int,
+    prompt: int | None,
+    score: float | None,
+    session: int,
+    generation: int,
 ) -> Path:
     """Return :func:`node_path`; cached for the arrival and the end of a sequence."""
     base: tuple[Step, ...] = (_ROOT,)
@@ -782,6 +791,8 @@ def _path(
         octaves = log2(prompt + 1)
         pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
         pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
+    if score is not None:
+        pieces.append((_SCORE, 1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / log(2.0))))
     crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0

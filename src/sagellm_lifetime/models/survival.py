@@ -11,7 +11,8 @@ from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
-from sagellm_lifetime.models.context import CONVERSATIONS, Context
+from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
+from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _MOST_NODES: Final = 10**8
 
 
 class SurvivalModel(LengthModel):
-    """Residual life: session → prompt length → max_length → client → model → all requests.
+    """Residual life: session → prompt score → prompt length → cap → client → model → all requests.
 
     Each level is shrunk towards the coarser one, by weights that are chosen by their past
     likelihood. It learns from every completion at once and needs no training; see
@@ -43,6 +44,16 @@ class SurvivalModel(LengthModel):
         super().__init__(**options)
         self.options["max_nodes"] = as_option("max_nodes", max_nodes, 1, _MOST_NODES)
         self.tables = ResidualLife(self.options["max_nodes"])
+        self.prompts = PromptScore()
+
+    def observe(self, request: ObservedRequest) -> Evidence:
+        """Return the features of a request with its prompt score, and its hashed terms.
+
+        Raises:
+            RequestError: the token ids cannot be read.
+        """
+        features, terms = self.prompts.scored(request)
+        return Evidence(features, request.session, terms=terms)
 
     def hazards(self, evidence: Sequence[Evidence]) -> list[np.ndarray]:
         """Return rows of cumulative hazards; those with exact lengths are wide."""
@@ -52,9 +63,13 @@ class SurvivalModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         evidence = feedback.evidence
-        self.tables.learn(
-            evidence.features, evidence.session, feedback.length, censored=feedback.censored
-        )
+        completed = evidence.features, evidence.session, feedback.length
+        is_fair = self.tables.learn(*completed, censored=feedback.censored)
+        # A replay calibrates, so no score may have been learned from a sample of the same prompt.
+        if is_fair and not feedback.replayed:
+            self.prompts.learn(
+                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
 
     def fit(
         self,
@@ -67,20 +82,22 @@ class SurvivalModel(LengthModel):
         from sagellm_lifetime.models.history_rows import completions
 
         rows = list(completions(older, context, None))
+        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
+        censored = np.array([censored for _, _, censored in rows], dtype=bool)
+        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
         self.tables.learn_many(
-            [observed.features for observed, _, _ in rows],
-            [observed.session for observed, _, _ in rows],
-            np.array([length for _, length, _ in rows], dtype=np.int64),
-            np.array([censored for _, _, censored in rows], dtype=bool),
+            features, [observed.session for observed, _, _ in rows], lengths, censored
         )
 
     def state(self) -> Arrays:
-        """Return the arrays of the tree."""
-        return {f"tables.{key}": value for key, value in self.tables.state().items()}
+        """Return the arrays of the tree and of the prompt score."""
+        parts = {"tables": self.tables.state(), "prompts": self.prompts.state()}
+        return {f"{name}.{key}": value for name, one in parts.items() for key, value in one.items()}
 
     def restore(self, state: Arrays) -> None:
         """Replace the tree. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
+        self.prompts.restore(part(state, "prompts."))
 
     def release(self) -> None:
         """Free the nodes in pieces, since freeing all at once takes milliseconds."""

@@ -28,6 +28,7 @@ from sagellm_lifetime.features.evidence import (
 )
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
+from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
 from sagellm_lifetime.networks.graphs import Weights
@@ -80,6 +81,7 @@ class NetworkModel(LengthModel):
             raise RequestError(f"online must be 'inline' or 'off', got {shown(online)}")
         self.options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
         self.tables = ResidualLife()
+        self.prompts = PromptScore()
         self.weights: Weights | None = None
         """Weights of the network; ``None`` before it was trained. Changed by :meth:`use`."""
         self.runner: Runner | None = None
@@ -112,7 +114,8 @@ class NetworkModel(LengthModel):
 
     def read(self, request: ObservedRequest) -> SequenceEvidence:
         """Return evidence of recent completions and the request, without generated tokens."""
-        return read_evidence(request.request, request.session, request.features, request.recent)
+        features, terms = self.prompts.scored(request)
+        return read_evidence(request.request, request.session, features, request.recent, terms)
 
     def absorb(
         self, evidence: SequenceEvidence, request: PredictionRequest
@@ -152,6 +155,10 @@ class NetworkModel(LengthModel):
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
+        if is_fair and not feedback.replayed:
+            self.prompts.learn(
+                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
         if is_fair and self.options["online"] != "off":
             self._remember(feedback)
         if self.options["online"] == "inline" and not feedback.replayed:
@@ -224,11 +231,13 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
+        scores = self._prompt_scores(older)
         history = History(self.read, self.tables, context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
-        for _ in history.samples(skipped, None):
+        for _ in history.samples(skipped, None, scores):
             pass
-        samples = list(history.samples(older.slice(len(skipped)), progress))
+        rest = scores[len(skipped) :]
+        samples = list(history.samples(older.slice(len(skipped)), progress, rest))
         trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
@@ -238,6 +247,16 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
+
+    def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
+        """Fit the prompt score; return that of each row out of fold, ``None`` without content."""
+        from sagellm_lifetime.models.history_rows import completions
+
+        rows = list(completions(frame, Context(), None))
+        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
+        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
+        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
+        return [one.prompt_score for one in features]
 
     # -- replacement -------------------------------------------------------------------------
 
@@ -266,6 +285,7 @@ class NetworkModel(LengthModel):
         """Return the table, the weights, and the scores of online learning."""
         parts: dict[str, Arrays] = {
             "tables": self.tables.state(),
+            "prompts": self.prompts.state(),
             "weights": self.weights or {},
             "online": {"edge": np.array([self.edge]), "steps": count_array(self._training_steps)},
         }
@@ -274,6 +294,7 @@ class NetworkModel(LengthModel):
     def restore(self, state: Arrays) -> None:
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
+        self.prompts.restore(part(state, "prompts."))
         self._trainer = None
         online = part(state, "online.")
         self.edge = float(checked(online, "edge", np.float64, (1,))[0])

@@ -7,7 +7,8 @@ had ended by then gives no sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -49,8 +50,19 @@ class History:
     ) -> None:
         self._read_admission, self._tables, self._context, self._rng = read, tables, context, rng
 
-    def samples(self, frame: pl.DataFrame, progress: Progress | None) -> Iterator[Sample]:
-        """Yield samples of the next part of the history, in the order of the finishes."""
+    def samples(
+        self,
+        frame: pl.DataFrame,
+        progress: Progress | None,
+        scores: Sequence[float | None] | None = None,
+    ) -> Iterator[Sample]:
+        """Yield samples of the next part of the history, in the order of the finishes.
+
+        Args:
+            frame: rows of the part.
+            progress: called with the name of the step and the share done; ``None`` for no calls.
+            scores: prompt scores of the first rows, made without them; the model's by default.
+        """
         from sagellm_lifetime.features.rows import HistoryRequests
         from sagellm_lifetime.history.prequential import censored, events
 
@@ -62,7 +74,8 @@ class History:
             if not finished:
                 ages = [0, *_drawn_ages(self._rng, has_content=requests.has_content)]
                 asked = [requests.request(row, age) for age in ages if age < lengths[row]]
-                evidence, answers = self._ask(asked or [requests.request(row)])
+                score = scores[row] if scores is not None else None
+                evidence, answers = self._ask(asked or [requests.request(row)], score)
                 waiting[row] = (
                     evidence,
                     [
@@ -79,9 +92,11 @@ class History:
             if progress and step % 512 == 0:
                 progress("reading", step / (2 * len(frame)))
 
-    def _ask(self, requests: list[PredictionRequest]) -> tuple[SequenceEvidence, list[Answer]]:
+    def _ask(
+        self, requests: list[PredictionRequest], score: float | None
+    ) -> tuple[SequenceEvidence, list[Answer]]:
         """Return the evidence of a sequence predicted at ascending ages, and the answers."""
-        evidence = self._read(requests[0])
+        evidence = self._read(requests[0], score)
         base = base_logits(self._tables.hazards(evidence.features, evidence.session))
         base = base.astype(np.float32)
         answers = []
@@ -91,11 +106,14 @@ class History:
                 answers.append((evidence.steps(), base, evidence.age))
             else:
                 # Without new content, the sample is that of a first prediction at this age.
-                answers.append((self._read(request).steps(), base, age))
+                answers.append((self._read(request, score).steps(), base, age))
         return evidence, answers
 
-    def _read(self, request: PredictionRequest) -> SequenceEvidence:
-        return self._read_admission(self._context.observe(request))
+    def _read(self, request: PredictionRequest, score: float | None) -> SequenceEvidence:
+        observed = self._context.observe(request)
+        if score is not None:
+            observed = observed._replace(features=replace(observed.features, prompt_score=score))
+        return self._read_admission(observed)
 
 
 def _drawn_ages(rng: np.random.Generator, *, has_content: bool) -> list[int]:

@@ -1,0 +1,341 @@
+"""Prompt score: one number of a prompt that orders requests by the length of their answers.
+
+A ridge regression of the logarithm of the length on the terms of the prompt
+(``features.prompt_terms``), weighted by their inverse document frequency and scaled to length 1. In
+:meth:`PromptScore.fit` it is solved by conjugate gradients, and the rows of the history get the
+scores of regressions that have not seen their prompts (out of fold), so that the tables and
+networks above learn how good a score of an unseen prompt is. After that, and without a fit, each
+completion is learned by one step of recursive least squares with a diagonal matrix.
+
+The lengths are taken relative to the mean of their client (or model), so that the score tells
+prompts apart and not clients, for whom there are better estimates.
+
+Weights are sums over hashed terms of all prompts, so no prompt can be read from them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, log1p
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.arrays import Arrays
+from sagellm_lifetime.core.checked import MOST, checked
+from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
+from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.context import ObservedRequest
+
+_BUCKETS: Final = 1 << TERM_BITS
+_RIDGE: Final = 2.0
+_FOLDS: Final = 5
+_STEPS: Final = 30
+"""Maximum number of steps of the conjugate gradients; errors are below 0.1 % by then."""
+_TOLERANCE: Final = 1e-6
+_LEAST_ROWS: Final = 50
+"""Rows with terms from which on a fit is made."""
+_LEAST_ONLINE: Final = 100
+"""Completions without a fit from which on a score is returned."""
+_MEAN_PRIOR: Final = 5.0
+"""Completions of all clients that count for each client's mean."""
+_MOST_CLIENTS: Final = 4096
+_PRIOR: Final = log1p(200.0)
+_LARGEST: Final = 1e6
+
+
+class PromptScore:
+    """Scores of prompts, for each kind of terms a regression of its own."""
+
+    def __init__(self) -> None:
+        self._regressions: dict[TermKind, _Regression] = {}
+        self._means = _Means()
+
+    def score(self, terms: PromptTerms | None) -> float | None:
+        """Return the score of a prompt: the logarithm of a length; ``None`` if nothing is known."""
+        if terms is None:
+            return None
+        regression = self._regressions.get(terms.kind)
+        if regression is None or regression.learned < _LEAST_ONLINE:
+            return None
+        return regression.predict(terms.buckets) + _PRIOR
+
+    def scored(self, request: ObservedRequest) -> tuple[RequestFeatures, PromptTerms | None]:
+        """Return the features of a request with the score of its prompt, and its terms.
+
+        Raises:
+            RequestError: the token ids cannot be read.
+        """
+        terms, features = prompt_terms(request.request), request.features
+        score = None if features.prompt_score is not None else self.score(terms)
+        return features if score is None else replace(features, prompt_score=score), terms
+
+    def learn(
+        self, features: RequestFeatures, terms: PromptTerms | None, length: int, *, censored: bool
+    ) -> None:
+        """Learn from one completion; of a censored one only that it was longer than predicted."""
+        if terms is None:
+            return
+        regression = self._regressions.get(terms.kind)
+        if regression is None:
+            regression = self._regressions[terms.kind] = _Regression()
+        value = log1p(length)
+        mean = self._means.of(features)
+        if not censored:
+            self._means.learn(features, value)
+        regression.step(terms.buckets, value - mean, at_least=censored)
+
+    def fit(
+        self, requests: Sequence[ObservedRequest], lengths: np.ndarray, censored: np.ndarray
+    ) -> list[RequestFeatures]:
+        """Learn from ``N`` completions; return their features with scores out of fold.
+
+        Censored lengths are left out; their rows get scores.
+
+        Args:
+            requests: requests, length ``N``.
+            lengths: generated tokens, shape ``(N,)``.
+            censored: True where the length is only a lower bound, shape ``(N,)``.
+        """
+        terms = [prompt_terms(one.request) for one in requests]
+        features = [one.features for one in requests]
+        values = np.log1p(lengths.astype(np.float64))
+        for one, value in zip(
+            [features[i] for i in np.flatnonzero(~censored)], values[~censored], strict=True
+        ):
+            self._means.learn(one, float(value))
+        means = np.array([self._means.of(one) for one in features])
+        for kind in TermKind:
+            rows = [i for i, one in enumerate(terms) if one is not None and one.kind is kind]
+            if np.count_nonzero(~censored[rows]) < _LEAST_ROWS:
+                continue
+            buckets = [terms[i].buckets for i in rows]  # type: ignore[union-attr]
+            regression = self._regressions[kind] = _Regression()
+            found = regression.fit(buckets, (values - means)[rows], ~censored[rows])
+            for i, score in zip(rows, found.tolist(), strict=True):
+                features[i] = replace(features[i], prompt_score=score + _PRIOR)
+        return features
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state(self) -> Arrays:
+        """Return the regressions and the means of the clients as arrays."""
+        arrays = self._means.state()
+        for kind, regression in self._regressions.items():
+            arrays |= {f"{kind.value}.{key}": value for key, value in regression.state().items()}
+        return arrays
+
+    def restore(self, state: Arrays) -> None:
+        """Replace what was learned with a :meth:`state`.
+
+        Raises:
+            ValueError: an array is missing, of another type or shape, or holds impossible values.
+        """
+        means = _Means()
+        means.restore(state)
+        regressions = {}
+        for kind in TermKind:
+            if any(key.startswith(f"{kind.value}.") for key in state):
+                regressions[kind] = _Regression()
+                regressions[kind].restore(state, f"{kind.value}.")
+        self._means, self._regressions = means, regressions
+
+
+class _Regression:
+    """Linear regression on terms, of lengths relative to a mean.
+
+    Attributes:
+        learned: completions learned.
+    """
+
+    def __init__(self) -> None:
+        self.learned = 0
+        self._weights = np.zeros(_BUCKETS, dtype=np.float32)
+        self._documents = np.zeros(_BUCKETS, dtype=np.float32)
+        """Number of prompts with each term."""
+        self._precision = np.full(_BUCKETS, _RIDGE, dtype=np.float32)
+        """Diagonal of the normal equations: how well each weight is known."""
+
+    def _importance(self, buckets: np.ndarray) -> np.ndarray:
+        """Return the inverse document frequencies of terms, scaled to length 1, float32."""
+        weight = np.log((1.0 + self.learned) / (1.0 + self._documents[buckets])) + np.float32(1.0)
+        return weight * np.float32(1.0 / np.sqrt(np.dot(weight, weight)))
+
+    def predict(self, buckets: np.ndarray) -> float:
+        """Return the predicted deviation of the logarithm of a length from its mean."""
+        return float(np.dot(self._weights[buckets], self._importance(buckets)))
+
+    def step(self, buckets: np.ndarray, value: float, *, at_least: bool) -> None:
+        """Learn one completion, and count its terms.
+
+        It is a step of recursive least squares with a diagonal matrix, which needs no learning
+        rate: a term that is new moves by a third of the error, a common one hardly.
+
+        Args:
+            buckets: terms of the prompt.
+            value: deviation of the logarithm of the length from its mean.
+            at_least: True if the deviation is only a lower bound.
+        """
+        x = self._importance(buckets)
+        gap = value - float(np.dot(self._weights[buckets], x))
+        if at_least and gap <= 0.0:
+            return
+        precision = self._precision[buckets]
+        gain = x / precision
+        self._weights[buckets] += gain * np.float32(gap / (1.0 + float(np.dot(gain, x))))
+        self._precision[buckets] = precision + x * x
+        self._documents[buckets] += 1.0
+        self.learned += 1
+
+    def fit(self, buckets: list[np.ndarray], values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Solve the regression; return scores out of fold, shape ``(N,)``.
+
+        Args:
+            buckets: terms of ``N`` prompts.
+            values: deviations of the logarithms of the lengths, shape ``(N,)``.
+            known: False where the value is only a lower bound, shape ``(N,)``.
+        """
+        # Rows of equal terms are one row with a weight: prompts are often sampled several times,
+        # and must not be in two folds.
+        places: dict[bytes, int] = {}
+        of = np.array([places.setdefault(one.tobytes(), len(places)) for one in buckets])
+        distinct = [np.frombuffer(key, dtype=np.uint16) for key in places]
+        weight = np.bincount(of, known, minlength=len(places))
+        mean = np.bincount(of, values * known, minlength=len(places)) / np.maximum(weight, 1.0)
+        self.learned = len(buckets)
+        for one, count in zip(distinct, np.bincount(of), strict=True):
+            self._documents[one] += count
+        matrix = _Rows(distinct, [self._importance(one) for one in distinct])
+        fold = np.arange(len(places)) % _FOLDS
+        scores = np.zeros(len(places))
+        for k in range(_FOLDS):
+            solved = matrix.solve(mean, np.where(fold == k, 0.0, weight))
+            scores[fold == k] = matrix.dot(solved)[fold == k]
+        self._weights = matrix.solve(mean, weight).astype(np.float32)
+        self._precision += matrix.squares(weight).astype(np.float32)
+        return scores[of]
+
+    def state(self) -> Arrays:
+        """Return the weights and counts as arrays."""
+        return {
+            "weights": self._weights,
+            "documents": self._documents,
+            "precision": self._precision,
+            "learned": np.array([min(self.learned, MOST)], dtype=np.int64),
+        }
+
+    def restore(self, state: Arrays, prefix: str) -> None:
+        """Replace weights and counts. Raises :class:`ValueError` for arrays that do not fit."""
+        shape = (_BUCKETS,)
+        weights = checked(state, f"{prefix}weights", np.float32, shape, -_LARGEST, _LARGEST)
+        documents = checked(state, f"{prefix}documents", np.float32, shape, 0.0, MOST)
+        precision = checked(state, f"{prefix}precision", np.float32, shape, _RIDGE, inf)
+        learned = int(checked(state, f"{prefix}learned", np.int64, (1,), 0, MOST)[0])
+        if documents.max(initial=0.0) > learned:
+            raise ValueError(f"'{prefix}documents' counts more prompts than were learned")
+        self._weights, self._documents = weights.copy(), documents.copy()
+        self._precision, self.learned = precision.copy(), learned
+
+
+class _Rows:
+    """Sparse matrix of ``N`` rows over the buckets.
+
+    Args:
+        buckets: columns of each row.
+        values: values of each row.
+    """
+
+    def __init__(self, buckets: list[np.ndarray], values: list[np.ndarray]) -> None:
+        self._count = len(buckets)
+        self._columns = np.concatenate(buckets).astype(np.int64)
+        self._values = np.concatenate(values).astype(np.float64)
+        self._row = np.repeat(np.arange(self._count), [len(one) for one in buckets])
+
+    def dot(self, weights: np.ndarray) -> np.ndarray:
+        """Return the product with weights of shape ``(_BUCKETS,)``, shape ``(N,)``."""
+        return np.bincount(self._row, self._values * weights[self._columns], self._count)
+
+    def _transposed(self, rows: np.ndarray) -> np.ndarray:
+        return np.bincount(self._columns, self._values * rows[self._row], _BUCKETS)
+
+    def squares(self, weight: np.ndarray) -> np.ndarray:
+        """Return the weighted sum of squares of each column, shape ``(_BUCKETS,)``."""
+        return np.bincount(self._columns, np.square(self._values) * weight[self._row], _BUCKETS)
+
+    def solve(self, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Return the ridge regression of values on the rows, shape ``(_BUCKETS,)``.
+
+        Conjugate gradients on the normal equations (Hestenes and Stiefel 1952).
+
+        Args:
+            values: shape ``(N,)``.
+            weight: weight of each row, shape ``(N,)``.
+        """
+        solution = np.zeros(_BUCKETS)
+        residual = self._transposed(weight * values)
+        direction, size = residual.copy(), float(residual @ residual)
+        target = _TOLERANCE * size
+        for _ in range(_STEPS):
+            if size <= target:
+                break
+            image = self._transposed(weight * self.dot(direction)) + _RIDGE * direction
+            step = size / float(direction @ image)
+            solution += step * direction
+            residual -= step * image
+            size, before = float(residual @ residual), size
+            direction = residual + (size / before) * direction
+        return solution
+
+
+class _Means:
+    """Mean logarithms of the lengths of each client, or model where no client is named."""
+
+    def __init__(self) -> None:
+        self._sums: OrderedDict[int, list[float]] = OrderedDict()
+        self._all = [0.0, 0.0]
+
+    @staticmethod
+    def _key(features: RequestFeatures) -> int:
+        return features.client_key or features.model_key
+
+    def of(self, features: RequestFeatures) -> float:
+        """Return the mean of a request's client, shrunk to that of all."""
+        count, total = self._all
+        common = (total + _MEAN_PRIOR * _PRIOR) / (count + _MEAN_PRIOR)
+        own = self._sums.get(self._key(features))
+        if own is None:
+            return common
+        return (own[1] + _MEAN_PRIOR * common) / (own[0] + _MEAN_PRIOR)
+
+    def learn(self, features: RequestFeatures, value: float) -> None:
+        """Count the logarithm of one length."""
+        self._all[0] += 1.0
+        self._all[1] += value
+        key = self._key(features)
+        if not key:
+            return
+        if key in self._sums:
+            self._sums.move_to_end(key)
+        elif len(self._sums) >= _MOST_CLIENTS:
+            self._sums.popitem(last=False)
+        own = self._sums.setdefault(key, [0.0, 0.0])
+        own[0] += 1.0
+        own[1] += value
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {
+            "mean_keys": np.array(list(self._sums), dtype=np.int64),
+            "mean_sums": np.array([self._all, *self._sums.values()], dtype=np.float64),
+        }
+
+    def restore(self, state: Arrays) -> None:
+        """Replace the sums. Raises :class:`ValueError` for arrays that do not fit."""
+        keys = checked(state, "mean_keys", np.int64, (None,), 0, 2**63 - 1).tolist()
+        sums = checked(state, "mean_sums", np.float64, (len(keys) + 1, 2), 0.0, inf).tolist()
+        if len(set(keys)) < len(keys) or len(keys) > _MOST_CLIENTS:
+            raise ValueError("'mean_keys' names a client twice, or too many")
+        self._all = sums[0]
+        self._sums = OrderedDict(zip(keys, sums[1:], strict=True))
