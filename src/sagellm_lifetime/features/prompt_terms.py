@@ -129,7 +129,8 @@ def _hashed(codes: np.ndarray) -> np.ndarray:
     keep = np.empty(len(buckets), dtype=bool)
     keep[0] = True
     np.not_equal(buckets[1:], buckets[:-1], out=keep[1:])
-    return buckets[keep]
+    distinct: np.ndarray = buckets[keep]
+    return distinct
 
 
 def _words(text: str) -> np.ndarray:
@@ -153,7 +154,8 @@ def _words(text: str) -> np.ndarray:
     values = _VALUES[data] * _POWERS[: len(data)]
     values[: starts[0]] = 0
     sums: np.ndarray = np.add.reduceat(values, starts)
-    return sums * _INVERSES[starts]
+    sums *= _INVERSES[starts]
+    return sums
 
 
 def _follows_byte_above_127(data: np.ndarray) -> np.ndarray:

@@ -160,8 +160,10 @@ class _Regression:
 
     def _importance(self, buckets: np.ndarray) -> np.ndarray:
         """Return the inverse document frequencies of terms, scaled to length 1, float32."""
-        weight = np.log((1.0 + self.learned) / (1.0 + self._documents[buckets])) + np.float32(1.0)
-        return weight * np.float32(1.0 / np.sqrt(np.dot(weight, weight)))
+        weight: np.ndarray = np.log((1.0 + self.learned) / (1.0 + self._documents[buckets]))
+        weight += np.float32(1.0)
+        weight *= np.float32(1.0 / np.sqrt(np.dot(weight, weight)))
+        return weight
 
     def predict(self, buckets: np.ndarray) -> float:
         """Return the predicted deviation of the logarithm of a length from its mean."""
@@ -215,7 +217,8 @@ class _Regression:
             scores[fold == k] = matrix.dot(solved)[fold == k]
         self._weights = matrix.solve(mean, weight).astype(np.float32)
         self._precision += matrix.squares(weight).astype(np.float32)
-        return scores[of]
+        of_rows: np.ndarray = scores[of]
+        return of_rows
 
     def state(self) -> Arrays:
         """Return the weights and counts as arrays."""
