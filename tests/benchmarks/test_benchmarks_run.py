@@ -310,3 +310,23 @@ def test_strangers(
     sure = {line["what"]: line["met"] for line in lines if line["part"] == "names"}
     assert sure
     assert all(sure.values()), sure
+
+
+def test_prompt_score(tmp_path: Path) -> None:
+    import polars as pl
+
+    (tmp_path / "prompts").mkdir()
+    verbs = ["list", "explain"] * 60
+    pl.DataFrame(
+        {
+            "prompt_id": [str(i) for i in range(120)],
+            "prompt_text": [f"{verb} thing {i}" for i, verb in enumerate(verbs)],
+            "actual_length": [30 if verb == "list" else 300 for verb in verbs],
+        }
+    ).write_parquet(tmp_path / "prompts" / "sharegpt.parquet")
+    page = tmp_path / "page.md"
+    options = ["--data", str(tmp_path), "--only", "sharegpt", "--rounds", "2"]
+    script("prompt_score").main([*options, "--output", str(page)])
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| sharegpt")]
+    without, with_text = (float(row.split("|")[4]) for row in rows)
+    assert with_text < without
