@@ -49,8 +49,11 @@ def test_latency(
 ) -> None:
     latency = script("latency")
     monkeypatch.setattr(latency, "RUNNING", latency.RUNNING)  # put back afterwards
-    target = tmp_path / "latency.json"
-    latency.main(["--quick", "--json", str(target)])
+    target, page = tmp_path / "latency.json", tmp_path / "latency.md"
+    latency.main(["--quick", "--json", str(target), "--output", str(page)])
+    written = page.read_text()
+    for title in latency._SHORT.values():
+        assert f"| {title} " in written
     printed = capsys.readouterr().out
     found = json.loads(target.read_text())
     for title in latency.TITLES.values():
