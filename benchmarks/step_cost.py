@@ -236,9 +236,9 @@ scheduler in `shadow` and {act} in `act` (mean, answers of 400 tokens); where me
 
 vLLM's scheduler and ours take turns, without a model; `survival`, learning in a process of its
 own. *vLLM*: processor time of a step of the stock scheduler. *Ours*: processor time inside our
-calls. The shares are of all steps (mean) and of the median step. Rounds: {runs}, of which the median is shown; each of
-{steps} steps ({steps_tight} where memory is short: the pool holds seven tenths of what all
-sequences need), the first quarter left out.{breakers}
+calls. The shares are of all steps (mean) and of the median step. Rounds: {runs}, of which the
+median is shown; each of {steps} steps ({steps_tight} where memory is short: the pool holds seven
+tenths of what all sequences need), the first quarter left out.{breakers}
 
 How events are batched: [a running engine](../explanation/live-engine.md#what-it-costs).
 """

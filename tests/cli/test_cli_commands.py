@@ -90,7 +90,8 @@ def test_stats_in_the_form_of_the_specification(cli, tmp_path):
 def test_train_a_network_with_tensorboard(cli, tmp_path, history):
     pytest.importorskip("tensorboard")
     options = ("--hidden-size", "8", "--epochs", "2", "--tensorboard", "logs")
-    done = cli("train", "--data-path", history, *options, "--output-path", "net", "--json")
+    command = ("train", "--predictor-type", "lstm", "--data-path", history)
+    done = cli(*command, *options, "--output-path", "net", "--json")
     assert done.code == 0
     found = done.json()
     assert found["predictor"] == "lstm"

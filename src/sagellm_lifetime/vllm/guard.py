@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Sequence
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import (
     AdviceError,
     Advisor,
@@ -507,7 +508,9 @@ def _checked_victims(advisor: Advisor, running: Sequence[SequenceView]) -> list[
     count = len(running)
     order = check_order(advisor.victims(tuple(running)), count)
     if order is not None and len(order) != count:
-        raise AdviceError(f"an order of {len(order)} victims for {count} running sequences")
+        raise AdviceError(
+            f"an order of {counted(len(order), 'victim')} for {counted(count, 'running sequence')}"
+        )
     return order
 
 

@@ -27,6 +27,7 @@ from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular_files import open_regular
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.record_rows import LENGTH, RowError, from_line
@@ -262,8 +263,9 @@ class _Lines:
         if self.damaged:
             more = "; …" if len(self.damaged) > len(self.problems) else ""
             parts.append(
-                f"{len(self.damaged)} of {len(self.damaged) + len(self.rows)} lines damaged "
-                f"({'; '.join(self.problems)}{more}), left out and kept as {kept}"
+                f"{len(self.damaged)} of "
+                f"{counted(len(self.damaged) + len(self.rows), 'line')} damaged ("
+                f"{'; '.join(self.problems)}{more}), left out and kept as {kept}"
             )
         if self.changed:
             kinds = ", ".join(f"{count} × {change}" for change, count in self.changed.items())
