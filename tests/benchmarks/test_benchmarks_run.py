@@ -96,6 +96,7 @@ def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert predictor.get_metrics()["running"] == 0
 
 
+@pytest.mark.slow
 def test_online_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "online.json"
     script("online_learning").main(
@@ -293,6 +294,7 @@ def test_a_run_of_decisions_records_whether_its_load_was_reached(
     assert decisions.setting(*asked, run, options)["reached"] is None
 
 
+@pytest.mark.slow
 def test_strangers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
