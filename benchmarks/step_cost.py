@@ -183,7 +183,7 @@ def measure(args, predictor, mode):
     live = LiveSettings(mode=mode, learn=args.learning, limit_s=60.0, floor_s=60.0)
     ours.scheduler.switch_on(live)
     # As in an engine core's own process, whose thread makes all calls itself.
-    ours.scheduler.lifetime.breaker._limit = TimeLimit(live.limit_s, "alarm")
+    ours.scheduler.advisor.breaker._limit = TimeLimit(live.limit_s, "alarm")
     for turn in (stock, ours):
         turn.step()
     if args.parts:
@@ -195,7 +195,7 @@ def measure(args, predictor, mode):
             for _ in range(TURN):
                 turn.step()
     ours.scheduler.shutdown()
-    return stock, ours, ours.scheduler.lifetime.breaker.state
+    return stock, ours, ours.scheduler.advisor.breaker.state
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _how(evaluation: Evaluation) -> str:
     if floor is not None and floor["mae"] is not None:
         text += (
             f" Noise floor, from repeated samples of the same prompts: MAE {floor['mae']:.1f} "
-            f"tokens over {counted(floor['n'], 'row')}, {floor['within_10pct'] or 0:.1%} within "
+            f"tokens over {counted(int(floor['n'] or 0), 'row')}, {floor['within_10pct'] or 0:.1%} within "
             "10 %; over the same rows skill is 0 for the constant and 1 at the floor."
         )
     return text

@@ -25,11 +25,11 @@ class CheckedForecaster(PredictedLengths):
     Args:
         predictor: any predictor.
         learn: True to learn from completions; otherwise they are discarded.
-        doubting: True to compute confidences, which doubles the cost.
+        uses_confidence: True to compute confidences, which doubles the cost.
     """
 
-    def __init__(self, predictor: Predictor, *, learn: bool, doubting: bool = False) -> None:
-        super().__init__(predictor, doubting=doubting)
+    def __init__(self, predictor: Predictor, *, learn: bool, uses_confidence: bool = False) -> None:
+        super().__init__(predictor, uses_confidence=uses_confidence)
         self._learn = learn
         self._answers: list[Answer] = []
 
