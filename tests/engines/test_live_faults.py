@@ -237,8 +237,8 @@ def test_rare_but_costly_is_slow_and_rarely_interrupted_is_not(told):
             costly.call(None, work, 0.04)
             interrupted.call(None, time.sleep, 0.04)
         if i % told == 0:
-            costly.steps(told, told * 0.01)
-            interrupted.steps(told, told * 0.01)
+            costly.record_steps(told, told * 0.01)
+            interrupted.record_steps(told, told * 0.01)
         if not costly.allows:
             break
     assert costly.faults["slow"] == 1
@@ -277,17 +277,17 @@ def test_switched_off_while_it_is_broken_it_forgets_them_later():
 def test_a_mode_wanted_during_a_step_of_vllms_alone_waits_for_the_next(monkeypatch):
     engine = Engine().predict_with(fitted(), mode="off")
     lifetime = engine.advisor
-    passed = lifetime.passed
+    account_step = lifetime.account_step
 
     def meanwhile(**said):
         lifetime.set_mode("act")
-        passed(**said)
+        account_step(**said)
 
-    monkeypatch.setattr(lifetime, "passed", meanwhile)
+    monkeypatch.setattr(lifetime, "account_step", meanwhile)
     mixed_load(engine, n=1, steps=0)
     engine.step()
     assert (lifetime.mode, lifetime.acting) == ("off", False)
-    monkeypatch.setattr(lifetime, "passed", passed)
+    monkeypatch.setattr(lifetime, "account_step", account_step)
     engine.step()
     assert lifetime.acting
     engine.run()

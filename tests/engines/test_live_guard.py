@@ -234,7 +234,7 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
 def test_what_handles_a_fault_may_raise_too(setting, made, faults):
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
 
-    first = GuardedAdvisor.passed.__code__
+    first = GuardedAdvisor.account_step.__code__
     usual = set(reached(made()))
     broken = made()
     faults.among([first])

@@ -36,7 +36,7 @@ class Steps:
 
     def take(self, tokens=8):
         self.clock.now += self.WORK
-        self.measured.taken(tokens)
+        self.measured.output_processed(tokens)
         self.clock.now += self.GAP
 
 
