@@ -132,6 +132,7 @@ def test_specification_benchmark(
         assert f"| {name} " in printed
 
 
+@pytest.mark.slow
 def test_sequence_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = script("sequence_ablation")
     target = tmp_path / "ablation.json"

@@ -259,6 +259,7 @@ def test_demo(cli, tmp_path):
     assert list(found["chat"]["predictors"]) == list(PREDICTORS)
 
 
+@pytest.mark.slow
 def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
     """One run of two workloads without PyTorch, since drawing their plots takes seconds."""
     monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)

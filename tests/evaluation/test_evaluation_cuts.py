@@ -92,6 +92,7 @@ def test_scores_up_to_the_horizon_are_those_of_the_whole_lengths():
         assert found["mae_ended"] == pytest.approx(np.abs(guess - lengths)[ended].mean())
 
 
+@pytest.mark.slow
 def test_those_that_went_on_stand_for_those_cut_early():
     """Clients cancel at random times: the weighted scores equal those without cancelling."""
     lengths = drawn(5000, 4)

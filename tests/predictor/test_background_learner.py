@@ -96,10 +96,8 @@ def learning(*arguments, **options):
 
 
 NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "transformer" else name
-    for name in PREDICTORS
+    pytest.param(name, marks=pytest.mark.slow) if has_network(name) else name for name in PREDICTORS
 ]
-"""The two networks learn by the same code."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +143,8 @@ def test_update_moves_only_the_instant_parts():
         assert predictor.get_metrics()["lessons"] == 40
 
 
-@pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PREDICTORS if has_network(name)])
 def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
     """For onnxruntime holds the GIL while it builds one; weights come and go without any."""
     built = []
