@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import polars as pl
@@ -112,6 +113,17 @@ def code() -> str:
 def say(text: str) -> None:
     """One line of progress, on stderr, with the seconds since the start."""
     print(f"[{time.perf_counter() - _START:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+def write_page(path: Path | None, text: str) -> None:
+    """Write a page of ``docs/lab`` where a path was given, its paragraphs wrapped anew."""
+    if path is not None:
+        parts = [
+            part if part.startswith(("#", "|", "    ")) else fill(part, 130)
+            for part in text.strip().split("\n\n")
+        ]
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        say(f"written to {path}")
 
 
 def write_json(path: Path | None, found: Any) -> None:

@@ -1,6 +1,6 @@
 """CPU time per call, one thread: our predictors beside the specification's own eager networks.
 
-    PYTHONPATH=src python benchmarks/latency.py [--json FILE] [--quick]
+    PYTHONPATH=src python benchmarks/latency.py [--output PAGE] [--json FILE] [--quick]
 
 Every predictor is trained on a small history with models, clients and sessions, so that a first
 prediction reads as many completions of its session and its client as are ever kept. Calls are
@@ -17,20 +17,21 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from common import single_thread, table, write_json
+from common import code, single_thread, table, write_json, write_page
 from reference.specification import ReferenceLSTM, ReferenceTransformer
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor
 from sagellm_lifetime.features.context import OF_CLIENT, OF_SESSION
 from sagellm_lifetime.predictor.registry import has_network
 
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "latency.md"
 PROMPT_TOKENS = 200
 RUNNING = 256
 STEPS = 15
@@ -321,12 +322,97 @@ def report(timings: list[Timing]) -> str:
     return "\n\n".join(parts)
 
 
+PAGE = """# Latency
+
+{made}. A first prediction takes {survival} µs with a table (`survival`) and {networks} µs with a
+network (medians, one thread). A later step without new evidence takes {later} µs, or {array} µs
+for each of {running} sequences in the array form. The specification's own networks, in eager
+PyTorch, take {references} µs for a first prediction.
+
+    PYTHONPATH=src python benchmarks/latency.py
+
+CPU time of one call in µs, median / p99:
+
+{table}
+
+Each figure is of {calls} calls or more ({batches} for the batches), garbage collection included.
+*First*: features and context included, {prompt} prompt tokens. *Chunk*: a step at which new
+generated tokens are read. *Batch* and *array form*: {running} running sequences, time for each.
+*Update*: networks with `online="off"`; its p99 is the calibration, which learns once every 32
+answers. {goals}
+
+{imports}
+"""
+_SHORT = {
+    "first": "first prediction",
+    "later": "later step, `predict`",
+    "chunk": "step with a new chunk",
+    "batch": "`predict_batch`, each",
+    "quantiles": "array form `quantiles`, each",
+    "update": "`update`",
+}
+_WHO = {"reference-lstm": "specification's LSTM", "reference-transformer": "its Transformer"}
+
+
+def page(timings: list[Timing], found: list[dict[str, Any]], made: str) -> str:
+    """Return the page of ``docs/lab``; ``timings`` are of all cases."""
+    by = {(t.case, t.name): t for t in timings}
+    names = list(dict.fromkeys(t.name for t in timings))
+
+    def span(case: str, some: Iterable[str]) -> str:
+        low, *_, high = sorted([by[case, name].median for name in some] * 2)
+        ends = [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in (low, high)]
+        return "–".join(dict.fromkeys(ends))
+
+    rows = [
+        [title, *(_cell(by.get((case, name))) for name in names)] for case, title in _SHORT.items()
+    ]
+    missed = [f"{_SHORT[t.case]} of {t.name}" for t in timings if t.met is False]
+    short = [t.calls for t in timings if t.case in ("batch", "quantiles")]
+    return PAGE.format(
+        made=made,
+        survival=span("first", ["survival"]),
+        networks=span("first", [name for name in PREDICTORS if has_network(name)]),
+        later=span("later", PREDICTORS),
+        array=span("quantiles", PREDICTORS),
+        references=span("first", REFERENCE_OF.values()),
+        running=RUNNING,
+        table=table(["µs per call", *(_WHO.get(name, name) for name in names)], rows),
+        calls=min(t.calls for t in timings if t.case not in ("batch", "quantiles")),
+        batches=min(short),
+        prompt=PROMPT_TOKENS,
+        goals=f"Over its limit: {'; '.join(missed)}." if missed else "All limits are kept.",
+        imports=imports_table(found),
+    )
+
+
+def _cell(timing: Timing | None) -> str | None:
+    if timing is None:
+        return None
+    values = (timing.median, timing.p99)
+    return " / ".join(f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in values)
+
+
+def imports_table(found: list[dict[str, Any]]) -> str:
+    """Return the wall times of importing as a table."""
+    return table(
+        ["wall time", "median s", "max s", "loads PyTorch"],
+        [[f["what"], f"{f['median_s']:.3f}", f"{f['max_s']:.3f}", f["torch"]] for f in found],
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--output", type=Path, help="the page to write; with --quick none by default"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="few calls: for tests, not for use")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     options = parser.parse_args(arguments)
+    made = code()
+    output = options.output or (None if options.quick else DEFAULT_OUTPUT)
     single_thread()
     if options.quick:
         globals()["RUNNING"] = 24
@@ -340,12 +426,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     found = imports(list(IMPORTS)[:1], 1) if options.quick else imports(list(IMPORTS), 7)
     print(report(timings), end="\n\n")
-    print(
-        table(
-            ["wall time", "median s", "max s", "loads PyTorch"],
-            [[f["what"], f"{f['median_s']:.3f}", f"{f['max_s']:.3f}", f["torch"]] for f in found],
-        )
-    )
+    print(imports_table(found))
+    if set(options.only) == set(CASES):  # a page with some of its rows missing would mislead
+        write_page(output, page(timings, found, made))
     write_json(
         options.json,
         {"imports": found, "timings": [vars(t) | {"met": t.met} for t in timings]},

@@ -1,6 +1,10 @@
 """What live prediction adds to a step of vLLM's scheduler, without a model.
 
-    python benchmarks/step_cost.py [--mode off shadow act] [--length 2000] [--tight] [--parts]
+    PYTHONPATH=src python benchmarks/step_cost.py [--output docs/lab/step-cost.md] [--runs 3]
+    PYTHONPATH=src python benchmarks/step_cost.py --length 2000 [--tight] [--parts] [--mode act]
+
+The first measures the settings of the page in ``--runs`` rounds and writes it; the second prints
+one setting.
 
 A step here is what was added to the queue before it, ``schedule`` and ``update_from_output``, with
 ``--running`` sequences. Answers are ``--length`` tokens long on average, so in a step ``running /
@@ -9,9 +13,9 @@ schedulers, vLLM's own and ours, take turns every few steps, so that a busy mach
 times are processor time of the thread. A process of its own learns, unless ``--no-learning`` says
 otherwise; what is handed to it counts. The predictor has seen a thousand such answers before.
 
-What ours adds is the difference of the two. With ``--parts`` it is the time inside our calls, from
-the first to the last of each: what a difference of two noisy figures cannot tell, and what is to be
-looked at with ``--tight``, where ours keeps more sequences running and vLLM's code has more to do.
+What ours adds is the difference of the two. With ``--parts``, and on the page, it is the time
+inside our calls instead: the difference of two noisy figures says less, and with ``--tight`` ours
+keeps more sequences running, so that vLLM's code has more to do.
 """
 
 from __future__ import annotations
@@ -20,15 +24,25 @@ import argparse
 import gc
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 
 import numpy as np
+from common import code, say, table, write_page
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.replay.engine import STOP, EngineSettings, build_scheduler
 from sagellm_lifetime.vllm.settings import LiveSettings
 from sagellm_lifetime.vllm.time_budget import TimeLimit
 
+DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "step-cost.md"
+GOAL = 0.02
+"""Share of the scheduler's time that predictions and policy may take."""
+LENGTHS = ((400, False), (2000, False), (400, True))
+"""Settings of the page: mean tokens of an answer, and whether memory is short."""
+STEPS, STEPS_TIGHT = 600, 1500
+MODES = ("off", "shadow", "act")
 PROMPT = 128
 """Tokens, on average: from half to one and a half of it, so that no two are alike."""
 LONGEST = 8
@@ -169,7 +183,7 @@ def measure(args, predictor, mode):
     live = LiveSettings(mode=mode, learn=args.learning, limit_s=60.0, floor_s=60.0)
     ours.scheduler.switch_on(live)
     # As in an engine core's own process, whose thread makes all calls itself.
-    ours.scheduler.lifetime.breaker._limit = TimeLimit(live.limit_s, "alarm")
+    ours.scheduler.advisor.breaker._limit = TimeLimit(live.limit_s, "alarm")
     for turn in (stock, ours):
         turn.step()
     if args.parts:
@@ -181,20 +195,136 @@ def measure(args, predictor, mode):
             for _ in range(TURN):
                 turn.step()
     ours.scheduler.shutdown()
-    return stock, ours, ours.scheduler.lifetime.breaker.state
+    return stock, ours, ours.scheduler.advisor.breaker.state
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What ours adds to a step in one setting and mode."""
+
+    length: int
+    tight: bool
+    mode: str
+    vllm_us: float
+    mean_us: float
+    mean: float
+    """Share of vLLM's time, over all steps."""
+    median: float
+    """Share of vLLM's, of the median step."""
+    breaker: str
+
+
+def cost_of(args, mode):
+    """Measure one setting in one mode; costs are those inside our calls."""
+    stock, ours, breaker = measure(args, "survival", mode)
+    start = args.steps // 4
+    theirs = 1e6 * np.array(stock.costs[start:])
+    extra = 1e6 * np.array(ours.inside[start:])
+    share, middle = extra.mean() / theirs.mean(), np.median(extra) / np.median(theirs)
+    return Cost(args.length, args.tight, mode, theirs.mean(), extra.mean(), share, middle, breaker)
+
+
+PAGE = """# The cost of a step
+
+{made}. At {running} running sequences, predictions and policy take {shadow} of the time of vLLM's
+scheduler in `shadow` and {act} in `act` (mean, answers of 400 tokens); where memory is short,
+{shadow_tight} and {act_tight}. The goal, {goal:.0%}, is {met}.
+
+    PYTHONPATH=src python benchmarks/step_cost.py
+
+{table}
+
+vLLM's scheduler and ours take turns, without a model; `survival`, learning in a process of its
+own. *vLLM*: processor time of a step of the stock scheduler. *Ours*: processor time inside our
+calls. The shares are of all steps (mean) and of the median step. Rounds: {runs}, of which the
+median is shown; each of {steps} steps ({steps_tight} where memory is short: the pool holds seven
+tenths of what all sequences need), the first quarter left out.{breakers}
+
+How events are batched: [a running engine](../explanation/live-engine.md#what-it-costs).
+"""
+
+
+def page(rounds, running, made):
+    """Return the page of ``docs/lab`` from the costs of each round."""
+    by = {}
+    for cost in (cost for each in rounds for cost in each):
+        by.setdefault((cost.length, cost.tight, cost.mode), []).append(cost)
+
+    def middle(key, value):
+        return median(getattr(cost, value) for cost in by[key])
+
+    rows = [
+        [
+            f"{length:,} tokens{', memory short' if tight else ''}",
+            mode,
+            f"{middle((length, tight, mode), 'vllm_us'):,.0f}",
+            f"{middle((length, tight, mode), 'mean_us'):.0f}",
+            f"{middle((length, tight, mode), 'mean'):.1%}",
+            f"{middle((length, tight, mode), 'median'):.1%}",
+        ]
+        for length, tight, mode in by
+    ]
+    over = [
+        f"{row[0]} in `{row[1]}`"
+        for row, key in zip(rows, by, strict=True)
+        if middle(key, "mean") > GOAL
+    ]
+    opened = [key for key, costs in by.items() if any(cost.breaker != "closed" for cost in costs)]
+    shares = {
+        f"{mode}{'_tight' if tight else ''}": f"{middle((400, tight, mode), 'mean'):.1%}"
+        for mode in ("shadow", "act")
+        for tight in (False, True)
+    }
+    return PAGE.format(
+        made=made,
+        running=running,
+        goal=GOAL,
+        met=f"missed by {'; '.join(over)}" if over else "met everywhere",
+        table=table(["answers", "mode", "vLLM, µs", "ours, µs", "mean", "median step"], rows),
+        runs=len(rounds),
+        steps=STEPS,
+        steps_tight=f"{STEPS_TIGHT:,}",
+        breakers=f" The circuit breaker opened in {opened}." if opened else "",
+        **shares,
+    )
+
+
+def write(args):
+    """Measure the settings of the page and write it."""
+    made, rounds = code(), []
+    for number in range(args.runs):
+        rounds.append([])
+        for length, tight in LENGTHS:
+            for mode in MODES:
+                say(f"round {number + 1}: {length} tokens{', memory short' * tight}, {mode}")
+                args.length, args.tight, args.parts = length, tight, True
+                args.steps = STEPS_TIGHT if tight else STEPS
+                rounds[-1].append(cost_of(args, mode))
+    write_page(args.output, page(rounds, args.running, made))
 
 
 def main():
+    """Write the page, or print one setting if options name one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the page to write")
+    parser.add_argument("--runs", type=int, default=3, help="rounds of the page")
     parser.add_argument("--running", type=int, default=256)
-    parser.add_argument("--length", type=int, default=400, help="of an answer, mean")
+    parser.add_argument("--length", type=int, help="of an answer, mean; print this setting only")
     parser.add_argument("--predictor", nargs="*", default=["survival"])
-    parser.add_argument("--mode", nargs="*", default=["off", "shadow", "act"])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--mode", nargs="*", default=list(MODES))
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--tight", action="store_true", help="a pool that is too small")
     parser.add_argument("--parts", action="store_true", help="measure inside our calls")
     parser.add_argument("--learning", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
+    if args.length is None:
+        write(args)
+    else:
+        show(args)
+
+
+def show(args):
+    """Print one setting: all steps, those with arrivals and the quiet ones."""
     rate = args.running / args.length
     print(f"{args.running} sequences, {args.length} tokens each: {rate:.2f} arrivals a step")
     print("predictor  mode    steps           n  vLLM µs  ours +µs   mean    median  breaker")

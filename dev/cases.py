@@ -72,7 +72,9 @@ def shell(command: str, folder: Path) -> Output:
 
 
 RENAMED = {
-    "e.lifetime._planner": "e.lifetime._advisor",
+    "e.lifetime._planner": "e.advisor._advisor",
+    "e.lifetime.catch_up": "e.advisor.flush",
+    "e.lifetime.": "e.advisor.",
     "p._seconds_per_step": "p._pace.seconds",
 }
 """Private names that a script looks at, and what they are called now."""

@@ -30,7 +30,13 @@ def ran(folders, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("page", PAGES)
+SLOW = {"how-to/record-and-train.md"}
+"""Pages whose commands train networks."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES]
+)
 def test_every_command_of_a_page_runs(page, ran):
     assert {block.kind for block in blocks(page)} <= set(KINDS)
     assert all(block.about for block in blocks(page) if block.kind in {"no", "file"})

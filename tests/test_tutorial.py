@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_from_a_log_to_a_prediction(folder):
     said = (folder / "said").read_text(encoding="utf-8")
     errors = {name: float(mae) for name, mae in re.findall(r"^ \(?(\w+)\)? +([\d.]+) ", said, re.M)}

@@ -14,7 +14,7 @@ from answers.plan import Ask
 
 from sagellm_lifetime import read_history
 from sagellm_lifetime.core.atomic import replacing
-from sagellm_lifetime.vllm.journal import SUFFIX, take_up
+from sagellm_lifetime.vllm.journal import SUFFIX, recover_journals
 
 SCHEMA: dict[str, Any] = {
     "request_id": pl.String,
@@ -51,7 +51,7 @@ def answered(folder: Path) -> pl.DataFrame:
         SystemExit: somebody writes there.
         HistoryError: a file cannot be read.
     """
-    for _ in take_up(folder):
+    for _ in recover_journals(folder):
         pass
     if any(folder.glob(f"*{SUFFIX}")):
         raise SystemExit(f"error: {folder}: another recording writes there: wait until it ends")

@@ -11,7 +11,7 @@ import polars as pl
 
 from fuzzing import need
 from fuzzing.values import as_json, damaged
-from sagellm_lifetime.vllm.journal import take_up
+from sagellm_lifetime.vllm.journal import recover_journals
 from sagellm_lifetime.vllm.recorder import Recorder
 
 SOUND = 5
@@ -44,7 +44,7 @@ def attempt(folder: Path, rng: Random) -> str:
         for journal in folder.glob("*.journal"):
             journal.write_bytes(damaged(rng, journal.read_bytes()))
     recorder.close()
-    list(take_up(folder))
+    list(recover_journals(folder))
     files = list(folder.glob("*.parquet"))
     rows = sum(len(pl.read_parquet(file)) for file in files)
     if not harmed:

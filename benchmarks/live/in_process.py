@@ -49,7 +49,7 @@ def main(path: str) -> None:
         engine.step()
         step += 1
     core = engine.engine_core.engine_core
-    lifetime = core.scheduler.lifetime if hasattr(core.scheduler, "lifetime") else None
+    lifetime = core.scheduler.advisor if hasattr(core.scheduler, "lifetime") else None
     if lifetime is not None:
         agreement = lifetime.agreement
         stats = {

@@ -74,7 +74,7 @@ class OracleScheduler(LoggedLiveScheduler):
     def switch_on(self, settings: Any) -> None:
         super().switch_on(settings)
         # It predicts and counts as ever; who decides hears the truth.
-        self.lifetime._forecaster.forecast = KnownLengths(self._lengths).forecast
+        self.advisor._forecaster.forecast = KnownLengths(self._lengths).forecast
 
     def add_request(self, request: Any) -> None:
         # A request of somebody else, which names no length, is taken for one that fills its cap.

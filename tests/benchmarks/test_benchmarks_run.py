@@ -49,8 +49,11 @@ def test_latency(
 ) -> None:
     latency = script("latency")
     monkeypatch.setattr(latency, "RUNNING", latency.RUNNING)  # put back afterwards
-    target = tmp_path / "latency.json"
-    latency.main(["--quick", "--json", str(target)])
+    target, page = tmp_path / "latency.json", tmp_path / "latency.md"
+    latency.main(["--quick", "--json", str(target), "--output", str(page)])
+    written = page.read_text()
+    for title in latency._SHORT.values():
+        assert f"| {title} " in written
     printed = capsys.readouterr().out
     found = json.loads(target.read_text())
     for title in latency.TITLES.values():
@@ -93,6 +96,7 @@ def test_latency_cases_time_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert predictor.get_metrics()["running"] == 0
 
 
+@pytest.mark.slow
 def test_online_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "online.json"
     script("online_learning").main(
@@ -128,6 +132,7 @@ def test_specification_benchmark(
         assert f"| {name} " in printed
 
 
+@pytest.mark.slow
 def test_sequence_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = script("sequence_ablation")
     target = tmp_path / "ablation.json"
@@ -290,6 +295,7 @@ def test_a_run_of_decisions_records_whether_its_load_was_reached(
     assert decisions.setting(*asked, run, options)["reached"] is None
 
 
+@pytest.mark.slow
 def test_strangers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_commands_take_it(python, history, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_commands_know_that_it_is_a_network(python, history, tmp_path):
     pytest.importorskip("torch")
     train = ("train", "--data-path", str(history), "--epochs", "1", "--hidden-size", "8")

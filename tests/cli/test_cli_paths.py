@@ -60,7 +60,13 @@ def test_a_trace_is_not_converted_into_itself(refused, cli, tmp_path):
     assert "overwr" in refused(*convert, "trace.csv", "out.csv", "--json", "trace.csv")
     assert trace.read_text() == TRACE
     assert cli(*convert, "trace.csv", "out.csv", "--json", "out.json").code == 0
-    assert cli(*convert, "trace.csv", "out.csv").code == 0  # again, over what it made
+    written = (tmp_path / "out.csv").read_bytes()
+    (tmp_path / "out.csv").write_text("mine")
+    assert "--force" in refused(*convert, "trace.csv", "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert cli(*convert, "trace.csv", "out.csv", "--force", "--json", "out.json").code == 0
+    assert (tmp_path / "out.csv").read_bytes() == written
+    assert "overwr" in refused(*convert, "trace.csv", "trace.csv", "--force")
 
 
 def test_a_checkpoint_is_not_written_into(refused, checkpoint):

@@ -18,7 +18,14 @@ MAKES = {
 }
 
 
+# The two networks share all but their layers, so one of them is enough for every day.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "transformer" else name
+    for name in PREDICTORS
+]
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_conformance(name, check):
     check(MAKES[name])

@@ -34,6 +34,7 @@ def test_check_notices(broken, check):
         BY_NAME[check](lambda: made(broken))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [Broken, BrokenModel])
 def test_what_is_sound_passes_everything_without_being_registered(sound):
     check_predictor(lambda: made(sound))

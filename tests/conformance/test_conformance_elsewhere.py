@@ -76,6 +76,9 @@ has them."""
     [check for check in CHECKS if check.__name__ not in ALIKE_ONLY],
     ids=lambda check: check.__name__,
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "lstm" else name for name in NAMES],
+)
 def test_conformance_elsewhere(name, check):
     check(MAKES[name])

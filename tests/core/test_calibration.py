@@ -106,7 +106,7 @@ def test_a_spread_wrong_by_four_is_repaired_also_in_the_tails(name, age, censori
         learned += len(lengths)
     raw = LengthDistribution(row, age)
     honest = LengthDistribution(row, age, 0, None, calibration.curves[band_of(age)])
-    remaining = truth(rng, 200_000) - age
+    remaining = truth(rng, 60_000) - age
     remaining = remaining[remaining > 0]
 
     def covered(d: LengthDistribution, level: float) -> tuple[float, float, float]:

@@ -135,9 +135,13 @@ def test_confidence_is_the_share_within_ten_percent():
     assert abs(d.within(point) - share) < 0.02
 
 
-@pytest.mark.parametrize("first", range(0, 3000, 100))
-def test_laws(first):
-    for seed in range(first, first + 100):
+@pytest.mark.parametrize(
+    "seeds",
+    [range(300), pytest.param(range(300, 3000), marks=pytest.mark.slow)],
+    ids=["first", "others"],
+)
+def test_laws(seeds):
+    for seed in seeds:
         check_laws(np.random.default_rng(seed))
 
 

@@ -47,8 +47,8 @@ class Engine:
             self._hasher = block_hasher(settings.block_size)
 
     @property
-    def lifetime(self):
-        return self.scheduler.lifetime
+    def advisor(self):
+        return self.scheduler.advisor
 
     @property
     def learner(self):

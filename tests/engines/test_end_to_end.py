@@ -19,7 +19,7 @@ from tiny_model import ENVIRONMENT, OPTIONS, make_model
 from sagellm_lifetime import load_predictor
 from sagellm_lifetime.cli.main import run
 from sagellm_lifetime.history.read import read_history
-from sagellm_lifetime.vllm.journal import take_up
+from sagellm_lifetime.vllm.journal import recover_journals
 
 START = "import sys; from sagellm_lifetime.cli.main import main; main()"
 LEARNED = "runs/engine/engine-0/predictor"
@@ -255,7 +255,7 @@ def round_again(folder, capsys):
     assert load_predictor(folder / f"{LEARNED}.old").name == "survival"
     ends = time.monotonic() + 60
     while not list(
-        take_up(folder / "again")
+        recover_journals(folder / "again")
     ):  # as the next start does, when the killed one is gone
         assert time.monotonic() < ends
         time.sleep(0.3)

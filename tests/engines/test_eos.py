@@ -67,7 +67,7 @@ def test_notes_are_the_models_own(eos, watch):
     assert watch.apply(logits) is logits
     assert (logits == before).all()
     for row, key in enumerate("ab"):
-        ends, entropies = eos.taken(key)
+        ends, entropies = eos.pop(key)
         assert ends + entropies == pytest.approx(truth(before[row]), rel=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_looks_before_every_token(eos, watch):
         seen.append(truth(logits[0]))
         output.append(7)
         watch.update_state(None)
-    ends, entropies = eos.taken("a")
+    ends, entropies = eos.pop("a")
     assert list(zip(ends, entropies, strict=True)) == [pytest.approx(one, rel=1e-5) for one in seen]
 
 
@@ -92,8 +92,8 @@ def test_follows_a_request_to_another_row(eos, watch):
     update(watch, 2, removed=[0], moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)])
     logits = random_logits(2)
     watch.apply(logits)
-    assert eos.taken("a") == ([], [])
-    assert eos.taken("c")[0] == [pytest.approx(truth(logits[0])[0], rel=1e-5)]
+    assert eos.pop("a") == ([], [])
+    assert eos.pop("c")[0] == [pytest.approx(truth(logits[0])[0], rel=1e-5)]
 
 
 def test_who_does_not_ask_is_not_watched(eos, watch):
@@ -107,7 +107,7 @@ def test_a_step_that_is_computed_again_is_noted_once(eos, watch):
     watch.apply(random_logits(1, seed=1))
     again = random_logits(1, seed=2)
     watch.apply(again)
-    assert eos.taken("a")[0] == [pytest.approx(truth(again[0])[0], rel=1e-5)]
+    assert eos.pop("a")[0] == [pytest.approx(truth(again[0])[0], rel=1e-5)]
 
 
 def test_tokens_that_are_ruled_out_do_not_spoil_the_entropy(eos, watch):
@@ -115,14 +115,14 @@ def test_tokens_that_are_ruled_out_do_not_spoil_the_entropy(eos, watch):
     logits = random_logits(1)
     logits[0, 3] = -math.inf
     watch.apply(logits)
-    assert eos.taken("a")[1] == [pytest.approx(truth(logits[0])[1], rel=1e-5)]
+    assert eos.pop("a")[1] == [pytest.approx(truth(logits[0])[1], rel=1e-5)]
 
 
 def test_notes_are_handed_over_once(eos, watch):
     update(watch, 1, added=[asking(0, "a", [])])
     watch.apply(random_logits(1))
-    assert eos.taken("a") != ([], [])
-    assert eos.taken("a") == ([], [])
+    assert eos.pop("a") != ([], [])
+    assert eos.pop("a") == ([], [])
 
 
 def test_a_model_without_an_end_is_left_alone(eos, config):
@@ -133,7 +133,7 @@ def test_a_model_without_an_end_is_left_alone(eos, config):
     watch = eos.EosWatch(config, torch.device("cpu"), False)
     update(watch, 1, added=[asking(0, "a", [])])
     watch.apply(random_logits(1))
-    assert eos.taken("a") == ([], [])
+    assert eos.pop("a") == ([], [])
 
 
 def test_vllm_loads_it_by_name_and_applies_it_before_the_temperature(eos, config):
@@ -162,14 +162,14 @@ def test_what_fails_here_does_not_end_the_engine(eos, watch, monkeypatch, caplog
             assert other.apply(logits) is logits
         update(other, 2, added=[asking(1, "b", [])])
         assert other.apply(logits) is logits
-        assert eos.noted("b") == []
+        assert eos.notes_of("b") == []
         (said,) = caplog.messages
         assert "off until restart" in said
-    assert len(eos.noted("a")) == 1
+    assert len(eos.notes_of("a")) == 1
 
 
 def test_notes_of_those_that_are_gone_can_be_dropped(eos):
     eos._notes.update(a=[[0.0, 1.0]], b=[[0.0, 2.0]])
     eos.keep({"b"})
-    assert eos.noted("a") == []
-    assert eos.noted("b") == [[0.0, 2.0]]
+    assert eos.notes_of("a") == []
+    assert eos.notes_of("b") == [[0.0, 2.0]]

@@ -13,7 +13,7 @@ import pytest
 from engine_help import SMALL, Engine
 
 from sagellm_lifetime.policies.events import Admitted, Arrived, Finished, Progressed
-from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker, OpenLine
+from sagellm_lifetime.vllm.circuit_breaker import CircuitBreaker, TransparentBreaker
 from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.override import as_vllm
 from sagellm_lifetime.vllm.time_budget import TimeLimit
@@ -88,7 +88,7 @@ def guarded(engine, advisor, mode="act", breaker=None):
     guard = GuardedAdvisor(
         lambda acts: advisor, engine, clock=lambda: 2.0, breaker=breaker, limits_admission=True
     )
-    guard.want(mode)
+    guard.set_mode(mode)
     guard.begin_step(1)
     return guard
 
@@ -166,7 +166,7 @@ def test_events_wait_for_a_question_where_many_run(engine, advisor):
 
 
 def test_a_replay_hears_of_every_error(engine, advisor):
-    guard = guarded(engine, advisor, breaker=OpenLine())
+    guard = guarded(engine, advisor, breaker=TransparentBreaker())
     advisor.answers = {"order": [1]}
     with pytest.raises(ValueError, match="no permutation"):
         guard.order(VIEWS, 1)
@@ -209,7 +209,7 @@ class Advised(Engine):
             limits_admission=advisor.limits_admission,
         )
         self.scheduler.use(guard, RequestEvents(FinishReasons()), None)
-        guard.want(mode)
+        guard.set_mode(mode)
 
     def finish(self, count=30):
         """Run so many requests, some of which are preempted; all must end."""
@@ -453,7 +453,7 @@ def test_after_giving_up_the_order_is_vllms_again(monkeypatch, caplog):
     for _ in range(30):
         engine.add(60, prompt=30)
     engine.run(3)
-    scheduler, guard = engine.scheduler, engine.lifetime
+    scheduler, guard = engine.scheduler, engine.advisor
 
     def is_vllms():  # one that was preempted is at the head of vLLM's own order too
         return len(scheduler.waiting) > 1 and list(scheduler.waiting) == as_vllm(scheduler.waiting)
@@ -464,7 +464,7 @@ def test_after_giving_up_the_order_is_vllms_again(monkeypatch, caplog):
     caplog.set_level("ERROR", "vllm.sagellm_lifetime")
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     engine.step()
-    assert scheduler.lifetime is None
+    assert scheduler.advisor is None
     assert [record.args for record in caplog.records] == [("LookupError",)]
     assert guard.breaker.reason == "exception: LookupError, after a fault"
     engine.step()
@@ -500,8 +500,8 @@ def test_numbers_of_numpy_are_numbers():
     )
     engine = Advised(advisor).finish(12)
     assert engine.breaker.state == "closed"
-    assert engine.lifetime.acting
-    assert type(engine.lifetime.reserve()) is int
+    assert engine.advisor.acting
+    assert type(engine.advisor.reserve()) is int
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -526,14 +526,14 @@ def test_a_priority_queue_keeps_its_order(limits):
         stock.add(60 if i % 3 == 0 else 6, prompt=30)
     stock.run()
     assert engine.breaker.state == "closed"
-    assert engine.lifetime.acting
+    assert engine.advisor.acting
     assert engine.preempted
     assert bool(asked) == limits
     if limits:
         assert asked[0] == [f"r{i}" for i in range(30)]
     else:
         assert engine.schedule == stock.schedule
-    engine.lifetime.want("off")
+    engine.advisor.set_mode("off")
     engine.finish(6)
-    assert engine.scheduler.lifetime is not None
+    assert engine.scheduler.advisor is not None
     assert engine.breaker.state == "closed"

@@ -110,7 +110,7 @@ def test_they_are_counted_apart_and_nothing_else(mode, policy, tmp_path):
     assert stats["total_predictions"] + stats["unpredicted"] == 12
     assert stats["completions"] == stats["lessons_taken"] == (0 if mode == "off" else 12)
     assert not any("-beam-" in name for name in asked)
-    assert engine.lifetime.breaker.state == "closed"
+    assert engine.advisor.breaker.state == "closed"
     assert stats["breaker"]["faults"] == dict.fromkeys(stats["breaker"]["faults"], 0)
     engine.scheduler.shutdown()
     assert sorted(rows(tmp_path)) == sorted(name for name in engine.lengths if "-beam-" not in name)
@@ -123,13 +123,13 @@ def test_a_planner_that_comes_later_knows_them():
         engine.add(30, prompt=40)
     engine.step()
     assert len(engine.scheduler.waiting) > 20
-    engine.lifetime.want("act")
+    engine.advisor.set_mode("act")
     engine.run()
     stats = engine.stats()
     assert adds_up(stats)
     assert (stats["beam_steps"], stats["completions"]) == (40, 40)
-    assert engine.lifetime.breaker.state == "closed"
-    assert not engine.lifetime._advisor._beam_steps
+    assert engine.advisor.breaker.state == "closed"
+    assert not engine.advisor._advisor._beam_steps
 
 
 def test_what_is_typical_is_not_learned_from_them():
@@ -141,7 +141,7 @@ def test_what_is_typical_is_not_learned_from_them():
     for i in range(30):
         beside.add(1, name=f"cmpl-9-0-beam-{i}-b7", prompt=40, max_tokens=1, logprobs=8)
     beside.run(20)
-    theirs, ours = (engine.lifetime._advisor._typical for engine in (alone, beside))
+    theirs, ours = (engine.advisor._advisor._typical for engine in (alone, beside))
     assert theirs.tokens == ours.tokens > 10
 
 
@@ -152,4 +152,4 @@ def test_one_that_is_given_up_is_one_too(tmp_path):
     stats = engine.stats()
     assert (stats["beam_steps"], stats["unpredicted"], stats["finish_reasons"]) == (1, 0, {})
     engine.step()
-    assert not engine.lifetime._advisor._beam_steps
+    assert not engine.advisor._advisor._beam_steps

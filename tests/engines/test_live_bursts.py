@@ -55,14 +55,14 @@ def test_a_burst_is_one_call(monkeypatch, bursts):
     for _ in range(8):
         engine.add(300)
     engine.step()
-    calls, call = [], engine.lifetime.breaker.call
-    monkeypatch.setattr(engine.lifetime.breaker, "call", lambda *a: calls.append(a) or call(*a))
+    calls, call = [], engine.advisor.breaker.call
+    monkeypatch.setattr(engine.advisor.breaker, "call", lambda *a: calls.append(a) or call(*a))
     monkeypatch.setattr(guarded, "_MOST_EVENTS", 1000)
     for _ in range(4):
         engine.add(2)
     engine.run(5)
     assert not calls
-    engine.lifetime.catch_up()
+    engine.advisor.flush()
     assert len(calls) == 1
     assert engine.stats()["completions"] == 4
 
@@ -74,9 +74,9 @@ def test_the_planner_hears_of_every_step_and_not_too_late(monkeypatch, bursts):
         engine.add(300)
     for _ in range(25):
         engine.step()
-        assert len(engine.lifetime._events) < 10
-    engine.lifetime.catch_up()
-    planner = engine.lifetime._advisor
+        assert len(engine.advisor._events) < 10
+    engine.advisor.flush()
+    planner = engine.advisor._advisor
     assert planner._step == 25
     assert planner._pace.seconds == pytest.approx(0.01)
 
@@ -85,8 +85,8 @@ def test_switched_off_it_leaves_nobody_behind(bursts):
     predictor = fitted()
     engine = Engine().predict_with(predictor, mode="shadow", learn=True, limit_s=60.0)
     mixed_load(engine, n=22, steps=3)
-    assert engine.lifetime._events
-    engine.lifetime.want("off")
+    assert engine.advisor._events
+    engine.advisor.set_mode("off")
     engine.step()
     assert predictor.get_metrics()["running"] == 0
     assert engine.stats()["lessons_taken"] == engine.stats()["completions"] > 0
@@ -95,7 +95,7 @@ def test_switched_off_it_leaves_nobody_behind(bursts):
 def test_after_a_fault_in_a_burst_nobody_is_left_behind(bursts):
     predictor = fitted()
     engine = Engine().predict_with(predictor, mode="act", learn=True, limit_s=60.0)
-    breaker, now = engine.lifetime.breaker, [0.0]
+    breaker, now = engine.advisor.breaker, [0.0]
     breaker._clock = lambda: now[0]
     taught = predictor.update
 
@@ -121,7 +121,7 @@ def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
     for _ in range(8):
         engine.add(300)
     engine.step()
-    engine.lifetime.catch_up()
+    engine.advisor.flush()
     monkeypatch.setattr(guarded, "_MOST_EVENTS", 1000)
     for _ in range(2):
         engine.add(200, name="again")
@@ -130,7 +130,7 @@ def test_a_name_may_be_used_again_in_the_same_burst(monkeypatch, bursts):
         assert "again" in engine.scheduler.request_events._feed._due
         engine.abort("again")
         assert "again" not in engine.scheduler.request_events._feed._due
-    told = [e for e in engine.lifetime._events if not isinstance(e, Progressed)]
+    told = [e for e in engine.advisor._events if not isinstance(e, Progressed)]
     assert len(told) == 6, "it came, ran and ended, twice"
     stats = engine.run().stats()
     assert adds_up(stats)
@@ -147,7 +147,7 @@ def test_the_record_waits_for_no_burst(tmp_path, monkeypatch, bursts):
         engine.add(40)
     for _ in range(4):
         engine.step()
-    over = [e.sequence_id for e in engine.lifetime._events if isinstance(e, Finished)]
+    over = [e.sequence_id for e in engine.advisor._events if isinstance(e, Finished)]
     assert sorted(over) == sorted(ended), "all are still to be dealt with"
     lines, patience = [], time.monotonic() + 30.0
     while len(lines) < len(ended) and time.monotonic() < patience:  # the writer's thread

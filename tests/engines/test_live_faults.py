@@ -92,8 +92,8 @@ def test_the_engine_goes_on_as_vllms_own(wrong, mode, many, caplog, monkeypatch)
     mixed_load(engine, n=24, steps=2)
     predictor.wrong = wrong
     mixed_load(engine, n=24, steps=2)
-    lifetime = engine.lifetime
-    lifetime.catch_up()
+    lifetime = engine.advisor
+    lifetime.flush()
     assert lifetime.breaker.faults[FAULTS[wrong]] == 1
     assert sum(lifetime.breaker.faults.values()) == 1
     assert lifetime.breaker.state == ("stuck" if FAULTS[wrong] == "hang" else "open")
@@ -141,7 +141,7 @@ def test_on_another_thread_a_worker_is_left_behind():
     thread.start()
     thread.join(20)
     assert not thread.is_alive()
-    assert engine.lifetime.breaker.state == "stuck"
+    assert engine.advisor.breaker.state == "stuck"
     assert not engine.scheduler.requests
 
 
@@ -149,14 +149,14 @@ def at_work():
     """A predictor that can be broken, an engine in which it acts, and the breaker's clock."""
     predictor, now = faulty(""), [0.0]
     engine = Engine().predict_with(predictor, mode="act", pause_s=30.0)
-    engine.lifetime.breaker._clock = lambda: now[0]
+    engine.advisor.breaker._clock = lambda: now[0]
     mixed_load(engine, n=24, steps=1)
     return predictor, engine, now
 
 
 def test_after_a_pause_it_is_tried_again_and_knows_everybody():
     predictor, engine, now = at_work()
-    breaker = engine.lifetime.breaker
+    breaker = engine.advisor.breaker
     predictor.wrong = "raises"
     engine.add(3)
     assert breaker.state == "open"
@@ -169,7 +169,7 @@ def test_after_a_pause_it_is_tried_again_and_knows_everybody():
     engine.add(4)
     now[0] = 32.0 + 60.0
     engine.step()
-    assert engine.lifetime.acting
+    assert engine.advisor.acting
     assert engine.stats()["running"] == len(engine.scheduler.requests)
     engine.run()
     assert breaker.state == "closed"
@@ -179,7 +179,7 @@ def test_after_a_pause_it_is_tried_again_and_knows_everybody():
 def test_a_slow_one_is_switched_off_and_comes_back():
     predictor = faulty("")
     engine = Engine().predict_with(predictor, mode="act", floor_s=0.01)
-    breaker, now = engine.lifetime.breaker, [0.0]
+    breaker, now = engine.advisor.breaker, [0.0]
     breaker._clock = lambda: now[0]
     asked = predictor.predict
 
@@ -197,7 +197,7 @@ def test_a_slow_one_is_switched_off_and_comes_back():
     now[0] = 31.0
     engine.step()
     assert breaker.state == "trial"
-    assert engine.lifetime.acting
+    assert engine.advisor.acting
     engine.run()
     assert breaker.state == "closed"
     assert adds_up(engine.stats())
@@ -219,7 +219,7 @@ def test_a_failed_trial_doubles_the_pause():
         now[0] += 0.2
     assert breaker.ready()
     for _ in range(40):
-        breaker.steps(1, 0.01)
+        breaker.record_steps(1, 0.01)
     assert breaker.state == "closed"
     assert breaker.call("fallback", lambda: "asked") == "asked"
 
@@ -237,8 +237,8 @@ def test_rare_but_costly_is_slow_and_rarely_interrupted_is_not(told):
             costly.call(None, work, 0.04)
             interrupted.call(None, time.sleep, 0.04)
         if i % told == 0:
-            costly.steps(told, told * 0.01)
-            interrupted.steps(told, told * 0.01)
+            costly.record_steps(told, told * 0.01)
+            interrupted.record_steps(told, told * 0.01)
         if not costly.allows:
             break
     assert costly.faults["slow"] == 1
@@ -258,16 +258,16 @@ def test_a_hang_is_for_good():
 
 def test_switched_off_while_it_is_broken_it_forgets_them_later():
     predictor, engine, now = at_work()
-    breaker = engine.lifetime.breaker
+    breaker = engine.advisor.breaker
     predictor.wrong = "rows"
     mixed_load(engine, n=24, steps=2)
     assert breaker.state == "open"
-    engine.lifetime.want("off")
+    engine.advisor.set_mode("off")
     engine.run()
     assert predictor.get_metrics()["running"] > 0  # nobody could be told
     predictor.wrong = ""
     now[0] = 31.0
-    engine.lifetime.want("shadow")
+    engine.advisor.set_mode("shadow")
     engine.add(3)
     engine.run()
     assert breaker.allows
@@ -276,18 +276,18 @@ def test_switched_off_while_it_is_broken_it_forgets_them_later():
 
 def test_a_mode_wanted_during_a_step_of_vllms_alone_waits_for_the_next(monkeypatch):
     engine = Engine().predict_with(fitted(), mode="off")
-    lifetime = engine.lifetime
-    passed = lifetime.passed
+    lifetime = engine.advisor
+    account_step = lifetime.account_step
 
     def meanwhile(**said):
-        lifetime.want("act")
-        passed(**said)
+        lifetime.set_mode("act")
+        account_step(**said)
 
-    monkeypatch.setattr(lifetime, "passed", meanwhile)
+    monkeypatch.setattr(lifetime, "account_step", meanwhile)
     mixed_load(engine, n=1, steps=0)
     engine.step()
     assert (lifetime.mode, lifetime.acting) == ("off", False)
-    monkeypatch.setattr(lifetime, "passed", passed)
+    monkeypatch.setattr(lifetime, "account_step", account_step)
     engine.step()
     assert lifetime.acting
     engine.run()
@@ -301,6 +301,6 @@ def test_what_is_published_is_dealt_with_in_the_next_step(monkeypatch):
     engine.add(50)
     engine.step()
     assert engine.stats()["total_predictions"] == 0
-    engine.lifetime.hurry()
+    engine.advisor.request_flush()
     engine.step()
     assert engine.stats()["total_predictions"] == 1

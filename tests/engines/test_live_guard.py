@@ -137,7 +137,7 @@ def made(setting, tmp_path, monkeypatch):
         )
         from sagellm_lifetime.vllm.logit_signals import LogitSignals  # imports vLLM, so not before
 
-        lifetime = engine.lifetime
+        lifetime = engine.advisor
         engine.scheduler.request_events.reads_tokens = True
         engine.scheduler.request_events.signals = LogitSignals()
         engine.clock = SimpleNamespace(now=0.0)
@@ -215,7 +215,7 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
         name = f"{code.co_filename}: {code.co_qualname}"
         faults.inject(code)
         load(engine)
-        lifetime = engine.lifetime
+        lifetime = engine.advisor
         cached += not faults.hits
         if mode != "act":
             assert engine.schedule == stock.schedule, name
@@ -234,7 +234,7 @@ def test_none_that_raises_for_good_reaches_the_engine(setting, made, faults):
 def test_what_handles_a_fault_may_raise_too(setting, made, faults):
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
 
-    first = GuardedAdvisor.passed.__code__
+    first = GuardedAdvisor.account_step.__code__
     usual = set(reached(made()))
     broken = made()
     faults.among([first])
@@ -266,7 +266,7 @@ def test_after_one_fault_it_comes_back(setting, made, faults):
     opened = 0
     for code in codes:
         engine = made()
-        lifetime = engine.lifetime
+        lifetime = engine.advisor
         name = f"{code.co_filename}: {code.co_qualname}"
         faults.inject(code, once=True)
         load(engine)
@@ -274,12 +274,12 @@ def test_after_one_fault_it_comes_back(setting, made, faults):
         opened += sum(lifetime.breaker.faults.values())
         engine.clock.now += 31.0
         more(engine)
-        assert engine.lifetime is lifetime, name
+        assert engine.advisor is lifetime, name
         assert lifetime.breaker.state in ("closed", "trial"), name
         assert lifetime.acting == (setting[0] == "act"), name
         assert adds_up(engine.stats()), name
         end(engine)
-        lifetime.catch_up()
+        lifetime.flush()
         stats = engine.stats()
         assert adds_up(stats), name
         assert stats["running"] == 0, name

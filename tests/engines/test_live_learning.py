@@ -16,7 +16,7 @@ from sagellm_lifetime.networks.model import NetworkModel
 from sagellm_lifetime.predictor.checkpoint_lock import claim
 from sagellm_lifetime.vllm import learner
 from sagellm_lifetime.vllm.circuit_breaker import LOG
-from sagellm_lifetime.vllm.learner import STARTED_FROM, make_way
+from sagellm_lifetime.vllm.learner import STARTED_FROM, move_aside
 from sagellm_lifetime.vllm.live_predictor import make_predictor
 from sagellm_lifetime.vllm.observability.merge import merge
 from sagellm_lifetime.vllm.settings import LiveSettings
@@ -45,7 +45,7 @@ def test_a_network_learns_and_nothing_of_it_in_the_engine(tmp_path, monkeypatch)
         raise AssertionError("a gradient step on the engine's thread")
 
     monkeypatch.setattr(NetworkModel, "_train_inline", in_the_engine)
-    served, learned = engine.lifetime.predictor, tmp_path / "engine-0" / "predictor"
+    served, learned = engine.advisor.predictor, tmp_path / "engine-0" / "predictor"
     for lessons in (40, 80):
         steps = served.get_metrics()["training_steps"]
         mixed_load(engine).run()
@@ -67,7 +67,7 @@ def test_without_learning_nothing_is_learned(tmp_path):
     mixed_load(engine, n=20).run()
     engine.scheduler.shutdown()
     stats = engine.stats()
-    assert stats["lessons"] == engine.lifetime.predictor.get_metrics()["lessons"] == 200
+    assert stats["lessons"] == engine.advisor.predictor.get_metrics()["lessons"] == 200
     assert stats["lessons_taken"] == 0
     assert not stats["learner_running"]
     assert not (tmp_path / "engine-0" / "predictor").exists()
@@ -110,7 +110,7 @@ def learned(tmp_path):
 def began(learned, **said):
     """Whether an engine started with these settings goes on from there."""
     settings = LiveSettings(**said)
-    make_way(learned, make_predictor(settings), learner._origin(settings.checkpoint, learned))
+    move_aside(learned, make_predictor(settings), learner._origin(settings.checkpoint, learned))
     return learned.exists()
 
 

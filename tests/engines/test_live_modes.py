@@ -73,23 +73,23 @@ def test_switched_while_running_it_knows_who_came_before():
     assert engine.scheduler.waiting
     assert engine.scheduler.running
     there = len(engine.scheduler.requests)
-    lifetime = engine.lifetime
-    lifetime.want("act")
+    lifetime = engine.advisor
+    lifetime.set_mode("act")
     engine.step()
     assert lifetime.acting
     assert engine.stats()["total_predictions"] == there
     mixed_load(engine, n=8, steps=2)
-    lifetime.want("shadow")
+    lifetime.set_mode("shadow")
     engine.step()
     assert not lifetime.acting
     arrivals = [request.arrival_time for request in engine.scheduler.waiting]
     assert arrivals == sorted(arrivals)
     mixed_load(engine, n=8, steps=2)
-    lifetime.want("off")
+    lifetime.set_mode("off")
     engine.step()
     mixed_load(engine, n=8, steps=2)
     engine.abort(engine.add(5).request_id)
-    lifetime.want("act")
+    lifetime.set_mode("act")
     engine.run()
     stats = engine.stats()
     assert adds_up(stats)
@@ -114,7 +114,7 @@ def test_a_long_queue_is_got_to_know_in_pieces(policy, monkeypatch):
         mixed_load(engine, n=60, steps=1)
         assert len(engine.scheduler.waiting) > 24
         asked.clear()
-        engine.lifetime.want("act")
+        engine.advisor.set_mode("act")
         for _ in range(16):
             engine.step()
         return engine, max(asked)
@@ -127,7 +127,7 @@ def test_a_long_queue_is_got_to_know_in_pieces(policy, monkeypatch):
     assert pieces.preempted == whole.preempted
     stats = pieces.stats()
     assert (stats["completions"] + stats["unpredicted"], stats["running"]) == (60, 0)
-    assert not pieces.lifetime._advisor._records
+    assert not pieces.advisor._advisor._records
 
 
 def crowd(engine):
@@ -142,7 +142,7 @@ def test_the_watermark_is_kept_while_it_acts_and_given_back():
     manager = engine.scheduler.kv_cache_manager
     crowd(engine)
     assert manager.watermark_blocks >= 6
-    engine.lifetime.want("off")
+    engine.advisor.set_mode("off")
     engine.run()
     assert manager.watermark_blocks == 0
 
@@ -153,7 +153,7 @@ def test_admission_leaves_more_free_where_running_sequences_would_outgrow_it():
     mixed_load(engine, n=40, steps=2)
     least = round(0.05 * manager.block_pool.num_gpu_blocks)
     assert least < manager.watermark_blocks <= round(MOST * manager.block_pool.num_gpu_blocks)
-    engine.lifetime.want("shadow")
+    engine.advisor.set_mode("shadow")
     engine.step()
     assert manager.watermark_blocks == 0
     engine.run()
@@ -196,7 +196,7 @@ def test_under_vllms_priorities_it_never_acts(caplog):
     theirs = mixed_load(stock(settings=replace(SMALL, policy="priority"))).run()
     mixed_load(engine).run()
     assert engine.schedule == theirs.schedule
-    engine.lifetime.want("act")
+    engine.advisor.set_mode("act")
     stats = engine.stats()
     assert stats["mode"] == "shadow"
     assert stats["completions"] == 40
@@ -209,11 +209,11 @@ def test_confidence_is_asked_for_where_there_is_a_threshold(doubt):
     engine.add(30)
     engine.step()
     (name,) = engine.scheduler.requests
-    confidence = engine.lifetime._forecaster.forecast([name], np.array([0])).confidence
+    confidence = engine.advisor._forecaster.forecast([name], np.array([0])).confidence
     assert (confidence.item() < 1.0) == (doubt > 0)
     mixed_load(engine).run()
     assert engine.stats()["completions"] == 41
-    assert engine.lifetime.breaker.state == "closed"
+    assert engine.advisor.breaker.state == "closed"
 
 
 def test_settings_come_with_vllms_configuration():

@@ -10,7 +10,7 @@ from route_help import JSON, STATS, ask
 
 from sagellm_lifetime.cli.stats import block
 from sagellm_lifetime.core.errors import LifetimeError
-from sagellm_lifetime.vllm.engine_state import EngineState, ask_for, check_free, read_stats
+from sagellm_lifetime.vllm.engine_state import EngineState, check_free, read_stats, request_mode
 from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
 
 DASHBOARD = Path(__file__).parents[2] / "dashboards" / "lifetime.json"
@@ -52,7 +52,7 @@ def test_why_the_breaker_is_open_is_said(served):
     def broken():
         raise ValueError
 
-    engine.lifetime.breaker.call(None, broken)
+    engine.advisor.breaker.call(None, broken)
     engine.scheduler._service._jobs.round()
     found = json.loads(ask(state, "GET", "/lifetime/stats")[1])
     shown = block(found)
@@ -75,17 +75,17 @@ def test_the_mode_is_switched_while_running(served):
     assert json.loads(ask(state, "GET", "/lifetime/stats")[1])["mode"] == "act"
     engine.add(30)
     engine.step()
-    assert engine.lifetime.acting
+    assert engine.advisor.acting
     for wrong in (b"", b"{}", b'{"mode": "on"}', b"[1]", b'{"mode": ["act"]}'):
         assert ask(state, "POST", "/lifetime/mode", wrong)[0] == 400
     (state / "engine-0" / "control.json").write_text("{")
     engine.scheduler._service._jobs.round()
-    assert engine.lifetime.wanted == "act"
+    assert engine.advisor.next_mode == "act"
 
 
 def test_act_is_refused_where_it_cannot_be(served):
     engine, state = served
-    engine.lifetime.cannot_act = "no"
+    engine.advisor.cannot_act = "no"
     engine.scheduler._service._jobs.round()
     assert ask(state, "POST", "/lifetime/mode", b'{"mode": "act"}') == (409, b'{"error": "no"}')
     assert ask(state, "POST", "/lifetime/mode", b'{"mode": "off"}')[0] == 202
@@ -190,12 +190,12 @@ def test_one_engine_one_folder(tmp_path):
         check_free(tmp_path)
     with pytest.raises(LifetimeError, match="--state"):
         EngineState(tmp_path, 0)
-    ask_for(tmp_path, "act")
+    request_mode(tmp_path, "act")
     assert state.asked_for() == "act"
     assert state.asked_for() is None
-    ask_for(tmp_path, "act")
+    request_mode(tmp_path, "act")
     assert state.asked_for() == "act"
-    ask_for(tmp_path, "off")
+    request_mode(tmp_path, "off")
     state.close()
     check_free(tmp_path)
     assert not read_stats(tmp_path)

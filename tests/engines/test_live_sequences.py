@@ -146,7 +146,7 @@ def test_preempted_and_resumed_they_are_predicted_once(mode, asynchronous):
     assert stats["total_predictions"] == stats["completions"] == stats["lessons"] - 200 == 60
     lengths = {name: row["actual_length"] for name, row in rows(engine).items()}
     assert lengths == engine.lengths
-    assert engine.lifetime.breaker.state == "closed"
+    assert engine.advisor.breaker.state == "closed"
 
 
 @pytest.mark.parametrize("mode", ["act", "shadow"])
@@ -163,8 +163,8 @@ def test_who_waits_no_longer_is_no_backlog(mode):
             engine.step()
         mixed_load(engine, n=24)
         engine.run()
-        engine.lifetime.catch_up()
-        planner = engine.lifetime._advisor
+        engine.advisor.flush()
+        planner = engine.advisor._advisor
         assert not planner._records
         assert not planner._unplaced
         assert abs(planner._backlog) < 1.0
@@ -228,7 +228,7 @@ def test_turns_of_a_session_are_sequences(asynchronous):
     assert engine.stats()["running"] == 2
     engine.run(12)
     assert [row["actual_length"] for row in engine.rows.rows] == [6, 4]
-    engine.lifetime.want("shadow")
+    engine.advisor.set_mode("shadow")
     engine.step()
     engine.abort("talk")  # the client has gone, between two turns
     engine.run()
@@ -264,7 +264,7 @@ def test_generated_tokens_are_handed_over_at_the_ages_that_matter(per_step, monk
     predictor = create_predictor("lstm", hidden_size=8)
     engine = Engine().predict_with(predictor, mode="shadow")
     seen = []
-    forecaster = engine.lifetime._forecaster
+    forecaster = engine.advisor._forecaster
     grown = forecaster.grown
     monkeypatch.setattr(
         forecaster, "grown", lambda requests: (seen.extend(requests), grown(requests))
@@ -284,7 +284,7 @@ def test_generated_tokens_are_handed_over_at_the_ages_that_matter(per_step, monk
     for request in seen:
         start = len(request.token_ids) - request.current_length
         assert request.token_ids[start:] == [7] * request.current_length
-    assert engine.lifetime.breaker.faults["exception"] == 0
+    assert engine.advisor.breaker.faults["exception"] == 0
 
 
 def test_who_asks_is_taken_only_in_the_right_form(engine):
@@ -319,7 +319,7 @@ def test_every_request_aborted_at_once(engine):
     assert engine.stats()["running"] == 0
     engine.add(3)
     engine.run()
-    assert engine.lifetime.breaker.state == "closed"
+    assert engine.advisor.breaker.state == "closed"
 
 
 def test_a_reset_of_the_prefix_cache_preempts_all():
@@ -330,7 +330,7 @@ def test_a_reset_of_the_prefix_cache_preempts_all():
     engine.scheduler.reset_prefix_cache(reset_running_requests=True)
     engine.run()
     assert engine.stats()["completions"] == 5
-    assert engine.lifetime.breaker.state == "closed"
+    assert engine.advisor.breaker.state == "closed"
 
 
 def test_blocks_for_drafts_count_when_memory_is_short():

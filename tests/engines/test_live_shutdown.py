@@ -8,7 +8,7 @@ from engine_help import Engine, fitted
 
 from sagellm_lifetime.history import read
 from sagellm_lifetime.vllm import learner, service
-from sagellm_lifetime.vllm.engine_state import ask_for, read_stats
+from sagellm_lifetime.vllm.engine_state import read_stats, request_mode
 from sagellm_lifetime.vllm.journal import Journal
 
 PATIENCE_S = 30.0
@@ -71,10 +71,10 @@ def test_a_disk_that_hangs_leaves_the_switch_and_the_statistics(hung, tmp_path):
     ends = time.monotonic() + PATIENCE_S / 2
     while not read_stats(state) and time.monotonic() < ends:
         time.sleep(0.05)
-    assert ask_for(state, "off") == 1
-    while hung.lifetime.wanted != "off" and time.monotonic() < ends:
+    assert request_mode(state, "off") == 1
+    while hung.advisor.next_mode != "off" and time.monotonic() < ends:
         time.sleep(0.05)
-    assert hung.lifetime.wanted == "off"
+    assert hung.advisor.next_mode == "off"
 
 
 def test_a_disk_that_hangs_is_not_waited_for_for_ever(hung, monkeypatch, caplog):
@@ -110,7 +110,7 @@ def test_each_part_is_closed_whatever_becomes_of_the_others(
 
         monkeypatch.setattr(owner, name, close)
 
-    noted(engine.lifetime, "catch_up", "burst")
+    noted(engine.advisor, "flush", "burst")
     noted(beside._learner, "close", "learner")
     noted(beside._state, "close", "state")
     noted(Scheduler, "shutdown", "vLLM")

@@ -36,7 +36,7 @@ class Steps:
 
     def take(self, tokens=8):
         self.clock.now += self.WORK
-        self.measured.taken(tokens)
+        self.measured.output_processed(tokens)
         self.clock.now += self.GAP
 
 
@@ -152,11 +152,11 @@ def test_steps_that_take_no_time_do_not_hold_it_at_none():
 def test_a_stalled_step_does_not_raise_the_budget_for_long():
     breaker = CircuitBreaker(share=0.05, floor_s=0.001)
     for _ in range(100):
-        breaker.steps(1, 0.02)
-    breaker.steps(1, PAUSE_S)
+        breaker.record_steps(1, 0.02)
+    breaker.record_steps(1, PAUSE_S)
     assert breaker._pace <= (1 + OUTLIER / 32) * 0.02
     for _ in range(100):
-        breaker.steps(1, 0.02)
+        breaker.record_steps(1, 0.02)
     assert breaker._pace < 1.2 * 0.02
 
 
@@ -173,17 +173,17 @@ def steps(engine, n):
         while len(engine.scheduler.requests) < 24:
             engine.add(120)
         engine.step()
-    engine.lifetime.catch_up()
+    engine.advisor.flush()
 
 
 def pace_of(engine):
-    return engine.lifetime._advisor._pace.seconds
+    return engine.advisor._advisor._pace.seconds
 
 
 def test_a_pause_of_the_engine_is_no_step(busy):
     before = pace_of(busy)
     assert before == pytest.approx(0.01, rel=0.2)
-    lifetime = busy.lifetime
+    lifetime = busy.advisor
     counted, seconds = lifetime.steps, lifetime.seconds
     started = time.perf_counter()
     busy.now += PAUSE_S
@@ -197,7 +197,7 @@ def test_a_pause_of_the_engine_is_no_step(busy):
 def test_a_paused_scheduler_that_is_asked_makes_no_steps(busy):
     from vllm.v1.core.sched.interface import PauseState
 
-    before, counted = pace_of(busy), busy.lifetime.steps
+    before, counted = pace_of(busy), busy.advisor.steps
     busy.scheduler.set_pause_state(PauseState.PAUSED_ALL)
     for _ in range(10):
         busy.step()
@@ -205,7 +205,7 @@ def test_a_paused_scheduler_that_is_asked_makes_no_steps(busy):
         busy.now += PAUSE_S
     busy.scheduler.set_pause_state(PauseState.UNPAUSED)
     steps(busy, 5)
-    assert busy.lifetime.steps == counted + 1 + 4  # the last before the pause, and those after
+    assert busy.advisor.steps == counted + 1 + 4  # the last before the pause, and those after
     assert pace_of(busy) == pytest.approx(before, rel=0.05)
 
 
@@ -224,9 +224,9 @@ def test_a_step_that_stalls_is_forgotten_soon(busy):
 
 
 def test_outputs_are_counted_while_it_is_off_too(busy):
-    busy.lifetime.want("off")
+    busy.advisor.set_mode("off")
     steps(busy, 3)
-    seconds = busy.lifetime.seconds
+    seconds = busy.advisor.seconds
     time.sleep(1.0)
     steps(busy, 2)
-    assert busy.lifetime.seconds - seconds < 0.9
+    assert busy.advisor.seconds - seconds < 0.9

@@ -111,5 +111,5 @@ def test_replay_and_live_engine_do_the_same_in_every_step(vllm, name, caching, s
     stats = engine.scheduler._service.stats()
     assert (stats["completions"], stats["breaker"]["state"]) == (len(arrived), "closed")
     assert not any(stats["breaker"]["faults"].values())
-    assert replay.scheduler.lifetime.steps == engine.scheduler.lifetime.steps
+    assert replay.scheduler.advisor.steps == engine.scheduler.advisor.steps
     engine.scheduler.shutdown()

@@ -11,7 +11,7 @@ import polars as pl
 from engine_help import Engine, fitted, mixed_load
 
 from sagellm_lifetime.history import read
-from sagellm_lifetime.vllm.journal import Journal, take_up
+from sagellm_lifetime.vllm.journal import Journal, recover_journals
 from sagellm_lifetime.vllm.record_rows import to_line
 from sagellm_lifetime.vllm.recorder import Recorder
 
@@ -128,14 +128,14 @@ def test_a_torn_line_is_dropped_and_a_living_writer_left_alone(tmp_path):
     damaged.write_text(json.dumps(row(2)) + "\n{broken}\n\0\0\n" + json.dumps(row(3)) + "\n")
     empty = tmp_path / "completions-z.journal"
     empty.write_text("")
-    assert [path.name for path in take_up(tmp_path)] == [
+    assert [path.name for path in recover_journals(tmp_path)] == [
         "completions-x.parquet",
         "completions-y.parquet",
     ]
     assert read_history(tmp_path)["request_id"].to_list() == ["r1", "r2", "r3"]
     assert living.path.exists()
     living.close()
-    assert len(list(take_up(tmp_path))) == 1
+    assert len(list(recover_journals(tmp_path))) == 1
     assert not list(tmp_path.glob("*.journal"))
 
 
@@ -144,9 +144,9 @@ def test_a_journal_taken_up_twice_counts_once(tmp_path):
     journal.write([to_line(row(0)), to_line(row(1))])
     journal.close()
     text = journal.path.read_bytes()
-    list(take_up(tmp_path))
+    list(recover_journals(tmp_path))
     journal.path.write_bytes(text)  # a crash between the Parquet and the end of its journal
-    list(take_up(tmp_path))
+    list(recover_journals(tmp_path))
     assert len(read_history(tmp_path)) == 2
 
 

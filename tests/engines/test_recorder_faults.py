@@ -14,7 +14,7 @@ from sagellm_lifetime.history import read
 from sagellm_lifetime.vllm import journal as journal_module
 from sagellm_lifetime.vllm import recorder as recorder_module
 from sagellm_lifetime.vllm.circuit_breaker import LOG
-from sagellm_lifetime.vllm.journal import Journal, take_up
+from sagellm_lifetime.vllm.journal import Journal, recover_journals
 from sagellm_lifetime.vllm.recorder import Recorder
 
 
@@ -334,7 +334,7 @@ def test_a_damaged_line_costs_itself_alone(damage, place, tmp_path, told):
     lines.insert(place, DAMAGE[damage])
     journal = tmp_path / "completions-x.journal"
     journal.write_bytes(b"\n".join(lines) + b"\n")
-    assert list(take_up(tmp_path)) == [journal.with_suffix(".parquet")]
+    assert list(recover_journals(tmp_path)) == [journal.with_suffix(".parquet")]
     assert ids(tmp_path) == ["r0", "r1"]
     assert len(told()) == 1
     assert f"1 of 3 lines damaged (line {place + 1}: " in told()[0]
@@ -349,7 +349,7 @@ def test_values_damaged_on_disk_are_named(tmp_path, told):
     odd = ({"client_id": "x\ud800"}, {"turn": 1.5}, {"turn": 2.5}, {"prefix_hashes": [2**64]})
     rows = [{**row(i), **cell} for i, cell in enumerate(odd)]
     journal.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    list(take_up(tmp_path))
+    list(recover_journals(tmp_path))
     frame = read_history(tmp_path)
     assert frame["client_id"].to_list() == ["x\ufffd", None, None, None]
     assert set(frame.columns) == {*row(0), "client_id"}
@@ -362,7 +362,7 @@ def test_values_damaged_on_disk_are_named(tmp_path, told):
 def test_many_damaged_lines_are_counted_and_some_named(tmp_path, told):
     journal = tmp_path / "completions-x.journal"
     journal.write_text("x\n" * 100 + json.dumps(row(0)) + "\n" + '{"torn')
-    list(take_up(tmp_path))
+    list(recover_journals(tmp_path))
     assert "101 of 102 lines damaged (line 1: is not JSON; " in told()[0]
     assert told()[0].count("is not JSON") == 5
     assert len(journal.with_suffix(".damaged").read_bytes().splitlines()) == 101
@@ -375,7 +375,7 @@ def test_one_journal_that_cannot_be_turned_stops_no_other(tmp_path):
     (tmp_path / "link.journal").symlink_to(tmp_path / "a.journal")
     os.mkfifo(tmp_path / "pipe.journal")
     with pytest.raises(HistoryError, match=r"b.parquet.*\(and 2 more\)"):
-        list(take_up(tmp_path))
+        list(recover_journals(tmp_path))
     (tmp_path / "b.parquet").rmdir()
     assert sorted(ids(tmp_path)) == ["r97", "r99"]
     assert (tmp_path / "b.journal").exists()

@@ -13,7 +13,7 @@ from route_help import JSON, STATS, ask, request
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.vllm import engine_state as state
 from sagellm_lifetime.vllm.circuit_breaker import LOG
-from sagellm_lifetime.vllm.engine_state import EngineState, ask_for, check_free, read_published
+from sagellm_lifetime.vllm.engine_state import EngineState, check_free, read_published, request_mode
 from sagellm_lifetime.vllm.launch.server import MIDDLEWARE
 from sagellm_lifetime.vllm.observability import http
 from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
@@ -512,7 +512,7 @@ def test_a_state_is_its_owners_only(tmp_path):
         for folder in (tmp_path / "new" / "state", tmp_path / "own"):
             made = EngineState(folder, 0)
             made.write(STATS)
-            ask_for(folder, "act")
+            request_mode(folder, "act")
             made.close()
     finally:
         os.umask(before)
@@ -537,7 +537,7 @@ def test_no_planted_link_is_followed(tmp_path):
         (folder / name).symlink_to(precious)
     made = EngineState(tmp_path / "state", 0)
     made.write(STATS)
-    ask_for(tmp_path / "state", "act")
+    request_mode(tmp_path / "state", "act")
     made.close()
     assert precious.read_text() == "precious"
 

@@ -67,8 +67,8 @@ def test_the_engine_asks_no_more_than_it_can_afford(monkeypatch):
     for name in asked:
         counted(name)
     engine = mixed_load(Engine().predict_with(fitted(), mode="shadow"), n=60, steps=2).run()
-    most = 2 + engine.lifetime.steps / 16
-    decisions = engine.lifetime.agreement
+    most = 2 + engine.advisor.steps / 16
+    decisions = engine.advisor.agreement
     for name, kind in (("order", decisions.admissions), ("victims", decisions.preemptions)):
         assert 0 < asked[name] <= most < kind.made
 
@@ -77,11 +77,11 @@ def test_while_nobody_can_be_asked_nothing_is_counted(monkeypatch):
     monkeypatch.setattr(agreement, "_AT_ONCE", 1)
     monkeypatch.setattr(agreement, "_EVERY", 1_000_000)
     engine, now = Engine().predict_with(fitted(), mode="shadow", pause_s=30.0), [0.0]
-    lifetime = engine.lifetime
+    lifetime = engine.advisor
     lifetime.breaker._clock = lambda: now[0]
     preemptions = lifetime.agreement.preemptions
     mixed_load(engine).run()
-    assert preemptions._passed_over
+    assert preemptions._skipped
 
     def broken():
         raise ValueError
@@ -91,19 +91,19 @@ def test_while_nobody_can_be_asked_nothing_is_counted(monkeypatch):
     mixed_load(engine).run()
     assert len(engine.preempted) > before, "memory was short during the outage"
     assert (preemptions.made, preemptions._allowed) == (before, allowed)
-    assert not preemptions._passed_over
+    assert not preemptions._skipped
 
 
 def test_a_comparison_that_goes_wrong_is_stood_for_by_nobody(monkeypatch):
     engine = Engine().predict_with(fitted(), mode="shadow")
-    preemptions = engine.lifetime.agreement.preemptions
-    preemptions._passed_over = 5
+    preemptions = engine.advisor.agreement.preemptions
+    preemptions._skipped = 5
 
     def broken(*_):
         raise ValueError
 
     monkeypatch.setattr(PlanAdvisor, "victims", broken)
     mixed_load(engine).run()
-    assert engine.lifetime.breaker.faults["exception"] == 1
-    assert not preemptions._passed_over
+    assert engine.advisor.breaker.faults["exception"] == 1
+    assert not preemptions._skipped
     assert preemptions.made == 1 < len(engine.preempted)

@@ -31,7 +31,7 @@ def row(k):
 
 
 def test_what_does_not_fit_waits_for_room(disk, monkeypatch, caplog):
-    monkeypatch.setattr(recorder_module, "take_up_in_process", lambda _: None)
+    monkeypatch.setattr(recorder_module, "start_recovery", lambda _: None)
     recorder = Recorder(disk / "rec", "w", rotate_rows=1000, rotate_s=1e9)
     for k in range(12_000):
         recorder.add(row(k))

@@ -45,7 +45,7 @@ def test_a_callers_alarm_fires_while_calls_are_made():
     limit(int)  # before the caller has one
     (at,) = rung(0.3, lambda: limit(time.sleep, 0.002))
     assert 0.29 < at < 0.5
-    assert limit.means == "thread"
+    assert limit.method == "thread"
     limit.close()
 
 
@@ -103,7 +103,7 @@ def test_with_the_alarm_one_that_is_set_later_fires():
     assert signal.getsignal(signal.SIGALRM) is timelimit._alarm
     (at,) = rung(0.3, lambda: limit(time.sleep, 0.002))
     assert 0.29 < at < 0.5
-    assert limit.means == "thread"
+    assert limit.method == "thread"
     limit.close()
 
 
@@ -112,7 +112,7 @@ def test_with_the_alarm_a_timer_without_a_handler_keeps_its_default():
     limit(int)
     signal.setitimer(signal.ITIMER_REAL, 50.0, 3.0)
     limit(int)
-    assert limit.means == "thread"
+    assert limit.method == "thread"
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     left, again = signal.getitimer(signal.ITIMER_REAL)
     assert 49.0 < left <= 50.0
@@ -125,7 +125,7 @@ def test_with_the_alarm_a_timer_that_is_set_during_a_call_goes_on():
     limit(signal.alarm, 50)
     assert 49.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50.0
     limit(int)
-    assert limit.means == "thread"
+    assert limit.method == "thread"
     assert 49.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50.0
     limit.close()
 
@@ -136,7 +136,7 @@ def test_with_the_alarm_nothing_is_left_after_a_call():
     with pytest.raises(ZeroDivisionError):
         limit(lambda: 1 // 0)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert limit.means == "alarm"
+    assert limit.method == "alarm"
 
 
 def test_an_interruption_that_is_late_hits_nobody():
@@ -152,7 +152,7 @@ def test_an_interruption_that_is_late_hits_nobody():
 
 
 def _in_a_process(name, queue):
-    queue.put((TimeLimit(1.0).means, timelimit.runs_alone()))
+    queue.put((TimeLimit(1.0).method, timelimit.runs_alone()))
 
 
 @pytest.mark.parametrize(
@@ -281,16 +281,16 @@ def test_a_callers_time_out_goes_through_a_step_and_the_engine_can_go_on(vllm):
 
     engine = Engine().predict_with(fitted(), mode="act", limit_s=60.0)
     mixed_load(engine, n=12, steps=2)
-    begin_step = engine.lifetime.begin_step
+    begin_step = engine.advisor.begin_step
 
     def ring(*_):
         signal.raise_signal(signal.SIGALRM)
 
     signal.signal(signal.SIGALRM, Ring())
-    engine.lifetime.begin_step = ring
+    engine.advisor.begin_step = ring
     with pytest.raises(LookupError, match="the caller's"):
         engine.step()
-    engine.lifetime.begin_step = begin_step
+    engine.advisor.begin_step = begin_step
     engine.run()
     assert not engine.scheduler.requests
-    assert engine.lifetime is not None
+    assert engine.advisor is not None

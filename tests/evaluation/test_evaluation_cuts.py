@@ -92,16 +92,17 @@ def test_scores_up_to_the_horizon_are_those_of_the_whole_lengths():
         assert found["mae_ended"] == pytest.approx(np.abs(guess - lengths)[ended].mean())
 
 
+@pytest.mark.slow
 def test_those_that_went_on_stand_for_those_cut_early():
     """Clients cancel at random times: the weighted scores equal those without cancelling."""
-    lengths = drawn(12_000, 4)
+    lengths = drawn(5000, 4)
     rng = np.random.default_rng(5)
     gone = np.where(rng.random(len(lengths)) < 0.4, rng.integers(1, 1500, len(lengths)), 10**7)
     frame = cut_at(lengths, gone, "abort")
     predictor = Fixed(0.6 * MEDIAN, 0.5)  # wrong, so that its error says something
     whole = evaluate(predictor, uncut(lengths))
     found = evaluate(predictor, frame)
-    assert found.points.cuts.before > 1000
+    assert found.points.cuts.before > 400
     right, weighted = (each.scores["fixed"] for each in (whole, found))
     for group in ("admission", "64", "256"):
         for key in ("within_10pct", "coverage_90"):
@@ -115,7 +116,7 @@ def test_those_that_went_on_stand_for_those_cut_early():
 
 
 def test_the_intervals_of_the_truth_cover_what_they_say():
-    lengths = drawn(4000, 6)
+    lengths = drawn(2000, 6)
     frame = cut_at(lengths, np.full(len(lengths), 400))
     found = evaluate(Fixed(MEDIAN, SPREAD), frame).scores["fixed"]
     for group in ("admission", "64", "256", "steps"):

@@ -106,11 +106,13 @@ def test_boosting_takes_names_text_and_what_it_never_saw():
     assert np.isfinite(rival.forecast(bare, points).point).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILES)
 def test_remaining_is_current_never_beats_the_baselines_on_a_profile(name):
     _rule_loses(generate(name, 3000, seed=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["azure_conv", "mooncake_conversation", "servegen_reasoning"])
 def test_remaining_is_current_never_beats_the_baselines_on_a_trace(file):
     path = TRACES / f"{file}.parquet"

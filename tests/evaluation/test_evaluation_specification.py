@@ -40,6 +40,7 @@ def test_the_benchmark_is_run_as_written():
     assert found["mae"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_networks_reach_the_targets_where_they_leak(name):
     pytest.importorskip("torch")

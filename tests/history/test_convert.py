@@ -225,7 +225,7 @@ def test_sharegpt_roles(tmp_path: Path) -> None:
     assert found.frame["request_id"].to_list() == ["0#0", "0#1", "1#0", "1#1", "2#0"]
     assert found.frame["actual_length"].to_list()[-1] == 0
     assert found.left_out == {"answers before any question, whose prompt is unknown": 1}
-    assert "1 answers have no text: they are kept, with the length 0" in found.notes
+    assert "1 answer without text, kept with the length 0" in found.notes
     items.append({"id": "9", "conversations": [{"from": "narrator", "value": "once upon a time"}]})
     source.write_text(json.dumps(items))
     with pytest.raises(HistoryRowError, match="conversation 4: a message has the role 'narrator'"):

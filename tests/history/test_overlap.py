@@ -45,6 +45,7 @@ def test_without_arrival_times_nothing_is_told():
     assert share_of(sketch(rows(500, 1)), a) == 0.0
 
 
+@pytest.mark.slow
 def test_evaluate_has_no_verdict_on_the_rows_of_the_checkpoint(tmp_path, capsys):
     log, model = str(tmp_path / "log.parquet"), str(tmp_path / "model")
     generate("chat", 400, seed=5).write_parquet(log)

@@ -16,6 +16,7 @@ from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.core.hazard import ROW
 from sagellm_lifetime.networks.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # networks are trained until they see it
 SHORT, LONG = 60, 600
 OPTIONS = {
     "lstm": {"hidden_size": 16, "num_layers": 2},

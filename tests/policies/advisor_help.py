@@ -31,10 +31,10 @@ class View:
     def cached_tokens(self):
         return self.cached(self)
 
-    def question(self):
+    def arrival_request(self):
         return PredictionRequest(self.id, [], 0, None)
 
-    progress = question
+    updated_request = arrival_request
 
 
 class Desk:

@@ -164,10 +164,10 @@ def test_the_forecaster_hears_of_all_in_its_order():
     advisor.on_events(
         [
             Arrived(View("a", 10), 0.0),
-            Arrived(View("beam", 10), 0.0, is_answer=False),
+            Arrived(View("beam", 10), 0.0, is_predicted=False),
             Admitted("a", 0.1),
             Progressed(0.02, 0.2, (View("a", 26),)),
-            Finished("beam", 1, 0.0, "stop", 0.3, is_answer=False),
+            Finished("beam", 1, 0.0, "stop", 0.3, is_predicted=False),
             Finished("a", 7, 0.4, "length", 0.4),
             Finished("nobody", 1, 0.4, "stop", 0.4),
         ]
@@ -212,7 +212,7 @@ def test_a_step_of_beam_search_ends_after_one_token_whatever_is_predicted():
     told = Told()
     made = desk(Clock(), told, Plan(order="length", patience=1e6, slack=1e6))
     views = [View("long", 16), View("beam", 16, arrival=1e-9)]
-    made.advisor.on_events([Arrived(views[0], 0.0), Arrived(views[1], 0.0, is_answer=False)])
+    made.advisor.on_events([Arrived(views[0], 0.0), Arrived(views[1], 0.0, is_predicted=False)])
     assert list(made.advisor.order(views, 1000)) == [1, 0]
     assert ("asked", ["long"]) in told.heard
 

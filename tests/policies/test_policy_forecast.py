@@ -109,7 +109,7 @@ def test_of_those_that_run_none_is_forgotten():
 
 
 def test_doubt_is_the_predictors_own_calibrated_one():
-    forecaster = PredictedLengths(create_predictor("survival"), doubting=True)
+    forecaster = PredictedLengths(create_predictor("survival"), uses_confidence=True)
     rng = np.random.default_rng(1)
     for length in np.exp(rng.normal(5, 1, 200)).astype(int).tolist():
         forecaster.finished(arrive(forecaster, [None])[0], length, 1.0, "stop")

@@ -95,7 +95,12 @@ def learning(*arguments, **options):
 # -- what is learned -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if has_network(name) else name for name in PREDICTORS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_learns_what_learning_inline_would(name, tmp_path):
     """All are asked about before any is learned from, then again when all were learned."""
     predictor, twin = made(name), made(name)
@@ -138,7 +143,8 @@ def test_update_moves_only_the_instant_parts():
         assert predictor.get_metrics()["lessons"] == 40
 
 
-@pytest.mark.parametrize("name", [each for each in PREDICTORS if has_network(each)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PREDICTORS if has_network(name)])
 def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
     """For onnxruntime holds the GIL while it builds one; weights come and go without any."""
     built = []

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -30,18 +31,23 @@ COPIES = {
 }
 
 
-def taught(name, **options):
-    if has_network(name):
-        pytest.importorskip("torch")
-    predictor = create_predictor(name, **{**SMALL.get(name, {}), **options})
+@cache
+def taught_once(name):
+    predictor = create_predictor(name, **{**SMALL.get(name, {}), "capacity": 99})
     teach(predictor, 60)
     return predictor
+
+
+def taught(name):
+    if has_network(name):
+        pytest.importorskip("torch")
+    return taught_once(name).clone()
 
 
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_a_copy_knows_the_same_and_shares_and_tracks_nothing(name, how):
-    predictor = taught(name, capacity=99)
+    predictor = taught(name)
     predictor.summary = {"rows": 3}
     predictor.predict(PredictionRequest("running", [], 0, None))
     twin = COPIES[how](predictor)

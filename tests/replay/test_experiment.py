@@ -55,7 +55,7 @@ def test_who_is_asked_is_said(data):
     assert given.how == "survival of here"
     several = Experiment(data, ExperimentSettings(seeds=2))
     assert several.notes == [
-        f"all {round(len(data.rows) * 0.3)} requests are in every seed: "
+        f"every seed draws all {round(len(data.rows) * 0.3)} requests: "
         "give a smaller --max-requests"
     ]
 

@@ -163,13 +163,13 @@ def test_a_reservation_that_believes_nothing_is_vllms_own(vllm, frame, trace, ti
     predictor = create_predictor("survival").fit(frame)
 
     def asked(_):
-        return PredictedLengths(predictor.clone(), doubting=True)
+        return PredictedLengths(predictor.clone(), uses_confidence=True)
 
     plan = Plan(order="fcfs", evict="", fit=0.99, min_confidence=1.0)
     stock = replay(trace, tight, cost, POLICIES["fcfs"]).result
-    doubting = replay(trace, tight, cost, planned_policy("", "", plan, asked, 0.0)).result
+    uses_confidence = replay(trace, tight, cost, planned_policy("", "", plan, asked, 0.0)).result
     believing = planned_policy("", "", replace(plan, min_confidence=0.0), asked, 0.0)
-    assert np.array_equal(doubting.finish, stock.finish)
+    assert np.array_equal(uses_confidence.finish, stock.finish)
     assert not np.array_equal(replay(trace, tight, cost, believing).result.finish, stock.finish)
 
 

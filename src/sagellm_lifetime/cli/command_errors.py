@@ -34,7 +34,7 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def orderly_end() -> Iterator[None]:
+def cleanup_on_signals() -> Iterator[None]:
     """Raise :class:`Terminated` in the block on SIGTERM and SIGHUP, unless they have a handler.
 
     Their default would leave temporary files behind. A second signal ends the process at once.
@@ -58,13 +58,13 @@ def orderly_end() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print an error on stderr, as one line."""
     line = " ".join(text.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
-def silence() -> None:
+def discard_stdout() -> None:
     """Discard the buffered output of a stdout that was closed."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,11 +93,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
         forget_notes()
         try:
-            with orderly_end():
+            with cleanup_on_signals():
                 command(*args, **kwargs)
                 sys.stdout.flush()
         except LifetimeError as error:
-            complain(str(error))
+            print_error(str(error))
             raise Exit(USAGE) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -106,14 +106,14 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             print("terminated", file=sys.stderr)
             raise Exit(TERMINATED) from None
         except BrokenPipeError:
-            silence()
+            discard_stdout()
             raise Exit(BROKEN_PIPE) from None
         except MemoryError:
-            complain("not enough memory for this: try fewer rows or a smaller network")
+            print_error("not enough memory for this: try fewer rows or a smaller network")
             raise Exit(USAGE) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            complain(f"{place}{error.strerror or error}")
+            print_error(f"{place}{error.strerror or error}")
             raise Exit(USAGE) from None
 
     return run

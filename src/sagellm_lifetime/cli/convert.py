@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
 from sagellm_lifetime.cli.output import progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
 from sagellm_lifetime.cli.reading import print_notes, reading_json
+from sagellm_lifetime.core.wording import counted
 
 
 class Format(StrEnum):
@@ -66,6 +68,7 @@ def convert(
             "--time-unit", help="Unit of times that do not say theirs.", show_default=False
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     json: Json = None,
 ) -> None:
     """Convert a trace or a log of another program to a history file."""
@@ -73,6 +76,8 @@ def convert(
 
     check_json(json, source, target)
     check_apart(target, [source])
+    if target.exists() and not force:
+        raise CommandError(f"{target} exists: choose another name, or replace it with --force")
     with progress(f"converting {source}"):
         history = formats.convert(
             None if form is None else form.value,
@@ -88,4 +93,4 @@ def convert(
             {"rows": history.frame.height, "file": str(target), **reading_json(history)}, json
         )
     if json != "-":
-        say(f"Wrote {history.frame.height:,} rows to {target}")
+        say(f"Wrote {counted(history.frame.height, 'row')} to {target}")

@@ -16,6 +16,7 @@ from sagellm_lifetime.cli.output import listed, note, progress, say, table, writ
 from sagellm_lifetime.cli.paths import check_json, check_report
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.atomic import write_atomically
+from sagellm_lifetime.core.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,7 +71,7 @@ def demo(
     results: dict[str, Sequence[Evaluation]] = {}
     for workload in profiles:
         work = _rows(workload, rows, seed)
-        note(f"{workload}: {len(work):,} requests, 70% to train on, the others to score")
+        note(f"{workload}: {counted(len(work), 'request')}, 70% to train on, the others to score")
         results[workload] = _compare(workload, work, names, seed, epochs)
         folder = output if len(profiles) == 1 else output / workload
         _report(folder, workload, results[workload])

@@ -238,6 +238,6 @@ def vllm(
     os.execv(line[0], line)
 
 
-_PASSING: Final = {"ignore_unknown_options": True}
-app.command(context_settings=_PASSING)(guarded(start))
-app.command(context_settings={**_PASSING, "help_option_names": []})(guarded(vllm))
+_PASS_THROUGH: Final = {"ignore_unknown_options": True}
+app.command(context_settings=_PASS_THROUGH)(guarded(start))
+app.command(context_settings={**_PASS_THROUGH, "help_option_names": []})(guarded(vllm))

@@ -11,6 +11,7 @@ import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
+    DEFAULT_PREDICTOR,
     PREDICTOR_HELP,
     BadRows,
     CapReached,
@@ -27,11 +28,10 @@ from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
 from sagellm_lifetime.cli.reading import Reading
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
+from sagellm_lifetime.core.wording import counted
 
 if TYPE_CHECKING:
     from sagellm_lifetime.evaluation.study import Study, StudyResult
-
-DEFAULT = "lstm"
 
 
 class Way(StrEnum):
@@ -70,7 +70,7 @@ def evaluate(
             "--predictor-type",
             metavar="NAME",
             help=f"{PREDICTOR_HELP}; several, with spaces or commas between, are compared.",
-            show_default=DEFAULT,
+            show_default=DEFAULT_PREDICTOR,
         ),
     ] = None,
     split: Annotated[
@@ -130,7 +130,7 @@ def evaluate(
         "seed": seed,
     }
     if checkpoint is None:
-        settings["predictors"] = chosen_predictors(predictor_type or [DEFAULT])
+        settings["predictors"] = chosen_predictors(predictor_type or [DEFAULT_PREDICTOR])
     study = _study(reading, data_path, train_path, checkpoint, settings)
     with progress("evaluate") as step:
         study.fit(step)
@@ -175,7 +175,7 @@ def _study(
 def _show(result: StudyResult) -> None:
     """Print the table and the verdict on stdout."""
     first = result.evaluations[0]
-    say(f"{first.rows:,} sequences, {'learning online' if result.online else 'frozen'}")
+    say(f"{counted(first.rows, 'sequence')}, {'learning online' if result.online else 'frozen'}")
     for line in first.points.cuts.says():
         say(line)
     table(COLUMNS, score_rows(result.evaluations))

@@ -9,9 +9,9 @@ from sagellm_lifetime.cli.command_errors import (
     BROKEN_PIPE,
     INTERRUPTED,
     USAGE,
-    complain,
+    discard_stdout,
     prepare_streams,
-    silence,
+    print_error,
 )
 
 PROGRAM = "sagellm-lifetime"
@@ -40,7 +40,7 @@ def run(args: Sequence[str], program: str) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        silence()
+        discard_stdout()
         return BROKEN_PIPE
 
 
@@ -59,7 +59,7 @@ def _run(args: list[str], program: str) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # the output itself: a full disk behind stdout
-        complain(f"the output cannot be written: {error.strerror or error}")
+        print_error(f"the output cannot be written: {error.strerror or error}")
         return USAGE
     except Exception as error:  # errors that are not Typer's are raised again below
         # Typer's usage errors are recognised by a method: their class differs between versions.
@@ -71,6 +71,6 @@ def _run(args: list[str], program: str) -> int:
             return 0
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else program
-        complain(f"{text} (see: {command} --help)")
+        print_error(f"{text} (see: {command} --help)")
         return USAGE
     return code if isinstance(code, int) else 0

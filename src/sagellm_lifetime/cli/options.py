@@ -16,6 +16,8 @@ from sagellm_lifetime.core.extras import is_installed
 from sagellm_lifetime.predictor.registry import predictor_names
 
 PREDICTOR_HELP = listed(predictor_names(), "or")
+DEFAULT_PREDICTOR = "survival"
+"""Predictor of every command that trains one, as it is the most accurate without PyTorch."""
 WIDEST = 2048
 """A wider network is larger than a checkpoint may be."""
 

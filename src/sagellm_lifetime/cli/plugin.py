@@ -39,7 +39,7 @@ def register(target: Any) -> None:
 # -- isage: argparse -------------------------------------------------------------------------
 
 
-class _Passing(argparse.ArgumentParser):
+class _PassThroughParser(argparse.ArgumentParser):
     """Parser that passes every argument on to typer, ``--help`` included."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -64,7 +64,7 @@ def _register_argparse(target: argparse._SubParsersAction[Any]) -> None:
         group = target.add_parser(GROUP, help=GROUP_HELP, description=GROUP_HELP)
         group.set_defaults(_handler=_show_help(group))
     below = _subparsers(group)
-    usual, below._parser_class = below._parser_class, _Passing
+    usual, below._parser_class = below._parser_class, _PassThroughParser
     try:
         for name, text in HELPS.items():
             if name not in below.choices:

@@ -12,6 +12,7 @@ import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.wording import counted
 
 if TYPE_CHECKING:
     from sagellm_lifetime.predictor.base import Predictor
@@ -23,6 +24,11 @@ LONGEST_LINE: Final = 1 << 26
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _REQUEST: Final = ("sequence_id", "token_ids", "current_length", "max_length", "prompt_features")
 _COMPLETION: Final = ("sequence_id", "actual_length", "actual_time", "finish_reason")
+
+
+_UNKNOWN: Final = (
+    "no prediction of this sequence_id since it was last completed or discarded: predict it first"
+)
 
 
 class LineError(ValueError):
@@ -64,7 +70,9 @@ def predict(
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
     if bad:
-        raise CommandError(f"{bad} of {lines} lines could not be used, the first: {first}")
+        raise CommandError(
+            f"{bad:,} of {counted(lines, 'line')} could not be used, the first: {first}"
+        )
 
 
 def _message(error: Exception) -> str:
@@ -156,15 +164,18 @@ def _learn(predictor: Predictor, line: dict[str, Any]) -> dict[str, Any]:
         raise LineError("actual_time must be a number of seconds")
     if not _is_int(line["actual_length"]):
         raise LineError("actual_length must be a whole number")
-    unknown = predictor.get_metrics()["unknown_updates"]
+    before = predictor.get_metrics()
     predictor.update(
         _identity(line),
         line["actual_length"],
         seconds,
         finish_reason=line.get("finish_reason", "stop"),
     )
-    learned = predictor.get_metrics()["unknown_updates"] == unknown
-    return {"sequence_id": line["sequence_id"], "learned": learned}
+    after = predictor.get_metrics()
+    answer: dict[str, Any] = {"sequence_id": line["sequence_id"], "learned": True}
+    if after["unknown_updates"] > before["unknown_updates"]:
+        answer |= {"learned": False, "reason": _UNKNOWN}
+    return answer
 
 
 def _identity(line: dict[str, Any]) -> int | str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
 from sagellm_lifetime.cli.output import note
+from sagellm_lifetime.core.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,7 +26,7 @@ def print_notes(history: History) -> None:
         note(line, keep=True)
     if history.skipped:
         first = "; ".join(history.problems[:_SHOWN])
-        note(f"skipped {history.skipped:,} bad rows, the first: {first}", keep=True)
+        note(f"skipped {counted(history.skipped, 'bad row')}, the first: {first}", keep=True)
 
 
 def reading_json(history: History) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
+    DEFAULT_PREDICTOR,
     PREDICTOR_HELP,
     BadRows,
     CapReached,
@@ -52,7 +53,6 @@ POLICY_HELP: Final = (
     f"{', '.join(REFERENCES)}. With the predictor, or with known lengths as NAME-oracle: "
     f"{', '.join(PLANS)}. Without either: {', '.join(RIVALS)}."
 )
-PREDICTOR: Final = "survival"
 LOAD: Final = "knee"
 COST: Final = "a100-7b"
 BLOCKS: Final = 6000
@@ -127,7 +127,10 @@ def replay(
     predictor_type: Annotated[
         str | None,
         typer.Option(
-            "--predictor-type", metavar="NAME", help=f"{PREDICTOR_HELP}.", show_default=PREDICTOR
+            "--predictor-type",
+            metavar="NAME",
+            help=f"{PREDICTOR_HELP}.",
+            show_default=DEFAULT_PREDICTOR,
         ),
     ] = None,
     min_confidence: Annotated[
@@ -214,7 +217,7 @@ def replay(
 
 def _predictor(given: str | None) -> str:
     """Return the name of the predictor. Raises :class:`CommandError` for several names."""
-    names = chosen_predictors([given or PREDICTOR])
+    names = chosen_predictors([given or DEFAULT_PREDICTOR])
     if len(names) > 1:
         raise CommandError("one --predictor-type at a time")
     return names[0]

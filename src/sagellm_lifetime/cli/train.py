@@ -13,6 +13,7 @@ import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import (
+    DEFAULT_PREDICTOR,
     PREDICTOR_HELP,
     WIDEST,
     BadRows,
@@ -50,7 +51,7 @@ def train(
     data_path: DataPath,
     predictor_type: Annotated[
         str, typer.Option("--predictor-type", metavar="NAME", help=PREDICTOR_HELP)
-    ] = "lstm",
+    ] = DEFAULT_PREDICTOR,
     output_path: Annotated[
         Path | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import Final
 
 from sagellm_lifetime.core.atomic import replacing, write_atomically
 from sagellm_lifetime.core.extras import require_plots
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.evaluation.protocol import Evaluation
 from sagellm_lifetime.evaluation.scoring import Score
 from sagellm_lifetime.evaluation.verdict import verdict
@@ -155,15 +156,15 @@ def _how(evaluation: Evaluation) -> str:
     }[evaluation.mode]
     cut = "".join(f"{line} " for line in evaluation.points.cuts.says())
     text = (
-        f"{evaluation.rows:,} sequences. {cut}{when} *Admission*: age 0. *Age n*: sequences still "
-        "alive after n tokens. *Steps*: every generated token equally likely. Ages never depend on "
-        "the true length. Rivals (in italics) were fitted on the same training part."
+        f"{counted(evaluation.rows, 'sequence')}. {cut}{when} *Admission*: age 0. *Age n*: "
+        "sequences still alive after n tokens. *Steps*: every generated token equally likely. Ages "
+        "never depend on the true length. Rivals (in italics) were fitted on the same rows."
     )
     floor = evaluation.floor
     if floor is not None and floor["mae"] is not None:
         text += (
             f" Noise floor, from repeated samples of the same prompts: MAE {floor['mae']:.1f} "
-            f"tokens over {floor['n']:,} rows, {floor['within_10pct'] or 0:.1%} within 10 %; over "
-            "the same rows skill is 0 for the constant and 1 at the floor."
+            f"tokens over {counted(int(floor['n'] or 0), 'row')}, {floor['within_10pct'] or 0:.1%} within "
+            "10 %; over the same rows skill is 0 for the constant and 1 at the floor."
         )
     return text

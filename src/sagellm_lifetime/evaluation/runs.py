@@ -28,19 +28,20 @@ _READ = 2048
 Progress = Callable[[int, int], None]
 
 
-class Asker:
-    """Ask a predictor about points, and keep the answers.
+class PointPredictor:
+    """The predictions of one predictor at points, collected in batches.
 
-    The ladder of a row is asked under one id, at ascending ages. Each point of the steps is asked
-    under an id of its own that is discarded at once: their ages are drawn up to the true length,
-    so a predictor that saw them together, or learned from them, would learn something of it.
+    The fixed ages of a row are predicted under one id, in ascending order. Each point of the steps
+    is predicted under an id of its own that is discarded at once: their ages are drawn up to the
+    true length, so a predictor that saw them together, or learned from them, would learn something
+    of it.
     """
 
     def __init__(
-        self, predictor: LifetimePredictorProtocol, asking: EvaluationRequests, points: Points
+        self, predictor: LifetimePredictorProtocol, requests: EvaluationRequests, points: Points
     ) -> None:
         self._predictor = predictor
-        self._asking = asking
+        self._requests = requests
         self._points = points
         self._ends = np.searchsorted(points.row, np.arange(int(points.row.max(initial=-1)) + 2))
         self._point = np.zeros(len(points), dtype=np.int64)
@@ -48,32 +49,32 @@ class Asker:
         self._quantiles: np.ndarray | None = np.zeros((len(points), len(LEVELS)), dtype=np.int64)
         self._kept: dict[int, LengthDistribution] = {}
 
-    def ask(self, rows: Iterable[int]) -> None:
-        """Ask every point of the rows, in batches with one point of each row."""
+    def predict(self, rows: Iterable[int]) -> None:
+        """Predict every point of the rows, in batches with one point of each row."""
         spans = [range(self._ends[row], self._ends[row + 1]) for row in rows]
         for turn in range(max((len(span) for span in spans), default=0)):
             self._batch([span[turn] for span in spans if turn < len(span)])
 
     def discard(self, rows: Iterable[int]) -> None:
         """Forget the rows without learning from them."""
-        self._forget(self._asking.sequence_id(row) for row in rows)
+        self._forget(self._requests.sequence_id(row) for row in rows)
 
     def forecast(self) -> Forecast:
-        """Return all answers."""
+        """Return all predictions."""
         self._read()
         return Forecast(self._point, self._quantiles, self._confidence)
 
     def _batch(self, index: list[int]) -> None:
-        points, asking = self._points, self._asking
+        points, source = self._points, self._requests
         requests = [
-            asking.request(int(points.row[i]), int(points.age[i]), i if points.step[i] else None)
+            source.request(int(points.row[i]), int(points.age[i]), i if points.step[i] else None)
             for i in index
         ]
         results = predict_all(self._predictor, requests)
         self._point[index] = [r.estimated_remaining_tokens for r in results]
         self._confidence[index] = [r.confidence for r in results]
         self._keep(index, results)
-        self._forget(asking.sequence_id(int(points.row[i]), i) for i in index if points.step[i])
+        self._forget(source.sequence_id(int(points.row[i]), i) for i in index if points.step[i])
 
     def _keep(self, index: list[int], results: list[PredictionResult]) -> None:
         """Keep copies of the distributions, which may be views of memory that is used again."""
@@ -121,15 +122,15 @@ def run_frozen(
     progress: Progress | None = None,
 ) -> Forecast:
     """Return the predictions of all points; nothing is learned."""
-    asker = Asker(predictor, EvaluationRequests(frame), points)
+    point_predictor = PointPredictor(predictor, EvaluationRequests(frame), points)
     rows = np.unique(points.row).tolist()
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
-        asker.ask(chunk)
-        asker.discard(chunk)
+        point_predictor.predict(chunk)
+        point_predictor.discard(chunk)
         if progress is not None:
             progress(min(start + _CHUNK, len(rows)), len(rows))
-    return asker.forecast()
+    return point_predictor.forecast()
 
 
 def run_online(
@@ -144,7 +145,7 @@ def run_online(
 
     The finish is ``arrival_time + actual_time``, or ``arrival_time + 0.02 s * actual_length`` where
     ``actual_time`` is missing. Only completions that finished at or before an arrival have been
-    learned then. All ages of a row are asked at its arrival, so later ages profit less from recent
+    learned then. All ages of a row are predicted at its arrival, so later ages profit less from recent
     completions than they would in an engine. In the end every completion has been learned.
 
     Raises:
@@ -153,20 +154,20 @@ def run_online(
     arrival = _arrivals(frame, clock)
     length, duration = lengths(frame), seconds(frame)
     reason = finish_reasons(frame)
-    asking = EvaluationRequests(frame)
-    asker = Asker(predictor, asking, points)
-    asked = set(np.unique(points.row).tolist())
-    order = [row for row in np.argsort(arrival, kind="stable").tolist() if row in asked]
+    source = EvaluationRequests(frame)
+    point_predictor = PointPredictor(predictor, source, points)
+    with_points = set(np.unique(points.row).tolist())
+    order = [row for row in np.argsort(arrival, kind="stable").tolist() if row in with_points]
     finishing: list[tuple[float, int]] = []
     waiting: list[int] = []
 
     def learn(now: float) -> None:
         while finishing and finishing[0][0] <= now:
-            asker.ask(waiting)
+            point_predictor.predict(waiting)
             waiting.clear()
             _, row = heapq.heappop(finishing)
             predictor.update(
-                asking.sequence_id(row),
+                source.sequence_id(row),
                 int(length[row]),
                 float(duration[row]),
                 finish_reason=reason[row],
@@ -177,14 +178,14 @@ def run_online(
         waiting.append(row)
         heapq.heappush(finishing, (float(arrival[row] + duration[row]), row))
         if len(waiting) >= _CHUNK:
-            asker.ask(waiting)
+            point_predictor.predict(waiting)
             waiting.clear()
         if progress is not None and done % _CHUNK == 0:
             progress(done, len(order))
     learn(float("inf"))
     if progress is not None:
         progress(len(order), len(order))
-    return asker.forecast()
+    return point_predictor.forecast()
 
 
 def _arrivals(frame: pl.DataFrame, clock: Clock) -> np.ndarray:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sagellm_lifetime.core.errors import HistoryError, RequestError
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.evaluation.cross_fitting import cross_fitted, trained
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.points import known_lengths
@@ -51,7 +52,7 @@ class StudySettings:
         RequestError: no predictor is named, or ``max_rows`` is below 1.
     """
 
-    predictors: Sequence[str] = ("lstm",)
+    predictors: Sequence[str] = ("survival",)
     split: Way = "auto"
     online: bool | None = None
     max_rows: int | None = None
@@ -134,22 +135,22 @@ class Study:
         self._given = predictor
         self._split: str | None = None
         self._fitted: tuple[list[Predictor], list[Rival]] | None = None
-        count = f"{len(data.rows):,}"
         if predictor is not None:
-            self.how = f"{predictor.name} of {origin}, scored on {count} rows; "
+            self.how = f"{predictor.name} of {origin}, scored on {counted(len(data.rows), 'row')}; "
             if train is None:
                 self.how += "each baseline trained on the half of these rows it is not scored on"
             else:
                 self.how += f"baselines trained on {train.name}"
         elif train is not None:
-            self.how = f"trained on {len(train.rows):,} rows of {train.name}, scored on {count}"
+            rows = counted(len(train.rows), "row")
+            self.how = f"trained on {rows} of {train.name}, scored on {len(data.rows):,}"
         else:
             parts = split(data.rows, self.settings.split, clock=data.clock)
             self._scored = replace(data, rows=parts.test)
             self._train = replace(data, rows=parts.train)
             self._split = parts.by
             self.how = (
-                f"split by {parts.by}: trained on {len(parts.train):,} rows, "
+                f"split by {parts.by}: trained on {counted(len(parts.train), 'row')}, "
                 f"scored on the other {len(parts.test):,}"
             )
         self.seen_before = self._seen_before()

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.evaluation.point_forecasts import Forecast
 from sagellm_lifetime.evaluation.points import Points
 from sagellm_lifetime.evaluation.protocol import Evaluation
@@ -110,8 +111,9 @@ class Verdict:
     def says(self) -> str:
         """Return two or three sentences for a report, with margins of the 95 % interval."""
         if not self.enough:
-            scored = "1 row was" if self.rows == 1 else f"{self.rows} rows were"
-            return f"too few rows to say: {scored} scored, and it takes {LEAST_ROWS}."
+            return (
+                f"too few rows to say: {counted(self.rows, 'scored row')} of {LEAST_ROWS} needed."
+            )
         own = f"{self.own} ({self.maes[self.own]:,.1f})"
         simple = f"{self.simple.over} ({self.maes[self.simple.over]:,.1f})"
         head = {

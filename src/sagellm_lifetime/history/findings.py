@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sagellm_lifetime.core.errors import HistoryRowError
 from sagellm_lifetime.core.protocol import FINISH_REASONS
+from sagellm_lifetime.core.wording import counted
 
 SHOWN, KEPT = 3, 20  # problems named in the message, and kept in the result
 NAMED = 12  # columns and finish reasons named in a note
@@ -70,10 +71,11 @@ class Findings:
         if unnamed > 0:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
             places.append(f"and {unnamed} more; in all {kinds}")
-        rows = "row" if self.bad == 1 else "rows"
         if self.reasons:
             advice = f"{self._reason_advice()}; {advice}"
-        return HistoryRowError(f"{source}: {self.bad} bad {rows} ({'; '.join(places)}); {advice}")
+        return HistoryRowError(
+            f"{source}: {counted(self.bad, 'bad row')} ({'; '.join(places)}); {advice}"
+        )
 
     def _reason_advice(self) -> str:
         words = ", ".join(f"{word!r}" for word, _ in self.reasons.most_common(NAMED))

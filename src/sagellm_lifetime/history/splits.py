@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.prequential import Clock, relative_times
 
 SHARE = 0.7
@@ -107,8 +108,8 @@ def _cut(frame: pl.DataFrame, at: int, way: str) -> Split:
 def _checked(parts: Split) -> Split:
     if parts.train.is_empty() or parts.test.is_empty():
         raise HistoryError(
-            f"cannot split {len(parts.train) + len(parts.test)} rows by {parts.by}: one part would "
-            "be empty; give a larger history, or a separate --train-path"
+            f"cannot split {counted(len(parts.train) + len(parts.test), 'row')} by {parts.by}: "
+            "one part would be empty; give a larger history, or a separate --train-path"
         )
     return parts
 

@@ -9,6 +9,7 @@ from operator import index
 from typing import Protocol, TypeAlias
 
 from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.events import Event
 from sagellm_lifetime.policies.sequence_view import SequenceView
 
@@ -98,12 +99,18 @@ def check_order(order: Permutation | None, most: int) -> list[int] | None:
     try:
         places = list(map(index, islice(order, most + 1)))
     except TypeError:  # no iterable, or of something else than whole numbers
-        raise AdviceError(f"an order for {most} sequences that is no permutation") from None
+        raise AdviceError(
+            f"an order for {counted(most, 'sequence')} that is no permutation"
+        ) from None
     count = len(places)
     if count > most:
-        raise AdviceError(f"an order of over {most} for {most} sequences that is no permutation")
+        raise AdviceError(
+            f"an order of over {most} for {counted(most, 'sequence')} that is no permutation"
+        )
     if count and (len(set(places)) != count or min(places) != 0 or max(places) != count - 1):
-        raise AdviceError(f"an order of {count} for {most} sequences that is no permutation")
+        raise AdviceError(
+            f"an order of {count} for {counted(most, 'sequence')} that is no permutation"
+        )
     return places
 
 

@@ -20,12 +20,12 @@ class Arrived:
     Attributes:
         sequence: view of it, valid until it ends.
         at: seconds on the engine's clock.
-        is_answer: False for a step of a beam search, which is scheduled but not predicted.
+        is_predicted: False for a step of a beam search, which is scheduled but not predicted.
     """
 
     sequence: SequenceView
     at: float
-    is_answer: bool = True
+    is_predicted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Finished:
         seconds: since it arrived.
         reason: ``stop``, ``length``, ``abort`` or ``error``.
         at: seconds on the engine's clock.
-        is_answer: False for a step of a beam search.
+        is_predicted: False for a step of a beam search.
     """
 
     sequence_id: str
@@ -87,7 +87,7 @@ class Finished:
     seconds: float
     reason: str
     at: float
-    is_answer: bool = True
+    is_predicted: bool = True
 
 
 Event: TypeAlias = Arrived | Admitted | Progressed | Preempted | Finished

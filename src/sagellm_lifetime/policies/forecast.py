@@ -33,14 +33,14 @@ class PredictedLengths:
 
     Args:
         predictor: any predictor; it tracks all sequences, since every end is reported.
-        doubting: True to compute confidences, which doubles the cost and is needed only by a plan
-            with a threshold; otherwise every confidence is 1.
+        uses_confidence: True to compute confidences, which doubles the cost and is needed only by
+            a plan with a threshold; otherwise every confidence is 1.
     """
 
-    def __init__(self, predictor: Predictor, *, doubting: bool = False) -> None:
+    def __init__(self, predictor: Predictor, *, uses_confidence: bool = False) -> None:
         predictor.track_all()
         self.predictor = predictor
-        self._doubting = doubting
+        self._uses_confidence = uses_confidence
 
     def arrived(self, request: PredictionRequest) -> None:
         """Predict for the first time."""
@@ -53,7 +53,7 @@ class PredictedLengths:
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
         """Return calibrated distributions, conditioned on the ages."""
         batch = self.predictor.distributions(ids, ages)
-        if self._doubting:
+        if self._uses_confidence:
             return SurvivalForecast.of(batch, self.predictor.confidences(ids, ages))
         return SurvivalForecast.of(batch, np.ones(len(batch)))
 

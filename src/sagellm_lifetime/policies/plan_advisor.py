@@ -157,12 +157,12 @@ class PlanAdvisor:
                 self._progress(event)
             elif isinstance(event, Arrived):
                 self._register(event)
-                if event.is_answer:
-                    forecaster.arrived(event.sequence.question())
+                if event.is_predicted:
+                    forecaster.arrived(event.sequence.arrival_request())
             elif isinstance(event, Admitted):
                 self._admit(event)
             elif isinstance(event, Finished):
-                if self._forget(event.sequence_id) and event.is_answer:
+                if self._forget(event.sequence_id) and event.is_predicted:
                     forecaster.finished(
                         event.sequence_id, event.length, event.seconds, event.reason
                     )
@@ -175,10 +175,10 @@ class PlanAdvisor:
         """Record a newcomer; a record with the same id is dropped first."""
         name = event.sequence.id
         self._forget(name)
-        record = SequenceRecord(event.sequence, is_answer=event.is_answer)
+        record = SequenceRecord(event.sequence, is_predicted=event.is_predicted)
         self._records[name] = self._unplaced[name] = record
         self._unseen.append(record)
-        self._beam_steps += not event.is_answer
+        self._beam_steps += not event.is_predicted
         self._waiting += 1
 
     def _register_all(self, events: Sequence[Event]) -> list[PredictionRequest]:
@@ -187,8 +187,8 @@ class PlanAdvisor:
         for event in events:
             assert isinstance(event, Arrived)
             self._register(event)
-            if event.is_answer:
-                questions.append(event.sequence.question())
+            if event.is_predicted:
+                questions.append(event.sequence.arrival_request())
         return questions
 
     def _admit(self, event: Admitted) -> None:
@@ -222,7 +222,7 @@ class PlanAdvisor:
         if record is None:
             return False
         self._unplaced.pop(sequence_id, None)
-        self._beam_steps -= not record.is_answer
+        self._beam_steps -= not record.is_predicted
         if record.is_running:
             self._stop(record)
         else:
@@ -242,7 +242,7 @@ class PlanAdvisor:
         if event.seconds is not None:
             self._pace.learn(event.seconds)
         if event.grown:
-            self._forecaster.grown([view.progress() for view in event.grown])
+            self._forecaster.grown([view.updated_request() for view in event.grown])
         if self._has_reserve and self._step % _RESERVE_EVERY == 0:
             self._update_reserve()
 
@@ -350,7 +350,7 @@ class PlanAdvisor:
         service = SERVICES[self.plan.order]
         typical = self._typical
         expected = forecast.expected()
-        counts = np.array([record.is_answer for record in new])
+        counts = np.array([record.is_predicted for record in new])
         if counts.any():
             typical.learn(expected[counts], areas[counts], service(sequences, forecast)[counts])
         if self._has_reserve:
@@ -520,7 +520,9 @@ class PlanAdvisor:
             return forecast
         survival, confidence = np.empty((len(records), len(HORIZON))), np.ones(len(records))
         survival[:] = _ONE_TOKEN
-        answers = np.array([i for i, record in enumerate(records) if record.is_answer], dtype=int)
+        answers = np.array(
+            [i for i, record in enumerate(records) if record.is_predicted], dtype=int
+        )
         if len(answers):
             predicted = self._forecaster.forecast(
                 [records[i].view.id for i in answers], ages[answers]

@@ -25,7 +25,7 @@ class SequenceRecord:
         "area",
         "cached",
         "confidence",
-        "is_answer",
+        "is_predicted",
         "is_running",
         "joined",
         "looked",
@@ -36,9 +36,9 @@ class SequenceRecord:
         "waited",
     )
 
-    def __init__(self, view: SequenceView, *, is_answer: bool = True) -> None:
+    def __init__(self, view: SequenceView, *, is_predicted: bool = True) -> None:
         self.view = view
-        self.is_answer = is_answer
+        self.is_predicted = is_predicted
         """False for a step of beam search, which is neither predicted nor averaged."""
         self.place = np.inf
         self.joined = view.arrival

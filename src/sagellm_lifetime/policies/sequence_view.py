@@ -45,8 +45,8 @@ class SequenceView(Protocol):
         blocks that other sequences share, which survive its preemption.
         """
 
-    def question(self) -> PredictionRequest:
+    def arrival_request(self) -> PredictionRequest:
         """Return the prediction request of the sequence as it was when it arrived."""
 
-    def progress(self) -> PredictionRequest:
+    def updated_request(self) -> PredictionRequest:
         """Return the prediction request with the tokens generated since its arrival."""

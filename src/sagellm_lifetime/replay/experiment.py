@@ -17,6 +17,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, RequestError, UnknownNameError
 from sagellm_lifetime.core.values import as_level
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.study import Progress, labelled
 from sagellm_lifetime.history.splits import split
@@ -184,25 +185,27 @@ class Experiment:
         count = len(self._requests.rows)
         if self.settings.seeds > 1 and self.settings.max_requests >= count:
             self.notes.append(
-                f"all {count:,} requests are in every seed: give a smaller --max-requests"
+                f"every seed draws all {counted(count, 'request')}: give a smaller --max-requests"
             )
 
     def _choose_training(self, data: Dataset, train: Dataset | None) -> None:
         """Set the rows to train on and the rows to replay."""
         if train is not None:
             self._requests = _in_arrival_order(data)
-            self.how = f"trained on {len(train.rows):,} rows of {train.name}"
+            self.how = f"trained on {counted(len(train.rows), 'row')} of {train.name}"
         else:
             parts = split(data.rows, clock=data.clock)
             self._requests = replace(data, rows=parts.test)
             train = replace(data, rows=parts.train)
             self._split = parts.by
             self.how = (
-                f"split by {parts.by}: trained on {len(parts.train):,} rows, requests from the "
-                f"other {len(parts.test):,}"
+                f"split by {parts.by}: trained on {counted(len(parts.train), 'row')}, requests "
+                f"from the other {len(parts.test):,}"
             )
         if all(name in POLICIES for name in self.settings.policies):
-            self.how = f"requests from {len(self._requests.rows):,} rows; no predictor is asked"
+            self.how = (
+                f"requests from {counted(len(self._requests.rows), 'row')}; no predictor is asked"
+            )
         elif not train.has_tokens:
             raise HistoryError(
                 "nothing to train on: no row of the training part has generated tokens"
@@ -343,7 +346,7 @@ def describe(settings: Mapping[str, Any]) -> str:
         blocks = HashBlocks(settings["hash_block_size"], settings["hash_block_size_source"])
         caching += f" ({blocks.said})"
     return (
-        f"{settings['requests']:,.0f} requests of {settings['data']}, {arrivals}; "
+        f"{counted(round(settings['requests']), 'request')} of {settings['data']}, {arrivals}; "
         f"{settings['engine']}, {settings['blocks']:,} blocks of {settings['block_size']} tokens, "
         f"prefix caching {caching}"
     )

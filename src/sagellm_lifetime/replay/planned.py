@@ -40,7 +40,7 @@ OURS: Mapping[str, str] = {
 UNCAPPED = 4096
 """Assumed cap of a request without one, tokens, for forecasts from caps."""
 
-Asked = Callable[[Sequence[TraceRequest]], Forecaster]
+ForecasterFactory = Callable[[Sequence[TraceRequest]], Forecaster]
 
 
 def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[str, ReplayPolicy]:
@@ -51,9 +51,9 @@ def planned_policies(predictor: Predictor, min_confidence: float = 0.0) -> dict[
         min_confidence: threshold of the plans that use it (:class:`Plan`).
     """
 
-    def predicted(plan: Plan) -> Asked:
-        doubting = plan.min_confidence > 0
-        return lambda trace: PredictedLengths(predictor.clone(), doubting=doubting)
+    def predicted(plan: Plan) -> ForecasterFactory:
+        uses_confidence = plan.min_confidence > 0
+        return lambda trace: PredictedLengths(predictor.clone(), uses_confidence=uses_confidence)
 
     policies = []
     for name, says in OURS.items():
@@ -109,7 +109,7 @@ def planned_policy(
     name: str,
     says: str,
     plan: Plan,
-    make_forecaster: Asked,
+    make_forecaster: ForecasterFactory,
     watermark: float = WATERMARK,
 ) -> ReplayPolicy:
     """Return a policy that carries a plan out.
@@ -147,22 +147,22 @@ def advised_policy(
     """
 
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
-        from sagellm_lifetime.vllm.circuit_breaker import OpenLine
+        from sagellm_lifetime.vllm.circuit_breaker import TransparentBreaker
         from sagellm_lifetime.vllm.finish_reasons import FinishReasons
         from sagellm_lifetime.vllm.guard import GuardedAdvisor
         from sagellm_lifetime.vllm.request_events import RequestEvents
 
         blocks = scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1
         advisor = make(trace, Pool(blocks, scheduler.block_size, scheduler.clock))
-        lifetime = GuardedAdvisor(
+        guarded = GuardedAdvisor(
             lambda _: advisor,
             scheduler,
             clock=scheduler.clock,
-            breaker=OpenLine(),
+            breaker=TransparentBreaker(),
             limits_admission=advisor.limits_admission,
         )
-        scheduler.use(lifetime, RequestEvents(FinishReasons()), _TraceQuestions(trace))
-        lifetime.want("act")
+        scheduler.use(guarded, RequestEvents(FinishReasons()), _TraceRequests(trace))
+        guarded.set_mode("act")
 
     return ReplayPolicy(name, says, SCHEDULER, install=install)
 
@@ -182,7 +182,7 @@ class Pool:
     clock: Callable[[], float]
 
 
-class _TraceQuestions:
+class _TraceRequests:
     """Prediction requests of a trace's requests, without the made-up tokens."""
 
     def __init__(self, trace: Sequence[TraceRequest]) -> None:
@@ -192,7 +192,7 @@ class _TraceQuestions:
         """Return the prediction request of a request."""
         return described(self._requests[request.request_id])
 
-    came = grown = __call__
+    at_arrival = since_arrival = __call__
 
 
 def described(request: TraceRequest) -> PredictionRequest:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sagellm_lifetime.core.atomic import replacing, write_atomically
 from sagellm_lifetime.core.extras import require_plots
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.evaluation.plots import COLOURS
 from sagellm_lifetime.replay.compare import Replayed
 from sagellm_lifetime.replay.cost import StepCost
@@ -130,7 +131,7 @@ class Comparison:
         results = [run.result for runs in self.runs.values() for run in runs]
         steps = sum(result.steps for result in results)
         seconds = sum(result.cpu_s for result in results)
-        return f"Replay: {steps:,} steps, {steps / max(seconds, 1e-9):,.0f} a CPU second."
+        return f"Replay: {counted(steps, 'step')}, {steps / max(seconds, 1e-9):,.0f} a CPU second."
 
 
 def cost_lines(cost: StepCost) -> list[str]:

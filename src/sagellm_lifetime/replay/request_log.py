@@ -14,7 +14,7 @@ from sagellm_lifetime.replay.trace import TraceRequest
 
 
 @dataclass(slots=True)
-class _Live:
+class _LiveRequest:
     """A request between arrival and finish.
 
     Attributes:
@@ -48,8 +48,8 @@ class RequestLog:
         self._manager = scheduler.kv_cache_manager
         self._pool = self._manager.block_pool
         self._aside = getattr(scheduler, "set_aside_blocks", None)
-        self._live: dict[str, _Live] = {}
-        self._prefilling: dict[str, _Live] = {}
+        self._live: dict[str, _LiveRequest] = {}
+        self._prefilling: dict[str, _LiveRequest] = {}
         self._fresh: list[str] = []  # got their first token in this step
         self._samples = Samples()
         self._result = RunResult(
@@ -74,7 +74,9 @@ class RequestLog:
         self.came += 1
         token = [request.filler]
         last = [STOP] if request.finish_reason == "stop" else token
-        self._live[request.id] = _Live(engine_request, request.output_length, token, last, now)
+        self._live[request.id] = _LiveRequest(
+            engine_request, request.output_length, token, last, now
+        )
 
     def scheduled(self, out: Any, now: float) -> tuple[int, int]:
         """Record a scheduled step; return its prefill tokens and its number of decodes."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from sagellm_lifetime.core.errors import HistoryError, LifetimeError
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.replay.cost import StepCost
 from sagellm_lifetime.replay.engine import (
     EngineSettings,
@@ -151,6 +152,6 @@ class Run:
         log = self._log
         if stalled > STALLED_STEPS:
             raise LifetimeError(
-                f"the policy is stuck: {log.live} requests wait, nothing runs, and nothing has "
-                f"been scheduled for {stalled} steps"
+                f"the policy is stuck: {counted(log.live, 'request')} unfinished, nothing runs, "
+                f"and nothing has been scheduled for {stalled} steps"
             )

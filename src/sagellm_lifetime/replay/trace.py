@@ -15,6 +15,7 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
     RequestError,
 )
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.prequential import Clock, finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
 from sagellm_lifetime.replay.hash_blocks import USUAL, hash_blocks
@@ -218,7 +219,7 @@ def _prompts(frame: pl.DataFrame, given: Sequence[Sequence[int] | None]) -> list
     missing = sum(length is None for length in prompts)
     if missing:
         raise HistoryRowError(
-            f"{missing} of {len(prompts)} requests have no prompt_length: a replay needs it in "
-            "every row"
+            f"no prompt_length in {missing:,} of {counted(len(prompts), 'row')}: a replay needs it "
+            "in every row"
         )
     return [max(int(length), 1) for length in prompts]

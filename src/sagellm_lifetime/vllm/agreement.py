@@ -27,7 +27,7 @@ class Agreement:
         self.differing = 0
         self._allowed = float(_AT_ONCE)
         self._step = 0
-        self._passed_over = 0
+        self._skipped = 0
 
     def is_due(self, decisions: int, step: int) -> bool:
         """Count decisions of a step; return True if they must be compared."""
@@ -35,19 +35,19 @@ class Agreement:
         self._step = step
         self.made += decisions
         if self._allowed < 1.0:
-            self._passed_over += decisions
+            self._skipped += decisions
             return False
         self._allowed -= 1.0
         return True
 
     def interrupt(self) -> None:
         """Drop the skipped decisions, since there is no advisor for a while."""
-        self._passed_over = 0
+        self._skipped = 0
 
     def record(self, differing: int, decisions: int) -> None:
         """Record how many of the compared decisions differ."""
-        stands_for, self._passed_over = decisions + self._passed_over, 0
-        self.differing += round(min(differing / decisions, 1.0) * stands_for)
+        represented, self._skipped = decisions + self._skipped, 0
+        self.differing += round(min(differing / decisions, 1.0) * represented)
 
 
 class ShadowAgreement:

@@ -47,8 +47,10 @@ def make_live(
         if settings.learn:
             learner = Learner(predictor, settings, learned)
         warm_up(predictor)
-        doubting = plan.min_confidence > 0
-        forecaster = CheckedForecaster(predictor, learn=settings.learn, doubting=doubting)
+        uses_confidence = plan.min_confidence > 0
+        forecaster = CheckedForecaster(
+            predictor, learn=settings.learn, uses_confidence=uses_confidence
+        )
         reads_tokens = has_network(predictor.name)
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
     signals = None
@@ -70,7 +72,7 @@ def make_live(
         pause_s=settings.pause_s,
         clock=time.monotonic,
     )
-    lifetime = GuardedAdvisor(
+    advisor = GuardedAdvisor(
         make,
         scheduler,
         clock=scheduler.clock,
@@ -90,8 +92,8 @@ def make_live(
         signals=signals,
         reads_tokens=reads_tokens,
     )
-    scheduler.use(lifetime, events, adapter)
-    return lifetime, learner
+    scheduler.use(advisor, events, adapter)
+    return advisor, learner
 
 
 def _plan_advisor(

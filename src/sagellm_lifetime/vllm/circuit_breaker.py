@@ -23,7 +23,7 @@ from sagellm_lifetime.policies.advisor import AdviceError
 from sagellm_lifetime.policies.step_pace import OUTLIER
 from sagellm_lifetime.vllm.time_budget import (
     Hang,
-    Means,
+    LimitMethod,
     TimeLimit,
     from_signal_handler,
 )
@@ -83,7 +83,7 @@ class CircuitBreaker:
         self.faults = dict.fromkeys(FAULTS, 0)
         self.spent = 0.0
         """Seconds of calls in the present step."""
-        self._worked = 0.0
+        self._cpu_s = 0.0
         """Processor seconds of calls in the present step."""
         self.spent_total = 0.0
         self._share = share
@@ -96,7 +96,7 @@ class CircuitBreaker:
         # duration of a step; and the share of the steps over the budget.
         self._cost = self._busy = self._pace = self._over = 0.0
         self._steps = 0
-        self._suspected = 0
+        self._steps_over = 0
         """Steps since the average cost by the clock exceeded the budget; 0 while it does not."""
 
     @property
@@ -105,9 +105,9 @@ class CircuitBreaker:
         return self.state in ("closed", "trial")
 
     @property
-    def time_limit(self) -> Means:
+    def time_limit(self) -> LimitMethod:
         """Return the means that ends a call at the time limit."""
-        return self._limit.means
+        return self._limit.method
 
     def call(self, fallback: T, function: Callable[..., T], *args: Any) -> T:
         """Return ``function(*args)``, or ``fallback`` if it is not called or fails.
@@ -118,7 +118,7 @@ class CircuitBreaker:
         if not self.allows:
             return fallback
         started = time.perf_counter()
-        worked = self._limit.thread_time() if self._suspected else 0.0
+        cpu_s = self._limit.thread_time() if self._steps_over else 0.0
         try:
             return self._limit(function, *args)
         except Hang:
@@ -131,8 +131,8 @@ class CircuitBreaker:
             self._open_for(error)
         finally:
             self.spent += time.perf_counter() - started
-            if self._suspected:
-                self._worked += self._limit.thread_time() - worked
+            if self._steps_over:
+                self._cpu_s += self._limit.thread_time() - cpu_s
         return fallback
 
     def fault(self, error: Exception) -> None:
@@ -143,13 +143,13 @@ class CircuitBreaker:
             self.faults["exception"] += 1
             LOG.debug("what was raised", exc_info=error)
 
-    def steps(self, count: int, seconds: float) -> None:
+    def record_steps(self, count: int, seconds: float) -> None:
         """Record ``count`` steps that took ``seconds`` together.
 
         Only the last of them can have made calls.
         """
-        spent, worked = self.spent, self._worked
-        self.excuse()
+        spent, cpu_s = self.spent, self._cpu_s
+        self.exclude_step()
         if not self.allows:
             return
         self._steps += count
@@ -163,24 +163,24 @@ class CircuitBreaker:
         if self._steps < _WARM:
             return
         if self._cost > budget:
-            self._suspect(count, spent, worked, budget)
+            self._check_cost(count, spent, cpu_s, budget)
         else:
-            self._suspected = 0
+            self._steps_over = 0
             if self.state == "trial":
                 self.state, self._pause = "closed", self._first_pause
                 LOG.warning("lifetime prediction is back")
 
-    def _suspect(self, count: int, spent: float, worked: float, budget: float) -> None:
+    def _check_cost(self, count: int, spent: float, cpu_s: float, budget: float) -> None:
         """Open it if the cost exceeds the budget in most steps, or in processor time too."""
-        if not self._suspected:  # processor time is measured from the next step on
-            self._suspected = 1
+        if not self._steps_over:  # processor time is measured from the next step on
+            self._steps_over = 1
             self._busy = self._over = 0.0
             return
-        self._suspected += count
-        weight = max(_weight(count), count / (self._suspected - 1))
-        self._busy += weight * (worked / count - self._busy)
+        self._steps_over += count
+        weight = max(_weight(count), count / (self._steps_over - 1))
+        self._busy += weight * (cpu_s / count - self._busy)
         self._over += weight * ((spent > budget) / count - self._over)  # all calls are in one step
-        if self._suspected > _WARM:
+        if self._steps_over > _WARM:
             if self._busy > budget:
                 self._open("slow", f"{_ms(self._busy)} a step on average, of {_ms(budget)}")
             elif self._over > _MOST:
@@ -193,17 +193,17 @@ class CircuitBreaker:
             self._forget()
         return self.allows
 
-    def excuse(self) -> None:
+    def exclude_step(self) -> None:
         """Leave the cost of this step so far out of the averages (a start, say)."""
         self.spent_total += self.spent
-        self.spent = self._worked = 0.0
+        self.spent = self._cpu_s = 0.0
 
     def close(self) -> None:
         """Release the worker thread of the time limit."""
         self._limit.close()
 
     def _forget(self) -> None:
-        self._steps = self._suspected = 0
+        self._steps = self._steps_over = 0
         self._cost = self._busy = self._pace = self._over = 0.0
 
     def _open_for(self, error: BaseException) -> None:
@@ -226,7 +226,7 @@ class CircuitBreaker:
         LOG.error("lifetime prediction is off for %.0f s (%s)", self._pause, self.reason)
 
 
-class OpenLine(CircuitBreaker):
+class TransparentBreaker(CircuitBreaker):
     """A breaker that lets every error through, without a time limit.
 
     A fault must end a replay, whose result would otherwise be that of another policy.
@@ -241,7 +241,7 @@ class OpenLine(CircuitBreaker):
         """Return ``function(*args)``."""
         return function(*args)
 
-    def steps(self, count: int, seconds: float) -> None:
+    def record_steps(self, count: int, seconds: float) -> None:
         """Do nothing: simulated steps are no measure of cost."""
 
 

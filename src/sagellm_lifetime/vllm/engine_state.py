@@ -234,7 +234,7 @@ def read_stats(state: Path) -> list[dict[str, Any]]:
     return read_published(state).engines
 
 
-def ask_for(state: Path, mode: Mode) -> int:
+def request_mode(state: Path, mode: Mode) -> int:
     """Request a mode from every engine core; return the number of engine cores.
 
     Raises:

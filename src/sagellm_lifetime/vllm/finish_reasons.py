@@ -34,7 +34,7 @@ class FinishReasons:
 
     def __init__(self) -> None:
         self.tokenizer: Any = None
-        self._complained = False
+        self._logged = False
 
     def load(self, model_config: Any) -> None:
         """Load the tokenizer, which takes up to seconds."""
@@ -69,9 +69,9 @@ class FinishReasons:
             text = self._text(tokens[tail_at:], params)
             before = self._text(tokens[tail_at : params.min_tokens], params)
         except Exception as error:  # noqa: BLE001  # a foreign library's, and not essential
-            if not self._complained:  # only the type, as the message may quote an answer
+            if not self._logged:  # only the type, as the message may quote an answer
                 LOG.warning("a stop string counts as an abort (%s)", type(error).__name__)
-            self._complained = True
+            self._logged = True
             return False
         ignored = len(before.rstrip(_INCOMPLETE))
         return any(text.find(stop, max(ignored - len(stop) + 1, 0)) >= 0 for stop in stops)

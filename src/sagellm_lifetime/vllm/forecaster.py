@@ -8,6 +8,7 @@ from math import isfinite
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import AdviceError
 from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
@@ -24,11 +25,11 @@ class CheckedForecaster(PredictedLengths):
     Args:
         predictor: any predictor.
         learn: True to learn from completions; otherwise they are discarded.
-        doubting: True to compute confidences, which doubles the cost.
+        uses_confidence: True to compute confidences, which doubles the cost.
     """
 
-    def __init__(self, predictor: Predictor, *, learn: bool, doubting: bool = False) -> None:
-        super().__init__(predictor, doubting=doubting)
+    def __init__(self, predictor: Predictor, *, learn: bool, uses_confidence: bool = False) -> None:
+        super().__init__(predictor, uses_confidence=uses_confidence)
         self._learn = learn
         self._answers: list[Answer] = []
 
@@ -59,7 +60,9 @@ class CheckedForecaster(PredictedLengths):
         """
         results = self.predictor.predict_batch(requests)
         if len(results) != len(requests):
-            raise AdviceError(f"{len(results)} answers to {len(requests)} questions")
+            raise AdviceError(
+                f"{counted(len(results), 'prediction')} for {counted(len(requests), 'request')}"
+            )
         self._answers += [_checked(r, result) for r, result in zip(requests, results, strict=True)]
 
     def forecast(self, ids: Sequence[SequenceId], ages: np.ndarray) -> SurvivalForecast:
@@ -73,7 +76,7 @@ class CheckedForecaster(PredictedLengths):
         if survival.shape != (len(ids), len(HORIZON)) or confidence.shape != (len(ids),):
             raise AdviceError(
                 f"survival of shape {survival.shape} and confidence of shape {confidence.shape} "
-                f"for {len(ids)} sequences"
+                f"for {counted(len(ids), 'sequence')}"
             )
         # Written as "not in range", since a comparison with NaN is false.
         if len(ids) and not (

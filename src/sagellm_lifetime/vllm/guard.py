@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Sequence
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import (
     AdviceError,
     Advisor,
@@ -78,7 +79,7 @@ class GuardedAdvisor:
 
     Attributes:
         mode: of the present step: ``off``, ``shadow`` (only compare) or ``act``.
-        wanted: mode from the next step on.
+        next_mode: mode from the next step on.
         acting: True if the advisor's decisions are carried out.
         agreement: decisions compared in shadow mode.
         steps: number of steps of the engine so far.
@@ -98,7 +99,7 @@ class GuardedAdvisor:
         cannot_act: str = "",
     ) -> None:
         self.mode: Mode = "off"
-        self.wanted: Mode = "off"
+        self.next_mode: Mode = "off"
         self.cannot_act = cannot_act
         self.breaker = breaker
         self.statistics = statistics
@@ -119,7 +120,7 @@ class GuardedAdvisor:
         """Ids of predicted sequences whose end was not reported to the predictor."""
         self._reserve = 0
         self._admit_limit = sys.maxsize
-        self._hurried = False
+        self._flush_requested = False
         self._clock, self._engine_clock = StepClock(perf_counter), StepClock(clock)
         self._reported = (0, 0.0)
         """Steps, and their seconds, that are reported to the circuit breaker."""
@@ -128,18 +129,18 @@ class GuardedAdvisor:
 
     # -- the switch --------------------------------------------------------------------------
 
-    def want(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode) -> None:
         """Set the mode from the next step on; any thread may call it."""
         if self._make is None:
             return
         if mode == "act" and self.cannot_act:
             LOG.error("lifetime prediction does not act: %s", self.cannot_act)
             return
-        self.wanted = mode
+        self.next_mode = mode
 
-    def hurry(self) -> None:
+    def request_flush(self) -> None:
         """Pass on all events in the next step; any thread may call it."""
-        self._hurried = True
+        self._flush_requested = True
 
     @property
     def predictor(self) -> Predictor | None:
@@ -156,10 +157,10 @@ class GuardedAdvisor:
     @property
     def is_idle(self) -> bool:
         """Return True if the mode is ``off`` and stays so, and a step needs no work."""
-        return self.mode == self.wanted == "off"
+        return self.mode == self.next_mode == "off"
 
     @property
-    def is_asked(self) -> bool:
+    def is_consulted(self) -> bool:
         """Return True if the advisor must be called for the queue."""
         return self._advisor is not None and (self.acting or self.limits_admission)
 
@@ -171,20 +172,20 @@ class GuardedAdvisor:
             grown: those whose generated tokens are new evidence to the predictor.
         """
         self._running = running
-        if self.is_idle:  # another thread may change ``wanted``, so it is read once
-            self.passed(busy=running > 0)
+        if self.is_idle:  # another thread may change ``next_mode``, so it is read once
+            self.account_step(busy=running > 0)
             return
-        seconds = self.passed(busy=running > 0)
+        seconds = self.account_step(busy=running > 0)
         self._admit_limit = sys.maxsize
         # Code that runs once per step runs with cold caches, so nearly all steps skip this call.
-        if self._advisor is None or self.breaker.state != "closed" or self.mode != self.wanted:
+        if self._advisor is None or self.breaker.state != "closed" or self.mode != self.next_mode:
             self._change()
         if self._advisor is not None:
             self._events.append(Progressed(seconds, self._time(), grown))
-            if grown or self._hurried or len(self._events) >= _MOST_EVENTS:
-                self.catch_up()
+            if grown or self._flush_requested or len(self._events) >= _MOST_EVENTS:
+                self.flush()
 
-    def passed(self, *, busy: bool) -> float | None:
+    def account_step(self, *, busy: bool) -> float | None:
         """Account for the last step.
 
         Returns:
@@ -193,7 +194,7 @@ class GuardedAdvisor:
         breaker = self.breaker
         seconds, by_engine = self._clock.begin(), self._engine_clock.begin()
         if seconds is None or not busy:
-            breaker.excuse()
+            breaker.exclude_step()
             self._reported = (self.steps, self.seconds)
             return None
         self.steps += 1
@@ -202,10 +203,10 @@ class GuardedAdvisor:
             steps, before = self._reported
             self._reported = (self.steps, self.seconds)
             if not self.is_idle:
-                breaker.steps(self.steps - steps, self.seconds - before)
+                breaker.record_steps(self.steps - steps, self.seconds - before)
         return by_engine
 
-    def output_taken(self, tokens: int, running: int) -> None:
+    def output_processed(self, tokens: int, running: int) -> None:
         """Record that the output of a step was processed.
 
         Args:
@@ -213,8 +214,8 @@ class GuardedAdvisor:
             running: number of running sequences.
         """
         self._running = running
-        self._clock.taken(tokens)
-        self._engine_clock.taken(tokens)
+        self._clock.output_processed(tokens)
+        self._engine_clock.output_processed(tokens)
 
     # -- an advisor ----------------------------------------------------------------------------
 
@@ -222,11 +223,11 @@ class GuardedAdvisor:
         """Collect events; pass them on at once if few sequences run."""
         self._events += events
         if self._advisor is None or self._running < _MANY:
-            self.catch_up()
+            self.flush()
 
     def order(self, waiting: Sequence[SequenceView], free_blocks: int) -> Permutation | None:
         """Return the order of admission in ``act``, else None."""
-        self.catch_up()
+        self.flush()
         advisor = self._advisor
         if advisor is None or not self.acting:
             return None
@@ -234,7 +235,7 @@ class GuardedAdvisor:
 
     def victims(self, running: Sequence[SequenceView]) -> Permutation | None:
         """Return the order of the running sequences in ``act``, first victim last, else None."""
-        self.catch_up()
+        self.flush()
         advisor = self._advisor
         if advisor is None or not self.acting:
             return None
@@ -249,7 +250,7 @@ class GuardedAdvisor:
 
         Where nothing runs, an advisor's 0 counts as 1.
         """
-        self.catch_up()
+        self.flush()
         advisor, queue_length = self._advisor, len(waiting)
         if advisor is None:
             return queue_length
@@ -265,12 +266,12 @@ class GuardedAdvisor:
         """Return the blocks that admission withholds, for measurements; 0 if unknown."""
         if not self.limits_admission:
             return 0
-        self.catch_up()
+        self.flush()
         return self._call(0, _growth, self._advisor) if self.acting else 0
 
-    def catch_up(self) -> None:
+    def flush(self) -> None:
         """Pass on all collected events; called before every decision."""
-        self._hurried = False
+        self._flush_requested = False
         events, self._events = self._events, []
         if not events:
             return
@@ -298,7 +299,7 @@ class GuardedAdvisor:
             if isinstance(event, Progressed) and not event.grown:
                 continue
             if isinstance(event, Finished):
-                if not event.is_answer:
+                if not event.is_predicted:
                     statistics.beam_step()
                     continue
                 name = event.sequence_id
@@ -341,7 +342,7 @@ class GuardedAdvisor:
             admitted: sequences that were admitted.
             left: sequences that still wait.
         """
-        self.catch_up()
+        self.flush()
         advisor, count = self._advisor, len(admitted)
         if advisor is None:  # there was a fault
             return
@@ -367,7 +368,7 @@ class GuardedAdvisor:
         preemptions = self.agreement.preemptions
         if self._advisor is None or not preemptions.is_due(1, self.steps):
             return
-        self.catch_up()
+        self.flush()
         if self._advisor is None:
             return
         running = (*others(), victim)
@@ -404,8 +405,8 @@ class GuardedAdvisor:
         self._check_advisor()
         if self._has_missed_events:
             self._drop_ended()
-        if self.wanted != self.mode:
-            self._switch(self.wanted)
+        if self.next_mode != self.mode:
+            self._switch(self.next_mode)
         if self._advisor is None and self.mode != "off" and self.breaker.ready():
             self._start()
         if not self.acting:
@@ -423,7 +424,7 @@ class GuardedAdvisor:
 
     def _switch(self, mode: Mode) -> None:
         LOG.info("lifetime prediction: %s -> %s", self.mode, mode)
-        self.catch_up()
+        self.flush()
         self.mode = mode
         if mode == "off":
             if self.statistics is not None:
@@ -442,7 +443,7 @@ class GuardedAdvisor:
         if self._make is None:
             return
         self._stop()
-        self.catch_up()
+        self.flush()
         acts = self.mode == "act"
         advisor = self.breaker.call(None, self._make_advisor, acts)
         arrived, admitted = self._engine.sequences()
@@ -458,7 +459,7 @@ class GuardedAdvisor:
                 self._engine.take_over()
             self._reserve = self.breaker.call(0, _reserve, advisor)
             self._check_advisor()
-        self.breaker.excuse()
+        self.breaker.exclude_step()
 
     def _make_advisor(self, acts: bool) -> Advisor:
         assert self._make is not None
@@ -507,7 +508,9 @@ def _checked_victims(advisor: Advisor, running: Sequence[SequenceView]) -> list[
     count = len(running)
     order = check_order(advisor.victims(tuple(running)), count)
     if order is not None and len(order) != count:
-        raise AdviceError(f"an order of {len(order)} victims for {count} running sequences")
+        raise AdviceError(
+            f"an order of {counted(len(order), 'victim')} for {counted(count, 'running sequence')}"
+        )
     return order
 
 

@@ -27,6 +27,7 @@ from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular_files import open_regular
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.record_rows import LENGTH, RowError, from_line
@@ -43,7 +44,7 @@ _SHOWN: Final = 5
 _NOTES: Final = 50
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escaped surrogate: Polars silently turns a lone one into a NUL."""
-Say = Callable[[str], object]
+Warn = Callable[[str], object]
 
 
 class Journal:
@@ -106,14 +107,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, PRIVATE_FILE)
 
 
-def take_up(folder: Path, say: Say = LOG.warning) -> Iterator[Path]:
+def recover_journals(folder: Path, warn: Warn = LOG.warning) -> Iterator[Path]:
     """Turn journals without a writer into Parquet, and yield the new files.
 
     A journal that cannot be converted stays, and does not stop the others.
 
     Args:
         folder: of the record.
-        say: called with one line of text for each journal with damaged lines.
+        warn: called with one line of text for each journal with damaged lines.
 
     Raises:
         HistoryError: at the end, if journals could not be read, converted or removed.
@@ -121,7 +122,7 @@ def take_up(folder: Path, say: Say = LOG.warning) -> Iterator[Path]:
     failures: list[str] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            target = _take_up_one(path, say)
+            target = _recover_journal(path, warn)
         except FileNotFoundError:
             continue  # another process has just converted it
         except OSError as error:
@@ -136,7 +137,7 @@ def take_up(folder: Path, say: Say = LOG.warning) -> Iterator[Path]:
         raise HistoryError(failures[0] + more)
 
 
-def _take_up_one(path: Path, say: Say) -> Path | None:
+def _recover_journal(path: Path, warn: Warn) -> Path | None:
     with open_regular(path, os.O_RDWR) as file:  # network file systems lock for writers only
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,13 +145,13 @@ def _take_up_one(path: Path, say: Say) -> Path | None:
             return None  # its writer runs
         if not path.exists():
             return None  # another process has just converted it
-        target = to_parquet(path, file, say)
+        target = to_parquet(path, file, warn)
         path.unlink()
     return target
 
 
-def take_up_in_process(folder: Path) -> subprocess.Popen[str]:
-    """Start :func:`take_up` in a process of its own.
+def start_recovery(folder: Path) -> subprocess.Popen[str]:
+    """Start :func:`recover_journals` in a process of its own.
 
     Polars starts a thread for every core and keeps some twenty megabytes, and its work would delay
     the engine. The process writes damage and failures to its standard error, and exits with another
@@ -173,7 +174,7 @@ def main() -> None:
     notes: list[str] = []
     failure = None
     try:
-        for _ in take_up(Path(sys.argv[-1]), say=notes.append):
+        for _ in recover_journals(Path(sys.argv[-1]), warn=notes.append):
             pass
     except HistoryError as error:
         failure = str(error)
@@ -184,7 +185,7 @@ def main() -> None:
     sys.exit(failure)
 
 
-def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | None:
+def to_parquet(path: Path, file: BinaryIO, warn: Warn = LOG.warning) -> Path | None:
     """Write the rows of a journal as a history file beside it; return its path.
 
     Return ``None`` if there are no rows.
@@ -192,7 +193,7 @@ def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | Non
     Args:
         path: of the journal.
         file: the journal, open for reading.
-        say: called with one line of text if lines are damaged.
+        warn: called with one line of text if lines are damaged.
 
     Raises:
         HistoryError: if a file cannot be written; no partial file is left.
@@ -209,9 +210,9 @@ def to_parquet(path: Path, file: BinaryIO, say: Say = LOG.warning) -> Path | Non
             kept = path.with_suffix(DAMAGED)
             lines = b"".join(line + b"\n" for line in read.damaged)
             write_atomically(kept, lines, private=True, error=HistoryError)
-            say(read.describe(path, kept))
+            warn(read.describe(path, kept))
         elif read.changed:
-            say(read.describe(path, None))
+            warn(read.describe(path, None))
         frame = _to_frame(path, read.rows)
     used = [name for name in frame.columns if frame[name].null_count() < len(frame)]
     if not used:
@@ -262,8 +263,9 @@ class _Lines:
         if self.damaged:
             more = "; …" if len(self.damaged) > len(self.problems) else ""
             parts.append(
-                f"{len(self.damaged)} of {len(self.damaged) + len(self.rows)} lines damaged "
-                f"({'; '.join(self.problems)}{more}), left out and kept as {kept}"
+                f"{len(self.damaged)} of "
+                f"{counted(len(self.damaged) + len(self.rows), 'line')} damaged ("
+                f"{'; '.join(self.problems)}{more}), left out and kept as {kept}"
             )
         if self.changed:
             kinds = ", ".join(f"{count} × {change}" for change, count in self.changed.items())

@@ -60,7 +60,7 @@ class Learner:
     def __init__(self, predictor: Predictor, settings: LiveSettings, learned: Path | None) -> None:
         origin = _origin(settings.checkpoint, learned)
         if learned is not None:
-            make_way(learned, predictor, origin)
+            move_aside(learned, predictor, origin)
         if origin:
             predictor.summary = {**predictor.summary, STARTED_FROM: origin}
         self._background = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
@@ -93,7 +93,7 @@ class Learner:
         ending.join(_STOP_S + _GRACE_S)
 
 
-def make_way(learned: Path, predictor: Predictor, origin: str) -> None:
+def move_aside(learned: Path, predictor: Predictor, origin: str) -> None:
     """Move a learned state aside if ``predictor`` must not continue from it.
 
     Args:

@@ -55,17 +55,17 @@ class LiveMixin(LifetimeMixin):
         rank = self.vllm_config.parallel_config.data_parallel_index
         state = EngineState(Path(settings.state), rank) if settings.state else None
         learned = state.folder / PREDICTOR if state is not None else None
-        lifetime, learner = make_live(self, settings, rank, learned)
-        self._service = Service(lifetime, self.request_events, settings, state, learner, rank)
+        advisor, learner = make_live(self, settings, rank, learned)
+        self._service = Service(advisor, self.request_events, settings, state, learner, rank)
         self._service.start(self.vllm_config.model_config)
         if settings.mode != "off":
-            lifetime.want("shadow")
-        lifetime.want(settings.mode)  # refused if ``act`` is impossible; then shadow stays
+            advisor.set_mode("shadow")
+        advisor.set_mode(settings.mode)  # refused if ``act`` is impossible; then shadow stays
 
     def shutdown(self) -> None:
         """Write the rest and shut vLLM down; a failure is only logged."""
-        if self.lifetime is not None:
-            self._guarded(None, self.lifetime.catch_up)
+        if self.advisor is not None:
+            self._guarded(None, self.advisor.flush)
         try:
             if self._service is not None:
                 self._service.close()

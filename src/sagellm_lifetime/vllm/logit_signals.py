@@ -21,12 +21,12 @@ class LogitSignals:
 
     def seen(self, request_id: str) -> dict[str, list[float]]:
         """Return the signals of a running sequence as ``prompt_features``."""
-        notes = eos.noted(request_id)
+        notes = eos.notes_of(request_id)
         return _as_features([note[0] for note in notes], [note[1] for note in notes])
 
-    def taken(self, request_id: str) -> dict[str, list[float]]:
+    def pop(self, request_id: str) -> dict[str, list[float]]:
         """Return the history columns of a finished sequence, and forget its notes."""
-        return _as_features(*eos.taken(request_id))
+        return _as_features(*eos.pop(request_id))
 
     def keep(self, request_ids: Container[str]) -> None:
         """Forget the notes of all but these requests."""

@@ -4,7 +4,7 @@ Before every token it records the log-probability of an end-of-sequence token an
 next token (nats), both of the model's own distribution, before temperature and top-p. vLLM loads
 the class by name (``--logits-processors``) or takes it from ``logits_processors`` of ``LLM``. It
 watches the requests with ``extra_args={"watch_eos": KEY}``. The notes are in the engine core's
-process; :func:`taken` returns them there.
+process; :func:`pop` returns them there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Notes = list[list[float]]
 _notes: dict[str, Notes] = {}
 
 
-def noted(key: str) -> Notes:
+def notes_of(key: str) -> Notes:
     """Return the notes of a request so far: log-probability of an end and entropy by age."""
     return _notes.get(key, [])
 
 
-def taken(key: str) -> tuple[list[float], list[float]]:
+def pop(key: str) -> tuple[list[float], list[float]]:
     """Return the notes of a finished request, and forget them.
 
     Args:

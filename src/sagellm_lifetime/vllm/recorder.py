@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.vllm.circuit_breaker import LOG, named
-from sagellm_lifetime.vllm.journal import SUFFIX, Journal, take_up, take_up_in_process
+from sagellm_lifetime.vllm.journal import SUFFIX, Journal, recover_journals, start_recovery
 from sagellm_lifetime.vllm.record_rows import RowError, fit, to_line
 
 _MOST_WAITING: Final = 100_000
@@ -73,7 +73,7 @@ class Recorder:
         self._helper: subprocess.Popen[str] | None = None
         """The process that turns them into Parquet."""
         self._closing = False
-        self._complaints: set[str] = set()
+        self._logged: set[str] = set()
         """Problems that are logged already."""
         self._is_full = False
         """True if a row was dropped since the last successful write."""
@@ -125,16 +125,16 @@ class Recorder:
             if self._is_full:
                 self._log_once(_FULL, f"{self.waiting} completions wait: newer ones are dropped")
         else:
-            if _CANNOT_WRITE in self._complaints:
+            if _CANNOT_WRITE in self._logged:
                 LOG.warning("completions are recorded in %s again", self._folder)
             self._is_full = False
-            self._complaints -= {_CANNOT_WRITE, _FULL}
+            self._logged -= {_CANNOT_WRITE, _FULL}
         try:
             self._rotate()
         except (OSError, HistoryError) as error:
             self._log_once(_CANNOT_ROTATE, f"{error}; journals stay as they are")
         else:
-            self._complaints.discard(_CANNOT_ROTATE)
+            self._logged.discard(_CANNOT_ROTATE)
 
     def close(self) -> None:
         """Write everything, and turn all journals into Parquet."""
@@ -159,8 +159,8 @@ class Recorder:
             return
         for change in changed:
             self.replaced += 1
-            if change not in self._complaints:
-                self._complaints.add(change)
+            if change not in self._logged:
+                self._logged.add(change)
                 LOG.warning("recorded in %s without a value: %s", self._folder, change)
         if self._line_bytes + len(line) > _MOST_WAITING_BYTES:
             self._lost_by_writer += 1
@@ -211,13 +211,13 @@ class Recorder:
             self._journal, self._left_over = None, True
         self._check_helper()
         if self._closing:
-            for _ in take_up(self._folder):
+            for _ in recover_journals(self._folder):
                 pass
         elif self._left_over and self._helper is None:
             self._left_over = False
             mine = self._journal.path if self._journal is not None else None
             if any(path != mine for path in self._folder.glob(f"*{SUFFIX}")):
-                self._helper = take_up_in_process(self._folder)
+                self._helper = start_recovery(self._folder)
 
     def _check_helper(self) -> None:
         """Log the notes of the helper process if it has ended.
@@ -243,7 +243,7 @@ class Recorder:
         self._log_once(f"a completion is left out: {reason}")
 
     def _log_once(self, problem: str, details: str = "") -> None:
-        if problem not in self._complaints:
-            self._complaints.add(problem)
+        if problem not in self._logged:
+            self._logged.add(problem)
             reason = f"{problem}: {details}" if details else problem
             LOG.error("completions cannot be recorded in %s: %s", self._folder, reason)

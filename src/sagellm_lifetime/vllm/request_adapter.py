@@ -52,7 +52,7 @@ class RequestAdapter:
             {**self.features(request), **self._seen(request)},
         )
 
-    def came(self, request: Any) -> PredictionRequest:
+    def at_arrival(self, request: Any) -> PredictionRequest:
         """Return the prediction request as it was on arrival, without generated tokens."""
         prompt = request._all_token_ids[: request.num_prompt_tokens]
         return PredictionRequest(
@@ -63,7 +63,7 @@ class RequestAdapter:
             self.features(request),
         )
 
-    def grown(self, request: Any) -> PredictionRequest:
+    def since_arrival(self, request: Any) -> PredictionRequest:
         """Return the prediction request with the generated tokens alone.
 
         If they are as many as the prompt's, the prompt is included, as a predictor tells the two

@@ -80,10 +80,10 @@ class RequestEvents:
         if self.reads_tokens:  # at once, as an id may be used again
             self._feed.stop(name)
         if is_beam_step(request):
-            return Finished(name, request.num_output_tokens, 0.0, "stop", at, is_answer=False)
+            return Finished(name, request.num_output_tokens, 0.0, "stop", at, is_predicted=False)
         try:
             seconds = max(at - request.arrival_time, 0.0)
-            signals = self.signals.taken(name) if self.signals is not None else {}
+            signals = self.signals.pop(name) if self.signals is not None else {}
             reason = self.finish_reasons.reason(request)
             # At once, so that a kill -9 loses the last second at most.
             if (to := self.recorder) is not None and self.adapter is not None:
@@ -95,7 +95,7 @@ class RequestEvents:
             raise
         return Finished(name, request.num_output_tokens, seconds, reason, at)
 
-    def turn_over(self, request: Any, at: float) -> Finished | None:
+    def end_turn(self, request: Any, at: float) -> Finished | None:
         """Return the end of a session's turn, which more input may follow."""
         finished = self.finished(request, at)
         self.between.add(request.request_id)

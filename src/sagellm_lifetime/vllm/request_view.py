@@ -9,16 +9,16 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.policies.sequence_view import SequenceView
 
 
-class Questions(Protocol):
+class RequestConverter(Protocol):
     """The conversion of vLLM's requests to prediction requests."""
 
     def __call__(self, request: Any) -> PredictionRequest:
         """Return the prediction request with the prompt and all generated tokens."""
 
-    def came(self, request: Any) -> PredictionRequest:
+    def at_arrival(self, request: Any) -> PredictionRequest:
         """Return the prediction request as it was on arrival, without generated tokens."""
 
-    def grown(self, request: Any) -> PredictionRequest:
+    def since_arrival(self, request: Any) -> PredictionRequest:
         """Return the prediction request with the generated tokens."""
 
 
@@ -27,24 +27,24 @@ class RequestView:
 
     Args:
         request: vLLM's.
-        questions: converts the request to prediction requests.
+        converter: converts the request to prediction requests.
         cached_tokens: returns the cached tokens of a request.
-        is_new: True if it has just arrived, and :meth:`question` describes its arrival.
+        is_new: True if it has just arrived, and :meth:`arrival_request` describes its arrival.
     """
 
-    __slots__ = ("_cached_tokens", "_is_new", "_questions", "_request", "id")
+    __slots__ = ("_cached_tokens", "_converter", "_is_new", "_request", "id")
 
     def __init__(
         self,
         request: Any,
-        questions: Questions,
+        converter: RequestConverter,
         cached_tokens: Callable[[Any], int],
         *,
         is_new: bool = False,
     ) -> None:
         self.id: str = request.request_id
         self._request = request
-        self._questions = questions
+        self._converter = converter
         self._cached_tokens = cached_tokens
         self._is_new = is_new
 
@@ -82,15 +82,17 @@ class RequestView:
         """Return the number of tokens whose KV need not be computed (again)."""
         return self._cached_tokens(self._request)
 
-    def question(self) -> PredictionRequest:
+    def arrival_request(self) -> PredictionRequest:
         """Return the prediction request of the sequence as it was when it arrived."""
         return (
-            self._questions.came(self._request) if self._is_new else self._questions(self._request)
+            self._converter.at_arrival(self._request)
+            if self._is_new
+            else self._converter(self._request)
         )
 
-    def progress(self) -> PredictionRequest:
+    def updated_request(self) -> PredictionRequest:
         """Return the prediction request with the tokens generated since its arrival."""
-        return self._questions.grown(self._request)
+        return self._converter.since_arrival(self._request)
 
 
 class QueueView(Sequence[SequenceView]):

@@ -18,7 +18,7 @@ from sagellm_lifetime.vllm.beam_search import is_beam_step
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
 from sagellm_lifetime.vllm.override import Override, can_reorder, restore_order
-from sagellm_lifetime.vllm.request_view import Questions, QueueView, RequestView
+from sagellm_lifetime.vllm.request_view import QueueView, RequestConverter, RequestView
 from sagellm_lifetime.vllm.time_budget import from_signal_handler
 
 ready_for_vllm()  # before anything of vLLM is imported
@@ -37,15 +37,15 @@ class LifetimeMixin:
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:
-        lifetime: the advisor, once :meth:`use` was called.
+        advisor: the advisor, once :meth:`use` was called.
         request_events: makes events of requests.
         clock: seconds, the clock of ``Request.arrival_time``.
     """
 
-    lifetime: GuardedAdvisor | None = None
+    advisor: GuardedAdvisor | None = None
     request_events: RequestEvents
     clock: Callable[[], float] = staticmethod(time.time)
-    _questions: Questions
+    _converter: RequestConverter
     _override: Override
     _is_abandoned = False
     """True if queue and running sequences must be put in vLLM's order once more."""
@@ -72,19 +72,19 @@ class LifetimeMixin:
     kv_cache_config: Any
 
     def use(
-        self, lifetime: GuardedAdvisor, request_events: RequestEvents, questions: Questions
+        self, advisor: GuardedAdvisor, request_events: RequestEvents, converter: RequestConverter
     ) -> None:
         """Use an advisor from the next step on.
 
         Args:
             lifetime: the advisor; its engine is this scheduler.
             request_events: makes events of requests.
-            questions: converts requests to prediction requests.
+            converter: converts requests to prediction requests.
         """
-        self.request_events, self._questions = request_events, questions
+        self.request_events, self._converter = request_events, converter
         self._override = Override(self)
         self._stock_watermark = self.kv_cache_manager.watermark_blocks
-        self.lifetime = lifetime
+        self.advisor = advisor
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class LifetimeMixin:
         if self._is_abandoned:
             self._is_abandoned = False
             self._guarded(None, restore_order, self)
-        if self.lifetime is None:
+        if self.advisor is None:
             return super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         limit = self.max_num_active_reqs
         self.max_num_active_reqs = min(limit, self._guarded(sys.maxsize, self._prepare))
@@ -101,70 +101,70 @@ class LifetimeMixin:
             output = super().schedule(*args, **options)  # type: ignore[misc]  # mixin
         finally:
             self.max_num_active_reqs = limit
-        if self.lifetime is not None:  # None after a fault whose handling failed
+        if self.advisor is not None:  # None after a fault whose handling failed
             self._guarded(None, self._account, output)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Process the output of a step, and return vLLM's result."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # mixin
-        if self.lifetime is not None:
+        if self.advisor is not None:
             tokens = scheduler_output.total_num_scheduled_tokens
-            self._guarded(None, self.lifetime.output_taken, tokens, len(self.running))
+            self._guarded(None, self.advisor.output_processed, tokens, len(self.running))
         return outputs
 
     def _prepare(self) -> int:
         """Prepare the step that begins; return how many sequences may run."""
-        lifetime, allowed = self.lifetime, sys.maxsize
-        assert lifetime is not None
+        advisor, allowed = self.advisor, sys.maxsize
+        assert advisor is not None
         grown: tuple[RequestView, ...] = ()
-        if self.request_events.reads_tokens and not lifetime.is_idle:
+        if self.request_events.reads_tokens and not advisor.is_idle:
             grown = tuple(map(self._view, self.request_events.grown(self.requests)))
-        lifetime.begin_step(len(self.running), grown)
-        if lifetime.is_asked:
-            if lifetime.acting:
-                self._override.leave_free(lifetime.reserve())
+        advisor.begin_step(len(self.running), grown)
+        if advisor.is_consulted:
+            if advisor.acting:
+                self._override.leave_free(advisor.reserve())
             if self.waiting:
-                allowed = self._ask(lifetime)
-        if not lifetime.acting:
+                allowed = self._ask(advisor)
+        if not advisor.acting:
             self._override.restore()
         return allowed
 
-    def _ask(self, lifetime: GuardedAdvisor) -> int:
+    def _ask(self, advisor: GuardedAdvisor) -> int:
         """Order the queue and the running sequences; return how many sequences may run.
 
         With vLLM's priority queue the orders stay vLLM's, and only admissions are limited.
         """
         waiting, running, allowed = self.waiting, len(self.running), sys.maxsize
-        reorders = lifetime.acting and can_reorder(self)
-        if not reorders and not lifetime.limits_admission:
+        reorders = advisor.acting and can_reorder(self)
+        if not reorders and not advisor.limits_admission:
             return allowed
         # A priority queue is a heap, whose requests have no places.
         queue = QueueView(waiting if can_reorder(self) else list(waiting), self._view)
         # The order does not matter for a single sequence, or if all or none are admitted.
         if reorders and len(waiting) > 1 and self._order_matters():
-            order = lifetime.order(queue, self._free_to_admit())
+            order = advisor.order(queue, self._free_to_admit())
             if order is not None:
                 self._override.reorder_queue(order)
-        if lifetime.limits_admission:
-            count = lifetime.admit_limit(running, queue, self._free_to_admit())
-            if lifetime.acting:
+        if advisor.limits_admission:
+            count = advisor.admit_limit(running, queue, self._free_to_admit())
+            if advisor.acting:
                 # vLLM counts sessions that wait for input as running, and first admits sequences
                 # that hold memory.
                 exempt = self.num_waiting_for_streaming_input + len(self.kv_holding_waiting)
                 allowed = running + count + exempt
         # With an empty queue no sequence gains by the choice of a victim, so vLLM's is kept.
         if reorders and self._runs_out():
-            order = lifetime.victims([self._view(request) for request in self.running])
+            order = advisor.victims([self._view(request) for request in self.running])
             if order is not None:
                 self._override.reorder_running(order)
         return allowed
 
     def _account(self, output: Any) -> None:
         """Record the sequences that a step has admitted."""
-        lifetime = self.lifetime
-        assert lifetime is not None
-        if lifetime.is_idle:
+        advisor = self.advisor
+        assert advisor is not None
+        if advisor.is_idle:
             return
         new, resumed = output.scheduled_new_reqs, output.scheduled_cached_reqs.resumed_req_ids
         if not new and not resumed:
@@ -174,17 +174,17 @@ class LifetimeMixin:
             for name in names:
                 self.request_events.admitted(self.requests[name])
         at = self.clock()
-        lifetime.on_events([Admitted(name, at) for name in names])
-        if lifetime.mode == "shadow":
-            self._compare(lifetime, names)
+        advisor.on_events([Admitted(name, at) for name in names])
+        if advisor.mode == "shadow":
+            self._compare(advisor, names)
 
-    def _compare(self, lifetime: GuardedAdvisor, names: Sequence[str]) -> None:
+    def _compare(self, advisor: GuardedAdvisor, names: Sequence[str]) -> None:
         """Compare vLLM's admissions with the advisor's."""
-        if not self.waiting and not lifetime.is_limiting:
-            lifetime.all_admitted(len(names))
-        elif lifetime.compares_admission(len(names)):
+        if not self.waiting and not advisor.is_limiting:
+            advisor.all_admitted(len(names))
+        elif advisor.compares_admission(len(names)):
             deferred = self.deferred_waiting
-            lifetime.compare_admission(
+            advisor.compare_admission(
                 [self._view(self.requests[name]) for name in names],
                 [self._view(request) for request in self.waiting if request not in deferred],
             )
@@ -195,37 +195,37 @@ class LifetimeMixin:
         """Queue a request, or the next input of a session with this id."""
         new = request.request_id not in self.requests
         super().add_request(request)  # type: ignore[misc]  # mixin
-        if new and self.lifetime is not None and request.request_id in self.requests:
+        if new and self.advisor is not None and request.request_id in self.requests:
             self._guarded(None, self._arrived, request)
 
     def _arrived(self, request: Any) -> None:
-        is_answer = self.request_events.arrived(request)
+        is_predicted = self.request_events.arrived(request)
         has_begun = request.num_output_tokens > 0
         view = self._view(request, is_new=not has_begun)
-        assert self.lifetime is not None
-        self.lifetime.on_events((Arrived(view, self.clock(), is_answer),))
+        assert self.advisor is not None
+        self.advisor.on_events((Arrived(view, self.clock(), is_predicted),))
         if has_begun:  # at once, as its prediction request changes with every token
-            self.lifetime.catch_up()
+            self.advisor.flush()
 
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
-        if self.lifetime is not None and self.lifetime.mode == "shadow":
+        if self.advisor is not None and self.advisor.mode == "shadow":
             self._guarded(None, self._compare_preemption, request)
         super()._preempt_request(request, *args, **options)  # type: ignore[misc]  # mixin
-        if self.lifetime is not None:
+        if self.advisor is not None:
             self._guarded(None, self._preempted, request)
 
     def _compare_preemption(self, request: Any) -> None:
-        assert self.lifetime is not None
-        self.lifetime.compare_preemption(
+        assert self.advisor is not None
+        self.advisor.compare_preemption(
             self._view(request), lambda: [self._view(other) for other in self.running]
         )
 
     def _preempted(self, request: Any) -> None:
-        assert self.lifetime is not None
-        self.lifetime.on_events((Preempted(request.request_id, self.clock()),))
+        assert self.advisor is not None
+        self.advisor.on_events((Preempted(request.request_id, self.clock()),))
 
     def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:
-        if self.lifetime is not None:
+        if self.advisor is not None:
             self._guarded(None, self._finished, request)
         return super()._free_request(request, *args, **options)  # type: ignore[misc]  # mixin
 
@@ -235,24 +235,24 @@ class LifetimeMixin:
             self._pass_end(request, event)
 
     def _handle_stopped_request(self, request: Any) -> bool:
-        if self.lifetime is not None and request.resumable:
-            self._guarded(None, self._turn_over, request)
+        if self.advisor is not None and request.resumable:
+            self._guarded(None, self._end_turn, request)
         return bool(super()._handle_stopped_request(request))  # type: ignore[misc]  # mixin
 
-    def _turn_over(self, request: Any) -> None:
-        event = self.request_events.turn_over(request, self.clock())
+    def _end_turn(self, request: Any) -> None:
+        event = self.request_events.end_turn(request, self.clock())
         if event is not None:
             self._pass_end(request, event)
 
     def _pass_end(self, request: Any, event: Event) -> None:
-        assert self.lifetime is not None
-        self.lifetime.on_events((event,))
+        assert self.advisor is not None
+        self.advisor.on_events((event,))
         if request.resumable:  # at once, as the session may continue under the same id
-            self.lifetime.catch_up()
+            self.advisor.flush()
 
     def _update_request_as_session(self, session: Any, update: Any) -> None:
         super()._update_request_as_session(session, update)  # type: ignore[misc]  # mixin
-        if self.lifetime is not None:
+        if self.advisor is not None:
             self._guarded(None, self._arrived, session)
 
     # -- faults --------------------------------------------------------------------------------
@@ -269,9 +269,9 @@ class LifetimeMixin:
         except Exception as error:  # any error, as the engine must go on
             is_reraised = False
             try:
-                assert self.lifetime is not None
-                is_reraised = self.lifetime.breaker.is_transparent or from_signal_handler(error)
-                self.lifetime.failed(error)
+                assert self.advisor is not None
+                is_reraised = self.advisor.breaker.is_transparent or from_signal_handler(error)
+                self.advisor.failed(error)
                 if function == self._prepare:  # before vLLM's step, so the order may change
                     self._override.restore()
             except Exception as second_error:  # noqa: BLE001  # the fault handling has failed too
@@ -282,15 +282,15 @@ class LifetimeMixin:
 
     def _give_up(self, error: Exception) -> None:
         """Disable prediction until a restart, after an error in the fault handling."""
-        lifetime, self.lifetime = self.lifetime, None
-        if lifetime is not None:
+        advisor, self.advisor = self.advisor, None
+        if advisor is not None:
             self._is_abandoned = True  # the next step restores vLLM's order first
         if self._stock_watermark is not None:
             self.kv_cache_manager.watermark_blocks = self._stock_watermark
         try:
-            if lifetime is not None:
-                lifetime.breaker.state = "stuck"
-                lifetime.breaker.reason = f"exception: {type(error).__name__}, after a fault"
+            if advisor is not None:
+                advisor.breaker.state = "stuck"
+                advisor.breaker.reason = f"exception: {type(error).__name__}, after a fault"
             LOG.error(
                 "lifetime prediction and its record are off until restart (%s, after a fault)",
                 type(error).__name__,
@@ -336,7 +336,7 @@ class LifetimeMixin:
     # -- vLLM's queue and memory ---------------------------------------------------------------
 
     def _view(self, request: Any, *, is_new: bool = False) -> RequestView:
-        return RequestView(request, self._questions, self.cached_tokens, is_new=is_new)
+        return RequestView(request, self._converter, self.cached_tokens, is_new=is_new)
 
     def cached_tokens(self, request: Any) -> int:
         """Return the number of tokens of a request whose KV need not be computed (again).
@@ -360,9 +360,9 @@ class LifetimeMixin:
     def set_aside_blocks(self) -> int:
         """Return the free blocks that admission withholds for the running sequences."""
         watermark = int(self.kv_cache_manager.watermark_blocks) if self.running else 0
-        if self.lifetime is None:
+        if self.advisor is None:
             return watermark
-        return max(watermark, self.lifetime.growth())
+        return max(watermark, self.advisor.growth())
 
     def _free_to_admit(self) -> int:
         """Return the free blocks for newcomers, without those that running ones need next."""

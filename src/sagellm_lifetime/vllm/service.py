@@ -44,14 +44,14 @@ class Service:
 
     def __init__(
         self,
-        lifetime: GuardedAdvisor,
+        advisor: GuardedAdvisor,
         request_events: RequestEvents,
         settings: LiveSettings,
         state: EngineState | None,
         learner: Learner | None,
         rank: int,
     ) -> None:
-        self._lifetime = lifetime
+        self._advisor = advisor
         self._request_events = request_events
         self._settings = settings
         self._state = state
@@ -70,7 +70,7 @@ class Service:
         if state is not None:
             jobs += [self._apply_mode_request, self._publish]
         if jobs:
-            jobs.append(lifetime.hurry)  # bounds the age of published and learned events
+            jobs.append(advisor.request_flush)  # bounds the age of published and learned events
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:
@@ -93,7 +93,7 @@ class Service:
         with ExitStack() as last_first:
             if self._state is not None:
                 last_first.callback(self._state.close)
-            last_first.callback(self._lifetime.breaker.close)
+            last_first.callback(self._advisor.breaker.close)
             if self._jobs is not None:
                 last_first.callback(self._jobs.close, ends + _FINAL_STATS_S)
             if self._writer is not None:
@@ -103,19 +103,19 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         """Return the content of ``stats.json``: seconds, tokens, counts."""
-        lifetime, recorder = self._lifetime, self._request_events.recorder
-        breaker, agreement = lifetime.breaker, lifetime.agreement
+        advisor, recorder = self._advisor, self._request_events.recorder
+        breaker, agreement = advisor.breaker, advisor.agreement
         return {
             "engine": self._rank,
             "time": time.time(),
-            "predictor": lifetime.predictor.name if lifetime.predictor is not None else None,
+            "predictor": advisor.predictor.name if advisor.predictor is not None else None,
             "policy": self._settings.policy,
             "learning": self._settings.learn,
             # The wanted mode takes effect before the next decision, so it counts as the mode.
-            "mode": lifetime.wanted,
-            "cannot_act": lifetime.cannot_act,
-            **(lifetime.statistics.snapshot() if lifetime.statistics is not None else {}),
-            "lessons": lifetime.lessons,
+            "mode": advisor.next_mode,
+            "cannot_act": advisor.cannot_act,
+            **(advisor.statistics.snapshot() if advisor.statistics is not None else {}),
+            "lessons": advisor.lessons,
             **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
                 "admission": [agreement.admissions.made, agreement.admissions.differing],
@@ -127,8 +127,8 @@ class Service:
                 "faults": dict(breaker.faults),
                 "time_limit": breaker.time_limit,
             },
-            "steps": lifetime.steps,
-            "step_seconds": lifetime.seconds,
+            "steps": advisor.steps,
+            "step_seconds": advisor.seconds,
             "overhead_seconds": breaker.spent_total,
             "recorded": recorder.recorded if recorder is not None else 0,
             "record_lost": recorder.lost if recorder is not None else 0,
@@ -145,7 +145,7 @@ class Service:
     def _apply_mode_request(self) -> None:
         mode = self._state.asked_for() if self._state is not None else None
         if mode is not None:
-            self._lifetime.want(mode)
+            self._advisor.set_mode(mode)
 
     def _publish(self) -> None:
         if self._state is not None:

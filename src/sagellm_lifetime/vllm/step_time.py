@@ -24,14 +24,14 @@ class StepClock:
         """Start of the present step; ``None`` if none computes."""
         self._ended: float | None = None
         """Time of its output, if no other step was pending then."""
-        self._under_way = 0
+        self._pending = 0
         """Steps with pending output: several with asynchronous scheduling."""
 
     def begin(self) -> float | None:
         """Begin a step; return the seconds of the previous one, or None if there was none."""
         now, began, ended = self._clock(), self._began, self._ended
         self._began, self._ended = now, None
-        self._under_way += 1
+        self._pending += 1
         if began is None:
             return None
         if ended is None:
@@ -39,10 +39,10 @@ class StepClock:
         work = ended - began
         return work + min(now - ended, work)
 
-    def taken(self, tokens: int) -> None:
+    def output_processed(self, tokens: int) -> None:
         """Record that the output of a step with ``tokens`` computed tokens was processed."""
-        self._under_way = max(self._under_way - 1, 0)
-        if self._under_way:
+        self._pending = max(self._pending - 1, 0)
+        if self._pending:
             return
         if tokens:
             self._ended = self._clock()

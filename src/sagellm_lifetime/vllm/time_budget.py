@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any, Final, Literal, TypeVar
 
 T = TypeVar("T")
-Means = Literal["alarm", "thread"]
+LimitMethod = Literal["alarm", "thread"]
 ENGINE_CORE: Final = "EngineCore"
 """Prefix of the names of vLLM's engine core processes."""
 _AGAIN_S: Final = 0.1
@@ -43,11 +43,11 @@ class TimeLimit:
         means: means to end a late call on this thread: ``alarm`` or ``thread``.
     """
 
-    def __init__(self, seconds: float, means: Means | None = None) -> None:
+    def __init__(self, seconds: float, method: LimitMethod | None = None) -> None:
         self.seconds = seconds
-        self.means: Means = means or ("alarm" if runs_alone() else "thread")
+        self.method: LimitMethod = method or ("alarm" if runs_alone() else "thread")
         self._worker: _Worker | None = None
-        self._worked = 0.0
+        self._cpu_s = 0.0
         """Processor seconds of abandoned workers."""
 
     def __call__(self, function: Callable[..., T], *args: Any) -> T:
@@ -56,10 +56,10 @@ class TimeLimit:
         Raises:
             Hang: if it takes longer than the limit.
         """
-        if self.means == "alarm" and threading.current_thread() is threading.main_thread():
+        if self.method == "alarm" and threading.current_thread() is threading.main_thread():
             if _has_alarm():
                 return self._interrupted(function, *args)
-            self.means = "thread"
+            self.method = "thread"
         if self._worker is None or not self._worker.is_alive():  # a forked process has none
             self.close()
             self._worker = _Worker()
@@ -77,7 +77,7 @@ class TimeLimit:
     def thread_time(self) -> float:
         """Return the processor seconds of this thread and of the calls made for it."""
         worker = self._worker
-        return time.thread_time() + self._worked + (worker.worked if worker is not None else 0.0)
+        return time.thread_time() + self._cpu_s + (worker.cpu_s if worker is not None else 0.0)
 
     def _interrupted(self, function: Callable[..., T], *args: Any) -> T:
         global _armed  # noqa: PLW0603  # there is one timer and one handler in a process
@@ -98,7 +98,7 @@ class TimeLimit:
     def close(self) -> None:
         """Release the worker thread, if there is one."""
         if self._worker is not None:
-            self._worked += self._worker.worked
+            self._cpu_s += self._worker.cpu_s
             self._worker.jobs.put(None)
             self._worker = None
 
@@ -169,7 +169,7 @@ class _Worker(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="lifetime-call", daemon=True)
-        self.worked = 0.0
+        self.cpu_s = 0.0
         """Processor seconds of the calls so far."""
         self.jobs: SimpleQueue[tuple[Future[Any], Callable[..., Any], Any] | None] = SimpleQueue()
         self.start()
@@ -182,7 +182,7 @@ class _Worker(threading.Thread):
                 future.set_result(function(*args))
             except BaseException as error:  # noqa: BLE001  # raised again by the caller
                 future.set_exception(error)
-            self.worked = time.thread_time()
+            self.cpu_s = time.thread_time()
 
     def put(self, function: Callable[..., T], args: Any) -> Future[T]:
         """Queue a call and return its future."""

@@ -21,13 +21,13 @@ class _Due:
 
     Attributes:
         step: of the check.
-        wanted: age that it must have, tokens.
+        next_age: age that it must have, tokens.
         since: step of the last check.
         age: at the last check, tokens.
     """
 
     step: int
-    wanted: int
+    next_age: int
     since: int
     age: int
 
@@ -62,7 +62,7 @@ class TokenFeed:
                 self.stop(name)
                 continue
             age = request.num_output_tokens
-            if age >= due.wanted:
+            if age >= due.next_age:
                 grown.append(request)
             self._plan(name, age, max((age - due.age) / (self._step - due.since), 1.0))
         return grown
@@ -72,7 +72,7 @@ class TokenFeed:
         if place == len(CHUNK_AGES):
             self.stop(name)
             return
-        wanted = CHUNK_AGES[place]
-        step = self._step + max(int((wanted - age) / pace), 1)
-        self._due[name] = _Due(step, wanted, self._step, age)
+        next_age = CHUNK_AGES[place]
+        step = self._step + max(int((next_age - age) / pace), 1)
+        self._due[name] = _Due(step, next_age, self._step, age)
         self._wheel[step].append(name)

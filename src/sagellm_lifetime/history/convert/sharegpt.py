@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
+from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.checks import is_plain
 from sagellm_lifetime.history.files import kind_of
 from sagellm_lifetime.history.findings import Findings, left_out
@@ -73,7 +74,7 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     names = ("request_id", "model", "session_id", "turn", "prompt_length", "actual_length")
     empty = sum(1 for row in rows if row["actual_length"] == 0)
     if empty:
-        findings.add_note(f"{empty:,} answers have no text: they are kept, with the length 0")
+        findings.add_note(f"{counted(empty, 'answer')} without text, kept with the length 0")
     if cut:
         findings.left_out["answers before any question, whose prompt is unknown"] = cut
         findings.add_note(f"left out: {left_out(findings)}")

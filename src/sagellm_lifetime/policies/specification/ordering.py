@@ -18,7 +18,7 @@ from sagellm_lifetime.policies.ordering import SERVICES, in_line, places
 from sagellm_lifetime.policies.reservation import Peak
 from sagellm_lifetime.policies.specification.asking import ask, forecast_of
 from sagellm_lifetime.policies.specification.contract import OptimizationPass, ScheduleRequest
-from sagellm_lifetime.policies.specification.settled import Settled
+from sagellm_lifetime.policies.specification.fixed_order import FixedOrderList
 from sagellm_lifetime.policies.state import Sequences, SurvivalForecast
 
 _PATIENCE: Final = 100.0
@@ -48,7 +48,7 @@ class LifetimeAwarePass(OptimizationPass):
     - A request without a prediction (the predictor failed or is untrained) or with a low confidence
       (FAQ 2) takes the place of an average request: among such requests arrival decides.
     - The order is kept by a later sort by arrival alone, which is the last step of page 2.4's own
-      scheduler (:class:`Settled`).
+      scheduler (:class:`FixedOrderList`).
     - With ``fit`` only requests are returned that fit into memory beside the running ones; the
       example ignores ``running`` and ``available_memory``.
     - The caller's list keeps its order. ``estimated_remaining_tokens`` is still set on requests.
@@ -116,7 +116,7 @@ class LifetimeAwarePass(OptimizationPass):
         """
         if not pending:
             self._places = {}
-            return Settled()
+            return FixedOrderList()
         requests = [_request(request) for request in pending]
         results = ask(self.lifetime_predictor, requests)
         for request, result in zip(pending, results, strict=True):
@@ -128,13 +128,15 @@ class LifetimeAwarePass(OptimizationPass):
             _tokens(request) for request in running
         )
         unit = _pace(results) / (max(pool, 1.0) if self._service == "area" else 1.0)
-        spots = self._settle(pending, self._spots(sequences, forecast, self._patience * unit))
-        order = in_line(sequences, spots)
+        present_places = self._first_places(
+            pending, self._present_places(sequences, forecast, self._patience * unit)
+        )
+        order = in_line(sequences, present_places)
         if self._fit:
             order = order[: self._room(sequences, forecast.take(order), order, running, pool)]
-        return Settled(pending[i] for i in order.tolist())
+        return FixedOrderList(pending[i] for i in order.tolist())
 
-    def _spots(
+    def _present_places(
         self, sequences: Sequences, forecast: SurvivalForecast, patience: float
     ) -> np.ndarray:
         return places(
@@ -145,7 +147,9 @@ class LifetimeAwarePass(OptimizationPass):
             min_confidence=max(self._min_confidence, 0.0),
         )
 
-    def _settle(self, pending: Sequence[ScheduleRequest], spots: np.ndarray) -> np.ndarray:
+    def _first_places(
+        self, pending: Sequence[ScheduleRequest], present_places: np.ndarray
+    ) -> np.ndarray:
         """Return the places of the requests' first appearance, shape ``(N,)``.
 
         The bound on overtaking needs places that do not move. A preempted request has generated
@@ -156,7 +160,9 @@ class LifetimeAwarePass(OptimizationPass):
             for request in pending
         ]
         known = self._places
-        self._places = {key: known.get(key, spot) for key, spot in zip(keys, spots, strict=True)}
+        self._places = {
+            key: known.get(key, place) for key, place in zip(keys, present_places, strict=True)
+        }
         return np.array([self._places[key] for key in keys])
 
     def _room(
@@ -178,9 +184,9 @@ class LifetimeAwarePass(OptimizationPass):
             ahead = forecast_of(ask(self.lifetime_predictor, requests), requests)
             peak.add(peak.terms(tokens, ahead, threshold).sum(axis=0))
         count = 0
-        believed = forecast.confidence >= threshold
+        confident = forecast.confidence >= threshold
         added_terms = peak.terms(sequences.tokens[order], forecast, threshold)
-        for terms, sure in zip(np.cumsum(added_terms, axis=0), believed, strict=True):
+        for terms, sure in zip(np.cumsum(added_terms, axis=0), confident, strict=True):
             if sure and not peak.fits(terms, free):
                 break
             count += 1

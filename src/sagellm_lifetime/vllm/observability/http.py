@@ -31,10 +31,10 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import (
     MOST_REQUEST_BYTES,
     Published,
-    ask_for,
     finite,
     parse_mode,
     read_published,
+    request_mode,
 )
 from sagellm_lifetime.vllm.observability.merge import merge
 from sagellm_lifetime.vllm.settings import KEY, Mode
@@ -72,7 +72,7 @@ class LifetimeMiddleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._disk = Disk()
-        self._complaint = ""
+        self._logged = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -145,9 +145,9 @@ class LifetimeMiddleware:
 
     def _log_change(self, error: Exception) -> None:
         text = str(error) if isinstance(error, LifetimeError) else type(error).__name__
-        if text != self._complaint:
+        if text != self._logged:
             LOG.error("statistics of lifetime prediction cannot be answered: %s", text)
-        self._complaint = text
+        self._logged = text
 
 
 class Disk:
@@ -167,7 +167,7 @@ class Disk:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
 
-        def settle(result: Any, error: BaseException | None) -> None:
+        def set_outcome(result: Any, error: BaseException | None) -> None:
             self._running -= 1
             if done.done():  # timed out
                 return
@@ -183,7 +183,7 @@ class Disk:
             except Exception as raised:  # noqa: BLE001  # raised again by the awaiting caller
                 error = raised
             try:
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(set_outcome, result, error)
             except RuntimeError:  # the server has ended in the meantime
                 LOG.debug("an answer came after the end")
 
@@ -222,7 +222,7 @@ def change_mode(state: Path, body: bytes) -> Answer:
     if refusal is not None:
         return refusal[0], {"error": without_paths(refusal[1], state)}
     try:
-        count = ask_for(state, mode)
+        count = request_mode(state, mode)
     except LifetimeError as error:
         LOG.error("the mode cannot be changed: %s", error)
         return 503, {"error": without_paths(str(error), state)}

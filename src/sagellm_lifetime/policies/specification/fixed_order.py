@@ -9,12 +9,12 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
-class Settled(list[T]):
+class FixedOrderList(list[T]):
     """A list that a sort by arrival alone leaves unchanged.
 
     The scheduler of page 2.4 applies its passes and then sorts their result by ``arrived_time``,
     which undoes every pass. The order already takes arrival into account; a sort by another key,
-    such as a later pass by priority, sorts. Copies, slices and sums are settled too;
+    such as a later pass by priority, sorts. Copies, slices and sums keep their order too;
     ``sorted(...)`` makes a plain list, which cannot be prevented.
     """
 
@@ -24,25 +24,25 @@ class Settled(list[T]):
             return
         super().sort(key=key, reverse=reverse)
 
-    def copy(self) -> Settled[T]:
-        """Return a copy that is settled too."""
-        return Settled(self)
+    def copy(self) -> FixedOrderList[T]:
+        """Return a copy that keeps its order too."""
+        return FixedOrderList(self)
 
     @overload
     def __getitem__(self, index: SupportsIndex, /) -> T: ...
     @overload
-    def __getitem__(self, index: slice, /) -> Settled[T]: ...
-    def __getitem__(self, index: SupportsIndex | slice, /) -> T | Settled[T]:
+    def __getitem__(self, index: slice, /) -> FixedOrderList[T]: ...
+    def __getitem__(self, index: SupportsIndex | slice, /) -> T | FixedOrderList[T]:
         if isinstance(index, slice):
-            return Settled(super().__getitem__(index))
+            return FixedOrderList(super().__getitem__(index))
         return super().__getitem__(index)
 
     @overload
-    def __add__(self, other: list[T], /) -> Settled[T]: ...
+    def __add__(self, other: list[T], /) -> FixedOrderList[T]: ...
     @overload
-    def __add__(self, other: list[S], /) -> Settled[T | S]: ...
-    def __add__(self, other: list[Any], /) -> Settled[Any]:
-        return Settled(super().__add__(other))
+    def __add__(self, other: list[S], /) -> FixedOrderList[T | S]: ...
+    def __add__(self, other: list[Any], /) -> FixedOrderList[Any]:
+        return FixedOrderList(super().__add__(other))
 
 
 def _arrival(item: Any) -> float:
