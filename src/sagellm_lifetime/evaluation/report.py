@@ -162,9 +162,10 @@ def _how(evaluation: Evaluation) -> str:
     )
     floor = evaluation.floor
     if floor is not None and floor["mae"] is not None:
+        rows = counted(int(floor["n"] or 0), "row")
         text += (
             f" Noise floor, from repeated samples of the same prompts: MAE {floor['mae']:.1f} "
-            f"tokens over {counted(int(floor['n'] or 0), 'row')}, {floor['within_10pct'] or 0:.1%} within "
-            "10 %; over the same rows skill is 0 for the constant and 1 at the floor."
+            f"tokens over {rows}, {floor['within_10pct'] or 0:.1%} within 10 %; over the same rows "
+            "skill is 0 for the constant and 1 at the floor."
         )
     return text

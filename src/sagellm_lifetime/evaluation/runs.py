@@ -145,8 +145,8 @@ def run_online(
 
     The finish is ``arrival_time + actual_time``, or ``arrival_time + 0.02 s * actual_length`` where
     ``actual_time`` is missing. Only completions that finished at or before an arrival have been
-    learned then. All ages of a row are predicted at its arrival, so later ages profit less from recent
-    completions than they would in an engine. In the end every completion has been learned.
+    learned then. All ages of a row are predicted at its arrival, so later ages gain less from
+    recent completions than they would in an engine. In the end every completion has been learned.
 
     Raises:
         HistoryError: without arrival times.
