@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
+from sagellm_lifetime.cli.options import BadRows, Json, MapOption, OnBadRows, SaveMapOption
 from sagellm_lifetime.cli.output import progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
-from sagellm_lifetime.cli.reading import reading_json, understood
+from sagellm_lifetime.cli.reading import Mapping, reading_json, understood
 
 
 class Format(StrEnum):
@@ -59,6 +59,8 @@ def convert(
     keep_content: Annotated[
         bool, typer.Option("--keep-content", help="Keep the texts of prompts and answers.")
     ] = False,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     time_unit: Annotated[
         TimeUnit | None,
@@ -73,6 +75,7 @@ def convert(
 
     check_json(json, source, target)
     check_apart(target, [source])
+    columns = Mapping.of(mapping, save_map, source, json, target)
     with progress(f"converting {source}"):
         history = formats.convert(
             None if form is None else form.value,
@@ -81,8 +84,10 @@ def convert(
             keep_content=keep_content,
             on_bad_rows=on_bad_rows.value,
             time_unit=None if time_unit is None else time_unit.value,
+            mapping=columns.columns,
         )
     summary = understood(history, source)
+    columns.save(history)
     if json is not None:
         write_json(
             {

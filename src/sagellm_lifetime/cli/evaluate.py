@@ -19,13 +19,15 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    SaveMapOption,
     Seed,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ def evaluate(
     ] = None,
     json: Json = None,
     seed: Seed = 0,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -122,7 +126,8 @@ def evaluate(
         raise CommandError("--split time needs one clock: leave --clock session out")
     if split is Way.time:  # a cut by time needs times on one clock
         clock = Clock.wall
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns)
     settings: dict[str, Any] = {
         "split": (split or Way.auto).value,
         "online": online,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
 from sagellm_lifetime.cli.output import keep_note, note
+from sagellm_lifetime.cli.paths import check_apart, check_file
 
 if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.evaluation.dataset import ClockKind, Dataset
     from sagellm_lifetime.history import History, HistorySummary
+    from sagellm_lifetime.history.mapping import ColumnMap
 
 _SHOWN: Final = 3
 """Bad rows named in ``notes``; ``log`` has more of them."""
@@ -45,6 +49,53 @@ def reading_json(history: History) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping of ``--map``, and where ``--save-map`` keeps it.
+
+    Attributes:
+        columns: the mapping, None without one.
+        target: the file to write it to, None for none.
+    """
+
+    columns: ColumnMap | None = None
+    target: Path | None = None
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[str] | None, target: Path | None, *others: str | Path | None
+    ) -> Mapping:
+        """Return the mapping of the options, checked before a log is read.
+
+        Args:
+            texts: values of ``--map``.
+            target: value of ``--save-map``.
+            others: paths that the command reads or writes.
+
+        Raises:
+            LifetimeError: a mapping is none, or cannot be kept there.
+        """
+        from sagellm_lifetime.history.mapping import ColumnMap
+
+        if target is not None:
+            if not texts:
+                raise CommandError("--save-map keeps the mapping of --map: say one")
+            if target.suffix != ".toml":
+                raise CommandError(f"--save-map {target}: name it .toml, as --map reads it")
+            check_file(target)
+            check_apart(target, [*others, *(t for t in texts if "=" not in t)])
+        return cls(ColumnMap.parse(texts) if texts else None, target)
+
+    def save(self, history: History) -> None:
+        """Write the mapping that a history was read by, if that was asked for."""
+        if self.target is None or history.mapping is None:
+            return
+        from sagellm_lifetime.core.atomic import write_atomically
+
+        write_atomically(self.target, history.mapping.to_toml().encode())
+        note(f"mapping: {self.target}")
+
+
 @dataclass
 class Reading:
     """Reader of the logs of a command, with notes on them.
@@ -53,6 +104,7 @@ class Reading:
         on_bad_rows: refuse a log with bad rows, or skip them.
         cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
         clock: origin of the arrival times; ``auto`` infers it from the log.
+        mapping: where the columns of the logs stand, and where to keep that.
         notes: notes on each log by its source, for ``--json``.
         summaries: what was understood of each log, by its source.
     """
@@ -60,6 +112,7 @@ class Reading:
     on_bad_rows: OnBadRows = OnBadRows.refuse
     cap_reached: CapReached = CapReached.length
     clock: Clock = Clock.auto
+    mapping: Mapping = Mapping()
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     summaries: dict[str, HistorySummary] = field(default_factory=dict)
 
@@ -82,8 +135,12 @@ class Reading:
             on_bad_rows=self.on_bad_rows.value,
             columns=columns,
             cap_reached=self.cap_reached.value,
+            mapping=self.mapping.columns,
         )
+        is_first = not self.summaries  # the log to train on beside it has the same mapping
         self.summaries[source] = understood(history, source, self.clock)
+        if is_first:
+            self.mapping.save(history)
         if history.cap_reached:
             note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
         self.notes[source] = {

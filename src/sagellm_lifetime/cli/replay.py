@@ -20,12 +20,14 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    SaveMapOption,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading
 
 if TYPE_CHECKING:
     from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
@@ -154,6 +156,8 @@ def replay(
         ),
     ] = None,
     json: Json = None,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -200,7 +204,8 @@ def replay(
     check_report(report, FILES)
     written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns)
     experiment = _experiment(reading, data_path, train_path, checkpoint, settings)
     _load_vllm()
     for line in (experiment.how, *experiment.notes):

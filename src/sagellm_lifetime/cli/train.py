@@ -22,7 +22,9 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    SaveMapOption,
     Seed,
     chosen_predictors,
 )
@@ -33,7 +35,7 @@ from sagellm_lifetime.cli.paths import (
     check_json,
     default_output,
 )
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading
 from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -103,7 +107,8 @@ def train(
         raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
     check_json(json, data_path, target)
 
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    columns = Mapping.of(mapping, save_map, data_path, json, target)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns)
     rows, origin = reading.training_rows(data_path)
     started = perf_counter()
     with ExitStack() as stack:

@@ -43,10 +43,10 @@ ALIASES: Final = {
 """History column (or what one is made of) -> names of it, in snake case and without a unit."""
 _TARGETS: Final = {name: target for target, names in ALIASES.items() for name in names.split()}
 _UNITS: Final = {
-    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("ms", "msec", "milli", "millis", "milliseconds"), "ms"),
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
-    **dict.fromkeys(("us", "micros", "microseconds"), "us"),
-    **dict.fromkeys(("ns", "nanos", "nanoseconds"), "ns"),
+    **dict.fromkeys(("us", "micro", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("ns", "nano", "nanos", "nanoseconds"), "ns"),
 }
 
 
@@ -71,6 +71,15 @@ def target_of(name: str) -> tuple[str, str | None] | None:
     if target in ("arrival_time", "actual_time", "end") and unit in _UNITS:
         return target, _UNITS[unit]
     return None
+
+
+def unit_of_name(name: str) -> str | None:
+    """Return the unit of time that a name ends with, None if it ends with none.
+
+    >>> unit_of_name("latency_ms"), unit_of_name("duration")
+    ('ms', None)
+    """
+    return _UNITS.get(_snake(name).rpartition("_")[2])
 
 
 def mapping(names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
@@ -141,8 +150,8 @@ def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) ->
         needed += f"; the columns are {', '.join(names[:_NAMED])}{more}"
     if wanted == "actual_length":
         needed += (
-            "; columns of other names, such as completion_tokens or output_tokens, are read as "
-            "docs/how-to/read-a-log.md says"
+            "; usual names, such as completion_tokens, are known; any other is read with "
+            "--map actual_length=NAME (docs/how-to/read-a-log.md)"
         )
     return needed
 
@@ -173,7 +182,7 @@ def nearest(name: str, present: Collection[str] = ()) -> str | None:
     """
     if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
         return None
-    target = target_of(name)
+    target = target_of(name) or target_of(name.rsplit(".", 1)[-1])
     if target is not None and target[0] in HISTORY_SCHEMA:
         return None if target[0] in present else target[0]
     close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
@@ -193,8 +202,8 @@ def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:
             target = target_of(path.rsplit(".", 1)[-1])
             if target is not None and target[0] == "actual_length":
                 return (
-                    f"the generated tokens may be in {path!r}: write what is inside as columns "
-                    "of the history"
+                    f"the generated tokens may be in {path!r}: read it with "
+                    f"--map actual_length={path}"
                 )
     return None
 

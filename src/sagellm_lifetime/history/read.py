@@ -20,6 +20,9 @@ from sagellm_lifetime.history.files import (
     open_file,
 )
 from sagellm_lifetime.history.findings import Findings, left_out, listed
+from sagellm_lifetime.history.foreign import find_format
+from sagellm_lifetime.history.formats.mapped import MappedLog
+from sagellm_lifetime.history.mapping import ColumnMap
 from sagellm_lifetime.history.names import with_nearest
 from sagellm_lifetime.history.reasons import (
     KNOWN,
@@ -28,11 +31,19 @@ from sagellm_lifetime.history.reasons import (
     finish_reason,
     unstated_at_cap,
 )
+from sagellm_lifetime.history.records import sample_of
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.history.streams import packing
 from sagellm_lifetime.history.tables import as_frame
 from sagellm_lifetime.history.times import unit_warning
-from sagellm_lifetime.history.validate import validate_file, validate_frame
+from sagellm_lifetime.history.validate import (
+    CHECKED,
+    Failure,
+    validate_file,
+    validate_frame,
+    validate_mapped,
+    validate_records,
+)
 
 
 class Table(Protocol):
@@ -67,6 +78,7 @@ class History:
         formats: the foreign formats that were recognised, in words.
         columns: history column with a value -> the column or path it was read from.
         assumed: the notes that no other attribute repeats: what was assumed, and warnings.
+        mapping: the mapping it was read by, with the units that were told; None without one.
     """
 
     frame: pl.DataFrame
@@ -80,6 +92,7 @@ class History:
     formats: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict, compare=False)
     assumed: list[str] = field(default_factory=list, compare=False)
+    mapping: ColumnMap | None = field(default=None, compare=False)
 
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table | History
@@ -91,6 +104,7 @@ def read_history(
     on_bad_rows: OnBadRows = "refuse",
     columns: Sequence[str] | None = None,
     cap_reached: CapReached = "length",
+    mapping: Mapping[str, str] | ColumnMap | str | os.PathLike[str] | None = None,
 ) -> History:
     """Read and validate a history.
 
@@ -105,6 +119,9 @@ def read_history(
             them. This keeps ids and texts of a large log out of memory.
         cap_reached: finish reason of a row that gives none and ends exactly at its own
             ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself).
+        mapping: where history columns stand in a log of any form: a dict such as
+            ``{"actual_length": "usage.completion_tokens", "actual_time": "latency@ms"}``, or a
+            TOML file (:class:`~sagellm_lifetime.history.mapping.ColumnMap`).
 
     Raises:
         HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
@@ -128,18 +145,48 @@ def read_history(
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
+    mapped = None if mapping is None else MappedLog(ColumnMap.of(mapping))
     if not isinstance(source, str | os.PathLike):
-        findings = Findings()
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
-        frame = validate_frame(source.lazy(), NATIVE, wanted, findings)
-        history = _history_of([frame], findings, "history", on_bad_rows)
+        history = _read_frame(source, wanted, on_bad_rows, mapped)
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
-        history = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
+        history = read_as(source, native, wanted, on_bad_rows=on_bad_rows, mapped=mapped)
     at_cap = history.frame.select(unstated_at_cap(history.frame.columns).sum()).item()
     frame = _shaped(history.frame, columns, cap_reached)
     return replace(history, frame=frame, cap_reached=at_cap)
+
+
+def _read_frame(
+    source: pl.DataFrame | pl.LazyFrame,
+    wanted: list[str],
+    on_bad_rows: OnBadRows,
+    mapped: MappedLog | None,
+    where: str = "history",
+) -> History:
+    """Read a frame: a history, or the records of another program's log."""
+    findings = Findings()
+    try:
+        is_history = "actual_length" in source.collect_schema()
+        frame = None if is_history and mapped is None else source.lazy().collect()
+    except Failure as error:
+        name = type(error).__name__
+        raise HistoryError(f"{where}: the frame cannot be collected ({name})") from error
+    if frame is None:
+        good = validate_frame(source.lazy(), NATIVE, wanted, findings)
+    else:
+        beginning, records = sample_of(frame)
+        columns = [*wanted, *CHECKED]
+        if mapped is not None:
+            good = validate_mapped(where, mapped, beginning, records, columns, findings)
+            mapped.check(where)
+        elif (form := find_format(Path(where), beginning)) is not None:
+            good = validate_records(where, form, beginning, records, columns, findings)
+        else:
+            good = validate_frame(source.lazy(), NATIVE, wanted, findings)
+    history = _history_of([good], findings, where, on_bad_rows)
+    return history if mapped is None else replace(history, mapping=mapped.resolved())
 
 
 def read_as(
@@ -149,6 +196,7 @@ def read_as(
     *,
     on_bad_rows: OnBadRows,
     form: str | None = None,
+    mapped: MappedLog | None = None,
 ) -> History:
     """Read and validate files whose columns are laid out as in ``layouts``.
 
@@ -158,6 +206,7 @@ def read_as(
         wanted: history columns.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         form: the name of a foreign format (``history.formats``); None to recognise it.
+        mapped: a mapping of columns to paths, for a log of any form.
 
     Raises:
         HistoryError: a file cannot be used, or has bad rows that are not to be skipped.
@@ -168,8 +217,8 @@ def read_as(
     empty: EmptyHistoryError | None = None
     for path in paths:
         try:
-            layout = NATIVE if form else layout_for(path, layouts)
-            frames.append(validate_file(path, layout, wanted, findings, form))
+            layout = NATIVE if form or mapped else layout_for(path, layouts)
+            frames.append(validate_file(path, layout, wanted, findings, form, mapped))
         except EmptyHistoryError as error:
             empty = error  # one of many may be empty, say a recorder's newest
         except MissingColumnError:
@@ -179,7 +228,11 @@ def read_as(
             findings.add_note(f"passed over {path.name}: no log that is known")
     if not frames:
         raise empty or HistoryError(f"{source}: no history and no log that is known in it")
-    return _history_of(frames, findings, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+    where = str(paths[0] if len(paths) == 1 else source)
+    if mapped is not None:
+        mapped.check(where)
+    history = _history_of(frames, findings, where, on_bad_rows)
+    return history if mapped is None else replace(history, mapping=mapped.resolved())
 
 
 def _paths(source: str | os.PathLike[str]) -> list[Path]:

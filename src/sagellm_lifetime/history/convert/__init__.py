@@ -7,7 +7,7 @@ directly (``history.formats``), and can be converted as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,10 @@ from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen
 from sagellm_lifetime.history.files import find_files
 from sagellm_lifetime.history.formats import FORMATS as LOGS
 from sagellm_lifetime.history.formats import recognise
-from sagellm_lifetime.history.names import mapping, public_trace
+from sagellm_lifetime.history.formats.mapped import MappedLog
+from sagellm_lifetime.history.mapping import ColumnMap
+from sagellm_lifetime.history.names import mapping as known_names
+from sagellm_lifetime.history.names import public_trace
 from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_history
 from sagellm_lifetime.history.records import sample
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA
@@ -44,6 +47,7 @@ def convert(
     keep_content: bool = False,
     on_bad_rows: OnBadRows = "refuse",
     time_unit: str | None = None,
+    mapping: Mapping[str, str] | ColumnMap | None = None,
 ) -> History:
     """Convert a trace or a log to a history file.
 
@@ -54,6 +58,7 @@ def convert(
         keep_content: keep the texts of prompts and answers, where the trace has them.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not state its own.
+        mapping: where history columns stand in a log of any form, as :func:`read_history` takes it.
 
     Returns:
         The rows written, with the rows skipped, columns not read and assumptions made.
@@ -72,10 +77,30 @@ def convert(
         raise UnknownNameError("unit of time", time_unit, list(SCALES))
     check_target(target)
     path = os.fspath(source)
+    if mapping is not None:
+        history = _read_mapped(fmt, path, on_bad_rows, time_unit, ColumnMap.of(mapping))
+        return _written(history, target, keep_content)
     name = fmt or _recognised(path)
     if time_unit is not None and name != "mooncake":
         raise HistoryError(f"{path}: --time-unit is for mooncake; {name} says its unit itself")
     history = _read(name, path, keep_content, on_bad_rows, time_unit)
+    return _written(history, target, keep_content)
+
+
+def _read_mapped(
+    fmt: str | None, path: str, on_bad_rows: OnBadRows, time_unit: str | None, columns: ColumnMap
+) -> History:
+    if fmt in TRACES:
+        raise HistoryError(f"{path}: the columns of {fmt} are known: leave --map or --from out")
+    if time_unit is not None:
+        raise HistoryError(f"{path}: with --map, say the unit of a time as arrival_time=PATH@ms")
+    if fmt is None:
+        return read_history(path, on_bad_rows=on_bad_rows, mapping=columns)
+    mapped = MappedLog(columns)
+    return read_as(path, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=fmt, mapped=mapped)
+
+
+def _written(history: History, target: str | os.PathLike[str], keep_content: bool) -> History:
     columns = [c for c in HISTORY_SCHEMA if keep_content or c not in _CONTENT]
     history = replace(
         history, frame=history.frame.select(c for c in columns if c in history.frame.columns)
@@ -104,7 +129,7 @@ def _read(
     options = {} if time_unit is None else {"time_unit": time_unit}
     read = TRACES[name]
     history = read(source, keep_content=keep_content, on_bad_rows=on_bad_rows, **options)
-    if not mapping(history.ignored):
+    if not known_names(history.ignored):
         return history
     beginning = sample(find_files(source)[0])
     form = recognise(beginning)

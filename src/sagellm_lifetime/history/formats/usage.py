@@ -144,7 +144,8 @@ class Usage(Format):
         """Record which history column a column stands for; one that is taken stays taken."""
         self._known_names.add(name)
         target = target_of(name)
-        if target is None or target[0] in {other for other, _ in self._columns.values()}:
+        taken = self.taken | {other for other, _ in self._columns.values()}
+        if target is None or target[0] in taken:
             self.findings.ignored[name] = None
         else:
             self._columns[name] = target
