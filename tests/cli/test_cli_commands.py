@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, load_predictor
-from sagellm_lifetime.cli.convert import Format
+from sagellm_lifetime.cli.convert import NAMES
 from sagellm_lifetime.cli.demo import _closing
 from sagellm_lifetime.cli.options import repeated
 from sagellm_lifetime.evaluation.verdict import Gap, Verdict
@@ -524,4 +524,4 @@ def test_what_was_understood_of_a_log_is_said_and_in_the_json(cli, tmp_path):
 
 
 def test_the_formats_of_the_command_are_those_of_the_library():
-    assert [form.value for form in Format] == list(FORMATS)
+    assert list(FORMATS) == list(NAMES)

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from sagellm_lifetime.cli.options import BadRows, Json, MapOption, OnBadRows, SaveMapOption
-from sagellm_lifetime.cli.output import progress, say, write_json
+from sagellm_lifetime.cli.output import listed, progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
 from sagellm_lifetime.cli.reading import Mapping, reading_json, understood
 
-
-class Format(StrEnum):
-    """Names of the trace and log formats, those of ``history.convert.FORMATS``."""
-
-    azure = "azure"
-    burstgpt = "burstgpt"
-    mooncake = "mooncake"
-    servegen = "servegen"
-    sharegpt = "sharegpt"
-    aiperf = "aiperf"
-    bailian = "bailian"
-    langfuse = "langfuse"
-    litellm = "litellm"
-    multi_turn = "multi-turn"
-    openai_batch = "openai-batch"
-    otel = "otel"
-    sglang_bench = "sglang-bench"
-    vllm_bench = "vllm-bench"
-    usage = "usage"
+NAMES: Final = (
+    *("azure", "burstgpt", "mooncake", "servegen", "sharegpt", "aiperf", "bailian", "genai-perf"),
+    *("kv-cache-tester", "kv-cache-tester-result", "langfuse", "litellm", "multi-turn"),
+    *("openai-batch", "otel", "sglang-bench", "vllm-bench", "usage"),
+)
+"""``history.convert.FORMATS``, listed here so that ``--help`` is fast."""
 
 
 class TimeUnit(StrEnum):
@@ -53,8 +40,13 @@ def convert(
         ),
     ],
     form: Annotated[
-        Format | None,
-        typer.Option("--from", help="Format of the trace.", show_default="by its content"),
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help=f"Format of the trace: {listed(NAMES, 'or')}, or one of another package.",
+            show_default="by its content",
+        ),
     ] = None,
     keep_content: Annotated[
         bool, typer.Option("--keep-content", help="Keep the texts of prompts and answers.")
@@ -78,7 +70,7 @@ def convert(
     columns = Mapping.of(mapping, save_map, source, json, target)
     with progress(f"converting {source}"):
         history = formats.convert(
-            None if form is None else form.value,
+            form,
             source,
             target,
             keep_content=keep_content,

@@ -15,7 +15,7 @@ from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen, sharegpt
 from sagellm_lifetime.history.files import find_files
 from sagellm_lifetime.history.formats import FORMATS as LOGS
-from sagellm_lifetime.history.formats import recognise
+from sagellm_lifetime.history.formats import all_formats, recognise
 from sagellm_lifetime.history.formats.mapped import MappedLog
 from sagellm_lifetime.history.mapping import ColumnMap
 from sagellm_lifetime.history.names import mapping as known_names
@@ -35,7 +35,7 @@ TRACES: Final[dict[str, Callable[..., History]]] = {
 }
 """Public trace -> its reader."""
 FORMATS: Final = (*TRACES, *LOGS)
-"""Every name that ``convert`` takes."""
+"""Every name of this package that ``convert`` takes; other packages may have more."""
 _CONTENT: Final = ("prompt_text", "output_text", "prompt_token_ids", "output_token_ids")
 
 
@@ -52,7 +52,7 @@ def convert(
     """Convert a trace or a log to a history file.
 
     Args:
-        fmt: one of ``FORMATS``; None to recognise it by its content.
+        fmt: one of ``FORMATS``, or of another package; None to recognise it by its content.
         source: the trace: a file, or (all but ``sharegpt``) a glob or a folder.
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written whole or not at all.
         keep_content: keep the texts of prompts and answers, where the trace has them.
@@ -69,8 +69,9 @@ def convert(
 
     Only what a trace holds is written: no cap and no finish reason is invented.
     """
-    if fmt is not None and fmt not in FORMATS:
-        raise UnknownNameError("trace format", fmt, list(FORMATS))
+    names = (*TRACES, *all_formats())
+    if fmt is not None and fmt not in names:
+        raise UnknownNameError("trace format", fmt, list(names))
     if on_bad_rows not in ("refuse", "skip"):
         raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
     if time_unit is not None and time_unit not in SCALES:
@@ -124,7 +125,7 @@ def _read(
 ) -> History:
     if name == "history":
         return read_history(source, on_bad_rows=on_bad_rows)
-    if name in LOGS:
+    if name not in TRACES:
         return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=name)
     options = {} if time_unit is None else {"time_unit": time_unit}
     read = TRACES[name]
