@@ -13,11 +13,12 @@ ALIASES: Final = {
     "actual_length": (
         "output_tokens completion_tokens output_length output_len generated_tokens "
         "num_output_tokens num_generated_tokens num_completion_tokens output_token_count "
-        "completion_length response_tokens tokens_out generation_tokens"
+        "completion_length response_tokens tokens_out generation_tokens candidates_token_count"
     ),
     "prompt_length": (
         "input_tokens prompt_tokens input_length input_len prompt_len num_prompt_tokens "
-        "num_input_tokens input_token_count context_tokens request_tokens tokens_in prompt_length"
+        "num_input_tokens input_token_count prompt_token_count context_tokens request_tokens "
+        "tokens_in prompt_length"
     ),
     "max_length": ("max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length"),
     "finish_reason": "stop_reason finish_reason",
@@ -37,8 +38,11 @@ ALIASES: Final = {
     "turn": "turn turn_index",
     "temperature": "temperature",
     "prefix_hashes": "hash_ids prefix_hashes",
-    "reasoning": "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens",
-    "total": "total_tokens num_total_tokens",
+    "reasoning": (
+        "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens "
+        "thoughts_token_count"
+    ),
+    "total": "total_tokens num_total_tokens total_token_count",
 }
 """History column (or what one is made of) -> names of it, in snake case and without a unit."""
 _TARGETS: Final = {name: target for target, names in ALIASES.items() for name in names.split()}

@@ -356,8 +356,9 @@ def _count(value: Any, column: str) -> float | int:
 
 
 def _text(value: Any, column: str) -> str:
-    if column == "finish_reason" and isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    if column == "finish_reason":
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        value = value.get("type") if isinstance(value, dict) else value  # SGLang's own form
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(_not(value, "text"))
     return str(value)
