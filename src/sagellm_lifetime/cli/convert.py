@@ -8,10 +8,17 @@ from typing import Annotated, Final
 
 import typer
 
-from sagellm_lifetime.cli.options import BadRows, Json, MapOption, OnBadRows, SaveMapOption
+from sagellm_lifetime.cli.options import (
+    BadRows,
+    Json,
+    MapOption,
+    OnBadRows,
+    QueryOption,
+    SaveMapOption,
+)
 from sagellm_lifetime.cli.output import listed, progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
-from sagellm_lifetime.cli.reading import Mapping, reading_json, understood
+from sagellm_lifetime.cli.reading import Mapping, name_of, reading_json, understood
 
 NAMES: Final = (
     *("azure", "burstgpt", "mooncake", "servegen", "sharegpt", "aiperf", "bailian", "genai-perf"),
@@ -53,6 +60,7 @@ def convert(
     ] = False,
     mapping: MapOption = None,
     save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     time_unit: Annotated[
         TimeUnit | None,
@@ -68,7 +76,7 @@ def convert(
     check_json(json, source, target)
     check_apart(target, [source])
     columns = Mapping.of(mapping, save_map, source, json, target)
-    with progress(f"converting {source}"):
+    with progress(f"converting {name_of(source)}"):
         history = formats.convert(
             form,
             source,
@@ -77,8 +85,9 @@ def convert(
             on_bad_rows=on_bad_rows.value,
             time_unit=None if time_unit is None else time_unit.value,
             mapping=columns.columns,
+            query=query,
         )
-    summary = understood(history, source)
+    summary = understood(history, name_of(source))
     columns.save(history)
     if json is not None:
         write_json(

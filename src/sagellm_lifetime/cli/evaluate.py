@@ -21,13 +21,14 @@ from sagellm_lifetime.cli.options import (
     Json,
     MapOption,
     OnBadRows,
+    QueryOption,
     SaveMapOption,
     Seed,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Mapping, Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query, name_of
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def evaluate(
     seed: Seed = 0,
     mapping: MapOption = None,
     save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -126,8 +128,9 @@ def evaluate(
         raise CommandError("--split time needs one clock: leave --clock session out")
     if split is Way.time:  # a cut by time needs times on one clock
         clock = Clock.wall
+    check_query(query, data_path, train_path)
     columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
-    reading = Reading(on_bad_rows, cap_reached, clock, columns)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     settings: dict[str, Any] = {
         "split": (split or Way.auto).value,
         "online": online,
@@ -173,7 +176,7 @@ def _study(
     data, train = reading.dataset(data_path), None
     if train_path is not None:  # for the baselines, which need no clock
         rows = reading.rows(train_path)
-        train = Dataset(rows, train_path, reading=reading.notes[train_path])
+        train = Dataset(rows, name_of(train_path), reading=reading.read(train_path))
     return Study(data, asked, train=train, predictor=predictor, origin=str(checkpoint))
 
 

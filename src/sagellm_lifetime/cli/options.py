@@ -133,6 +133,15 @@ MapOption = Annotated[
         show_default=False,
     ),
 ]
+QueryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--query",
+        metavar="SELECT",
+        help="The rows to read, where --data-path is postgresql://… or sqlite:///….",
+        show_default=False,
+    ),
+]
 SaveMapOption = Annotated[
     Path | None,
     typer.Option(

@@ -49,6 +49,21 @@ def reading_json(history: History) -> dict[str, Any]:
     }
 
 
+def name_of(source: str) -> str:
+    """Return the name of a log in results and messages: the address of a database, no password."""
+    from sagellm_lifetime.history.databases import shown_source
+
+    return shown_source(source)
+
+
+def check_query(query: str | None, *sources: str | None) -> None:
+    """Raise :class:`CommandError` for a query that no source of a command is a database for."""
+    from sagellm_lifetime.history.databases import is_database
+
+    if query is not None and not any(map(is_database, sources)):
+        raise CommandError("--query is for a database, postgresql://… or sqlite:///…: leave it out")
+
+
 @dataclass(frozen=True)
 class Mapping:
     """A mapping of ``--map``, and where ``--save-map`` keeps it.
@@ -105,6 +120,7 @@ class Reading:
         cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
         clock: origin of the arrival times; ``auto`` infers it from the log.
         mapping: where the columns of the logs stand, and where to keep that.
+        query: the rows to read of a database.
         notes: notes on each log by its source, for ``--json``.
         summaries: what was understood of each log, by its source.
     """
@@ -113,12 +129,17 @@ class Reading:
     cap_reached: CapReached = CapReached.length
     clock: Clock = Clock.auto
     mapping: Mapping = Mapping()
+    query: str | None = None
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     summaries: dict[str, HistorySummary] = field(default_factory=dict)
 
     def log(self, source: str) -> dict[str, Any]:
         """Return what was understood of a log that was read, for ``--json`` under ``log``."""
-        return self.summaries[source].as_dict()
+        return self.summaries[name_of(source)].as_dict()
+
+    def read(self, source: str) -> dict[str, Any]:
+        """Return the notes on a log that was read."""
+        return self.notes[name_of(source)]
 
     def logs(self, data_path: str, train_path: str | None = None) -> dict[str, Any]:
         """Return ``log``, and ``train_log`` where there is a log of its own to train on."""
@@ -128,6 +149,7 @@ class Reading:
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the checked rows of a history; say on stderr what was understood."""
         from sagellm_lifetime.history import read_history
+        from sagellm_lifetime.history.databases import is_database
         from sagellm_lifetime.history.reasons import cap_reached_note
 
         history = read_history(
@@ -136,14 +158,16 @@ class Reading:
             columns=columns,
             cap_reached=self.cap_reached.value,
             mapping=self.mapping.columns,
+            query=self.query if is_database(source) else None,
         )
+        name = name_of(source)
         is_first = not self.summaries  # the log to train on beside it has the same mapping
-        self.summaries[source] = understood(history, source, self.clock)
+        self.summaries[name] = understood(history, name, self.clock)
         if is_first:
             self.mapping.save(history)
         if history.cap_reached:
             note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
-        self.notes[source] = {
+        self.notes[name] = {
             "rows": len(history.frame),
             **reading_json(history),
             "cap_reached": history.cap_reached,
@@ -158,7 +182,7 @@ class Reading:
 
         rows = self.rows(source)
         clock = self.clock_of(source, rows)
-        return Dataset(rows, source, clock, self.notes[source])
+        return Dataset(rows, name_of(source), clock, self.read(source))
 
     def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
         """Return the clock of a whole log; print a note where it is in doubt.
@@ -182,7 +206,7 @@ class Reading:
             )
         clock: ClockKind = "session" if restarts else "wall"
         has_times = "arrival_time" in rows.columns and rows["arrival_time"].null_count() < len(rows)
-        self.notes[source]["clock"] = clock if has_times else None
+        self.read(source)["clock"] = clock if has_times else None
         return clock
 
     def training_rows(self, source: str) -> tuple[pl.DataFrame, ClockKind]:

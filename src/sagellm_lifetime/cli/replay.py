@@ -22,12 +22,13 @@ from sagellm_lifetime.cli.options import (
     Json,
     MapOption,
     OnBadRows,
+    QueryOption,
     SaveMapOption,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Mapping, Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query
 
 if TYPE_CHECKING:
     from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
@@ -158,6 +159,7 @@ def replay(
     json: Json = None,
     mapping: MapOption = None,
     save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -204,8 +206,9 @@ def replay(
     check_report(report, FILES)
     written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
+    check_query(query, data_path, train_path)
     columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
-    reading = Reading(on_bad_rows, cap_reached, clock, columns)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     experiment = _experiment(reading, data_path, train_path, checkpoint, settings)
     _load_vllm()
     for line in (experiment.how, *experiment.notes):

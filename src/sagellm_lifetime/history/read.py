@@ -12,6 +12,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
+from sagellm_lifetime.history.databases import is_database, read_query, shown_source
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -105,14 +106,16 @@ def read_history(
     columns: Sequence[str] | None = None,
     cap_reached: CapReached = "length",
     mapping: Mapping[str, str] | ColumnMap | str | os.PathLike[str] | None = None,
+    query: str | None = None,
 ) -> History:
     """Read and validate a history.
 
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
-            mixed, and compressed), a polars frame, or a table of another library that speaks Arrow
-            (pandas, pyarrow). A log of another program is recognised by its content
-            (``history.formats``) and read as one. A :class:`History` is returned as it is.
+            mixed, and compressed), the address of a database, a polars frame, or a table of another
+            library that speaks Arrow (pandas, pyarrow). A log of another program is recognised by
+            its content (``history.formats``) and read as one. A :class:`History` is returned as it
+            is.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and validate) only these, and return exactly these, null where no file has
@@ -122,6 +125,8 @@ def read_history(
         mapping: where history columns stand in a log of any form: a dict such as
             ``{"actual_length": "usage.completion_tokens", "actual_time": "latency@ms"}``, or a
             TOML file (:class:`~sagellm_lifetime.history.mapping.ColumnMap`).
+        query: a SELECT, where the source is the address of a database
+            (``postgresql://user@host/name``, ``sqlite:///file.db``).
 
     Raises:
         HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
@@ -146,7 +151,13 @@ def read_history(
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
     mapped = None if mapping is None else MappedLog(ColumnMap.of(mapping))
-    if not isinstance(source, str | os.PathLike):
+    if is_database(source):
+        rows = read_query(str(source), query)
+        where = shown_source(str(source))
+        history = _read_frame(rows, wanted, on_bad_rows, mapped, where)
+    elif query is not None:
+        raise HistoryError("a query is for a database, postgresql://… or sqlite:///…: leave it out")
+    elif not isinstance(source, str | os.PathLike):
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
         history = _read_frame(source, wanted, on_bad_rows, mapped)
@@ -174,7 +185,7 @@ def _read_frame(
         name = type(error).__name__
         raise HistoryError(f"{where}: the frame cannot be collected ({name})") from error
     if frame is None:
-        good = validate_frame(source.lazy(), NATIVE, wanted, findings)
+        good = validate_frame(source.lazy(), NATIVE, wanted, findings, where)
     else:
         beginning, records = sample_of(frame)
         columns = [*wanted, *CHECKED]
@@ -184,7 +195,7 @@ def _read_frame(
         elif (form := find_format(Path(where), beginning)) is not None:
             good = validate_records(where, form, beginning, records, columns, findings)
         else:
-            good = validate_frame(source.lazy(), NATIVE, wanted, findings)
+            good = validate_frame(source.lazy(), NATIVE, wanted, findings, where)
     history = _history_of([good], findings, where, on_bad_rows)
     return history if mapped is None else replace(history, mapping=mapped.resolved())
 

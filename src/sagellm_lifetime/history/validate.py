@@ -193,14 +193,17 @@ def _validate_columns(file: RawFile, validator: _Validator) -> pl.DataFrame:
 
 
 def validate_frame(
-    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], findings: Findings
+    frame: pl.LazyFrame,
+    layout: Layout,
+    columns: Iterable[str],
+    findings: Findings,
+    where: str = "history",
 ) -> pl.DataFrame:
-    """Return the good rows of a frame, as :func:`validate_file` does.
+    """Return the good rows of a frame called ``where``, as :func:`validate_file` does.
 
     Raises:
         HistoryError: a required column is missing, or the frame cannot be collected.
     """
-    where = "history"
     try:
         schema = frame.collect_schema()
         for name in (layout.names[column] for column in layout.required):

@@ -13,6 +13,7 @@ from typing import Final
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen, sharegpt
+from sagellm_lifetime.history.databases import is_database
 from sagellm_lifetime.history.files import find_files
 from sagellm_lifetime.history.formats import FORMATS as LOGS
 from sagellm_lifetime.history.formats import all_formats, recognise
@@ -48,6 +49,7 @@ def convert(
     on_bad_rows: OnBadRows = "refuse",
     time_unit: str | None = None,
     mapping: Mapping[str, str] | ColumnMap | None = None,
+    query: str | None = None,
 ) -> History:
     """Convert a trace or a log to a history file.
 
@@ -59,6 +61,7 @@ def convert(
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         time_unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``, for a trace that does not state its own.
         mapping: where history columns stand in a log of any form, as :func:`read_history` takes it.
+        query: a SELECT, where the source is the address of a database.
 
     Returns:
         The rows written, with the rows skipped, columns not read and assumptions made.
@@ -78,6 +81,11 @@ def convert(
         raise UnknownNameError("unit of time", time_unit, list(SCALES))
     check_target(target)
     path = os.fspath(source)
+    if query is not None or is_database(path):
+        if fmt is not None or time_unit is not None:
+            raise HistoryError("a table is known by its columns: leave --from and --time-unit out")
+        history = read_history(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
+        return _written(history, target, keep_content)
     if mapping is not None:
         history = _read_mapped(fmt, path, on_bad_rows, time_unit, ColumnMap.of(mapping))
         return _written(history, target, keep_content)
