@@ -62,3 +62,15 @@ def test_convert_takes_a_map_on_top_of_a_format(cli, refused, tmp_path):
     assert pl.read_csv(tmp_path / "out.csv")["client_id"].to_list() == ["acme"]
     azure = refused("convert", "--from", "azure", "u.csv", "out.csv", "--map", "client_id=tenant")
     assert "the columns of azure are known" in azure
+
+
+def test_a_query_is_for_a_database(cli, refused, log):
+    train = ("train", "--data-path", log, "--predictor-type", "orca")
+    assert "--query is for a database" in refused(*train, "--query", "SELECT 1")
+    assert "a query is for a database" in refused("convert", log, "o.csv", "--query", "SELECT 1")
+    needs = refused("train", "--data-path", "sqlite:///log.db", "--predictor-type", "orca")
+    assert "a database needs a query" in needs
+    done = cli("convert", "postgresql://me:secret@127.0.0.1:1/db", "o.csv")
+    assert done.code == 2
+    assert "postgresql://me@127.0.0.1:1/db" in done.err
+    assert "secret" not in done.err
