@@ -6,6 +6,7 @@ import pytest
 from pages_help import DOCS, KINDS, blocks, folder_for, run_page
 
 from sagellm_lifetime import load_predictor, read_history
+from sagellm_lifetime.history import HistorySummary
 
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in (DOCS / "how-to").glob("*.md"))
 WITH_VLLM = [page for page in PAGES if any(block.kind == "vllm" for block in blocks(page))]
@@ -56,4 +57,11 @@ def test_a_log_of_another_format(ran):
     assert history["actual_time"].to_list() == pytest.approx([2.6, 11.8, 1.9])
     assert len(read_history(folder / "trace.parquet").frame) == 2
     assert load_predictor(folder / "trained").get_metrics()["lessons"] == 3
+    mapped = read_history(folder / "mapped.parquet").frame
+    assert mapped["actual_length"].to_list() == [130, 512]
+    assert mapped["actual_time"].to_list() == pytest.approx([2.6, 11.8])
+    assert load_predictor(folder / "mapped").get_metrics()["lessons"] == 2
+    said = HistorySummary.of(read_history(folder / "requests.csv"), source="requests.csv").render()
+    shown = next(b.text for b in blocks("how-to/read-a-log.md") if b.language == "console")
+    assert shown == f"{said}\n"
     assert load_predictor(folder / "skipped").get_metrics()["lessons"] == 2

@@ -466,7 +466,7 @@ def test_a_flat_log_is_read_with_every_column_that_has_a_place(tmp_path: Path) -
     assert found.frame["arrival_time"].diff().to_list() == [None, 1.0]
     assert found.ignored == ["region"]
     assert "completionTokens → actual_length" in " ".join(found.notes)
-    assert "latency_ms → actual_time (milliseconds)" in " ".join(found.notes)
+    assert "latency_ms (milliseconds) → actual_time" in " ".join(found.notes)
 
 
 HEADER = "timestamp,prompt_tokens,completion_tokens"
@@ -569,6 +569,34 @@ FOREIGN: dict[str, Any] = {
     "bailian": {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "output_length": 3},
     "sglang-bench": {"input_lens": [1], "output_lens": [2], "ttfts": [0.1], "itls": [[0.1]]},
     "vllm-bench": VLLM,
+    "genai-perf": {
+        "experiments": [
+            {
+                "requests": [
+                    {
+                        "timestamp": START,
+                        "request_inputs": {"payload": "{}"},
+                        "response_timestamps": [START + 10**9],
+                        "response_outputs": [
+                            {"response": '{"usage": {"completion_tokens": 4}, "choices": []}'}
+                        ],
+                    }
+                ]
+            }
+        ]
+    },
+    "kv-cache-tester": {
+        "id": "t",
+        "block_size": 64,
+        "requests": [{"t": 0.0, "in": 9, "out": 4, "hash_ids": [1]}],
+    },
+    "kv-cache-tester-result": {
+        "context_size": 9,
+        "output_tokens": 4,
+        "launch_time": 1.7e9,
+        "finish_time": 1.7e9 + 2,
+        "ttft": 0.1,
+    },
     "usage": {"ts": 5.5, "prompt_tokens": 3, "completion_tokens": 4},
 }
 

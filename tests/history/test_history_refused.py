@@ -54,7 +54,7 @@ UNUSABLE: dict[str, tuple[str, str | bytes, str]] = {
     "in another case": ("h.csv", "Actual_Length,x\n1,2\n", "rename 'Actual_Length' to 'actual_l"),
     "in another case jsonl": ("h.jsonl", '{"actualLength": 1}\n', "rename 'actualLength' to 'ac"),
     "columns": ("h.csv", "a,b,c,d,e,f,g,h\n1\n", "are a, b, c, d, e, f and 2 more"),
-    "known names": ("h.csv", "a,b\n1,2\n", "completion_tokens or output_tokens, are read as docs/"),
+    "known names": ("h.csv", "a,b\n1,2\n", "any other is read with --map actual_length=NAME"),
     "no header, a long row": ("h.csv", f"5,{'x' * 200_000}\n", "no column 'actual_length'"),
     "open quote": ("h.csv", HEADER + '1,a\n2,"b\n3,c\n', "line 3 is not CSV"),
     "list in csv": ("h.csv", "actual_length,prefix_hashes\n1,[1]\n", "'prefix_hashes' holds lists"),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from sagellm_lifetime.core.errors import (
     HistoryHeaderError,
     HistoryRowError,
 )
-from sagellm_lifetime.history import jsonl, read_history, scan_history, streams
+from sagellm_lifetime.history import jsonl, read_history, scan_history
 from sagellm_lifetime.history.parquet import counts_agree, no_panic_reports
 from sagellm_lifetime.history.reasons import KNOWN
 from sagellm_lifetime.history.times import iso_seconds, moment, plausible_unit
@@ -261,19 +259,17 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
     assert "line 2 is longer than" in message
 
 
-def test_zstandard_is_used_where_it_is_installed(
+def test_zstd_of_several_frames_and_cut_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stub:
-        @staticmethod
-        def open(path: str, mode: str) -> io.BytesIO:
-            assert mode == "rb"
-            return io.BytesIO(b"actual_length\n9\n")
-
-    monkeypatch.setattr(streams, "find_spec", lambda name: name == "zstandard")
-    monkeypatch.setitem(sys.modules, "zstandard", Stub)
-    path = write(tmp_path / "h.csv.zst", zstd(b"actual_length\n5\n", tmp_path))
-    assert read_history(path).frame["actual_length"].to_list() == [9]
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    monkeypatch.setattr(pl, "read_csv", None)  # the package reads in pieces, polars whole
+    data = b"actual_length\n" + b"5\n7\n" * 50_000
+    packed = zstandard.compress(data[:99_999]) + zstandard.compress(data[99_999:])
+    path = write(tmp_path / "h.csv.zst", packed)
+    assert read_history(path).frame["actual_length"].sum() == 600_000
+    for damaged in (packed[:-5], packed + b"rest", packed[:-20] + b"x" * 20):
+        assert "damaged or truncated (zstd)" in refused(write(path, damaged))
 
 
 def test_unread_columns_are_told_with_what_they_may_be_a_slip_of(tmp_path: Path) -> None:

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError
-from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
-from sagellm_lifetime.cli.output import progress, say, write_json
+from sagellm_lifetime.cli.options import (
+    BadRows,
+    Json,
+    MapOption,
+    OnBadRows,
+    QueryOption,
+    SaveMapOption,
+)
+from sagellm_lifetime.cli.output import listed, progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
-from sagellm_lifetime.cli.reading import print_notes, reading_json
+from sagellm_lifetime.cli.reading import Mapping, name_of, reading_json, understood
 from sagellm_lifetime.core.wording import counted
 
-
-class Format(StrEnum):
-    """Names of the trace and log formats, those of ``history.convert.FORMATS``."""
-
-    azure = "azure"
-    burstgpt = "burstgpt"
-    mooncake = "mooncake"
-    servegen = "servegen"
-    sharegpt = "sharegpt"
-    aiperf = "aiperf"
-    bailian = "bailian"
-    langfuse = "langfuse"
-    litellm = "litellm"
-    multi_turn = "multi-turn"
-    openai_batch = "openai-batch"
-    otel = "otel"
-    sglang_bench = "sglang-bench"
-    vllm_bench = "vllm-bench"
-    usage = "usage"
+NAMES: Final = (
+    *("azure", "burstgpt", "mooncake", "servegen", "sharegpt", "aiperf", "bailian", "genai-perf"),
+    *("kv-cache-tester", "kv-cache-tester-result", "langfuse", "litellm", "multi-turn"),
+    *("openai-batch", "otel", "sglang-bench", "vllm-bench", "usage"),
+)
+"""``history.convert.FORMATS``, listed here so that ``--help`` is fast."""
 
 
 class TimeUnit(StrEnum):
@@ -55,12 +49,20 @@ def convert(
         ),
     ],
     form: Annotated[
-        Format | None,
-        typer.Option("--from", help="Format of the trace.", show_default="by its content"),
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help=f"Format of the trace: {listed(NAMES, 'or')}, or one of another package.",
+            show_default="by its content",
+        ),
     ] = None,
     keep_content: Annotated[
         bool, typer.Option("--keep-content", help="Keep the texts of prompts and answers.")
     ] = False,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     time_unit: Annotated[
         TimeUnit | None,
@@ -78,19 +80,29 @@ def convert(
     check_apart(target, [source])
     if target.exists() and not force:
         raise CommandError(f"{target} exists: choose another name, or replace it with --force")
-    with progress(f"converting {source}"):
+    columns = Mapping.of(mapping, save_map, source, json, target)
+    with progress(f"converting {name_of(source)}"):
         history = formats.convert(
-            None if form is None else form.value,
+            form,
             source,
             target,
             keep_content=keep_content,
             on_bad_rows=on_bad_rows.value,
             time_unit=None if time_unit is None else time_unit.value,
+            mapping=columns.columns,
+            query=query,
         )
-    print_notes(history)
+    summary = understood(history, name_of(source))
+    columns.save(history)
     if json is not None:
         write_json(
-            {"rows": history.frame.height, "file": str(target), **reading_json(history)}, json
+            {
+                "rows": history.frame.height,
+                "file": str(target),
+                **reading_json(history),
+                "log": summary.as_dict(),
+            },
+            json,
         )
     if json != "-":
         say(f"Wrote {counted(history.frame.height, 'row')} to {target}")

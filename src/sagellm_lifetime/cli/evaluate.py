@@ -20,13 +20,16 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    QueryOption,
+    SaveMapOption,
     Seed,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query, name_of
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.wording import counted
 
@@ -100,6 +103,9 @@ def evaluate(
     ] = None,
     json: Json = None,
     seed: Seed = 0,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -122,7 +128,9 @@ def evaluate(
         raise CommandError("--split time needs one clock: leave --clock session out")
     if split is Way.time:  # a cut by time needs times on one clock
         clock = Clock.wall
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    check_query(query, data_path, train_path)
+    columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     settings: dict[str, Any] = {
         "split": (split or Way.auto).value,
         "online": online,
@@ -139,7 +147,7 @@ def evaluate(
     with progress("evaluate") as step:
         result = study.run(step)
     if json is not None:
-        write_json(result.to_json(), json)
+        write_json({**result.to_json(), **reading.logs(data_path, train_path)}, json)
     if json != "-":
         _show(result)
     if report is not None:
@@ -168,7 +176,7 @@ def _study(
     data, train = reading.dataset(data_path), None
     if train_path is not None:  # for the baselines, which need no clock
         rows = reading.rows(train_path)
-        train = Dataset(rows, train_path, reading=reading.notes[train_path])
+        train = Dataset(rows, name_of(train_path), reading=reading.read(train_path))
     return Study(data, asked, train=train, predictor=predictor, origin=str(checkpoint))
 
 

@@ -124,6 +124,35 @@ CapReachedOption = Annotated[
         "cut there (length), or ended by itself (stop).",
     ),
 ]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="COLUMN=PATH,…",
+        help="Where history columns stand in a log of any form: "
+        "actual_length=usage.completion_tokens,client_id=user,actual_time=latency@ms; or a .toml "
+        "file with them.",
+        show_default=False,
+    ),
+]
+QueryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--query",
+        metavar="SELECT",
+        help="The rows to read, where --data-path is postgresql://… or sqlite:///….",
+        show_default=False,
+    ),
+]
+SaveMapOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-map",
+        metavar="FILE",
+        help="Write the mapping, with the units that were told, to a .toml file for the next time.",
+        show_default=False,
+    ),
+]
 ClockOption = Annotated[
     Clock,
     typer.Option(

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
-from sagellm_lifetime.cli.output import note
+from sagellm_lifetime.cli.output import keep_note, note
+from sagellm_lifetime.cli.paths import check_apart, check_file
 from sagellm_lifetime.core.wording import counted
 
 if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.evaluation.dataset import ClockKind, Dataset
-    from sagellm_lifetime.history import History
+    from sagellm_lifetime.history import History, HistorySummary
+    from sagellm_lifetime.history.mapping import ColumnMap
 
 _SHOWN: Final = 3
-"""Bad rows named on stderr; ``--json`` has more of them."""
+"""Bad rows named in ``notes``; ``log`` has more of them."""
 
 
-def print_notes(history: History) -> None:
-    """Print on stderr the rows and columns of a history that were skipped, and assumptions."""
+def understood(history: History, source: str, clock: Clock = Clock.auto) -> HistorySummary:
+    """Print on stderr what was understood of a log, and return it; stdout is for results."""
+    from sagellm_lifetime.history import HistorySummary
+
+    summary = HistorySummary.of(history, source=source, clock=clock.value)
+    note(summary.render())
     for line in history.notes:
-        note(line, keep=True)
+        keep_note(line)
     if history.skipped:
         first = "; ".join(history.problems[:_SHOWN])
-        note(f"skipped {counted(history.skipped, 'bad row')}, the first: {first}", keep=True)
+        keep_note(f"skipped {counted(history.skipped, 'bad row')}, the first: {first}")
+    return summary
 
 
 def reading_json(history: History) -> dict[str, Any]:
@@ -41,6 +50,68 @@ def reading_json(history: History) -> dict[str, Any]:
     }
 
 
+def name_of(source: str) -> str:
+    """Return the name of a log in results and messages: the address of a database, no password."""
+    from sagellm_lifetime.history.databases import shown_source
+
+    return shown_source(source)
+
+
+def check_query(query: str | None, *sources: str | None) -> None:
+    """Raise :class:`CommandError` for a query that no source of a command is a database for."""
+    from sagellm_lifetime.history.databases import is_database
+
+    if query is not None and not any(map(is_database, sources)):
+        raise CommandError("--query is for a database, postgresql://… or sqlite:///…: leave it out")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping of ``--map``, and where ``--save-map`` keeps it.
+
+    Attributes:
+        columns: the mapping, None without one.
+        target: the file to write it to, None for none.
+    """
+
+    columns: ColumnMap | None = None
+    target: Path | None = None
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[str] | None, target: Path | None, *others: str | Path | None
+    ) -> Mapping:
+        """Return the mapping of the options, checked before a log is read.
+
+        Args:
+            texts: values of ``--map``.
+            target: value of ``--save-map``.
+            others: paths that the command reads or writes.
+
+        Raises:
+            LifetimeError: a mapping is none, or cannot be kept there.
+        """
+        from sagellm_lifetime.history.mapping import ColumnMap
+
+        if target is not None:
+            if not texts:
+                raise CommandError("--save-map keeps the mapping of --map: say one")
+            if target.suffix != ".toml":
+                raise CommandError(f"--save-map {target}: name it .toml, as --map reads it")
+            check_file(target)
+            check_apart(target, [*others, *(t for t in texts if "=" not in t)])
+        return cls(ColumnMap.parse(texts) if texts else None, target)
+
+    def save(self, history: History) -> None:
+        """Write the mapping that a history was read by, if that was asked for."""
+        if self.target is None or history.mapping is None:
+            return
+        from sagellm_lifetime.core.atomic import write_atomically
+
+        write_atomically(self.target, history.mapping.to_toml().encode())
+        note(f"mapping: {self.target}")
+
+
 @dataclass
 class Reading:
     """Reader of the logs of a command, with notes on them.
@@ -49,17 +120,37 @@ class Reading:
         on_bad_rows: refuse a log with bad rows, or skip them.
         cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
         clock: origin of the arrival times; ``auto`` infers it from the log.
+        mapping: where the columns of the logs stand, and where to keep that.
+        query: the rows to read of a database.
         notes: notes on each log by its source, for ``--json``.
+        summaries: what was understood of each log, by its source.
     """
 
     on_bad_rows: OnBadRows = OnBadRows.refuse
     cap_reached: CapReached = CapReached.length
     clock: Clock = Clock.auto
+    mapping: Mapping = Mapping()
+    query: str | None = None
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    summaries: dict[str, HistorySummary] = field(default_factory=dict)
+
+    def log(self, source: str) -> dict[str, Any]:
+        """Return what was understood of a log that was read, for ``--json`` under ``log``."""
+        return self.summaries[name_of(source)].as_dict()
+
+    def read(self, source: str) -> dict[str, Any]:
+        """Return the notes on a log that was read."""
+        return self.notes[name_of(source)]
+
+    def logs(self, data_path: str, train_path: str | None = None) -> dict[str, Any]:
+        """Return ``log``, and ``train_log`` where there is a log of its own to train on."""
+        logs = {"log": self.log(data_path)}
+        return logs if train_path is None else {**logs, "train_log": self.log(train_path)}
 
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return the checked rows of a history; print notes on stderr as :func:`print_notes`."""
+        """Return the checked rows of a history; say on stderr what was understood."""
         from sagellm_lifetime.history import read_history
+        from sagellm_lifetime.history.databases import is_database
         from sagellm_lifetime.history.reasons import cap_reached_note
 
         history = read_history(
@@ -67,11 +158,17 @@ class Reading:
             on_bad_rows=self.on_bad_rows.value,
             columns=columns,
             cap_reached=self.cap_reached.value,
+            mapping=self.mapping.columns,
+            query=self.query if is_database(source) else None,
         )
-        print_notes(history)
+        name = name_of(source)
+        is_first = not self.summaries  # the log to train on beside it has the same mapping
+        self.summaries[name] = understood(history, name, self.clock)
+        if is_first:
+            self.mapping.save(history)
         if history.cap_reached:
             note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
-        self.notes[source] = {
+        self.notes[name] = {
             "rows": len(history.frame),
             **reading_json(history),
             "cap_reached": history.cap_reached,
@@ -86,7 +183,7 @@ class Reading:
 
         rows = self.rows(source)
         clock = self.clock_of(source, rows)
-        return Dataset(rows, source, clock, self.notes[source])
+        return Dataset(rows, name_of(source), clock, self.read(source))
 
     def clock_of(self, source: str, rows: pl.DataFrame) -> ClockKind:
         """Return the clock of a whole log; print a note where it is in doubt.
@@ -110,7 +207,7 @@ class Reading:
             )
         clock: ClockKind = "session" if restarts else "wall"
         has_times = "arrival_time" in rows.columns and rows["arrival_time"].null_count() < len(rows)
-        self.notes[source]["clock"] = clock if has_times else None
+        self.read(source)["clock"] = clock if has_times else None
         return clock
 
     def training_rows(self, source: str) -> tuple[pl.DataFrame, ClockKind]:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -21,12 +21,15 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    QueryOption,
+    SaveMapOption,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_json, check_report
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query
 
 if TYPE_CHECKING:
     from sagellm_lifetime.replay.experiment import Experiment, ExperimentSettings
@@ -157,6 +160,9 @@ def replay(
         ),
     ] = None,
     json: Json = None,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -203,14 +209,16 @@ def replay(
     check_report(report, FILES)
     written = [report / name for name in FILES] if report is not None else []
     check_json(json, data_path, train_path, checkpoint, *written)
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    check_query(query, data_path, train_path)
+    columns = Mapping.of(mapping, save_map, data_path, json, train_path, checkpoint, *written)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     experiment = _experiment(reading, data_path, train_path, checkpoint, settings)
     _load_vllm()
     for line in (experiment.how, *experiment.notes):
         note(line)
     with progress("replay") as step:
         comparison = experiment.run(step)
-    _show(comparison, json)
+    _show(comparison, json, reading.logs(data_path, train_path))
     if report is not None:
         note(f"report: {write_report(report, comparison, how=describe(comparison.settings))}")
 
@@ -269,7 +277,7 @@ def _load_vllm() -> None:
         raise CommandError(NEEDS_VLLM) from None
 
 
-def _show(comparison: Comparison, json: str | None) -> None:
+def _show(comparison: Comparison, json: str | None, logs: dict[str, Any]) -> None:
     """Write the JSON, and print the table where the JSON does not go to stdout."""
     from sagellm_lifetime.replay.experiment import describe, not_reached
     from sagellm_lifetime.replay.report import COLUMNS, LEGEND, cost_lines
@@ -278,7 +286,7 @@ def _show(comparison: Comparison, json: str | None) -> None:
     if not settings["load_reached"]:
         note(not_reached(settings["load"]))
     if json is not None:
-        write_json(comparison.to_json(), json)
+        write_json({**comparison.to_json(), **logs}, json)
     if json == "-":
         return
     say(describe(settings))

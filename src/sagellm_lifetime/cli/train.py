@@ -23,7 +23,10 @@ from sagellm_lifetime.cli.options import (
     ClockOption,
     DataPath,
     Json,
+    MapOption,
     OnBadRows,
+    QueryOption,
+    SaveMapOption,
     Seed,
     chosen_predictors,
 )
@@ -34,7 +37,7 @@ from sagellm_lifetime.cli.paths import (
     check_json,
     default_output,
 )
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query
 from sagellm_lifetime.core.extras import require
 
 if TYPE_CHECKING:
@@ -87,6 +90,9 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
+    query: QueryOption = None,
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
@@ -104,7 +110,9 @@ def train(
         raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
     check_json(json, data_path, target)
 
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    check_query(query, data_path)
+    columns = Mapping.of(mapping, save_map, data_path, json, target)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     rows, origin = reading.training_rows(data_path)
     started = perf_counter()
     with ExitStack() as stack:
@@ -114,7 +122,7 @@ def train(
     losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
-    read = reading.notes[data_path]
+    read = reading.read(data_path)
     if read["cap_reached"]:
         reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
         predictor.summary["cap_reached"] = reached
@@ -130,6 +138,7 @@ def train(
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
         "read": reading.notes,
+        "log": reading.log(data_path),
     }
     if json is not None:
         write_json(result, json)

@@ -12,7 +12,7 @@ import polars as pl
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history.files import BROKEN, ROW
 from sagellm_lifetime.history.findings import Findings
-from sagellm_lifetime.history.formats import FORMATS, Format, recognise
+from sagellm_lifetime.history.formats import Format, all_formats, format_named, recognise
 from sagellm_lifetime.history.formats.base import unread
 from sagellm_lifetime.history.jsonl import fill
 from sagellm_lifetime.history.records import Broken, Record, Sample
@@ -29,7 +29,7 @@ def find_format(path: Path, beginning: Sample, name: str | None = None) -> type[
     Raises:
         HistoryError: the log is of a known format but holds no requests.
     """
-    form = recognise(beginning) if name is None else FORMATS[name]
+    form = recognise(beginning) if name is None else format_named(name)
     if form is not None and (why := form.unusable(beginning)) is not None:
         raise HistoryError(f"{path}: {form.title}, but {why}")
     return form
@@ -52,7 +52,7 @@ def batches(
         findings: what reading found, added to.
     """
     reader = form(findings)
-    if form.name in FORMATS:
+    if form.name in all_formats():
         findings.formats[form.title] = None
     if form.used:  # else the reader itself records what it does not read
         findings.ignored.update(dict.fromkeys(unread(beginning.records, form)))

@@ -24,6 +24,8 @@ INT64 = 2**63
 AddNote = Callable[[str], None]
 """Take one line for the user; the same line may come again."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_JSON: Final = (bool, int, float, list, dict)
+"""Types of JSON that are no text; a table has others as well, such as dates and decimals."""
 _ESCAPED: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -117,7 +119,7 @@ def fill(
         if cell is None:
             continue
         if not dtype.is_nested():
-            text = cell if isinstance(cell, str) else json.dumps(cell)
+            text = json.dumps(cell) if isinstance(cell, _JSON) else str(cell)
             row[name] = without_surrogates(text, name, add_note)
         elif dtype == pl.List(pl.Float64()):
             if isinstance(cell, list) and all(map(_is_number, cell)):

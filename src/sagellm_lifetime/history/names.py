@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
+
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 
 ALIASES: Final = {
     "actual_length": (
         "output_tokens completion_tokens output_length output_len generated_tokens "
         "num_output_tokens num_generated_tokens num_completion_tokens output_token_count "
-        "completion_length response_tokens tokens_out generation_tokens"
+        "completion_length response_tokens tokens_out generation_tokens candidates_token_count"
     ),
     "prompt_length": (
         "input_tokens prompt_tokens input_length input_len prompt_len num_prompt_tokens "
-        "num_input_tokens input_token_count context_tokens request_tokens tokens_in prompt_length"
+        "num_input_tokens input_token_count prompt_token_count context_tokens request_tokens "
+        "tokens_in prompt_length"
     ),
     "max_length": ("max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length"),
     "finish_reason": "stop_reason finish_reason",
@@ -35,16 +38,19 @@ ALIASES: Final = {
     "turn": "turn turn_index",
     "temperature": "temperature",
     "prefix_hashes": "hash_ids prefix_hashes",
-    "reasoning": "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens",
-    "total": "total_tokens num_total_tokens",
+    "reasoning": (
+        "reasoning_tokens thinking_tokens num_reasoning_tokens reasoning_output_tokens "
+        "thoughts_token_count"
+    ),
+    "total": "total_tokens num_total_tokens total_token_count",
 }
 """History column (or what one is made of) -> names of it, in snake case and without a unit."""
 _TARGETS: Final = {name: target for target, names in ALIASES.items() for name in names.split()}
 _UNITS: Final = {
-    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("ms", "msec", "milli", "millis", "milliseconds"), "ms"),
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
-    **dict.fromkeys(("us", "micros", "microseconds"), "us"),
-    **dict.fromkeys(("ns", "nanos", "nanoseconds"), "ns"),
+    **dict.fromkeys(("us", "micro", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("ns", "nano", "nanos", "nanoseconds"), "ns"),
 }
 
 
@@ -69,6 +75,15 @@ def target_of(name: str) -> tuple[str, str | None] | None:
     if target in ("arrival_time", "actual_time", "end") and unit in _UNITS:
         return target, _UNITS[unit]
     return None
+
+
+def unit_of_name(name: str) -> str | None:
+    """Return the unit of time that a name ends with, None if it ends with none.
+
+    >>> unit_of_name("latency_ms"), unit_of_name("duration")
+    ('ms', None)
+    """
+    return _UNITS.get(_snake(name).rpartition("_")[2])
 
 
 def mapping(names: Iterable[str]) -> dict[str, tuple[str, str | None]]:
@@ -139,8 +154,8 @@ def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) ->
         needed += f"; the columns are {', '.join(names[:_NAMED])}{more}"
     if wanted == "actual_length":
         needed += (
-            "; columns of other names, such as completion_tokens or output_tokens, are read as "
-            "docs/how-to/read-a-log.md says"
+            "; usual names, such as completion_tokens, are known; any other is read with "
+            "--map actual_length=NAME (docs/how-to/read-a-log.md)"
         )
     return needed
 
@@ -161,6 +176,29 @@ def _renamed(wanted: str, names: Iterable[str]) -> str | None:
     return f"rename {name_of[wanted]!r} to {wanted!r} if it counts the generated tokens{more}"
 
 
+def nearest(name: str, present: Collection[str] = ()) -> str | None:
+    """Return the history column that a column may be meant for, None if it is like none.
+
+    Another program's word for a column in ``present`` is not taken for a second one.
+
+    >>> nearest("actual_lenght"), nearest("latency_ms"), nearest("colour")
+    ('actual_length', 'actual_time', None)
+    """
+    if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
+        return None
+    target = target_of(name) or target_of(name.rsplit(".", 1)[-1])
+    if target is not None and target[0] in HISTORY_SCHEMA:
+        return None if target[0] in present else target[0]
+    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
+    return close[0] if close else None
+
+
+def with_nearest(name: str, present: Collection[str] = ()) -> str:
+    """Return a column's name, with the history column that it may be meant for."""
+    close = nearest(name, present)
+    return name if close is None else f"{name} (did you mean {close}?)"
+
+
 def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:
     """Return a hint to generated tokens in nested records, as the end of a message."""
     for record in records:
@@ -168,8 +206,8 @@ def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:
             target = target_of(path.rsplit(".", 1)[-1])
             if target is not None and target[0] == "actual_length":
                 return (
-                    f"the generated tokens may be in {path!r}: write what is inside as columns "
-                    "of the history"
+                    f"the generated tokens may be in {path!r}: read it with "
+                    f"--map actual_length={path}"
                 )
     return None
 

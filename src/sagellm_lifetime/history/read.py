@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
+from sagellm_lifetime.history.databases import is_database, read_query, shown_source
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -21,6 +21,10 @@ from sagellm_lifetime.history.files import (
     open_file,
 )
 from sagellm_lifetime.history.findings import Findings, left_out, listed
+from sagellm_lifetime.history.foreign import find_format
+from sagellm_lifetime.history.formats.mapped import MappedLog
+from sagellm_lifetime.history.mapping import ColumnMap
+from sagellm_lifetime.history.names import with_nearest
 from sagellm_lifetime.history.reasons import (
     KNOWN,
     CapReached,
@@ -28,11 +32,19 @@ from sagellm_lifetime.history.reasons import (
     finish_reason,
     unstated_at_cap,
 )
+from sagellm_lifetime.history.records import sample_of
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, NATIVE, NUMBERS, Layout
 from sagellm_lifetime.history.streams import packing
 from sagellm_lifetime.history.tables import as_frame
 from sagellm_lifetime.history.times import unit_warning
-from sagellm_lifetime.history.validate import validate_file, validate_frame
+from sagellm_lifetime.history.validate import (
+    CHECKED,
+    Failure,
+    validate_file,
+    validate_frame,
+    validate_mapped,
+    validate_records,
+)
 
 
 class Table(Protocol):
@@ -65,6 +77,9 @@ class History:
         left_out: requests of a foreign log that a history cannot hold, by the reason.
         ignored: columns that were not read.
         formats: the foreign formats that were recognised, in words.
+        columns: history column with a value -> the column or path it was read from.
+        assumed: the notes that no other attribute repeats: what was assumed, and warnings.
+        mapping: the mapping it was read by, with the units that were told; None without one.
     """
 
     frame: pl.DataFrame
@@ -76,6 +91,9 @@ class History:
     left_out: dict[str, int] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict, compare=False)
+    assumed: list[str] = field(default_factory=list, compare=False)
+    mapping: ColumnMap | None = field(default=None, compare=False)
 
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table | History
@@ -87,20 +105,28 @@ def read_history(
     on_bad_rows: OnBadRows = "refuse",
     columns: Sequence[str] | None = None,
     cap_reached: CapReached = "length",
+    mapping: Mapping[str, str] | ColumnMap | str | os.PathLike[str] | None = None,
+    query: str | None = None,
 ) -> History:
     """Read and validate a history.
 
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
-            mixed, and compressed), a polars frame, or a table of another library that speaks Arrow
-            (pandas, pyarrow). A log of another program is recognised by its content
-            (``history.formats``) and read as one. A :class:`History` is returned as it is.
+            mixed, and compressed), the address of a database, a polars frame, or a table of another
+            library that speaks Arrow (pandas, pyarrow). A log of another program is recognised by
+            its content (``history.formats``) and read as one. A :class:`History` is returned as it
+            is.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and validate) only these, and return exactly these, null where no file has
             them. This keeps ids and texts of a large log out of memory.
         cap_reached: finish reason of a row that gives none and ends exactly at its own
             ``max_length``: ``"length"`` (cut there) or ``"stop"`` (ended by itself).
+        mapping: where history columns stand in a log of any form: a dict such as
+            ``{"actual_length": "usage.completion_tokens", "actual_time": "latency@ms"}``, or a
+            TOML file (:class:`~sagellm_lifetime.history.mapping.ColumnMap`).
+        query: a SELECT, where the source is the address of a database
+            (``postgresql://user@host/name``, ``sqlite:///file.db``).
 
     Raises:
         HistoryError: one line; ``HistoryHeaderError`` for columns, ``HistoryRowError`` for rows.
@@ -124,18 +150,54 @@ def read_history(
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
-    if not isinstance(source, str | os.PathLike):
-        findings = Findings()
+    mapped = None if mapping is None else MappedLog(ColumnMap.of(mapping))
+    if is_database(source):
+        rows = read_query(str(source), query)
+        where = shown_source(str(source))
+        history = _read_frame(rows, wanted, on_bad_rows, mapped, where)
+    elif query is not None:
+        raise HistoryError("a query is for a database, postgresql://… or sqlite:///…: leave it out")
+    elif not isinstance(source, str | os.PathLike):
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
-        frame = validate_frame(source.lazy(), NATIVE, wanted, findings)
-        history = _history_of([frame], findings, "history", on_bad_rows)
+        history = _read_frame(source, wanted, on_bad_rows, mapped)
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
-        history = read_as(source, native, wanted, on_bad_rows=on_bad_rows)
+        history = read_as(source, native, wanted, on_bad_rows=on_bad_rows, mapped=mapped)
     at_cap = history.frame.select(unstated_at_cap(history.frame.columns).sum()).item()
     frame = _shaped(history.frame, columns, cap_reached)
     return replace(history, frame=frame, cap_reached=at_cap)
+
+
+def _read_frame(
+    source: pl.DataFrame | pl.LazyFrame,
+    wanted: list[str],
+    on_bad_rows: OnBadRows,
+    mapped: MappedLog | None,
+    where: str = "history",
+) -> History:
+    """Read a frame: a history, or the records of another program's log."""
+    findings = Findings()
+    try:
+        is_history = "actual_length" in source.collect_schema()
+        frame = None if is_history and mapped is None else source.lazy().collect()
+    except Failure as error:
+        name = type(error).__name__
+        raise HistoryError(f"{where}: the frame cannot be collected ({name})") from error
+    if frame is None:
+        good = validate_frame(source.lazy(), NATIVE, wanted, findings, where)
+    else:
+        beginning, records = sample_of(frame)
+        columns = [*wanted, *CHECKED]
+        if mapped is not None:
+            good = validate_mapped(where, mapped, beginning, records, columns, findings)
+            mapped.check(where)
+        elif (form := find_format(Path(where), beginning)) is not None:
+            good = validate_records(where, form, beginning, records, columns, findings)
+        else:
+            good = validate_frame(source.lazy(), NATIVE, wanted, findings, where)
+    history = _history_of([good], findings, where, on_bad_rows)
+    return history if mapped is None else replace(history, mapping=mapped.resolved())
 
 
 def read_as(
@@ -145,6 +207,7 @@ def read_as(
     *,
     on_bad_rows: OnBadRows,
     form: str | None = None,
+    mapped: MappedLog | None = None,
 ) -> History:
     """Read and validate files whose columns are laid out as in ``layouts``.
 
@@ -154,6 +217,7 @@ def read_as(
         wanted: history columns.
         on_bad_rows: ``"refuse"`` or ``"skip"``.
         form: the name of a foreign format (``history.formats``); None to recognise it.
+        mapped: a mapping of columns to paths, for a log of any form.
 
     Raises:
         HistoryError: a file cannot be used, or has bad rows that are not to be skipped.
@@ -164,8 +228,8 @@ def read_as(
     empty: EmptyHistoryError | None = None
     for path in paths:
         try:
-            layout = NATIVE if form else layout_for(path, layouts)
-            frames.append(validate_file(path, layout, wanted, findings, form))
+            layout = NATIVE if form or mapped else layout_for(path, layouts)
+            frames.append(validate_file(path, layout, wanted, findings, form, mapped))
         except EmptyHistoryError as error:
             empty = error  # one of many may be empty, say a recorder's newest
         except MissingColumnError:
@@ -175,7 +239,11 @@ def read_as(
             findings.add_note(f"passed over {path.name}: no log that is known")
     if not frames:
         raise empty or HistoryError(f"{source}: no history and no log that is known in it")
-    return _history_of(frames, findings, str(paths[0] if len(paths) == 1 else source), on_bad_rows)
+    where = str(paths[0] if len(paths) == 1 else source)
+    if mapped is not None:
+        mapped.check(where)
+    history = _history_of(frames, findings, where, on_bad_rows)
+    return history if mapped is None else replace(history, mapping=mapped.resolved())
 
 
 def _paths(source: str | os.PathLike[str]) -> list[Path]:
@@ -212,6 +280,12 @@ def _history_of(
         problems,
         dict(findings.kinds.most_common()),
         notes=_notes(frame, findings),
+        assumed=_assumed(frame, findings),
+        columns={
+            c: findings.columns.get(c, c)
+            for c in HISTORY_SCHEMA
+            if c in frame.columns and frame[c].null_count() < frame.height
+        },
         left_out=dict(findings.left_out.most_common()),
         ignored=list(findings.ignored),
         formats=list(findings.formats),
@@ -221,26 +295,29 @@ def _history_of(
 def _notes(frame: pl.DataFrame, findings: Findings) -> list[str]:
     """Return the notes for the user besides bad rows, one line each."""
     notes = [f"read as {' and '.join(findings.formats)}"] if findings.formats else []
-    notes += findings.notes
-    if findings.renamed:
-        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
-        notes.append(f"finish reasons: {listed(words)}")
+    if findings.columns:
+        renamed = [f"{theirs} → {ours}" for ours, theirs in findings.columns.items()]
+        notes.append(f"columns taken for history columns: {', '.join(renamed)}")
+    assumed = _assumed(frame, findings)
+    warning = unit_warning(frame)
+    notes += [note for note in assumed if note != warning]
     if findings.left_out:
         notes.append(f"left out: {left_out(findings)}")
     if findings.ignored:
-        names = [_with_nearest(name) for name in findings.ignored]
+        known = [name for name in HISTORY_SCHEMA if name in frame.columns]
+        names = [with_nearest(name, known) for name in findings.ignored]
         notes.append(f"columns not read: {listed(names)}")
-    if (warning := unit_warning(frame)) is not None:
-        notes.append(warning)
-    return notes
+    return [*notes, *([warning] if warning else [])]
 
 
-def _with_nearest(name: str) -> str:
-    """Return a column's name, with the history column that it may be a misspelling of."""
-    if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
-        return name
-    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
-    return f"{name} (did you mean {close[0]}?)" if close else name
+def _assumed(frame: pl.DataFrame, findings: Findings) -> list[str]:
+    """Return what was assumed, and a warning where a unit looks wrong, one line each."""
+    notes = list(findings.notes)
+    if findings.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
+        notes.append(f"finish reasons: {listed(words)}")
+    warning = unit_warning(frame)
+    return [*notes, *([warning] if warning else [])]
 
 
 def _shaped(

@@ -31,10 +31,12 @@ _WORDS: Final = {
     "abort": (
         "aborted cancel canceled cancelled user_cancel cancellation disconnect timeout "
         "content_filter content_filtered guardrail_intervened refusal safety recitation blocklist "
-        "prohibited_content spii image_safety language error_toxic repetition pause_turn"
+        "prohibited_content spii image_safety image_prohibited_content image_recitation language "
+        "error_toxic repetition pause_turn too_many_tool_calls"
     ),
     "error": (
-        "failed failure malformed_function_call unexpected_tool_call error_limit internal_error"
+        "failed failure malformed_function_call malformed_response missing_thought_signature "
+        "unexpected_tool_call no_image error_limit internal_error"
     ),
 }
 KNOWN: Final[dict[str, str]] = {reason: reason for reason in FINISH_REASONS} | {

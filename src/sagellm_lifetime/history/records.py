@@ -73,6 +73,14 @@ def sample_and_records(path: Path) -> tuple[Sample, Iterator[tuple[str, Record |
     return Sample(tuple(keys), tuple(first)), chain(beginning, rows)
 
 
+def sample_of(frame: pl.DataFrame) -> tuple[Sample, Iterator[tuple[str, Record]]]:
+    """Return the beginning of a frame and all its rows as records, as :func:`records` does."""
+    first = tuple(frame.head(LOOKED_AT).iter_rows(named=True))
+    rows = frame.iter_rows(named=True, buffer_size=_ROWS)
+    numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return Sample(tuple(frame.columns), first), numbered
+
+
 def records(path: Path) -> Iterator[tuple[str, Record | Broken]]:
     """Yield every record of a file with its place in words (``"line 7"``).
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 import polars as pl
 
@@ -71,10 +71,61 @@ def _opened(path: Path, compression: str | None) -> IO[bytes]:
     return path.open("rb")
 
 
+class _ZstdReader(io.RawIOBase):
+    """Raw stream of a zstd file of one or more frames; its end inside of one is an error.
+
+    The readers of the package ``zstandard`` take a truncated file for a whole one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._package: Any = import_module("zstandard")
+        self._file = path.open("rb")
+        self._frame = self._new_frame()
+        self._out, self._in = b"", b""
+
+    def _new_frame(self) -> Any:
+        return self._package.ZstdDecompressor().decompressobj()
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` and return the number of bytes, 0 at the end.
+
+        Raises:
+            EOFError: the file is damaged, or ends within a frame.
+        """
+        while not self._out:
+            chunk = self._in or self._file.read(io.DEFAULT_BUFFER_SIZE)
+            self._in = b""
+            if not chunk:
+                if not self._frame.eof:
+                    raise EOFError
+                return 0
+            if self._frame.eof:
+                self._frame = self._new_frame()
+            try:
+                self._out = self._frame.decompress(chunk)
+            except self._package.ZstdError as error:
+                raise EOFError from error
+            if self._frame.eof:
+                self._in = self._frame.unused_data
+        size = min(len(buffer), len(self._out))
+        buffer[:size] = self._out[:size]
+        self._out = self._out[size:]
+        return size
+
+
 def _zstd(path: Path) -> IO[bytes]:
     """Open a zstd file: with the package ``zstandard`` if installed, else whole with polars."""
     if find_spec("zstandard") is not None:
-        return cast("IO[bytes]", import_module("zstandard").open(str(path), "rb"))
+        return cast("IO[bytes]", io.BufferedReader(_ZstdReader(path)))
     try:
         # Python has no zstd before 3.14. Polars unpacks what it reads as CSV: one cell a line.
         lines = pl.read_csv(

@@ -150,6 +150,21 @@ def seconds_per_token(frame: pl.DataFrame) -> float | None:
     return median
 
 
+def unit_by_pace(per_token: float) -> str | None:
+    """Return the unit of durations by their median per generated token, None if it fits none.
+
+    Each unit fits a range of 20,000; where two fit, the coarser one is taken.
+
+    >>> unit_by_pace(0.03), unit_by_pace(30.0), unit_by_pace(3e4), unit_by_pace(3e7)
+    ('s', 'ms', 'us', 'ns')
+    """
+    fitting = (unit for unit, scale in SCALES.items() if per_token <= SLOWEST * scale)
+    unit = next(fitting, None)
+    if unit is None or per_token < FASTEST:
+        return "s" if per_token == 0.0 else None
+    return unit
+
+
 def unit_warning(frame: pl.DataFrame) -> str | None:
     """Return a line for the user if ``actual_time`` is hardly in seconds, else None."""
     per_token_s = seconds_per_token(frame)

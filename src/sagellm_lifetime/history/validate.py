@@ -37,6 +37,7 @@ from sagellm_lifetime.history.files import (
 from sagellm_lifetime.history.findings import KEPT, UNKNOWN_REASON, Findings, left_out
 from sagellm_lifetime.history.foreign import Records, batches, find_format
 from sagellm_lifetime.history.formats import Format
+from sagellm_lifetime.history.formats.mapped import MappedLog
 from sagellm_lifetime.history.formats.native import Native
 from sagellm_lifetime.history.jsonl import jsonl_batches
 from sagellm_lifetime.history.names import nested_hint, public_trace, suggestion
@@ -51,7 +52,12 @@ Failure = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def validate_file(
-    path: Path, layout: Layout, columns: Iterable[str], findings: Findings, form: str | None = None
+    path: Path,
+    layout: Layout,
+    columns: Iterable[str],
+    findings: Findings,
+    form: str | None = None,
+    mapped: MappedLog | None = None,
 ) -> pl.DataFrame:
     """Return the good rows of one file; record in ``findings`` what is bad, left out or assumed.
 
@@ -62,13 +68,19 @@ def validate_file(
         columns: the history columns that are wanted.
         findings: what reading found, added to.
         form: the name of a foreign format; None to recognise it by its content.
+        mapped: a mapping of columns to paths, for a log of any form.
 
     Raises:
         HistoryError: the file cannot be used; the message is one line.
     """
     before = findings.rows
     try:
-        good = _validate_source(path, layout, [*columns, *CHECKED], findings, form)
+        wanted = [*columns, *CHECKED]
+        if mapped is None:
+            good = _validate_source(path, layout, wanted, findings, form)
+        else:
+            beginning, records = sample_and_records(path)
+            good = validate_mapped(str(path), mapped, beginning, records, wanted, findings, form)
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
     if findings.rows == before:
@@ -92,7 +104,7 @@ def _validate_source(
             if foreign is None:
                 hint = nested_hint(beginning.records)
                 raise HistoryHeaderError(f"{error.what}: {hint}") if hint else error from None
-            return _validate_records(path, foreign, beginning, records, columns, findings)
+            return validate_records(str(path), foreign, beginning, records, columns, findings)
         findings.ignored.update(dict.fromkeys(file.others))
         validator = _Validator(layout, _used(layout, columns, file.present), findings, str(path))
         return _validate_columns(file, validator)
@@ -100,16 +112,44 @@ def _validate_source(
     if not beginning.records and kind_of(path) != "csv":
         raise EmptyHistoryError(f"{path}: no records in it (expected JSON objects)")
     if form is None and "actual_length" in beginning.keys:
-        return _validate_records(path, None, beginning, records, columns, findings)
+        return validate_records(str(path), None, beginning, records, columns, findings)
     foreign = find_format(path, beginning, form)
     if foreign is None:
         hint = nested_hint(beginning.records) or suggestion("actual_length", beginning.keys)
         raise MissingColumnError(f"{path}: no column 'actual_length'", hint, beginning.keys)
-    return _validate_records(path, foreign, beginning, records, columns, findings)
+    return validate_records(str(path), foreign, beginning, records, columns, findings)
 
 
-def _validate_records(
-    path: Path,
+def validate_mapped(
+    where: str,
+    mapped: MappedLog,
+    beginning: Sample,
+    records: Records,
+    columns: list[str],
+    findings: Findings,
+    form: str | None = None,
+) -> pl.DataFrame:
+    """Return the good rows of a log of any form, read by a mapping.
+
+    Raises:
+        HistoryHeaderError: ``actual_length`` is not mapped, and the log is of no known format.
+        HistoryError: as of :func:`validate_file`.
+    """
+    if not beginning.records:
+        raise EmptyHistoryError(f"{where}: no records in it")
+    base: type[Format] | None = None
+    if "actual_length" not in mapped.columns.origins:
+        is_native = form is None and beginning.has("actual_length")
+        base = Native if is_native else find_format(Path(where), beginning, form)
+        if base is None:
+            hint = nested_hint(beginning.records) or "map it, too: actual_length=PATH"
+            raise HistoryHeaderError(f"{where}: no column 'actual_length': {hint}")
+    reader = mapped.reader(beginning, base)
+    return validate_records(where, reader, beginning, records, columns, findings)
+
+
+def validate_records(
+    path: str,
     form: type[Format] | None,
     beginning: Sample,
     records: Records,
@@ -119,7 +159,7 @@ def _validate_records(
     """Validate a file record by record: a log of another program, or (None) a history as JSON."""
     used = _used(NATIVE, columns, HISTORY_SCHEMA)
     reader, frames = batches(form or Native, beginning, records, used, findings)
-    good = _Validator(NATIVE, used, findings, str(path)).batched(frames, word="")
+    good = _Validator(NATIVE, used, findings, path).batched(frames, word="")
     try:
         good = reader.settle(good)
     except HistoryError as error:
@@ -153,14 +193,17 @@ def _validate_columns(file: RawFile, validator: _Validator) -> pl.DataFrame:
 
 
 def validate_frame(
-    frame: pl.LazyFrame, layout: Layout, columns: Iterable[str], findings: Findings
+    frame: pl.LazyFrame,
+    layout: Layout,
+    columns: Iterable[str],
+    findings: Findings,
+    where: str = "history",
 ) -> pl.DataFrame:
-    """Return the good rows of a frame, as :func:`validate_file` does.
+    """Return the good rows of a frame called ``where``, as :func:`validate_file` does.
 
     Raises:
         HistoryError: a required column is missing, or the frame cannot be collected.
     """
-    where = "history"
     try:
         schema = frame.collect_schema()
         for name in (layout.names[column] for column in layout.required):

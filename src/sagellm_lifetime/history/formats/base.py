@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 import polars as pl
@@ -36,6 +37,7 @@ class Format(ABC):
 
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
+        self.taken: frozenset[str] = frozenset()  # history columns that a mapping reads instead
 
     @classmethod
     @abstractmethod
@@ -98,7 +100,7 @@ def number(value: Any, name: str) -> float | None:
     """
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         raise ValueError(f"{name} is not a number")
     try:
         return float(value)

@@ -1,7 +1,8 @@
 """Langfuse's exports of observations: JSON, JSON lines or CSV, from the page, the API or storage.
 
 The page and the API write ``traceId``, ``startTime``, ``usageDetails``, ``modelParameters``; the
-blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``. Of the
+blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``; the table
+``observations`` of a database of version 2 has ``prompt_tokens`` and ``completion_tokens``. Of the
 usage, what begins with ``output`` counts generated tokens; Langfuse keeps the parts apart (their
 sum is ``total``), so reasoning tokens are added to ``output``. Where ``total`` shows that they are
 inside already, they are not. How an answer ended is not recorded, only that it failed.
@@ -24,6 +25,7 @@ from sagellm_lifetime.history.formats.base import (
 from sagellm_lifetime.history.records import Record, Sample
 from sagellm_lifetime.history.times import moment
 
+_FLAT = ("promptTokens", "completionTokens", "prompt_tokens", "completion_tokens")
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUT = ("output", "completion_tokens", "completionTokens", "output_tokens", "completion")
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens")
@@ -52,6 +54,8 @@ class Langfuse(Format):
         "usage",
         "promptTokens",
         "completionTokens",
+        "prompt_tokens",
+        "completion_tokens",
         "latency",
         "level",
         "sessionId",
@@ -68,7 +72,10 @@ class Langfuse(Format):
         return (
             bool({"traceId", "trace_id"} & keys)
             and bool({"startTime", "start_time"} & keys)
-            and bool({"usageDetails", "usage_details", "completionTokens"} & keys)
+            and (
+                bool({"usageDetails", "usage_details", "completionTokens"} & keys)
+                or {"type", "level", "completion_tokens"} <= keys
+            )
         )
 
     def rows(self, record: Record) -> Iterable[Row]:
@@ -119,7 +126,7 @@ class Langfuse(Format):
         """Return the prompt tokens and the generated tokens, None where they are unknown."""
         usage = as_object(first(record, "usageDetails", "usage_details"))
         usage = usage or as_object(record.get("usage"))
-        usage = usage or {key: record.get(key) for key in ("promptTokens", "completionTokens")}
+        usage = usage or {key: record.get(key) for key in _FLAT}
         counts = {
             key: value
             for key, cell in usage.items()

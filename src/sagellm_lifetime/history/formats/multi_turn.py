@@ -3,6 +3,8 @@
 One line a turn. The first turn of a session has a ``timestamp`` (milliseconds); a later one has a
 ``delay`` instead: milliseconds after the answer before it had ended. When that was depends on the
 engine that replays the trace, so a later turn has a session and a turn, and no arrival time.
+Turns may hold ``messages`` instead of ``input_length``; with ``"message_mode": "delta"`` their
+``output_length`` is a cap that AIPerf asks for, no length, and such turns are left out.
 ``input_length`` is taken as it stands. AIPerf sends the turns so far in front of a later turn,
 whose ``input_length`` counts what is new; its ``hash_ids`` name the blocks of that part alone.
 """
@@ -10,6 +12,7 @@ whose ``input_length`` counts what is new; its ``hash_ids`` name the blocks of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats.base import Format, Row, number, words
@@ -30,7 +33,9 @@ class MultiTurn(Format):
         "output_length",
         "hash_ids",
         "model",
+        "message_mode",
     )
+    hidden: ClassVar[tuple[str, ...]] = ("messages", "tools", "extra", "text_input")
 
     def __init__(self, findings: Findings) -> None:
         super().__init__(findings)
@@ -39,7 +44,8 @@ class MultiTurn(Format):
     @classmethod
     def recognises(cls, sample: Sample) -> bool:
         """Return True for Mooncake's lengths with sessions and delays."""
-        return sample.has("session_id", "delay", "output_length")
+        has_turns = sample.has("session_id", "output_length")
+        return has_turns and bool({"delay", "messages"} & set(sample.keys))
 
     def rows(self, record: Record) -> Iterable[Row]:
         """Return the request of a line."""
@@ -51,6 +57,8 @@ class MultiTurn(Format):
         if start is None and turn == 0 and record.get("delay") is None:
             raise ValueError("timestamp is missing, and so is a delay")
         self._turns[session] = turn + 1
+        if record.get("message_mode") == "delta":
+            return self.leave_out("turns with messages as deltas, whose output_length is a cap")
         if start is None:
             self.findings.add_note(
                 "turns with a delay have no arrival time: the delay counts from the end of the "

@@ -144,7 +144,8 @@ class Usage(Format):
         """Record which history column a column stands for; one that is taken stays taken."""
         self._known_names.add(name)
         target = target_of(name)
-        if target is None or target[0] in {other for other, _ in self._columns.values()}:
+        taken = self.taken | {other for other, _ in self._columns.values()}
+        if target is None or target[0] in taken:
             self.findings.ignored[name] = None
         else:
             self._columns[name] = target
@@ -191,12 +192,10 @@ class Usage(Format):
         Raises:
             HistoryError: the unit of a time is unknown.
         """
-        renamed = [
-            f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else "")
-            for name, (target, unit) in self._columns.items()
-            if target not in ("reasoning", "total", "end") and (name != target or unit)
-        ]
-        self.findings.add_note(f"columns taken for history columns: {', '.join(renamed)}")
+        for name, (target, unit) in self._columns.items():
+            if target not in ("reasoning", "total", "end") and (name != target or unit):
+                origin = name + (f" ({NAMES[unit]})" if unit else "")
+                self.findings.columns.setdefault(target, origin)
         if self._durations:
             frame = self._settle_ends(frame)
         elif "arrival_time" in self._open and "arrival_time" in frame.columns:

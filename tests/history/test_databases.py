@@ -1,0 +1,270 @@
+"""Histories from a database: a PostgreSQL server that the tests start, and SQLite."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from history_help import refused
+
+from sagellm_lifetime.cli.main import run
+from sagellm_lifetime.core.errors import HistoryError, MissingExtraError
+from sagellm_lifetime.history import HistorySummary, read_history
+from sagellm_lifetime.history.databases import read_query, shown_source
+
+PASSWORD = "s3cr:t/@x"
+QUOTED = "s3cr%3At%2F%40x"
+SPEND_LOGS = """
+CREATE TABLE "LiteLLM_SpendLogs" (
+    "request_id" TEXT NOT NULL PRIMARY KEY,
+    "call_type" TEXT NOT NULL,
+    "api_key" TEXT NOT NULL DEFAULT '',
+    "spend" DOUBLE PRECISION NOT NULL DEFAULT 0.0,
+    "total_tokens" INTEGER NOT NULL DEFAULT 0,
+    "prompt_tokens" INTEGER NOT NULL DEFAULT 0,
+    "completion_tokens" INTEGER NOT NULL DEFAULT 0,
+    "startTime" TIMESTAMP(3) NOT NULL,
+    "endTime" TIMESTAMP(3) NOT NULL,
+    "request_duration_ms" INTEGER,
+    "completionStartTime" TIMESTAMP(3),
+    "model" TEXT NOT NULL DEFAULT '',
+    "user" TEXT DEFAULT '',
+    "metadata" JSONB DEFAULT '{}',
+    "cache_hit" TEXT DEFAULT '',
+    "request_tags" JSONB DEFAULT '[]',
+    "end_user" TEXT,
+    "messages" JSONB DEFAULT '{}',
+    "response" JSONB DEFAULT '{}',
+    "session_id" TEXT,
+    "status" TEXT,
+    "proxy_server_request" JSONB DEFAULT '{}'
+);
+INSERT INTO "LiteLLM_SpendLogs"
+    (request_id, call_type, prompt_tokens, completion_tokens, "startTime", "endTime", model,
+     "user", metadata, end_user, session_id, status, response, proxy_server_request)
+VALUES
+    ('r0', 'acompletion', 100, 12, '2026-02-03 04:05:00.5', '2026-02-03 04:05:02', 'qwen', 'u',
+     '{"team": "blue"}', 'acme', 's', 'success', '{}', '{}'),
+    ('r1', 'acompletion', 50, 64, '2026-02-03 04:05:01', '2026-02-03 04:05:05', 'qwen', 'u',
+     '{"team": "red"}', '', 's', 'success', '{"choices": [{"finish_reason": "length"}]}',
+     '{"max_tokens": 64}'),
+    ('r2', 'aembedding', 9, 0, '2026-02-03 04:05:01', '2026-02-03 04:05:02', 'emb', 'u',
+     '{}', '', 's', 'success', '{}', '{}');
+"""
+"""The table of LiteLLM's ``schema.prisma``, with the columns that matter and some that do not."""
+OBSERVATIONS = """
+CREATE TYPE "ObservationType" AS ENUM ('SPAN', 'EVENT', 'GENERATION');
+CREATE TYPE "ObservationLevel" AS ENUM ('DEBUG', 'DEFAULT', 'WARNING', 'ERROR');
+CREATE TABLE observations (
+    id TEXT PRIMARY KEY, trace_id TEXT, project_id TEXT NOT NULL, type "ObservationType" NOT NULL,
+    start_time TIMESTAMP(3) NOT NULL, end_time TIMESTAMP(3), name TEXT, metadata JSONB,
+    level "ObservationLevel" NOT NULL DEFAULT 'DEFAULT', status_message TEXT, model TEXT,
+    "modelParameters" JSONB, input JSONB, output JSONB,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
+    total_tokens INTEGER NOT NULL DEFAULT 0, unit TEXT, input_cost DECIMAL(65, 30)
+);
+INSERT INTO observations (id, trace_id, project_id, type, start_time, end_time, level, model,
+    "modelParameters", input, prompt_tokens, completion_tokens, total_tokens, input_cost)
+VALUES
+    ('o1', 't', 'p', 'GENERATION', '2026-02-02 02:40:00.5', '2026-02-02 02:40:02', 'DEFAULT',
+     'gpt', '{"max_tokens": 64, "temperature": 0.2}', '"a secret"', 100, 30, 130, 0.001),
+    ('o2', 't', 'p', 'GENERATION', '2026-02-02 02:40:03', '2026-02-02 02:40:04', 'ERROR',
+     'gpt', '{}', '"a secret"', 100, 3, 103, NULL),
+    ('o3', 't', 'p', 'SPAN', '2026-02-02 02:40:00', NULL, 'DEFAULT', NULL, NULL, NULL, 0, 0, 0,
+     NULL);
+"""
+"""The table of Langfuse's version 2, before its observations moved to ClickHouse."""
+GATEWAY = """
+CREATE TABLE gateway (
+    id UUID DEFAULT gen_random_uuid(), began TIMESTAMPTZ, took INTERVAL, ms NUMERIC(12, 3),
+    tokens BIGINT, usage JSON, tags TEXT[]
+);
+INSERT INTO gateway (began, took, ms, tokens, usage, tags) VALUES
+    ('2026-01-01 02:00:00+02', '2.5 s', 2500, 120, '{"out": {"all": 130}}', '{a}'),
+    ('2026-01-01 00:00:04+00', '1.5 s', 1500, 80, '{"out": {"all": 90}}', '{b}');
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Start a PostgreSQL server, and return the address of its database."""
+    pytest.importorskip("adbc_driver_postgresql", reason="needs the extra sql")
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    programs = Path(found[-1] if found else shutil.which("initdb") or "").parent
+    if not (programs / "initdb").is_file():
+        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        owner = {}
+        if os.geteuid() == 0:  # the server does not run as root
+            try:
+                account = pwd.getpwnam("postgres")
+            except KeyError:
+                pytest.skip("needs the account postgres, since the tests run as root")
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            owner = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        secret = folder / "password"
+        secret.write_text(f"{PASSWORD}\n")
+        secret.chmod(0o644)
+
+        def call(program: str, *args: object) -> None:
+            command = [str(programs / program), "-D", str(folder / "data"), *map(str, args)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.run(command, check=True, cwd="/", **quiet, **owner)
+
+        locale = ("-E", "UTF8", "--locale=C", "--no-sync")
+        call("initdb", "-U", "reader", "--pwfile", secret, "-A", "scram-sha-256", *locale)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = (
+            f"-c listen_addresses=127.0.0.1 -c port={port} -c fsync=off "
+            f"-c unix_socket_directories={folder}"
+        )
+        call("pg_ctl", "-w", "-o", options, "-l", folder / "log", "start")
+        address = f"postgresql://reader:{QUOTED}@127.0.0.1:{port}/postgres"
+        try:
+            from adbc_driver_postgresql import dbapi
+
+            with dbapi.connect(address) as connection, connection.cursor() as cursor:
+                for statements in (SPEND_LOGS, OBSERVATIONS, GATEWAY):
+                    for statement in filter(str.strip, statements.split(";\n")):
+                        cursor.execute(statement)
+                connection.commit()
+            yield address
+        finally:
+            call("pg_ctl", "-m", "immediate", "stop")
+
+
+@pytest.mark.server
+def test_tables_of_litellm_and_langfuse(server: str) -> None:
+    history = read_history(server, query='SELECT * FROM "LiteLLM_SpendLogs" ORDER BY request_id')
+    assert history.formats == ["a LiteLLM spend log"]
+    columns = ("request_id", "client_id", "arrival_time", "actual_length", "actual_time")
+    assert history.frame.select(columns).rows() == [
+        ("r0", "acme", 1_770_091_500.5, 12, 1.5),
+        ("r1", "u", 1_770_091_501.0, 64, 4.0),
+    ]
+    assert history.frame["finish_reason"].to_list() == ["stop", "length"]
+    assert history.frame["max_length"].to_list() == [None, 64]
+    assert sum(history.left_out.values()) == 1
+    history = read_history(server, query="SELECT * FROM observations ORDER BY id")
+    assert history.formats == ["a Langfuse export"]
+    columns = ("prompt_length", "max_length", "actual_length", "actual_time", "finish_reason")
+    assert history.frame.select(columns).rows() == [
+        (100, 64, 30, 1.5, "stop"),
+        (100, None, 3, 1.0, "error"),
+    ]
+    assert "secret" not in f"{history}"
+
+
+@pytest.mark.server
+def test_a_table_of_any_form(server: str) -> None:
+    own = "SELECT id AS request_id, began AS arrival_time, tokens AS actual_length, "
+    own += "ms / 1000 AS actual_time FROM gateway ORDER BY began"
+    history = read_history(server, query=own)
+    assert history.frame["arrival_time"].to_list() == [1_767_225_600.0, 1_767_225_604.0]
+    assert history.frame["actual_time"].to_list() == [2.5, 1.5]
+    assert len(history.frame["request_id"][0]) == 36
+    mapping = {"actual_length": "usage.out.all", "arrival_time": "began", "actual_time": "ms@ms"}
+    query = "SELECT began, ms, usage FROM gateway ORDER BY began"
+    history = read_history(server, query=query, mapping=mapping)
+    assert history.frame["actual_length"].to_list() == [130, 90]
+    assert history.frame["actual_time"].to_list() == [2.5, 1.5]
+    summary = HistorySummary.of(history)
+    assert (summary.format, summary.span_s) == ("a mapped log", 4.0)
+
+
+@pytest.mark.server
+def test_what_a_database_refuses_is_one_line_without_the_password(server: str) -> None:
+    tell = {
+        "no table": (server, "SELECT * FROM nope", 'relation "nope" does not exist'),
+        "a mistake": (server, "SELEC 1", "syntax error"),
+        "it only reads": (server, "DELETE FROM gateway RETURNING *", "read-only transaction"),
+        "twice": (server, "SELECT 1 AS a, 2 AS a", "two columns 'a'"),
+        "an interval": (server, "SELECT took FROM gateway", "EXTRACT(epoch FROM …)"),
+        "no query": (server, None, "a database needs a query"),
+        "no count": (server, "SELECT 5 AS colour", "no column 'actual_length'"),
+        "no rows": (server, "SELECT tokens AS actual_length FROM gateway LIMIT 0", "no rows"),
+        "the password": (server.replace(QUOTED, "wr0ng"), "SELECT 1", "authentication failed"),
+        "no server": (server.replace("@127.0.0.1:", "@127.0.0.1:1"), "SELECT 1", ""),
+    }
+    for address, query, told in tell.values():
+        message = refused(address, query=query)
+        assert told in message
+        for secret in (PASSWORD, QUOTED, "s3cr", "wr0ng"):
+            assert secret not in message
+
+
+@pytest.mark.server
+def test_commands_read_a_database(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    query = ["--query", "SELECT began, ms, usage FROM gateway"]
+    mapping = ["--map", "actual_length=usage.out.all,arrival_time=began,actual_time=ms@ms"]
+    train = ["train", "--data-path", server, "--predictor-type", "baseline", "--json"]
+    assert run([*train, *query, *mapping], "x") == 0
+    out, err = capfd.readouterr()
+    assert '"tokens_out": 220' in out
+    assert "postgresql://reader@127.0.0.1" in err
+    assert run(["convert", server, "out.parquet", *query, *mapping], "x") == 0
+    told = "".join(capfd.readouterr())
+    for secret in (PASSWORD, QUOTED):
+        assert secret not in out + err + told
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert QUOTED.encode() not in path.read_bytes()
+    assert len(read_history("out.parquet").frame) == 2
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE r (ts REAL, prompt_tokens, completion_tokens, user)")
+        rows = [(float(i), 9, 30 + i, "u") for i in range(4)]
+        connection.executemany("INSERT INTO r VALUES (?, ?, ?, ?)", rows)
+        connection.commit()
+    address = f"sqlite:///{path}"
+    history = read_history(address, query="SELECT * FROM r")
+    assert history.frame["actual_length"].to_list() == [30, 31, 32, 33]
+    assert history.formats == ["a log of requests"]
+    assert "no such table: nope" in refused(address, query="SELECT * FROM nope")
+    assert "readonly" in refused(address, query="DELETE FROM r RETURNING *")
+    assert "no such file" in refused("sqlite:///none.db", query="SELECT 1")
+    assert "needs a query" in refused(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:p@ss@host/db",
+        "postgresql://me:p/ss@host/db",
+        "postgresql://me:p%40ss@host/db?password=p%40ss",
+        "postgresql://host/db?user=me&password=p%40ss&sslmode=require",
+        "postgresql://me:pass[@host/db",
+        "postgres://me:pass#word@host/db",
+    ],
+)
+def test_no_part_of_a_password_is_shown(address: str) -> None:
+    shown = shown_source(address)
+    assert not any(part in shown for part in ("p@", "ss@", "p%40", "pass", "p/", "word"))
+    with pytest.raises((HistoryError, MissingExtraError)) as caught:
+        read_query(address.replace("host", "127.0.0.1:1"), "SELECT 1")
+    assert not any(part in str(caught.value) for part in ("p@ss", "ss@", "p%40s", "pass["))
+
+
+def test_a_query_is_for_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text("actual_length\n5\n")
+    assert "a query is for a database" in refused(path, query="SELECT 1")
