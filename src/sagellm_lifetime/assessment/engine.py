@@ -92,7 +92,11 @@ class Engine:
             how.append(f"KV memory of {tokens:,} tokens, as given")
         else:
             tokens = tokens_of(card, size)
-            assumed = "" if named else ", ASSUMED: name yours with --gpu and --model-size, or give --kv-tokens"
+            assumed = (
+                ""
+                if named
+                else ", ASSUMED: name yours with --gpu and --model-size, or give --kv-tokens"
+            )
             how.append(f"KV memory of {tokens:,} tokens, by formula for {card} and {size}{assumed}")
         if not FEWEST_TOKENS <= tokens <= MOST_TOKENS:
             raise RequestError(

@@ -58,7 +58,9 @@ def fit_times(rows: pl.DataFrame) -> StepCost:
     values = _non_negative(parts / lasted[:, None], np.ones(len(lasted)))
     error = float(np.median(np.abs(parts @ values / lasted - 1)))
     if error > WORST:
-        raise HistoryError(f"a step cost fitted to the durations misses half of them by {100 * error:.0f} %")
+        raise HistoryError(
+            f"a step cost fitted to the durations misses half of them by {100 * error:.0f} %"
+        )
     base, per_decode, per_prefill, per_context = (float(value) for value in values)
     return StepCost(
         "log",

@@ -70,7 +70,9 @@ def cut(history: Dataset) -> Parts:
     for part, name in ((train, "training"), (choose, "choosing"), (test, "test")):
         ends = known_lengths(part.rows)[part.rows["actual_length"].to_numpy() > 0]
         if not ends.any():
-            raise HistoryError(f"no row of the {name} part generated tokens to an end that is known")
+            raise HistoryError(
+                f"no row of the {name} part generated tokens to an end that is known"
+            )
     return Parts(train, choose, past, test, whole.by)
 
 
@@ -109,7 +111,9 @@ class PredictorChoice:
     @property
     def constant(self) -> str:
         """Return the name of the best rule that looks at nothing of a request."""
-        return min((name for name in SIMPLE if name in self.baselines), key=self.baselines.__getitem__)
+        return min(
+            (name for name in SIMPLE if name in self.baselines), key=self.baselines.__getitem__
+        )
 
     @property
     def beaten_by(self) -> str | None:
@@ -139,7 +143,9 @@ class PredictorChoice:
         if self.coverage_90 is not None:
             text += f" Its 90 % intervals hold {100 * self.coverage_90:.0f} % of the outcomes"
             if self.confidence_ece is not None:
-                text += f"; its confidence is off by {100 * self.confidence_ece:.0f} points on average"
+                text += (
+                    f"; its confidence is off by {100 * self.confidence_ece:.0f} points on average"
+                )
             text += "."
         return text
 
