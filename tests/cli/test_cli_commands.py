@@ -111,7 +111,7 @@ def test_training_again_replaces_the_checkpoint_and_is_the_same(cli, tmp_path, h
 def test_a_long_history_is_cut_to_its_newest_rows(cli, tmp_path, history, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.predictor.fitting.MAX_ROWS", 100)
     done = cli("train", "--data-path", history, *SURVIVAL, "--json")
-    assert done.err == "training on the newest 100 of 240 rows\n"
+    assert done.told == "training on the newest 100 of 240 rows\n"
     assert done.json()["rows"] == 100
 
 
@@ -461,10 +461,11 @@ def test_help_and_version(cli):
         assert "Usage" in done.out
 
 
-def test_nothing_on_stderr_without_a_terminal(cli, history):
+def test_only_the_log_is_on_stderr_without_a_terminal(cli, history):
     assert not sys.stderr.isatty()
     done = cli("train", "--data-path", history, *SURVIVAL, "--json")
-    assert done.err == ""
+    assert done.told == ""
+    assert done.err.startswith(f"log       {history}:")
     assert done.json()["rows"] == 240
 
 
@@ -479,9 +480,9 @@ def test_convert_says_what_it_skipped_and_did_not_read(cli, tmp_path):
     assert "3 bad rows" in refusal.err
     done = cli("convert", "--from", "azure", "--on-bad-rows", "skip", trace, "out.jsonl", "--json")
     assert done.code == 0
-    assert "skipped 3 bad rows, the first: " in done.err
-    assert "line 3: GeneratedTokens -1 is negative" in done.err
-    assert "columns not read: Region" in done.err
+    assert "1 row good, 3 bad skipped" in done.words
+    assert "line 3: GeneratedTokens -1 is negative" in done.words
+    assert "not read Region" in done.words
     found = done.json()
     assert (found["rows"], found["skipped"], found["ignored"]) == (1, 3, ["Region"])
     assert found["kinds"] == {"negative": 1, "not a number": 1, "missing": 1}
@@ -501,16 +502,25 @@ def test_what_was_understood_of_a_log_is_said_and_in_the_json(cli, tmp_path):
     assert done.code == 0
     said = " ".join(done.json()["notes"])
     for part in (
-        "read as a log of requests", "latency: read as milliseconds", "end_turn → stop (30)",
-        "skipped 1 bad rows",
+        "a log of requests", "latency: read as milliseconds", "end_turn → stop (30)",
+        "completion_tokens",
     ):  # fmt: skip
         assert part in said
-        assert part in done.err
+        assert part in done.words
+    assert "skipped 1 bad rows" in said
+    log = done.json()["log"]
+    assert (log["rows"], log["skipped"], log["format"]) == (30, 1, "a log of requests")
+    assert log["columns"]["actual_time"] == "latency"
+    assert log["span_s"] == 29.0
     quiet = tmp_path / "h.csv"
     quiet.write_text("actual_length\n" + "5\n" * 30)
     again = cli("train", "--data-path", quiet, "--predictor-type", "orca", "--json")
     assert "notes" not in again.json()
-    assert again.err == ""
+    assert again.told == ""
+    assert again.json()["log"]["warnings"] == [
+        "100 % of the answers have exactly 5 tokens: fixed lengths (a benchmark that ignores the "
+        "end token) say nothing of a model"
+    ]
 
 
 def test_the_formats_of_the_command_are_those_of_the_library():

@@ -123,7 +123,8 @@ def test_commands_know_that_it_is_a_network(python, history, tmp_path):
     pytest.importorskip("torch")
     train = ("train", "--data-path", str(history), "--epochs", "1", "--hidden-size", "8")
     done = python(command(*train, "--predictor-type", "deep"))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("log  ")
     assert '"hidden_size": 8' in (tmp_path / "runs/lifetime/deep/manifest.json").read_text()
     refused = python(command(*train, "--predictor-type", "fixed"))
     assert refused.returncode == 2

@@ -44,7 +44,7 @@ def test_train_says_how_many_reached_their_cap(cli, capped):
     done = cli("train", "--data-path", capped, *SURVIVAL, "--json")
     assert done.code == 0
     assert "20 of 80 rows give no finish reason and end exactly at their max_length" in done.err
-    assert done.err.count("\n") == 1
+    assert done.told.count("\n") == 1
     found = done.json()
     assert found["censored"] == 20
     assert found["read"][capped]["cap_reached"] == 20

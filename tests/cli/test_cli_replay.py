@@ -186,7 +186,7 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     for told in ("fcfs-watermark", "lifetime-oracle", "TTFT", "makespan", "Source:", "Fit: R²"):
         assert told in done.out
     assert re.search(r"^Replay: [\d,]+ steps, [\d,]+ a CPU second\.$", done.out, re.MULTILINE)
-    assert done.err.startswith("split by time: trained on 84 rows, requests from the other 36\n")
+    assert done.told.startswith("split by time: trained on 84 rows, requests from the other 36\n")
     page = (tmp_path / "out" / "report.md").read_text()
     for told in (
         "| lifetime |",
@@ -204,7 +204,7 @@ def test_a_trace_end_to_end(cli, vllm, short, tmp_path):
     again = cli(*replay, *names, "--load", 4, "--seeds", 2, "--json")
     found = again.json()
     assert (tmp_path / "out.json").read_text() == again.out
-    assert list(found) == ["settings", "policies"]
+    assert list(found) == ["settings", "policies", "log"]
     assert list(found["policies"]) == ["fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle"]
     for values in found["policies"].values():
         assert set(DESIGN) <= set(values)

@@ -259,7 +259,9 @@ def test_columns_that_are_dropped_are_said(tmp_path: Path) -> None:
     source.write_text(USAGE)
     found = convert("servegen", source, tmp_path / "out.csv")
     assert found.ignored == ["model", "session_id", "max_tokens", "stop_reason"]
-    assert "columns not read: model, session_id, max_tokens, stop_reason" in found.notes
+    assert "columns not read: model, session_id, max_tokens (did you mean max_length?)" in " ".join(
+        found.notes
+    )
     assert "without --from it is read as a log of requests" in found.notes[-1]
     source.write_text(AZURE)
     assert convert("azure", source, tmp_path / "out.csv").notes == []

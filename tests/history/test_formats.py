@@ -466,7 +466,7 @@ def test_a_flat_log_is_read_with_every_column_that_has_a_place(tmp_path: Path) -
     assert found.frame["arrival_time"].diff().to_list() == [None, 1.0]
     assert found.ignored == ["region"]
     assert "completionTokens → actual_length" in " ".join(found.notes)
-    assert "latency_ms → actual_time (milliseconds)" in " ".join(found.notes)
+    assert "latency_ms (milliseconds) → actual_time" in " ".join(found.notes)
 
 
 HEADER = "timestamp,prompt_tokens,completion_tokens"

@@ -11,7 +11,7 @@ import typer
 from sagellm_lifetime.cli.options import BadRows, Json, OnBadRows
 from sagellm_lifetime.cli.output import progress, say, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_json
-from sagellm_lifetime.cli.reading import print_notes, reading_json
+from sagellm_lifetime.cli.reading import reading_json, understood
 
 
 class Format(StrEnum):
@@ -82,10 +82,16 @@ def convert(
             on_bad_rows=on_bad_rows.value,
             time_unit=None if time_unit is None else time_unit.value,
         )
-    print_notes(history)
+    summary = understood(history, source)
     if json is not None:
         write_json(
-            {"rows": history.frame.height, "file": str(target), **reading_json(history)}, json
+            {
+                "rows": history.frame.height,
+                "file": str(target),
+                **reading_json(history),
+                "log": summary.as_dict(),
+            },
+            json,
         )
     if json != "-":
         say(f"Wrote {history.frame.height:,} rows to {target}")

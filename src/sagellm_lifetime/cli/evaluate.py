@@ -139,7 +139,7 @@ def evaluate(
     with progress("evaluate") as step:
         result = study.run(step)
     if json is not None:
-        write_json(result.to_json(), json)
+        write_json({**result.to_json(), **reading.logs(data_path, train_path)}, json)
     if json != "-":
         _show(result)
     if report is not None:

@@ -29,8 +29,13 @@ def note(text: str, *, keep: bool = False) -> None:
         keep: also put it into the JSON of the command, under ``notes``.
     """
     if keep:
-        _notes.append(text)
+        keep_note(text)
     print(text, file=sys.stderr, flush=True)
+
+
+def keep_note(text: str) -> None:
+    """Put one line into the JSON of the command, under ``notes``, without printing it."""
+    _notes.append(text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:

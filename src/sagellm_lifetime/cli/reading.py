@@ -7,25 +7,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
-from sagellm_lifetime.cli.output import note
+from sagellm_lifetime.cli.output import keep_note, note
 
 if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.evaluation.dataset import ClockKind, Dataset
-    from sagellm_lifetime.history import History
+    from sagellm_lifetime.history import History, HistorySummary
 
 _SHOWN: Final = 3
-"""Bad rows named on stderr; ``--json`` has more of them."""
+"""Bad rows named in ``notes``; ``log`` has more of them."""
 
 
-def print_notes(history: History) -> None:
-    """Print on stderr the rows and columns of a history that were skipped, and assumptions."""
+def understood(history: History, source: str, clock: Clock = Clock.auto) -> HistorySummary:
+    """Print on stderr what was understood of a log, and return it; stdout is for results."""
+    from sagellm_lifetime.history import HistorySummary
+
+    summary = HistorySummary.of(history, source=source, clock=clock.value)
+    note(summary.render())
     for line in history.notes:
-        note(line, keep=True)
+        keep_note(line)
     if history.skipped:
         first = "; ".join(history.problems[:_SHOWN])
-        note(f"skipped {history.skipped:,} bad rows, the first: {first}", keep=True)
+        keep_note(f"skipped {history.skipped:,} bad rows, the first: {first}")
+    return summary
 
 
 def reading_json(history: History) -> dict[str, Any]:
@@ -49,15 +54,26 @@ class Reading:
         cap_reached: finish reason of a row that gives none and ends exactly at its own cap.
         clock: origin of the arrival times; ``auto`` infers it from the log.
         notes: notes on each log by its source, for ``--json``.
+        summaries: what was understood of each log, by its source.
     """
 
     on_bad_rows: OnBadRows = OnBadRows.refuse
     cap_reached: CapReached = CapReached.length
     clock: Clock = Clock.auto
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    summaries: dict[str, HistorySummary] = field(default_factory=dict)
+
+    def log(self, source: str) -> dict[str, Any]:
+        """Return what was understood of a log that was read, for ``--json`` under ``log``."""
+        return self.summaries[source].as_dict()
+
+    def logs(self, data_path: str, train_path: str | None = None) -> dict[str, Any]:
+        """Return ``log``, and ``train_log`` where there is a log of its own to train on."""
+        logs = {"log": self.log(data_path)}
+        return logs if train_path is None else {**logs, "train_log": self.log(train_path)}
 
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return the checked rows of a history; print notes on stderr as :func:`print_notes`."""
+        """Return the checked rows of a history; say on stderr what was understood."""
         from sagellm_lifetime.history import read_history
         from sagellm_lifetime.history.reasons import cap_reached_note
 
@@ -67,7 +83,7 @@ class Reading:
             columns=columns,
             cap_reached=self.cap_reached.value,
         )
-        print_notes(history)
+        self.summaries[source] = understood(history, source, self.clock)
         if history.cap_reached:
             note(cap_reached_note(history.cap_reached, len(history.frame), self.cap_reached.value))
         self.notes[source] = {

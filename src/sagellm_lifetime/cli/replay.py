@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -207,7 +207,7 @@ def replay(
         note(line)
     with progress("replay") as step:
         comparison = experiment.run(step)
-    _show(comparison, json)
+    _show(comparison, json, reading.logs(data_path, train_path))
     if report is not None:
         note(f"report: {write_report(report, comparison, how=describe(comparison.settings))}")
 
@@ -266,7 +266,7 @@ def _load_vllm() -> None:
         raise CommandError(NEEDS_VLLM) from None
 
 
-def _show(comparison: Comparison, json: str | None) -> None:
+def _show(comparison: Comparison, json: str | None, logs: dict[str, Any]) -> None:
     """Write the JSON, and print the table where the JSON does not go to stdout."""
     from sagellm_lifetime.replay.experiment import describe, not_reached
     from sagellm_lifetime.replay.report import COLUMNS, LEGEND, cost_lines
@@ -275,7 +275,7 @@ def _show(comparison: Comparison, json: str | None) -> None:
     if not settings["load_reached"]:
         note(not_reached(settings["load"]))
     if json is not None:
-        write_json(comparison.to_json(), json)
+        write_json({**comparison.to_json(), **logs}, json)
     if json == "-":
         return
     say(describe(settings))

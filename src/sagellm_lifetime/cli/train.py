@@ -129,6 +129,7 @@ def train(
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
         "read": reading.notes,
+        "log": reading.log(data_path),
     }
     if json is not None:
         write_json(result, json)

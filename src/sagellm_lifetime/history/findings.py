@@ -28,6 +28,7 @@ class Findings:
         formats: the foreign formats that were recognised.
         reasons: unknown finish reasons that are plain words.
         renamed: other programs' words for a finish reason, and how many good rows have them.
+        columns: history column -> the column or path it was read from, where that has another name.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -39,6 +40,7 @@ class Findings:
     formats: dict[str, None] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     renamed: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def bad(self) -> int:

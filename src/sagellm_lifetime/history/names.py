@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
+
+from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 
 ALIASES: Final = {
     "actual_length": (
@@ -159,6 +161,29 @@ def _renamed(wanted: str, names: Iterable[str]) -> str | None:
     ]
     more = f", and {', '.join(others)}" if others else ""
     return f"rename {name_of[wanted]!r} to {wanted!r} if it counts the generated tokens{more}"
+
+
+def nearest(name: str, present: Collection[str] = ()) -> str | None:
+    """Return the history column that a column may be meant for, None if it is like none.
+
+    Another program's word for a column in ``present`` is not taken for a second one.
+
+    >>> nearest("actual_lenght"), nearest("latency_ms"), nearest("colour")
+    ('actual_length', 'actual_time', None)
+    """
+    if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
+        return None
+    target = target_of(name)
+    if target is not None and target[0] in HISTORY_SCHEMA:
+        return None if target[0] in present else target[0]
+    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
+    return close[0] if close else None
+
+
+def with_nearest(name: str, present: Collection[str] = ()) -> str:
+    """Return a column's name, with the history column that it may be meant for."""
+    close = nearest(name, present)
+    return name if close is None else f"{name} (did you mean {close}?)"
 
 
 def nested_hint(records: Iterable[Mapping[str, object]]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from sagellm_lifetime.history.files import (
     open_file,
 )
 from sagellm_lifetime.history.findings import Findings, left_out, listed
+from sagellm_lifetime.history.names import with_nearest
 from sagellm_lifetime.history.reasons import (
     KNOWN,
     CapReached,
@@ -65,6 +65,8 @@ class History:
         left_out: requests of a foreign log that a history cannot hold, by the reason.
         ignored: columns that were not read.
         formats: the foreign formats that were recognised, in words.
+        columns: history column with a value -> the column or path it was read from.
+        assumed: the notes that no other attribute repeats: what was assumed, and warnings.
     """
 
     frame: pl.DataFrame
@@ -76,6 +78,8 @@ class History:
     left_out: dict[str, int] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict, compare=False)
+    assumed: list[str] = field(default_factory=list, compare=False)
 
 
 Source = str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table | History
@@ -212,6 +216,12 @@ def _history_of(
         problems,
         dict(findings.kinds.most_common()),
         notes=_notes(frame, findings),
+        assumed=_assumed(frame, findings),
+        columns={
+            c: findings.columns.get(c, c)
+            for c in HISTORY_SCHEMA
+            if c in frame.columns and frame[c].null_count() < frame.height
+        },
         left_out=dict(findings.left_out.most_common()),
         ignored=list(findings.ignored),
         formats=list(findings.formats),
@@ -221,26 +231,29 @@ def _history_of(
 def _notes(frame: pl.DataFrame, findings: Findings) -> list[str]:
     """Return the notes for the user besides bad rows, one line each."""
     notes = [f"read as {' and '.join(findings.formats)}"] if findings.formats else []
-    notes += findings.notes
-    if findings.renamed:
-        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
-        notes.append(f"finish reasons: {listed(words)}")
+    if findings.columns:
+        renamed = [f"{theirs} → {ours}" for ours, theirs in findings.columns.items()]
+        notes.append(f"columns taken for history columns: {', '.join(renamed)}")
+    assumed = _assumed(frame, findings)
+    warning = unit_warning(frame)
+    notes += [note for note in assumed if note != warning]
     if findings.left_out:
         notes.append(f"left out: {left_out(findings)}")
     if findings.ignored:
-        names = [_with_nearest(name) for name in findings.ignored]
+        known = [name for name in HISTORY_SCHEMA if name in frame.columns]
+        names = [with_nearest(name, known) for name in findings.ignored]
         notes.append(f"columns not read: {listed(names)}")
-    if (warning := unit_warning(frame)) is not None:
-        notes.append(warning)
-    return notes
+    return [*notes, *([warning] if warning else [])]
 
 
-def _with_nearest(name: str) -> str:
-    """Return a column's name, with the history column that it may be a misspelling of."""
-    if name in HISTORY_SCHEMA:  # a column of a public trace, which means something else
-        return name
-    close = difflib.get_close_matches(name, list(HISTORY_SCHEMA), n=1, cutoff=0.85)
-    return f"{name} (did you mean {close[0]}?)" if close else name
+def _assumed(frame: pl.DataFrame, findings: Findings) -> list[str]:
+    """Return what was assumed, and a warning where a unit looks wrong, one line each."""
+    notes = list(findings.notes)
+    if findings.renamed:
+        words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]
+        notes.append(f"finish reasons: {listed(words)}")
+    warning = unit_warning(frame)
+    return [*notes, *([warning] if warning else [])]
 
 
 def _shaped(

@@ -191,12 +191,10 @@ class Usage(Format):
         Raises:
             HistoryError: the unit of a time is unknown.
         """
-        renamed = [
-            f"{name} → {target}" + (f" ({NAMES[unit]})" if unit else "")
-            for name, (target, unit) in self._columns.items()
-            if target not in ("reasoning", "total", "end") and (name != target or unit)
-        ]
-        self.findings.add_note(f"columns taken for history columns: {', '.join(renamed)}")
+        for name, (target, unit) in self._columns.items():
+            if target not in ("reasoning", "total", "end") and (name != target or unit):
+                origin = name + (f" ({NAMES[unit]})" if unit else "")
+                self.findings.columns.setdefault(target, origin)
         if self._durations:
             frame = self._settle_ends(frame)
         elif "arrival_time" in self._open and "arrival_time" in frame.columns:
