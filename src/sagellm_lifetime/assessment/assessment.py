@@ -54,7 +54,7 @@ class AssessmentSettings:
         RequestError: a number is out of range.
         UnknownNameError: no predictor has one of the names.
 
-    >>> AssessmentSettings.quickly().windows
+    >>> AssessmentSettings.of(quick=True).windows
     1
     """
 
@@ -75,9 +75,15 @@ class AssessmentSettings:
             raise RequestError(f"windows must be 1 or more, got {self.windows}")
 
     @classmethod
-    def quickly(cls, seed: int = 0) -> AssessmentSettings:
-        """Return the settings of ``--quick``: one window, a coarser search, no network."""
-        return cls(windows=1, cpu_s=0.3, quick=True, precision=1.15, seed=seed)
+    def of(
+        cls, *, quick: bool = False, predictors: Sequence[str] = (), seed: int = 0
+    ) -> AssessmentSettings:
+        """Return the usual settings, or those of ``--quick``: one window, a coarser search."""
+        if not quick:
+            return cls(predictors=predictors, seed=seed)
+        return cls(
+            windows=1, cpu_s=0.3, quick=True, predictors=predictors, precision=1.15, seed=seed
+        )
 
 
 class Assessment:
@@ -106,7 +112,7 @@ class Assessment:
         self.engine = engine
         self.objective = objective or Objective()
         self.settings = settings or AssessmentSettings()
-        self._parts = cut(history)
+        self._parts = cut(history, quick=self.settings.quick)
         self._engine = engine.settings(prefix_caching=shares_prompts(history.rows))
         self._windows = draw_windows(
             self._parts.test,

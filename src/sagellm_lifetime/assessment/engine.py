@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from sagellm_lifetime.assessment.hardware import gpu_of, step_cost
+from sagellm_lifetime.assessment.hardware import gpu_of, model_of, step_cost
 from sagellm_lifetime.assessment.hardware import kv_tokens as tokens_of
 from sagellm_lifetime.assessment.log_times import fit_times
 from sagellm_lifetime.assessment.server import ask_server
@@ -75,8 +75,7 @@ class Engine:
             RequestError: the memory is given twice, or is out of range.
             LifetimeError: the server does not tell.
         """
-        if url is not None and kv_tokens is not None:
-            raise RequestError("--kv-tokens and --engine both tell the KV memory: leave one out")
+        cls.check(gpu=gpu, model_size=model_size, kv_tokens=kv_tokens, url=url)
         named = gpu is not None or model_size is not None
         card, size = gpu or GPU, model_size or MODEL_SIZE
         how = []
@@ -100,7 +99,7 @@ class Engine:
             how.append(f"KV memory of {tokens:,} tokens, by formula for {card} and {size}{assumed}")
         if not FEWEST_TOKENS <= tokens <= MOST_TOKENS:
             raise RequestError(
-                f"a KV cache of {tokens:,} tokens: {FEWEST_TOKENS:,} to {MOST_TOKENS:,} are possible"
+                f"a KV cache of {tokens:,} tokens: {FEWEST_TOKENS:,} to {MOST_TOKENS:,} can be"
             )
         cost, why_not = (None, "") if named or rows is None else _of_log(rows)
         if cost is None:
@@ -113,6 +112,27 @@ class Engine:
         return cls(
             tokens, cost, block_size, kind.max_num_seqs, kind.max_num_batched_tokens, tuple(how)
         )
+
+    @staticmethod
+    def check(
+        *,
+        gpu: str | None = None,
+        model_size: str | None = None,
+        kv_tokens: int | None = None,
+        url: str | None = None,
+    ) -> None:
+        """Refuse an impossible description, before a log is read or a server asked.
+
+        Raises:
+            UnknownNameError: no GPU or model size has the name.
+            RequestError: the memory is given twice, or the model does not fit.
+        """
+        if url is not None and kv_tokens is not None:
+            raise RequestError("--kv-tokens and --engine both tell the KV memory: leave one out")
+        gpu_of(gpu or GPU)
+        model_of(model_size or MODEL_SIZE)
+        if url is None and kv_tokens is None:
+            tokens_of(gpu or GPU, model_size or MODEL_SIZE)
 
     def settings(self, *, prefix_caching: bool) -> EngineSettings:
         """Return the settings of the replayed engine."""

@@ -2,7 +2,7 @@
 
 KV tokens:
 
-    (0.92 · memory - weights / GPUs - 2.5 GiB) · GPUs / (2 · layers · KV heads · head size · 2 bytes)
+    ((0.92 · memory - 2.5 GiB) · GPUs - weights) / (2 · layers · KV heads · head size · 2 bytes)
 
 0.92 is vLLM's default for ``--gpu-memory-utilization``; 2.5 GiB stand for activations, CUDA graphs
 and buffers of one GPU. The KV cache is in 16 bits.

@@ -31,6 +31,9 @@ CHOOSE_SHARE: Final = 0.2
 MOST_ROWS: Final = (1500, 2000)
 """Most neighbouring rows that are scored to choose, and to measure."""
 MOST_ROWS_QUICK: Final = (400, 600)
+MOST_TRAINING_ROWS: Final = 12_000
+"""Newest rows that are trained on; beyond some thousands the scores hardly change."""
+MOST_TRAINING_ROWS_QUICK: Final = 4000
 FEWEST_ROWS: Final = 100
 
 
@@ -41,7 +44,7 @@ class Parts:
     Attributes:
         train: earliest rows.
         choose: rows on which the candidates are compared.
-        past: both, what the chosen predictor learns before it is tested and replayed.
+        past: both (the newest rows), what the chosen predictor learns before the test and replay.
         test: latest rows, of which nothing was chosen.
         by: how the log was cut, see :func:`~sagellm_lifetime.history.splits.split`.
     """
@@ -53,8 +56,8 @@ class Parts:
     by: str
 
 
-def cut(history: Dataset) -> Parts:
-    """Return the parts of a log.
+def cut(history: Dataset, *, quick: bool = False) -> Parts:
+    """Return the parts of a log; ``quick`` trains on fewer rows.
 
     Raises:
         HistoryError: it has fewer than :data:`FEWEST_ROWS` rows, or no tokens in one of its parts.
@@ -65,7 +68,8 @@ def cut(history: Dataset) -> Parts:
         )
     whole = split(history.rows, share=1 - TEST_SHARE, clock=history.clock)
     before = split(whole.train, whole.by, share=1 - CHOOSE_SHARE, clock=history.clock)
-    frames = (before.train, before.test, whole.train, whole.test)
+    most = MOST_TRAINING_ROWS_QUICK if quick else MOST_TRAINING_ROWS
+    frames = (before.train.tail(most), before.test, whole.train.tail(most), whole.test)
     train, choose, past, test = (replace(history, rows=rows) for rows in frames)
     for part, name in ((train, "training"), (choose, "choosing"), (test, "test")):
         ends = known_lengths(part.rows)[part.rows["actual_length"].to_numpy() > 0]

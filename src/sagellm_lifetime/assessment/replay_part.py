@@ -72,10 +72,11 @@ class ReplayPart:
 
     Attributes:
         rate: requests a second of the log's test part; None where it has no arrival times.
-        rates: requests a second of each window, the busiest first.
+        unit: requests a second of the load 1: ``rate`` where there is one.
+        peak: rate of the busiest of 24 parts of the test part, as a multiple of its mean.
         loads: figures at several multiples of the log's rate.
         capacity: by policy, the highest load within the objective, one for each window.
-        free: load below which nobody waits under vLLM's default, in the busiest window.
+        free: load below which nobody waits under vLLM's default, in the first window.
         watermarks: by policy, the watermark for ``capacity``.
         requests: requests of a window at the log's own rate.
         left_out: requests too large for the engine.
@@ -86,7 +87,8 @@ class ReplayPart:
     """
 
     rate: float | None
-    rates: tuple[float, ...]
+    unit: float
+    peak: float | None
     loads: tuple[Load, ...]
     capacity: Mapping[str, tuple[Highest, ...]]
     free: Highest
@@ -98,10 +100,14 @@ class ReplayPart:
     version: str
     runs: int
 
+    @property
+    def windows(self) -> int:
+        """Return the number of windows."""
+        return len(self.capacity[DEFAULT])
+
     def served(self, name: str) -> Range:
         """Return the requests a second that a policy serves within the objective."""
-        pairs = zip(self.capacity[name], self.rates, strict=True)
-        return Range.of([highest.load * rate for highest, rate in pairs])
+        return Range.of([highest.load * self.unit for highest in self.capacity[name]])
 
     @property
     def best_of_vllm(self) -> str:
@@ -134,14 +140,16 @@ class ReplayPart:
         """Return all figures for ``--json``."""
         capacity = {
             name: [
-                {"multiple": h.load, "requests_per_s": h.load * rate, "end": h.end}
-                for h, rate in zip(several, self.rates, strict=True)
+                {"multiple": h.load, "requests_per_s": h.load * self.unit, "end": h.end}
+                for h in several
             ]
             for name, several in self.capacity.items()
         }
         return {
             "rate": self.rate,
-            "window_rates": list(self.rates),
+            "unit": self.unit,
+            "peak": self.peak,
+            "windows": self.windows,
             "requests": self.requests,
             "left_out": self.left_out,
             "of": self.of,
@@ -150,7 +158,7 @@ class ReplayPart:
             "runs": self.runs,
             "nobody_waits_below": {
                 "multiple": self.free.load,
-                "requests_per_s": self.free.load * self.rates[0],
+                "requests_per_s": self.free.load * self.unit,
                 "end": self.free.end,
             },
             "capacity": capacity,
@@ -201,7 +209,7 @@ def replay_part(
         )
         replays = replace(
             replays,
-            windows=[replace(w, trace=w.at(just.load)) for w in replays.windows],
+            windows=[replace(w, rate=w.rate * just.load) for w in replays.windows],
             _kept={},
         )
         notes.append(
@@ -235,7 +243,8 @@ def replay_part(
     )
     return ReplayPart(
         rate=windows.rate,
-        rates=tuple(window.rate for window in replays.windows),
+        unit=replays.windows[0].rate,
+        peak=windows.peak,
         loads=loads,
         capacity=capacity,
         free=free,

@@ -56,11 +56,11 @@ class Replays:
     _kept: dict[tuple[str, float, int, float], Figures] = field(default_factory=dict)
 
     def figures(self, name: str, multiple: float, window: int, watermark: float = 0.0) -> Figures:
-        """Return the figures of a policy on a window at a multiple of its rate.
+        """Return the figures of a policy on a window at a multiple of the rate.
 
         Args:
             name: ``fcfs``, ``lifetime`` or ``lifetime-oracle``.
-            multiple: of the window's own rate.
+            multiple: of the log's rate.
             window: number of the window.
             watermark: vLLM's ``--watermark``.
         """
@@ -79,11 +79,11 @@ class Replays:
     ) -> float:
         """Return the watermark that is best for a policy at a load.
 
-        It is chosen on the first window, the busiest, at this very load.
+        It is chosen on the first window, at this very load.
 
         Args:
             name: of the policy.
-            multiple: of the window's own rate.
+            multiple: of the log's rate.
             better: lowest for the best figures.
             most: largest watermark that is tried.
         """

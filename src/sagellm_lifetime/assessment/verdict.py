@@ -10,7 +10,7 @@ from sagellm_lifetime.assessment.engine import Engine
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.predictor_choice import PredictorChoice
 from sagellm_lifetime.assessment.replay_part import ReplayPart
-from sagellm_lifetime.assessment.words import headline, load_line, switch_on
+from sagellm_lifetime.assessment.words import headline, load_line, rate_words, switch_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +56,18 @@ class Verdict:
         if self.replay is None:
             return []
         replay = self.replay
-        windows = len(replay.rates)
+        windows = replay.windows
         text = (
             f"{'; '.join(self.engine.how)}. Replayed through vLLM {replay.version}'s scheduler, "
             f"{windows} window{'s' if windows > 1 else ''} of {replay.requests:,} to "
             f"{2 * replay.requests:,} requests that the predictor had not seen, the first quarter "
             "and the last tenth of each left out. Ranges are those of the windows."
         )
+        if replay.rate is not None:
+            text += f" The load 1 is the log's mean, {rate_words(replay.rate)}"
+            if replay.peak is not None:
+                text += f"; its busiest stretch (a 24th of it) has {replay.peak:.1f} times that"
+            text += "."
         if replay.left_out:
             text += (
                 f" {replay.left_out:,} of {replay.of:,} requests do not fit into this engine and "
@@ -74,12 +79,12 @@ class Verdict:
         """Return the command lines that switch it on, in shadow first, with comments."""
         return switch_on(self.replay, self.predictor.name, self.source, program)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the verdict for ``--json``."""
+    def to_json(self, program: str = "sagellm-lifetime") -> dict[str, Any]:
+        """Return the verdict for ``--json``; ``program`` is the name of the commands in it."""
         return {
             "verdict": self.headline(),
             "says": self.says(),
-            "commands": self.commands(),
+            "commands": self.commands(program),
             "log": {"source": self.source, "rows": self.rows, **dict(self.reading)},
             "predictor": self.predictor.to_json(),
             "engine": self.engine.to_json(),

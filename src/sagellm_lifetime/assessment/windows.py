@@ -1,8 +1,8 @@
-"""Windows of a log: neighbouring requests that are replayed, at any multiple of their own rate."""
+"""Windows of a log: neighbouring requests that are replayed, at any multiple of the log's rate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,17 +13,19 @@ from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.replay.cost import StepCost
 from sagellm_lifetime.replay.engine import EngineSettings
 from sagellm_lifetime.replay.hash_blocks import hash_blocks
-from sagellm_lifetime.replay.trace import TraceRequest, make_trace, rate_of
+from sagellm_lifetime.replay.trace import TraceRequest, at_rate, make_trace, rate_of
 
 MOST: Final = 1000
 FEWEST: Final = 100
 FEWEST_FITTING: Final = 20
+HOURS: Final = 24
+"""Parts of a log in which its peak is sought."""
 GROWTH: Final = 2.0
 """Largest factor by which a window is longer, in requests, at a multiple of its rate."""
 _SECONDS_A_TOKEN: Final = 7e-6
 _SECONDS_A_PROMPT_TOKEN: Final = 0.6e-6
 _SECONDS_A_STEP: Final = 100e-6
-"""CPU time of a replay: measured on two cores of 2.x GHz; only the size of windows follows."""
+"""CPU time of a replay, measured on four traces; only the size of windows follows from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,28 +35,21 @@ class Window:
     Attributes:
         trace: requests in the order of arrival; the later ones come at higher loads only.
         size: requests at the log's own rate.
+        rate: requests a second at the load 1; bursts within the window are kept, stretched.
     """
 
     trace: list[TraceRequest]
     size: int
-
-    @property
-    def rate(self) -> float:
-        """Return the requests a second of the log here."""
-        return rate_of(self.trace[: self.size])
+    rate: float
 
     def at(self, multiple: float) -> list[TraceRequest]:
-        """Return the requests with arrivals ``multiple`` times as fast as recorded.
+        """Return the requests at ``multiple`` times the rate.
 
         At a higher load more requests are replayed, up to :data:`GROWTH` times as many, so that the
         steady part does not get as much shorter.
         """
         count = min(round(self.size * min(max(multiple, 1.0), GROWTH)), len(self.trace))
-        first = self.trace[0].arrival
-        return [
-            replace(request, arrival=(request.arrival - first) / multiple)
-            for request in self.trace[:count]
-        ]
+        return at_rate(self.trace[:count], self.rate * multiple)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +57,17 @@ class Windows:
     """The windows of a log.
 
     Attributes:
-        windows: the busiest first.
+        windows: spread evenly over its test part.
         rate: requests a second of the test part; None where the log has no arrival times.
+        peak: rate of the busiest of :data:`HOURS` equal parts of the log, as a multiple of its
+            mean; None where the log has no arrival times.
         left_out: requests that do not fit into the engine, and so are not replayed.
         of: requests of the test part.
     """
 
     windows: list[Window]
     rate: float | None
+    peak: float | None
     left_out: int
     of: int
 
@@ -83,7 +81,7 @@ def draw_windows(
     cpu_s: float,
     seed: int = 0,
 ) -> Windows:
-    """Return windows spread evenly over a log, among them its busiest.
+    """Return windows spread evenly over a log.
 
     Args:
         data: the rows to replay.
@@ -117,16 +115,11 @@ def draw_windows(
     rate = rate_of(fitting) if known else None
     length = _size(fitting, cost, rate_of(fitting), cpu_s)
     count = max(min(count, len(fitting) // length), 1)
-    starts = {round(start) for start in np.linspace(0, len(fitting) - length, count + 1)[:count]}
-    arrival = np.array([request.arrival for request in fitting])
-    spans = arrival[length - 1 :] - arrival[: len(arrival) - length + 1]
-    busiest = int(np.argmin(np.where(spans > 0, spans, np.inf)))
-    nearest = min(starts, key=lambda start: abs(start - busiest))
-    rest = sorted(starts - {nearest})
-    chosen = [busiest, *rest] if rate is not None else sorted(starts)
+    starts = [round(start) for start in np.linspace(0, len(fitting) - length, count)]
     stop = round(length * GROWTH)
-    windows = [Window(fitting[start : start + stop], length) for start in chosen]
-    return Windows(windows, rate, left_out, len(trace))
+    at = rate_of(fitting)
+    windows = [Window(fitting[start : start + stop], length, at) for start in starts]
+    return Windows(windows, rate, _peak(rows) if known else None, left_out, len(trace))
 
 
 def shares_prompts(rows: pl.DataFrame) -> bool:
@@ -135,6 +128,12 @@ def shares_prompts(rows: pl.DataFrame) -> bool:
         name in rows.columns and rows[name].null_count() < len(rows)
         for name in ("prefix_hashes", "prompt_token_ids")
     )
+
+
+def _peak(rows: pl.DataFrame) -> float:
+    """Return the rate of the busiest of :data:`HOURS` equal parts, as a multiple of the mean."""
+    counts, _ = np.histogram(rows["arrival_time"].cast(pl.Float64).to_numpy(), HOURS)
+    return float(counts.max() / counts.mean())
 
 
 def _size(trace: list[TraceRequest], cost: StepCost, rate: float, cpu_s: float) -> int:

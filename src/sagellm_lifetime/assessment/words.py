@@ -27,7 +27,7 @@ def headline(replay: ReplayPart, objective: Objective) -> str:
             f"This engine does not meet the objective at any load that was tried: no policy gives "
             f"{objective.says()}. Take a faster engine or another objective (--slo)."
         )
-    free = rate_words(replay.free.load * replay.rates[0])
+    free = rate_words(replay.free.load * replay.unit)
     highest = replay.loads[-1]
     calm = highest.nobody_waits
     if calm and replay.free.end == "more":
