@@ -40,7 +40,7 @@ def load(multiple, default, ours, *, waiting=0.5, kept_up=1.0):
     return Load(multiple, dict.fromkeys(several, 0.0), several)
 
 
-def replay(loads, default, ours, *, tuned=None, free=0.8, mark=0.1, unit=5.0):
+def replay(loads, default, ours, *, tuned=None, free=None, mark=0.1, unit=5.0):
     """A replay with these capacities, a number a window."""
     many = {DEFAULT: default, TUNED: tuned or default, OURS: ours}
     capacity = {
@@ -53,7 +53,7 @@ def replay(loads, default, ours, *, tuned=None, free=0.8, mark=0.1, unit=5.0):
         peak=1.5,
         loads=tuple(loads),
         capacity=capacity,
-        free=free if isinstance(free, Highest) else Highest(free),
+        free=Highest(free) if isinstance(free, float) else free,
         watermarks={DEFAULT: 0.0, TUNED: mark, OURS: 0.0},
         requests=300,
         left_out=2,

@@ -78,12 +78,17 @@ def test_from_end_to_end(cli, vllm, tmp_path, monkeypatch):
     from sagellm_lifetime.assessment.assessment import AssessmentSettings
 
     small = AssessmentSettings(
-        multiples=(1.0, 3.0), windows=1, cpu_s=0.02, predictors=("baseline",), precision=2.0
+        multiples=(1.0, 3.0),
+        windows=1,
+        cpu_s=0.02,
+        predictors=("baseline",),
+        precision=2.0,
+        watermarks=(0.1,),
     )
     monkeypatch.setattr(AssessmentSettings, "of", lambda **_: small)
     path = tmp_path / "log.parquet"
-    drawn = generate("chat", 300, seed=3, rate_scale=40.0)
-    short = (pl.col("prompt_length") < 1500) & (pl.col("actual_length") < 300)
+    drawn = generate("chat", 400, seed=3, rate_scale=200.0)
+    short = (pl.col("prompt_length") < 1500) & (pl.col("actual_length") < 60)
     drawn.filter(short).write_parquet(path)
     args = ("--kv-tokens", 8000, "--predictor-type", "baseline", "--quick", "--report", "out.html")
     done = cli("assess", path, *ENGINE, *args)

@@ -16,6 +16,7 @@ from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, lo
 from sagellm_lifetime.cli.convert import Format
 from sagellm_lifetime.cli.demo import _closing
 from sagellm_lifetime.cli.options import repeated
+from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.evaluation.verdict import Gap, Verdict
 from sagellm_lifetime.history import read_history
 from sagellm_lifetime.history.convert import FORMATS
@@ -127,6 +128,17 @@ def test_train_says_where_the_time_per_token_is_not_known(cli, tmp_path):
     assert json.loads((tmp_path / "timed.json").read_text())["seconds_per_token_assumed"] is False
 
 
+@pytest.fixture
+def no_replay(monkeypatch):
+    """As if vLLM were not installed: the demo's assessment measures the predictor alone."""
+
+    def absent():
+        raise MissingExtraError("the replay", "vllm")
+
+    monkeypatch.setattr("sagellm_lifetime.assessment.assessment.check_interface", absent)
+
+
+@pytest.mark.usefixtures("no_replay")
 def test_the_demo_is_the_same_for_the_same_seed(cli, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     command = ("demo", "--profile", "regular", "--rows", "150", "--seed", "3", "--json")
@@ -250,6 +262,7 @@ def test_convert(cli, tmp_path):
     assert read_history(tmp_path / "out.parquet").frame["actual_length"].to_list() == [44, 109]
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_demo(cli, tmp_path):
     pytest.importorskip("torch")
     done = cli(
@@ -262,8 +275,15 @@ def test_demo(cli, tmp_path):
     found = json.loads((tmp_path / "demo.json").read_text())
     check_contract(found["chat"])
     assert list(found["chat"]["predictors"]) == list(PREDICTORS)
+    assert found["assessment"]["verdict"].startswith("Whether it pays on your engine is not known")
+    assert "the replay needs vLLM" in " ".join(done.out.split())
+    assert "assess FILE --gpu h100" in done.out
+    assert "train --data-path report/reasoning.parquet" in done.out
+    assert len(read_history(tmp_path / "report" / "reasoning.parquet").frame) == 300
+    assert "<html" in (tmp_path / "report" / "verdict.html").read_text()
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     done = cli("demo", "--profile", "specification", "--profile", "regular", "--rows", "150")
@@ -276,12 +296,14 @@ def test_demo_of_several_workloads_without_torch(cli, tmp_path, monkeypatch):
         assert len(list((tmp_path / "report" / name).glob("*.png"))) == 5
 
 
+@pytest.mark.usefixtures("no_replay")
 def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
     monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
     demo = ("demo", "--profile", "regular", "--profile", "specification", "--rows", "300")
     done = cli(*demo, "--json", "demo.json")
     assert "Best MAE" not in done.out
     found = json.loads(Path("demo.json").read_text())
+    found.pop("assessment")
     verdicts = {name: each["verdict"] for name, each in found.items()}
     starred = [line.split() for line in done.out.splitlines() if "*" in line][:-1]
     for name, each in verdicts.items():

@@ -48,6 +48,7 @@ class AssessmentSettings:
         quick: compare fewer predictors, on fewer rows.
         predictors: names of the candidates; empty for the usual ones.
         precision: of the capacities, as a ratio above 1.
+        watermarks: that are tried for vLLM beside none.
         seed: of everything random.
 
     Raises:
@@ -64,6 +65,7 @@ class AssessmentSettings:
     quick: bool = False
     predictors: Sequence[str] = ()
     precision: float = PRECISION
+    watermarks: tuple[float, ...] = WATERMARKS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,7 +84,13 @@ class AssessmentSettings:
         if not quick:
             return cls(predictors=predictors, seed=seed)
         return cls(
-            windows=1, cpu_s=0.3, quick=True, predictors=predictors, precision=1.15, seed=seed
+            windows=1,
+            cpu_s=0.3,
+            quick=True,
+            predictors=predictors,
+            precision=1.15,
+            watermarks=WATERMARKS_QUICK,
+            seed=seed,
         )
 
 
@@ -166,7 +174,7 @@ class Assessment:
             self.engine.cost,
             self.objective,
             choice.predictor,
-            WATERMARKS_QUICK if self.settings.quick else WATERMARKS,
+            self.settings.watermarks,
         )
         expected = _EXPECTED_RUNS * len(windows)
         replays.tell = lambda what: tell(what, min(replays.runs / expected, 0.99))

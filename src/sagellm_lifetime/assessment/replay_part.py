@@ -21,6 +21,9 @@ from sagellm_lifetime.assessment.windows import Windows
 
 CURVE: Final = (DEFAULT, TUNED, OURS)
 """Policies whose capacity is sought."""
+LOWEST: Final = 1 / 8
+MOST: Final = 16.0
+"""Ends of the search. Lower loads take as many steps as tokens, and tell little."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class ReplayPart:
         peak: rate of the busiest of 24 parts of the test part, as a multiple of its mean.
         loads: figures at several multiples of the log's rate.
         capacity: by policy, the highest load within the objective, one for each window.
-        free: load below which nobody waits under vLLM's default, in the first window.
+        free: load below which nobody waits under vLLM's default, in the first window; sought only
+            where nobody waits at any of ``loads``.
         watermarks: by policy, the watermark for ``capacity``.
         requests: requests of a window at the log's own rate.
         left_out: requests too large for the engine.
@@ -91,7 +95,7 @@ class ReplayPart:
     peak: float | None
     loads: tuple[Load, ...]
     capacity: Mapping[str, tuple[Highest, ...]]
-    free: Highest
+    free: Highest | None
     watermarks: Mapping[str, float]
     requests: int
     left_out: int
@@ -156,7 +160,9 @@ class ReplayPart:
             "notes": list(self.notes),
             "engine": f"vLLM {self.version}",
             "runs": self.runs,
-            "nobody_waits_below": {
+            "nobody_waits_below": None
+            if self.free is None
+            else {
                 "multiple": self.free.load,
                 "requests_per_s": self.free.load * self.unit,
                 "end": self.free.end,
@@ -216,20 +222,21 @@ def replay_part(
             "the log has no arrival times on one clock: arrivals are drawn, and 1 x is about the "
             "load that vLLM's default just serves within the objective"
         )
-    loads = tuple(_load(replays, multiple) for multiple in multiples)
+    loads = tuple(replay_load(replays, multiple) for multiple in multiples)
     default = tuple(
-        highest_load(_meets(replays, DEFAULT, w, objective), precision=precision) for w in several
+        highest_load(
+            _meets(replays, DEFAULT, w, objective), lowest=LOWEST, most=MOST, precision=precision
+        )
+        for w in several
     )
-    above = max(default[0].load * 1.15, 1 / 16)
-    marks = {
-        name: replays.tuned(name, above, lambda f: 1e-6 * f.mean_s - f.within)
-        for name in (DEFAULT, OURS)
-    }
+    above = default[0].load * 1.15
+    theirs, ours = replays.tuned(above, lambda f: 1e-6 * f.mean_s - f.within)
+    marks = {DEFAULT: theirs, OURS: ours}
 
     def sought(name: str) -> tuple[Highest, ...]:
         tests = [_meets(replays, name, w, objective, marks[name]) for w in several]
         return tuple(
-            highest_load(test, start=found.load, precision=precision)
+            highest_load(test, start=found.load, lowest=LOWEST, most=MOST, precision=precision)
             for test, found in zip(tests, default, strict=True)
         )
 
@@ -238,9 +245,14 @@ def replay_part(
         TUNED: sought(DEFAULT) if marks[DEFAULT] else default,
         OURS: sought(OURS),
     }
-    free = highest_load(
-        lambda multiple: replays.figures(DEFAULT, multiple, 0).nobody_waits, precision=1.2
-    )
+    free = None
+    if all(load.nobody_waits for load in loads):
+        free = highest_load(
+            lambda multiple: replays.figures(DEFAULT, multiple, 0).nobody_waits,
+            start=max(multiples),
+            most=MOST,
+            precision=1.2,
+        )
     return ReplayPart(
         rate=windows.rate,
         unit=replays.windows[0].rate,
@@ -258,9 +270,9 @@ def replay_part(
     )
 
 
-def _load(replays: Replays, multiple: float) -> Load:
+def replay_load(replays: Replays, multiple: float) -> Load:
     """Return all policies at one load, each but vLLM's default with the best watermark here."""
-    tuned, ours = (replays.tuned(name, multiple, lambda f: f.mean_s) for name in (DEFAULT, OURS))
+    tuned, ours = replays.tuned(multiple, lambda f: f.mean_s)
     settings = {
         DEFAULT: (DEFAULT, 0.0),
         TUNED: (DEFAULT, tuned),

@@ -74,21 +74,22 @@ class Replays:
             self._kept[key] = self._run(name, at, window, watermark)
         return self._kept[key]
 
-    def tuned(
-        self, name: str, multiple: float, better: Callable[[Figures], float], most: float = 1.0
-    ) -> float:
-        """Return the watermark that is best for a policy at a load.
+    def tuned(self, multiple: float, better: Callable[[Figures], float]) -> tuple[float, float]:
+        """Return the watermarks that are best for vLLM's own order and for ``lifetime`` at a load.
 
-        It is chosen on the first window, at this very load.
+        They are chosen on the first window, at this very load: the first among all that are tried,
+        the second among none and the first.
 
         Args:
-            name: of the policy.
             multiple: of the log's rate.
             better: lowest for the best figures.
-            most: largest watermark that is tried.
         """
-        choices = [mark for mark in (0.0, *self.watermarks) if mark <= most]
-        return min(choices, key=lambda mark: better(self.figures(name, multiple, 0, mark)))
+
+        def best(name: str, choices: tuple[float, ...]) -> float:
+            return min(choices, key=lambda mark: better(self.figures(name, multiple, 0, mark)))
+
+        theirs = best(DEFAULT, (0.0, *self.watermarks))
+        return theirs, best(OURS, (0.0, theirs)) if theirs else 0.0
 
     def _run(self, name: str, multiple: float, window: int, watermark: float) -> Figures:
         mark = f", watermark {watermark:g}" if watermark else ""

@@ -27,18 +27,16 @@ def headline(replay: ReplayPart, objective: Objective) -> str:
             f"This engine does not meet the objective at any load that was tried: no policy gives "
             f"{objective.says()}. Take a faster engine or another objective (--slo)."
         )
-    free = rate_words(replay.free.load * replay.unit)
-    highest = replay.loads[-1]
-    calm = highest.nobody_waits
-    if calm and replay.free.end == "more":
-        text = f"Nothing to gain: nobody waits, up to {free} or more, the highest load tried."
-    elif calm:
-        text = (
-            f"Nothing to gain at {highest.multiple:g} times this load or less: nobody waits below "
-            f"{free}."
-        )
-    else:
-        text = ""
+    text = ""
+    if replay.free is not None:
+        free = rate_words(replay.free.load * replay.unit)
+        if replay.free.end == "more":
+            text = f"Nothing to gain: nobody waits, up to {free} or more, the highest load tried."
+        else:
+            text = (
+                f"Nothing to gain at {replay.loads[-1].multiple:g} times this load or less: nobody "
+                f"waits below {free}."
+            )
     more = _capacity(replay, objective)
     return f"{text} Beyond that: {more}" if text and more else text or more
 

@@ -15,7 +15,7 @@ from sagellm_lifetime.cli.assess import keep_vllm_quiet, show
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import Json, Seed, can_train_networks
 from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
-from sagellm_lifetime.cli.paths import check_file, check_json, check_report
+from sagellm_lifetime.cli.paths import check_json, check_report
 from sagellm_lifetime.cli.score_table import COLUMNS, LEGEND, note_left_out, score_rows
 from sagellm_lifetime.core.atomic import write_atomically
 
@@ -35,9 +35,10 @@ EPOCHS: Final = 6
 ASSESSED: Final = "reasoning"
 """The workload that is assessed, on a small share of a GPU so that requests wait for memory."""
 ASSESSED_ROWS: Final = 2000
-ENGINE: Final = {"gpu": "a100", "model_size": "7b", "kv_tokens": 60_000}
+KV_TOKENS: Final = 60_000
 MULTIPLES: Final = (1.0, 2.0, 3.0)
 VERDICT_PAGE: Final = "verdict.html"
+LOG: Final = f"{ASSESSED}.parquet"
 
 
 def demo(
@@ -76,8 +77,7 @@ def demo(
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
-    check_report(output)
-    check_file(output / VERDICT_PAGE)
+    check_report(output, (VERDICT_PAGE, LOG))
     check_json(json)
     left_out = [] if can_train_networks() else [name for name in PREDICTORS if has_network(name)]
     names = [name for name in PREDICTORS if name not in left_out]
@@ -94,7 +94,7 @@ def demo(
     if len(profiles) > 1:
         write_atomically(page, _index(results, verdicts).encode())
     program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
-    assessed = _assess(min(rows, ASSESSED_ROWS), seed)
+    assessed = _assess(output / LOG, min(rows, ASSESSED_ROWS), seed)
     write_page(output / VERDICT_PAGE, assessed, program)
     if json is not None:
         settings = {"rows": rows, "epochs": epochs, "seed": seed}
@@ -108,7 +108,10 @@ def demo(
         for line in _closing(verdicts, program):
             say(line)
         say()
-        say(f"Assessed: {ASSESSED}, {assessed.rows:,} requests ({output / VERDICT_PAGE})")
+        say(
+            f"Assessed: {output / LOG}, {assessed.rows:,} requests, on a share of an A100 "
+            f"({output / VERDICT_PAGE})"
+        )
         show(assessed, program)
 
 
@@ -160,16 +163,19 @@ def _compare(
         return study.run(step).evaluations
 
 
-def _assess(rows: int, seed: int) -> Assessed:
-    """Return the verdict on :data:`ASSESSED`."""
+def _assess(log: Path, rows: int, seed: int) -> Assessed:
+    """Write :data:`ASSESSED` as a log, and return the verdict on it."""
     from sagellm_lifetime.assessment.assessment import Assessment, AssessmentSettings
     from sagellm_lifetime.assessment.engine import Engine
     from sagellm_lifetime.evaluation.dataset import Dataset
+    from sagellm_lifetime.history import write_history
     from sagellm_lifetime.workloads import generate
 
-    work = Dataset.of(generate(ASSESSED, rows, seed=seed), ASSESSED)
+    work = generate(ASSESSED, rows, seed=seed)
+    write_history(work, log)
     settings = replace(AssessmentSettings.of(quick=True, seed=seed), multiples=MULTIPLES)
-    assessment = Assessment(work, Engine.of(**ENGINE), settings=settings)
+    engine = Engine.of(gpu="a100", model_size="7b", kv_tokens=KV_TOKENS)
+    assessment = Assessment(Dataset.of(work, str(log)), engine, settings=settings)
     keep_vllm_quiet()
     with progress("assess") as step:
         return assessment.run(step)
