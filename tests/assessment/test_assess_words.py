@@ -82,3 +82,12 @@ def test_the_json_holds_every_figure():
     assert found["replay"]["loads"][1]["policies"]["fcfs"][0]["mean_s"] == 10
     assert found["predictor"]["saved_of_constant"]["low"] == 0.4
     assert found["engine"]["step_cost"]["base_s"] > 0
+
+
+def test_a_difference_below_the_steps_of_the_search_is_none():
+    part = replay([load(1.0, [4, 4], [4, 4])], [1.0, 1.0], [1.06, 1.05])
+    told = "No more load at the same objective, as far as 8 % steps over 2 windows can tell (5 to"
+    assert verdict(part).headline().startswith(told)
+    part = replay([load(1.0, [4, 4], [4, 4])], [1.0], [1.3])
+    told = "30 % more load at the same objective (one window, so no range)"
+    assert told in verdict(part).headline()

@@ -54,6 +54,7 @@ def replay(loads, default, ours, *, tuned=None, free=None, mark=0.1, unit=5.0):
         loads=tuple(loads),
         capacity=capacity,
         free=Highest(free) if isinstance(free, float) else free,
+        precision=1.08,
         watermarks={DEFAULT: 0.0, TUNED: mark, OURS: 0.0},
         requests=300,
         left_out=2,

@@ -81,6 +81,7 @@ class ReplayPart:
         capacity: by policy, the highest load within the objective, one for each window.
         free: load below which nobody waits under vLLM's default, in the first window; sought only
             where nobody waits at any of ``loads``.
+        precision: of ``capacity``, as a ratio above 1.
         watermarks: by policy, the watermark for ``capacity``.
         requests: requests of a window at the log's own rate.
         left_out: requests too large for the engine.
@@ -96,6 +97,7 @@ class ReplayPart:
     loads: tuple[Load, ...]
     capacity: Mapping[str, tuple[Highest, ...]]
     free: Highest | None
+    precision: float
     watermarks: Mapping[str, float]
     requests: int
     left_out: int
@@ -168,6 +170,7 @@ class ReplayPart:
                 "end": self.free.end,
             },
             "capacity": capacity,
+            "capacity_precision": self.precision,
             "capacity_watermarks": dict(self.watermarks),
             "more_load": self.more_load.to_json(),
             "loads": [
@@ -260,6 +263,7 @@ def replay_part(
         loads=loads,
         capacity=capacity,
         free=free,
+        precision=precision,
         watermarks={DEFAULT: 0.0, TUNED: marks[DEFAULT], OURS: marks[OURS]},
         requests=replays.windows[0].size,
         left_out=windows.left_out,

@@ -51,17 +51,24 @@ def _capacity(replay: ReplayPart, objective: Objective) -> str:
         f"{rate_words(ours.middle)} with {_named(replay, OURS)}, {rate_words(theirs.middle)} with "
         f"{_named(replay, base)}, at {objective.says()}"
     )
-    if gain.sign > 0 and gain.middle >= SMALL:
+    step = replay.precision - 1
+    alone = " (one window, so no range)" if replay.windows == 1 else ""
+    if gain.sign > 0 and gain.middle >= step:
         return (
             f"The same hardware serves {percent(gain.middle)} more load at the same objective"
-            f"{spread(gain)}: {both}."
+            f"{alone or spread(gain)}: {both}."
         )
-    if gain.sign < 0 or gain.middle <= -SMALL:
+    if gain.sign < 0 and gain.middle <= -step:
+        less = Range(-gain.middle, -gain.high, -gain.low)
         return (
-            f"Lifetime is WORSE here: it serves {percent(-gain.middle)} less load at the same "
-            f"objective{spread(Range(-gain.middle, -gain.high, -gain.low))}: {both}. Leave it off."
+            f"Lifetime is WORSE here: it serves {percent(less.middle)} less load at the same "
+            f"objective{alone or spread(less)}: {both}. Leave it off."
         )
-    return f"No more load at the same objective beyond chance{spread(gain)}: {both}."
+    return (
+        f"No more load at the same objective, as far as {percent(step)} steps"
+        f"{'' if alone else f' over {replay.windows} windows'} can tell{alone or spread(gain)}: "
+        f"{both}."
+    )
 
 
 def _named(replay: ReplayPart, name: str) -> str:
@@ -161,14 +168,15 @@ def switch_on(replay: ReplayPart | None, predictor: str, source: str, program: s
 
 def _worth_it(replay: ReplayPart) -> bool:
     """Return True if it serves more load, or shortens the mean latency at a load that was tried."""
-    if replay.more_load.sign < 0:
+    step = replay.precision - 1
+    if replay.more_load.sign < 0 and replay.more_load.middle <= -step:
         return False
     shorter = any(
         load.change("mean_s").sign < 0 and load.change("mean_s").middle <= -SMALL
         for load in replay.loads
         if not load.nobody_waits
     )
-    return shorter or (replay.more_load.sign > 0 and replay.more_load.middle >= SMALL)
+    return shorter or (replay.more_load.sign > 0 and replay.more_load.middle >= step)
 
 
 def _useful_watermark(replay: ReplayPart) -> float:
