@@ -330,8 +330,8 @@ def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
             beaten += [f"{name} ({best})"] if best in each["baselines"] else []
         said = re.search(rf"A baseline has the least error of all {when} on (.*?)\.(?: |$)", told)
         assert (said.group(1).split(" and ") if said else []) == beaten
-    for command in ("evaluate", "train", "replay"):
-        assert f"sagellm-lifetime {command} --data-path FILE" in done.out
+    for command in ("evaluate --data-path", "train --data-path", "assess"):
+        assert f"sagellm-lifetime {command} FILE" in done.out
     assert "Least error of all: " in Path("report/report.md").read_text()
 
 

@@ -85,7 +85,7 @@ class AssessmentSettings:
             return cls(predictors=predictors, seed=seed)
         return cls(
             windows=1,
-            cpu_s=0.3,
+            cpu_s=0.2,
             quick=True,
             predictors=predictors,
             precision=1.15,
