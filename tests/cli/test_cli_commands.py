@@ -16,6 +16,7 @@ from sagellm_lifetime import PREDICTORS, PredictionRequest, create_predictor, lo
 from sagellm_lifetime.cli.convert import NAMES
 from sagellm_lifetime.cli.demo import _closing
 from sagellm_lifetime.cli.options import repeated
+from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.evaluation.verdict import Gap, Verdict
 from sagellm_lifetime.history import read_history
 from sagellm_lifetime.history.convert import FORMATS
@@ -126,6 +127,16 @@ def test_train_says_where_the_time_per_token_is_not_known(cli, tmp_path):
     timed = cli("train", "--data-path", "timed.csv", *SURVIVAL, "--json", "timed.json")
     assert "Time per token:  0.02 s" in timed.out
     assert json.loads((tmp_path / "timed.json").read_text())["seconds_per_token_assumed"] is False
+
+
+@pytest.fixture
+def no_replay(monkeypatch):
+    """As if vLLM were not installed: the demo's assessment measures the predictor alone."""
+
+    def absent():
+        raise MissingExtraError("the replay", "vllm")
+
+    monkeypatch.setattr("sagellm_lifetime.assessment.assessment.check_interface", absent)
 
 
 def test_evaluate_splits_the_history(cli, tmp_path, history):
@@ -245,6 +256,8 @@ def test_convert(cli, tmp_path):
     assert read_history(tmp_path / "out.parquet").frame["actual_length"].to_list() == [44, 109]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_replay")
 def test_demo(cli, tmp_path):
     pytest.importorskip("torch")
     done = cli(
@@ -257,9 +270,16 @@ def test_demo(cli, tmp_path):
     found = json.loads((tmp_path / "demo.json").read_text())
     check_contract(found["chat"])
     assert list(found["chat"]["predictors"]) == list(PREDICTORS)
+    assert found["assessment"]["verdict"].startswith("Whether it pays on your engine is not known")
+    assert "the replay needs vLLM" in " ".join(done.out.split())
+    assert "assess FILE --gpu h100" in done.out
+    assert "train --data-path report/reasoning.parquet" in done.out
+    assert len(read_history(tmp_path / "report" / "reasoning.parquet").frame) == 300
+    assert "<html" in (tmp_path / "report" / "verdict.html").read_text()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_replay")
 def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
     """One run of two workloads without PyTorch, since drawing their plots takes seconds."""
     monkeypatch.setattr("sagellm_lifetime.cli.demo.can_train_networks", lambda: False)
@@ -267,6 +287,7 @@ def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
     done = cli(*demo, "--json", "demo.json")
     assert "Best MAE" not in done.out
     found = json.loads(Path("demo.json").read_text())
+    found.pop("assessment")
     verdicts = {name: each["verdict"] for name, each in found.items()}
     starred = [line.split() for line in done.out.splitlines() if "*" in line][:-1]
     for name, each in verdicts.items():
@@ -293,8 +314,8 @@ def test_the_demo_says_who_is_ahead_and_what_to_do_next(cli, monkeypatch):
             beaten += [f"{name} ({best})"] if best in each["baselines"] else []
         said = re.search(rf"A baseline has the least error of all {when} on (.*?)\.(?: |$)", told)
         assert (said.group(1).split(" and ") if said else []) == beaten
-    for command in ("evaluate", "train", "replay"):
-        assert f"sagellm-lifetime {command} --data-path FILE" in done.out
+    for command in ("evaluate --data-path", "train --data-path", "assess"):
+        assert f"sagellm-lifetime {command} FILE" in done.out
     page = Path("report/report.md").read_text()
     assert "Least error of all: " in page
     assert "Left out: lstm and transformer: pip install" in done.out

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sagellm_lifetime.cli.assess import assess
 from sagellm_lifetime.cli.command_errors import guarded
 from sagellm_lifetime.cli.convert import convert
 from sagellm_lifetime.cli.demo import demo
@@ -47,6 +48,6 @@ def lifetime(
     """Predict how many more tokens running sequences will generate."""
 
 
-for _command in (demo, train, evaluate, predict, stats, export, convert, replay, doctor):
+for _command in (demo, assess, train, evaluate, predict, stats, export, convert, replay, doctor):
     app.command(cls=LifetimeCommand)(guarded(_command))
 app.add_typer(engine)

@@ -1,8 +1,9 @@
-"""Command ``demo``: train and compare all predictors on built-in data, and write a report."""
+"""Command ``demo``: predict, assess, verdict, on built-in workloads, and write a report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
 from time import perf_counter
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sagellm_lifetime.cli.assess import keep_vllm_quiet, show
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.options import Json, Seed, can_train_networks
 from sagellm_lifetime.cli.output import listed, note, progress, say, table, write_json
@@ -21,6 +23,7 @@ from sagellm_lifetime.core.wording import counted
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.assessment.verdict import Verdict as Assessed
     from sagellm_lifetime.evaluation.protocol import Evaluation
     from sagellm_lifetime.evaluation.verdict import Verdict
 
@@ -30,6 +33,13 @@ PROFILES: Final = (RECORDED, "chat", "coding-agent", "regular")
 ROWS: Final = 5000
 MOST_ROWS: Final = 1_000_000
 EPOCHS: Final = 6
+ASSESSED: Final = "reasoning"
+"""The workload that is assessed, on a small share of a GPU so that requests wait for memory."""
+ASSESSED_ROWS: Final = 2000
+KV_TOKENS: Final = 60_000
+MULTIPLES: Final = (1.0, 2.0, 3.0)
+VERDICT_PAGE: Final = "verdict.html"
+LOG: Final = f"{ASSESSED}.parquet"
 
 
 def demo(
@@ -56,14 +66,19 @@ def demo(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Train and compare all predictors on built-in workloads, and write a report with plots."""
+    """Compare all predictors on built-in workloads, assess one, and end with its verdict.
+
+    Tables and plots go to a report. The assessment replays the workload through vLLM's own
+    scheduler; without vLLM it measures the predictor alone.
+    """
+    from sagellm_lifetime.assessment.page import write_page
     from sagellm_lifetime.evaluation.study import to_json
     from sagellm_lifetime.evaluation.verdict import verdict
     from sagellm_lifetime.predictor.registry import PREDICTORS, has_network
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
-    check_report(output)
+    check_report(output, (VERDICT_PAGE, LOG))
     check_json(json)
     left_out = [] if can_train_networks() else [name for name in PREDICTORS if has_network(name)]
     names = [name for name in PREDICTORS if name not in left_out]
@@ -79,17 +94,26 @@ def demo(
     verdicts = {name: ahead for name, done in results.items() if (ahead := verdict(done))}
     if len(profiles) > 1:
         write_atomically(page, _index(results, verdicts).encode())
+    program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
+    assessed = _assess(output / LOG, min(rows, ASSESSED_ROWS), seed)
+    write_page(output / VERDICT_PAGE, assessed, program)
     if json is not None:
         settings = {"rows": rows, "epochs": epochs, "seed": seed}
-        write_json({name: to_json(done, settings) for name, done in results.items()}, json)
+        found = {name: to_json(done, settings) for name, done in results.items()}
+        write_json(found | {"assessment": assessed.to_json(program)}, json)
     if json != "-":
         _show(results)
         if left_out:
             say(f"Left out: {listed(left_out, 'and')}: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
-        program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
         for line in _closing(verdicts, program):
             say(line)
+        say()
+        say(
+            f"Assessed: {output / LOG}, {assessed.rows:,} requests, on a share of an A100 "
+            f"({output / VERDICT_PAGE})"
+        )
+        show(assessed, program)
 
 
 def check_profiles(names: list[str]) -> None:
@@ -138,6 +162,24 @@ def _compare(
     note_left_out(study.left_out)
     with progress(name) as step:
         return study.run(step).evaluations
+
+
+def _assess(log: Path, rows: int, seed: int) -> Assessed:
+    """Write :data:`ASSESSED` as a log, and return the verdict on it."""
+    from sagellm_lifetime.assessment.assessment import Assessment, AssessmentSettings
+    from sagellm_lifetime.assessment.engine import Engine
+    from sagellm_lifetime.evaluation.dataset import Dataset
+    from sagellm_lifetime.history import write_history
+    from sagellm_lifetime.workloads import generate
+
+    work = generate(ASSESSED, rows, seed=seed)
+    write_history(work, log)
+    settings = replace(AssessmentSettings.of(quick=True, seed=seed), multiples=MULTIPLES)
+    engine = Engine.of(gpu="a100", model_size="7b", kv_tokens=KV_TOKENS)
+    assessment = Assessment(Dataset.of(work, str(log)), engine, settings=settings)
+    keep_vllm_quiet()
+    with progress("assess") as step:
+        return assessment.run(step)
 
 
 def _report(folder: Path, name: str, evaluations: Sequence[Evaluation]) -> None:
@@ -196,7 +238,7 @@ def _closing(verdicts: dict[str, Verdict], program: str) -> list[str]:
         "Next, with your own history: does it pay, and what does it buy?",
         f"  {program} evaluate --data-path FILE --predictor-type {led} --report report/own",
         f"  {program} train --data-path FILE --predictor-type {led}",
-        f"  {program} replay --data-path FILE --predictor-type {led}    (needs vLLM)",
+        f"  {program} assess FILE --gpu h100 --model-size 8b    (one verdict; needs vLLM)",
     ]
     return lines
 

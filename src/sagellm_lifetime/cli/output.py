@@ -38,12 +38,15 @@ def keep_note(text: str) -> None:
     _notes.append(text)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str] | None], *, width: int = _WIDTH
+) -> None:
     """Print a table on stdout, the first column aligned left and the others right.
 
     Args:
         columns: headings.
         rows: cells; None draws a line.
+        width: largest width where stdout is no terminal, in characters.
     """
     from rich import box
     from rich.console import Console
@@ -57,7 +60,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str] | None]) -> None:
             drawn.add_section()
         else:
             drawn.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else width, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(drawn)
     lines = captured.get().splitlines()
