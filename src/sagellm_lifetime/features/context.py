@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.checked import MOST, checked
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.request import RequestFeatures
 
 OF_SESSION: Final = 3
 OF_CLIENT: Final = 2
 _FIELDS: Final = 5
-_LARGEST_KEY: Final = 2**32 - 1
 _LONGEST: Final = 10**8
 """Most tokens of a completion."""
 
@@ -98,11 +98,11 @@ class RecentCompletions:
             ValueError: arrays that do not fit, or with impossible completions.
         """
         sizes = (OF_SESSION, OF_CLIENT)
-        rows = checked(state, "keys", np.int64, (None, 2), 0)
-        finished = checked(state, "finished", np.int64, (None, _FIELDS), -1)
+        rows = checked(state, "keys", np.int64, (None, 2), 0, LARGEST_KEY)
+        finished = checked(state, "finished", np.int64, (None, _FIELDS), -1, LARGEST_KEY)
         # Owner, length, censored, prompt length (-1 for none), client key.
-        least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, _LARGEST_KEY]
-        if (rows > [len(sizes) - 1, _LARGEST_KEY]).any() or len(rows) > self._capacity:
+        least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, LARGEST_KEY]
+        if (rows > [len(sizes) - 1, LARGEST_KEY]).any() or len(rows) > self._capacity:
             raise ValueError("'keys' names sessions or clients that cannot be")
         if (finished < least).any() or (finished > most).any():
             raise ValueError("'finished' holds completions that cannot be")

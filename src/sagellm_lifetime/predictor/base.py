@@ -21,6 +21,8 @@ from sagellm_lifetime.core.scores import Scores
 from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.values import as_sequence_id
 from sagellm_lifetime.core.yield_gil import yield_gil
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import client_key
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
@@ -382,11 +384,14 @@ class Predictor(Predicting):
             if not self._tracker.bounded:
                 fitted.track_all()
             fitted._timing = seconds_per_token(rows.older)
-            model, context = fitted._learned.model, fitted._context
+            context = fitted._context = Context(self._context.parts, self._context.keys)
+            model = fitted._learned.model
             model.lessons = len(rows.older)
             with fitted.replaying():
                 model.fit(rows.older, rows.newest, context, progress)
-                fitted._learned.calibration.meet(rows.clients())
+                fitted._learned.calibration.meet(
+                    client_key(name, context.keys) for name in rows.clients()
+                )
                 replay(fitted, rows.newest, progress, rows.clock)
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
@@ -409,6 +414,7 @@ class Predictor(Predicting):
             return {
                 **{key: np.array(value) for key, value in self._learned.state().items()},
                 **context_state(self._context.state()),
+                **self._context.keys.state(),
                 **{f"timing.{name}": values for name, values in timing.items()},
                 "timing_order": ranks(timing),
             }
@@ -423,7 +429,8 @@ class Predictor(Predicting):
         """
         with self._lock:
             self._check_learns_here()
-            context, timing = Context(self._context.parts), TokenTiming()
+            context = Context(self._context.parts, NameKeys.of_state(arrays))
+            timing = TokenTiming()
             state = model_state(arrays)
             learned = restored(self._learned.model.successor(), arrays, context.without(state))
             context.restore(state)
@@ -436,6 +443,26 @@ class Predictor(Predicting):
             timing.restore({k: v.tolist() for k, v in paces.items()})
             self._learned, self._context, self._timing = learned, context, timing
             self._version += 1
+
+    @property
+    def is_unused(self) -> bool:
+        """Return True if it has predicted nothing and learned nothing."""
+        return not (self._learned.model.lessons or self._tracker.admitted)
+
+    def draw_secret(self) -> None:
+        """Take a random secret for the keys of names; without it they depend on the seed alone.
+
+        For a server that strangers use, before its first request: nobody can then find a name that
+        has the key of another one. The secret belongs to the learned state, and is saved with it.
+
+        Raises:
+            RequestError: it has predicted or learned already, so keys of names are in its state.
+        """
+        with self._lock:
+            self._check_learns_here()
+            if not self.is_unused:
+                raise RequestError("a secret is drawn before the first prediction and completion")
+            self._context = Context(self._context.parts, NameKeys.random())
 
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.calibration import BANDS, Calibration, bands_of
 from sagellm_lifetime.core.checked import checked
-from sagellm_lifetime.features.request import key_of
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.models.fair_share import FairShares
 from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.records import Answered, Completion
@@ -30,7 +30,6 @@ _LEARN_EVERY: Final = 32
 answers at a time cost as much per answer as 32 and stall for twice as long."""
 _START_WEIGHT: Final = 600.0
 """Maximum weight of the copied counts in a new calibration, observations a band."""
-_LARGEST_KEY: Final = 2**62
 
 
 class CalibrationByClient:
@@ -120,14 +119,14 @@ class CalibrationByClient:
         if client in self._own:
             self._add(client, completion)
 
-    def meet(self, clients: Iterable[Any]) -> None:
+    def meet(self, clients: Iterable[int]) -> None:
         """Count completions of a history in the fair shares, so that its clients are known.
 
         Args:
-            clients: names of the clients, one a completion; ``None`` for a request without one.
+            clients: keys of the clients, one a completion; 0 for a request without one.
         """
-        for name in clients:
-            self.shares.count(0 if name is None else key_of("client", name))
+        for client in clients:
+            self.shares.count(client)
 
     def _give_own(self, client: int) -> None:
         if client in self._own:
@@ -184,7 +183,7 @@ class CalibrationByClient:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        clients = checked(state, "clients", np.int64, (None,), 0, _LARGEST_KEY).tolist()
+        clients = checked(state, "clients", np.int64, (None,), 0, LARGEST_KEY).tolist()
         if len(set(clients)) < len(clients) or len(clients) > MOST_OWN:
             raise ValueError("'clients' names one twice, or too many")
         self.common.restore(state)
