@@ -31,8 +31,10 @@ from sagellm_lifetime.features.name_keys import LARGEST_KEY
 LEAST_SHARE: Final = 0.25
 """Share of the accepted completions that every client may have. With 15 % the busiest clients of an
 ordinary trace, at a sixth of it and in bursts, are cut off: 2 % in MAE."""
-_EVEN_SHARES: Final = 2.0
-"""Fair share of a client, in even shares of all clients; loud accounts send more."""
+SHARE_OF_NEW: Final = 0.15
+"""The same for the account that all new and unnamed clients share."""
+EVEN_SHARES: Final = 2.0
+"""Fair share of a client, in even shares of all clients."""
 _LOUD_SHARES: Final = 2.0
 """Part of the completions above which an account is loud, in even shares of all clients."""
 LOUD_SHARE: Final = 0.5
@@ -89,9 +91,17 @@ class FairShares:
     A client's part is measured since its first completion, at most over the last :data:`_MEMORY`
     accepted ones. So a client that comes late or pauses gets no larger share. That of the loud
     accounts is measured over as many.
+
+    Args:
+        even_shares: fair share of a client, in even shares of all clients.
+        least_share: share of the accepted completions that every client may have.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, even_shares: float = EVEN_SHARES, least_share: float = LEAST_SHARE
+    ) -> None:
+        self._even_shares = even_shares
+        self._least_share = least_share
         self._accounts: OrderedDict[int, list[int]] = OrderedDict({_SHARED: [0, 0, 0, 0, 0]})
         """Accounts of established clients, least recently seen first: completions; recently
         accepted ones, and the value of ``_total`` at which these begin; recently sent ones, and the
@@ -160,11 +170,12 @@ class FairShares:
         # new names are one client, so that more names never make a larger share; and whether an
         # account is loud depends on the accounts alone, so that new names make nobody loud.
         others = len(accounts) - 1
-        clients = 1 + others if account is accounts[_SHARED] else others + len(self._new)
-        fair = _EVEN_SHARES / clients
+        is_shared = account is accounts[_SHARED]
+        clients = 1 + others if is_shared else others + len(self._new)
+        least = min(self._least_share, SHARE_OF_NEW) if is_shared else self._least_share
         is_loud = account[3] > _LOUD_SHARES / len(accounts) * self._sent + _SLACK
         if (
-            account[1] > max(fair, LEAST_SHARE) * since + _SLACK
+            account[1] > max(self._even_shares / clients, least) * since + _SLACK
             or (is_loud and loud[0] > LOUD_SHARE * since_loud + _SLACK)
         ) and self._refused < _MOST_REFUSED:
             self._refused += 1
