@@ -326,7 +326,7 @@ def test_a_client_is_told_by_its_key_and_not_by_what_it_says(folder):
         server.wait()
         for key in (*keys, keys[0]):
             ask(key, prompt="hello", n=2)
-        ask(keys[1], prompt=["one", "two"])
+        ask(keys[1], prompt="hello")
         with pytest.raises(HTTPError, match="401"):
             ask("sk-none", prompt="hello")
     finally:

@@ -99,6 +99,21 @@ def test_recent_completions_are_bounded_and_round_trip():
     assert twin._items == recent._items
 
 
+def test_sessions_that_come_once_replace_none_that_come_again():
+    recent = RecentCompletions(capacity=100)
+    known = list(range(1, 41))
+    for _ in range(2):
+        for session in known:
+            recent.learn(RequestFeatures(), session, 50, censored=False)
+    for i in range(5000):
+        recent.learn(RequestFeatures(client_key=9), 1000 + i, 7, censored=False)
+    assert all(len(recent.session(session)) == 2 for session in known)
+    assert len(recent._items) == 100
+    twin = RecentCompletions(capacity=100)
+    twin.restore(recent.state())
+    assert list(twin._once) == list(recent._once)
+
+
 def test_chunks_are_two_per_octave():
     assert CHUNK_AGES[:8] == [16, 32, 48, 64, 96, 128, 192, 256]
     assert CHUNK_AGES[-1] >= MAX_LENGTH

@@ -14,6 +14,8 @@ from sagellm_lifetime.features.request import RequestFeatures
 OF_SESSION: Final = 3
 OF_CLIENT: Final = 2
 _FIELDS: Final = 5
+_ONCE: Final = 4
+"""Inverse of the share of the capacity that those with one completion may have."""
 _LONGEST: Final = 10**8
 """Most tokens of a completion."""
 
@@ -37,6 +39,9 @@ class Finished(NamedTuple):
 class RecentCompletions:
     """The last completions of each session and client, bounded.
 
+    Sessions and clients with one completion replace each other once they are a quarter of the
+    capacity, so that a million that come once do not replace those that come again.
+
     Args:
         capacity: sessions and clients that are kept; the least recently finished is dropped.
     """
@@ -44,6 +49,8 @@ class RecentCompletions:
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
         self._items: OrderedDict[tuple[int, int], deque[Finished]] = OrderedDict()
+        self._once: OrderedDict[tuple[int, int], None] = OrderedDict()
+        """Sessions and clients with one completion, the oldest first."""
 
     def session(self, session: int) -> list[Finished]:
         """Return the last completions of a session, oldest first; none for the key 0."""
@@ -64,16 +71,23 @@ class RecentCompletions:
             self._append((0, session), finished, OF_SESSION)
         if client:
             self._append((1, client), finished, OF_CLIENT)
-        while len(self._items) > self._capacity:
-            self._items.popitem(last=False)
 
     def _append(self, owner: tuple[int, int], finished: Finished, size: int) -> None:
         items = self._items.get(owner)
-        if items is None:
-            items = self._items[owner] = deque(maxlen=size)
-        else:
+        if items is not None:
             self._items.move_to_end(owner)
-        items.append(finished)
+            self._once.pop(owner, None)
+            items.append(finished)
+            return
+        if len(self._items) >= self._capacity:
+            if len(self._once) * _ONCE >= self._capacity:
+                oldest, _ = self._once.popitem(last=False)
+                del self._items[oldest]
+            else:
+                oldest, _ = self._items.popitem(last=False)
+                self._once.pop(oldest, None)
+        self._items[owner] = deque([finished], size)
+        self._once[owner] = None
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the completions as arrays: keys, and (owner, length, censored, prompt, client)."""
@@ -107,8 +121,12 @@ class RecentCompletions:
         if (finished < least).any() or (finished > most).any():
             raise ValueError("'finished' holds completions that cannot be")
         keys = [(owner_type, key) for owner_type, key in rows.tolist()]
+        if len(set(keys)) < len(keys):
+            raise ValueError("'keys' names one twice")
         self._items = OrderedDict((key, deque(maxlen=sizes[key[0]])) for key in keys)
         for owner, length, censored, prompt, client in finished.tolist():
             self._items[keys[owner]].append(
                 Finished(length, bool(censored), None if prompt < 0 else prompt, client)
             )
+        once = [key for key, items in self._items.items() if len(items) == 1]
+        self._once = OrderedDict.fromkeys(once)

@@ -31,7 +31,7 @@ from sagellm_lifetime.features.name_keys import LARGEST_KEY
 LEAST_SHARE: Final = 0.25
 """Share of the accepted completions that every client may have. With 15 % the busiest clients of an
 ordinary trace, at a sixth of it and in bursts, are cut off: 2 % in MAE."""
-SHARE_OF_NEW: Final = 0.15
+SHARE_OF_NEW: Final = 0.1
 """The same for the account that all new and unnamed clients share."""
 EVEN_SHARES: Final = 2.0
 """Fair share of a client, in even shares of all clients."""
