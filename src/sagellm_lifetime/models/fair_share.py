@@ -123,6 +123,12 @@ class FairShares:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
 
+    def is_loud(self, client: int) -> bool:
+        """Return True if the account of a client sends more than twice an even share."""
+        account = self._accounts.get(client, self._accounts[_SHARED])
+        sent = account[3] >> self._halvings - account[4]
+        return sent > _LOUD_SHARES / len(self._accounts) * self._sent + _SLACK
+
     def is_old(self, client: int) -> bool:
         """Return True if a client has enough completions to detect a change in its behaviour.
 
