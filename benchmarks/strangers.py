@@ -40,8 +40,20 @@ FLOODS = (
     *("a new name each", "four names", "twenty names in turn", "a thousand names", "no name"),
     *("a new session each", FORGED, OTHERS),
 )
-NAMES: Final = {"four names": 4, "twenty names in turn": 20, "a thousand names": 1000}
+NAMES: Final = {
+    "four names": 4,
+    "twenty names in turn": 20,
+    "a thousand names": 1000,
+    "a new name each": 1 << 62,
+}
 """Number of names of a stranger, by flood."""
+LENGTHS: Final = {
+    "one token": (1, "stop"),
+    "8,191 tokens": (8191, "stop"),
+    "cut at 8,192": (8192, "length"),
+    "aborts": (1, "abort"),
+}
+"""Length and finish reason of a stranger's requests, by flood; 100 tokens where there are none."""
 OUT_OF_REACH: Final = "floods under others' names"
 """Part of the lines that no predictor can meet; they are printed, and no target is missed."""
 ARGUMENT: Final = (
@@ -288,29 +300,18 @@ def among(rows: list[Row], what: str, times: int, seed: int) -> Iterator[tuple[R
         for _ in range(times):
             made += 1
             said: Said = {**rows[int(rng.integers(len(rows)))].said, "client_id": "stranger"}
-            length, reason = 100, "stop"
-            if what == "one token":
-                length = 1
-            elif what == "8,191 tokens":
-                length = 8191
-            elif what == "cut at 8,192":
-                length, reason = 8192, "length"
-            elif what == "mixed lengths":
+            length, reason = LENGTHS.get(what, (100, "stop"))
+            if what == "mixed lengths":
                 length = (1, 8191)[made // 50 % 2]
-            elif what == "aborts":
-                length, reason = 1, "abort"
-            elif what == "a new name each":
-                said["client_id"] = f"stranger {made}"
             elif what in NAMES:
                 said["client_id"] = f"stranger {made % NAMES[what]}"
-            elif what == FORGED:
-                said = from_key({**said, "client_id": names[int(rng.integers(len(names)))]})
             elif what == "no name":
                 del said["client_id"]
             elif what == "a new session each":
                 said["session_id"] = f"session {made}"
-            elif what == OTHERS:
+            elif what in (OTHERS, FORGED):
                 said["client_id"] = names[int(rng.integers(len(names)))]
+                said = from_key(said) if what == FORGED else said
             yield Row(said, length, reason), False
         yield row, True
 

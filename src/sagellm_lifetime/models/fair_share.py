@@ -123,11 +123,11 @@ class FairShares:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
 
-    def is_loud(self, client: int) -> bool:
-        """Return True if the account of a client sends more than twice an even share."""
+    def sends_more(self, client: int, even_shares: float) -> bool:
+        """Return True if the account of a client sends more than so many even shares."""
         account = self._accounts.get(client, self._accounts[_SHARED])
         sent = account[3] >> self._halvings - account[4]
-        return sent > _LOUD_SHARES / len(self._accounts) * self._sent + _SLACK
+        return sent > even_shares / len(self._accounts) * self._sent + _SLACK
 
     def is_old(self, client: int) -> bool:
         """Return True if a client has enough completions to detect a change in its behaviour.
