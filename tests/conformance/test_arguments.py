@@ -269,7 +269,7 @@ def test_seconds_per_token_go_on_in_their_order(tmp_path):
         predictor.predict(PredictionRequest(0, [], 0, 100, {"model": model}))
         predictor.update(0, 30, 1.0)
     predictor.save(tmp_path / "state")
-    names = list(load_predictor(tmp_path / "state")._timing.state())
+    names = list(load_predictor(tmp_path / "state")._timing._timing.state())
     assert names == ["", "c", "b", "order", "a", "\\ud800"]
 
 

@@ -302,3 +302,39 @@ def test_several_engine_cores(vllm, tmp_path, capsys):
     assert len(read_history(tmp_path / "rec").frame) == 60
     learned = [lessons_in(tmp_path / f"runs/engine/engine-{rank}/predictor") for rank in (0, 1)]
     assert [each - 200 for each in learned] == counted
+
+
+def test_a_client_is_told_by_its_key_and_not_by_what_it_says(folder):
+    keys = ("sk-first", "sk-second")
+    server = Server(
+        folder,
+        *("--enable-lifetime-prediction", "--record", "keyed", "--state", "keyed-state"),
+        *("--lifetime-client-from", "api-key"),
+        vllm=("--api-key", *keys),
+        env={"TORCH_COMPILE_DISABLE": "1"},
+    )
+
+    def ask(key, **said):
+        forged = {"client_id": "victim", "lifetime_client": "victim"}
+        body = {"model": "model", "max_tokens": 8, "vllm_xargs": forged, "user": "victim", **said}
+        headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+        request = Request(f"{server.url}/v1/completions", json.dumps(body).encode(), headers)
+        with urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    try:
+        server.wait()
+        for key in (*keys, keys[0]):
+            ask(key, prompt="hello", n=2)
+        ask(keys[1], prompt="hello")
+        with pytest.raises(HTTPError, match="401"):
+            ask("sk-none", prompt="hello")
+    finally:
+        server.stop()
+    take_up(folder / "keyed")
+    rows = read_history(folder / "keyed").frame
+    counts = dict(rows.group_by("client_id").len().iter_rows())
+    assert sorted(counts.values()) == [3, 4]
+    assert all(name.startswith("key:") for name in counts)
+    told = server.log.read_text()
+    assert not any(key in told for key in keys)

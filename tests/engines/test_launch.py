@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from engine_help import fitted
@@ -425,6 +426,7 @@ def test_no_option_of_vllms_is_taken_for_one_of_ours():
     # What is short for an option that we look at is short for no other.
     looked_at = ["--host", "--port", "--uds", "--additional-config", "--middleware", "--headless"]
     looked_at += ["--logits-processors", "--scheduler-cls", "--shutdown-timeout", launch.BACKEND]
+    looked_at += ["--api-key"]
     for name in looked_at:
         assert name in names
         for length in range(3, len(name)):
@@ -574,3 +576,24 @@ def test_vllm_gets_the_scheduler_that_it_needs(vllm, monkeypatch):
         live.scheduler(SimpleNamespace(scheduler_config=scheduler_config), block_size=16)
     assert [name for name, _ in made] == ["LiveScheduler", "LiveAsyncScheduler"]
     assert made[0][1]["block_size"] == 16
+
+
+def test_the_client_of_a_request_is_taken_from_its_key(start, model, monkeypatch):
+    source = ("--lifetime-client-from", "api-key")
+    line = start(model, ON, *source, "--", "--api-key", "hush")
+    middlewares = [line[i + 1] for i, word in enumerate(line) if word == "--middleware"]
+    assert middlewares == [launch.MIDDLEWARE, launch.CLIENTS]
+    assert settings_of(line)["client_from"] == "api-key"
+    module, _, name = launch.CLIENTS.rpartition(".")
+    assert isinstance(getattr(import_module(module), name), type)
+    assert launch.CLIENTS not in start(model, ON)
+    assert "client_from must be api-key, user or header:NAME" in start(
+        model, ON, "--lifetime-client-from", "ip"
+    )
+    assert "needs --enable-lifetime-prediction" in start(model, *source)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    settings = LiveSettings(client_from="api-key")
+    assert launch.remarks(settings, ["--api-key", "hush"]) == []
+    assert "checks no key" in launch.remarks(settings, [])[0]
+    assert launch.remarks(LiveSettings(client_from="user"), []) == []
+    assert launch.remarks(None, []) == []

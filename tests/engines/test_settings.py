@@ -10,6 +10,9 @@ from sagellm_lifetime.vllm import settings
 from sagellm_lifetime.vllm.settings import KEY, LiveSettings
 
 WRONG = [
+    {"client_from": None},
+    {"client_from": "ip"},
+    {"client_from": "header:"},
     {"share": "0.2"},
     {"share": None},
     {"share": float("nan")},
@@ -71,6 +74,7 @@ def test_a_wrong_value_is_refused_by_its_name(said):
 
 def test_every_setting_is_checked():
     kinds = [*settings.FLAGS, *settings.NAMES, *settings.PATHS, *settings.RANGES]
+    kinds += settings.SOURCED
     assert sorted(kinds) == sorted(field.name for field in fields(LiveSettings))
     wrong = {name for said in WRONG for name in said}
     assert wrong == set(kinds)

@@ -16,9 +16,11 @@ from sagellm_lifetime.features.evidence import (
     read_chunks,
     read_evidence,
 )
-from sagellm_lifetime.features.request import RequestFeatures, key_of, read_request
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import RequestFeatures, read_request
 
 SAID = {"client_id": "c", "session_id": "s"}
+KEYS = NameKeys.seeded(0)
 
 
 def asked(age=0, tokens=(), **said) -> PredictionRequest:
@@ -26,13 +28,13 @@ def asked(age=0, tokens=(), **said) -> PredictionRequest:
 
 
 def evidence_of(request, recent=None):
-    features = read_request(request)
+    features = read_request(request, KEYS)
     return read_evidence(request, features.session_key, features, recent or RecentCompletions())
 
 
 def test_completions_come_oldest_first_and_the_admission_last():
     recent = RecentCompletions()
-    features = read_request(asked())
+    features = read_request(asked(), KEYS)
     past = [10, 20, 30, 40, 50, 60]
     for length in past:
         recent.learn(features, features.session_key, length, censored=length == 50)
@@ -52,7 +54,7 @@ def test_completions_come_oldest_first_and_the_admission_last():
 
 def test_every_step_has_the_same_layout():
     recent = RecentCompletions()
-    features = read_request(asked(prompt_length=7))
+    features = read_request(asked(prompt_length=7), KEYS)
     recent.learn(features, features.session_key, 10, censored=False)
     request = asked(200, range(260), prompt_text="Why?", prompt_length=60, temperature=1.0)
     evidence = evidence_of(request, recent)
@@ -72,10 +74,10 @@ def test_missing_differs_from_zero():
 
 def test_what_follows_a_finished_turn_is_its_growth():
     recent = RecentCompletions()
-    before = read_request(asked(prompt_length=100))
+    before = read_request(asked(prompt_length=100), KEYS)
     recent.learn(before, before.session_key, 50, censored=False)
     (finished,) = recent.session(before.session_key)
-    step = finished_step(finished, read_request(asked(prompt_length=180)), "session", 0)
+    step = finished_step(finished, read_request(asked(prompt_length=180), KEYS), "session", 0)
     assert step[4 + 5] == pytest.approx(log_scaled(30))
     assert step[4 + 6] == 0.0
 
@@ -83,18 +85,33 @@ def test_what_follows_a_finished_turn_is_its_growth():
 def test_recent_completions_are_bounded_and_round_trip():
     recent = RecentCompletions(capacity=10)
     for i in range(100):
-        features = RequestFeatures(client_key=key_of("client", i), prompt_length=i or None)
-        recent.learn(features, key_of("session", i), i, censored=bool(i % 2))
-    assert recent.session(key_of("session", 0)) == []
+        features = RequestFeatures(client_key=KEYS.key("client", i), prompt_length=i or None)
+        recent.learn(features, KEYS.key("session", i), i, censored=bool(i % 2))
+    assert recent.session(KEYS.key("session", 0)) == []
     assert recent.session(0) == []
-    (last,) = recent.session(key_of("session", 99))
+    (last,) = recent.session(KEYS.key("session", 99))
     assert (last.length, last.censored, last.prompt_length) == (99, True, 99)
     twin = RecentCompletions(capacity=10)
     twin.restore(recent.state())
     assert twin._items == recent._items
     for each in (recent, twin):
-        each.learn(RequestFeatures(), key_of("session", 99), 5, censored=False)
+        each.learn(RequestFeatures(), KEYS.key("session", 99), 5, censored=False)
     assert twin._items == recent._items
+
+
+def test_sessions_that_come_once_replace_none_that_come_again():
+    recent = RecentCompletions(capacity=100)
+    known = list(range(1, 41))
+    for _ in range(2):
+        for session in known:
+            recent.learn(RequestFeatures(), session, 50, censored=False)
+    for i in range(5000):
+        recent.learn(RequestFeatures(client_key=9), 1000 + i, 7, censored=False)
+    assert all(len(recent.session(session)) == 2 for session in known)
+    assert len(recent._items) == 100
+    twin = RecentCompletions(capacity=100)
+    twin.restore(recent.state())
+    assert list(twin._once) == list(recent._once)
 
 
 def test_chunks_are_two_per_octave():

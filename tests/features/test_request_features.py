@@ -9,7 +9,15 @@ import pytest
 
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.features.request import PREFIX_HEAD, check_request, key_of, read_request
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import PREFIX_HEAD, check_request
+from sagellm_lifetime.features.request import read_request as read
+
+KEYS = NameKeys.seeded(0)
+
+
+def read_request(asked):
+    return read(asked, KEYS)
 
 
 def request(**said) -> PredictionRequest:
@@ -44,8 +52,8 @@ def test_everything_said():
     assert (features.prompt_length, features.turn, features.temperature) == (40, 3, 0.7)
     assert (features.has_tools, features.json_format, features.thinking) == (False, True, True)
     assert features.model == "m"
-    assert features.client_key == key_of("client", "c")
-    assert features.session_key == key_of("session", "7")
+    assert features.client_key == KEYS.key("client", "c")
+    assert features.session_key == KEYS.key("session", "7", features.client_key)
     assert features.prefix_head == tuple(range(PREFIX_HEAD))
 
 
@@ -57,9 +65,10 @@ def test_prompt_length_from_tokens_unless_said():
     assert read_request(PredictionRequest(1, [1] * 10, 0, None, said)).prompt_length == 0
 
 
-def test_keys_do_not_collide_between_kinds_and_are_never_zero():
-    assert key_of("client", "x") != key_of("session", "x")
-    assert all(key_of("client", i) for i in range(1000))
+def test_a_session_is_that_of_its_client():
+    mine = read_request(request(client_id="a", session_id="s"))
+    theirs = read_request(request(client_id="b", session_id="s"))
+    assert mine.session_key != theirs.session_key
 
 
 @pytest.mark.parametrize(("said", "kept"), [(2.0, 2.0), (1e19, 10.0), (-1e308, -10.0)])

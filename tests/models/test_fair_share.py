@@ -7,7 +7,7 @@ import pytest
 
 from sagellm_lifetime.core.grid import EDGES
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.models.fair_share import LEAST_SHARE, FairShares
+from sagellm_lifetime.models.fair_share import LEAST_SHARE, LOUD_SHARE, FairShares
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 
@@ -43,6 +43,17 @@ def test_a_loud_client_counts_for_no_more_than_a_quarter():
     found = accepted(FairShares(), loud(200, 20, 10))
     assert all(found[client] > 195 for client in range(1, 21))
     assert found[99] == pytest.approx(LEAST_SHARE * sum(found.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("names", [2, 4, 8])
+def test_several_loud_names_share_one_bound(names):
+    shares = FairShares()
+    accepted(shares, list(range(1, 21)) * 20)
+    found = accepted(shares, loud(400, 20, 10, lambda i: 1000 + i % names))
+    assert all(found[client] > 390 for client in range(1, 21)), "the quiet lose nothing"
+    # A tenth more, since names are not loud from their first completion on.
+    strangers = sum(n for client, n in found.items() if client >= 1000)
+    assert strangers <= 1.1 * LOUD_SHARE * sum(found.values())
 
 
 def test_a_name_for_every_request_buys_nothing():
@@ -106,11 +117,15 @@ def test_a_restored_account_goes_on_like_the_one_it_came_from():
 @pytest.mark.parametrize(
     "damage",
     [
-        {"accounts": np.array([[5, 1, 1, 1]])},
-        {"accounts": np.array([[0, 1, 1, 1], [0, 1, 1, 1]])},
-        {"accounts": np.array([[0, 1, 2, 2]])},
-        {"accounts": np.array([[0, 5, 3, 2]])},
-        {"accounts": np.array([[i, 1, 0, 0] for i in range(1026)])},
+        {"accounts": np.array([[5, 1, 1, 1, 0]])},
+        {"accounts": np.array([[0, 1, 1, 1, 0], [0, 1, 1, 1, 0]])},
+        {"accounts": np.array([[0, 1, 2, 2, 0]])},
+        {"accounts": np.array([[0, 5, 3, 2, 0]])},
+        {"accounts": np.array([[0, 5, 3, 4, 1]])},
+        {"accounts": np.array([[0, 2**60, 3, 4, 0]])},
+        {"accounts": np.array([[i, 1, 0, 0, 0] for i in range(1026)])},
+        {"loud": np.array([3, 2, 0])},
+        {"loud": np.array([0, 0, 1025])},
         {"new": np.array([[4, 0]])},
         {"new": np.array([[4, 8]])},
         {"new": np.array([[4, 1], [4, 1]])},
@@ -119,7 +134,7 @@ def test_a_restored_account_goes_on_like_the_one_it_came_from():
     ],
 )
 def test_accounts_that_nobody_can_have_are_refused(damage):
-    with pytest.raises(ValueError, match=r"accounts|new|refused"):
+    with pytest.raises(ValueError, match=r"accounts|new|refused|loud"):
         FairShares().restore({**FairShares().state(), **damage})
 
 

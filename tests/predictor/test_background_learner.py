@@ -103,8 +103,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_what_learning_inline_would(name, tmp_path):
     """All are asked about before any is learned from, then again when all were learned."""
-    predictor, twin = made(name), made(name)
+    predictor = made(name)
     with learning(predictor, tmp_path / "state", every=3600.0) as learner:
+        twin = predictor.clone()  # with its secret, which is drawn for a new state
         for at in range(2):
             stream = list(finished_sequences(70, seed=at, name=f"round {at}"))
             for each in (predictor, twin):

@@ -95,6 +95,23 @@ def test_calibrations_of_clients_are_bounded():
     assert len(predictor.calibration.state()["clients"]) <= MOST_OWN
 
 
+def test_many_loud_names_in_turn_take_no_calibration_from_others():
+    calibration = create_predictor("survival").calibration
+    for client in range(1, MOST_OWN + 1):
+        calibration._give_own(client)
+    kept = dict(calibration._own)
+    for client in range(100, 140):
+        calibration._count += 1
+        calibration._give_own(client)
+    assert dict(calibration._own) == kept
+    calibration._count += 2000
+    calibration._used[3] = calibration._count
+    calibration._give_own(200)
+    assert 200 in calibration._own
+    assert 3 in calibration._own
+    assert len(calibration._own) == MOST_OWN
+
+
 def test_a_million_names_get_no_calibration_of_their_own():
     predictor, _ = flooded("survival", "loud", 0, rounds=20)
     for i in range(600):
@@ -112,6 +129,7 @@ def test_a_million_names_get_no_calibration_of_their_own():
         {"own.counts": np.full((1, BANDS, 1), np.nan)},
         {"own.counts": np.zeros((1, BANDS, 2))},
         {"own.pit": None},
+        {"idle": np.array([-1])},
     ],
 )
 def test_calibrations_that_nobody_can_have_learned_are_refused(damage):
@@ -119,7 +137,7 @@ def test_calibrations_that_nobody_can_have_learned_are_refused(damage):
     for name, array in state.items():
         if name.startswith("own."):
             state[name] = np.zeros((1, *array.shape[1:]))
-    state["clients"] = np.array([7])
+    state["clients"], state["idle"] = np.array([7]), np.array([3])
     CalibrationByClient().restore(state)
-    with pytest.raises(ValueError, match=r"clients|counts|pit"):
+    with pytest.raises(ValueError, match=r"clients|counts|pit|idle"):
         CalibrationByClient().restore({**state, **damage})

@@ -81,7 +81,7 @@ def rewrite(path, change, *, arrays=None):
 
 def test_round_trip_and_what_the_manifest_says(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["predictor"] == "survival"
     assert manifest["sha256"] == hashlib.sha256((saved / MODEL).read_bytes()).hexdigest()
     assert set(manifest) >= {"options", "features", "training_data", "metrics", "arrays"}
@@ -178,7 +178,7 @@ def test_manifests_that_are_none(saved, text):
 
 
 CHANGES = {
-    "another format": lambda m: m.update(format=3),
+    "another format": lambda m: m.update(format=4),
     "no format": lambda m: m.pop("format"),
     "another schema": lambda m: m["features"].update(bins=7),
     "another checksum": lambda m: m.update(sha256="0" * 64),

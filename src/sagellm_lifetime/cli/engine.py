@@ -122,6 +122,15 @@ def start(
             show_default="0",
         ),
     ] = None,
+    lifetime_client_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="What names the client of a request: api-key, user (OpenAI's field) or "
+            "header:NAME.",
+            show_default="vllm_xargs of the request",
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -147,6 +156,7 @@ def start(
         command,
         engine_settings,
         environment,
+        remarks,
         shown,
     )
 
@@ -170,6 +180,10 @@ def start(
         for name, given in only_with_prediction.items():
             if given:
                 raise CommandError(f"{name} needs --enable-lifetime-prediction")
+    if lifetime_client_from and not (enable_lifetime_prediction or record):
+        raise CommandError(
+            "--lifetime-client-from needs --enable-lifetime-prediction or --record DIR"
+        )
     explicit: dict[str, Any] = {
         "predict": enable_lifetime_prediction or None,
         "mode": lifetime_mode and lifetime_mode.value,
@@ -183,6 +197,7 @@ def start(
         "record": record and str(record),
         "content": record_content or None,
         "state": state and str(state),
+        "client_from": lifetime_client_from,
     }
     settings = engine_settings(
         {name: value for name, value in explicit.items() if value is not None}, theirs
@@ -191,6 +206,8 @@ def start(
         for folder in (settings.record, settings.state):
             check_folder(Path(folder) if folder else None)
     check(model, settings, theirs)
+    for remark in remarks(settings, theirs):
+        note(remark)
     line = command(model, settings, theirs)
     os.environ.update(environment(settings))
     note(f"starting {shown(line[1:])}")

@@ -8,12 +8,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.checked import MOST, checked
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.request import RequestFeatures
 
 OF_SESSION: Final = 3
 OF_CLIENT: Final = 2
 _FIELDS: Final = 5
-_LARGEST_KEY: Final = 2**32 - 1
+_ONCE: Final = 4
+"""Inverse of the share of the capacity that those with one completion may have."""
 _LONGEST: Final = 10**8
 """Most tokens of a completion."""
 
@@ -37,6 +39,9 @@ class Finished(NamedTuple):
 class RecentCompletions:
     """The last completions of each session and client, bounded.
 
+    Sessions and clients with one completion replace each other once they are a quarter of the
+    capacity, so that a million that come once do not replace those that come again.
+
     Args:
         capacity: sessions and clients that are kept; the least recently finished is dropped.
     """
@@ -44,6 +49,8 @@ class RecentCompletions:
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
         self._items: OrderedDict[tuple[int, int], deque[Finished]] = OrderedDict()
+        self._once: OrderedDict[tuple[int, int], None] = OrderedDict()
+        """Sessions and clients with one completion, the oldest first."""
 
     def session(self, session: int) -> list[Finished]:
         """Return the last completions of a session, oldest first; none for the key 0."""
@@ -64,16 +71,23 @@ class RecentCompletions:
             self._append((0, session), finished, OF_SESSION)
         if client:
             self._append((1, client), finished, OF_CLIENT)
-        while len(self._items) > self._capacity:
-            self._items.popitem(last=False)
 
     def _append(self, owner: tuple[int, int], finished: Finished, size: int) -> None:
         items = self._items.get(owner)
-        if items is None:
-            items = self._items[owner] = deque(maxlen=size)
-        else:
+        if items is not None:
             self._items.move_to_end(owner)
-        items.append(finished)
+            self._once.pop(owner, None)
+            items.append(finished)
+            return
+        if len(self._items) >= self._capacity:
+            if len(self._once) * _ONCE >= self._capacity:
+                oldest, _ = self._once.popitem(last=False)
+                del self._items[oldest]
+            else:
+                oldest, _ = self._items.popitem(last=False)
+                self._once.pop(oldest, None)
+        self._items[owner] = deque([finished], size)
+        self._once[owner] = None
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the completions as arrays: keys, and (owner, length, censored, prompt, client)."""
@@ -98,17 +112,21 @@ class RecentCompletions:
             ValueError: arrays that do not fit, or with impossible completions.
         """
         sizes = (OF_SESSION, OF_CLIENT)
-        rows = checked(state, "keys", np.int64, (None, 2), 0)
-        finished = checked(state, "finished", np.int64, (None, _FIELDS), -1)
+        rows = checked(state, "keys", np.int64, (None, 2), 0, LARGEST_KEY)
+        finished = checked(state, "finished", np.int64, (None, _FIELDS), -1, LARGEST_KEY)
         # Owner, length, censored, prompt length (-1 for none), client key.
-        least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, _LARGEST_KEY]
-        if (rows > [len(sizes) - 1, _LARGEST_KEY]).any() or len(rows) > self._capacity:
+        least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, LARGEST_KEY]
+        if (rows > [len(sizes) - 1, LARGEST_KEY]).any() or len(rows) > self._capacity:
             raise ValueError("'keys' names sessions or clients that cannot be")
         if (finished < least).any() or (finished > most).any():
             raise ValueError("'finished' holds completions that cannot be")
         keys = [(owner_type, key) for owner_type, key in rows.tolist()]
+        if len(set(keys)) < len(keys):
+            raise ValueError("'keys' names one twice")
         self._items = OrderedDict((key, deque(maxlen=sizes[key[0]])) for key in keys)
         for owner, length, censored, prompt, client in finished.tolist():
             self._items[keys[owner]].append(
                 Finished(length, bool(censored), None if prompt < 0 else prompt, client)
             )
+        once = [key for key, items in self._items.items() if len(items) == 1]
+        self._once = OrderedDict.fromkeys(once)

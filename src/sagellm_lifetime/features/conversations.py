@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 
 from sagellm_lifetime.core.checked import checked
-from sagellm_lifetime.features.request import RequestFeatures, key_of
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import RequestFeatures
 
 _LARGEST_BLOCK = 2**63 - 1
 _BRANCHES = 8
@@ -24,10 +25,12 @@ class Conversations:
     """Which prompt block follows which, bounded.
 
     Args:
+        keys: keys of names, also of a block.
         capacity: blocks that are kept; the least recently seen is dropped.
     """
 
-    def __init__(self, capacity: int = 50_000) -> None:
+    def __init__(self, keys: NameKeys, capacity: int = 50_000) -> None:
+        self._keys = keys
         self._capacity = capacity
         self._next: OrderedDict[int, set[int]] = OrderedDict()
 
@@ -37,7 +40,7 @@ class Conversations:
             return features.session_key
         for block in features.prefix_head:
             if len(self._next.get(block, ())) <= _BRANCHES:
-                return key_of("block", block)
+                return self._keys.key("block", block)
         return 0
 
     def learn(self, features: RequestFeatures) -> None:

@@ -16,7 +16,7 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
 from sagellm_lifetime.features.prompt_terms import PromptTerms
-from sagellm_lifetime.features.request import RequestFeatures, key_of
+from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.features.text import (
     check_tokens,
     lexical,
@@ -30,6 +30,8 @@ NAME_BUCKETS: Final = 2048
 MOST_CHUNKS: Final = 6
 """Chunks a network sees, the newest; older ones are in the cumulative counts."""
 _SIGNAL: Final = 100.0
+_ODD: Final = 2_654_435_769
+"""Factor in the bucket of a pair, so that the pair of client and model has another."""
 _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
@@ -113,7 +115,7 @@ def read_evidence(
     numbers = admission_step(features, lexical(str(text)) if text else None, request.current_length)
     names = [key % NAME_BUCKETS for key in (features.model_key, features.client_key) if key]
     if features.model_key and features.client_key:
-        names.append(key_of("both", features.model_key ^ features.client_key) % NAME_BUCKETS)
+        names.append((features.model_key + _ODD * features.client_key) % NAME_BUCKETS)
     start.append(Step(numbers, tokens, np.array(names, dtype=np.int64)))
     return SequenceEvidence(features, session, start, request.current_length, terms=terms)
 

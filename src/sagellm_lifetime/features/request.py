@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from hashlib import blake2b
 from math import isfinite
 from typing import Any, Final
-from zlib import crc32
 
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
@@ -28,6 +27,7 @@ from sagellm_lifetime.core.values import (
     whole,
     whole_or_exact,
 )
+from sagellm_lifetime.features.name_keys import NameKeys
 
 PREFIX_HEAD = 8
 """Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
@@ -43,8 +43,9 @@ _LONGEST_NAME: Final = 128
 class RequestFeatures:
     """Numbers and keys of one request.
 
-    ``None`` means unknown, which is not zero. Keys are 32-bit hashes, 0 for unknown. Lengths are
-    in tokens.
+    ``None`` means unknown, which is not zero. Keys are keyed hashes
+    (:class:`~sagellm_lifetime.features.name_keys.NameKeys`), 0 for unknown; that of a session is of
+    the pair of client and session. Lengths are in tokens.
     """
 
     prompt_length: int | None = None
@@ -64,19 +65,21 @@ class RequestFeatures:
     """Logarithm of the length that the prompt suggests; set by ``models.prompt_score``."""
 
 
-def key_of(kind: str, value: Any) -> int:
-    """Return a stable 32-bit hash of a name, never 0 and the same in every process."""
-    return crc32(f"{kind}={value}".encode("utf-8", "surrogatepass")) or 1
+def client_key(name: Any, keys: NameKeys) -> int:
+    """Return the key of a client, 0 for ``None``.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    return 0 if name is None else keys.key("client", _name(name))
 
 
-@lru_cache(maxsize=256)
-def _model_key(model: str) -> int:
-    """Return the key of a model, cached: many requests name few models."""
-    return key_of("model", model)
-
-
-def read_request(request: PredictionRequest) -> RequestFeatures:
+def read_request(request: PredictionRequest, keys: NameKeys) -> RequestFeatures:
     """Return the features of one request.
+
+    Args:
+        request: the request.
+        keys: keys of its names.
 
     Raises:
         RequestError: a recognised key has an impossible value.
@@ -93,13 +96,15 @@ def read_request(request: PredictionRequest) -> RequestFeatures:
         _text(get("prompt_text"))
         _text(get("output_text"))
         model = None if model is None else _model(model)
+        owner = client_key(client, keys)
         return RequestFeatures(
             _length(length) if length is not None else (tokens if tokens > 0 else None),
             request.max_length,
             model,
-            0 if model is None else _model_key(model),
-            0 if client is None else key_of("client", _name(client)),
-            0 if session is None else key_of("session", _name(session)),
+            0 if model is None else keys.key("model", model),
+            owner,
+            # With the client, so that nobody can name the session of another client.
+            0 if session is None else keys.key("session", _name(session), owner),
             None if turn is None else _count(turn),
             None if arrival is None else _real(arrival),
             None if temperature is None else _temperature(temperature),
@@ -125,7 +130,8 @@ def _model(value: Any) -> str:
     """Return the name of a model, a long one as its beginning and its hash."""
     name = _name(value)
     if len(name) > _LONGEST_NAME:
-        name = f"{name[: _LONGEST_NAME - 9]} {key_of('model', name):08x}"
+        rest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        name = f"{name[: _LONGEST_NAME - len(rest) - 1]} {rest}"
     return name
 
 

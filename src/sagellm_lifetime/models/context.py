@@ -14,6 +14,7 @@ from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.conversations import Conversations
+from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.features.request import RequestFeatures, read_request
 
 CONVERSATIONS: Final = "conversations"
@@ -44,20 +45,22 @@ class Context:
 
     Args:
         parts: any of :data:`CONVERSATIONS` and :data:`RECENT`.
+        keys: keys of names; those of the seed 0 if ``None``.
 
     Raises:
         RequestError: an unknown part.
     """
 
-    def __init__(self, parts: Collection[str] = ()) -> None:
+    def __init__(self, parts: Collection[str] = (), keys: NameKeys | None = None) -> None:
         unknown = sorted(set(parts) - {CONVERSATIONS, RECENT})
         if unknown:
             raise RequestError(
                 f"no such context: {unknown[0]!r}, only {CONVERSATIONS!r} and {RECENT!r}"
             )
         self.parts = tuple(parts)
+        self.keys = NameKeys.seeded(0) if keys is None else keys
         self._has_recent = RECENT in parts
-        self._conversations = Conversations() if CONVERSATIONS in parts else None
+        self._conversations = Conversations(self.keys) if CONVERSATIONS in parts else None
         self.recent = RecentCompletions()
 
     def observe(self, request: PredictionRequest) -> ObservedRequest:
@@ -66,7 +69,7 @@ class Context:
         Raises:
             RequestError: its features cannot be read.
         """
-        features = read_request(request)
+        features = read_request(request, self.keys)
         conversations = self._conversations
         session = features.session_key if conversations is None else conversations.key(features)
         return ObservedRequest(request, features, session, self.recent)

@@ -6,6 +6,11 @@ accepted there only while its client's part of the recently accepted ones is at 
 twice an even share of all clients, or 25 %, whichever is more. State of the client alone (nodes
 below its name) learns from all its completions.
 
+Accounts that send more than twice an even share of all completions are *loud*, and share one bound:
+half of the accepted completions, together. So several loud names get no more than two of them. In
+ordinary traffic busy clients are loud, too; beside a flood, of which they are a small part, they
+are not, and the flood alone is cut.
+
 Clients with fewer than eight completions share one account with requests that name no client, so
 that a new name for every request gives no larger share. Nothing here is random, and time is counted
 in completions, so equal calls give equal answers.
@@ -21,12 +26,21 @@ import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 
 LEAST_SHARE: Final = 0.25
 """Share of the accepted completions that every client may have. With 15 % the busiest clients of an
 ordinary trace, at a sixth of it and in bursts, are cut off: 2 % in MAE."""
-_EVEN_SHARES: Final = 2.0
+SHARE_OF_NEW: Final = 0.1
+"""The same for the account that all new and unnamed clients share."""
+EVEN_SHARES: Final = 2.0
 """Fair share of a client, in even shares of all clients."""
+_LOUD_SHARES: Final = 2.0
+"""Part of the completions above which an account is loud, in even shares of all clients."""
+LOUD_SHARE: Final = 0.5
+"""Share of the accepted completions that all loud accounts may have together."""
+_OFFERED: Final = 1024
+"""Completions, accepted or not, after which what accounts have sent is halved."""
 _ESTABLISHED: Final = 8
 """Completions from which on a client has its own account."""
 _OLD: Final = 64
@@ -75,23 +89,45 @@ class FairShares:
     """Accounts of clients: the part of each in the recently accepted completions.
 
     A client's part is measured since its first completion, at most over the last :data:`_MEMORY`
-    accepted ones. So a client that comes late or pauses gets no larger share.
+    accepted ones. So a client that comes late or pauses gets no larger share. That of the loud
+    accounts is measured over as many.
+
+    Args:
+        even_shares: fair share of a client, in even shares of all clients.
+        least_share: share of the accepted completions that every client may have.
     """
 
-    def __init__(self) -> None:
-        self._accounts: OrderedDict[int, list[int]] = OrderedDict({_SHARED: [0, 0, 0]})
-        """Accounts of established clients, least recently seen first: completions, recently
-        accepted ones, and the value of ``_total`` at which the recent ones begin."""
+    def __init__(
+        self, *, even_shares: float = EVEN_SHARES, least_share: float = LEAST_SHARE
+    ) -> None:
+        self._even_shares = even_shares
+        self._least_share = least_share
+        self._accounts: OrderedDict[int, list[int]] = OrderedDict({_SHARED: [0, 0, 0, 0, 0]})
+        """Accounts of established clients, least recently seen first: completions; recently
+        accepted ones, and the value of ``_total`` at which these begin; recently sent ones, and the
+        value of ``_halvings`` up to which they are halved."""
         self._new: OrderedDict[int, int] = OrderedDict()
         """Completions of clients that are not established yet, least recently seen first."""
         self._total = 0
         """Accepted completions of all clients."""
+        self._loud = [0, 0]
+        """Recently accepted completions of loud accounts, and where they begin in ``_total``."""
+        self._sent = 0
+        """Recently sent completions of all clients."""
+        self._halvings = 0
+        """Number of times that recently sent completions were halved."""
         self._refused = 0
         """Completions refused since one was accepted."""
 
     def is_established(self, client: int) -> bool:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
+
+    def sends_more(self, client: int, even_shares: float) -> bool:
+        """Return True if the account of a client sends more than so many even shares."""
+        account = self._accounts.get(client, self._accounts[_SHARED])
+        sent = account[3] >> self._halvings - account[4]
+        return sent > even_shares / len(self._accounts) * self._sent + _SLACK
 
     def is_old(self, client: int) -> bool:
         """Return True if a client has enough completions to detect a change in its behaviour.
@@ -116,23 +152,44 @@ class FairShares:
         else:
             accounts.move_to_end(client)
         account[0] += 1
-        since = self._total - account[2]
+        if self._sent >= _OFFERED:
+            self._sent >>= 1
+            self._halvings += 1
+        self._sent += 1
+        if account[4] != self._halvings:
+            account[3] >>= self._halvings - account[4]
+            account[4] = self._halvings
+        account[3] += 1
+        total, loud = self._total, self._loud
+        since = total - account[2]
         memory = _MEMORY_OF_NEW if account is accounts[_SHARED] else _MEMORY
         while since > memory:
             since >>= 1
             account[1] >>= 1
-            account[2] = self._total - since
+            account[2] = total - since
+        since_loud = total - loud[1]
+        if since_loud > _MEMORY:
+            since_loud >>= 1
+            loud[0] >>= 1
+            loud[1] = total - since_loud
         # For an established client every new name counts as a client. For the shared account all
-        # new names are one client, so that more names never make a larger share.
+        # new names are one client, so that more names never make a larger share; and whether an
+        # account is loud depends on the accounts alone, so that new names make nobody loud.
         others = len(accounts) - 1
-        clients = 1 + others if account is accounts[_SHARED] else others + len(self._new)
-        share = max(_EVEN_SHARES / clients, LEAST_SHARE)
-        if account[1] > share * since + _SLACK and self._refused < _MOST_REFUSED:
+        is_shared = account is accounts[_SHARED]
+        clients = 1 + others if is_shared else others + len(self._new)
+        least = min(self._least_share, SHARE_OF_NEW) if is_shared else self._least_share
+        is_loud = account[3] > _LOUD_SHARES / len(accounts) * self._sent + _SLACK
+        if (
+            account[1] > max(self._even_shares / clients, least) * since + _SLACK
+            or (is_loud and loud[0] > LOUD_SHARE * since_loud + _SLACK)
+        ) and self._refused < _MOST_REFUSED:
             self._refused += 1
             return False
         self._refused = 0
         account[1] += 1
-        self._total += 1
+        loud[0] += is_loud
+        self._total = total + 1
         return True
 
     def _count_new(self, client: int) -> list[int]:
@@ -146,7 +203,7 @@ class FairShares:
         if len(self._accounts) > _MOST_CLIENTS and not self._make_room(seen):
             self._new[client] = seen - 1
             return self._accounts[_SHARED]
-        account = self._accounts[client] = [seen - 1, 0, self._total]
+        account = self._accounts[client] = [seen - 1, 0, self._total, 0, self._halvings]
         return account
 
     def _make_room(self, seen: int) -> bool:
@@ -171,13 +228,15 @@ class FairShares:
     def state(self) -> Arrays:
         """Return the accounts as arrays."""
         accounts = [
-            (key, min(seen, MOST), part, self._total - since)
-            for key, (seen, part, since) in self._accounts.items()
+            (key, min(seen, MOST), part, self._total - since, sent >> self._halvings - halvings)
+            for key, (seen, part, since, sent, halvings) in self._accounts.items()
         ]
+        loud, since = self._loud
         return {
             "accounts": np.array(accounts, dtype=np.int64),
             "new": np.array(list(self._new.items()), dtype=np.int64).reshape(len(self._new), 2),
             "refused": count_array(self._refused),
+            "loud": np.array([loud, self._total - since, self._sent], dtype=np.int64),
         }
 
     def restore(self, state: Arrays) -> None:
@@ -186,18 +245,23 @@ class FairShares:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible counts.
         """
-        accounts = checked(state, "accounts", np.int64, (None, 4), 0, MOST)
-        new = checked(state, "new", np.int64, (None, 2), 0, MOST)
+        accounts = checked(state, "accounts", np.int64, (None, 5), 0, LARGEST_KEY)
+        new = checked(state, "new", np.int64, (None, 2), 0, LARGEST_KEY)
         refused = checked_count(state, "refused")
-        # The total starts again at 0, since only differences to it are used.
+        loud, since_loud, sent = checked(state, "loud", np.int64, (3,), 0, MOST).tolist()
+        # The totals start again at 0, since only differences to them are used.
         restored = OrderedDict(
-            (key, [seen, part, -since]) for key, seen, part, since in accounts.tolist()
+            (key, [seen, part, -since, own, 0]) for key, seen, part, since, own in accounts.tolist()
         )
         fresh: OrderedDict[int, int] = OrderedDict(new.tolist())
         if not len(restored) == len(accounts) <= _MOST_CLIENTS + 1 or _SHARED not in restored:
             raise ValueError("'accounts' names a client twice, too many, or not the shared one")
+        if (accounts[:, 1:] > MOST).any():
+            raise ValueError("'accounts' holds counts that cannot be")
         if (accounts[:, 2] > np.minimum(accounts[:, 1], accounts[:, 3])).any():
             raise ValueError("'accounts' accepted more than there was")
+        if loud > since_loud or sent > _OFFERED or (accounts[:, 4] > sent).any():
+            raise ValueError("'loud' tells of completions that cannot be")
         if not len(fresh) == len(new) <= _MOST_NEW or fresh.keys() & restored.keys():
             raise ValueError("'new' names a client twice, or too many")
         if len(new) and not (new[:, 1].min() >= 1 and new[:, 1].max() < _ESTABLISHED):
@@ -205,4 +269,5 @@ class FairShares:
         if refused > _MOST_REFUSED:
             raise ValueError("'refused' more in a row than are refused")
         self._accounts, self._new, self._refused = restored, fresh, refused
-        self._total = 0
+        self._loud, self._sent = [loud, -since_loud], sent
+        self._total = self._halvings = 0

@@ -15,12 +15,12 @@ from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.arrays import ORDER, Arrays, in_order, ranks
 from sagellm_lifetime.core.checked import checked, checked_keys
 from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.models.base import Feedback, LengthModel
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
 
 _EVERY: Final = 0
 _MAX_MODELS: Final = 1024
-_LARGEST_KEY: Final = 2**32 - 1
 _MOST: Final = 1e20
 """Upper limit of a spread, tokens squared: 2000 sequences of the greatest length."""
 _ENOUGH: Final = 8.0
@@ -76,7 +76,7 @@ class OrcaModel(LengthModel):
         """Replace the moments. Raises :class:`ValueError` for arrays that do not fit."""
         named = {key: value for key, value in state.items() if key != ORDER}
         named = in_order(named, state.get(ORDER))
-        keys = checked_keys(named, 0, _LARGEST_KEY)
+        keys = checked_keys(named, 0, LARGEST_KEY)
         if len(keys) > _MAX_MODELS:
             raise ValueError(f"moments of {len(keys)} models, more than {_MAX_MODELS}")
         moments = [checked(named, name, np.float64, (3,), 0.0, _MOST).tolist() for name in named]

@@ -30,6 +30,7 @@ import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.models.fair_share import lightest_of
 
 KEPT: Final = 4
@@ -178,7 +179,9 @@ class Regimes:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        counts = checked(state, "models", np.int64, (None, 4), 0, MOST)
+        counts = checked(state, "models", np.int64, (None, 4), 0, LARGEST_KEY)
+        if (counts[:, 1:] > MOST).any():
+            raise ValueError("'models' holds counts that cannot be")
         size = len(counts)
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
         most = max(_ALARM, 3.0 * _RETURN) + 1.0

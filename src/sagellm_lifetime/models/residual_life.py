@@ -811,7 +811,7 @@ def _path(
         extra.append(alone[-1])
         crossed.append(_below(tuple(crossed), level, value, tuple(alone)))
     if session:
-        key = session << _LEVEL_BITS | _SESSION
+        key = (session & _MASK) << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
     # A later generation is not counted at the root of all requests, which would become a mixture.
     every = (base[-1], *extra, *crossed[len(base) :])

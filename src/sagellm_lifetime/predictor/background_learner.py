@@ -134,6 +134,8 @@ class BackgroundLearner:
         try:
             if is_checkpoint(self.path):
                 self._resume()
+            elif predictor.is_unused:
+                predictor.draw_secret()
             predictor.save(self.path)  # with the options of this run
             predictor.model.prepare()
         except BaseException:

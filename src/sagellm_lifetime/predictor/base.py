@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from sagellm_lifetime.core import forking
-from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
-from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.scores import Scores
-from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.values import as_sequence_id
 from sagellm_lifetime.core.yield_gil import yield_gil
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import client_key
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, save_checkpoint
 from sagellm_lifetime.predictor.checks import check_completion
+from sagellm_lifetime.predictor.fair_timing import FairTiming
 from sagellm_lifetime.predictor.learned import Learned, context_state, model_state, restored
 from sagellm_lifetime.predictor.predicting import Predicting
 from sagellm_lifetime.predictor.records import Completion, FeedbackQueue
@@ -235,11 +236,10 @@ class Predictor(Predicting):
         first = (completion.estimate, completion.confidence) if completion.estimate >= 0 else None
         self._scores.ended(completion.finish_reason, completion.length, first)
         evidence, length = completion.evidence, completion.length
+        features = evidence.features
         if completion.finish_reason in ("stop", "length"):
-            self._timing.update(evidence.features.model, length, completion.seconds)
-        self._context.learn(
-            evidence.features, evidence.session, length, censored=completion.censored
-        )
+            self._timing.learn(features.client_key, features.model, length, completion.seconds)
+        self._context.learn(features, evidence.session, length, censored=completion.censored)
 
     def _learn(self, completion: Completion) -> None:
         """Update calibration and model, which may take milliseconds."""
@@ -381,12 +381,15 @@ class Predictor(Predicting):
             fitted = self._around(self._learned.model.successor())
             if not self._tracker.bounded:
                 fitted.track_all()
-            fitted._timing = seconds_per_token(rows.older)
-            model, context = fitted._learned.model, fitted._context
+            fitted._timing = seconds_per_token(rows.older, self._context.keys)
+            context = fitted._context = Context(self._context.parts, self._context.keys)
+            model = fitted._learned.model
             model.lessons = len(rows.older)
             with fitted.replaying():
                 model.fit(rows.older, rows.newest, context, progress)
-                fitted._learned.calibration.meet(rows.clients())
+                fitted._learned.calibration.meet(
+                    client_key(name, context.keys) for name in rows.clients()
+                )
                 replay(fitted, rows.newest, progress, rows.clock)
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
@@ -401,16 +404,11 @@ class Predictor(Predicting):
         """Return the learned state as new arrays, those of a checkpoint."""
         with self._lock:
             self.settle()
-            # Names of arrays are UTF-8, names of models may be anything.
-            timing = {
-                model.encode("utf-8", "backslashreplace").decode(): np.array(values)
-                for model, values in self._timing.state().items()
-            }
             return {
                 **{key: np.array(value) for key, value in self._learned.state().items()},
                 **context_state(self._context.state()),
-                **{f"timing.{name}": values for name, values in timing.items()},
-                "timing_order": ranks(timing),
+                **self._context.keys.state(),
+                **self._timing.state(),
             }
 
     def restore(self, arrays: Arrays) -> None:
@@ -423,19 +421,34 @@ class Predictor(Predicting):
         """
         with self._lock:
             self._check_learns_here()
-            context, timing = Context(self._context.parts), TokenTiming()
+            context = Context(self._context.parts, NameKeys.of_state(arrays))
+            timing = FairTiming()
             state = model_state(arrays)
             learned = restored(self._learned.model.successor(), arrays, context.without(state))
             context.restore(state)
-            for name in arrays:
-                if name.startswith("timing.") and not len(
-                    checked(arrays, name, np.float64, (None,), 0.0)
-                ):
-                    raise ValueError(f"{name!r} is empty")
-            paces = in_order(part(arrays, "timing."), arrays.get("timing_order"))
-            timing.restore({k: v.tolist() for k, v in paces.items()})
+            timing.restore(arrays)
             self._learned, self._context, self._timing = learned, context, timing
             self._version += 1
+
+    @property
+    def is_unused(self) -> bool:
+        """Return True if it has predicted nothing and learned nothing."""
+        return not (self._learned.model.lessons or self._tracker.admitted)
+
+    def draw_secret(self) -> None:
+        """Take a random secret for the keys of names; without it they depend on the seed alone.
+
+        For a server that strangers use, before its first request: nobody can then find a name that
+        has the key of another one. The secret belongs to the learned state, and is saved with it.
+
+        Raises:
+            RequestError: it has predicted or learned already, so keys of names are in its state.
+        """
+        with self._lock:
+            self._check_learns_here()
+            if not self.is_unused:
+                raise RequestError("a secret is drawn before the first prediction and completion")
+            self._context = Context(self._context.parts, NameKeys.random())
 
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.

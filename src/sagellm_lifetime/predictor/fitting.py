@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
-from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.features.name_keys import NameKeys
+from sagellm_lifetime.features.request import client_key
 from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.history.overlap import sketch
 from sagellm_lifetime.history.prequential import (
@@ -28,6 +29,7 @@ from sagellm_lifetime.history.prequential import (
     seconds,
 )
 from sagellm_lifetime.history.splits import split
+from sagellm_lifetime.predictor.fair_timing import FairTiming
 
 if TYPE_CHECKING:
     from sagellm_lifetime.core.protocol import LifetimePredictorProtocol
@@ -129,14 +131,22 @@ def _summary(frame: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def seconds_per_token(frame: pl.DataFrame) -> TokenTiming:
-    """Return the seconds per token, learned from the newest 50,000 rows with a duration."""
-    timing = TokenTiming()
+def seconds_per_token(frame: pl.DataFrame, keys: NameKeys) -> FairTiming:
+    """Return the seconds per token, learned from the newest 50,000 rows with a duration.
+
+    Args:
+        frame: checked rows, in time order.
+        keys: keys of the names of clients.
+    """
+    timing = FairTiming()
     if "actual_time" in frame.columns:
-        columns = [c for c in ("model", "actual_length", "actual_time") if c in frame.columns]
+        columns = [
+            c for c in ("model", "client_id", "actual_length", "actual_time") if c in frame.columns
+        ]
         known = frame.select(columns).filter(pl.col("actual_time").is_not_null()).tail(50_000)
         for row in known.iter_rows(named=True):
-            timing.update(row.get("model"), row["actual_length"], row["actual_time"])
+            client = client_key(row.get("client_id"), keys)
+            timing.learn(client, row.get("model"), row["actual_length"], row["actual_time"])
     return timing
 
 

@@ -24,15 +24,16 @@ from sagellm_lifetime.core.protocol import (
     PredictionRequest,
     SequenceId,
 )
-from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.core.tracking import Tracked, Tracker
 from sagellm_lifetime.core.values import LARGEST_AGE, as_ages, as_levels, as_sequence_ids
 from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.features.request import check_request
 from sagellm_lifetime.models.base import LengthModel
 from sagellm_lifetime.models.context import Context
 from sagellm_lifetime.predictor.calibration_by_client import CalibrationByClient
 from sagellm_lifetime.predictor.checks import check_iterable, check_rows, is_own, waves
+from sagellm_lifetime.predictor.fair_timing import FairTiming
 from sagellm_lifetime.predictor.learned import Learned
 
 
@@ -50,8 +51,8 @@ class Predicting(LifetimePredictorProtocol):
     def __init__(self, model: LengthModel, capacity: int, expire_after: float) -> None:
         self._lock: Any = RLock()
         self._tracker = Tracker(capacity, expire_after)
-        self._timing = TokenTiming()
-        self._context = Context(model.context)
+        self._timing = FairTiming()
+        self._context = Context(model.context, NameKeys.seeded(model.options.get("seed", 0)))
         self._learned = Learned(model, CalibrationByClient())
         self._version = 0
         """Version of the learned state; rows of an older version are computed anew."""

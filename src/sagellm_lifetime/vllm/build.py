@@ -64,6 +64,7 @@ def make_live(
         scheduler.max_model_len,
         scheduler.hash_block_size,
         signals,
+        trusts_body=not settings.client_from,
     )
     breaker = CircuitBreaker(
         limit_s=settings.limit_s,

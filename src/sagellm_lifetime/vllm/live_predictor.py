@@ -24,7 +24,9 @@ def make_predictor(settings: LiveSettings) -> Predictor:
     if settings.checkpoint:
         return load_predictor(settings.checkpoint)
     options = {_WIDTH[settings.predictor]: settings.width} if settings.width else {}
-    return create_predictor(settings.predictor, **options)
+    predictor = create_predictor(settings.predictor, **options)
+    predictor.draw_secret()
+    return predictor
 
 
 def has_width(predictor: str) -> bool:

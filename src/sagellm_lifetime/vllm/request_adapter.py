@@ -1,7 +1,8 @@
 """Conversion of vLLM's requests to prediction requests and history rows.
 
 A client's features (``vllm_xargs`` over HTTP, ``extra_args`` in Python) are used if they have the
-right form and left out if not, so that a client cannot break predictions.
+right form and left out if not, so that a client cannot break predictions. Who the client is, is
+taken from them only if nothing else was chosen (:mod:`~sagellm_lifetime.vllm.client_source`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.request import PREFIX_HEAD
+from sagellm_lifetime.vllm.client_source import named_client
 
 if TYPE_CHECKING:
     from sagellm_lifetime.vllm.logit_signals import LogitSignals
@@ -31,16 +33,24 @@ class RequestAdapter:
         max_model_len: tokens of prompt and output together.
         block_size: tokens per block hash.
         signals: the model's own signals of the end; ``None`` if they are not watched.
+        trusts_body: True to believe what a request itself says about its client.
     """
 
     def __init__(
-        self, model: str, max_model_len: int, block_size: int, signals: LogitSignals | None = None
+        self,
+        model: str,
+        max_model_len: int,
+        block_size: int,
+        signals: LogitSignals | None = None,
+        *,
+        trusts_body: bool = True,
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._stride = max(1, _PREFIX_TOKENS // block_size)
         self._signals = signals
+        self._trusts_body = trusts_body
 
     def __call__(self, request: Any) -> PredictionRequest:
         """Return the prediction request with the prompt and all generated tokens."""
@@ -90,7 +100,9 @@ class RequestAdapter:
         lora, session = request.lora_request, request.session_id
         features: dict[str, Any] = {"model": self._model if lora is None else lora.lora_name}
         if extra or session is not None:
-            features |= _client_features(extra or {}, session)
+            extra = extra or {}
+            client = extra.get("client_id") if self._trusts_body else named_client(extra)
+            features |= _client_features(extra, client, session)
         if request.block_hashes:
             prefix = self.prefix(request)
             if prefix:
@@ -162,9 +174,9 @@ class RequestAdapter:
         return row
 
 
-def _client_features(extra: dict[str, Any], session: Any) -> dict[str, Any]:
+def _client_features(extra: dict[str, Any], client: Any, session: Any) -> dict[str, Any]:
     """Return the valid client features, with the engine's session id if the client gave none."""
-    names = {"client_id": extra.get("client_id"), "session_id": extra.get("session_id")}
+    names = {"client_id": client, "session_id": extra.get("session_id")}
     if names["session_id"] is None:
         names["session_id"] = session
     features: dict[str, Any] = {

@@ -13,6 +13,7 @@ from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.predictor.registry import predictor_names
+from sagellm_lifetime.vllm.client_source import SOURCES, is_source
 
 KEY: Final = "lifetime"
 """Key of the settings in vLLM's ``additional_config``."""
@@ -48,6 +49,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """Settings that are one of some names."""
 PATHS: Final = ("checkpoint", "state", "record")
 """Settings that are a path, or empty."""
+SOURCED: Final = ("client_from",)
+"""Settings that name where the client of a request is taken from, or are empty."""
 RANGES: Final[Mapping[str, Range]] = MappingProxyType(
     {
         "min_confidence": Range(0.0, 1.0),
@@ -86,6 +89,8 @@ class LiveSettings:
         state: folder for statistics, mode switch and learned state; empty for none.
         record: folder for completions; empty for none.
         content: True to record token ids.
+        client_from: what names the client of a request: ``api-key``, ``user``, ``header:NAME``, or
+            empty for ``vllm_xargs`` in its body.
         limit_s: seconds of one call, after which prediction is off until a restart.
         share: share of a step's duration that prediction may take on average.
         floor_s: seconds per step that prediction may always take.
@@ -106,6 +111,7 @@ class LiveSettings:
     state: str = ""
     record: str = ""
     content: bool = False
+    client_from: str = ""
     limit_s: float = 1.0
     share: float = 0.05
     floor_s: float = 0.002
@@ -116,7 +122,7 @@ class LiveSettings:
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "true or false")
-        for name in (*NAMES, *PATHS):
+        for name in (*NAMES, *PATHS, *SOURCED):
             if not isinstance(getattr(self, name), str):
                 raise _wrong(name, getattr(self, name), "text")
         for name, allowed in RANGES.items():
@@ -130,6 +136,9 @@ class LiveSettings:
         for name in PATHS:
             if getattr(self, name) and not is_path(getattr(self, name)):
                 raise _wrong(name, getattr(self, name), "a path")
+        for name in SOURCED:
+            if not is_source(getattr(self, name)):
+                raise _wrong(name, getattr(self, name), SOURCES)
         self._check_together()
 
     @property

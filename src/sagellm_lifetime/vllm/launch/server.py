@@ -20,6 +20,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.predictor.registry import has_network, predictor_class
+from sagellm_lifetime.vllm.client_source import API_KEY
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
 from sagellm_lifetime.vllm.launch.address import check_address
@@ -45,6 +46,7 @@ from sagellm_lifetime.vllm.settings import (
 
 SCHEDULER: Final = "sagellm_lifetime.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.vllm.observability.http.LifetimeMiddleware"
+CLIENTS: Final = "sagellm_lifetime.vllm.client_source.ClientMiddleware"
 PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
 RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
@@ -65,6 +67,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "record": "--record",
         "content": "--record-content",
         "state": "--state",
+        "client_from": "--lifetime-client-from",
     }
 )
 """Our options by setting; the other settings have none."""
@@ -182,6 +185,18 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
         check_free(Path(settings.state))
 
 
+def remarks(settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
+    """Return lines that a user should read before the engine starts."""
+    if settings is None or settings.client_from != API_KEY:
+        return []
+    if option_of(unfolded(options), "--api-key") or os.environ.get("VLLM_API_KEY"):
+        return []
+    return [
+        f"{OPTIONS['client_from']} {API_KEY}: the server itself checks no key (--api-key), so "
+        "whoever reaches it can invent one, unless a gateway before it checks them"
+    ]
+
+
 def check_model(model: str) -> None:
     """Refuse a folder without a model, a file that is no model, and an invalid name.
 
@@ -283,8 +298,10 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
         if option_of(words, BACKEND) is None:
             # By default an engine on a CPU starts a worker process, even for one rank.
             line += [BACKEND, "uni"]
-    if settings.state and MIDDLEWARE not in (word.rpartition("=")[2] for word in words):
-        line += ["--middleware", MIDDLEWARE]
+    given = {word.rpartition("=")[2] for word in words}
+    for middleware, is_needed in ((MIDDLEWARE, settings.state), (CLIENTS, settings.client_from)):
+        if is_needed and middleware not in given:
+            line += ["--middleware", middleware]
     if (settings.record or settings.learn) and option_of(words, "--shutdown-timeout") is None:
         # By default vLLM kills an engine core at once, before it has written and saved the rest.
         line += ["--shutdown-timeout", str(_SHUTDOWN_S)]

@@ -1,0 +1,82 @@
+"""Seconds per token, learned from clients by even shares and not from requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
+from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.models.fair_share import FairShares
+
+_EVEN_SHARES: Final = 1.0
+"""Share of a client in the median, in even shares of all clients. Seconds per token are those of
+the server, so a busy client's are worth no more than another's."""
+_LEAST_SHARE: Final = 0.05
+"""Share that every client may have: a median moves from 0.5 to the quantile 0.526 of the others."""
+
+
+class FairTiming:
+    """Seconds per token by model, with a bounded part for each client.
+
+    Without shares, one client at ten times the rate of the others would set everybody's estimated
+    times; its many short answers, which mostly wait, have many seconds per token.
+    """
+
+    def __init__(self) -> None:
+        self._timing = TokenTiming()
+        self._shares = FairShares(even_shares=_EVEN_SHARES, least_share=_LEAST_SHARE)
+
+    def learn(self, client: int, model: str | None, length: int, seconds: float) -> None:
+        """Learn from one completion.
+
+        Args:
+            client: key of its client, 0 for none.
+            model: name of its model.
+            length: generated tokens.
+            seconds: from arrival to finish; ignored, with the length, unless both are plausible.
+        """
+        if self._shares.count(client):
+            self._timing.update(model, length, seconds)
+
+    def seconds_per_token(self, model: str | None = None) -> float:
+        """Return the median seconds per token of the model, else of all models, else 0.02."""
+        return self._timing.seconds_per_token(model)
+
+    def paces(self, models: Sequence[str | None]) -> list[float]:
+        """Return the seconds per token of many sequences, by their models."""
+        return self._timing.paces(models)
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state(self) -> Arrays:
+        """Return the ratios by model, their order, and the shares of clients as arrays."""
+        # Names of arrays are UTF-8, names of models may be anything.
+        timing = {
+            model.encode("utf-8", "backslashreplace").decode(): np.array(values)
+            for model, values in self._timing.state().items()
+        }
+        shares = self._shares.state()
+        return {
+            **{f"timing.{name}": values for name, values in timing.items()},
+            "timing_order": ranks(timing),
+            **{f"timing_shares.{name}": array for name, array in shares.items()},
+        }
+
+    def restore(self, arrays: Arrays) -> None:
+        """Replace what was learned with a :meth:`state`; other arrays are ignored.
+
+        Raises:
+            ValueError: arrays that do not fit, or with impossible values.
+        """
+        for name in arrays:
+            if name.startswith("timing.") and not len(
+                checked(arrays, name, np.float64, (None,), 0.0)
+            ):
+                raise ValueError(f"{name!r} is empty")
+        paces = in_order(part(arrays, "timing."), arrays.get("timing_order"))
+        self._timing.restore({name: values.tolist() for name, values in paces.items()})
+        self._shares.restore(part(arrays, "timing_shares."))
