@@ -29,8 +29,6 @@ _EVEN_SHARES: Final = 2.0
 """Fair share of a client, in even shares of all clients."""
 _ESTABLISHED: Final = 8
 """Completions from which on a client has its own account."""
-_OLD: Final = 64
-"""Completions from which on a client's behaviour is known well enough to detect a change."""
 _MEMORY: Final = 256
 """Accepted completions after which an account is halved."""
 _MEMORY_OF_NEW: Final = 64
@@ -92,16 +90,6 @@ class FairShares:
     def is_established(self, client: int) -> bool:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
-
-    def is_old(self, client: int) -> bool:
-        """Return True if a client has enough completions to detect a change in its behaviour.
-
-        Requests without a client count as one client only if no client is named at all.
-        """
-        if client == _SHARED:
-            return len(self._accounts) == 1
-        account = self._accounts.get(client)
-        return account is not None and account[0] >= _OLD
 
     def count(self, client: int) -> bool:
         """Count one completion of a client (its key, 0 for none).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -73,6 +73,15 @@ class SurvivalModel(LengthModel):
             np.array([length for _, length, _ in rows], dtype=np.int64),
             np.array([censored for _, _, censored in rows], dtype=bool),
         )
+
+    @property
+    def changes(self) -> int:
+        """Return how many changes of the workload the table has noticed."""
+        return self.tables.regimes.changes
+
+    def drift(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the generations of the table (:mod:`~sagellm_lifetime.models.regimes`)."""
+        return self.tables.regimes.summary(names)
 
     def state(self) -> Arrays:
         """Return the arrays of the tree."""
