@@ -91,6 +91,13 @@ class FairShares:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts
 
+    @property
+    def has_one_client(self) -> bool:
+        """Return True if there is one client with an account and no other, or nobody is named."""
+        accounts = self._accounts
+        # The first completions of a client are on the shared account.
+        return len(accounts) == 1 or (len(accounts) == 2 and accounts[_SHARED][0] <= _ESTABLISHED)
+
     def count(self, client: int) -> bool:
         """Count one completion of a client (its key, 0 for none).
 

@@ -61,8 +61,6 @@ _RETURN_CLIP: Final = 2.5
 _YOUNG: Final = 150
 """Completions of a new generation during which three times ``_RETURN`` is needed: an older one has
 learned all clients already, and is often better at first."""
-_ALONE: Final = 128
-"""Completions without a second client after which a client is the only one."""
 _LARGEST_KEY: Final = 2**63 - 1
 
 
@@ -120,8 +118,6 @@ class _Model:
         seen: completions watched.
         since: completions watched since the present generation became the present one.
         lost: trials lost lately, :data:`_MOST_LOST` at most.
-        client: client of the last completion watched, 0 for none.
-        other: ``seen`` at which another client than before came last.
         better: recent log likelihood of each of ``kept`` over that of the present one, nats.
         change: comparison of the outcomes with the predictions.
         trial: the candidate; ``None`` for none.
@@ -132,8 +128,6 @@ class _Model:
     seen: int = 0
     since: int = 0
     lost: int = 0
-    client: int = 0
-    other: int = 0
     better: list[float] = field(default_factory=lambda: [0.0])
     change: PitChange = field(default_factory=PitChange)
     trial: _Trial | None = None
@@ -175,7 +169,9 @@ class Regimes:
         older = record.kept[:-1]
         return [*older, record.trial.number] if record.trial else older
 
-    def watch(self, model: int, client: int, u: float, gains: list[float]) -> bool:
+    def watch(
+        self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
+    ) -> bool:
         """Compare a completion with its prediction, and switch the generation if needed.
 
         Args:
@@ -184,6 +180,7 @@ class Regimes:
             u: predicted probability of lengths up to the actual one.
             gains: log likelihood of the completion under each of :meth:`rivals`, less that under
                 the present generation, nats.
+            is_alone: True if no other client is known.
 
         Returns:
             True if the present generation is another one now.
@@ -195,11 +192,10 @@ class Regimes:
             self._models.move_to_end(model)
         record.seen += 1
         record.since += 1
-        if client != record.client:
-            record.client, record.other = client, record.seen
         record.change.add(u)
         if record.trial:
-            if self._goes_on(model, record, record.trial, gains[-1]):
+            record.trial.add(client, gains[-1])
+            if self._is_won(model, record, record.trial, is_alone=is_alone):
                 return True
         elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
             record.newest += 1
@@ -218,10 +214,9 @@ class Regimes:
         record = self._models[model] = _Model()
         return record
 
-    def _goes_on(self, model: int, record: _Model, trial: _Trial, gain: float) -> bool:
-        """Add to a trial, and end it if it is decided; return True if it was won."""
-        trial.add(record.client, gain)
-        if trial.is_won(is_alone=record.seen - record.other >= _ALONE):
+    def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
+        """End a trial if it is decided; return True if it was won."""
+        if trial.is_won(is_alone=is_alone):
             record.trial, record.lost = None, 0
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
@@ -312,11 +307,11 @@ class Regimes:
             kept[i, : len(record.kept)] = record.kept
             better[i, : len(record.kept)] = record.better
         counts = [
-            (key, each.client, each.newest, each.seen, each.since, each.other, each.lost)
+            (key, each.newest, each.seen, each.since, each.lost)
             for key, each in self._models.items()
         ]
         return {
-            "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 7), _LARGEST_KEY),
+            "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 5), _LARGEST_KEY),
             "kept": kept,
             "better": better,
             "recent": _rows([record.change.recent for record in records]),
@@ -337,9 +332,9 @@ class Regimes:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        counts = checked(state, "models", np.int64, (None, 7), 0, _LARGEST_KEY)
+        counts = checked(state, "models", np.int64, (None, 5), 0, _LARGEST_KEY)
         size = len(counts)
-        if (counts[:, 2:] > MOST).any() or (counts[:, 6] > _MOST_LOST).any():
+        if (counts[:, 1:] > MOST).any() or (counts[:, 4] > _MOST_LOST).any():
             raise ValueError("'models' holds counts that cannot be")
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
         better = checked(state, "better", np.float64, (size, KEPT), 0.0, 3.0 * _RETURN + 1.0)
@@ -348,7 +343,7 @@ class Regimes:
         suspicion = checked(state, "suspicion", np.float64, (size,), 0.0).tolist()
         trials = _trials(state, size)
         models: OrderedDict[int, _Model] = OrderedDict()
-        for i, (key, client, newest, seen, since, other, lost) in enumerate(counts.tolist()):
+        for i, (key, newest, seen, since, lost) in enumerate(counts.tolist()):
             numbers = kept[i].tolist()
             named = [number for number in numbers if number >= 0]
             if not named or numbers != named + [-1] * (KEPT - len(named)):
@@ -357,7 +352,7 @@ class Regimes:
             tried = [trial.number] if trial else []
             if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
                 raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
-            if since > seen or other > seen:
+            if since > seen:
                 raise ValueError("'models' tells of completions that cannot be")
             models[key] = _Model(
                 kept=named,
@@ -365,8 +360,6 @@ class Regimes:
                 seen=seen,
                 since=since,
                 lost=lost,
-                client=client,
-                other=other,
                 better=better[i, : len(named)].tolist(),
                 change=PitChange(recent[i].tolist(), usual[i].tolist(), suspicion[i]),
                 trial=trial,

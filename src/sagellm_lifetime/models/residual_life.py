@@ -422,7 +422,8 @@ class ResidualLife:
         if not self.shares.is_established(client):
             client = 0
         # The middle of the bin's share, so that a constant length has ``u`` of 0.5.
-        switched = regimes.watch(model, client, 1.0 - alive + 0.5 * ended, gains)
+        u = 1.0 - alive + 0.5 * ended
+        switched = regimes.watch(model, client, u, gains, is_alone=self.shares.has_one_client)
         for dropped in regimes.dropped:
             self._drop(*dropped)
         regimes.dropped.clear()
