@@ -161,13 +161,15 @@ class Regimes:
         record = self._models.get(model)
         return record.trial.number if record and record.trial else 0
 
-    def rivals(self, model: int) -> list[int]:
-        """Return the numbers of the other generations that are kept; the candidate is the last."""
+    def older(self, model: int) -> list[int]:
+        """Return the numbers of the other generations that are kept."""
         record = self._models.get(model)
-        if record is None:
-            return []
-        older = record.kept[:-1]
-        return [*older, record.trial.number] if record.trial else older
+        return record.kept[:-1] if record else []
+
+    def rivals(self, model: int) -> list[int]:
+        """Return :meth:`older`, and the candidate last."""
+        candidate = self.candidate(model)
+        return [*self.older(model), candidate] if candidate else self.older(model)
 
     def watch(
         self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool

@@ -116,6 +116,7 @@ class Service:
             "cannot_act": lifetime.cannot_act,
             **(lifetime.statistics.snapshot() if lifetime.statistics is not None else {}),
             "lessons": lifetime.lessons,
+            "drift": lifetime.predictor.drift() if lifetime.predictor is not None else {},
             **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
                 "admission": [agreement.admissions.made, agreement.admissions.differing],
