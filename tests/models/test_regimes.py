@@ -46,7 +46,7 @@ def test_a_workload_that_changes_is_soon_predicted_as_well_as_a_new_one(who):
     assert late[150:].mean() <= 1.1 * young[150:].mean()
 
 
-@pytest.mark.parametrize("who", ["nothing", "a client", "five clients"])
+@pytest.mark.parametrize("who", ["a client", "five clients"])
 def test_what_comes_back_is_known_at_once(who):
     rng = np.random.default_rng(2)
     predictor = create_predictor("survival")
