@@ -331,7 +331,7 @@ def test_a_client_is_told_by_its_key_and_not_by_what_it_says(folder):
             ask("sk-none", prompt="hello")
     finally:
         server.stop()
-    take_up(folder / "keyed")
+    list(recover_journals(folder / "keyed"))
     rows = read_history(folder / "keyed").frame
     counts = dict(rows.group_by("client_id").len().iter_rows())
     assert sorted(counts.values()) == [3, 4]

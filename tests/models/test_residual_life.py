@@ -175,13 +175,17 @@ def random_stream(n: int, seed: int):
 def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(monkeypatch):
     monkeypatch.setattr(residual_life, "_ALWAYS", 100)
     tables, shares, scored = ResidualLife(), FairShares(), []
+
+    def total() -> float:
+        return sum(tables.state()[name].sum() for name in ("losses", "effect_losses"))
+
     for features, length, cut in random_stream(900, 10):
         if not shares.count(features.client_key):
             tables.learn(features, 0, length, censored=cut)
             continue
-        before = tables._losses.sum() + tables._effect_losses.sum()
+        before = total()
         tables.learn(features, 0, length, censored=cut)
-        scored.append(before != tables._losses.sum() + tables._effect_losses.sum())
+        scored.append(before != total())
     assert not scored[0], "nothing was known that could have been right"
     assert all(scored[1:101])
     assert len(scored) > 850, "the clients take even turns"
@@ -192,8 +196,9 @@ def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(m
     assert len(set(gaps.tolist())) > 1, "in step with nothing"
     levels = [LEVELS.index(name) for name in ("all", "client alone", "prompt alone", "fine alone")]
     crossed = [LEVELS.index(name) for name in ("prompt", "fine")]
-    assert (tables._losses[levels + crossed] > 0).all(), "every level has its turn"
-    assert (tables._effect_losses[crossed] > 0).all(), "and every effect"
+    state = tables.state()
+    assert (state["losses"][0, levels + crossed] > 0).all(), "every level has its turn"
+    assert (state["effect_losses"][0, crossed] > 0).all(), "and every effect"
 
 
 def test_weights_chosen_on_a_sample_are_those_chosen_on_all(monkeypatch):
@@ -278,9 +283,9 @@ def test_a_damaged_state_is_refused():
     learn(tables, [5, 50, 500])
     for part, damaged in (
         ("keys", np.arange(3)),
-        ("choice", np.full(len(LEVELS), 99)),
+        ("choice", np.full((1, len(LEVELS)), 99)),
         ("losses", np.ones(4)),
-        ("trust", np.full(len(LEVELS), -1)),
+        ("trust", np.full((1, len(LEVELS)), -1)),
         ("effect_losses", np.ones(4)),
     ):
         with pytest.raises(ValueError, match=part if part != "keys" else "ended"):
@@ -421,8 +426,8 @@ def test_a_bulk_chooses_its_weights_by_its_newest(monkeypatch):
     stream = list(random_stream(600, 25))
     features, lengths, cut = (list(column) for column in zip(*stream, strict=True))
     tables.learn_many(features, [0] * 600, np.array(lengths), np.array(cut))
-    assert tables._scored == 6 * 200, "every level, for each of the newest"
-    assert tables._choice != list(residual_life._START)
+    assert tables._weights.scored == 6 * 200, "every level, for each of the newest"
+    assert tables._weights.choice != list(residual_life._START)
     assert tables.count == 600
     fresh = ResidualLife()
     fresh.restore(tables.state())

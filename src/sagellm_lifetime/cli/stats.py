@@ -213,9 +213,28 @@ def block(values: dict[str, Any]) -> list[str]:
         for key, (label, form) in more.items()
         if key in values and (values[key] or key not in _RARE)
     ]
+    lines += _drift(values.get("drift"))
     lines += _of_engine(values)
     if "checkpoint" in values:
         lines.append(f"  Checkpoint: {_plain(values['checkpoint'])}")
+    return lines
+
+
+def _drift(drift: Any) -> list[str]:
+    """Return the lines about workloads that changed."""
+    if not isinstance(drift, dict) or "changes" not in drift:
+        return []
+    counts = [f"{_shown(drift, key, 'd')} {key}" for key in ("changes", "returns")]
+    lines = [f"  Drift: {', '.join(counts)}"]
+    models = drift.get("models")
+    for name, found in models.items() if isinstance(models, dict) else ():
+        if isinstance(found, dict):
+            numbers = (_shown(found, key, "d") for key in ("generation", "completions"))
+            lines.append(
+                "    {}: generation {}, {} completions since".format(
+                    _plain(name) or "(no model named)", *numbers
+                )
+            )
     return lines
 
 

@@ -10,7 +10,7 @@ A model has no sequence ids, lock, metrics, calibration, files or tracking of ru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -193,6 +193,22 @@ class LengthModel(ABC):
 
     def counts(self) -> dict[str, Any]:
         """Return further numbers by name for ``get_metrics``."""
+        return {}
+
+    @property
+    def changes(self) -> int:
+        """Return how many changes of the workload it has noticed.
+
+        When the number grows, the calibration forgets most of what it has learned before.
+        """
+        return 0
+
+    def drift(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the state of its watch for changes of the workload; empty if it does not watch.
+
+        Args:
+            names: names of the models to list, by key.
+        """
         return {}
 
     # -- replacement -------------------------------------------------------------------------

@@ -43,8 +43,6 @@ _OFFERED: Final = 1024
 """Completions, accepted or not, after which what accounts have sent is halved."""
 _ESTABLISHED: Final = 8
 """Completions from which on a client has its own account."""
-_OLD: Final = 64
-"""Completions from which on a client's behaviour is known well enough to detect a change."""
 _MEMORY: Final = 256
 """Accepted completions after which an account is halved."""
 _MEMORY_OF_NEW: Final = 64
@@ -129,15 +127,12 @@ class FairShares:
         sent = account[3] >> self._halvings - account[4]
         return sent > even_shares / len(self._accounts) * self._sent + _SLACK
 
-    def is_old(self, client: int) -> bool:
-        """Return True if a client has enough completions to detect a change in its behaviour.
-
-        Requests without a client count as one client only if no client is named at all.
-        """
-        if client == _SHARED:
-            return len(self._accounts) == 1
-        account = self._accounts.get(client)
-        return account is not None and account[0] >= _OLD
+    @property
+    def has_one_client(self) -> bool:
+        """Return True if there is one client with an account and no other, or nobody is named."""
+        accounts = self._accounts
+        # The first completions of a client are on the shared account.
+        return len(accounts) == 1 or (len(accounts) == 2 and accounts[_SHARED][0] <= _ESTABLISHED)
 
     def count(self, client: int) -> bool:
         """Count one completion of a client (its key, 0 for none).

@@ -1,30 +1,31 @@
-"""Regimes: detection of a workload that changes under the name of one model, and of its return.
+"""Regimes: a workload that changes under the name of one model, and its return.
 
 Counts do not fade, so a model whose traffic changed from chat to reasoning would be predicted from
-a mixture as long as it had chat before. Instead of forgetting, a model has *generations*: when the
-completions no longer fit the predictions, a new generation begins, with its own nodes below the
-root. Old generations are kept, and the best one becomes the present one again when its likelihood
-is higher. Without a change the state and the predictions are those of one generation.
+a mixture as long as it had chat before. Instead of forgetting, a model has *generations*, each with
+its own nodes and weights. Old generations are kept, and the best one becomes the present one again
+when it predicts better. Without a change the predictions are those of one generation.
 
-* A change is detected by a CUSUM (Page 1954) on ``u``, the predicted probability of lengths up to
-  the actual one, which is uniform if predictions are right. Its steps are the logarithm of the
-  ratio of the densities ``4 u^3`` and ``1.5 u^0.5``, and the mirror images for ``1 - u``.
-  Predictions that are only somewhat too short (``1.5 u^0.5``) raise an alarm once in some
-  ``exp(_ALARM)`` completions, right ones less often. (With ``6 u^5`` and ``2 u`` a change from chat
-  to reasoning was not detected.)
-* A return is detected by the summed logarithm of the ratio of the likelihoods of an older
-  generation and the present one, from the last moment at which the present one was better.
+A new generation begins in two steps, so that the costly one is rare:
 
-Only completions within fair shares, of clients with a history, are watched, so that one busy client
-cannot begin a generation for the others. Time is counted in completions; nothing is random.
+1. The distribution of the outcomes within their predictions changes
+   (:mod:`~sagellm_lifetime.models.pit_change`). This costs a microsecond a completion, finds
+   changes of scale and of spread, and may be wrong.
+2. A *candidate* generation learns the same completions beside the present one, from nothing. It
+   becomes the present one when its likelihood of completions, before they are counted, is higher
+   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
+   is what a new model predicts better, whatever its kind.
+
+Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
+remain above :data:`_WIN` without the client who contributes most, so that no client begins a
+generation for the others. Time is counted in completions; nothing is random.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import log
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -32,26 +33,79 @@ from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_array
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.models.fair_share import lightest_of
+from sagellm_lifetime.models.pit_change import BINS, RECENT, USUAL, PitChange
 
 KEPT: Final = 4
 """Generations of a model that are kept, the present one included."""
-_ALARM: Final = 12.0
-"""Sum of a CUSUM that means a change, nats."""
-_RETURN: Final = 5.0
-"""Nats by which an older generation must be better. A late return costs more than a wrong one: with
-7 and 10 nats the first 100 completions of a phase were up to three times worse."""
-_MOST_GAIN: Final = 3.0
-"""Maximum nats that one completion adds, so that one unusual length causes no return."""
-_YOUNG: Final = 50
-"""Completions during which three times ``_RETURN`` is needed: an older generation has learned all
-clients already, and is always better at first."""
+MOST_MODELS: Final = 256
+"""Models whose generations are kept."""
+_SUSPECT: Final = 4.0
+"""Nats of :class:`PitChange` at which a trial begins, when none was lost lately. After ``n`` lost
+ones it is ``n + 1`` times that."""
+_MOST_LOST: Final = 3
 _SETTLED: Final = 150
-"""Completions of a generation from which on a change can be detected."""
-_MOST_MODELS: Final = 256
-_LEAST: Final = 1e-6
-_POWER: Final = 2.5
-_STEP: Final = log(8.0 / 3.0)
-_MIDDLE: Final = (3.0 / 8.0) ** (1.0 / _POWER)
+"""Completions of a generation before which no trial begins: a young one changes by learning."""
+_WIN: Final = 8.0
+"""Nats by which a candidate must be better."""
+_CLIP: Final = 3.0
+"""Most nats that one completion adds or takes in a trial."""
+_HOPELESS: Final = 80, -0.4
+"""Completions of a trial, and mean nats of each, with which it ends early."""
+_TRIAL: Final = 200
+"""Completions after which a trial ends, unless the candidate has recently been better."""
+_LONGEST_TRIAL: Final = 1000
+_RETURN: Final = 12.0
+"""Nats by which an older generation must be better to return. With 5, bursts of one client made
+predictions change between chat and reasoning and back twice as often."""
+_RETURN_CLIP: Final = 2.5
+"""Most nats that one completion adds to that, so that a few unusual lengths cause no return."""
+_YOUNG: Final = 150
+"""Completions of a new generation during which three times ``_RETURN`` is needed: an older one has
+learned all clients already, and is often better at first."""
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A candidate generation.
+
+    Attributes:
+        number: its number.
+        seen: completions watched.
+        balance: its log likelihood over that of the present generation, nats.
+        gain: the same since the present one was last better, nats.
+        support: contribution to ``gain`` of each client, nats.
+    """
+
+    number: int
+    seen: int = 0
+    balance: float = 0.0
+    gain: float = 0.0
+    support: dict[int, float] = field(default_factory=dict)
+
+    def add(self, client: int, gain: float) -> None:
+        """Add the gain of one completion of a client."""
+        gain = max(min(gain, _CLIP), -_CLIP)
+        self.seen += 1
+        self.balance += gain
+        self.gain += gain
+        if self.gain <= 0.0:
+            self.gain = 0.0
+            self.support.clear()
+        else:
+            self.support[client] = self.support.get(client, 0.0) + gain
+
+    def is_won(self, *, is_alone: bool) -> bool:
+        """Return True if the candidate is better; ``is_alone``: there is only one client."""
+        if self.gain <= _WIN:
+            return False
+        return is_alone or self.gain - max(self.support.values()) > _WIN
+
+    def is_lost(self) -> bool:
+        """Return True if the candidate is not getting better."""
+        seen, mean = _HOPELESS
+        if self.gain > 0.0 or self.seen < seen:
+            return self.seen >= _LONGEST_TRIAL
+        return self.seen >= _TRIAL or self.balance < mean * self.seen
 
 
 @dataclass(slots=True)
@@ -60,21 +114,23 @@ class _Model:
 
     Attributes:
         kept: numbers of the generations, the least recently used first, the present one last.
-        newest: largest number of a generation so far.
+        newest: largest number of a generation or a candidate so far.
         seen: completions watched.
-        since: completions watched in the present generation.
-        longer: sum of the CUSUM for lengths above the predicted ones, nats.
-        shorter: sum of the CUSUM for lengths below the predicted ones, nats.
+        since: completions watched since the present generation became the present one.
+        lost: trials lost lately, :data:`_MOST_LOST` at most.
         better: recent log likelihood of each of ``kept`` over that of the present one, nats.
+        change: comparison of the outcomes with the predictions.
+        trial: the candidate; ``None`` for none.
     """
 
     kept: list[int] = field(default_factory=lambda: [0])
     newest: int = 0
     seen: int = 0
     since: int = 0
-    longer: float = 0.0
-    shorter: float = 0.0
+    lost: int = 0
     better: list[float] = field(default_factory=lambda: [0.0])
+    change: PitChange = field(default_factory=PitChange)
+    trial: _Trial | None = None
 
 
 class Regimes:
@@ -83,94 +139,193 @@ class Regimes:
     Attributes:
         changes: number of times that a new generation began.
         returns: number of times that an older one became the present one again.
+        trials: number of candidates.
+        dropped: models and numbers of generations that are not kept any more; for the caller, who
+            empties it.
     """
 
     def __init__(self) -> None:
         self._models: OrderedDict[int, _Model] = OrderedDict()
         self.changes = 0
         self.returns = 0
+        self.trials = 0
+        self.dropped: list[tuple[int, int]] = []
 
     def present(self, model: int) -> int:
         """Return the number of the present generation of a model (its key, 0 for none)."""
         record = self._models.get(model)
         return record.kept[-1] if record else 0
 
+    def candidate(self, model: int) -> int:
+        """Return the number of the candidate of a model, 0 for none."""
+        record = self._models.get(model)
+        return record.trial.number if record and record.trial else 0
+
     def older(self, model: int) -> list[int]:
         """Return the numbers of the other generations that are kept."""
         record = self._models.get(model)
         return record.kept[:-1] if record else []
 
-    def watch(self, model: int, u: float, gains: list[float]) -> bool:
+    def rivals(self, model: int) -> list[int]:
+        """Return :meth:`older`, and the candidate last."""
+        candidate = self.candidate(model)
+        return [*self.older(model), candidate] if candidate else self.older(model)
+
+    def watch(
+        self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
+    ) -> bool:
         """Compare a completion with its prediction, and switch the generation if needed.
 
         Args:
             model: key of the model.
+            client: key of the client, 0 for none and for all new ones.
             u: predicted probability of lengths up to the actual one.
-            gains: log likelihood of the completion under each of :meth:`older`, less that under the
-                present generation.
+            gains: log likelihood of the completion under each of :meth:`rivals`, less that under
+                the present generation, nats.
+            is_alone: True if no other client is known.
 
         Returns:
             True if the present generation is another one now.
         """
         record = self._models.get(model)
         if record is None:
-            if len(self._models) >= _MOST_MODELS:
-                del self._models[lightest_of(self._models, lambda record: record.seen)]
-            record = self._models[model] = _Model()
-        else:
+            record = self._new(model)
+        elif len(self._models) > 1:
             self._models.move_to_end(model)
         record.seen += 1
         record.since += 1
-        # Below ``_MIDDLE`` a step is negative, so a sum of zero stays zero without a logarithm.
-        # Sums are bounded, so that the errors of a new generation are soon forgotten.
-        if record.longer or u > _MIDDLE:
-            step = _STEP + _POWER * log(max(u, _LEAST))
-            record.longer = min(max(0.0, record.longer + step), _ALARM + 1.0)
-        if record.shorter or 1.0 - u > _MIDDLE:
-            step = _STEP + _POWER * log(max(1.0 - u, _LEAST))
-            record.shorter = min(max(0.0, record.shorter + step), _ALARM + 1.0)
-        if not gains and record.longer <= _ALARM and record.shorter <= _ALARM:
-            return False
-        young = record.kept[-1] == record.newest and record.since < _YOUNG
-        enough = 3.0 * _RETURN if young else _RETURN
+        record.change.add(u)
+        if record.trial:
+            record.trial.add(client, gains[-1])
+            if self._is_won(model, record, record.trial, is_alone=is_alone):
+                return True
+        elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
+            record.newest += 1
+            record.trial = _Trial(record.newest)
+            self.trials += 1
+        return len(record.kept) > 1 and self._returns(model, record, gains)
+
+    def _new(self, model: int) -> _Model:
+        if len(self._models) >= MOST_MODELS:
+            evicted = lightest_of(self._models, lambda record: record.seen)
+            record = self._models.pop(evicted)
+            if record.trial:
+                self._drop(evicted, record.trial.number)
+            for number in record.kept:
+                self._drop(evicted, number)
+        record = self._models[model] = _Model()
+        return record
+
+    def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
+        """End a trial if it is decided; return True if it was won."""
+        if trial.is_won(is_alone=is_alone):
+            record.trial, record.lost = None, 0
+            record.change = PitChange()
+            for number in record.kept[: 1 - KEPT]:
+                self._drop(model, number)
+            self._present(record, [*record.kept[1 - KEPT :], trial.number])
+            self.changes += 1
+            return True
+        if trial.is_lost():
+            self._drop(model, trial.number)
+            record.trial = None
+            record.lost = min(record.lost + 1, _MOST_LOST)
+            record.change.suspicion = 0.0
+        return False
+
+    def _returns(self, model: int, record: _Model, gains: list[float]) -> bool:
+        """Compare the older generations with the present one; return True if one returned."""
+        is_young = record.kept[-1] == max(record.kept) and record.since < _YOUNG
+        enough = 3.0 * _RETURN if is_young else _RETURN
         best = -1
-        for i, gain in enumerate(gains):
-            record.better[i] = max(0.0, record.better[i] + min(gain, _MOST_GAIN))
+        for i, gain in enumerate(gains[: len(record.kept) - 1]):
+            clipped = max(min(gain, _RETURN_CLIP), -_RETURN_CLIP)
+            record.better[i] = min(max(0.0, record.better[i] + clipped), 3.0 * _RETURN + 1.0)
             if record.better[i] > enough and (best < 0 or record.better[i] > record.better[best]):
                 best = i
-        if best >= 0:
-            record.kept.append(record.kept.pop(best))
-            self.returns += 1
-        elif record.since >= _SETTLED and max(record.longer, record.shorter) > _ALARM:
-            record.newest += 1
-            record.kept = [*record.kept[1 - KEPT :], record.newest]
-            self.changes += 1
-        else:
+        if best < 0:
             return False
-        record.since, record.longer, record.shorter = 0, 0.0, 0.0
-        record.better = [0.0] * len(record.kept)
+        if record.trial:
+            self._drop(model, record.trial.number)
+            record.trial = None
+        record.change.forget_recent()
+        kept = record.kept.copy()
+        kept.append(kept.pop(best))
+        self._present(record, kept)
+        self.returns += 1
         return True
+
+    @staticmethod
+    def _present(record: _Model, kept: list[int]) -> None:
+        record.kept, record.since, record.better = kept, 0, [0.0] * len(kept)
+
+    def _drop(self, model: int, number: int) -> None:
+        # Generation 0 is the tree that all models share.
+        if number:
+            self.dropped.append((model, number))
+
+    def summary(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the state for the metrics.
+
+        Args:
+            names: names of the models to list, by key.
+
+        Returns:
+            ``changes``, ``returns`` and ``trials``; and by model the number of its present
+            ``generation``, the ``completions`` watched since, the ``generations`` that are kept,
+            and 1 for ``in_trial`` while there is a candidate.
+        """
+        models = {
+            names[key]: {
+                "generation": record.kept[-1],
+                "completions": record.since,
+                "generations": len(record.kept),
+                "in_trial": int(record.trial is not None),
+            }
+            for key, record in self._models.items()
+            if key in names
+        }
+        return {
+            "changes": self.changes,
+            "returns": self.returns,
+            "trials": self.trials,
+            "models": models,
+        }
 
     # -- state -------------------------------------------------------------------------------
 
     def state(self) -> Arrays:
         """Return the generations as arrays."""
-        models = self._models.items()
-        kept = np.full((len(models), KEPT), -1, dtype=np.int64)
-        scores = np.zeros((len(models), 2 + KEPT))
-        for i, (_, record) in enumerate(models):
+        records = list(self._models.values())
+        trials = [record.trial or _Trial(0) for record in records]
+        support = [
+            (row, client, nats)
+            for row, trial in enumerate(trials)
+            for client, nats in trial.support.items()
+        ]
+        kept = np.full((len(records), KEPT), -1, dtype=np.int64)
+        better = np.zeros((len(records), KEPT))
+        for i, record in enumerate(records):
             kept[i, : len(record.kept)] = record.kept
-            scores[i, : 2 + len(record.kept)] = [record.longer, record.shorter, *record.better]
+            better[i, : len(record.kept)] = record.better
         counts = [
-            (key, record.newest, min(record.seen, MOST), min(record.since, MOST))
-            for key, record in models
+            (key, each.newest, each.seen, each.since, each.lost)
+            for key, each in self._models.items()
         ]
         return {
-            "models": np.array(counts, dtype=np.int64).reshape(len(models), 4),
+            "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 5), LARGEST_KEY),
             "kept": kept,
-            "scores": scores,
+            "better": better,
+            "recent": _rows([record.change.recent for record in records]),
+            "usual": _rows([record.change.usual for record in records]),
+            "suspicion": np.array([record.change.suspicion for record in records]),
+            "trial": np.array([(t.number, t.seen) for t in trials], dtype=np.int64).reshape(-1, 2),
+            "gains": np.array([(t.balance, t.gain) for t in trials]).reshape(-1, 2),
+            "support": np.array([s[:2] for s in support], dtype=np.int64).reshape(-1, 2),
+            "support_nats": np.array([s[2] for s in support], dtype=np.float64),
             "changes": count_array(self.changes),
             "returns": count_array(self.returns),
+            "trials": count_array(self.trials),
         }
 
     def restore(self, state: Arrays) -> None:
@@ -179,26 +334,67 @@ class Regimes:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        counts = checked(state, "models", np.int64, (None, 4), 0, LARGEST_KEY)
-        if (counts[:, 1:] > MOST).any():
-            raise ValueError("'models' holds counts that cannot be")
+        counts = checked(state, "models", np.int64, (None, 5), 0, LARGEST_KEY)
         size = len(counts)
+        if (counts[:, 1:] > MOST).any() or (counts[:, 4] > _MOST_LOST).any():
+            raise ValueError("'models' holds counts that cannot be")
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
-        most = max(_ALARM, 3.0 * _RETURN) + 1.0
-        scores = checked(state, "scores", np.float64, (size, 2 + KEPT), 0.0, most)
+        better = checked(state, "better", np.float64, (size, KEPT), 0.0, 3.0 * _RETURN + 1.0)
+        recent = checked(state, "recent", np.int64, (size, BINS), 1, RECENT)
+        usual = checked(state, "usual", np.int64, (size, BINS), 1, USUAL)
+        suspicion = checked(state, "suspicion", np.float64, (size,), 0.0).tolist()
+        trials = _trials(state, size)
         models: OrderedDict[int, _Model] = OrderedDict()
-        for (key, newest, seen, since), numbers, sums in zip(
-            counts.tolist(), kept.tolist(), scores.tolist(), strict=True
-        ):
+        for i, (key, newest, seen, since, lost) in enumerate(counts.tolist()):
+            numbers = kept[i].tolist()
             named = [number for number in numbers if number >= 0]
             if not named or numbers != named + [-1] * (KEPT - len(named)):
                 raise ValueError("'kept' names no generation, or leaves a gap")
-            if len(set(named)) < len(named) or max(named) > newest or since > seen:
-                raise ValueError("'models' and 'kept' tell of generations that cannot be")
-            better = sums[2 : 2 + len(named)]
-            models[key] = _Model(named, newest, seen, since, sums[0], sums[1], better)
-        if not len(models) == size <= _MOST_MODELS:
+            trial = trials[i]
+            tried = [trial.number] if trial else []
+            if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
+                raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
+            if since > seen:
+                raise ValueError("'models' tells of completions that cannot be")
+            models[key] = _Model(
+                kept=named,
+                newest=newest,
+                seen=seen,
+                since=since,
+                lost=lost,
+                better=better[i, : len(named)].tolist(),
+                change=PitChange(recent[i].tolist(), usual[i].tolist(), suspicion[i]),
+                trial=trial,
+            )
+        if not len(models) == size <= MOST_MODELS:
             raise ValueError("'models' names one twice, or too many")
         self.changes = checked_count(state, "changes")
         self.returns = checked_count(state, "returns")
-        self._models = models
+        self.trials = checked_count(state, "trials")
+        self._models, self.dropped = models, []
+
+
+def _rows(histograms: list[list[int]]) -> np.ndarray:
+    return np.array(histograms, dtype=np.int64).reshape(len(histograms), BINS)
+
+
+def _trials(state: Arrays, size: int) -> list[_Trial | None]:
+    """Return the candidate of each model from a state, checked."""
+    trial = checked(state, "trial", np.int64, (size, 2), 0, MOST)
+    gains = checked(state, "gains", np.float64, (size, 2))
+    support = checked(state, "support", np.int64, (None, 2), 0, LARGEST_KEY)
+    nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
+    if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
+        raise ValueError("'gains' or 'support' of a trial that cannot be")
+    trials = [
+        _Trial(number, seen, balance, gain) if number else None
+        for (number, seen), (balance, gain) in zip(trial.tolist(), gains.tolist(), strict=True)
+    ]
+    for (row, client), part in zip(support.tolist(), nats, strict=True):
+        each = trials[row]
+        if each is None or client in each.support:
+            raise ValueError("'support' of no trial, or of one client twice")
+        each.support[client] = part
+    if any(each and each.gain > 0.0 and not each.support for each in trials):
+        raise ValueError("'gains' of no client")
+    return trials

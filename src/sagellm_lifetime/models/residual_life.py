@@ -36,8 +36,9 @@ from sagellm_lifetime.core.hazard import MOST_ATOMS, log_logistic
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.fair_share import FairShares, lightest_of
+from sagellm_lifetime.models.level_weights import LevelWeights, restored_weights, weights_state
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
-from sagellm_lifetime.models.regimes import Regimes
+from sagellm_lifetime.models.regimes import KEPT, MOST_MODELS, Regimes
 from sagellm_lifetime.models.shrinkage import (
     INSIDE,
     OPTIONS,
@@ -66,8 +67,6 @@ _START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for n
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
 with strong shrinkage, (30, infinity)."""
-_START_TRUST: Final = 1
-"""Index into ``TRUST`` with which each level starts."""
 _HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
 """Number of single lengths that a node counts, by level: all requests, a model, a client."""
 _LEAST_LIKELY: Final = 6e-6
@@ -84,7 +83,6 @@ _SAMPLED: Final = (1 << 32) // 8
 _GOLDEN: Final = 2_654_435_769
 """``2**32`` over the golden ratio: its multiples are spread evenly without a period, so the sample
 is independent of clients that take turns."""
-_FORGET: Final = 1.0 - 1.0 / 2000.0
 _REFRESH: Final = 16
 """Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
@@ -95,6 +93,7 @@ _PER_OCTAVE: Final = 16.0
 _LEVEL_BITS: Final = 4
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 58) - 1
+_MOST_WEIGHTS: Final = MOST_MODELS * (KEPT + 1)
 _LARGEST_KEY: Final = _MASK << _LEVEL_BITS | _LEVEL
 _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "ended": (np.float32, (BINS,), 0.0, MOST),
@@ -228,11 +227,11 @@ class ResidualLife:
         """Nodes with one completion, the oldest first."""
         self._stored: Arrays = {}
         """Arrays of a restored state; a node that has not been used yet is the index of its row."""
-        self._losses = np.zeros((len(LEVELS), len(OPTIONS)))
-        self._choice = list(_START)
-        self._effect_losses = np.zeros((len(LEVELS), len(TRUST)))
-        self._trust = [_START_TRUST] * len(LEVELS)
-        self._scored = 0
+        self._weights = LevelWeights(_START)
+        self._later: dict[NodeKey, LevelWeights] = {}
+        """Weights of later generations, by the key of their root."""
+        self._tried: dict[NodeKey, dict[NodeKey, None]] = {}
+        """Nodes of candidate generations, by the key of their root."""
         self.shares = FairShares()
         self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
@@ -258,6 +257,12 @@ class ResidualLife:
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
+
+    def _weights_of(self, step: Step) -> LevelWeights:
+        """Return the weights of the generation of a node."""
+        if not self._later:
+            return self._weights
+        return self._later.get((step.before[0] if step.before else step).key, self._weights)
 
     def _existing(self, key: NodeKey) -> _Node:
         """Return a node that exists, without marking it as recently used."""
@@ -293,7 +298,7 @@ class ResidualLife:
             if step.alone:
                 reached, effect = self._with_effect(step, reached, effect)
             if stale_node is not None:
-                hazards = self._corrected(step.level, stale_node, _laid(reached, effect))
+                hazards = self._corrected(step, stale_node, _laid(reached, effect))
                 reached, effect = _reached(step, stale_node, hazards), None
         return reached if effect is None else (_laid(reached, effect), reached[1], None)
 
@@ -311,7 +316,7 @@ class ResidualLife:
             The prediction to apply effects to, and the sum of the effects. If no other piece is
             known, that prediction is the one of the piece alone, without effects.
         """
-        share = weight(TRUST[self._trust[step.level]], above[1])
+        share = weight(TRUST[self._weights_of(step).trust[step.level]], above[1])
         pair = self._alone(step) if share >= _NEGLIGIBLE else None
         if pair is None:
             return above, so_far
@@ -342,8 +347,8 @@ class ResidualLife:
         counted, total = node.fresh_until
         return node.counted <= counted and self.count <= total
 
-    def _corrected(self, level: int, node: _Node, above: Hazards) -> Hazards:
-        k1, k2 = OPTIONS[self._choice[level]]
+    def _corrected(self, step: Step, node: _Node, above: Hazards) -> Hazards:
+        k1, k2 = OPTIONS[self._weights_of(step).choice[step.level]]
         hazards = corrected(above, node.ended, node.left, k1, k2)
         if node.habits is None:
             return hazards
@@ -373,41 +378,90 @@ class ResidualLife:
             return False
         is_fair = self.shares.count(features.client_key)
         path = self._path(features, session)
-        if is_fair and not session and not censored:
-            path = self._watch(features, path, length)
-        if is_fair and (self._scored < _ALWAYS or self.count * _GOLDEN % (1 << 32) < _SAMPLED):
+        if is_fair and not censored:
+            path = self._watch(features, session, path, length)
+        if is_fair and (
+            self._weights_of(path.crossed[0]).scored < _ALWAYS
+            or self.count * _GOLDEN % (1 << 32) < _SAMPLED
+        ):
             self._choose(path, length, censored=censored)
-        self._count(path.every if is_fair else path.own, length, censored=censored)
+        steps = path.every if is_fair else path.own
+        candidate = self.regimes.candidate(features.model_key)
+        if candidate:
+            steps += self._in_trial(features, session, candidate, length, is_fair, censored)
+        self._count(steps, length, censored=censored)
         return is_fair
 
-    def _watch(self, features: RequestFeatures, path: Path, length: int) -> Path:
+    def _watch(self, features: RequestFeatures, session: int, path: Path, length: int) -> Path:
         """Compare a completion, before it is counted, with the prediction of its generation.
 
-        Completions of sessions are not passed here, since turns of one session are alike and a
-        long one would look like a change. New clients are skipped, since their behaviour is not
-        known yet.
+        Of a session only the first completion is compared, since turns of one session are alike and
+        a long one would look like a change.
+
+        Args:
+            features: features of its request.
+            session: key of its session, 0 for none.
+            path: nodes of its request.
+            length: generated tokens.
 
         Returns:
             The path of the request in the present generation, which may be a new one.
         """
-        client, model = features.client_key, features.model_key
-        if not self.shares.is_old(client):
+        if session and path.crossed[-1].key in self._nodes:
             return path
         k = bin_of(length)
         predicted = self._cached_prediction(path, k)
         if predicted is None:
             return path
         alive, ended = predicted
-        older, gains = self.regimes.older(model), []
-        if older:
+        client, model, regimes = features.client_key, features.model_key, self.regimes
+        rivals, gains = regimes.rivals(model), []
+        if rivals:
             present = log(max(ended, _LEAST_LIKELY))
-            for generation in older:
+            for generation in rivals:
                 other = self._cached_prediction(node_path(features, 0, generation), k)
                 gains.append(log(max(other[1] if other else 0.0, _LEAST_LIKELY)) - present)
+        if not self.shares.is_established(client):
+            client = 0
         # The middle of the bin's share, so that a constant length has ``u`` of 0.5.
-        if not self.regimes.watch(model, 1.0 - alive + 0.5 * ended, gains):
+        u = 1.0 - alive + 0.5 * ended
+        switched = regimes.watch(model, client, u, gains, is_alone=self.shares.has_one_client)
+        for dropped in regimes.dropped:
+            self._drop(*dropped)
+        regimes.dropped.clear()
+        if not switched:
             return path
-        return self._path(features, 0)
+        self._tried.pop(_generation_root(model, regimes.present(model)).key, None)
+        return self._path(features, session)
+
+    def _drop(self, model: int, generation: int) -> None:
+        """Forget the weights of a generation, and the nodes of a candidate."""
+        root = _generation_root(model, generation).key
+        self._later.pop(root, None)
+        # Nodes of an old generation are evicted in time; those of a candidate are of no use at all.
+        for key in self._tried.pop(root, ()):
+            self._nodes.pop(key, None)
+            self._once.pop(key, None)
+
+    def _in_trial(
+        self,
+        features: RequestFeatures,
+        session: int,
+        candidate: int,
+        length: int,
+        is_fair: bool,
+        censored: bool,
+    ) -> tuple[Step, ...]:
+        """Return the nodes of the candidate generation at which a completion is counted, too."""
+        path = node_path(features, 0, candidate)
+        root = path.crossed[0].key
+        if root not in self._later:
+            self._later[root] = LevelWeights(_START)
+        if is_fair and not session:
+            self._choose(path, length, censored=censored)
+        steps = path.every if is_fair else path.own
+        self._tried.setdefault(root, {}).update((step.key, None) for step in steps)
+        return steps
 
     def _cached_prediction(self, path: Path, k: int) -> tuple[float, float] | None:
         """Return the probabilities to reach bin ``k`` and to end in it; ``None`` if unknown.
@@ -468,8 +522,17 @@ class ResidualLife:
             over = self._existing(step.above)
             above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.alone else None
-        node.hazards = self._corrected(step.level, node, _laid(above, effect))
-        node.fresh_until = (node.counted + node.counted // _REFRESH, 2 * self.count)
+        node.hazards = self._corrected(step, node, _laid(above, effect))
+        node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
+
+    def _seen(self, step: Step) -> int:
+        """Return the completions from which the generation of a node has learned."""
+        root = step.before[0] if step.before else step
+        if root.level != _GENERATION:
+            return self.count
+        # The root may have been evicted by now.
+        node = self._nodes.get(root.key)
+        return 0 if node is None else self._counted(node)
 
     def _choose(self, path: Path, length: int, *, censored: bool, every: bool = False) -> None:
         """Score the weights of one level, in turn, on a completion that is not counted yet.
@@ -481,6 +544,7 @@ class ResidualLife:
             every: True to score all levels instead of one.
         """
         nodes = self._nodes
+        weights = self._weights_of(path.crossed[0])
         last = path.crossed[-1]
         # Turns of one session are alike, and so are their prompts, so the levels above predict
         # the next turn better than the next session. A session therefore scores its own level
@@ -496,27 +560,25 @@ class ResidualLife:
         if not known:
             return
         if not every:
-            known = [known[self._scored % len(known)]]
+            known = [known[weights.scored % len(known)]]
         for step in known:
             self._score(step, bin_of(length), censored=censored)
-        self._scored += len(known)
+        weights.scored += len(known)
 
     def _score(self, step: Step, k: int, *, censored: bool) -> None:
         """Score every weight of one level on an end in bin ``k``, or on survival up to it."""
         above, effects = self._finest(step.before), None
-        level = step.level
+        weights = self._weights_of(step)
         pair = self._alone(step) if step.alone else None
         if pair is not None:
             effect = pair[0].effect(pair[1])
             nats = effect_losses(above[0], effect, above[1], k, censored=censored)
-            self._effect_losses[level] = self._effect_losses[level] * _FORGET + nats
-            self._trust[level] = int(self._effect_losses[level].argmin())
+            weights.score_effect(step.level, nats)
             above, effects = self._with_effect(step, above)
         if step.key in self._nodes:
             node = self._existing(step.key)
             nats = losses(_laid(above, effects), node.ended, node.left, k, censored=censored)
-            self._losses[level] = self._losses[level] * _FORGET + nats
-            self._choice[level] = int(self._losses[level].argmin())
+            weights.score(step.level, nats)
 
     def learn_many(
         self,
@@ -545,12 +607,17 @@ class ResidualLife:
                 continue
             is_fair = self.shares.count(request.client_key)
             path = self._path(request, session)
-            if is_fair and i >= older and not session and not censored[i]:
-                path = self._watch(request, path, int(lengths[i]))
+            if is_fair and i >= older and not censored[i]:
+                path = self._watch(request, session, path, int(lengths[i]))
             steps = path.every if is_fair else path.own
-            counted.update((step.key, step) for step in steps)
-            if is_fair and (i >= older or (session and self._scored < _ALWAYS)):
+            if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
+            candidate = self.regimes.candidate(request.model_key)
+            if candidate:
+                steps += self._in_trial(
+                    request, session, candidate, int(lengths[i]), is_fair, bool(censored[i])
+                )
+            counted.update((step.key, step) for step in steps)
             if censored[i] or session or i >= older:
                 self._count(steps, int(lengths[i]), censored=bool(censored[i]))
                 continue
@@ -624,6 +691,7 @@ class ResidualLife:
             atoms_until.append(len(atoms))
             counted[i], fresh[i] = min(node.counted, MOST), node.fresh_until
         self._stored = {}
+        tried = [(root, key) for root, nodes in self._tried.items() for key in nodes]
         return {
             "keys": np.array(list(self._nodes), dtype=np.int64),
             "ended": ended,
@@ -636,11 +704,9 @@ class ResidualLife:
             "atoms": np.array([length for length, _ in atoms], dtype=np.int64),
             "atom_shares": np.array([share for _, share in atoms], dtype=np.float64),
             "atoms_until": np.array(atoms_until, dtype=np.int64),
-            "losses": self._losses,
-            "choice": np.array(self._choice),
-            "effect_losses": self._effect_losses,
-            "trust": np.array(self._trust),
-            "scored": count_array(self._scored),
+            **weights_state([self._weights, *self._later.values()]),
+            "later": np.array(list(self._later), dtype=np.int64),
+            "tried": np.array(tried, dtype=np.int64).reshape(len(tried), 2),
             "count": count_array(self.count),
             **{f"shares.{name}": value for name, value in self.shares.state().items()},
             **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
@@ -655,7 +721,7 @@ class ResidualLife:
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        if not state.keys() & {*_RAGGED, "effect_losses", "trust"} or not part(state, "shares."):
+        if not state.keys() & {"later", "tried", "regimes.suspicion"} or not part(state, "shares."):
             raise ValueError("counts of nodes by another version, train again")
         key_array = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
         keys = key_array.tolist()
@@ -677,15 +743,15 @@ class ResidualLife:
         # The order of the nodes is that of the new ones, too, since they were not used again.
         self._once = OrderedDict.fromkeys(key_array[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
-        scores = (len(LEVELS), len(OPTIONS))
-        self._losses = checked(state, "losses", np.float64, scores).copy()
-        last = len(OPTIONS) - 1
-        self._choice = checked(state, "choice", np.int64, (len(LEVELS),), 0, last).tolist()
-        effects = (len(LEVELS), len(TRUST))
-        self._effect_losses = checked(state, "effect_losses", np.float64, effects).copy()
-        last = len(TRUST) - 1
-        self._trust = checked(state, "trust", np.int64, (len(LEVELS),), 0, last).tolist()
-        self._scored, self.count = checked_count(state, "scored"), checked_count(state, "count")
+        later = checked(state, "later", np.int64, (None,), 0, _LARGEST_KEY).tolist()
+        weights = restored_weights(state, 1 + len(later), _START)
+        self._weights, self._later = weights[0], dict(zip(later, weights[1:], strict=True))
+        if not len(self._later) == len(later) <= _MOST_WEIGHTS:
+            raise ValueError("'later' names a generation twice, or too many")
+        self._tried = {}
+        for root, key in checked(state, "tried", np.int64, (None, 2), 0, _LARGEST_KEY).tolist():
+            self._tried.setdefault(root, {})[key] = None
+        self.count = checked_count(state, "count")
         self.shares.restore(part(state, "shares."))
         self.regimes.restore(part(state, "regimes."))
 
@@ -754,8 +820,8 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
 def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
     """Return the nodes of one request; features that are not given are left out.
 
-    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root below
-    that of all requests, and its own nodes for all features.
+    A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
+    nodes; only the nodes of sessions are those of all generations.
     """
     return _path(
         features.model_key,
@@ -782,8 +848,7 @@ def _path(
     base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
     if generation:
-        named = (model * _GOLDEN + generation) & _MASK
-        base = _ROOT, _below((_ROOT,), _GENERATION, named, ())
+        base = (_generation_root(model, generation),)
         del pieces[0]
     if cap:
         pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
@@ -813,9 +878,18 @@ def _path(
     if session:
         key = (session & _MASK) << _LEVEL_BITS | _SESSION
         crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
-    # A later generation is not counted at the root of all requests, which would become a mixture.
-    every = (base[-1], *extra, *crossed[len(base) :])
+    every = (base[0], *extra, *crossed[1:])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
+
+
+def _generation_root(model: int, generation: int) -> Step:
+    """Return the root of a later generation.
+
+    It stands below no other node: below that of all requests it would be shrunk towards the old
+    workload.
+    """
+    path = (model * _GOLDEN + generation) * 1_000_003 & _MASK
+    return Step(path << _LEVEL_BITS | _GENERATION, _GENERATION, -1, (), ())
 
 
 def _is_own(step: Step) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -88,6 +88,15 @@ class SurvivalModel(LengthModel):
         self.tables.learn_many(
             features, [observed.session for observed, _, _ in rows], lengths, censored
         )
+
+    @property
+    def changes(self) -> int:
+        """Return how many changes of the workload the table has noticed."""
+        return self.tables.regimes.changes
+
+    def drift(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the generations of the table (:mod:`~sagellm_lifetime.models.regimes`)."""
+        return self.tables.regimes.summary(names)
 
     def state(self) -> Arrays:
         """Return the arrays of the tree and of the prompt score."""

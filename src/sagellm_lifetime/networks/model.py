@@ -8,7 +8,7 @@ network runs when there is new evidence; until then a prediction is a look-up.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -280,6 +280,15 @@ class NetworkModel(LengthModel):
     def counts(self) -> dict[str, Any]:
         """Return the number of gradient steps taken online, by name."""
         return {"training_steps": self._training_steps}
+
+    @property
+    def changes(self) -> int:
+        """Return how many changes of the workload the table has noticed."""
+        return self.tables.regimes.changes
+
+    def drift(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the generations of the table (:mod:`~sagellm_lifetime.models.regimes`)."""
+        return self.tables.regimes.summary(names)
 
     def state(self) -> Arrays:
         """Return the table, the weights, and the scores of online learning."""

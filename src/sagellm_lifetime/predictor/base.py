@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _LIMITS: Final = ("capacity", "expire_after")
 """Options of the predictor itself; all others are the model's."""
+_MOST_NAMES: Final = 16
+"""Maximum number of models whose drift is in the metrics."""
 
 
 class Predictor(Predicting):
@@ -82,6 +84,8 @@ class Predictor(Predicting):
         """Description of the history it was fitted on: rows, columns, lengths; no content."""
         self._scores = Scores()
         self._is_replay = False
+        self._models: dict[int, str] = {}
+        """Names of the first models with a completion here, by key, for the metrics."""
         self._queue: FeedbackQueue | None = None
 
     # -- the model ---------------------------------------------------------------------------
@@ -237,6 +241,9 @@ class Predictor(Predicting):
         self._scores.ended(completion.finish_reason, completion.length, first)
         evidence, length = completion.evidence, completion.length
         features = evidence.features
+        key = features.model_key
+        if key not in self._models and len(self._models) < _MOST_NAMES:
+            self._models[key] = features.model or ""
         if completion.finish_reason in ("stop", "length"):
             self._timing.learn(features.client_key, features.model, length, completion.seconds)
         self._context.learn(features, evidence.session, length, censored=completion.censored)
@@ -245,10 +252,13 @@ class Predictor(Predicting):
         """Update calibration and model, which may take milliseconds."""
         self._learned.calibration.learn(completion)
         model = self._learned.model
+        changes = model.changes
         model.learn(
             Feedback(completion.evidence, completion.length, completion.censored, self._is_replay)
         )
         model.lessons += 1
+        if model.changes != changes:
+            self._learned.calibration.fade()
         # Rows of running sequences are computed anew whenever the number of completions has
         # doubled: often at the start, and rarely later, when one completion changes little.
         if model.lessons & (model.lessons - 1) == 0:
@@ -341,7 +351,20 @@ class Predictor(Predicting):
                 "seconds_per_token": self._timing.seconds_per_token(),
                 **(self._queue.counts() if self._queue else {}),
                 **model.counts(),
+                "drift": model.drift(self._models),
             }
+
+    def drift(self) -> dict[str, Any]:
+        """Return the changes of the workload that were noticed, as ``get_metrics()["drift"]``.
+
+        Empty for a model that watches for none. Otherwise ``changes``, ``returns`` and ``trials``,
+        and under ``models`` by name, for the first 16 models that ended sequences here: the number
+        of the present ``generation``, the ``completions`` watched since it became the present one,
+        the ``generations`` that are kept, and 1 for ``in_trial`` while another one is tried. The
+        name of requests that name no model is ``""``.
+        """
+        with self._lock:
+            return self._learned.model.drift(self._models)
 
     def fit(
         self,

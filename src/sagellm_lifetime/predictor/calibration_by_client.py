@@ -41,6 +41,8 @@ _LEARN_EVERY: Final = 32
 answers at a time cost as much per answer as 32 and stall for twice as long."""
 _START_WEIGHT: Final = 600.0
 """Maximum weight of the copied counts in a new calibration, observations a band."""
+_AFTER_CHANGE: Final = 300.0
+"""Maximum weight of what was learned before a change of the workload, observations a band."""
 
 
 class CalibrationByClient:
@@ -177,6 +179,15 @@ class CalibrationByClient:
         calibration = self.common if client is None else self._own[client]
         calibrate(calibration, self._pending.pop(client, []))
         self._stack = None
+
+    def fade(self) -> None:
+        """Forget most of what was learned, after the workload of a model has changed.
+
+        Answers that are not learned yet are dropped: they are those of before, too.
+        """
+        self._pending, self._stack = {}, None
+        for calibration in (self.common, *self._own.values()):
+            calibration.fade(_AFTER_CHANGE)
 
     def learn_all(self) -> None:
         """Learn from all pending answers, also from incomplete batches."""

@@ -37,6 +37,10 @@ COUNTS: Final = (
     "record_replaced",
 )
 """Numbers that add up over engine cores; one that is missing or null is unknown."""
+DRIFT: Final = ("changes", "returns", "trials")
+"""Counts of the drift that add up over engine cores."""
+DRIFT_OF_MODEL: Final = ("generation", "completions", "generations", "in_trial")
+"""Numbers of the drift of one model."""
 MOST_BYTES: Final = 1 << 20
 _LARGEST: Final = 1e18
 _DEPTH: Final = 4
@@ -71,6 +75,8 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
     for name in COUNTS:
         if not _is_number(stats.get(name)):
             raise ValueError(f"{name} is not a number")
+    if not _is_drift(stats.setdefault("drift", {})):
+        raise ValueError("drift is not what it should be")
     if stats["engine"] != rank:
         raise ValueError("of another engine core")
     return stats
@@ -142,6 +148,21 @@ def _are_decisions(value: Any) -> bool:
             and len(pair) == 2
             and all(number is not None and _is_number(number) for number in pair)
             for pair in value.values()
+        )
+    )
+
+
+def _is_drift(value: Any) -> bool:
+    """Return True for the answer of ``Predictor.drift``, which may be empty."""
+    if value == {}:
+        return True
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), int) and _is_number(value[key]) for key in DRIFT)
+        and isinstance(value.get("models"), dict)
+        and all(
+            _are_counts(model) and all(model.get(key) is not None for key in DRIFT_OF_MODEL)
+            for model in value["models"].values()
         )
     )
 

@@ -116,6 +116,7 @@ class Service:
             "cannot_act": advisor.cannot_act,
             **(advisor.statistics.snapshot() if advisor.statistics is not None else {}),
             "lessons": advisor.lessons,
+            "drift": advisor.predictor.drift() if advisor.predictor is not None else {},
             **(self._learner.counts() if self._learner is not None else IDLE),
             "decisions": {
                 "admission": [agreement.admissions.made, agreement.admissions.differing],

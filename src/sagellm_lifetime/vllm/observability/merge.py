@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sagellm_lifetime.vllm.published import COUNTS
+from sagellm_lifetime.vllm.published import COUNTS, DRIFT
 
 STALE_S: Final = 10.0
 """Age of statistics from which their engine core counts as stopped, seconds."""
@@ -35,6 +35,7 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
     ):
         merged[key] = _ratio(sums.get(source), scored)
     merged["seconds_per_token"] = _ratio(sums.get("seconds"), sums.get("tokens"))
+    merged["drift"] = _drift([engine.get("drift") or {} for engine in engines])
     merged["finish_reasons"] = _sum([engine["finish_reasons"] for engine in engines])
     merged["faults"] = _sum([engine["breaker"]["faults"] for engine in engines])
     merged["learner_running"] = all(engine["learner_running"] for engine in engines)
@@ -54,6 +55,19 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
     merged["unreadable"] = list(unreadable)
     merged["engines"] = list(engines)
     return merged
+
+
+def _drift(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums; and by model the numbers of the engine core with the newest generation."""
+    watching = [part for part in parts if part]
+    if not watching:
+        return {}
+    models: dict[str, Any] = {}
+    for part in watching:
+        for name, found in part["models"].items():
+            if name not in models or found["completions"] < models[name]["completions"]:
+                models[name] = found
+    return {**{key: sum(part[key] for part in watching) for key in DRIFT}, "models": models}
 
 
 def _common(values: Sequence[Any]) -> Any:

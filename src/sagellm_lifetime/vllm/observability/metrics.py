@@ -50,6 +50,15 @@ _GAUGES: Final = {
     "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
     "stats_age_seconds": ("age", "Age of these figures."),
 }
+_DRIFT: Final = {
+    "changes": ("drift_changes", "Changes of the workload of a model that were noticed."),
+    "returns": ("drift_returns", "Times that a workload of before came back."),
+    "trials": ("drift_trials", "Times that a change was suspected."),
+}
+_DRIFT_OF_MODEL: Final = {
+    "generation": ("drift_generation", "Number of the present generation of a model."),
+    "completions": ("drift_completions", "Completions since it became the present one."),
+}
 Values = list[tuple[dict[str, Any], float | None]]
 """Statistics of an engine core, and one figure of them."""
 _BREAKER: Final = ("closed", "trial", "open", "stuck")
@@ -85,6 +94,7 @@ class LifetimeCollector(Collector):
         yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
                       [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
         yield from _by_kind(engines)
+        yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
             labels = {"predictor": str(stats["predictor"]), "policy": stats["policy"]}
@@ -161,6 +171,17 @@ def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
             decisions.add_metric([_name(stats), kind], count)
             differing_decisions.add_metric([_name(stats), kind], differing)
     yield from (faults, decisions, differing_decisions)
+
+
+def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    for key, (name, text) in _DRIFT.items():
+        yield _counter(name, text, [(stats, stats["drift"].get(key)) for stats in engines])
+    for key, (name, text) in _DRIFT_OF_MODEL.items():
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "model"])
+        for stats in engines:
+            for model, found in stats["drift"].get("models", {}).items():
+                family.add_metric([_name(stats), model], found[key])
+        yield family
 
 
 def _counter(name: str, text: str, values: Values) -> Metric:
