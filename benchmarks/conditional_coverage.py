@@ -2,10 +2,10 @@
 
 Used by ``strangers.py``. A predictor is fitted on the earlier 70 % of a trace and scored in
 simulated time on the rest, at admission and at the steps (see ``evaluation.points``). Groups with
-fewer than 300 cases are left out. Lengths are whole tokens, so a client whose answers have nearly
-all one token is covered by 99 % whatever the interval; the highest group is therefore looked for
-after the probability of each single length was shared out evenly (the randomised probability
-integral transform, in expectation).
+fewer than 300 requests are left out: the points of one request are no independent cases. Lengths
+are whole tokens, so a client whose answers nearly all have one token is covered by 99 % whatever
+the interval; the highest group is therefore looked for after the probability of each single length
+was shared out evenly (the randomised probability integral transform, in expectation).
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def conditional_coverage(
         if where == "admission":
             del groups[f"by age band, at {where}"]  # there is one age
         for name, keys in groups.items():
-            large = [key for key in np.unique(keys) if (keys == key).sum() >= least]
+            rows = [np.unique(points.row[chosen[keys == key]]) for key in np.unique(keys)]
+            large = [
+                k for k, of_key in zip(np.unique(keys), rows, strict=True) if len(of_key) >= least
+            ]
             if not large:
                 continue
             index = [chosen[keys == key] for key in large]

@@ -175,6 +175,24 @@ def test_without_pytorch_only_the_table_learns(monkeypatch):
     assert predictor.get_metrics()["weights_accepted"] == 0
 
 
+def test_a_loud_client_and_many_new_names_have_a_quarter_of_the_store(monkeypatch):
+    predictor = create_predictor("lstm", hidden_size=8, num_layers=1)
+    monkeypatch.setattr(type(predictor.model), "_train_inline", lambda self: None)
+    count = 0
+    for i in range(1500):
+        # Of five requests one is an honest client's, two a loud one's, two under new names.
+        name = (f"c{i // 5 % 12}", "loud", "loud", f"new {i}", f"new {i}")[i % 5]
+        predictor.predict(PredictionRequest(i, [], 0, None, {"client_id": name}))
+        predictor.update(i, 77 if name[0] != "c" else 300, 1.0)
+        count += name[0] == "c"
+    store = predictor.model._store
+    assert len(store) < 2 * store._half, "not full: the completions are shared out before"
+    honest = [sample.length == 300 for sample in store.draw(4000)]
+    assert len(store) >= count
+    # Of all completions a fifth is theirs.
+    assert np.mean(honest) > 0.33
+
+
 def test_the_looks_and_the_quantile_belong_together():
     from statistics import NormalDist
 
