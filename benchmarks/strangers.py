@@ -493,7 +493,7 @@ def lines_of(
 
 
 def by_group(kind: str, trace: str, seed: int, options: argparse.Namespace) -> Iterator[Line]:
-    """Lowest and highest coverage of a group of at least 300 cases."""
+    """Lowest and highest coverage of a group of at least 300 requests."""
     frame = made_up_history() if options.quick else load(options.data, trace)
     assert frame is not None  # pieces() has looked
     predictor = made(kind, seed=seed, online=False)
@@ -605,7 +605,7 @@ def page(lines: dict[str, list[Line]], runs: list[dict[str, Any]], head: str, co
         "(drift: one), unless it says otherwise.\nMAE as a ratio to that without the stranger, "
         "coverage of the 90 % interval. Thresholds were chosen on the first 8,000 rows of ServeGen "
         "chat,\nleft out here but in the coverage by group, where 70 % of a trace are learned and "
-        f"groups with fewer than {LEAST_CASES} cases left out.",
+        f"groups with fewer than {LEAST_CASES} requests left out.",
     ]
     for part in PARTS:
         names = list(
