@@ -1,30 +1,52 @@
 """What strangers' traffic does to predictions: names never met, common values, drift, floods.
 
-    PYTHONPATH=src python benchmarks/strangers.py [--quick] [--predictor survival] [--json FILE]
-        [--page FILE] [--data DIR] [--seeds 3] [--only drift]
+    PYTHONPATH=src python benchmarks/strangers.py [--kinds survival lstm transformer] [--seeds 3]
+        [--jobs 2] [--runs FILE] [--only PART ...] [--json FILE] [--page FILE] [--data DIR]
+        [--quick]
 
 Every line has a target, and says whether it is met; a figure is the worst of the seeds, unless its
 name says otherwise. A seed is another stretch of the trace and another stranger. A predictor is
 fitted on the rows before the stretch; then every request is predicted at its start and learned from
 when eight others have come. Thresholds were chosen on the first 8,000 rows of the ServeGen chat
-trace; what is here was not looked at meanwhile, but for alternating chat and reasoning. ``--quick``
-takes small made-up workloads: it shows that the command works, and no more.
+trace; what is here was not looked at meanwhile, but for alternating chat and reasoning.
+
+The work is done in pieces (predictor, part, trace, seed). With ``--runs`` each finished piece is
+one line of that file, and a run that was interrupted goes on where it stopped; ``--jobs`` makes
+pieces at the same time. Networks learn online as in service, but in their coverage and in replays,
+where only their tables do (a gradient step every four completions would take hours), and from fewer
+rows: see ``OF_NETWORKS``.
+``--quick`` takes small made-up workloads: it shows that the command works, and no more.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from common import DATA, code, load, say, single_thread, table, write_json
+import strangers_replay
+from common import (
+    DATA,
+    TRACES,
+    code,
+    load,
+    read_lines,
+    run_all,
+    say,
+    single_thread,
+    table,
+    write_json,
+)
+from conditional_coverage import HIGHEST, LEAST_CASES, LOWEST, conditional_coverage
 
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.predictor.registry import has_network
@@ -62,6 +84,8 @@ ARGUMENT: Final = (
     "what is right for the owner in one case is\nwrong in the other. Only a client that cannot be "
     "forged helps (`--lifetime-client-from`; the lines\n*" + FORGED + "* above)."
 )
+EPOCHS = 2
+"""Passes over the history in the fit of a network; 12 are usual."""
 CAPS = (64, 256, 257, 1000, 1024, 4096)
 Said = dict[str, Any]
 
@@ -83,12 +107,13 @@ class Line:
     what: str
     figure: float
     target: str
-    met: bool
+    met: bool | None
+    """``None`` for a figure beside others, without a target."""
     bound: float | None = None
     """What a predictor reaches that is told the moment of a change; ``None`` for none."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sizes:
     """How much is measured."""
 
@@ -97,6 +122,8 @@ class Sizes:
     phase: int
     ids: int
     seeds: int
+    flooded: int
+    """Rows scored under a flood; ten times as many are the stranger's."""
 
 
 class Scores:
@@ -157,10 +184,17 @@ def rows_of(frame: pl.DataFrame) -> list[Row]:
     ]
 
 
+def made(kind: str, *, seed: int = 0, online: bool = True) -> Any:
+    """Return an unfitted predictor; a network with few passes, and its gradient steps or none."""
+    options: dict[str, Any] = {}
+    if has_network(kind):
+        options = {"online": "inline" if online else "off", "epochs": EPOCHS}
+    return create_predictor(kind, seed=seed, **options)
+
+
 def fitted(kind: str, rows: list[Row]) -> Any:
     """A predictor that was fitted on rows, or has seen none."""
-    options: dict[str, Any] = {"online": "off", "epochs": 2} if has_network(kind) else {}
-    predictor = create_predictor(kind, **options)
+    predictor = made(kind)
     if rows:
         columns = sorted({name for row in rows for name in row.said})
         predictor.fit(
@@ -333,10 +367,12 @@ def flood(kind: str, trace: str, rows: list[Row], sizes: Sizes, seed: int) -> It
         for times, target in ((10, 1.05), (1, 1.02)):
             found = serve(known.clone(), among(new, what, times, seed))
             name = f"{trace}: {what}, {times} x"
-            part = OUT_OF_REACH if what == OTHERS else "floods"
-            yield below(part, f"{name}, MAE of the others", found.mae / base.mae, target)
+            lines = [below("floods", f"{name}, MAE of the others", found.mae / base.mae, target)]
             if times == 10:
-                yield above(part, f"{name}, coverage", found.covered, 0.86)
+                lines.append(above("floods", f"{name}, coverage", found.covered, 0.86))
+            if what == OTHERS:
+                lines = [replace(line, part=OUT_OF_REACH, met=None) for line in lines]
+            yield from lines
 
 
 def among(rows: list[Row], what: str, times: int, seed: int) -> Iterator[tuple[Row, bool]]:
@@ -432,14 +468,6 @@ def above(part: str, what: str, figure: float, target: float) -> Line:
     return Line(part, what, round(figure, 3), f">= {target:g}", figure >= target)
 
 
-def worst_of(runs: list[list[Line]]) -> list[Line]:
-    """Of the same lines by several seeds, the worst of each."""
-    return [
-        (max if lines[0].target.startswith("<") else min)(lines, key=lambda line: line.figure)
-        for lines in zip(*runs, strict=True)
-    ]
-
-
 def made_up(seed: int, count: int, centre: float) -> list[Row]:
     """Eight clients, each with lengths of its own."""
     rng = np.random.default_rng(seed)
@@ -451,10 +479,11 @@ def made_up(seed: int, count: int, centre: float) -> list[Row]:
     ]
 
 
-def workloads(data: Path | None, sizes: Sizes) -> dict[str, list[Row]]:
+@lru_cache(maxsize=2)
+def workloads(data: Path | None) -> dict[str, list[Row]]:
     """Traces by name; made-up ones without a folder."""
     if data is None:
-        count = sizes.fit + (sizes.seeds + 2) * 2 * sizes.rows
+        count = QUICK.fit + (QUICK.seeds + 2) * 2 * QUICK.rows
         chat, thought = made_up(0, count, 4.0), made_up(1, count, 7.0)
         return {"nameless": say_more(chat, client_id=None), "chat": chat, "reasoning": thought}
     found = {}
@@ -466,35 +495,147 @@ def workloads(data: Path | None, sizes: Sizes) -> dict[str, list[Row]]:
     return found
 
 
-PARTS = ("names", "common values", "drift", "floods", "ids that come once")
+PARTS = (
+    *("names", "common values", "drift", "floods", "ids that come once"),
+    *("coverage by group", "replay of clients half of whom were never met"),
+    OUT_OF_REACH,
+)
+Piece = tuple[str, str, str, int]
+"""Predictor, part, trace or pair of traces (empty for made-up rows), and seed."""
 
 
-def measured(
-    kind: str, found: dict[str, list[Row]], sizes: Sizes, only: str | None = None
-) -> list[Line]:
-    """Every line, or those of one part."""
-    lines: list[Line] = []
-
-    def add(part: str, run: Callable[[int], Iterator[Line]]) -> None:
-        if only is not None and not part.startswith(only):
-            return
-        say(part)
-        lines.extend(worst_of([list(run(seed)) for seed in range(sizes.seeds)]))
-
-    named = {k: v for k, v in found.items() if any("client_id" in row.said for row in v)}
-    for trace, rows in found.items():
-        if trace not in named or "chat" in trace:
-            add(f"names, {trace}", lambda s, t=trace, r=rows: names(kind, t, r, sizes, s))
-    add("common values", lambda s: common(kind, sizes, s))
+def pieces(kind: str, found: dict[str, list[Row]], options: argparse.Namespace) -> list[Piece]:
+    """What is to be done for one predictor."""
+    named = [name for name, rows in found.items() if any("client_id" in r.said for r in rows)]
+    seeds = range(1 if options.quick else options.seeds)
+    told = [name for name in found if name not in named or "chat" in name]
     pairs = [("azure_conv", "mooncake_conversation")] if "azure_conv" in found else []
     if len(named) == 2:
-        pairs.append((next(iter(named)), next(reversed(named))))
-    for a, b in pairs:
-        add(f"drift, {a} and {b}", lambda s, a=a, b=b: drifts(kind, a, b, found, sizes, s))
-    for trace, rows in named.items():
-        add(f"floods, {trace}", lambda s, t=trace, r=rows: flood(kind, t, r, sizes, s))
-    add("ids that come once", lambda s: once(kind, sizes, s))
-    return lines
+        pairs.append((named[0], named[1]))
+    work: list[Piece] = [(kind, "names", name, seed) for name in told for seed in seeds]
+    work += [(kind, "common values", "", seed) for seed in seeds]
+    work += [(kind, "drift", f"{a} {b}", seed) for a, b in pairs for seed in seeds]
+    work += [(kind, "floods", name, seed) for name in named for seed in seeds]
+    work += [(kind, "ids that come once", "", seed) for seed in seeds]
+    work += [(kind, PARTS[5], name, seed) for name in histories(options) for seed in seeds]
+    if not options.quick and strangers_replay.has_vllm():
+        work += [(kind, PARTS[6], strangers_replay.TRACE, seed) for seed in seeds]
+    return [piece for piece in work if piece[1] in options.only]
+
+
+def histories(options: argparse.Namespace) -> list[str]:
+    """The traces whose coverage is looked at by group."""
+    if options.quick:
+        return ["chat"]
+    return [name for name in TRACES if (options.data / "traces" / f"{name}.parquet").exists()]
+
+
+def work(
+    kind: str, part: str, trace: str, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Do one piece; it may run in a process of its own."""
+    single_thread()
+    start = time.process_time()
+    sizes = sizes_of(kind, options)
+    lines = list(lines_of(kind, part, trace, seed, sizes, options))
+    spent = time.process_time() - start
+    say(f"{kind}: {part}, {trace or 'made-up rows'}, seed {seed}: {spent:.0f} s of CPU")
+    return {
+        "kind": kind,
+        "part": part,
+        "trace": trace,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "cpu_s": round(spent, 1),
+        "lines": [asdict(line) for line in lines],
+    }
+
+
+def lines_of(
+    kind: str, part: str, trace: str, seed: int, sizes: Sizes, options: argparse.Namespace
+) -> Iterator[Line]:
+    """The lines of one piece."""
+    if part == PARTS[5]:
+        yield from by_group(kind, trace, seed, options)
+        return
+    if part == PARTS[6]:
+        yield from replays(kind, seed, options)
+        return
+    found = workloads(None if options.quick else options.data)
+    if part == "names":
+        yield from names(kind, trace, found[trace], sizes, seed)
+    elif part == "common values":
+        yield from common(kind, sizes, seed)
+    elif part == "floods":
+        rows = found[trace]
+        yield from flood(kind, trace, rows, replace(sizes, rows=sizes.flooded), seed)
+    elif part == "ids that come once":
+        yield from once(kind, sizes, seed)
+    else:
+        yield from drifts(kind, *trace.split(), found, sizes, seed)
+
+
+def by_group(kind: str, trace: str, seed: int, options: argparse.Namespace) -> Iterator[Line]:
+    """Lowest and highest coverage of a group of at least 300 requests."""
+    frame = made_up_history() if options.quick else load(options.data, trace)
+    assert frame is not None  # pieces() has looked
+    predictor = made(kind, seed=seed, online=False)
+    found = conditional_coverage(predictor, frame, seed, 30 if options.quick else LEAST_CASES)
+    for name, low, high, _ in found:
+        yield above(PARTS[5], f"{trace}: {name}, lowest", low, LOWEST)
+        yield below(PARTS[5], f"{trace}: {name}, highest", high, HIGHEST)
+
+
+def replays(kind: str, seed: int, options: argparse.Namespace) -> Iterator[Line]:
+    """Decisions for clients never met, as ratios to the tuned watermark's figures."""
+    frame = load(options.data, strangers_replay.TRACE)
+    assert frame is not None
+    found = strangers_replay.replayed(made(kind, seed=seed, online=False), frame, seed)
+    for _, name, target in strangers_replay.COMPARED:
+        ours, known = found[name]
+        yield below(PARTS[6], f"{name}, to the tuned watermark's, {MEDIAN}", ours, target)
+        what = f"{name} with known lengths, {MEDIAN}"
+        yield Line(PARTS[6], what, round(known, 3), "–", None)
+
+
+def made_up_history() -> pl.DataFrame:
+    """A small history, for ``--quick``."""
+    rows = made_up(2, 600, 4.0)
+    return pl.DataFrame(
+        {
+            "arrival_time": np.arange(len(rows), dtype=np.float64),
+            "actual_length": [row.length for row in rows],
+            "client_id": [row.said["client_id"] for row in rows],
+        }
+    )
+
+
+MEDIAN = "median of the seeds"
+
+
+def merged(runs: list[dict[str, Any]]) -> list[Line]:
+    """Of the same lines by several seeds, one each: the worst, or the median where it says so."""
+    groups: dict[tuple[str, str], list[list[Line]]] = {}
+    for run in sorted(runs, key=lambda run: (PARTS.index(run["part"]), run["seed"])):
+        lines = [Line(**line) for line in run["lines"]]
+        groups.setdefault((run["part"], run["trace"]), []).append(lines)
+    found = []
+    for same in groups.values():
+        by_name: dict[str, list[Line]] = {}
+        for line in (line for lines in same for line in lines):
+            by_name.setdefault(line.what, []).append(line)
+        found += [one_of(lines) for lines in by_name.values()]
+    return found
+
+
+def one_of(lines: list[Line]) -> Line:
+    """The worst of a line by several seeds, or its median where its name says so."""
+    if MEDIAN not in lines[0].what:
+        return (max if lines[0].target.startswith("<") else min)(lines, key=lambda ln: ln.figure)
+    figure = round(float(np.median([line.figure for line in lines])), 3)
+    if lines[0].met is None:
+        return replace(lines[0], figure=figure)
+    return below(lines[0].part, lines[0].what, figure, float(lines[0].target.split()[1]))
 
 
 def under_names_of(old: list[Row], new: list[Row]) -> list[Row]:
@@ -505,72 +646,173 @@ def under_names_of(old: list[Row], new: list[Row]) -> list[Row]:
     return [Row({**row.said, "client_id": name[row.said["client_id"]]}, row.length) for row in new]
 
 
-def page(kind: str, lines: list[Line], head: str, sizes: Sizes) -> str:
-    """The page of the laboratory."""
-    parts = list(dict.fromkeys(line.part for line in lines))
-    counted = [line for line in lines if line.part != OUT_OF_REACH]
-    missed = [line for line in counted if not line.met]
-    met = {
-        part: [line.met for line in counted if line.part == part]
-        for part in parts
-        if part != OUT_OF_REACH
-    }
-    told = "; ".join(f"{part} {sum(each)} of {len(each)}" for part, each in met.items())
+SIZES = Sizes(fit=4000, rows=800, phase=500, ids=30_000, seeds=3, flooded=800)
+OF_NETWORKS = replace(SIZES, ids=3000, flooded=200)
+QUICK = Sizes(fit=800, rows=100, phase=100, ids=300, seeds=1, flooded=100)
+
+
+def sizes_of(kind: str, options: argparse.Namespace) -> Sizes:
+    """How much is measured of a predictor."""
+    if options.quick:
+        return QUICK
+    return replace(OF_NETWORKS if has_network(kind) else SIZES, seeds=options.seeds)
+
+
+def page(lines: dict[str, list[Line]], runs: list[dict[str, Any]], head: str, command: str) -> str:
+    """The page of the laboratory; of each line the figure of every predictor."""
+    kinds = list(lines)
+    told = []
+    for kind in kinds:
+        asked = [line for line in lines[kind] if line.met is not None]
+        missed = [line for line in asked if not line.met]
+        count: dict[str, list[bool | None]] = {}
+        for line in asked:
+            count.setdefault(line.part, []).append(line.met)
+        parts = "; ".join(
+            f"{part} {sum(map(bool, met))} of {len(met)}" for part, met in count.items()
+        )
+        told.append(f"`{kind}` meets {len(asked) - len(missed)} of {len(asked)} targets: {parts}.")
+    spent = {kind: sum(run["cpu_s"] for run in runs if run["kind"] == kind) for kind in kinds}
     blocks = [
         "# Strangers' traffic, line by line",
-        f"{head}. `{kind}` meets {len(counted) - len(missed)} of {len(counted)} targets: {told}.\n"
+        f"{head}. " + "\n".join(told) + "\n"
         "What a stranger does under one name of his own hardly reaches the others; what he does "
         "under theirs does, and no\npredictor can tell the two apart: "
         "[what a stranger can do](../explanation/strangers.md).",
-        f"    PYTHONPATH=src python benchmarks/strangers.py --seeds {sizes.seeds} --page FILE",
-        f"Fitted on {sizes.fit:,} rows, {sizes.rows:,} scored, each figure the worst of "
-        f"{sizes.seeds} stretches and seeds. MAE as a ratio to that\nwithout the "
-        "stranger, coverage of the 90 % interval. Thresholds were chosen on the first 8,000 rows "
-        "of ServeGen chat, left out here.",
+        f"    {command}",
+        "Minutes of CPU: "
+        + ", ".join(f"{kind} {seconds / 60:.0f}" for kind, seconds in spent.items())
+        + ". "
+        + " ".join(_size_text(kind, runs) for kind in kinds)
+        + f" Each figure is the worst of {len({run['seed'] for run in runs})} stretches and seeds"
+        ", unless it says otherwise.\nMAE as a ratio to that without the stranger, "
+        "coverage of the 90 % interval. Thresholds were chosen on the first 8,000 rows of ServeGen "
+        "chat,\nleft out here but in the coverage by group, where 70 % of a trace are learned and "
+        f"groups with fewer than {LEAST_CASES} requests left out.",
     ]
-    for part in parts:
-        here = [line for line in lines if line.part == part]
-        rows = [[line.what, shown(line.figure), line.target, line.met] for line in here]
-        header = ["what", "figure", "target", "met"]
+    for part in PARTS:
+        names = list(
+            dict.fromkeys(
+                (line.what, line.target)
+                for kind in kinds
+                for line in lines[kind]
+                if line.part == part
+            )
+        )
+        if not names:
+            continue
+        rows = [
+            [what, *(_figure(lines[kind], part, what) for kind in kinds), target]
+            for what, target in names
+        ]
+        header = ["what", *kinds, "target"]
         blocks.append(f"## {part[0].upper()}{part[1:]}")
         if part == OUT_OF_REACH:
             blocks.append(ARGUMENT)
-            rows, header = [row[:2] for row in rows], header[:2]
-        if any(line.bound is not None for line in here):
+        bounds = {line.what: line.bound for line in lines[kinds[0]] if line.part == part}
+        if any(bound is not None for bound in bounds.values()):
             blocks.append(
                 "Told: a predictor that is told the moment of the change and begins anew there; in "
                 "phases, each workload's own table.\nIt is worse than a trained one for as long as "
                 "it has to learn, so no target below it can be met."
             )
             header.append("told")
-            for row, line in zip(rows, here, strict=True):
-                row.append(None if line.bound is None else shown(line.bound))
+            for row in rows:
+                bound = bounds.get(row[0])
+                row.append(None if bound is None else shown(bound))
         blocks.append(table(header, rows))
+    blocks += ["## Not met", _missed(lines)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _size_text(kind: str, runs: list[dict[str, Any]]) -> str:
+    """How much was measured of a predictor."""
+    sizes = next(run["sizes"] for run in runs if run["kind"] == kind)
+    epochs = f", {EPOCHS} passes" if has_network(kind) else ""
+    return (
+        f"`{kind}`: fitted on {sizes['fit']:,} rows{epochs}, {sizes['rows']:,} scored, "
+        f"{sizes['flooded']:,} under floods, {sizes['ids']:,} ids."
+    )
+
+
+def _figure(lines: list[Line], part: str, what: str) -> str:
+    """A figure, marked where it misses its target."""
+    for line in lines:
+        if (line.part, line.what) == (part, what):
+            return shown(line.figure) + (" ✗" if line.met is False else "")
+    return "–"
+
+
+def _missed(lines: dict[str, list[Line]]) -> str:
+    """The lines that miss their targets, by predictor."""
+    rows = [
+        [f"{kind}: {line.part}: {line.what}", shown(line.figure), line.target]
+        for kind, found in lines.items()
+        for line in found
+        if line.met is False
+    ]
+    return table(["what", "figure", "target"], rows) if rows else "Every target is met."
+
+
+def finished(todo: list[Piece], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each piece when it is done, and a line of ``--runs``."""
+    if options.jobs > 1:
+        yield from run_all(work, todo, options)
+        return
+    for piece in todo:
+        run = work(*piece, options)
+        if options.runs is not None:
+            with options.runs.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+        yield run
+
+
+def key(run: dict[str, Any]) -> Piece:
+    """Which piece a finished one is."""
+    return run["kind"], run["part"], run["trace"], run["seed"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--predictor", default="survival")
+    parser.add_argument("--kinds", nargs="+", default=["survival"], help="predictors by name")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="pieces at a time; needs --runs")
+    parser.add_argument("--runs", type=Path, help="finished pieces, to go on from")
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART")
     parser.add_argument("--quick", action="store_true", help="made-up workloads, for tests")
     parser.add_argument("--json", type=Path, help="also write the lines to this file")
     parser.add_argument("--page", type=Path, help="also write the page to this file")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=PARTS, help="one part instead of all")
     options = parser.parse_args(arguments)
-    if has_network(options.predictor):
-        single_thread()
-    sizes = Sizes(4000, 800, 500, 30_000, options.seeds)
-    if options.quick:
-        sizes = Sizes(800, 100, 100, 300, 1)
+    if options.jobs > 1 and options.runs is None:
+        parser.error("--jobs needs --runs FILE")
     head = code()
-    found = workloads(None if options.quick else options.data, sizes)
-    lines = measured(options.predictor, found, sizes, options.only)
-    text = page(options.predictor, lines, head, sizes)
+    found = workloads(None if options.quick else options.data)
+    todo = [piece for kind in options.kinds for piece in pieces(kind, found, options)]
+    known = [] if options.runs is None else read_lines(options.runs)
+    sizes = {kind: asdict(sizes_of(kind, options)) for kind in options.kinds}
+    if any(run["sizes"] != sizes.get(run["kind"], run["sizes"]) for run in known):
+        parser.error(f"{options.runs} holds pieces of another size")
+    done = {key(run): run for run in known}
+    for run in finished([piece for piece in todo if piece not in done], options):
+        done[key(run)] = run
+    runs = [done[piece] for piece in todo]
+    lines = {
+        kind: merged([run for run in runs if run["kind"] == kind])
+        for kind in options.kinds
+        if any(run["kind"] == kind for run in runs)
+    }
+    command = (
+        "PYTHONPATH=src python benchmarks/strangers.py "
+        f"--kinds {' '.join(options.kinds)} --seeds {options.seeds} --page FILE"
+    )
+    text = page(lines, runs, head, command)
     print(text)
-    write_json(options.json, [asdict(line) for line in lines])
+    write_json(
+        options.json,
+        [{"kind": kind, **asdict(line)} for kind, found in lines.items() for line in found],
+    )
     if options.page is not None:
         options.page.write_text(text, encoding="utf-8")
 

@@ -30,3 +30,9 @@ def vllm():
         pytest.importorskip("vllm", reason=REASON)
         ready_for_vllm()
         return pytest.importorskip("vllm.v1.core.sched.scheduler", reason=REASON)
+
+
+@pytest.fixture
+def new_weights_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use new weights of a network without a trial, so that a short test has a network in use."""
+    monkeypatch.setattr("sagellm_lifetime.networks.champion.Trial.verdict", lambda self: True)

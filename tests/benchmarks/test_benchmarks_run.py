@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from sagellm_lifetime import PREDICTORS
@@ -302,13 +303,15 @@ def test_strangers(
     strangers = script("strangers")
     monkeypatch.setattr(strangers, "FLOODS", ("100 tokens", "a new name each"))
     monkeypatch.setattr(strangers, "CAPS", (256,))
-    target, written = tmp_path / "lines.json", tmp_path / "page.md"
-    strangers.main(["--quick", "--json", str(target), "--page", str(written)])
+    target, written, runs = tmp_path / "lines.json", tmp_path / "page.md", tmp_path / "runs.jsonl"
+    asked = ["--quick", "--json", str(target), "--page", str(written), "--runs", str(runs)]
+    strangers.main(asked)
     assert written.read_text() == capsys.readouterr().out[:-1]
     lines = json.loads(target.read_text())
     parts = {line["part"] for line in lines}
-    assert parts == {"names", "common values", "drift", "floods", "ids that come once"}
+    assert parts == set(strangers.PARTS) - {strangers.PARTS[6], strangers.OUT_OF_REACH}
     for line in lines:
+        assert line["kind"] == "survival"
         bound = float(line["target"].split()[1])
         met = line["figure"] <= bound + 1e-3 if "<" in line["target"] else True
         assert met or not line["met"], line
@@ -316,6 +319,62 @@ def test_strangers(
     sure = {line["what"]: line["met"] for line in lines if line["part"] == "names"}
     assert sure
     assert all(sure.values()), sure
+    missed = written.read_text().split("## Not met")[1]
+    for line in lines:
+        assert (f"{line['part']}: {line['what']} " in missed) == (not line["met"]), line
+    # Nothing is done again, and the page is the same.
+    monkeypatch.setattr(strangers, "work", None)
+    strangers.main(asked)
+    assert json.loads(target.read_text()) == lines
+    with pytest.raises(SystemExit):
+        strangers.main(["--quick", "--jobs", "2"])
+
+
+def test_strangers_over_seeds() -> None:
+    strangers = script("strangers")
+
+    def run(seed: int, *figures: float) -> dict[str, Any]:
+        low, high, middle = figures
+        lines = [
+            strangers.above("floods", "coverage", low, 0.86),
+            strangers.below("floods", "MAE", high, 1.05),
+            strangers.below("floods", f"p99, {strangers.MEDIAN}", middle, 1.03),
+            strangers.Line("floods", f"p99 known, {strangers.MEDIAN}", middle, "–", None),
+        ]
+        found = {"part": "floods", "trace": "chat", "seed": seed}
+        return found | {"lines": [strangers.asdict(line) for line in lines]}
+
+    lines = strangers.merged([run(1, 0.9, 1.0, 1.0), run(0, 0.8, 1.2, 9.0), run(2, 0.9, 1.1, 1.02)])
+    assert [(line.figure, line.met) for line in lines] == [
+        (0.8, False),
+        (1.2, False),
+        (1.02, True),
+        (1.02, None),
+    ]
+
+
+def test_coverage_by_group_finds_the_group_that_is_missed() -> None:
+    """Two clients of one law each; the intervals of one of them are much too narrow."""
+    coverage = script("conditional_coverage")
+    points = Namespace(remaining=np.array([1, 1, 2, 30, 10]))
+    quantiles = np.tile(np.array([1] * 12 + [9] * 8 + [20]), (5, 1))
+    plain, shared = coverage.covered(points, Namespace(quantiles=quantiles))
+    assert plain.tolist() == [True, True, True, False, False]
+    # A length of one token has half of the probability, from 0 on: a tenth of it is outside.
+    assert shared[0] == pytest.approx((0.55 - 0.05) / 0.55, abs=0.01)
+    assert shared[2] == pytest.approx(1.0, abs=0.01)
+    assert shared[3] == pytest.approx(0.0, abs=0.01)
+
+
+def test_half_of_the_clients_are_never_met() -> None:
+    strangers_replay = script("strangers_replay")
+    frame = pl.DataFrame(
+        {"client_id": [f"c{i % 9}" for i in range(90)], "actual_length": range(90)}
+    )
+    chosen = [strangers_replay.half_of_the_clients(frame, seed) for seed in (0, 0, 1)]
+    assert chosen[0]["client_id"].n_unique() == 4
+    assert chosen[0].equals(chosen[1])
+    assert not chosen[0].equals(chosen[2])
 
 
 def test_prompt_score(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 from sagellm_lifetime import PREDICTORS, create_predictor
 from sagellm_lifetime.testing import CHECKS
 
+pytestmark = pytest.mark.usefixtures("new_weights_at_once")
+
 SMALL = {
     "lstm": {"hidden_size": 16, "epochs": 2},
     "transformer": {"d_model": 16, "nhead": 2, "num_layers": 1, "epochs": 2},

@@ -11,6 +11,8 @@ from sagellm_lifetime.networks.head import (  # noqa: E402
     BASIS,
     OUTPUTS,
     corrected_row,
+    corrections_by_bin,
+    log_losses,
 )
 from sagellm_lifetime.networks.loss import Targets, negative_log_likelihood, penalty  # noqa: E402
 
@@ -50,7 +52,8 @@ def test_loss_is_the_brute_force_likelihood(seed):
     wanted = []
     for i in range(len(ages)):
         corrections = np.concatenate([outputs[i, :ABSOLUTE] @ BASIS, outputs[i, ABSOLUTE:]])
-        row = corrected_row(corrections, base[i], int(ages[i])).astype(np.float64)
+        by_bin = corrections_by_bin(corrections, int(ages[i]))
+        row = corrected_row(by_bin, base[i]).astype(np.float64)
         wanted.append(brute_force(row, int(ages[i]), int(lengths[i]), bool(censored[i])))
     for i, value in enumerate(wanted):
         one = slice(i, i + 1)
@@ -59,6 +62,26 @@ def test_loss_is_the_brute_force_likelihood(seed):
     assert loss_of(outputs, base, ages, lengths, censored) == pytest.approx(
         np.mean(wanted), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_loss_without_pytorch_is_the_same(seed):
+    outputs, base, ages, lengths, censored = drawn(seed)
+    shares = np.array([1.0, 0.5, 0.0])
+    for i in range(len(ages)):
+        one = slice(i, i + 1)
+        corrections = np.concatenate([outputs[i, :ABSOLUTE] @ BASIS, outputs[i, ABSOLUTE:]])
+        by_bin = corrections_by_bin(corrections, int(ages[i]))
+        outcome = int(ages[i]), int(lengths[i]), bool(censored[i])
+        found = log_losses(by_bin, base[i], shares, outcome)
+        wanted = [
+            loss_of(share * outputs[one], base[one], ages[one], lengths[one], censored[one])
+            for share in shares.astype(np.float32)
+        ]
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4), outcome
+        # A network that says NaN is not taken for the table.
+        broken = log_losses(np.full(BINS, np.nan), base[i], shares, outcome)
+        assert broken[2] == pytest.approx(found[2])
 
 
 def test_gradient_is_the_slope():

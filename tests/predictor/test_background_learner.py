@@ -145,13 +145,19 @@ def test_update_moves_only_the_instant_parts():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PREDICTORS if has_network(name)])
+@pytest.mark.parametrize("name", [each for each in PREDICTORS if has_network(each)])
+@pytest.mark.usefixtures("new_weights_at_once")
 def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
     """For onnxruntime holds the GIL while it builds one; weights come and go without any."""
     built = []
     init = Session.__init__
     monkeypatch.setattr(Session, "__init__", lambda self, graph: built.append(init(self, graph)))
     predictor = made(name)
+    teach(predictor, 20, seed=5, name="first")
+    assert predictor.model.runner is not None
+    built.clear()
+    predictor = predictor.clone()
+    assert len(built) == 1, "the session of the weights in use"
     with learning(predictor, every=3600.0) as learner:
         assert len(built) == 2
         for swaps in range(1, 4):

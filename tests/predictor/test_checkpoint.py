@@ -30,6 +30,8 @@ from sagellm_lifetime.predictor.checkpoint_file import (
     read_checkpoint,
 )
 
+pytestmark = pytest.mark.usefixtures("new_weights_at_once")
+
 
 def taught(name="survival", **options):
     predictor = create_predictor(name, **options)

@@ -23,6 +23,8 @@ from sagellm_lifetime.models.survival import SurvivalModel
 from sagellm_lifetime.predictor.registry import has_network
 from sagellm_lifetime.testing.common import outlooks, questions, teach
 
+pytestmark = pytest.mark.usefixtures("new_weights_at_once")
+
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
 COPIES = {
     "pickle": lambda each: pickle.loads(pickle.dumps(each)),

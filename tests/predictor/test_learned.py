@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.testing.common import outlook, outlooks, questions, teach
 
+pytestmark = pytest.mark.usefixtures("new_weights_at_once")
+
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
 
 

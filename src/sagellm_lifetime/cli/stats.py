@@ -260,6 +260,9 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(values, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
         lines.append(f"  Learning: {', '.join(counts)}")
+        if values.get("weights_accepted") or values.get("weights_refused"):
+            counts = [f"{_shown(values, f'weights_{e}', 'd')} {e}" for e in ("accepted", "refused")]
+            lines.append(f"  New Weights: {', '.join(counts)}")
         if values.get("learner_restarts"):
             lines.append(f"  Learner Restarts: {_shown(values, 'learner_restarts', 'd')}")
         if values.get("learner_trouble"):

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from sagellm_lifetime.core import hazard
-from sagellm_lifetime.core.grid import BINS, EDGES
+from sagellm_lifetime.core.grid import BINS, EDGES, WIDTHS, bin_of
 
 TOKEN_DIM: Final = 24
 NAME_DIM: Final = 16
@@ -68,17 +68,63 @@ def base_logits(hazards: np.ndarray) -> np.ndarray:
     return np.log(h / (1.0 - h))
 
 
-def corrected_row(corrections: np.ndarray, base: np.ndarray, age: int) -> np.ndarray:
-    """Return the cumulative hazards of one sequence, float32 of shape ``(BINS + 1,)``.
+def corrections_by_bin(corrections: np.ndarray, age: int) -> np.ndarray:
+    """Return the sum of both corrections of each bin, shape ``(BINS,)``.
 
     Args:
         corrections: output of the network, shape ``(BINS + RELATIVE,)``.
-        base: logits of the residual-life table, shape ``(BINS,)``.
         age: age at which the evidence was read, tokens.
     """
-    logits = corrections[:BINS] + base
-    if age:
-        logits += np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
+    absolute = corrections[:BINS]
+    if not age:
+        return absolute
+    return absolute + np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
+
+
+def _hazard_steps(logits: np.ndarray) -> np.ndarray:
+    """Return ``-log(1 - h)`` of logits of hazards, which are changed."""
     # fmax and fmin replace NaN, which a network may return for an unusual request.
     np.fmin(np.fmax(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
-    return hazard.from_steps(np.log1p(np.exp(logits)))
+    return np.asarray(np.log1p(np.exp(logits)))
+
+
+def corrected_row(by_bin: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Return the cumulative hazards of one sequence, float32 of shape ``(BINS + 1,)``.
+
+    Args:
+        by_bin: corrections of each bin, shape ``(BINS,)``.
+        base: logits of the residual-life table, shape ``(BINS,)``.
+    """
+    return hazard.from_steps(_hazard_steps(by_bin + base))
+
+
+def log_losses(
+    by_bin: np.ndarray,
+    base: np.ndarray,
+    shares: np.ndarray,
+    outcome: tuple[int, int, bool],
+) -> np.ndarray:
+    """Return the log losses of one answer by the share of the corrections applied, nats.
+
+    As in :mod:`~sagellm_lifetime.networks.loss`, without PyTorch.
+
+    Args:
+        by_bin: corrections of each bin, shape ``(BINS,)``.
+        base: logits of the residual-life table, shape ``(BINS,)``.
+        shares: shares of the corrections, shape ``(S,)``, which is also that of the result.
+        outcome: age at which the evidence was read, length, and True if that is a lower bound.
+    """
+    age, length, censored = outcome
+    corrections = np.multiply.outer(shares, by_bin)
+    corrections[shares == 0.0] = 0.0  # also where a correction is not a number
+    steps = _hazard_steps(corrections + base)
+    length = max(length, 0 if censored else age + 1)
+    event = bin_of(length)
+    begin, end = int(EDGES[event]), int(EDGES[event + 1])
+    stop = length if censored else begin
+    alive = np.minimum(EDGES[1:], stop) - np.maximum(EDGES[:-1], age)
+    survived = steps @ (np.maximum(alive, 0) / WIDTHS)
+    if censored:
+        return np.asarray(survived)
+    last = steps[:, event] * (max(end - max(age, begin), 1) / (end - begin))
+    return np.asarray(survived - np.log(-np.expm1(-last) + 1e-9))

@@ -17,6 +17,7 @@ import numpy as np
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import checked, checked_count, count_array
 from sagellm_lifetime.core.errors import MissingExtraError, RequestError, shown
+from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import (
@@ -31,8 +32,14 @@ from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, Obse
 from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
+from sagellm_lifetime.networks.champion import SHARES, Share, Trial
 from sagellm_lifetime.networks.graphs import Weights
-from sagellm_lifetime.networks.head import base_logits, corrected_row
+from sagellm_lifetime.networks.head import (
+    base_logits,
+    corrected_row,
+    corrections_by_bin,
+    log_losses,
+)
 from sagellm_lifetime.networks.samples import ReplayStore, Sample
 from sagellm_lifetime.networks.serving import Runner, Runners
 from sagellm_lifetime.networks.trainer import Log, Trainer
@@ -49,12 +56,20 @@ _ONLINE_BATCH: Final = 64
 _ONLINE_EVERY: Final = 8
 """Completions between two rounds of gradient steps."""
 _ONLINE_START: Final = 16
-_EDGE_MEMORY: Final = 0.95
+_SCORED_EVERY: Final = 8
+"""Completions of which one is scored where nothing is trained: a score runs the network, which
+takes as long as a first prediction."""
+_MOST_SCORED: Final = 4
+"""Maximum number of answers of one completion that are scored."""
+_MOST_REFUSED: Final = 3
+"""Challengers refused in a row after which training starts again from the champion."""
+_LARGEST_LOSS: Final = 1e9
 _MOST_EPOCHS: Final = 10_000
 WIDEST: Final = 4096
 """Maximum width of a layer: a wider network does not fit into a checkpoint (1 GiB)."""
 DEEPEST: Final = 64
 """Maximum number of layers of a network."""
+_NO_CORRECTION: Final = np.zeros(BINS)
 
 
 class NetworkModel(LengthModel):
@@ -83,12 +98,12 @@ class NetworkModel(LengthModel):
         self.tables = ResidualLife()
         self.prompts = PromptScore()
         self.weights: Weights | None = None
-        """Weights of the network; ``None`` before it was trained. Changed by :meth:`use`."""
+        """Weights of the network in use, the champion's; ``None`` before it was trained. Changed by
+        :meth:`use`."""
         self.runner: Runner | None = None
         """Runner of the network; ``None`` before it was trained."""
-        self.edge = 0.0
-        """Recent sum of nats by which the network was better than the table; if it is below 0, the
-        table answers."""
+        self.share = Share()
+        """Share of the corrections that is applied, 0 where the table alone predicts better."""
         self.training: dict[str, float] = {}
         """Held-out losses before and after the fit, nats per sequence."""
         self.log: Log | None = None
@@ -96,6 +111,9 @@ class NetworkModel(LengthModel):
         self._trainer: Trainer | None = None
         self._store = ReplayStore(seed=self.options["seed"])
         self._training_steps = 0
+        self._trial: Trial | None = None
+        """Scores of the challenger; ``None`` without one."""
+        self._accepted = self._refused = self._refused_in_row = 0
 
     @abstractmethod
     def build(self) -> Callable[[], Any]:
@@ -142,10 +160,11 @@ class NetworkModel(LengthModel):
         mark = (evidence.age, len(evidence.chunks))
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
-        if self.runner is None or self.edge < 0.0:
+        share = self.share.value
+        if self.runner is None or not share:
             return table.row
-        row = corrected_row(self.runner(evidence.steps()), evidence.base, evidence.age)
-        return table.exact(row)
+        by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
+        return table.exact(corrected_row(share * by_bin, evidence.base))
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -159,27 +178,47 @@ class NetworkModel(LengthModel):
             self.prompts.learn(
                 evidence.features, evidence.terms, feedback.length, censored=feedback.censored
             )
-        if is_fair and self.options["online"] != "off":
-            self._remember(feedback)
+        is_serving_only = self.options["online"] == "off" and not feedback.replayed
+        if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
+            samples = _samples(feedback)
+            self._score(samples)
+            if self.options["online"] != "off":
+                client = evidence.features.client_key
+                account = client if self.tables.shares.is_established(client) else 0
+                for sample in samples:
+                    self._store.add(sample, account)
         if self.options["online"] == "inline" and not feedback.replayed:
             self._train_inline()
 
-    def _remember(self, feedback: Feedback) -> None:
-        """Store one sample per answer, at the age of its prediction."""
-        evidence: SequenceEvidence = feedback.evidence
-        if evidence.base is None:
+    def _score(self, samples: Sequence[Sample]) -> None:
+        """Score the network in use, and its challenger, on a completion not trained on yet."""
+        if not samples or (self.runner is None and self._trial is None):
             return
-        for age, chunks in evidence.marks:
-            if age < feedback.length:
-                self._store.add(
-                    Sample(
-                        evidence.steps(chunks),
-                        evidence.base,
-                        age,
-                        feedback.length,
-                        feedback.censored,
-                    )
-                )
+        scored = samples[:: -(-len(samples) // _MOST_SCORED)]
+        losses = _losses(self.runner, scored)
+        if self.runner is not None:
+            self.share.add(losses)
+        trial = self._trial
+        if trial is None:
+            return
+        trial.add(losses.item(0), _losses(trial.runner, scored))
+        is_accepted = trial.verdict()
+        if is_accepted is None:
+            return
+        self._trial = None
+        if is_accepted:
+            self.weights, self.runner, self.share = trial.weights, trial.runner, trial.share
+            self._accepted += 1
+            self._refused_in_row = 0
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Count a challenger that is not used; after a few, train from the champion again."""
+        self._refused += 1
+        self._refused_in_row += 1
+        if self._refused_in_row >= _MOST_REFUSED:
+            self._trainer, self._refused_in_row = None, 0
 
     def _train_inline(self) -> None:
         lessons = self.lessons + 1
@@ -192,14 +231,21 @@ class NetworkModel(LengthModel):
             except MissingExtraError:
                 self.options["online"] = "off"
                 return
-        # The newest samples score the network against the table before they are learned.
-        newest = self._store.newest(_ONLINE_EVERY)
-        self.edge = _EDGE_MEMORY * self.edge + self._trainer.edge(newest)
         rounds = 8 if lessons < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds
-        self.use(self._trainer.weights())
+        if self._trial is None:
+            self._challenge(self._trainer.weights())
+
+    def _challenge(self, weights: Weights) -> None:
+        """Begin a trial of new weights. Weights that cannot be served are refused at once."""
+        try:
+            self.runners.check(weights)
+        except ValueError:
+            self._refuse()
+        else:
+            self._trial = Trial(weights, self.runners(weights))
 
     def _make_trainer(self, weights: Weights | None, **options: Any) -> Trainer:
         try:
@@ -278,8 +324,17 @@ class NetworkModel(LengthModel):
     # -- state -------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, Any]:
-        """Return the number of gradient steps taken online, by name."""
-        return {"training_steps": self._training_steps}
+        """Return counts of online learning by name.
+
+        They are the gradient steps, the challengers accepted and refused, and the share of the
+        network's corrections that is applied.
+        """
+        return {
+            "training_steps": self._training_steps,
+            "weights_accepted": self._accepted,
+            "weights_refused": self._refused,
+            "network_share": self.share.value if self.runner is not None else 0.0,
+        }
 
     @property
     def changes(self) -> int:
@@ -296,7 +351,12 @@ class NetworkModel(LengthModel):
             "tables": self.tables.state(),
             "prompts": self.prompts.state(),
             "weights": self.weights or {},
-            "online": {"edge": np.array([self.edge]), "steps": count_array(self._training_steps)},
+            "online": {
+                "losses": self.share.losses,
+                "steps": count_array(self._training_steps),
+                "accepted": count_array(self._accepted),
+                "refused": count_array(self._refused),
+            },
         }
         return {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
 
@@ -304,11 +364,35 @@ class NetworkModel(LengthModel):
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
         self.prompts.restore(part(state, "prompts."))
-        self._trainer = None
+        self._trainer = self._trial = None
         online = part(state, "online.")
-        self.edge = float(checked(online, "edge", np.float64, (1,))[0])
+        limits = -1.0, _LARGEST_LOSS
+        self.share.losses = checked(online, "losses", np.float64, (len(SHARES),), *limits).copy()
         self._training_steps = checked_count(online, "steps")
+        self._accepted = checked_count(online, "accepted")
+        self._refused = checked_count(online, "refused")
         weights = part(state, "weights.") or None
         if weights is not None:
             self.runners.check(weights)
         self.use(weights)
+
+
+def _samples(feedback: Feedback) -> list[Sample]:
+    """Return one sample per answer about a finished sequence, at the age of its prediction."""
+    evidence: SequenceEvidence = feedback.evidence
+    if evidence.base is None:
+        return []
+    return [
+        Sample(evidence.steps(chunks), evidence.base, age, feedback.length, feedback.censored)
+        for age, chunks in evidence.marks
+        if age < feedback.length
+    ]
+
+
+def _losses(runner: Runner | None, samples: Sequence[Sample]) -> np.ndarray:
+    """Return the mean losses under each of ``SHARES``, those of the table without a runner."""
+    total = np.zeros(len(SHARES))
+    for steps, base, age, length, censored in samples:
+        by_bin = _NO_CORRECTION if runner is None else corrections_by_bin(runner(steps), age)
+        total += log_losses(by_bin, base, SHARES, (age, length, censored))
+    return total / len(samples)

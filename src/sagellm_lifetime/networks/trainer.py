@@ -10,7 +10,6 @@ import numpy as np
 
 from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.networks.graphs import Weights
-from sagellm_lifetime.networks.head import OUTPUTS
 from sagellm_lifetime.networks.samples import Sample
 
 if TYPE_CHECKING:
@@ -160,14 +159,6 @@ class Trainer:
         self._load(initial if is_worse else kept)
         return {"loss_before": before, "loss": before if is_worse else best}
 
-    def edge(self, samples: Sequence[Sample]) -> float:
-        """Return the nats per sequence by which the network is better than the table alone."""
-        import torch
-
-        self.network.eval()
-        with one_thread(), torch.no_grad():
-            return float(self._loss(samples, corrected=False)[0] - self._loss(samples)[0])
-
     def evaluate(self, samples: Sequence[Sample]) -> float:
         """Return the loss in nats per sequence, without training."""
         import torch
@@ -180,20 +171,14 @@ class Trainer:
                 total += float(self._loss(part)[0]) * len(part)
         return total / max(len(samples), 1)
 
-    def _loss(
-        self, samples: Sequence[Sample], *, corrected: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the negative log-likelihood, and the penalty on the corrections."""
         import torch
 
         from sagellm_lifetime.networks.loss import Targets, negative_log_likelihood, penalty
         from sagellm_lifetime.networks.modules import Batch
 
-        outputs = (
-            self.network(Batch([sample.steps for sample in samples]))
-            if corrected
-            else torch.zeros(len(samples), OUTPUTS)
-        )
+        outputs = self.network(Batch([sample.steps for sample in samples]))
         base = torch.from_numpy(np.stack([sample.base for sample in samples]).astype(np.float32))
         targets = Targets(
             np.array([sample.age for sample in samples]),

@@ -34,8 +34,11 @@ IDLE: Final[dict[str, Any]] = {
     "learner_restarts": 0,
     "learner_swaps": 0,
     "learner_trouble": None,
+    "weights_accepted": 0,
+    "weights_refused": 0,
 }
 """The counts of an engine that does not learn."""
+_OF_NETWORKS: Final = ("weights_accepted", "weights_refused")
 _PATIENCE_S: Final = 30.0
 """Seconds to wait for the learning process of a killed engine to save its state."""
 _STOP_S: Final = 2.5
@@ -63,13 +66,21 @@ class Learner:
             move_aside(learned, predictor, origin)
         if origin:
             predictor.summary = {**predictor.summary, STARTED_FROM: origin}
+        from sagellm_lifetime.networks.model import NetworkModel
+
+        self._predictor = predictor
+        self._has_network = isinstance(predictor.model, NetworkModel)
         self._background = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
         self._restarts = 0
         self._trouble: str | None = None
 
     def counts(self) -> dict[str, Any]:
-        """Return the counts of lessons, under the names of ``get_metrics``, without a lock."""
-        return self._background.counts()
+        """Return the counts of :data:`IDLE`, under the names of ``get_metrics``, without a lock."""
+        counts = {**IDLE, **self._background.counts()}
+        if self._has_network:
+            learned = self._predictor.model.counts()
+            counts.update({name: learned[name] for name in _OF_NETWORKS})
+        return counts
 
     def watch(self) -> None:
         """Log the failures since the last call."""

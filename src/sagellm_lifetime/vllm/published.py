@@ -28,6 +28,8 @@ COUNTS: Final = (
     "lessons_lost",
     "learner_restarts",
     "learner_swaps",
+    "weights_accepted",
+    "weights_refused",
     "steps",
     "step_seconds",
     "overhead_seconds",

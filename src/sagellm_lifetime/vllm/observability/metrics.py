@@ -30,6 +30,8 @@ _COUNTERS: Final = {
     "lessons_lost": ("lessons_lost", "Of them, lost with a learning process that died."),
     "learner_restarts": ("learner_restarts", "Learning processes started anew."),
     "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
+    "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
+    "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
     "steps": ("steps", "Steps of the engine core."),
     "step_seconds": ("step_seconds", "Duration of these steps."),
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
