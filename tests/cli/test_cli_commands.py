@@ -273,8 +273,8 @@ def test_demo(cli, tmp_path):
     assert found["assessment"]["verdict"].startswith("Whether it pays on your engine is not known")
     assert "the replay needs vLLM" in " ".join(done.out.split())
     assert "assess FILE --gpu h100" in done.out
-    assert "train --data-path report/reasoning.parquet" in done.out
-    assert len(read_history(tmp_path / "report" / "reasoning.parquet").frame) == 300
+    assert "train --data-path report/azure-conversation.parquet" in done.out
+    assert len(read_history(tmp_path / "report" / "azure-conversation.parquet").frame) == 300
     assert "<html" in (tmp_path / "report" / "verdict.html").read_text()
 
 

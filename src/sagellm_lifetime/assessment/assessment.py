@@ -144,16 +144,15 @@ class Assessment:
         tell = progress or _silent
         settings = self.settings
         names = list(settings.predictors) or candidates(quick=settings.quick)
+        reason = ""
+        try:
+            check_interface()  # before any training: a vLLM of another version is refused
+        except MissingExtraError:
+            reason = NO_VLLM
         choice = choose_predictor(
             self._parts, names, quick=settings.quick, seed=settings.seed, progress=tell
         )
-        replay, reason = None, ""
-        try:
-            check_interface()
-        except MissingExtraError:
-            reason = NO_VLLM
-        else:
-            replay = self._replay(choice, tell)
+        replay = None if reason else self._replay(choice, tell)
         return Verdict(
             source=self.history.name,
             rows=len(self.history.rows),

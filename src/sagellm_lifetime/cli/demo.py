@@ -33,7 +33,7 @@ PROFILES: Final = (RECORDED, "chat", "coding-agent", "regular")
 ROWS: Final = 5000
 MOST_ROWS: Final = 1_000_000
 EPOCHS: Final = 6
-ASSESSED: Final = "reasoning"
+ASSESSED: Final = "azure-conversation"
 """The workload that is assessed, on a small share of a GPU so that requests wait for memory."""
 ASSESSED_ROWS: Final = 2000
 KV_TOKENS: Final = 60_000
