@@ -8,7 +8,7 @@ from sagellm_lifetime.core.protocol import PredictionResult
 
 class LearnsInPredict(Broken):
     def predict(self, request):
-        self._timing.update(None, 10, 1.0)
+        self._timing.learn(0, None, 10, 1.0)
         return super().predict(request)
 
 

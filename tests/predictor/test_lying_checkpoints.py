@@ -67,6 +67,8 @@ def lies(key: str, value: np.ndarray) -> dict[str, np.ndarray]:
     }
     if value.dtype.kind == "f":
         bad = [np.nan, np.inf, -np.inf, 1e30]
+    elif key == "secret":  # any bits are one
+        bad = []
     else:
         bad = [np.iinfo(value.dtype).min, -7]
     if value.dtype.kind == "f" and not any(part in key for part in _ANY_SIGN):

@@ -117,6 +117,10 @@ class FairShares:
         self._refused = 0
         """Completions refused since one was accepted."""
 
+    def clear(self) -> None:
+        """Forget all accounts, so that the next completions are accepted."""
+        self.restore(FairShares().state())
+
     def is_established(self, client: int) -> bool:
         """Return True if a client has its own account."""
         return client != _SHARED and client in self._accounts

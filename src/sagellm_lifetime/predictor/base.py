@@ -453,6 +453,12 @@ class Predictor(Predicting):
             self._learned, self._context, self._timing = learned, context, timing
             self._version += 1
 
+    def clear_shares(self) -> None:
+        """Forget the accounts of clients, so that the next completions are accepted from anyone."""
+        with self._lock:
+            self._learned.calibration.shares.clear()
+            self._timing.clear_shares()
+
     @property
     def is_unused(self) -> bool:
         """Return True if it has predicted nothing and learned nothing."""

@@ -81,6 +81,8 @@ def _try_out(predictor: Predictor) -> None:
         _check_answer(predictor.predict(request))
     for answer in predictor.predict_batch(_REQUESTS):
         _check_answer(answer)
+    # The share of new names may be used up, and then nothing that is common would be tried.
+    predictor.clear_shares()
     # As in a replay, a network takes no gradient steps: an engine that loads it needs no PyTorch.
     with predictor.replaying():
         for i, request in enumerate(_REQUESTS):

@@ -50,6 +50,10 @@ class FairTiming:
         """Return the seconds per token of many sequences, by their models."""
         return self._timing.paces(models)
 
+    def clear_shares(self) -> None:
+        """Forget the accounts of clients, so that the next completions are accepted."""
+        self._shares.clear()
+
     # -- state -------------------------------------------------------------------------------
 
     def state(self) -> Arrays:
