@@ -713,8 +713,8 @@ def page(lines: dict[str, list[Line]], runs: list[dict[str, Any]], head: str, co
         if any(bound is not None for bound in bounds.values()):
             blocks.append(
                 "Told: a predictor that is told the moment of the change and begins anew there; in "
-                "phases, each workload's own table.\nIt is worse than a trained one for as long as "
-                "it has to learn, so no target below it can be met."
+                "phases, each workload's own table.\nA target that it misses, too, is out of "
+                "reach of forgetting, however soon the change is noticed."
             )
             header.append("told")
             for row in rows:

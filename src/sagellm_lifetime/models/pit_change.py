@@ -62,15 +62,19 @@ class PitChange:
 
     def add(self, u: float) -> None:
         """Compare one ``u``, from 0 to 1, and count it."""
-        k = min(int(u * BINS), BINS - 1)
-        ratio = self.recent[k] * self._usual_sum / (self.usual[k] * self._recent_sum)
-        self.suspicion = max(0.0, self.suspicion + log(ratio))
-        self.recent[k] += 1
+        k = int(u * BINS) if u < 1.0 else BINS - 1
+        recent, usual = self.recent, self.usual
+        ratio = recent[k] * self._usual_sum / (usual[k] * self._recent_sum)
+        # A sum of zero stays zero without a logarithm.
+        if self.suspicion or ratio > 1.0:
+            total = self.suspicion + log(ratio)
+            self.suspicion = total if total > 0.0 else 0.0
+        recent[k] += 1
+        usual[k] += 1
         self._recent_sum += 1
         if self._recent_sum > RECENT:
             self.recent = [(count + 1) >> 1 for count in self.recent]
             self._recent_sum = sum(self.recent)
-        self.usual[k] += 1
         self._usual_sum += 1
         if self._usual_sum > USUAL:
             self.usual = [(count + 1) >> 1 for count in self.usual]

@@ -168,8 +168,11 @@ class Regimes:
 
     def rivals(self, model: int) -> list[int]:
         """Return :meth:`older`, and the candidate last."""
-        candidate = self.candidate(model)
-        return [*self.older(model), candidate] if candidate else self.older(model)
+        record = self._models.get(model)
+        if record is None:
+            return []
+        older = record.kept[:-1]
+        return [*older, record.trial.number] if record.trial else older
 
     def watch(
         self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
@@ -384,6 +387,9 @@ def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     gains = checked(state, "gains", np.float64, (size, 2))
     support = checked(state, "support", np.int64, (None, 2), 0, LARGEST_KEY)
     nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
+    none = trial[:, 0] == 0
+    if trial[none].any() or gains[none].any():
+        raise ValueError("'trial' or 'gains' of a candidate that is none")
     if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
         raise ValueError("'gains' or 'support' of a trial that cannot be")
     trials = [

@@ -415,8 +415,9 @@ class ResidualLife:
             return path
         alive, ended = predicted
         client, model, regimes = features.client_key, features.model_key, self.regimes
-        rivals, gains = regimes.rivals(model), []
+        rivals, gains, is_alone = regimes.rivals(model), [], False
         if rivals:
+            is_alone = self.shares.has_one_client
             present = log(max(ended, _LEAST_LIKELY))
             for generation in rivals:
                 other = self._cached_prediction(node_path(features, 0, generation), k)
@@ -425,10 +426,11 @@ class ResidualLife:
             client = 0
         # The middle of the bin's share, so that a constant length has ``u`` of 0.5.
         u = 1.0 - alive + 0.5 * ended
-        switched = regimes.watch(model, client, u, gains, is_alone=self.shares.has_one_client)
-        for dropped in regimes.dropped:
-            self._drop(*dropped)
-        regimes.dropped.clear()
+        switched = regimes.watch(model, client, u, gains, is_alone=is_alone)
+        if regimes.dropped:
+            for dropped in regimes.dropped:
+                self._drop(*dropped)
+            regimes.dropped.clear()
         if not switched:
             return path
         self._tried.pop(_generation_root(model, regimes.present(model)).key, None)
