@@ -40,7 +40,7 @@ INTRODUCTION = """\
     {command}
 
 Unseen prompts (30 %; ShareGPT: unseen sessions), frozen, at admission unless said. What it is:
-[learning](../explanation/learning.md#the-prompt-score).
+[the prompt score](../explanation/prompt-score.md).
 
 """
 
