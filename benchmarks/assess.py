@@ -134,9 +134,11 @@ def main(args: list[str] | None = None) -> None:
 
 def page(rows: list[list[str]], options: argparse.Namespace, seconds: float) -> str:
     """Return the page of ``docs/lab``."""
-    signs = [(row[2].split(" ")[0], row[3].split(" ")[0]) for row in rows]
-    same = sum((float(a) < 0) == (float(b) < 0) for a, b in signs)
+    signs = [(float(row[2].split(" ")[0]), float(row[3].split(" ")[0])) for row in rows]
+    moved = [(ours, theirs) for ours, theirs in signs if ours or theirs]
+    same = sum(ours * theirs > 0 for ours, theirs in moved)
     names = list(dict.fromkeys(row[0] for row in rows))
+    missing = [name for name in TRACES if name not in names]
     memory = ", ".join(f"{name} {KV_TOKENS[name]:,}" for name in names)
     command = (
         f"PYTHONPATH=src python benchmarks/assess.py --rows {options.rows} "
@@ -144,10 +146,12 @@ def page(rows: list[list[str]], options: argparse.Namespace, seconds: float) -> 
         "--output docs/lab/assess.md"
     )
     answer = (
-        f"**The predicted change of mean latency has the sign of what the following part of the "
-        f"log gives in {same} of {len(rows)} settings.** Sizes differ by more: the windows are "
-        "small, and traffic moves."
+        f"**Where mean latency changes at all ({len(moved)} of {len(rows)} settings), its "
+        f"predicted change has the sign of what the following part of the log gives in {same} of "
+        f"{len(moved)}.** Sizes may differ by more: the windows are small, and traffic moves."
     )
+    if missing:
+        answer += f" NOT measured yet: {', '.join(missing)}."
     how = (
         "Changes under `lifetime` against the better of vLLM's default and a tuned watermark, "
         f"medians over {options.windows} windows, with their range. *Predicted*: on the last 30 % "

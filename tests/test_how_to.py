@@ -47,7 +47,11 @@ def test_every_command_of_a_page_runs(page, ran):
 @pytest.mark.parametrize("page", WITH_VLLM)
 def test_every_command_that_needs_vllm_runs(page, vllm, ran):
     folder, _ = ran(page)
-    run_page(page, folder, kinds=("vllm",))
+    said = run_page(page, folder, kinds=("vllm",))
+    if page == "how-to/assess.md":  # the verdict on the page is the one that is printed
+        shown = [block.text for block in blocks(page) if block.language == "text"]
+        assert len(shown) == 2
+        assert all(text in said for text in shown)
 
 
 def test_a_log_of_another_format(ran):
