@@ -105,7 +105,8 @@ def test_places_that_fail_are_refused_before_training(refused, mine, monkeypatch
     assert "a mount point" in refused(*train, "/proc")
     assert "cannot be written" in refused(*train, "/proc/x")  # even for root
     for name in ("logs", "logs/below"):
-        network = ("train", "--data-path", mine, "--output-path", "logs")
+        lstm = ("--predictor-type", "lstm")
+        network = ("train", "--data-path", mine, *lstm, "--output-path", "logs")
         assert "outside of the checkpoint" in refused(*network, "--tensorboard", name)
 
 
