@@ -74,6 +74,21 @@ def test_without_vllm(cli, history, tmp_path, without_vllm):
     assert "isagellm-lifetime[vllm]" in (tmp_path / "out.html").read_text()
 
 
+def test_a_log_with_columns_of_its_own(cli, tmp_path, without_vllm):
+    frame = generate("chat", 300).rename({"actual_length": "out", "prompt_length": "in"})
+    frame.write_parquet(tmp_path / "own.parquet")
+    args = (*ENGINE, "--predictor-type", "baseline", "--quick", "--json")
+    done = cli(
+        "assess", tmp_path / "own.parquet", *args, "--map", "actual_length=out,prompt_length=in"
+    )
+    assert done.code == 0, done
+    assert done.json()["log"]["columns"]["actual_length"] == "out"
+
+
+def test_a_query_is_for_a_database(refused, history):
+    assert "--query is for a database" in refused("assess", history, "--query", "SELECT 1")
+
+
 def test_from_end_to_end(cli, vllm, tmp_path, monkeypatch):
     from sagellm_lifetime.assessment.assessment import AssessmentSettings
 

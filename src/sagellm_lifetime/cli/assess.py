@@ -17,13 +17,16 @@ from sagellm_lifetime.cli.options import (
     Clock,
     ClockOption,
     Json,
+    MapOption,
     OnBadRows,
+    QueryOption,
+    SaveMapOption,
     Seed,
     chosen_predictors,
 )
 from sagellm_lifetime.cli.output import note, progress, say, table, write_json
 from sagellm_lifetime.cli.paths import check_apart, check_file, check_json
-from sagellm_lifetime.cli.reading import Reading
+from sagellm_lifetime.cli.reading import Mapping, Reading, check_query
 
 if TYPE_CHECKING:
     from sagellm_lifetime.assessment.replay_part import ReplayPart
@@ -43,7 +46,7 @@ LEGEND: Final = (
 def assess(
     context: typer.Context,
     logs: Annotated[
-        str, typer.Argument(metavar="LOGS", help="A log: a file, a glob, or a folder.")
+        str, typer.Argument(metavar="LOGS", help="A log: a file, a glob, a folder, or a database.")
     ],
     *,
     gpu: Annotated[
@@ -109,6 +112,9 @@ def assess(
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
+    mapping: MapOption = None,
+    save_map: SaveMapOption = None,
+    query: QueryOption = None,
 ) -> None:
     """Say what prediction would buy on your log and engine, and how to switch it on.
 
@@ -126,7 +132,9 @@ def assess(
         check_file(report)
         check_apart(report, [logs])
     check_json(json, logs, report)
-    reading = Reading(on_bad_rows, cap_reached, clock)
+    check_query(query, logs)
+    columns = Mapping.of(mapping, save_map, logs, json, report)
+    reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     # What is wrong with the engine is told before a long log is read.
     described = {"gpu": gpu, "model_size": model_size, "kv_tokens": kv_tokens, "url": engine}
     Engine.check(gpu=gpu, model_size=model_size, kv_tokens=kv_tokens, url=engine)
