@@ -54,7 +54,7 @@ def scores(frame: Any, kind: str, *, text: bool) -> list[Any]:
     return [
         "yes" if text else "no",
         f"{here['mae']:.1f}",
-        f"{here['kendall_tau']:.2f}",
+        None if here["kendall_tau"] is None else f"{here['kendall_tau']:.2f}",
         f"{here['crps']:.1f}",
         f"{100 * here['coverage_90']:.1f}",
         f"{steps['mae']:.1f}",

@@ -381,10 +381,10 @@ def test_prompt_score(tmp_path: Path) -> None:
     import polars as pl
 
     (tmp_path / "prompts").mkdir()
-    verbs = ["list", "explain"] * 60
+    verbs = ["list", "explain"] * 200
     pl.DataFrame(
         {
-            "prompt_id": [str(i) for i in range(120)],
+            "prompt_id": [str(i) for i in range(400)],
             "prompt_text": [f"{verb} thing {i}" for i, verb in enumerate(verbs)],
             "actual_length": [30 if verb == "list" else 300 for verb in verbs],
         }

@@ -60,7 +60,7 @@ def test_convert_takes_a_map_on_top_of_a_format(cli, refused, tmp_path):
     done = cli("convert", "--from", "usage", "u.csv", "out.csv", "--map", "client_id=tenant")
     assert done.code == 0, done.err
     assert pl.read_csv(tmp_path / "out.csv")["client_id"].to_list() == ["acme"]
-    azure = refused("convert", "--from", "azure", "u.csv", "out.csv", "--map", "client_id=tenant")
+    azure = refused("convert", "--from", "azure", "u.csv", "new.csv", "--map", "client_id=tenant")
     assert "the columns of azure are known" in azure
 
 

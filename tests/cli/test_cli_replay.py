@@ -167,6 +167,7 @@ def test_help_names_every_policy(cli, monkeypatch):
 
 def test_defaults_are_those_of_the_library():
     from sagellm_lifetime.cli import replay
+    from sagellm_lifetime.cli.options import DEFAULT_PREDICTOR
     from sagellm_lifetime.replay.experiment import ExperimentSettings
 
     assert ExperimentSettings() == ExperimentSettings(
@@ -174,7 +175,7 @@ def test_defaults_are_those_of_the_library():
         load=replay.LOAD,
         blocks=replay.BLOCKS,
         max_requests=replay.REQUESTS,
-        predictor=replay.PREDICTOR,
+        predictor=DEFAULT_PREDICTOR,
         cost_model=replay.COST,
     )
 

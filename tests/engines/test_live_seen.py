@@ -126,7 +126,8 @@ def test_metrics_in_the_form_of_prometheus(metrics):
         assert family.documentation
         for sample in family.samples:
             assert sample.labels["engine"] == "0"
-            assert sample.labels.keys() <= {"engine", "kind", "state", "predictor", "policy"}
+            known = {"engine", "kind", "state", "predictor", "policy", "model"}
+            assert sample.labels.keys() <= known
             values[sample.name, *sample.labels.values()] = sample.value
     stats = engine.stats()
     prefix = "lifetime_predictor_"

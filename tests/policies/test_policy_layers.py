@@ -17,7 +17,7 @@ FILES = sorted(POLICIES.rglob("*.py"))
 BELOW = {"policies", "predictor", "networks", "models", "features", "history", "core"}
 ALLOWED = {"numpy", "__future__"}
 LAYERS = [
-    *("cli", "replay", "vllm", "testing", "evaluation", "workloads", "policies"),
+    *("cli", "assessment", "replay", "vllm", "testing", "evaluation", "workloads", "policies"),
     *("predictor", "networks", "models", "features", "history", "core"),
 ]
 

@@ -199,7 +199,8 @@ def test_a_model_is_shown_the_traffic_it_asks_for():
     assert predictor.model.shown == [40, 50]
     predictor.predict(PredictionRequest("other", [], 0, None, {"client_id": "d"}))
     assert predictor.model.shown == []
-    assert {key for key in predictor.state() if "recent" in key or "conversations" in key} == {
+    parts = ("predictor.recent.", "predictor.conversations.")
+    assert {key for key in predictor.state() if key.startswith(parts)} == {
         "predictor.recent.keys",
         "predictor.recent.finished",
     }

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_size": 8},
     "transformer": {"d_model": 8, "nhead": 2},
 }
-_ANY_SIGN = ("products", "losses", "weights.")
+_ANY_SIGN = ("products", "losses", "weights")
 """Parts that may hold numbers below zero."""
 
 
@@ -153,7 +153,7 @@ LIES: dict[str, tuple[str, Any]] = {
     "sums of squares below zero": ("linear", change("predictor.moments", lambda a: -a)),
     "products that do not commute": (
         "linear",
-        change("predictor.moments", lambda a: a + np.triu(np.ones((8, 8)), 1)),
+        change("predictor.moments", lambda a: a + np.triu(np.ones(a.shape), 1)),
     ),
     "noise of nothing": ("linear", change("predictor.noise", filled(0.0))),
     "one node twice": ("survival", change("predictor.tables.keys", lambda a: a * 0)),

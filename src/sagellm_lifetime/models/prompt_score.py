@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, log1p
+from math import log1p
 from typing import Final
 
 import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked
+from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.context import ObservedRequest
@@ -44,6 +45,8 @@ _MEAN_PRIOR: Final = 5.0
 _MOST_CLIENTS: Final = 4096
 _PRIOR: Final = log1p(200.0)
 _LARGEST: Final = 1e6
+_LARGEST_LOG: Final = 64.0
+"""No length has a logarithm above this."""
 
 
 class PromptScore:
@@ -234,7 +237,7 @@ class _Regression:
         shape = (_BUCKETS,)
         weights = checked(state, f"{prefix}weights", np.float32, shape, -_LARGEST, _LARGEST)
         documents = checked(state, f"{prefix}documents", np.float32, shape, 0.0, MOST)
-        precision = checked(state, f"{prefix}precision", np.float32, shape, _RIDGE, inf)
+        precision = checked(state, f"{prefix}precision", np.float32, shape, _RIDGE, MOST)
         learned = int(checked(state, f"{prefix}learned", np.int64, (1,), 0, MOST)[0])
         if documents.max(initial=0.0) > learned:
             raise ValueError(f"'{prefix}documents' counts more prompts than were learned")
@@ -336,9 +339,15 @@ class _Means:
 
     def restore(self, state: Arrays) -> None:
         """Replace the sums. Raises :class:`ValueError` for arrays that do not fit."""
-        keys = checked(state, "mean_keys", np.int64, (None,), 0, 2**63 - 1).tolist()
-        sums = checked(state, "mean_sums", np.float64, (len(keys) + 1, 2), 0.0, inf).tolist()
+        keys = checked(state, "mean_keys", np.int64, (None,), 1, LARGEST_KEY).tolist()
+        array = checked(state, "mean_sums", np.float64, (len(keys) + 1, 2), 0.0, MOST)
         if len(set(keys)) < len(keys) or len(keys) > _MOST_CLIENTS:
             raise ValueError("'mean_keys' names a client twice, or too many")
+        counts, totals = array[:, 0], array[:, 1]
+        if (counts % 1.0).any() or (totals > counts * _LARGEST_LOG).any():
+            raise ValueError("'mean_sums' holds sums of lengths that cannot be")
+        if counts[1:].sum() > counts[0]:
+            raise ValueError("'mean_sums' counts more for the clients than for all")
+        sums = array.tolist()
         self._all = sums[0]
         self._sums = OrderedDict(zip(keys, sums[1:], strict=True))
