@@ -9,11 +9,13 @@ from sagellm_lifetime.features.prompt_terms import PromptTerms, TermKind, prompt
 
 
 def of_text(text: str) -> PromptTerms | None:
-    return prompt_terms(PredictionRequest(1, [], 0, None, {"prompt_text": text}))
+    found = prompt_terms(PredictionRequest(1, [], 0, None, {"prompt_text": text}))
+    return found[0] if found else None
 
 
 def of_tokens(ids: list[int], age: int = 0) -> PromptTerms | None:
-    return prompt_terms(PredictionRequest(1, ids, age, None))
+    found = prompt_terms(PredictionRequest(1, ids, age, None))
+    return found[0] if found else None
 
 
 def buckets(text: str) -> set[int]:
@@ -79,9 +81,7 @@ def test_tokens_of_the_prompt_alone():
 
 def test_tokens_before_text():
     request = PredictionRequest(1, [1, 2], 0, None, {"prompt_text": "words"})
-    terms = prompt_terms(request)
-    assert terms is not None
-    assert terms.kind is TermKind.TOKENS
+    assert [terms.kind for terms in prompt_terms(request)] == [TermKind.TOKENS, TermKind.WORDS]
 
 
 def test_buckets_are_spread_evenly():

@@ -115,6 +115,19 @@ def test_words_tell_nothing_about_tokens():
     assert score.scored(observed)[0].prompt_score is None
 
 
+def test_words_are_used_until_tokens_are_known():
+    score, text = fitted()[0], "please write thing3"
+    request = PredictionRequest(1, [1, 2, 3], 0, None, {"prompt_text": text})
+    both = asked(text)._replace(request=request)
+    tokens = asked(text)._replace(request=PredictionRequest(1, [1, 2, 3], 0, None))
+    assert score.scored(both)[0] == score.scored(asked(text))[0]
+    features, terms = score.scored(both)
+    for _ in range(100):
+        score.learn(features, terms, 5, censored=False)
+    assert score.scored(both)[0] == score.scored(tokens)[0]
+    assert score.scored(tokens)[0].prompt_score is not None
+
+
 def test_a_score_that_is_given_stays():
     observed = asked("please list thing3", replace(RequestFeatures(), prompt_score=3.0))
     assert fitted()[0].scored(observed)[0].prompt_score == 3.0

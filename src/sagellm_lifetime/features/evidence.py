@@ -50,12 +50,12 @@ class Evidence:
     Attributes:
         features: features of the first request.
         session: key of its session or conversation, 0 for none.
-        terms: hashed terms of its prompt; ``None`` without content.
+        terms: hashed terms of its prompt; empty without content.
     """
 
     features: RequestFeatures
     session: int
-    terms: PromptTerms | None = field(default=None, kw_only=True)
+    terms: tuple[PromptTerms, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def read_evidence(
     session: int,
     features: RequestFeatures,
     recent: RecentCompletions,
-    terms: PromptTerms | None = None,
+    terms: tuple[PromptTerms, ...] = (),
 ) -> SequenceEvidence:
     """Return the evidence at the first request of a sequence.
 

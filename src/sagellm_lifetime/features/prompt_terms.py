@@ -69,8 +69,8 @@ _VALUES: Final = np.where(
 class TermKind(Enum):
     """What terms were made of; the two kinds share nothing."""
 
-    WORDS = "words"
     TOKENS = "tokens"
+    WORDS = "words"
 
 
 class PromptTerms(NamedTuple):
@@ -85,8 +85,8 @@ class PromptTerms(NamedTuple):
     buckets: np.ndarray
 
 
-def prompt_terms(request: PredictionRequest) -> PromptTerms | None:
-    """Return the terms of a prompt, of token ids if there are any, else of text; ``None`` if empty.
+def prompt_terms(request: PredictionRequest) -> tuple[PromptTerms, ...]:
+    """Return the terms of a prompt: of its token ids and of its text, as far as there are any.
 
     Raises:
         RequestError: the token ids are no integers of 64 bits.
@@ -94,24 +94,23 @@ def prompt_terms(request: PredictionRequest) -> PromptTerms | None:
     Example:
         >>> from sagellm_lifetime import PredictionRequest
         >>> given = {"prompt_text": "Write a story. Write a story."}
-        >>> terms = prompt_terms(PredictionRequest(1, [], 0, None, given))
+        >>> (terms,) = prompt_terms(PredictionRequest(1, [], 0, None, given))
         >>> terms.kind, len(terms.buckets)  # write, a, story, the dot, and their four pairs
         (<TermKind.WORDS: 'words'>, 8)
     """
+    found = []
     prompt = len(request.token_ids) - request.current_length
     if prompt > 0:
         ids = request.token_ids[:prompt]
         if prompt > _FIRST_IDS + _LAST_IDS:
             ids = [*ids[:_FIRST_IDS], *ids[-_LAST_IDS:]]
         check_tokens(ids)
-        return PromptTerms(
-            TermKind.TOKENS, _hashed(np.array(ids, dtype=np.int64).astype(np.uint64))
-        )
+        codes = np.array(ids, dtype=np.int64).astype(np.uint64)
+        found.append(PromptTerms(TermKind.TOKENS, _hashed(codes)))
     text = (request.prompt_features or {}).get("prompt_text")
-    if not text:
-        return None
-    words = _words(text)
-    return PromptTerms(TermKind.WORDS, _hashed(words)) if len(words) else None
+    if text and len(words := _words(text)):
+        found.append(PromptTerms(TermKind.WORDS, _hashed(words)))
+    return tuple(found)
 
 
 def _hashed(codes: np.ndarray) -> np.ndarray:

@@ -56,16 +56,18 @@ class PromptScore:
         self._regressions: dict[TermKind, _Regression] = {}
         self._means = _Means()
 
-    def score(self, terms: PromptTerms | None) -> float | None:
-        """Return the score of a prompt: the logarithm of a length; ``None`` if nothing is known."""
-        if terms is None:
-            return None
-        regression = self._regressions.get(terms.kind)
-        if regression is None or regression.learned < _LEAST_ONLINE:
-            return None
-        return regression.predict(terms.buckets) + _PRIOR
+    def score(self, terms: Sequence[PromptTerms]) -> float | None:
+        """Return the score of a prompt: the logarithm of a length; ``None`` if nothing is known.
 
-    def scored(self, request: ObservedRequest) -> tuple[RequestFeatures, PromptTerms | None]:
+        It is that of the first of the terms whose kind has been learned.
+        """
+        for kind, buckets in terms:
+            regression = self._regressions.get(kind)
+            if regression is not None and regression.learned >= _LEAST_ONLINE:
+                return regression.predict(buckets) + _PRIOR
+        return None
+
+    def scored(self, request: ObservedRequest) -> tuple[RequestFeatures, tuple[PromptTerms, ...]]:
         """Return the features of a request with the score of its prompt, and its terms.
 
         Raises:
@@ -76,19 +78,25 @@ class PromptScore:
         return features if score is None else replace(features, prompt_score=score), terms
 
     def learn(
-        self, features: RequestFeatures, terms: PromptTerms | None, length: int, *, censored: bool
+        self,
+        features: RequestFeatures,
+        terms: Sequence[PromptTerms],
+        length: int,
+        *,
+        censored: bool,
     ) -> None:
         """Learn from one completion; of a censored one only that it was longer than predicted."""
-        if terms is None:
+        if not terms:
             return
-        regression = self._regressions.get(terms.kind)
-        if regression is None:
-            regression = self._regressions[terms.kind] = _Regression()
         value = log1p(length)
         mean = self._means.of(features)
         if not censored:
             self._means.learn(features, value)
-        regression.step(terms.buckets, value - mean, at_least=censored)
+        for kind, buckets in terms:
+            regression = self._regressions.get(kind)
+            if regression is None:
+                regression = self._regressions[kind] = _Regression()
+            regression.step(buckets, value - mean, at_least=censored)
 
     def fit(
         self, requests: Sequence[ObservedRequest], lengths: np.ndarray, censored: np.ndarray
@@ -111,14 +119,17 @@ class PromptScore:
             self._means.learn(one, float(value))
         means = np.array([self._means.of(one) for one in features])
         for kind in TermKind:
-            rows = [i for i, one in enumerate(terms) if one is not None and one.kind is kind]
+            of_kind = {
+                i: one.buckets for i, each in enumerate(terms) for one in each if one.kind is kind
+            }
+            rows, buckets = list(of_kind), list(of_kind.values())
             if np.count_nonzero(~censored[rows]) < _LEAST_ROWS:
                 continue
-            buckets = [terms[i].buckets for i in rows]  # type: ignore[union-attr]
             regression = self._regressions[kind] = _Regression()
             found = regression.fit(buckets, (values - means)[rows], ~censored[rows])
             for i, score in zip(rows, found.tolist(), strict=True):
-                features[i] = replace(features[i], prompt_score=score + _PRIOR)
+                if features[i].prompt_score is None:
+                    features[i] = replace(features[i], prompt_score=score + _PRIOR)
         return features
 
     # -- state -------------------------------------------------------------------------------
