@@ -23,7 +23,7 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "p
 READABLE = {**SUFFIXES, ".json": "json"}
 SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
 SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
-READ = ".csv, .jsonl, .ndjson, .json (each also as .gz or .zst) or .parquet"
+READ = ".csv, .jsonl, .ndjson, .json (each also as .gz, .bz2, .xz or .zst) or .parquet"
 _FOREIGN = {
     b"PK\x03\x04": "an archive or a workbook: unpack it, or save the sheet as CSV",
     b"PAR1": "a Parquet file: name it .parquet",

@@ -12,7 +12,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
-from sagellm_lifetime.history.databases import is_database, read_query, shown_source
+from sagellm_lifetime.history.databases import check_source, is_database, read_query, shown_source
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -151,12 +151,11 @@ def read_history(
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
     mapped = None if mapping is None else MappedLog(ColumnMap.of(mapping))
+    check_source(source, query)
     if is_database(source):
         rows = read_query(str(source), query)
         where = shown_source(str(source))
         history = _read_frame(rows, wanted, on_bad_rows, mapped, where)
-    elif query is not None:
-        raise HistoryError("a query is for a database, postgresql://… or sqlite:///…: leave it out")
     elif not isinstance(source, str | os.PathLike):
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)

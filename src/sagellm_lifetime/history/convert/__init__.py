@@ -13,7 +13,7 @@ from typing import Final
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen, sharegpt
-from sagellm_lifetime.history.databases import is_database
+from sagellm_lifetime.history.databases import check_source, is_database
 from sagellm_lifetime.history.files import find_files
 from sagellm_lifetime.history.formats import FORMATS as LOGS
 from sagellm_lifetime.history.formats import all_formats, recognise
@@ -81,7 +81,8 @@ def convert(
         raise UnknownNameError("unit of time", time_unit, list(SCALES))
     check_target(target)
     path = os.fspath(source)
-    if query is not None or is_database(path):
+    check_source(path, query)
+    if is_database(path):
         if fmt is not None or time_unit is not None:
             raise HistoryError("a table is known by its columns: leave --from and --time-unit out")
         history = read_history(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
