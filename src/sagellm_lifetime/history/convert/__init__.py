@@ -21,7 +21,7 @@ from sagellm_lifetime.history.formats.mapped import MappedLog
 from sagellm_lifetime.history.mapping import ColumnMap
 from sagellm_lifetime.history.names import mapping as known_names
 from sagellm_lifetime.history.names import public_trace
-from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_history
+from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_stated
 from sagellm_lifetime.history.records import sample
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.history.times import SCALES
@@ -70,7 +70,8 @@ def convert(
         HistoryError: the source cannot be read or the target not written.
         UnknownNameError: no such format, unit or way with bad rows.
 
-    Only what a trace holds is written: no cap and no finish reason is invented.
+    Only what a trace holds is written: no cap and no finish reason is invented, ``finish_reason``
+    is null where a row states none.
     """
     names = (*TRACES, *all_formats())
     if fmt is not None and fmt not in names:
@@ -85,7 +86,7 @@ def convert(
     if is_database(path):
         if fmt is not None or time_unit is not None:
             raise HistoryError("a table is known by its columns: leave --from and --time-unit out")
-        history = read_history(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
+        history = read_stated(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
         return _written(history, target, keep_content)
     if mapping is not None:
         history = _read_mapped(fmt, path, on_bad_rows, time_unit, ColumnMap.of(mapping))
@@ -105,7 +106,7 @@ def _read_mapped(
     if time_unit is not None:
         raise HistoryError(f"{path}: with --map, say the unit of a time as arrival_time=PATH@ms")
     if fmt is None:
-        return read_history(path, on_bad_rows=on_bad_rows, mapping=columns)
+        return read_stated(path, on_bad_rows=on_bad_rows, mapping=columns)
     mapped = MappedLog(columns)
     return read_as(path, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=fmt, mapped=mapped)
 
@@ -133,7 +134,7 @@ def _read(
     name: str, source: str, keep_content: bool, on_bad_rows: OnBadRows, time_unit: str | None
 ) -> History:
     if name == "history":
-        return read_history(source, on_bad_rows=on_bad_rows)
+        return read_stated(source, on_bad_rows=on_bad_rows)
     if name not in TRACES:
         return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=name)
     options = {} if time_unit is None else {"time_unit": time_unit}
