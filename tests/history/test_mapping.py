@@ -340,3 +340,26 @@ def test_a_column_may_be_called_like_a_path_with_a_unit(tmp_path: Path) -> None:
     assert history.mapping is not None
     again = read_history(log, mapping=history.mapping)
     assert_frame_equal(again.frame, history.frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("log.csv", "tok,tok\n5,6\n", "log.csv: the column 'tok' appears twice"),
+        ("log.csv", "tok;took\n5;1,5\n", "separated by ';': separate them by commas"),
+        ("log.csv", "tok\ttook\n5\t1\n", r"separated by '\t': separate them by commas"),
+        ("log.csv", "tok;a,b\n5;1,2\n", "separated by ';'"),
+        ("log.jsonl", '[\n{"tok": 5}]\n', "a JSON array, not one object a line: name it log.json"),
+    ],
+)
+def test_another_form_than_the_name_says(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    log = write(tmp_path / name, content)
+    assert told in refused(log, mapping={"actual_length": "tok"})
+    if name == "log.jsonl":
+        assert told in refused(log)
+
+
+def test_packed_files_are_named_in_advice(tmp_path: Path) -> None:
+    assert ".gz, .bz2, .xz or .zst" in refused(write(tmp_path / "log.txt", "x"))
