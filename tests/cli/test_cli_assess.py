@@ -86,7 +86,7 @@ def test_a_log_with_columns_of_its_own(cli, tmp_path, without_vllm):
 
 
 def test_a_query_is_for_a_database(refused, history):
-    assert "--query is for a database" in refused("assess", history, "--query", "SELECT 1")
+    assert "a query is for a database" in refused("assess", history, "--query", "SELECT 1")
 
 
 def test_from_end_to_end(cli, vllm, tmp_path, monkeypatch):

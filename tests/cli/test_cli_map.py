@@ -66,7 +66,7 @@ def test_convert_takes_a_map_on_top_of_a_format(cli, refused, tmp_path):
 
 def test_a_query_is_for_a_database(cli, refused, log):
     train = ("train", "--data-path", log, "--predictor-type", "orca")
-    assert "--query is for a database" in refused(*train, "--query", "SELECT 1")
+    assert "a query is for a database" in refused(*train, "--query", "SELECT 1")
     assert "a query is for a database" in refused("convert", log, "o.csv", "--query", "SELECT 1")
     needs = refused("train", "--data-path", "sqlite:///log.db", "--predictor-type", "orca")
     assert "a database needs a query" in needs
@@ -74,3 +74,10 @@ def test_a_query_is_for_a_database(cli, refused, log):
     assert done.code == 2
     assert "postgresql://me@127.0.0.1:1/db" in done.err
     assert "secret" not in done.err
+    for command in (("train", "--predictor-type", "orca", "--data-path"), ("convert",)):
+        out = ("o.csv",) if command == ("convert",) else ()
+        mysql = refused(*command, "mysql://me:secret@host/db", *out, "--query", "SELECT 1")
+        assert "mysql:// is not read" in mysql
+        assert "secret" not in mysql
+        file = refused(*command, "s.db", *out, "--query", "SELECT 1")
+        assert "sqlite:///s.db" in file

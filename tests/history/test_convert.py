@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from sagellm_lifetime.core.errors import HistoryError, HistoryRowError, UnknownNameError
-from sagellm_lifetime.history import read_history
+from sagellm_lifetime.history import HistorySummary, read_history
 from sagellm_lifetime.history.convert import FORMATS, convert
 from sagellm_lifetime.history.convert.sharegpt import estimate_tokens
 
@@ -100,7 +101,7 @@ def test_burstgpt_old_and_new(tmp_path: Path) -> None:
     frame = converted(tmp_path, "burstgpt", BURST)
     assert frame.to_dicts() == [
         {"model": "ChatGPT", "client_id": "Conversation log", "arrival_time": 5.0,
-         "prompt_length": 472, "actual_length": 18, "finish_reason": "stop"},
+         "prompt_length": 472, "actual_length": 18, "finish_reason": None},
         {"model": "GPT-4", "client_id": "API log", "arrival_time": 45.0,
          "prompt_length": 1087, "actual_length": 0, "finish_reason": "error"},
     ]  # fmt: skip
@@ -108,7 +109,7 @@ def test_burstgpt_old_and_new(tmp_path: Path) -> None:
     assert frame["session_id"].to_list() == ["1722ac82", "d5983bf9", None, "1722ac82"]
     assert frame["turn"].to_list() == [0, 0, None, 1]
     assert frame["actual_time"].to_list() == [43, 2, 1, 9]
-    assert frame["finish_reason"].to_list() == ["stop", "stop", "error", "stop"]
+    assert frame["finish_reason"].to_list() == [None, None, "error", None]
     assert frame["prompt_length"].to_list() == [906, 36, 7, 1400]
 
 
@@ -247,7 +248,7 @@ def test_a_log_is_recognised_by_what_only_its_format_has(tmp_path: Path) -> None
     for content, suffix in ((AZURE, "csv"), (BURST, "csv"), (MOONCAKE, "jsonl")):
         assert converted(tmp_path, None, content, suffix).height >= 2
     own = "arrival_time,actual_length\n1,5\n"
-    assert converted(tmp_path, None, own).rows() == [(1.0, 5, "stop")]
+    assert converted(tmp_path, None, own).rows() == [(1.0, 5)]
     (tmp_path / "out.parquet").unlink()
     for path in tmp_path.glob("in.*"):
         path.unlink()
@@ -374,3 +375,26 @@ def test_the_estimate_is_near_the_counted_tokens() -> None:
     ]
     assert 0.95 < np.median(ratios) < 1.05
     assert np.mean([0.9 <= ratio <= 1.1 for ratio in ratios]) > 0.75
+
+
+@pytest.mark.parametrize("mapping", [None, {"actual_length": "actual_length"}])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_no_finish_reason_is_made_up(tmp_path: Path, mapping: Any, suffix: str) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / f"out.{suffix}"
+    for rows, stated in (
+        ("max_length,actual_length\n9,9\n9,5\n", None),
+        ("max_length,actual_length,finish_reason\n9,9,\n9,5,\n9,4,eos\n", [None, None, "stop"]),
+    ):
+        source.write_text(rows)
+        found = convert(None, source, target, mapping=mapping)
+        if stated is None:
+            assert "finish_reason" not in found.frame.columns
+        else:
+            assert found.frame["finish_reason"].to_list() == stated
+        summary = HistorySummary.of(found)
+        assert summary.reasons["length"] == pytest.approx(1 / found.frame.height)
+        original = read_history(source, cap_reached="stop")
+        again = read_history(target, cap_reached="stop")
+        assert_frame_equal(again.frame, original.frame)
+        assert again.cap_reached == original.cap_reached == 1
+        target.unlink()

@@ -240,9 +240,35 @@ def test_sqlite(tmp_path: Path) -> None:
     assert history.frame["actual_length"].to_list() == [30, 31, 32, 33]
     assert history.formats == ["a log of requests"]
     assert "no such table: nope" in refused(address, query="SELECT * FROM nope")
-    assert "readonly" in refused(address, query="DELETE FROM r RETURNING *")
+    assert "the query found no rows" in refused(address, query="SELECT * FROM r LIMIT 0")
     assert "no such file" in refused("sqlite:///none.db", query="SELECT 1")
     assert "needs a query" in refused(address)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "ATTACH 'evil.db' AS e",
+        "VACUUM INTO 'evil.db'",
+        "DELETE FROM r RETURNING *",
+        "PRAGMA user_version",
+        "CREATE TEMP TABLE t AS SELECT 1",
+        "EXPLAIN DELETE FROM r",
+    ],
+)
+def test_sqlite_only_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect("log.db")) as connection:
+        connection.execute("CREATE TABLE r (actual_length)")
+        connection.execute("INSERT INTO r VALUES (5)")
+        connection.commit()
+    before = Path("log.db").read_bytes()
+    assert "log.db: a query may only read" in refused("sqlite:///log.db", query=query)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.db"]
+    assert Path("log.db").read_bytes() == before
+    nested = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) "
+    nested += "SELECT max(actual_length, i) AS actual_length FROM n, (SELECT * FROM r)"
+    assert len(read_history("sqlite:///log.db", query=nested).frame) == 3
 
 
 @pytest.mark.parametrize(
@@ -268,3 +294,9 @@ def test_a_query_is_for_a_database(tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     path.write_text("actual_length\n5\n")
     assert "a query is for a database" in refused(path, query="SELECT 1")
+    mysql = refused("mysql://me:s3cret@host/db", query="SELECT 1")
+    assert "mysql:// is not read" in mysql
+    assert "postgresql://" in mysql
+    assert "s3cret" not in mysql + shown_source("mysql://me:s3cret@host/db")
+    assert "sqlite:///s.db" in refused("s.db", query="SELECT 1")
+    assert "sqlite:///s.db with --query" in refused("s.db")

@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no duration": ({"actual_time": "user"}, "is no duration (map end_time"),
     "an unknown column": ({"actual_lenght": "user"}, "did you mean 'actual_length'?"),
     "a count with a unit": ({"prompt_length": "at@ms"}, "prompt_length is no time"),
-    "an unknown unit": ({"actual_time": "took@h"}, "unknown unit of time 'h'"),
+    "an unknown unit": ({"actual_time": "took@h"}, "unknown unit of time of actual_time 'h'"),
     "a number as ISO": ({"arrival_time": "at@iso"}, "is a number, no ISO time"),
     "no path": ({"model": ""}, "model needs a path"),
     "another type": ({"model": 5}, "model needs a path, not 5"),
@@ -288,3 +288,78 @@ def test_a_path_may_stand_in_one_file_of_several(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", lines(RECORDS[0]))
     write(tmp_path / "b.jsonl", lines({k: v for k, v in RECORDS[1].items() if k != "user"}))
     assert read_history(tmp_path, mapping=MAP).frame["client_id"].to_list() == ["u0", None]
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["actual_length=usage.out", "actual_length=took"],
+        ["actual_length=usage.out,actual_length=took"],
+        ["actual_length=usage.out", "log.toml"],
+    ],
+)
+def test_a_column_is_mapped_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "log.toml", '[map]\nactual_length = "took"\n')
+    with pytest.raises(HistoryError, match="actual_length is mapped twice, to 'usage.out' and"):
+        ColumnMap.parse(texts)
+    said = ColumnMap.parse(["log.toml", "log.toml", "actual_length=usage.out"])
+    assert str(said.origins["actual_length"]) == "usage.out"
+
+
+def test_an_end_needs_a_start(tmp_path: Path) -> None:
+    records = [record(n, arrival_time=1000 * n, end=1000 * n + 4000) for n in range(5)]
+    log = write(tmp_path / "log.jsonl", lines(*records))
+    mapping = {"actual_length": MAP["actual_length"], "end_time": "end"}
+    rows = read_history(log, mapping=mapping).frame  # its own arrival time, in the same unit
+    assert rows["arrival_time"].to_list() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert rows["actual_time"].to_list() == [4.0] * 5
+    table = write(tmp_path / "log.csv", "arrival_time,end,tok\n0.5,2.5,9\n1.5,4.5,9\n")
+    rows = read_history(table, mapping={"actual_length": "tok", "end_time": "end"}).frame
+    assert rows["actual_time"].to_list() == [2.0, 3.0]
+    both = {**mapping, "actual_time": "took"}
+    assert "end_time and actual_time both say" in refused(log, mapping=both)
+    write(log, lines(*[record(n, end=n) for n in range(3)]))
+    assert "end_time makes a duration only with arrival_time" in refused(log, mapping=mapping)
+
+
+def test_negative_reasoning_tokens_are_a_bad_row(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", lines(record(0, thought=3), record(1, thought=-5)))
+    mapping = {**MAP, "reasoning_tokens": "thought"}
+    assert "1 bad row (line 2: thought is negative)" in refused(log, mapping=mapping)
+    history = read_history(log, mapping=mapping, on_bad_rows="skip")
+    assert history.frame["actual_length"].to_list() == [103]
+
+
+def test_a_column_may_be_called_like_a_path_with_a_unit(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "tok,out@ms\n9,2500\n9,1500\n")
+    history = read_history(log, mapping={"actual_length": "tok", "actual_time": "out@ms"})
+    assert history.frame["actual_time"].to_list() == [2.5, 1.5]
+    assert history.columns["actual_time"] == "out@ms"
+    assert history.mapping is not None
+    again = read_history(log, mapping=history.mapping)
+    assert_frame_equal(again.frame, history.frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("log.csv", "tok,tok\n5,6\n", "log.csv: the column 'tok' appears twice"),
+        ("log.csv", "tok;took\n5;1,5\n", "separated by ';': separate them by commas"),
+        ("log.csv", "tok\ttook\n5\t1\n", r"separated by '\t': separate them by commas"),
+        ("log.csv", "tok;a,b\n5;1,2\n", "separated by ';'"),
+        ("log.jsonl", '[\n{"tok": 5}]\n', "a JSON array, not one object a line: name it log.json"),
+    ],
+)
+def test_another_form_than_the_name_says(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    log = write(tmp_path / name, content)
+    assert told in refused(log, mapping={"actual_length": "tok"})
+    if name == "log.jsonl":
+        assert told in refused(log)
+
+
+def test_packed_files_are_named_in_advice(tmp_path: Path) -> None:
+    assert ".gz, .bz2, .xz or .zst" in refused(write(tmp_path / "log.txt", "x"))

@@ -58,11 +58,16 @@ def name_of(source: str) -> str:
 
 
 def check_query(query: str | None, *sources: str | None) -> None:
-    """Raise :class:`CommandError` for a query that no source of a command is a database for."""
-    from sagellm_lifetime.history.databases import is_database
+    """Raise an error for a query that no source of a command is a database for.
+
+    Raises:
+        HistoryError: as of :func:`~sagellm_lifetime.history.databases.check_source`.
+    """
+    from sagellm_lifetime.history.databases import check_source, is_database
 
     if query is not None and not any(map(is_database, sources)):
-        raise CommandError("--query is for a database, postgresql://… or sqlite:///…: leave it out")
+        for source in filter(None, sources):
+            check_source(source, query)
 
 
 @dataclass(frozen=True)

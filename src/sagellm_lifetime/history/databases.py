@@ -1,12 +1,14 @@
 """Read the rows of a query from a database: PostgreSQL through ADBC, SQLite with Python's own.
 
 A database is named by its address, ``postgresql://user@host/name`` or ``sqlite:///file.db``. The
-query runs in a transaction that may only read. A password is never part of a name or of a message;
+query may only read: in a transaction of PostgreSQL that says so, and with SQLite's authorizer, since
+an open read-only file still takes ``ATTACH`` and ``VACUUM INTO``. A password is never part of a name or of a message;
 it need not stand in the address, since libpq reads ``PGPASSWORD`` and ``~/.pgpass``.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import uuid
 from contextlib import closing
@@ -18,6 +20,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.extras import require
+from sagellm_lifetime.history.files import EmptyHistoryError
 from sagellm_lifetime.history.parquet import no_panic_reports
 
 _POSTGRES: Final = ("postgresql", "postgres")
@@ -25,6 +28,14 @@ _SQLITE: Final = "sqlite"
 _SECRETS: Final = ("password", "sslpassword")
 _HIDDEN: Final = "***"
 _EXAMPLE: Final = "--query 'SELECT * FROM …'"
+_ADDRESS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/{2}")
+_FILES: Final = (".db", ".db3", ".sqlite", ".sqlite3")
+"""Suffixes of files that are databases."""
+_READING: Final = (
+    *(sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ),
+    *(sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE),
+)
+"""What a query may do in SQLite."""
 
 
 def is_database(source: object) -> bool:
@@ -36,6 +47,28 @@ def is_database(source: object) -> bool:
     return isinstance(source, str) and source.partition("://")[0] in (*_POSTGRES, _SQLITE)
 
 
+def check_source(source: object, query: str | None) -> None:
+    """Raise :class:`HistoryError` for an address that is not read, or a query without a database.
+
+    >>> check_source("mysql://me@host/logs", "SELECT 1")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.HistoryError: mysql:// is not read: ...
+    """
+    text = source if isinstance(source, str) else ""
+    if is_database(source):
+        return
+    if (address := _ADDRESS.match(text)) is not None:
+        raise HistoryError(
+            f"{address[1]}:// is not read: a log is a file, or a table at postgresql://… or "
+            "sqlite:///…"
+        )
+    if Path(text).suffix.lower() in _FILES:
+        needs = "" if query is not None else f" with {_EXAMPLE}"
+        raise HistoryError(f"{text}: a database is named by its address: sqlite:///{text}{needs}")
+    if query is not None:
+        raise HistoryError("a query is for a database, postgresql://… or sqlite:///…: leave it out")
+
+
 def shown_source(source: str) -> str:
     """Return the name of a source as messages may show it: an address without its password.
 
@@ -45,7 +78,8 @@ def shown_source(source: str) -> str:
     'logs.csv'
     """
     if not is_database(source):
-        return source
+        other = _ADDRESS.match(source)
+        return source if other is None else f"{other[0]}{_HIDDEN}"
     scheme = source.partition("://")[0]
     if scheme == _SQLITE:
         return source
@@ -69,28 +103,40 @@ def read_query(address: str, query: str | None) -> pl.DataFrame:
         query: a SELECT.
 
     Raises:
-        HistoryError: no connection, or the query fails; the message is one line and holds no
-            password.
+        HistoryError: no connection, the query fails, would write or finds no row; the message is
+            one line and holds no password.
         MissingExtraError: the driver is not installed.
     """
     where = shown_source(address)
     if not query or not query.strip():
         raise HistoryError(f"{where}: a database needs a query: {_EXAMPLE}")
-    if address.startswith(f"{_SQLITE}:"):
-        return _sqlite(address, query, where)
-    return _postgres(address, query, where)
+    read = _sqlite if address.startswith(f"{_SQLITE}:") else _postgres
+    frame = read(address, query, where)
+    if frame.is_empty():
+        raise EmptyHistoryError(f"{where}: the query found no rows")
+    return frame
 
 
 def _sqlite(address: str, query: str, where: str) -> pl.DataFrame:
     path = Path(unquote(address.removeprefix(f"{_SQLITE}://").removeprefix("/")))
     if not path.is_file():
         raise HistoryError(f"{where}: no such file (three slashes before a relative path)")
+    is_denied = False
+
+    def authorize(action: int, *_: object) -> int:
+        nonlocal is_denied
+        is_denied = is_denied or action not in _READING
+        return sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            connection.set_authorizer(authorize)
             cursor = connection.execute(query)
             names = [column[0] for column in cursor.description or ()]
             rows = cursor.fetchall()
     except (sqlite3.Error, sqlite3.Warning) as error:
+        if is_denied:
+            raise HistoryError(f"{where}: a query may only read: {_EXAMPLE}") from error
         raise HistoryError(f"{where}: {_first_line(error)}") from error
     columns = _columns(names, where)
     return pl.DataFrame([_column(name, [row[i] for row in rows]) for i, name in enumerate(columns)])

@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "p
 READABLE = {**SUFFIXES, ".json": "json"}
 SEARCH = 1 << 22  # bytes of a JSONL file looked through at once
 SUPPORTED = ".csv, .jsonl, .ndjson or .parquet"
-READ = ".csv, .jsonl, .ndjson, .json (each also as .gz or .zst) or .parquet"
+READ = ".csv, .jsonl, .ndjson, .json (each also as .gz, .bz2, .xz or .zst) or .parquet"
 _FOREIGN = {
     b"PK\x03\x04": "an archive or a workbook: unpack it, or save the sheet as CSV",
     b"PAR1": "a Parquet file: name it .parquet",
@@ -31,6 +32,8 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16 text: save the file as UTF-8",
 }
 """First bytes of files that are no text, and what to do about them."""
+_MARKS = (";", "\t", "|")
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 ROW = "__row"  # where a row is: its index in the file from 0, or (by line) its line from 1
 BROKEN = "__broken"  # why a line is no row at all, else null
 
@@ -166,6 +169,9 @@ def check_start(path: Path, kind: str) -> None:
     for magic, advice in _FOREIGN.items():
         if start.startswith(magic):
             raise HistoryError(f"{path}: {advice}")
+    if kind == "jsonl" and _ARRAY.match(start):
+        name = path.name.replace(".jsonl", ".json").replace(".ndjson", ".json")
+        raise HistoryError(f"{path}: a JSON array, not one object a line: name it {name}")
     if b"\0" in (start.splitlines() or [b""])[0]:
         raise HistoryError(f"{path}: a binary file, not {kind.upper()} text")
 
@@ -175,11 +181,10 @@ def _without(
 ) -> HistoryError:
     """Return the error of a file that lacks a required column."""
     if kind == "csv":
-        for mark in (";", "\t", "|"):
+        for mark in _MARKS:
             parts = [part for cell in present if mark in cell for part in _split(cell, mark)]
             if name in parts or (not layout.foreign and any(map(counts_generated, parts))):
-                message = f"{path}: the columns are separated by {mark!r}: separate them by commas"
-                return HistoryHeaderError(message)
+                return _separated(path, mark)
     if kind == "jsonl":
         first = _first_line(path)
         if not first:
@@ -220,11 +225,37 @@ def _first_record(path: Path, line: str) -> list[str]:
         raise HistoryError(f"{path}: {problem}: save it as CSV with usual line ends") from error
 
 
-def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
-    present = csv_header(path)
-    duplicates = sorted({name for name in present if name and present.count(name) > 1})
+def check_twice(path: Path, header: list[str]) -> None:
+    """Raise :class:`HistoryHeaderError` if two columns of a CSV file have one name."""
+    duplicates = sorted({name for name in header if name and header.count(name) > 1})
     if duplicates:
         raise HistoryHeaderError(f"{path}: the column {duplicates[0]!r} appears twice")
+
+
+def check_separator(path: Path, header: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise :class:`HistoryHeaderError` if a CSV file has one column, or a wanted one, for several.
+
+    Args:
+        path: the file.
+        header: its columns, as commas separate them.
+        wanted: names that columns should have.
+    """
+    header, names = list(header), set(wanted)
+    for mark in _MARKS:
+        cells = [cell for cell in header if mark in cell and cell not in names]
+        parts = {part for cell in cells for part in _split(cell, mark)}
+        if cells and (len(header) == 1 or names & parts):
+            raise _separated(path, mark)
+
+
+def _separated(path: Path, mark: str) -> HistoryHeaderError:
+    message = f"{path}: the columns are separated by {mark!r}: separate them by commas"
+    return HistoryHeaderError(message)
+
+
+def _open_csv(path: Path, layout: Layout) -> tuple[pl.LazyFrame | None, list[str]]:
+    present = csv_header(path)
+    check_twice(path, present)
     for name in LISTS:
         if layout.names.get(name) in present:
             raise HistoryHeaderError(

@@ -62,6 +62,12 @@ class ColumnMap:
 
     origins: Mapping[str, Origin]
 
+    def __post_init__(self) -> None:
+        if {"end_time", "actual_time"} <= set(self.origins):
+            raise HistoryError(
+                "--map: end_time and actual_time both say how long an answer took: map one of them"
+            )
+
     @classmethod
     def of(cls, mapping: ColumnMap | Mapping[str, str] | str | os.PathLike[str]) -> ColumnMap:
         """Return a mapping from a dict, a TOML file, or the text of the command line.
@@ -84,15 +90,18 @@ class ColumnMap:
     def parse(cls, texts: Iterable[str]) -> ColumnMap:
         """Return the mapping of texts, each ``COLUMN=PATH,…`` or the name of a TOML file.
 
-        Later ones replace the columns of earlier ones.
+        What is said replaces a column of a file before it.
 
         Raises:
-            HistoryError, UnknownNameError: as of :meth:`of`.
+            HistoryError, UnknownNameError: as of :meth:`of`, or a column is mapped twice.
         """
         origins: dict[str, Origin] = {}
+        said: set[str] = set()
         for text in texts:
             if "=" not in text and text.endswith(".toml"):
-                origins.update(cls.load(text).origins)
+                kept = cls.load(text).origins
+                _check_once(kept, said, origins)
+                origins.update(kept)
                 continue
             for part in filter(None, (part.strip() for part in text.split(","))):
                 column, equals, path = part.partition("=")
@@ -101,7 +110,10 @@ class ColumnMap:
                         f"--map: {shown(part)} is no COLUMN=PATH and no .toml file, as in "
                         "actual_length=usage.completion_tokens"
                     )
-                origins.update([_entry(column.strip(), path.strip())])
+                new = dict([_entry(column.strip(), path.strip())])
+                _check_once(new, said, origins)
+                said.update(new)
+                origins.update(new)
         if not origins:
             raise HistoryError("--map: no column is mapped: say COLUMN=PATH, or a .toml file")
         return cls(origins)
@@ -132,6 +144,16 @@ class ColumnMap:
         return "\n".join([_HEAD + f"[{_TABLE}]", *lines]) + "\n"
 
 
+def _check_once(
+    new: Mapping[str, Origin], said: Iterable[str], origins: Mapping[str, Origin]
+) -> None:
+    """Raise :class:`HistoryError` if a column is mapped anew that was said before."""
+    twice = next((column for column in new if column in said), None)
+    if twice is not None:
+        paths = f"{shown(str(origins[twice]))} and {shown(str(new[twice]))}"
+        raise HistoryError(f"--map: {twice} is mapped twice, to {paths}: leave one out")
+
+
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -149,7 +171,7 @@ def _entry(column: object, origin: object) -> tuple[str, Origin]:
     if not at or not re.fullmatch("[a-z]{1,3}", unit):
         return column, Origin(origin)
     if unit not in UNITS:
-        raise UnknownNameError("unit of time", unit, list(UNITS))
+        raise UnknownNameError(f"unit of time of {column}", unit, list(UNITS))
     if column not in TIMES:
         raise HistoryError(f"--map: {column} is no time, so {shown(path)} has no unit: leave @ out")
     if not path:
@@ -163,7 +185,9 @@ def named_unit(path: str) -> str | None:
     >>> named_unit("metrics.latency_ms"), named_unit("startTimeUnixNano"), named_unit("took")
     ('ms', 'ns', None)
     """
-    return unit_of_name(_PLACE.sub("", path).rsplit(".", 1)[-1])
+    name = _PLACE.sub("", path).rsplit(".", 1)[-1]
+    unit = name.rpartition("@")[2]
+    return unit if "@" in name and unit in NAMES else unit_of_name(name)
 
 
 def top(path: str, keys: Iterable[str]) -> str:

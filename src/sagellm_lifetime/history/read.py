@@ -12,7 +12,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.checks import EVERY_WAY, check_types, typed
-from sagellm_lifetime.history.databases import is_database, read_query, shown_source
+from sagellm_lifetime.history.databases import check_source, is_database, read_query, shown_source
 from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
@@ -143,20 +143,43 @@ def read_history(
         if source.frame.is_empty():
             raise EmptyHistoryError("history: it has no rows")
         return source
+    check_cap_reached(cap_reached)
+    history = read_stated(
+        source, on_bad_rows=on_bad_rows, columns=columns, mapping=mapping, query=query
+    )
+    at_cap = history.frame.select(unstated_at_cap(history.frame.columns).sum()).item()
+    frame = _shaped(history.frame, columns, cap_reached)
+    return replace(history, frame=frame, cap_reached=at_cap)
+
+
+def read_stated(
+    source: str | os.PathLike[str] | pl.DataFrame | pl.LazyFrame | Table,
+    *,
+    on_bad_rows: OnBadRows = "refuse",
+    columns: Sequence[str] | None = None,
+    mapping: Mapping[str, str] | ColumnMap | str | os.PathLike[str] | None = None,
+    query: str | None = None,
+) -> History:
+    """Read and validate a history as :func:`read_history` does, with the reasons that it states.
+
+    ``finish_reason`` is null where a row states none, and absent where no row does. ``columns`` are
+    read besides those that every check needs.
+
+    Raises:
+        HistoryError: as of :func:`read_history`.
+    """
     if on_bad_rows not in ("refuse", "skip"):
         raise UnknownNameError("way with bad rows", on_bad_rows, ["refuse", "skip"])
-    check_cap_reached(cap_reached)
     for name in columns or ():
         if name not in HISTORY_SCHEMA:
             raise UnknownNameError("history column", name, list(HISTORY_SCHEMA))
     wanted = list(HISTORY_SCHEMA) if columns is None else list(columns)
     mapped = None if mapping is None else MappedLog(ColumnMap.of(mapping))
+    check_source(source, query)
     if is_database(source):
         rows = read_query(str(source), query)
         where = shown_source(str(source))
         history = _read_frame(rows, wanted, on_bad_rows, mapped, where)
-    elif query is not None:
-        raise HistoryError("a query is for a database, postgresql://… or sqlite:///…: leave it out")
     elif not isinstance(source, str | os.PathLike):
         if not isinstance(source, pl.DataFrame | pl.LazyFrame):
             source = as_frame(source)
@@ -164,9 +187,7 @@ def read_history(
     else:
         native = dict.fromkeys(("csv", "jsonl", "parquet"), NATIVE)
         history = read_as(source, native, wanted, on_bad_rows=on_bad_rows, mapped=mapped)
-    at_cap = history.frame.select(unstated_at_cap(history.frame.columns).sum()).item()
-    frame = _shaped(history.frame, columns, cap_reached)
-    return replace(history, frame=frame, cap_reached=at_cap)
+    return history
 
 
 def _read_frame(

@@ -17,7 +17,7 @@ import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history.csvlines import csv_records
-from sagellm_lifetime.history.files import check_start, kind_of
+from sagellm_lifetime.history.files import check_start, check_twice, kind_of
 from sagellm_lifetime.history.jsonl import MAX_LINE
 from sagellm_lifetime.history.parquet import counts_agree, damaged_parquet, no_panic_reports
 from sagellm_lifetime.history.streams import open_unpacked
@@ -105,6 +105,7 @@ def _header(path: Path) -> list[str]:
 def _csv(path: Path) -> Iterator[tuple[str, Record | Broken]]:
     lines = csv_records(path, strict=True)
     header = [name.strip() for name in next(lines, (0, []))[1]]
+    check_twice(path, header)
     for number, cells in lines:
         if not any(cells):
             continue

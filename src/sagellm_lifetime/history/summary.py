@@ -13,6 +13,7 @@ from sagellm_lifetime.history.findings import SHOWN, listed
 from sagellm_lifetime.history.names import nearest
 from sagellm_lifetime.history.prequential import Clock, relative_times
 from sagellm_lifetime.history.read import History, Source, read_history
+from sagellm_lifetime.history.reasons import finish_reason
 from sagellm_lifetime.history.times import seconds_per_token, unit_warning
 
 _MANY_CUT: Final = 0.5
@@ -228,9 +229,9 @@ def _columns(history: History) -> dict[str, str]:
 
 
 def _reasons(frame: pl.DataFrame) -> dict[str, float]:
-    if "finish_reason" not in frame.columns:
-        return {"stop": 1.0}
-    counts = frame["finish_reason"].fill_null("stop").value_counts(sort=True, name="rows")
+    # A converted log has only the reasons that it states.
+    reasons = frame.with_columns(finish_reason(frame.columns))["finish_reason"]
+    counts = reasons.value_counts(sort=True, name="rows")
     return {reason: rows / frame.height for reason, rows in counts.rows()}
 
 

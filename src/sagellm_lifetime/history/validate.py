@@ -31,6 +31,7 @@ from sagellm_lifetime.history.files import (
     EmptyHistoryError,
     MissingColumnError,
     RawFile,
+    check_separator,
     kind_of,
     open_file,
 )
@@ -80,6 +81,10 @@ def validate_file(
             good = _validate_source(path, layout, wanted, findings, form)
         else:
             beginning, records = sample_and_records(path)
+            if kind_of(path) == "csv":
+                origins = mapped.columns.origins.values()
+                paths = [name for o in origins for name in (o.path, str(o))]
+                check_separator(path, beginning.keys, paths)
             good = validate_mapped(str(path), mapped, beginning, records, wanted, findings, form)
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error

@@ -13,7 +13,7 @@ from typing import Final
 
 from sagellm_lifetime.core.errors import HistoryError, UnknownNameError
 from sagellm_lifetime.history.convert import azure, burstgpt, mooncake, servegen, sharegpt
-from sagellm_lifetime.history.databases import is_database
+from sagellm_lifetime.history.databases import check_source, is_database
 from sagellm_lifetime.history.files import find_files
 from sagellm_lifetime.history.formats import FORMATS as LOGS
 from sagellm_lifetime.history.formats import all_formats, recognise
@@ -21,7 +21,7 @@ from sagellm_lifetime.history.formats.mapped import MappedLog
 from sagellm_lifetime.history.mapping import ColumnMap
 from sagellm_lifetime.history.names import mapping as known_names
 from sagellm_lifetime.history.names import public_trace
-from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_history
+from sagellm_lifetime.history.read import History, OnBadRows, read_as, read_stated
 from sagellm_lifetime.history.records import sample
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.history.times import SCALES
@@ -70,7 +70,8 @@ def convert(
         HistoryError: the source cannot be read or the target not written.
         UnknownNameError: no such format, unit or way with bad rows.
 
-    Only what a trace holds is written: no cap and no finish reason is invented.
+    Only what a trace holds is written: no cap and no finish reason is invented, ``finish_reason``
+    is null where a row states none.
     """
     names = (*TRACES, *all_formats())
     if fmt is not None and fmt not in names:
@@ -81,10 +82,11 @@ def convert(
         raise UnknownNameError("unit of time", time_unit, list(SCALES))
     check_target(target)
     path = os.fspath(source)
-    if query is not None or is_database(path):
+    check_source(path, query)
+    if is_database(path):
         if fmt is not None or time_unit is not None:
             raise HistoryError("a table is known by its columns: leave --from and --time-unit out")
-        history = read_history(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
+        history = read_stated(path, on_bad_rows=on_bad_rows, mapping=mapping, query=query)
         return _written(history, target, keep_content)
     if mapping is not None:
         history = _read_mapped(fmt, path, on_bad_rows, time_unit, ColumnMap.of(mapping))
@@ -104,7 +106,7 @@ def _read_mapped(
     if time_unit is not None:
         raise HistoryError(f"{path}: with --map, say the unit of a time as arrival_time=PATH@ms")
     if fmt is None:
-        return read_history(path, on_bad_rows=on_bad_rows, mapping=columns)
+        return read_stated(path, on_bad_rows=on_bad_rows, mapping=columns)
     mapped = MappedLog(columns)
     return read_as(path, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=fmt, mapped=mapped)
 
@@ -132,7 +134,7 @@ def _read(
     name: str, source: str, keep_content: bool, on_bad_rows: OnBadRows, time_unit: str | None
 ) -> History:
     if name == "history":
-        return read_history(source, on_bad_rows=on_bad_rows)
+        return read_stated(source, on_bad_rows=on_bad_rows)
     if name not in TRACES:
         return read_as(source, {}, HISTORY_SCHEMA, on_bad_rows=on_bad_rows, form=name)
     options = {} if time_unit is None else {"time_unit": time_unit}

@@ -25,6 +25,7 @@ from sagellm_lifetime.core.protocol import MAX_DURATION_S
 from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.formats.base import Format, Row
 from sagellm_lifetime.history.formats.base import number as as_number
+from sagellm_lifetime.history.formats.native import Native
 from sagellm_lifetime.history.mapping import (
     ABSENT,
     TIMES,
@@ -66,6 +67,7 @@ class MappedLog:
         units: unit of a time, once it is told; the same for all files.
         records: first records of the log, for advice.
         large_unit: unit of durations that are too large to be seconds, by the first records.
+        has_ends: a duration was made of a start and an end.
     """
 
     columns: ColumnMap
@@ -76,6 +78,7 @@ class MappedLog:
     units: dict[str, str] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
     large_unit: str | None = None
+    has_ends: bool = False
 
     def reader(self, beginning: Sample, base: type[Format] | None) -> type[Format]:
         """Return the format of one file: the mapping on top of ``base``, None where all is mapped.
@@ -85,6 +88,7 @@ class MappedLog:
             base: the format that reads what is not mapped.
         """
         self.records = (*self.records, *beginning.records)[:20]
+        self.columns = ColumnMap(self._completed(beginning, base))
         self.large_unit = self.large_unit or self._unit_of_large(beginning.records)
         mapped = tuple(_PLACE.sub("", origin.path) for origin in self.columns.origins.values())
         own = tuple(HISTORY_SCHEMA) if base is None else base.used
@@ -97,6 +101,21 @@ class MappedLog:
             base_format = base
 
         return Reader
+
+    def _completed(self, beginning: Sample, base: type[Format] | None) -> dict[str, Origin]:
+        """Return the mapping as one file needs it.
+
+        A path with a unit that is a name of the file itself is that name. A history's own arrival
+        time is read like a mapped one where its unit matters for a duration.
+        """
+        origins = dict(self.columns.origins)
+        for column, origin in origins.items():
+            if origin.unit is not None and str(origin) in beginning.keys:
+                origins[column] = Origin(str(origin))
+        is_own = base is None or base is Native
+        if "end_time" in origins and is_own and beginning.has("arrival_time"):
+            origins.setdefault("arrival_time", Origin("arrival_time"))
+        return origins
 
     def _unit_of_large(self, records: Iterable[Record]) -> str | None:
         """Return the unit of durations of which one is over the most seconds, None if none is."""
@@ -118,6 +137,11 @@ class MappedLog:
                 raise HistoryHeaderError(
                     f"{where}: {column} cannot be read from {origin.path!r}: {self.faults[column]}"
                 )
+        if self.filled["end_time"] and not self.has_ends:
+            raise HistoryHeaderError(
+                f"{where}: end_time makes a duration only with arrival_time, which no row has: "
+                "map it, too, or leave end_time out"
+            )
 
     def resolved(self) -> ColumnMap:
         """Return the mapping with the units that were told, for the next time."""
@@ -197,11 +221,13 @@ class Mapped(Format):
         end, apart = row.pop("end_time", None), row.pop("reasoning_tokens", None)
         if end is not None and row.get("arrival_time") is not None:
             row["actual_time"] = end - row["arrival_time"]
-            self._has_ends = True
+            self._has_ends = self.log.has_ends = True
         length = as_number(row.get("actual_length"), "actual_length")
+        path = str(self.log.columns.origins.get("reasoning_tokens", ""))
+        if apart is not None and apart < 0:
+            raise ValueError(f"{path} is negative")
         if apart and length is not None:
             row["actual_length"] = length + apart
-            path = self.log.columns.origins["reasoning_tokens"].path
             self.findings.add_note(f"{path}: counted apart, and was added to the generated tokens")
         return row
 
