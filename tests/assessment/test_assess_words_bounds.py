@@ -91,9 +91,9 @@ def test_a_tuned_watermark_is_never_below_none():
 @pytest.mark.parametrize(
     ("default", "told"),
     [
-        (0.87, "which meets the objective up to 0.87 x"),
-        (LESS, "which does not meet the objective even at 0.12 x"),
-        (MORE, "which still meets the objective at 16.0 x"),
+        (0.87, "it meets the objective up to 0.87 x"),
+        (LESS, "it does not meet the objective even at 0.12 x"),
+        (MORE, "it still meets the objective at 16.0 x"),
     ],
 )
 def test_of_a_log_without_arrival_times_nothing_is_said_of_today(default, told):

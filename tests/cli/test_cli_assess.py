@@ -1,7 +1,6 @@
 """``assess``: refusals, output without vLLM, and one log from end to end with it."""
 
 import json
-import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,8 +87,6 @@ def test_a_log_with_columns_of_its_own(cli, tmp_path, without_vllm):
     assert done.json()["log"]["columns"]["actual_length"] == "out"
     train = next(line for line in done.json()["commands"] if " train " in line)
     assert " ".join(mapping) in train
-    trained = cli(*shlex.split(train)[1:])  # the command that is printed runs as it stands
-    assert trained.code == 0, trained
 
 
 def test_options_are_carried():

@@ -136,13 +136,13 @@ def _no_rate(replay: ReplayPart) -> str:
     served = replay.served(DEFAULT)
     at = f"{short(served.load)} x"
     found = {
-        "less": f"which does not meet the objective even at {at}",
-        "more": f"which still meets the objective at {at}",
-    }.get(served.end, f"which meets the objective up to {at}")
+        "less": f"it does not meet the objective even at {at}",
+        "more": f"it still meets the objective at {at}",
+    }.get(served.end, f"it meets the objective up to {at}")
     return (
         "The log tells no load of its own. Loads are multiples of "
-        f"{rate_words(replay.unit)}, from a coarse search for what vLLM's default just serves, "
-        f"{found}."
+        f"{rate_words(replay.unit)}, from a coarse search for what vLLM's default just serves: "
+        f"by the finer search of the table {found}."
     )
 
 
