@@ -149,3 +149,9 @@ def test_the_log_is_trained_on_as_it_was_read():
         if line.startswith("lifetime train")
     ]
     assert "mine.csv' --map 'actual_length=out put' --clock wall --predictor-type" in train
+
+
+def test_a_change_where_nobody_waits_is_said():
+    told = verdict(replay([load(1.0, [10], [9], waiting=0.0)], [1.0], [1.2])).says()[1]
+    assert "Today: mean latency -10 %" in told
+    assert "nothing changes" not in told

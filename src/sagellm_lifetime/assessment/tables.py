@@ -62,9 +62,12 @@ def _bounded(highest: Highest, unit: float = 1.0) -> str:
 
     >>> _bounded(Highest(0.1, "less"), 5.0)
     '< 0.50'
+    >>> _bounded(Highest(0.0012))
+    '0.0012'
     """
     sign = {"more": "≥ ", "less": "< "}.get(highest.end, "")
-    return f"{sign}{short(highest.load * unit)}"
+    load = highest.load * unit
+    return f"{sign}{short(load) if load >= 0.01 else f'{load:.2g}'}"
 
 
 def _between(several: Sequence[Highest], unit: float) -> str:

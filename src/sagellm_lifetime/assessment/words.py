@@ -118,7 +118,7 @@ def loads_text(replay: ReplayPart) -> str:
     parts = []
     if replay.rate is None:
         parts.append(_no_rate(replay))
-    if not all(load.nobody_waits for load in replay.loads):
+    if not all(_nothing_changes(load) for load in replay.loads):
         marks = any(load.watermarks[TUNED] for load in replay.loads)
         against = (
             "the better of vLLM's default and a tuned watermark (the one with the lower mean "
@@ -156,7 +156,7 @@ def load_line(load: Load, *, has_rate: bool = True) -> str:
     at = f"At {load.multiple:g} times {'the' if has_rate else 'that'} load"
     if load.multiple == 1:
         at = "Today" if has_rate else "At that load"
-    if load.nobody_waits:
+    if _nothing_changes(load):
         return f"{at} nobody waits and nothing changes."
     parts = [
         f"mean latency {change(load.change('mean_s'))}",
@@ -176,6 +176,12 @@ def load_line(load: Load, *, has_rate: bool = True) -> str:
     elif not load.keeps_up(OURS):
         text += " The engine cannot keep up: the queue grows for as long as this lasts."
     return text
+
+
+def _nothing_changes(load: Load) -> bool:
+    """Return True if nobody waits, and no running request is preempted either, so all is alike."""
+    mean = load.change("mean_s")
+    return load.nobody_waits and mean.low == mean.high == 0
 
 
 def change(value: Range) -> str:
