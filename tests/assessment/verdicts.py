@@ -82,15 +82,16 @@ def choice(mae=50.0, *, saved=(0.5, 0.4, 0.6), lightgbm=60.0):
     )
 
 
-def verdict(part, why="", predictor=None):
+def verdict(part, why="", predictor=None, options=(), objective=None):
     return Verdict(
         source="log <of> mine.csv",
         rows=1400,
         predictor=predictor or choice(),
         engine=Engine.of(gpu="a100", model_size="7b"),
-        objective=Objective(),
+        objective=objective or Objective(),
         replay=part,
         why_no_replay=why,
+        options=options,
     )
 
 

@@ -2,10 +2,13 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from sagellm_lifetime.cli.options import CapReached, Clock, OnBadRows
+from sagellm_lifetime.cli.reading import Mapping, Reading
 from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.workloads import generate
 
@@ -78,11 +81,26 @@ def test_a_log_with_columns_of_its_own(cli, tmp_path, without_vllm):
     frame = generate("chat", 300).rename({"actual_length": "out", "prompt_length": "in"})
     frame.write_parquet(tmp_path / "own.parquet")
     args = (*ENGINE, "--predictor-type", "baseline", "--quick", "--json")
-    done = cli(
-        "assess", tmp_path / "own.parquet", *args, "--map", "actual_length=out,prompt_length=in"
-    )
+    mapping = ("--map", "actual_length=out,prompt_length=in")
+    done = cli("assess", tmp_path / "own.parquet", *args, *mapping)
     assert done.code == 0, done
     assert done.json()["log"]["columns"]["actual_length"] == "out"
+    train = next(line for line in done.json()["commands"] if " train " in line)
+    assert " ".join(mapping) in train
+
+
+def test_options_are_carried():
+    def options(maps, target=None, *given, query=None):
+        reading = Reading(*given, mapping=Mapping(None, target), query=query)
+        return reading.options(maps)
+
+    assert options(None) == []
+    assert options(["a=b", "c=d"]) == ["--map", "a=b", "--map", "c=d"]
+    assert options(["a=b"], Path("m.toml")) == ["--map", "m.toml"]
+    assert options(None, None, OnBadRows.skip, CapReached.stop, Clock.wall, query="SELECT 1") == [
+        *("--query", "SELECT 1", "--on-bad-rows", "skip"),
+        *("--cap-reached", "stop", "--clock", "wall"),
+    ]
 
 
 def test_a_query_is_for_a_database(refused, history):

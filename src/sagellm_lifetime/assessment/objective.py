@@ -70,17 +70,26 @@ class Objective:
     def says(self) -> str:
         """Return the objective in words.
 
-        >>> Objective().says()
-        '95 % of the requests with a first token within 2 s and 100 ms a token'
+        >>> Objective(0.001, 0.001).says()
+        '95 % of the requests with a first token within 1 ms and 1 ms a token'
         """
         return (
-            f"{100 * self.share:g} % of the requests with a first token within {self.ttft_s:g} s "
-            f"and {1e3 * self.tpot_s:g} ms a token"
+            f"{100 * self.share:g} % of the requests with a first token within "
+            f"{_time(self.ttft_s)} and {_time(self.tpot_s)} a token"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the objective for ``--json``."""
         return {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "share": self.share}
+
+
+def _time(seconds: float) -> str:
+    """Return a time in seconds, or in milliseconds below one.
+
+    >>> _time(2.0), _time(0.1)
+    ('2 s', '100 ms')
+    """
+    return f"{seconds:g} s" if seconds >= 1 else f"{1e3 * seconds:g} ms"
 
 
 def _seconds(text: str) -> float:

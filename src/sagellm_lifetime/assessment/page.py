@@ -12,6 +12,7 @@ from sagellm_lifetime.assessment.charts import legend, line_chart
 from sagellm_lifetime.assessment.replay_part import ReplayPart
 from sagellm_lifetime.assessment.tables import LABELS, capacity_rows, load_rows
 from sagellm_lifetime.assessment.verdict import Verdict
+from sagellm_lifetime.assessment.words import advises, rate_words
 from sagellm_lifetime.core.atomic import write_atomically
 
 HEADINGS: Final = (
@@ -51,7 +52,8 @@ def page(verdict: Verdict, program: str = "sagellm-lifetime") -> str:
     if rest[1:]:
         body.append("<h2>How it was measured</h2>")
         body += [f'<p class="soft">{escape(text)}</p>' for text in rest[1:]]
-    body.append("<h2>Switch it on, in shadow first</h2>")
+    heading = "Switch it on, in shadow first" if advises(replay) else "What to switch on"
+    body.append(f"<h2>{heading}</h2>")
     body.append(f"<pre>{escape(chr(10).join(verdict.commands(program)))}</pre>")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -82,21 +84,22 @@ def _replayed(replay: ReplayPart, share: float) -> list[str]:
                 lines[LABELS[name]] = [
                     (at, factor * r.middle, factor * r.low, factor * r.high) for at, r in ranges
                 ]
-            chart = line_chart(
-                lines, x_label="multiple of the log's load", y_label=label, level=level
-            )
+            own = "the log's load" if replay.rate is not None else rate_words(replay.unit)
+            chart = line_chart(lines, x_label=f"multiple of {own}", y_label=label, level=level)
             body.append(
                 f"<figure><figcaption>{escape(label.capitalize())}</figcaption>{chart}"
                 f"{legend(names)}</figure>"
             )
     body.append("<h2>How much load is served within the objective</h2>")
-    head = ("", "requests/s", "range over windows", "multiple of the load")
+    between = ["range over windows"] if replay.windows > 1 else []
+    head = ["", "requests/s", *between, "multiple of the load 1 x"]
     body.append(_table(head, capacity_rows(replay)))
     body.append("<h2>Every load</h2>")
     body.append(_table(HEADINGS, load_rows(replay)))
     body.append(
-        "<small>Simulated seconds, medians over the windows; ramp and drain left out. Where the "
-        "queue grows, all of it gets worse for as long as the load lasts.</small>"
+        f"<small>Simulated seconds{', medians over the windows' if replay.windows > 1 else ''}; "
+        "ramp and drain left out. Where the queue grows, all of it gets worse for as long as the "
+        "load lasts.</small>"
     )
     return body
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sagellm_lifetime.assessment.capacity import Highest, highest_load
+from sagellm_lifetime.assessment.capacity import Gain, Highest, gain, highest_load, middle
 from sagellm_lifetime.assessment.intervals import Range
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.replays import (
@@ -41,19 +41,20 @@ class Load:
     figures: Mapping[str, Sequence[Figures]]
 
     def change(self, key: str) -> Range:
-        """Return the change of a figure under ``lifetime``, as a share, over the windows.
-
-        Against the better of vLLM's default and the tuned watermark in each window: the one with
-        the lower mean latency.
-        """
+        """Return the change of a figure under ``lifetime``, as a share, against :attr:`base`."""
         changes = []
-        for mine, default, tuned in zip(
-            *(self.figures[n] for n in (OURS, DEFAULT, TUNED)), strict=True
-        ):
-            base = min((default, tuned), key=lambda figures: figures.mean_s)
+        for mine, base in zip(self.figures[OURS], self.base, strict=True):
             before, after = getattr(base, key), getattr(mine, key)
             changes.append(after / before - 1 if before > 0 else 0.0)
         return Range.of(changes)
+
+    @property
+    def base(self) -> list[Figures]:
+        """Return what every change is against: in each window vLLM's default or the tuned
+        watermark, the one with the lower mean latency.
+        """
+        pairs = zip(self.figures[DEFAULT], self.figures[TUNED], strict=True)
+        return [min(pair, key=lambda figures: figures.mean_s) for pair in pairs]
 
     def range(self, name: str, key: str) -> Range:
         """Return a figure of a policy over the windows."""
@@ -111,26 +112,20 @@ class ReplayPart:
         """Return the number of windows."""
         return len(self.capacity[DEFAULT])
 
-    def served(self, name: str) -> Range:
-        """Return the requests a second that a policy serves within the objective."""
-        return Range.of([highest.load * self.unit for highest in self.capacity[name]])
+    def served(self, name: str) -> Highest:
+        """Return the load that a policy serves within the objective: the median, maybe a bound."""
+        return middle(self.capacity[name])
 
     @property
     def best_of_vllm(self) -> str:
         """Return the policy of vLLM itself that serves more: its default or a watermark."""
-        tuned, default = self.served(TUNED).middle, self.served(DEFAULT).middle
+        tuned, default = self.served(TUNED).load, self.served(DEFAULT).load
         return TUNED if tuned > default else DEFAULT
 
     @property
-    def more_load(self) -> Range:
-        """Return how much more load ``lifetime`` serves than the better of vLLM, as a share."""
-        columns = (self.capacity[name] for name in CURVE)
-        return Range.of(
-            [
-                mine.load / max(default.load, tuned.load) - 1
-                for default, tuned, mine in zip(*columns, strict=True)
-            ]
-        )
+    def more_load(self) -> Gain | None:
+        """Return how much more load ``lifetime`` serves than :attr:`best_of_vllm`."""
+        return gain(self.capacity[OURS], self.capacity[self.best_of_vllm])
 
     @property
     def never_met(self) -> bool:
@@ -151,6 +146,7 @@ class ReplayPart:
             ]
             for name, several in self.capacity.items()
         }
+        more = self.more_load
         return {
             "rate": self.rate,
             "unit": self.unit,
@@ -172,7 +168,9 @@ class ReplayPart:
             "capacity": capacity,
             "capacity_precision": self.precision,
             "capacity_watermarks": dict(self.watermarks),
-            "more_load": self.more_load.to_json(),
+            "more_load": None if more is None else more.share.to_json(),
+            "more_load_bound": None if more is None else more.bound or None,
+            "more_load_against": self.best_of_vllm,
             "loads": [
                 {
                     "multiple": load.multiple,
@@ -221,10 +219,7 @@ def replay_part(
             windows=[replace(w, rate=w.rate * just.load) for w in replays.windows],
             _kept={},
         )
-        notes.append(
-            "the log has no arrival times on one clock: arrivals are drawn, and 1 x is about the "
-            "load that vLLM's default just serves within the objective"
-        )
+        notes.append("the log has no arrival times on one clock: arrivals are drawn")
     loads = tuple(replay_load(replays, multiple) for multiple in multiples)
     default = tuple(
         highest_load(
@@ -248,6 +243,8 @@ def replay_part(
         TUNED: sought(DEFAULT) if marks[DEFAULT] else default,
         OURS: sought(OURS),
     }
+    tuned = better_setting({0.0: default, marks[DEFAULT]: capacity[TUNED]})
+    capacity[TUNED] = capacity[TUNED] if tuned else default
     free = None
     if all(load.nobody_waits for load in loads):
         free = highest_load(
@@ -264,7 +261,7 @@ def replay_part(
         capacity=capacity,
         free=free,
         precision=precision,
-        watermarks={DEFAULT: 0.0, TUNED: marks[DEFAULT], OURS: marks[OURS]},
+        watermarks={DEFAULT: 0.0, TUNED: tuned, OURS: marks[OURS]},
         requests=replays.windows[0].size,
         left_out=windows.left_out,
         of=windows.of,
@@ -272,6 +269,15 @@ def replay_part(
         version=version,
         runs=replays.runs,
     )
+
+
+def better_setting(capacity: Mapping[float, Sequence[Highest]]) -> float:
+    """Return the watermark that serves the most load; the first of several, so put none first.
+
+    >>> better_setting({0.0: [Highest(1.2)], 0.2: [Highest(1.1)]})
+    0.0
+    """
+    return max(capacity, key=lambda mark: middle(capacity[mark]).load)
 
 
 def replay_load(replays: Replays, multiple: float) -> Load:

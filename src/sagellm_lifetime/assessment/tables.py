@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sagellm_lifetime.assessment.capacity import Highest
 from sagellm_lifetime.assessment.replay_part import CURVE, ReplayPart
 from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, TUNED
 
@@ -34,22 +37,45 @@ def load_rows(replay: ReplayPart) -> list[list[str] | None]:
 
 
 def capacity_rows(replay: ReplayPart) -> list[list[str]]:
-    """Return a row for each policy: requests a second within the objective, range, multiple."""
+    """Return a row for each policy: requests a second within the objective, range, multiple.
+
+    With one window there is no range, and no such column.
+    """
     rows = []
     for name in CURVE:
-        served = replay.served(name)
-        mark = replay.watermarks[name]
-        ends = {highest.end for highest in replay.capacity[name]}
-        sign = {"more": "≥ ", "less": "< "}.get(next(iter(ends)), "") if len(ends) == 1 else ""
+        served, mark = replay.served(name), replay.watermarks[name]
+        none = ", no watermark" if name == TUNED else ""
+        between = [_between(replay.capacity[name], replay.unit)] if replay.windows > 1 else []
         rows.append(
             [
-                LABELS[name] + (f", watermark {mark:g}" if mark else ""),
-                f"{sign}{short(served.middle)}",
-                f"{short(served.low)} to {short(served.high)}",
-                f"{sign}{short(served.middle / replay.unit)}",
+                LABELS[name] + (f", watermark {mark:g}" if mark else none),
+                _bounded(served, replay.unit),
+                *between,
+                _bounded(served),
             ]
         )
     return rows
+
+
+def _bounded(highest: Highest, unit: float = 1.0) -> str:
+    """Return a load, with a sign if it is a bound.
+
+    >>> _bounded(Highest(0.1, "less"), 5.0)
+    '< 0.50'
+    >>> _bounded(Highest(0.0012))
+    '0.0012'
+    """
+    sign = {"more": "≥ ", "less": "< "}.get(highest.end, "")
+    load = highest.load * unit
+    return f"{sign}{short(load) if load >= 0.01 else f'{load:.2g}'}"
+
+
+def _between(several: Sequence[Highest], unit: float) -> str:
+    """Return the least and the largest load; nothing if they are the same."""
+    low, high = (
+        _bounded(end(several, key=lambda highest: highest.load), unit) for end in (min, max)
+    )
+    return "" if low == high else f"{low} to {high}"
 
 
 def short(value: float) -> str:

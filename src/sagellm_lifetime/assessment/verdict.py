@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from sagellm_lifetime.assessment.engine import Engine
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.predictor_choice import PredictorChoice
 from sagellm_lifetime.assessment.replay_part import ReplayPart
-from sagellm_lifetime.assessment.words import headline, load_line, rate_words, switch_on
+from sagellm_lifetime.assessment.words import headline, loads_text, rate_words, switch_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Verdict:
         replay: what the policies do; None without vLLM.
         why_no_replay: the reason then.
         reading: what reading the log skipped, left out or assumed.
+        options: of the command ``train``, that the log is to be read with.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Verdict:
     replay: ReplayPart | None
     why_no_replay: str = ""
     reading: Mapping[str, Any] = field(default_factory=dict)
+    options: Sequence[str] = ()
 
     def headline(self) -> str:
         """Return the answer in one or two sentences."""
@@ -47,7 +49,7 @@ class Verdict:
         """Return the verdict as paragraphs: answer, each load, predictor, engine."""
         parts = [self.headline()]
         if self.replay is not None:
-            parts.append(" ".join(load_line(load) for load in self.replay.loads))
+            parts.append(loads_text(self.replay))
         parts += [f"Predictor: {self.predictor.says()}", *self._setting()]
         return parts
 
@@ -58,13 +60,18 @@ class Verdict:
         replay = self.replay
         windows = replay.windows
         text = (
-            f"{'; '.join(self.engine.how)}. Replayed through vLLM {replay.version}'s scheduler, "
+            f"{'. '.join(self.engine.how)}. Replayed through vLLM {replay.version}'s scheduler, "
             f"{windows} window{'s' if windows > 1 else ''} of {replay.requests:,} to "
             f"{2 * replay.requests:,} requests that the predictor had not seen, the first quarter "
-            "and the last tenth of each left out. Ranges are those of the windows."
+            "and the last tenth of each left out."
         )
+        if windows > 1:
+            text += " Ranges are those of the windows."
         if replay.rate is not None:
-            text += f" The load 1 is the log's mean, {rate_words(replay.rate)}"
+            text += (
+                " The load 1 x is the mean of the part of the log that is replayed, "
+                f"{rate_words(replay.rate)}"
+            )
             if replay.peak is not None:
                 text += f"; its busiest stretch (a 24th of it) has {replay.peak:.1f} times that"
             text += "."
@@ -77,7 +84,7 @@ class Verdict:
 
     def commands(self, program: str = "sagellm-lifetime") -> list[str]:
         """Return the command lines that switch it on, in shadow first, with comments."""
-        return switch_on(self.replay, self.predictor.name, self.source, program)
+        return switch_on(self.replay, self.predictor.name, self.source, program, self.options)
 
     def to_json(self, program: str = "sagellm-lifetime") -> dict[str, Any]:
         """Return the verdict for ``--json``; ``program`` is the name of the commands in it."""

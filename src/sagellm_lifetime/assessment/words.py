@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from shlex import quote
+from statistics import median
 from typing import Final
 
+from sagellm_lifetime.assessment.capacity import Gain
 from sagellm_lifetime.assessment.intervals import Range
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.replay_part import Load, ReplayPart
 from sagellm_lifetime.assessment.replays import DEFAULT, OURS, TUNED
+from sagellm_lifetime.assessment.tables import short
 
 SMALL: Final = 0.02
 """Least median change that is called one."""
@@ -33,10 +38,13 @@ def headline(replay: ReplayPart, objective: Objective) -> str:
         if replay.free.end == "more":
             text = f"Nothing to gain: nobody waits, up to {free} or more, the highest load tried."
         else:
-            text = (
-                f"Nothing to gain at {replay.loads[-1].multiple:g} times this load or less: nobody "
-                f"waits below {free}."
+            most = replay.loads[-1].multiple
+            tried = (
+                rate_words(most * replay.unit)
+                if replay.rate is None
+                else f"{most:g} times this load"
             )
+            text = f"Nothing to gain at {tried} or less: nobody waits below {free}."
     more = _capacity(replay, objective)
     return f"{text} Beyond that: {more}" if text and more else text or more
 
@@ -46,41 +54,109 @@ def _capacity(replay: ReplayPart, objective: Objective) -> str:
     if replay.always_met:
         return ""
     gain, base = replay.more_load, replay.best_of_vllm
-    theirs, ours = replay.served(base), replay.served(OURS)
-    both = (
-        f"{rate_words(ours.middle)} with {_named(replay, OURS)}, {rate_words(theirs.middle)} with "
-        f"{_named(replay, base)}, at {objective.says()}"
-    )
+    both = f"{_serves(replay, OURS)}, {_serves(replay, base)}, at {objective.says()}"
     step = replay.precision - 1
-    alone = " (one window, so no range)" if replay.windows == 1 else ""
-    if gain.sign > 0 and gain.middle >= step:
+    if gain is not None and _clear(gain, step) > 0:
         return (
-            f"The same hardware serves {percent(gain.middle)} more load at the same objective"
-            f"{alone or spread(gain)}: {both}."
+            f"The same hardware serves {_amount(gain.share.middle, gain)} more load at the same "
+            f"objective{_over(replay, gain)}: {both}."
         )
-    if gain.sign < 0 and gain.middle <= -step:
-        less = Range(-gain.middle, -gain.high, -gain.low)
+    if gain is not None and _clear(gain, step) < 0:
         return (
-            f"Lifetime is WORSE here: it serves {percent(less.middle)} less load at the same "
-            f"objective{alone or spread(less)}: {both}. Leave it off."
+            f"Lifetime is WORSE here: it serves {_amount(-gain.share.middle, gain)} less load at "
+            f"the same objective{_over(replay, gain)}: {both}. Leave it off."
         )
+    if gain is None or gain.bound:
+        return (
+            "Whether it serves more load is not known, as the highest load within the objective "
+            f"was not found among those tried: {both}."
+        )
+    several = f" over {replay.windows} windows" if replay.windows > 1 else ""
     return (
-        f"No more load at the same objective, as far as {percent(step)} steps"
-        f"{'' if alone else f' over {replay.windows} windows'} can tell{alone or spread(gain)}: "
-        f"{both}."
+        f"No more load at the same objective, as far as {percent(step)} steps{several} can tell"
+        f"{_over(replay, gain)}: {both}."
     )
 
 
-def _named(replay: ReplayPart, name: str) -> str:
-    """Return the name of a policy with the watermark of its capacity."""
-    mark = replay.watermarks[name]
-    return f"{NAMES[name]} (--watermark {mark:g})" if mark else NAMES[name]
+def _clear(gain: Gain, step: float) -> int:
+    """Return 1 or -1 where all windows show more load or less, by ``step`` or more, else 0."""
+    sign = gain.share.sign
+    against = {"more": -1, "less": 1}.get(gain.bound)
+    if gain.bound == "either" or sign == against or sign * gain.share.middle < step:
+        return 0
+    return sign
 
 
-def load_line(load: Load) -> str:
-    """Return what changes at one load, against the better of vLLM's default and watermark."""
-    at = "Today" if load.multiple == 1 else f"At {load.multiple:g} times the load"
-    if load.nobody_waits:
+def _amount(share: float, gain: Gain) -> str:
+    """Return a share in per cent, rounded down where it is the least that it can be."""
+    return f"at least {math.floor(100 * share + 1e-9)} %" if gain.bound else percent(share)
+
+
+def _over(replay: ReplayPart, gain: Gain) -> str:
+    """Return the range of a gain over the windows, in brackets."""
+    if replay.windows == 1:
+        return " (one window, so no range)"
+    ends = sorted((abs(gain.share.low), abs(gain.share.high)))
+    text = spread(Range(gain.share.middle, *ends) if gain.share.sign else gain.share)
+    if gain.bound and text:
+        text = f" ({_amount(ends[0], gain)} in every window)"
+    if gain.windows < replay.windows:
+        text += f" (in {gain.windows} of {replay.windows} windows; the others do not tell)"
+    return text
+
+
+def _serves(replay: ReplayPart, name: str) -> str:
+    """Return the load that a policy serves, with its name and the watermark of its capacity."""
+    served, mark = replay.served(name), replay.watermarks[name]
+    rate = rate_words(served.load * replay.unit)
+    bound = {"less": f"below {rate}", "more": f"{rate} or more"}.get(served.end, rate)
+    return f"{bound} with {NAMES[name]}" + (f" (--watermark {mark:g})" if mark else "")
+
+
+def loads_text(replay: ReplayPart) -> str:
+    """Return what changes at each load, and once against what, a paragraph."""
+    parts = []
+    if replay.rate is None:
+        parts.append(_no_rate(replay))
+    if not all(_nothing_changes(load) for load in replay.loads):
+        marks = any(load.watermarks[TUNED] for load in replay.loads)
+        against = (
+            "the better of vLLM's default and a tuned watermark (the one with the lower mean "
+            "latency)"
+            if marks
+            else "vLLM's default, which no watermark that was tried betters"
+        )
+        parts.append(f"All changes are those of lifetime against {against}.")
+    parts += [load_line(load, has_rate=replay.rate is not None) for load in replay.loads]
+    return " ".join(parts)
+
+
+def _no_rate(replay: ReplayPart) -> str:
+    """Return what the loads are multiples of where the log tells none."""
+    served = replay.served(DEFAULT)
+    at = f"{short(served.load)} x"
+    found = {
+        "less": f"it does not meet the objective even at {at}",
+        "more": f"it still meets the objective at {at}",
+    }.get(served.end, f"it meets the objective up to {at}")
+    return (
+        "The log tells no load of its own. Loads are multiples of "
+        f"{rate_words(replay.unit)}, from a coarse search for what vLLM's default just serves: "
+        f"by the finer search of the table {found}."
+    )
+
+
+def load_line(load: Load, *, has_rate: bool = True) -> str:
+    """Return what changes at one load, against its ``base``.
+
+    Args:
+        load: the load.
+        has_rate: whether the load 1 is the log's own.
+    """
+    at = f"At {load.multiple:g} times {'the' if has_rate else 'that'} load"
+    if load.multiple == 1:
+        at = "Today" if has_rate else "At that load"
+    if _nothing_changes(load):
         return f"{at} nobody waits and nothing changes."
     parts = [
         f"mean latency {change(load.change('mean_s'))}",
@@ -89,8 +165,8 @@ def load_line(load: Load) -> str:
         f"first token {change(load.change('ttft_s'))}",
         f"longest wait {change(load.change('worst_wait_s'))}",
     ]
-    base = max((DEFAULT, TUNED), key=lambda name: load.range(name, "within").middle)
-    before, after = load.range(base, "within").middle, load.range(OURS, "within").middle
+    before = median(figures.within for figures in load.base)
+    after = load.range(OURS, "within").middle
     text = (
         f"{at}: {', '.join(parts)}; within the objective {100 * before:.0f} → {100 * after:.0f} %."
     )
@@ -100,6 +176,12 @@ def load_line(load: Load) -> str:
     elif not load.keeps_up(OURS):
         text += " The engine cannot keep up: the queue grows for as long as this lasts."
     return text
+
+
+def _nothing_changes(load: Load) -> bool:
+    """Return True if nobody waits, and no running request is preempted either, so all is alike."""
+    mean = load.change("mean_s")
+    return load.nobody_waits and mean.low == mean.high == 0
 
 
 def change(value: Range) -> str:
@@ -138,8 +220,29 @@ def rate_words(rate: float) -> str:
     return f"{60 * rate:.2g} requests/min"
 
 
-def switch_on(replay: ReplayPart | None, predictor: str, source: str, program: str) -> list[str]:
-    """Return the commands that switch prediction on, in shadow first, with comments."""
+def advises(replay: ReplayPart | None) -> bool:
+    """Return True if switching it on is advised, or nothing is known against it."""
+    return replay is None or (not replay.never_met and _worth_it(replay))
+
+
+def switch_on(
+    replay: ReplayPart | None,
+    predictor: str,
+    source: str,
+    program: str,
+    options: Sequence[str] = (),
+) -> list[str]:
+    """Return the commands that switch prediction on, in shadow first, with comments.
+
+    Args:
+        replay: what was found.
+        predictor: name of the chosen one.
+        source: the log.
+        program: how the command line is called.
+        options: of ``train``, that the log is to be read with.
+    """
+    if replay is not None and replay.never_met:
+        return ["# No advice: the objective is met at no load that was tried."]
     if replay is not None and not _worth_it(replay):
         mark = _useful_watermark(replay)
         lines = ["# Nothing to switch on: lifetime gains nothing here."]
@@ -154,9 +257,10 @@ def switch_on(replay: ReplayPart | None, predictor: str, source: str, program: s
     if replay is not None and replay.watermarks[OURS]:
         start += f" --watermark {replay.watermarks[OURS]:g}"
     kind = f" --predictor-type {predictor}" if predictor != "survival" else ""
+    reading = "".join(f" {quote(option)}" for option in options)
     return [
         "# 1. learn this log",
-        f"{program} train --data-path {quote(source)} --predictor-type {predictor} "
+        f"{program} train --data-path {quote(source)}{reading} --predictor-type {predictor} "
         f"--output-path {checkpoint}",
         "# 2. watch only (shadow): the schedule stays vLLM's own",
         f"{start}{kind} --predictor-checkpoint {checkpoint}",
@@ -168,15 +272,14 @@ def switch_on(replay: ReplayPart | None, predictor: str, source: str, program: s
 
 def _worth_it(replay: ReplayPart) -> bool:
     """Return True if it serves more load, or shortens the mean latency at a load that was tried."""
-    step = replay.precision - 1
-    if replay.more_load.sign < 0 and replay.more_load.middle <= -step:
-        return False
+    more = replay.more_load
+    load = 0 if more is None else _clear(more, replay.precision - 1)
     shorter = any(
-        load.change("mean_s").sign < 0 and load.change("mean_s").middle <= -SMALL
-        for load in replay.loads
-        if not load.nobody_waits
+        at.change("mean_s").sign < 0 and at.change("mean_s").middle <= -SMALL
+        for at in replay.loads
+        if not at.nobody_waits
     )
-    return shorter or (replay.more_load.sign > 0 and replay.more_load.middle >= step)
+    return load > 0 or (load == 0 and shorter)
 
 
 def _useful_watermark(replay: ReplayPart) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Final
@@ -37,9 +38,9 @@ KEY_VARIABLE: Final = "VLLM_API_KEY"
 SLO: Final = "ttft=2s,tpot=100ms,share=0.95"
 COLUMNS: Final = ("load", "mean s", "p50 s", "p99 s", "first", "wait", "within", "queue")
 LEGEND: Final = (
-    "Simulated seconds, medians over the windows, ramp and drain left out. first: mean time to the "
-    "first token; wait: the longest; within: share within the times of the objective; queue: "
-    "whether it grows, so that all of it gets worse for as long as the load lasts."
+    "Simulated seconds{}, ramp and drain left out. first: mean time to the first token; wait: the "
+    "longest; within: share within the times of the objective; queue: whether it grows, so that "
+    "all of it gets worse for as long as the load lasts."
 )
 
 
@@ -144,7 +145,7 @@ def assess(
     assessment = Assessment(history, server, objective, settings)
     keep_vllm_quiet()
     with progress("assess") as step:
-        verdict = assessment.run(step)
+        verdict = replace(assessment.run(step), options=reading.options(mapping))
     program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
     if report is not None:
         from sagellm_lifetime.assessment.page import write_page
@@ -177,13 +178,12 @@ def _tables(replay: ReplayPart) -> None:
 
     say()
     table(COLUMNS, load_rows(replay), width=WIDTH)
-    _paragraph(LEGEND)
+    several = replay.windows > 1
+    _paragraph(LEGEND.format(", medians over the windows" if several else ""))
     say()
-    table(
-        ("within the objective", "requests/s", "range", "x load"),
-        capacity_rows(replay),
-        width=WIDTH,
-    )
+    ranges = ("range",) if several else ()
+    head = ("within the objective", "requests/s", *ranges, "x load")
+    table(head, capacity_rows(replay), width=WIDTH)
 
 
 def _paragraph(text: str) -> None:

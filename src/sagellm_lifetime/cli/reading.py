@@ -152,6 +152,28 @@ class Reading:
         logs = {"log": self.log(data_path)}
         return logs if train_path is None else {**logs, "train_log": self.log(train_path)}
 
+    def options(self, maps: Sequence[str] | None) -> list[str]:
+        """Return the options with which another command reads the same log in the same way.
+
+        Args:
+            maps: values of ``--map``; a mapping that was kept in a file is named by that file.
+        """
+        kept = self.mapping.target
+        if kept is not None and "=" not in str(kept):
+            maps = [str(kept)]
+        given = [("--map", text) for text in maps or []]
+        given += [("--query", self.query)] if self.query is not None else []
+        given += [
+            (option, value.value)
+            for option, value, usual in (
+                ("--on-bad-rows", self.on_bad_rows, OnBadRows.refuse),
+                ("--cap-reached", self.cap_reached, CapReached.length),
+                ("--clock", self.clock, Clock.auto),
+            )
+            if value is not usual
+        ]
+        return [part for pair in given for part in pair]
+
     def rows(self, source: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the checked rows of a history; say on stderr what was understood."""
         from sagellm_lifetime.history import read_history
