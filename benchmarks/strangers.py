@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -807,6 +808,8 @@ def main(arguments: list[str] | None = None) -> None:
         "PYTHONPATH=src python benchmarks/strangers.py "
         f"--kinds {' '.join(options.kinds)} --seeds {options.seeds} --page FILE"
     )
+    if set(options.only) != set(PARTS):
+        command += f" --only {shlex.join(options.only)}"
     text = page(lines, runs, head, command)
     print(text)
     write_json(

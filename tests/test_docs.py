@@ -20,6 +20,7 @@ GENERATED = {
     "lab/reservation.md",
     "lab/results.md",
     "lab/live.md",
+    "lab/strangers.md",
 }
 FOLDERS = {"", "how-to", "explanation", "reference", "lab"}
 
