@@ -95,6 +95,8 @@ def test_the_api_key_names_the_client_and_is_not_kept():
     ],
 )
 def test_without_a_client_nothing_of_the_body_counts(source, headers):
+    if source == "user":
+        pytest.importorskip("msgspec", reason="reads bodies, and comes with vLLM")
     extra, _ = served(source, headers=headers)
     assert named_client(extra) is None
 
@@ -109,6 +111,7 @@ def test_a_header_of_the_operator():
 
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_a_user_of_the_body_which_arrives_whole(pieces):
+    pytest.importorskip("msgspec", reason="reads bodies, and comes with vLLM")
     body = json.dumps(
         {"user": "u", "messages": [{"role": "user", "content": '"user": "forged"'}]}
     ).encode()
