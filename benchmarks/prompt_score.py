@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     if rows:
         answer = (
             f"On {len(changes)} pairs of prompts and predictors the error at admission changes by "
-            f"{min(changes):+.0f} … {max(changes):+.0f} % with the text of the prompt. One score "
+            f"{min(changes):+.1f} … {max(changes):+.1f} % with the text of the prompt. One score "
             f"of 200 tokens costs {cost('ids', options.rounds):.0f} µs from ids and "
             f"{cost('text', options.rounds):.0f} µs from text."
         )

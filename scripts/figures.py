@@ -88,7 +88,7 @@ def overload_table() -> str:
     for row in _against_watermark("overload"):
         trace, blocks, _ = row["setting"].rsplit(", ", 2)
         mean, p99 = (percent(number(row[name])) for name in ("mean", "p99"))
-        seeds = f" ({row['mean, by seed']})" if "mean, by seed" in row else ""
+        seeds = f" ({row['mean, by seed'].replace('-', '−')})" if "mean, by seed" in row else ""
         lines.append(f"| {NAMES[trace]}, {blocks} | {mean} %{seeds} | {p99} % | {row['goodput']} |")
     return "\n".join(lines)
 

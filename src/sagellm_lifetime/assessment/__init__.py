@@ -1,1 +1,1 @@
-"""One verdict on a log: who predicts it best, what that buys in vLLM, how to switch it on."""
+"""Verdict on a log: which predictor is best, what it buys in vLLM, how to switch it on."""

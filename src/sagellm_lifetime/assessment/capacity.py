@@ -44,7 +44,7 @@ def middle(several: Sequence[Highest]) -> Highest:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How much more load one policy serves than another, as a share.
+    """Share by which one policy serves more load than another.
 
     Attributes:
         share: over the windows in which it is known, or bounded on one side.

@@ -56,7 +56,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model decides its memory and speed.
+    """Sizes of a model that decide its memory and speed.
 
     Attributes:
         example: a model of this shape.

@@ -27,7 +27,7 @@ NETWORK: Final = "lstm"
 EPOCHS: Final = 2
 TEST_SHARE: Final = 0.3
 CHOOSE_SHARE: Final = 0.2
-"""Of the rows before the test part."""
+"""Share of the rows before the test part on which the candidates are compared."""
 MOST_ROWS: Final = (1500, 2000)
 """Most neighbouring rows that are scored to choose, and to measure."""
 MOST_ROWS_QUICK: Final = (400, 600)

@@ -1,4 +1,4 @@
-"""What each policy does to a log at several loads, and the highest load that it serves."""
+"""Replays of a log by each policy at several loads, and the highest load that each serves."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ _VALUES: Final = np.where(
 
 
 class TermKind(Enum):
-    """What terms were made of; the two kinds share nothing."""
+    """Source of terms; the two kinds share nothing."""
 
     TOKENS = "tokens"
     WORDS = "words"

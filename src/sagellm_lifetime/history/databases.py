@@ -36,7 +36,7 @@ _READING: Final = (
     *(sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ),
     *(sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE),
 )
-"""What a query may do in SQLite."""
+"""Actions that a query may take in SQLite."""
 
 
 def is_database(source: object) -> bool:

@@ -1,4 +1,4 @@
-"""Where each history column stands in a log of any form: ``actual_length=usage.completion_tokens``.
+"""Map history columns to paths in a log of any form: ``actual_length=usage.completion_tokens``.
 
 A mapping is written on the command line, as a Python dict, or in a small TOML file. A path has dots
 between keys and ``[0]`` for places in lists. A time may say its unit: ``actual_time=latency@ms``.
@@ -24,7 +24,7 @@ from sagellm_lifetime.history.times import NAMES
 TIMES: Final = ("arrival_time", "end_time", "actual_time")
 """Columns that may say a unit."""
 EXTRA: Final = ("end_time", "reasoning_tokens")
-"""What a history column is made of: the end of the answer, and tokens counted apart."""
+"""Targets that become history columns: the end of the answer, and tokens counted apart."""
 TARGETS: Final = (*HISTORY_SCHEMA, *EXTRA)
 UNITS: Final = (*NAMES, "iso")
 """Units that a path may end with, after ``@``; ``iso`` is ISO 8601 text or a stored date."""
@@ -32,7 +32,7 @@ _PLACE: Final = re.compile(r"\[(-?\d+)\]")
 _TABLE: Final = "map"
 _HEAD: Final = "# Where the columns of a history stand in a log: --map FILE reads it.\n"
 ABSENT: Final = object()
-"""What :func:`reach` returns for a path that a record does not have."""
+"""Value of :func:`reach` for a path that a record does not have."""
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,8 @@ _FOLDS: Final = 5
 _STEPS: Final = 30
 """Maximum number of steps of the conjugate gradients; errors are below 0.1 % by then."""
 _TOLERANCE: Final = 1e-6
-_LEAST_ROWS: Final = 50
-"""Rows with terms from which on a fit is made."""
-_LEAST_ONLINE: Final = 100
-"""Completions without a fit from which on a score is returned."""
+_LEAST: Final = 100
+"""Completions with terms from which on a regression is fitted, and a score is returned."""
 _MEAN_PRIOR: Final = 5.0
 """Completions of all clients that count for each client's mean."""
 _MOST_CLIENTS: Final = 4096
@@ -63,7 +61,7 @@ class PromptScore:
         """
         for kind, buckets in terms:
             regression = self._regressions.get(kind)
-            if regression is not None and regression.learned >= _LEAST_ONLINE:
+            if regression is not None and regression.learned >= _LEAST:
                 return regression.predict(buckets) + _PRIOR
         return None
 
@@ -75,7 +73,9 @@ class PromptScore:
         """
         terms, features = prompt_terms(request.request), request.features
         score = None if features.prompt_score is not None else self.score(terms)
-        return features if score is None else replace(features, prompt_score=score), terms
+        if score is not None:
+            features = replace(features, prompt_score=score)
+        return features, terms
 
     def learn(
         self,
@@ -123,7 +123,7 @@ class PromptScore:
                 i: one.buckets for i, each in enumerate(terms) for one in each if one.kind is kind
             }
             rows, buckets = list(of_kind), list(of_kind.values())
-            if np.count_nonzero(~censored[rows]) < _LEAST_ROWS:
+            if np.count_nonzero(~censored[rows]) < _LEAST:
                 continue
             regression = self._regressions[kind] = _Regression()
             found = regression.fit(buckets, (values - means)[rows], ~censored[rows])

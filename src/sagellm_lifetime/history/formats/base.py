@@ -14,11 +14,11 @@ from sagellm_lifetime.history.findings import Findings
 from sagellm_lifetime.history.records import Broken, Record, Sample
 
 Row = dict[str, Any]
-"""One request in history columns; numbers may still be text, and are checked like any history's."""
+"""Request in history columns; numbers may still be text, and are checked like any history's."""
 
 
 class Format(ABC):
-    """One program's log. A new one is a file beside this one and a line in ``formats``.
+    """Format of one program's log. A new one is a file beside this and a line in ``formats``.
 
     An instance reads one file, so it may keep what it has read of a session.
 
