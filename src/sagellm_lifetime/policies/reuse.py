@@ -1,9 +1,10 @@
 """Reuse: how soon memory that no sequence runs on is read again.
 
 Kept memory of a finished sequence is worth the recomputation that it saves if its prefix or its
-conversation comes back. Its value is the hit density (LHD, Beckmann, Chen and Cidon, NSDI 2018):
+conversation comes back. Its value is the hit density (LHD, Beckmann, Chen and Cidon, NSDI 2018),
+kept for as long as pays best (the index of Gittins 1979):
 
-    reuses expected from here on / seconds of keeping expected from here on
+    max over t of  reuses until t / seconds of keeping until t
 
 by the time since the last use and the number of uses so far, both learned from what happened.
 Without observations the density falls with the time since the last use, which is LRU.
@@ -22,6 +23,8 @@ _CLASSES: Final = 4
 """Classes of the number of uses: 0, 1, 2–3, 4 and more."""
 _PRIOR: Final = 1.0
 """Reuses per class that the prior counts for."""
+_PRIOR_CHANCE: Final = 0.1
+"""Prior chance of a reuse while the time since the last use doubles."""
 _POOLED: Final = 8.0
 """Reuses for which the other classes' experience counts in a class with little of its own."""
 
@@ -76,9 +79,10 @@ class ReuseTable:
             uses: number of uses so far, shape ``(N,)``.
         """
         hits, time = self._tables()
-        ahead_hits = np.cumsum(hits[:, ::-1], axis=1)[:, ::-1]
-        ahead_time = np.cumsum(time[:, ::-1], axis=1)[:, ::-1]
-        table = ahead_hits / ahead_time
+        table = np.zeros_like(hits)
+        for b in range(hits.shape[1]):
+            ratios = np.cumsum(hits[:, b:], axis=1) / np.cumsum(time[:, b:], axis=1)
+            table[:, b] = ratios.max(axis=1)
         bins = np.searchsorted(_EDGES, np.maximum(seconds, 0.0), "right") - 1
         return np.asarray(table[_use_class(np.asarray(uses)), bins])
 
@@ -97,6 +101,6 @@ class ReuseTable:
         pooled_hits, pooled_time = self._hits.sum(axis=0), self._seconds.sum(axis=0)
         share = _POOLED / max(pooled_hits.sum(), _POOLED)
         # A reuse is as likely in every bin, so that the density falls as one over the time.
-        prior_time = prior * _WIDTHS * len(_WIDTHS)
+        prior_time = prior * _WIDTHS / _PRIOR_CHANCE
         hits = self._hits + share * pooled_hits + prior
         return hits, self._seconds + share * pooled_time + prior_time

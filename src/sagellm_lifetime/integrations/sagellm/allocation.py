@@ -132,7 +132,7 @@ class LifetimeAllocationPlanner:
         return needed
 
     def plan(self) -> list[PlannedAllocation]:
-        """Return the allocations that are due within ``lead`` tokens, the likeliest to be used first.
+        """Return the allocations due within ``lead`` tokens, the likeliest to be used first.
 
         Sequences that probably end before they would use a block are left out.
         """

@@ -58,7 +58,7 @@ def view_of(handle: Any) -> HandleView:
         request_id=request_id_of(handle),
         num_tokens=int(handle.num_tokens),
         last_access=float(handle.last_access),
-        access_count=int(handle.access_count),
+        created_at=float(handle.created_at),
     )
 
 
@@ -112,9 +112,17 @@ class LifetimeAwareEviction(EvictionStrategy):
         if num_tokens_needed <= 0:
             return []
         allowed = [i for i, handle in enumerate(candidates) if _may_go(handle)]
+        pinned = len(candidates) - len(allowed)
+        urgency = np.array([self._urgency(candidates[i]) for i in allowed])
+        idle = [i for i in allowed if self.sequences.request(views[i].request_id) is None]
+        if (
+            max_victims is None
+            and len(set(urgency.tolist())) == 1
+            and sum(views[i].num_tokens for i in idle) >= num_tokens_needed
+        ):  # they go before all others, so that nobody need be predicted
+            allowed, urgency = idle, urgency[: len(idle)]
         now = (self._clock or time.time)()
         scores = self.scores.score([views[i] for i in allowed], now)
-        urgency = np.array([self._urgency(candidates[i]) for i in allowed])
         order = np.lexsort((-scores.score, -urgency)).tolist()
         tokens = [views[i].num_tokens for i in allowed]
         chosen = _fewest(order, tokens, num_tokens_needed, max_victims)
@@ -122,16 +130,35 @@ class LifetimeAwareEviction(EvictionStrategy):
             # The package calls the number bytes and passes tokens.
             raise KVNoVictimError(
                 num_tokens_needed,
-                pinned_count=len(candidates) - len(allowed),
+                pinned_count=pinned,
                 total_count=len(candidates),
             )
-        self.last = [_told(views[allowed[k]], scores, k) for k in chosen]
+        self.last = [self._told(views[allowed[k]], scores, k) for k in chosen]
         self.scores.evicted([views[allowed[k]] for k in chosen], now)
         return [candidates[allowed[k]] for k in chosen]
 
     def get_policy_name(self) -> Any:
         """Return ``EvictionPolicy.LIFETIME_AWARE``."""
         return EvictionPolicy.LIFETIME_AWARE
+
+    def _told(self, view: HandleView, scores: Scores, k: int) -> Evicted:
+        request = scores.requests[k]
+        if request is None:
+            reason = (
+                f"no sequence runs on it, unused for {scores.idle_s[k]:.1f} s, "
+                f"{scores.reuses[k]} reuses seen"
+            )
+        else:
+            (result,) = self.sequences.predictions([request])
+            left = "?" if result is None else result.estimated_remaining_tokens
+            reason = (
+                f"its sequence has generated {request.current_length} tokens and has about "
+                f"{left} to go"
+            )
+            if scores.spared[k]:
+                reason += "; taken since nothing else was left"
+        score = float(scores.score[k])
+        return Evicted(view.handle_id, view.request_id, view.num_tokens, score, reason)
 
     def _urgency(self, handle: Any) -> int:
         metadata = handle.metadata if isinstance(handle.metadata, Mapping) else {}
@@ -169,25 +196,6 @@ def _fewest(
     if sum(tokens[i] for i in largest) < needed:
         return None
     return [i for i in order if i in set(largest)]
-
-
-def _told(view: HandleView, scores: Scores, k: int) -> Evicted:
-    request, result = scores.requests[k], scores.results[k]
-    if request is None:
-        reason = (
-            f"no sequence runs on it, unused for {scores.idle_s[k]:.1f} s, "
-            f"{view.access_count} reuses so far"
-        )
-    elif result is None:
-        reason = f"its sequence has no prediction, unused for {scores.idle_s[k]:.1f} s"
-    else:
-        reason = (
-            f"its sequence has generated {request.current_length} tokens and has about "
-            f"{result.estimated_remaining_tokens} to go"
-        )
-        if scores.spared[k]:
-            reason += "; taken since nothing else was left"
-    return Evicted(view.handle_id, view.request_id, view.num_tokens, float(scores.score[k]), reason)
 
 
 def install(

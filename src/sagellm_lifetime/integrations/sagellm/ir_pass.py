@@ -68,7 +68,7 @@ class LifetimeIRPass(OptimizationPass):
         others: list[Any] = []
         for node in ir.nodes:
             owner = node.node_id if node.node_id in parts else getattr(node, "task_id", None)
-            (parts[owner] if owner in parts else others).append(node)
+            parts.get(owner, others).append(node)
         line = sorted(tasks, key=lambda task: (task.created_at, task.node_id))
         requests = [self._request(task, parts[task.node_id]) for task in line]
         results = self.sequences.predictions(requests)

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Final
 
-import numpy as np
-
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.integrations.sagellm.packages import KV_CACHE, require
 from sagellm_lifetime.integrations.sagellm.running import RunningSequences
@@ -95,12 +93,13 @@ class KVLifetimePredictor(LifetimePredictor):
         views = [_view(feature) for feature in features]
         now = max(float(feature.extracted_at) for feature in features)
         scores = self.scores.score(views, now)
-        reuse = self.scores.reuse.probability(
-            scores.idle_s, np.array([view.access_count for view in views]), self.horizon_s
-        )
+        asked = [request for request in scores.requests if request is not None]
+        answers = iter(self.sequences.predictions(asked) if asked else [])
+        reuse = self.scores.reuse.probability(scores.idle_s, scores.reuses, self.horizon_s)
         predictions = []
         for i, feature in enumerate(features):
-            request, result = scores.requests[i], scores.results[i]
+            request = scores.requests[i]
+            result = None if request is None else next(answers)
             if request is not None and result is None:
                 raise RuntimeError(f"no prediction for the sequence of handle {feature.handle_id}")
             likely = float(reuse[i])
@@ -138,7 +137,7 @@ class KVLifetimePredictor(LifetimePredictor):
         view = _view(features)
         request = self.sequences.request(view.request_id)
         if request is None or view.request_id is None:
-            self.scores.reuse.ended(actual_lifetime, view.access_count, reused=True)
+            self.scores.reuse.ended(actual_lifetime, 0, reused=True)
             return
         if self.unit is Unit.TOKENS:
             # The predictor needs a time too: since the handle was made, on the packages' clock.
@@ -171,5 +170,5 @@ def _view(feature: Any) -> HandleView:
         request_id=None if feature.request_id == _NO_ID else str(feature.request_id),
         num_tokens=int(feature.num_tokens),
         last_access=float(feature.last_access),
-        access_count=int(feature.access_count),
+        created_at=float(feature.created_at),
     )

@@ -108,7 +108,7 @@ class SageLLMPool(KVPoolProtocol):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("a KVPool of sageLLM lies on one device: use its KVTransferEngine")
+        raise NotImplementedError("a KVPool of sageLLM is on one device: use its KVTransferEngine")
 
     def get_free_blocks(self) -> int:
         """Return the blocks that could be allocated now, without evicting."""

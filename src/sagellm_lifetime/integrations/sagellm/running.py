@@ -22,6 +22,7 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.policies.specification.asking import ask, forecast_of
 from sagellm_lifetime.policies.state import SurvivalForecast
+from sagellm_lifetime.predictor.base import Predictor
 
 
 class RunningSequences:
@@ -120,9 +121,22 @@ class RunningSequences:
             return ask(self.predictor, requests)
 
     def forecast(self, requests: Sequence[PredictionRequest]) -> SurvivalForecast:
-        """Return the survival of each request's sequence over the tokens to come."""
+        """Return the survival of each request's sequence over the tokens to come.
+
+        Its confidence is negative where the predictor failed or has learned nothing yet.
+        """
         if not requests:
             return SurvivalForecast.exact(np.zeros(0))
+        with self._lock:
+            if isinstance(self.predictor, Predictor) and self.predictor.lessons:
+                ids = [request.sequence_id for request in requests]
+                ages = np.array([request.current_length for request in requests])
+                try:  # arrays, without an object per sequence
+                    batch = self.predictor.distributions(ids, ages)
+                except UnknownSequenceError:  # one is not tracked yet: predicting tracks it
+                    pass
+                else:
+                    return SurvivalForecast.of(batch, np.ones(len(batch)))
         return forecast_of(self.predictions(requests), requests)
 
     def __contains__(self, request_id: Any) -> bool:

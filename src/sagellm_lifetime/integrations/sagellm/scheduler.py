@@ -40,7 +40,7 @@ class LifetimePolicy:
     sequences: RunningSequences | None = None
     order: Order = Order.SHORTEST_FIRST
     polarity: Polarity = Polarity.HIGHER_FIRST
-    """Of ``priority``; in ``sagellm_core``'s own ``PriorityPolicy`` the higher number goes first."""
+    """Of ``priority``; the higher number goes first in ``sagellm_core``'s ``PriorityPolicy``."""
     most_overtaken: int = MOST_OVERTAKEN
     fit: float = 0.95
     """Required probability that the predicted peak of memory fits into the pool."""

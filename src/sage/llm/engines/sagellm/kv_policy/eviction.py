@@ -1,4 +1,4 @@
-"""The import path as the specification's page 2.3 writes it: another name of ``sage.llm.sagellm.kv_policy.eviction``."""
+"""The import path as page 2.3 of the specification writes it."""
 
 from sage.llm.sagellm.kv_policy.eviction import *  # noqa: F403
-from sage.llm.sagellm.kv_policy.eviction import __all__ as __all__
+from sage.llm.sagellm.kv_policy.eviction import __all__  # noqa: F401

@@ -1,4 +1,4 @@
-"""The import path as the specification's page 2.5 writes it: another name of ``sage.llm.sagellm.kv_policy.lifetime``."""
+"""The import path as page 2.5 of the specification writes it."""
 
 from sage.llm.sagellm.kv_policy.lifetime import *  # noqa: F403
-from sage.llm.sagellm.kv_policy.lifetime import __all__ as __all__
+from sage.llm.sagellm.kv_policy.lifetime import __all__  # noqa: F401
