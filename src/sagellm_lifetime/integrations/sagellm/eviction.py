@@ -72,6 +72,8 @@ class LifetimeAwareEviction(EvictionStrategy):
     Args:
         sequences: the running sequences; those of nobody by default.
         clock: seconds on the handles' clock.
+        free_tokens: tokens of the pool that are free now. The package asks for all tokens of an
+            allocation, also where some are free; with this only the rest is evicted.
         polarity: of ``metadata["priority"]``.
         options: of :class:`~sagellm_lifetime.integrations.sagellm.scores.HandleScores`:
             ``order``, ``near_completion``, ``max_evictions``.
@@ -82,6 +84,7 @@ class LifetimeAwareEviction(EvictionStrategy):
         sequences: RunningSequences | None = None,
         *,
         clock: Callable[[], float] | None = None,
+        free_tokens: Callable[[], int] | None = None,
         polarity: Polarity = Polarity.HIGHER_FIRST,
         **options: Any,
     ) -> None:
@@ -90,16 +93,17 @@ class LifetimeAwareEviction(EvictionStrategy):
         self.last: list[Evicted] = []
         """Victims of the last decision, in their order."""
         self._clock = clock
+        self._free_tokens = free_tokens
         self._polarity = polarity
 
     def select_victim(
         self, candidates: Sequence[Any], num_tokens_needed: int, max_victims: int | None = None
     ) -> list[Any]:
-        """Return the handles to evict, first victim first; they free ``num_tokens_needed`` tokens.
+        """Return the handles to evict, first victim first, as few as free what is needed.
 
         Args:
             candidates: ``KVHandle`` objects.
-            num_tokens_needed: tokens to free; none are chosen for 0 or less.
+            num_tokens_needed: tokens that must be free; none are chosen for 0 or less.
             max_victims: most handles to evict, None for any number.
 
         Raises:
@@ -109,6 +113,8 @@ class LifetimeAwareEviction(EvictionStrategy):
         self.last = []
         views = [view_of(handle) for handle in candidates]
         self.scores.observe(views)
+        if self._free_tokens is not None:
+            num_tokens_needed -= self._free_tokens()
         if num_tokens_needed <= 0:
             return []
         allowed = [i for i, handle in enumerate(candidates) if _may_go(handle)]
@@ -213,6 +219,9 @@ def install(
     """
     inner = _manager(manager)
     uninstall_if_there(inner)
+    pool = getattr(manager, "kv_pool", None)
+    if pool is not None:
+        options.setdefault("free_tokens", pool.get_available_tokens)
     strategy = LifetimeAwareEviction(sequences, **options)
     setattr(inner, _INSTALLED, (strategy, inner._strategy, inner.policy))
     inner._strategy, inner.policy = strategy, EvictionPolicy.LIFETIME_AWARE
