@@ -62,6 +62,9 @@ class LifetimeOrderPolicy(LifetimeAwarePolicy):
         is still waiting at the next call while a later one is gone.
         """
         line = sorted(requests, key=lambda request: request.arrival_time)
+        if len(line) < 2:
+            # The manager asks so about each request that it places, whatever else waits.
+            return line
         self._count(line)
         service = np.array([self._service(request) for request in line])
         urgency = np.array([self.polarity.urgency(request.priority) for request in line])
