@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,18 @@ def pools(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         predictor = create_predictor("survival")
         predictor.fit(older)
         rows = frame[half : half + count].to_dicts()
-        rules = [(f"ratio {ratio}", lambda p, r=ratio, c=cap: pool.ByRatio(p, c, r))
-                 for ratio in RATIOS]  # fmt: skip
-        for fit in FITS:
-            rules += [(f"planner, fit {fit}",
-                       lambda p, f=fit, c=cap, m=predictor: pool.ByPlanner(p, c, m.clone(), f, 16, 0.5))]  # noqa: E501 # fmt: skip
-        rules += [("planner, nothing ahead",
-                   lambda p, c=cap, m=predictor: pool.ByPlanner(p, c, m.clone(), 0.99, 0, 0.5)),
-                  ("planner, always ahead",
-                   lambda p, c=cap, m=predictor: pool.ByPlanner(p, c, m.clone(), 0.99, 16, 0.0))]  # fmt: skip
+        rules: list[tuple[str, Any]] = [
+            (f"ratio {ratio}", partial(pool.ByRatio, cap=cap, ratio=ratio)) for ratio in RATIOS
+        ]
+        planned = [(f"planner, fit {fit}", fit, 16, 0.5) for fit in FITS]
+        planned += [
+            ("planner, nothing ahead", 0.99, 0, 0.5),
+            ("planner, always ahead", 0.99, 16, 0.0),
+        ]
+        for rule, fit, lead, chance in planned:
+            options = {"cap": cap, "fit": fit, "lead": lead, "chance": chance}
+            rules.append((rule, lambda blocks, o=options, m=predictor: pool.ByPlanner(
+                blocks, predictor=m.clone(), **o)))  # fmt: skip
         for rule, make in rules:
 
             def work(

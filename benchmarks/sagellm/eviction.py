@@ -302,7 +302,8 @@ def plain(frame: pl.DataFrame, count: int, faster: float) -> list:
     first = frame["arrival_time"][0]
     for i, row in enumerate(frame.head(count).to_dicts()):
         features = {"client_id": row.get("client_id")} if row.get("client_id") else {}
-        requests.append(Request(f"p-{i}", (row["arrival_time"] - first) / faster, row["prompt_length"],
-                                row["actual_length"], [((i, "prompt"), row["prompt_length"])],
-                                (i, "answer"), features))  # fmt: skip
+        at, prompt = (row["arrival_time"] - first) / faster, row["prompt_length"]
+        parts = [((i, "prompt"), prompt)]
+        length, keep = row["actual_length"], (i, "answer")
+        requests.append(Request(f"p-{i}", at, prompt, length, parts, keep, features))
     return requests

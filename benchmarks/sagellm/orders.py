@@ -44,7 +44,9 @@ def _manager(case: str) -> Any:
     return manager
 
 
-async def _serve(rows: list[dict[str, Any]], case: str, slots: int, load: float) -> dict[str, float]:
+async def _serve(
+    rows: list[dict[str, Any]], case: str, slots: int, load: float
+) -> dict[str, float]:
     manager = _manager(case)
     seconds = np.array([STEP_S * r["actual_length"] + PREFILL_S * r["prompt_length"] for r in rows])
     arrivals = np.array([row["arrival_time"] for row in rows])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime, timedelta
 
 import pytest
 
-from sagellm_lifetime import LifetimeError, RequestError
-from sagellm_lifetime.integrations.sagellm import Order, Polarity
+from sagellm_lifetime import LifetimeError, PredictionRequest, RequestError
+from sagellm_lifetime.integrations.sagellm import Order, Polarity, RunningSequences
 
 START = datetime(2026, 1, 1)
 
@@ -99,6 +100,26 @@ def test_clients_differ(module):
     assert quick == pytest.approx(1.0, rel=0.2)
 
 
+def test_what_the_manager_drops_is_joined_by_the_id(module):
+    sequences = RunningSequences()
+    predictor = module.RequestLifetimePredictor(sequences=sequences)
+    manager = manager_of(predictor)
+
+    async def serve(name, client):
+        sequences.arrived(PredictionRequest(name, [], 0, 1000, {"client_id": client}))
+        return (await manager.schedule_request(name, "t", "m", "x" * 200, max_tokens=1000)).reason
+
+    for i in range(300):
+        client, seconds = ("slow", 20.0) if i % 2 else ("quick", 1.0)
+        asyncio.run(serve(f"r{i}", client))
+        manager.complete_request(f"r{i}", "e", actual_lifetime=seconds)
+    said = {client: asyncio.run(serve(client, client)) for client in ("slow", "quick")}
+    found = {client: float(re.search(r"predicted=([\d.]+)s", text)[1])
+             for client, text in said.items()}  # fmt: skip
+    assert found["slow"] == pytest.approx(20.0, rel=0.2)
+    assert found["quick"] == pytest.approx(1.0, rel=0.2)
+
+
 def test_an_id_never_predicted_and_slow_requests(module):
     predictor = module.RequestLifetimePredictor()
     predictor.update("nobody", 3.0)
@@ -176,9 +197,7 @@ def test_a_priority_has_a_polarity(trained, order_policy):
                 waiting("urgent", 1, priority=0, client_id="slow")]  # fmt: skip
     policy = order_policy.use_order(manager, Order.SHORTEST_FIRST)
     assert names(policy.reorder_queue(requests)) == ["urgent", "late"]
-    policy = order_policy.use_order(
-        manager, Order.SHORTEST_FIRST, polarity=Polarity.HIGHER_FIRST
-    )
+    policy = order_policy.use_order(manager, Order.SHORTEST_FIRST, polarity=Polarity.HIGHER_FIRST)
     assert names(policy.reorder_queue(requests)) == ["late", "urgent"]
 
 

@@ -71,7 +71,7 @@ def test_the_executor_runs_them_in_that_order(make, control_plane):
 
 
 def test_it_is_idempotent(make):
-    optimizer = make(running({name: n for name, n in zip("abcdef", (9, 5, 7, 1, 8, 2), strict=True)}))
+    optimizer = make(running(dict(zip("abcdef", (9, 5, 7, 1, 8, 2), strict=True))))
     ir = optimizer.optimize(ir_of(*((name, ord(name) % 2) for name in "abcdef")))
     once = ir.to_json()
     assert optimizer.optimize(ir).to_json() == once
@@ -93,7 +93,7 @@ def test_the_order_is_a_parameter(make):
 
 def test_overtaking_is_bounded(make):
     names = [f"r{i}" for i in range(20)]
-    sequences = running({"r0": 5000, **{name: 10 for name in names[1:]}})
+    sequences = running({"r0": 5000, **dict.fromkeys(names[1:], 10)})
     optimizer = make(sequences, most_overtaken=4)
     assert order(optimizer.optimize(ir_of(*((name, 2) for name in names)))).index("r0") == 4
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from sagellm_lifetime.core.errors import RequestError, shown
 from sagellm_lifetime.core.protocol import LifetimePredictorProtocol, PredictionRequest
 from sagellm_lifetime.integrations.sagellm.packages import CONTROL_PLANE, require
+from sagellm_lifetime.integrations.sagellm.running import RunningSequences
 
 require(CONTROL_PLANE, "predicting seconds for the control plane")
 
@@ -29,12 +30,15 @@ class RequestLifetimePredictor(LifetimePredictor):
 
     Use it as ``ControlPlaneManager(scheduling_policy="lifetime_aware", predictor=…,
     enable_predictor=True)``. It learns from ``manager.complete_request(id, engine,
-    actual_lifetime=seconds)``. ``metadata`` of a request may hold any key of ``prompt_features``.
+    actual_lifetime=seconds)``. The manager passes on no metadata of a request, so what else is
+    known of it (``client_id`` and other ``prompt_features``) is joined by its id from
+    ``sequences``.
 
     Args:
         config: the package's dictionary; ``predictor`` names one of this package (``survival``)
             and ``tick_s`` sets the resolution (0.02 s).
         predictor: an object instead; it learns ticks, so share it with nothing that learns tokens.
+        sequences: the running sequences, for their ``prompt_features``.
 
     Raises:
         RequestError: ``tick_s`` is not positive.
@@ -45,6 +49,7 @@ class RequestLifetimePredictor(LifetimePredictor):
         config: dict[str, Any] | None = None,
         *,
         predictor: LifetimePredictorProtocol | None = None,
+        sequences: RunningSequences | None = None,
     ) -> None:
         super().__init__(config)
         options = dict(config or {})
@@ -56,6 +61,7 @@ class RequestLifetimePredictor(LifetimePredictor):
 
             predictor = create_predictor(options.get("predictor", "survival"))
         self.predictor = predictor
+        self._sequences = sequences
         self._caps: dict[str, int] = {}
         self._confidence = 0.0
         self._lock = Lock()
@@ -119,15 +125,18 @@ class RequestLifetimePredictor(LifetimePredictor):
     def _ask(self, info: Any) -> tuple[float, float]:
         request_id = str(info.request_id)
         cap = int(info.max_output_length) * _SLOWEST_TICKS
-        metadata = info.metadata if isinstance(info.metadata, dict) else {}
+        hints = dict(info.metadata) if isinstance(info.metadata, dict) else {}
+        known = None if self._sequences is None else self._sequences.request(request_id)
+        if known is not None:
+            hints |= known.prompt_features or {}
         request = PredictionRequest(
             sequence_id=request_id,
             token_ids=[],
             current_length=0,
             max_length=cap,
             prompt_features={
-                **metadata,
                 "prompt_length": int(info.prompt_length),
+                **hints,
                 "model": str(info.model_name),
                 "arrival_time": info.arrival_time.timestamp(),
             },
