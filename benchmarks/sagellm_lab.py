@@ -25,7 +25,7 @@ from sagellm import page
 
 PARTS = ("eviction", "pool", "orders")
 EVICTIONS = {
-    "mooncake_conversation": (1_000_000, 1000),
+    "mooncake_conversation": (400_000, 1000),
     "claude_code": (1_000_000, 40),
     "azure_conv": (50_000, 1000),
 }
@@ -63,10 +63,10 @@ def evictions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
                 return eviction.sessions(served, np.random.default_rng(1), count, 20.0)
             if name == "azure_conv":
                 return eviction.plain(served, count, 1.0)
-            return eviction.prefixes(served, count, 3.0)
+            return eviction.prefixes(served, count, 6.0)
 
         # Claude Code's sessions are measured for hits; a run takes a minute.
-        strategies = eviction.STRATEGIES[: 4 if name == "claude_code" else None]
+        strategies = eviction.STRATEGIES[: 5 if name == "claude_code" else None]
         for strategy in strategies:
 
             def work(

@@ -23,7 +23,15 @@ from sagellm_lifetime.integrations.sagellm import RunningSequences
 from sagellm_lifetime.integrations.sagellm.eviction import install
 
 STEP_S, PREFILL_S, GROWTH, TICK = 0.03, 0.0001, 256, 16
-STRATEGIES = ("lru", "fifo", "ttl", "lifetime", "lifetime, shortest first", "reuse alone")
+STRATEGIES = (
+    "lru",
+    "fifo",
+    "ttl",
+    "lifetime",
+    "lru, free memory first",
+    "reuse alone",
+    "lifetime, shortest first",
+)
 
 
 @dataclass
@@ -85,6 +93,18 @@ def prefixes(frame: pl.DataFrame, count: int, slower: float) -> list:
     return requests
 
 
+def _free_first(manager: Any) -> Any:
+    """Return the package's LRU, which evicts only what is missing beside the free memory."""
+    from sagellm_kv_cache.eviction import LRUEviction
+
+    class Strategy(LRUEviction):
+        def select_victim(self, candidates: Any, num_tokens_needed: int, most: Any = None) -> Any:
+            missing = num_tokens_needed - manager.kv_pool.get_available_tokens()
+            return super().select_victim(candidates, missing, most) if missing > 0 else []
+
+    return Strategy()
+
+
 class Engine:
     """The simulated engine around a real manager."""
 
@@ -98,6 +118,8 @@ class Engine:
         if strategy.startswith(("lifetime", "reuse")):
             order = {"lifetime": "cost-aware", "reuse alone": "engine"}.get(strategy, "shortest")
             install(self.manager, self.sequences, order=order)
+        if strategy == "lru, free memory first":
+            self.manager.eviction_manager._strategy = _free_first(self.manager)
         self.now = 0.0
         self.requests = requests
         self.index: dict[Any, Any] = {}
