@@ -96,7 +96,7 @@ def evenly(regimes: Regimes, n: int, model: int = 0, gain: float = -0.2, start: 
 
 def tried(regimes: Regimes, model: int = 0) -> None:
     """Watch outcomes in one place of the distribution until there is a candidate."""
-    while not regimes.candidate(model):
+    while not regimes.candidates(model):
         gains = [-0.2] * len(regimes.rivals(model))
         regimes.watch(model, 0, 0.9, gains, is_alone=False)
 
@@ -108,7 +108,7 @@ def win(regimes: Regimes, model: int = 0, clients: int = 5, *, is_alone: bool = 
             model, i % clients, 0.9, [*[-0.2] * len(regimes.older(model)), 1.0], is_alone=is_alone
         )
         for i in range(50)
-        if regimes.candidate(model)
+        if regimes.candidates(model)
     )
 
 
@@ -131,7 +131,8 @@ def test_a_candidate_wins_by_what_it_predicts_better_and_not_by_one_client():
     tried(regimes)
     assert not win(regimes, clients=1), "one client proves nothing about the others"
     assert win(regimes, clients=5)
-    assert (regimes.present(0), regimes.older(0), regimes.candidate(0)) == (1, [0], 0)
+    # The first candidate has learned long before it won, so a fresh one takes its place.
+    assert (regimes.present(0), regimes.older(0), regimes.candidates(0)) == (2, [0], [])
     evenly(regimes, 200)
     tried(regimes)
     assert win(regimes, clients=1, is_alone=True), "there are no others"
@@ -147,13 +148,45 @@ def test_a_candidate_that_stays_behind_is_dropped_and_the_next_one_needs_a_clear
             if regimes.trials > before:
                 needed.append(i)
                 break
-        assert regimes.candidate(0) == number
+        assert regimes.candidates(0) == [number]
         evenly(regimes, 80, gain=-0.5)
-        assert regimes.candidate(0) == 0
+        assert regimes.candidates(0) == []
         assert regimes.dropped[-1] == (0, number)
         evenly(regimes, 600)
     assert needed[1] > needed[0]
     assert regimes.changes == 0
+
+
+def test_a_candidate_that_learned_before_the_change_makes_way_for_a_fresh_one():
+    regimes = Regimes()
+    evenly(regimes, 200)
+    tried(regimes)
+    evenly(regimes, 30, gain=-0.1)
+    first = regimes.candidates(0)
+    evenly(regimes, 4, gain=1.0)
+    assert regimes.candidates(0) == [*first, first[0] + 1]
+    evenly(regimes, 8, gain=-2.0)
+    assert regimes.candidates(0) == first, "what was gained is lost again"
+    assert regimes.dropped[-1] == (0, first[0] + 1)
+    assert win(regimes, clients=5)
+    assert regimes.present(0) == first[0] + 2
+    assert regimes.dropped[-1] == (0, first[0])
+
+
+@pytest.mark.parametrize("before", [20, 120])
+def test_a_trial_that_runs_when_the_workload_changes_does_not_slow_the_change(before):
+    rng = np.random.default_rng(1)
+    predictor, fresh = create_predictor("survival"), create_predictor("survival")
+    who = SAID["five clients"]
+    after(predictor, lengths(rng, 60, 600), **who)
+    regimes = predictor.model.tables.regimes
+    while not regimes.trials:  # a burst of answers of the same length begins a trial
+        after(predictor, [60], **who)
+    after(predictor, lengths(rng, 60, before), **who)
+    assert regimes.candidates(0)
+    later = lengths(rng, 900, 200)
+    late, young = after(predictor, later, **who), after(fresh, later, **who)
+    assert late[50:].mean() <= 1.05 * young[50:].mean()
 
 
 def test_candidates_leave_nothing_behind():
@@ -173,7 +206,7 @@ def test_candidates_leave_nothing_behind():
     some(5, 0.5)
     assert len(tables.state()["keys"]) > nodes
     assert len(tables.state()["later"]) == 1
-    while tables.regimes.candidate(0):
+    while tables.regimes.candidates(0):
         some(1, 0.5)
     assert tables.regimes.changes == 0
     assert len(tables.state()["keys"]) == nodes
@@ -300,7 +333,8 @@ def test_a_restored_one_goes_on_like_the_one_it_came_from():
         {"models": np.array([[0, 1, 3, 4, 0]])},
         {"models": np.array([[0, 1, -3, 0, 0]])},
         {"models": np.array([[0, 1, 3, 3, 9]])},
-        {"trial": np.array([[1, 3]])},
+        {"trial": np.array([[1, 3, 0]])},
+        {"trial": np.array([[2, 3, 2]])},
         {"better": np.full((1, KEPT), np.nan)},
         {"better": np.full((1, KEPT), 40.0)},
         {"recent": np.zeros((1, 8), dtype=np.int64)},

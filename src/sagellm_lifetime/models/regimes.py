@@ -15,6 +15,9 @@ A new generation begins in two steps, so that the costly one is rare:
    by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
    is what a new model predicts better, whatever its kind.
 
+A candidate that has learned long before the change would predict a mixture, too. So when one that is
+not young begins to win, a *fresh* one begins beside it, and takes its place if the trial is won.
+
 Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
 remain above :data:`_WIN` without the client who contributes most, so that no client begins a
 generation for the others. Time is counted in completions; nothing is random.
@@ -54,6 +57,10 @@ _HOPELESS: Final = 80, -0.4
 _TRIAL: Final = 200
 """Completions after which a trial ends, unless the candidate has recently been better."""
 _LONGEST_TRIAL: Final = 1000
+_STALE: Final = 20
+"""Completions of a trial from which on a fresh candidate begins when the gain does."""
+_BEGINS: Final = 2.0
+"""Nats of the gain with which a fresh candidate begins: with 0, most would be dropped at once."""
 _RETURN: Final = 12.0
 """Nats by which an older generation must be better to return. With 5, bursts of one client made
 predictions change between chat and reasoning and back twice as often."""
@@ -73,6 +80,7 @@ class _Trial:
         seen: completions watched.
         balance: its log likelihood over that of the present generation, nats.
         gain: the same since the present one was last better, nats.
+        fresh: number of the candidate that began with the gain, 0 for none.
         support: contribution to ``gain`` of each client, nats.
     """
 
@@ -80,6 +88,7 @@ class _Trial:
     seen: int = 0
     balance: float = 0.0
     gain: float = 0.0
+    fresh: int = 0
     support: dict[int, float] = field(default_factory=dict)
 
     def add(self, client: int, gain: float) -> None:
@@ -93,6 +102,11 @@ class _Trial:
             self.support.clear()
         else:
             self.support[client] = self.support.get(client, 0.0) + gain
+
+    @property
+    def needs_fresh(self) -> bool:
+        """Return True if a fresh candidate must begin."""
+        return not self.fresh and self.seen > _STALE and self.gain > _BEGINS
 
     def is_won(self, *, is_alone: bool) -> bool:
         """Return True if the candidate is better; ``is_alone``: there is only one client."""
@@ -156,10 +170,13 @@ class Regimes:
         record = self._models.get(model)
         return record.kept[-1] if record else 0
 
-    def candidate(self, model: int) -> int:
-        """Return the number of the candidate of a model, 0 for none."""
+    def candidates(self, model: int) -> list[int]:
+        """Return the numbers of the candidates of a model that learn: none, one, or a fresh one."""
         record = self._models.get(model)
-        return record.trial.number if record and record.trial else 0
+        if record is None or record.trial is None:
+            return []
+        trial = record.trial
+        return [trial.number, trial.fresh] if trial.fresh else [trial.number]
 
     def older(self, model: int) -> list[int]:
         """Return the numbers of the other generations that are kept."""
@@ -199,7 +216,7 @@ class Regimes:
         record.since += 1
         record.change.add(u)
         if record.trial:
-            record.trial.add(client, gains[-1])
+            self._follow(model, record, record.trial, client, gains[-1])
             if self._is_won(model, record, record.trial, is_alone=is_alone):
                 return True
         elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
@@ -213,11 +230,21 @@ class Regimes:
             evicted = lightest_of(self._models, lambda record: record.seen)
             record = self._models.pop(evicted)
             if record.trial:
-                self._drop(evicted, record.trial.number)
+                self._drop_trial(evicted, record.trial)
             for number in record.kept:
                 self._drop(evicted, number)
         record = self._models[model] = _Model()
         return record
+
+    def _follow(self, model: int, record: _Model, trial: _Trial, client: int, gain: float) -> None:
+        """Add the gain of one completion, and begin or drop the fresh candidate."""
+        trial.add(client, gain)
+        if trial.needs_fresh:
+            record.newest += 1
+            trial.fresh = record.newest
+        elif trial.fresh and not trial.gain:
+            self._drop(model, trial.fresh)
+            trial.fresh = 0
 
     def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
         """End a trial if it is decided; return True if it was won."""
@@ -226,11 +253,13 @@ class Regimes:
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
                 self._drop(model, number)
-            self._present(record, [*record.kept[1 - KEPT :], trial.number])
+            if trial.fresh:
+                self._drop(model, trial.number)
+            self._present(record, [*record.kept[1 - KEPT :], trial.fresh or trial.number])
             self.changes += 1
             return True
         if trial.is_lost():
-            self._drop(model, trial.number)
+            self._drop_trial(model, trial)
             record.trial = None
             record.lost = min(record.lost + 1, _MOST_LOST)
             record.change.suspicion = 0.0
@@ -249,7 +278,7 @@ class Regimes:
         if best < 0:
             return False
         if record.trial:
-            self._drop(model, record.trial.number)
+            self._drop_trial(model, record.trial)
             record.trial = None
         record.change.forget_recent()
         kept = record.kept.copy()
@@ -261,6 +290,10 @@ class Regimes:
     @staticmethod
     def _present(record: _Model, kept: list[int]) -> None:
         record.kept, record.since, record.better = kept, 0, [0.0] * len(kept)
+
+    def _drop_trial(self, model: int, trial: _Trial) -> None:
+        self._drop(model, trial.number)
+        self._drop(model, trial.fresh)
 
     def _drop(self, model: int, number: int) -> None:
         # Generation 0 is the tree that all models share.
@@ -322,7 +355,9 @@ class Regimes:
             "recent": _rows([record.change.recent for record in records]),
             "usual": _rows([record.change.usual for record in records]),
             "suspicion": np.array([record.change.suspicion for record in records]),
-            "trial": np.array([(t.number, t.seen) for t in trials], dtype=np.int64).reshape(-1, 2),
+            "trial": np.array(
+                [(t.number, t.seen, t.fresh) for t in trials], dtype=np.int64
+            ).reshape(-1, 3),
             "gains": np.array([(t.balance, t.gain) for t in trials]).reshape(-1, 2),
             "support": np.array([s[:2] for s in support], dtype=np.int64).reshape(-1, 2),
             "support_nats": np.array([s[2] for s in support], dtype=np.float64),
@@ -354,7 +389,7 @@ class Regimes:
             if not named or numbers != named + [-1] * (KEPT - len(named)):
                 raise ValueError("'kept' names no generation, or leaves a gap")
             trial = trials[i]
-            tried = [trial.number] if trial else []
+            tried = [n for n in (trial.number, trial.fresh) if n] if trial else []
             if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
                 raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
             if since > seen:
@@ -383,7 +418,7 @@ def _rows(histograms: list[list[int]]) -> np.ndarray:
 
 def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     """Return the candidate of each model from a state, checked."""
-    trial = checked(state, "trial", np.int64, (size, 2), 0, MOST)
+    trial = checked(state, "trial", np.int64, (size, 3), 0, MOST)
     gains = checked(state, "gains", np.float64, (size, 2))
     support = checked(state, "support", np.int64, (None, 2), 0, LARGEST_KEY)
     nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
@@ -393,8 +428,10 @@ def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
         raise ValueError("'gains' or 'support' of a trial that cannot be")
     trials = [
-        _Trial(number, seen, balance, gain) if number else None
-        for (number, seen), (balance, gain) in zip(trial.tolist(), gains.tolist(), strict=True)
+        _Trial(number, seen, balance, gain, fresh) if number else None
+        for (number, seen, fresh), (balance, gain) in zip(
+            trial.tolist(), gains.tolist(), strict=True
+        )
     ]
     for (row, client), part in zip(support.tolist(), nats, strict=True):
         each = trials[row]

@@ -387,8 +387,7 @@ class ResidualLife:
         ):
             self._choose(path, length, censored=censored)
         steps = path.every if is_fair else path.own
-        candidate = self.regimes.candidate(features.model_key)
-        if candidate:
+        for candidate in self.regimes.candidates(features.model_key):
             steps += self._in_trial(features, session, candidate, length, is_fair, censored)
         self._count(steps, length, censored=censored)
         return is_fair
@@ -615,8 +614,7 @@ class ResidualLife:
             steps = path.every if is_fair else path.own
             if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
-            candidate = self.regimes.candidate(request.model_key)
-            if candidate:
+            for candidate in self.regimes.candidates(request.model_key):
                 steps += self._in_trial(
                     request, session, candidate, int(lengths[i]), is_fair, bool(censored[i])
                 )
