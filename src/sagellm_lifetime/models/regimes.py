@@ -15,8 +15,8 @@ A new generation begins in two steps, so that the costly one is rare:
    by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
    is what a new model predicts better, whatever its kind.
 
-A candidate that has learned long before the change would predict a mixture, too. So when one that is
-not young begins to win, a *fresh* one begins beside it, and takes its place if the trial is won.
+A candidate that has learned long before the change would predict a mixture, too. So when one that
+is not young begins to win, a *fresh* one begins beside it, and replaces it if the trial is won.
 
 Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
 remain above :data:`_WIN` without the client who contributes most, so that no client begins a
