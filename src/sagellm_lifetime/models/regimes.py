@@ -15,8 +15,9 @@ A new generation begins in two steps, so that the costly one is rare:
    by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
    is what a new model predicts better, whatever its kind.
 
-A candidate that has learned long before the change would predict a mixture, too. So when one that
-is not young begins to win, a *fresh* one begins beside it, and replaces it if the trial is won.
+A candidate that has learned long before the change predicts a mixture, too. So when one that is
+not young begins to win, a *fresh* one begins beside it. If the trial is won, the fresh one is the
+candidate of the next, which begins at once.
 
 Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
 remain above :data:`_WIN` without the client who contributes most, so that no client begins a
@@ -249,13 +250,11 @@ class Regimes:
     def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
         """End a trial if it is decided; return True if it was won."""
         if trial.is_won(is_alone=is_alone):
-            record.trial, record.lost = None, 0
+            record.trial, record.lost = _Trial(trial.fresh) if trial.fresh else None, 0
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
                 self._drop(model, number)
-            if trial.fresh:
-                self._drop(model, trial.number)
-            self._present(record, [*record.kept[1 - KEPT :], trial.fresh or trial.number])
+            self._present(record, [*record.kept[1 - KEPT :], trial.number])
             self.changes += 1
             return True
         if trial.is_lost():
