@@ -112,15 +112,13 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import completions
+        from sagellm_lifetime.models.history_rows import scored_completions
 
-        rows = list(completions(older, context, progress))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        for one, (observed, length, is_censored) in zip(features, rows, strict=True):
-            evidence = Evidence(one, observed.session)
-            self._learn(Feedback(evidence, length, is_censored, replayed=True))
+        rows = scored_completions(self.prompts, older, context, progress)
+        evidence = map(Evidence, rows.features, rows.sessions)
+        feedback = zip(evidence, rows.lengths.tolist(), rows.censored.tolist(), strict=True)
+        for one, length, censored in feedback:
+            self._learn(Feedback(one, length, censored, replayed=True))
 
     def state(self) -> Arrays:
         """Return the normal equations, the residual sums and the prompt score."""

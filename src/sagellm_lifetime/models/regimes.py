@@ -12,12 +12,12 @@ A new generation begins in two steps, so that the costly one is rare:
    changes of scale and of spread, and may be wrong.
 2. A *candidate* generation learns the same completions beside the present one, from nothing. It
    becomes the present one when its likelihood of completions, before they are counted, is higher
-   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
-   is what a new model predicts better, whatever its kind.
+   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So every
+   change counts that a new model predicts better, of any kind.
 
-Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
-remain above :data:`_WIN` without the client who contributes most, so that no client begins a
-generation for the others. Time is counted in completions; nothing is random.
+Without a change an old generation has learned more than a new one, so a candidate loses. Its gain
+must remain above :data:`_WIN` without the client that contributes most, so that no client begins a
+generation for the other clients. Time is counted in completions; nothing is random.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SETTLED: Final = 150
 _WIN: Final = 8.0
 """Nats by which a candidate must be better."""
 _CLIP: Final = 3.0
-"""Most nats that one completion adds or takes in a trial."""
+"""Most nats that one completion adds or subtracts in a trial."""
 _HOPELESS: Final = 80, -0.4
 """Completions of a trial, and mean nats of each, with which it ends early."""
 _TRIAL: Final = 200
@@ -94,11 +94,11 @@ class _Trial:
         else:
             self.support[client] = self.support.get(client, 0.0) + gain
 
-    def is_won(self, *, is_alone: bool) -> bool:
-        """Return True if the candidate is better; ``is_alone``: there is only one client."""
+    def is_won(self, *, has_one_client: bool) -> bool:
+        """Return True if the candidate is better, even without the client that gains most."""
         if self.gain <= _WIN:
             return False
-        return is_alone or self.gain - max(self.support.values()) > _WIN
+        return has_one_client or self.gain - max(self.support.values()) > _WIN
 
     def is_lost(self) -> bool:
         """Return True if the candidate is not getting better."""
@@ -175,7 +175,7 @@ class Regimes:
         return [*older, record.trial.number] if record.trial else older
 
     def watch(
-        self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
+        self, model: int, client: int, u: float, gains: list[float], *, has_one_client: bool
     ) -> bool:
         """Compare a completion with its prediction, and switch the generation if needed.
 
@@ -185,10 +185,10 @@ class Regimes:
             u: predicted probability of lengths up to the actual one.
             gains: log likelihood of the completion under each of :meth:`rivals`, less that under
                 the present generation, nats.
-            is_alone: True if no other client is known.
+            has_one_client: True if no other client is known.
 
         Returns:
-            True if the present generation is another one now.
+            True if the present generation was replaced.
         """
         record = self._models.get(model)
         if record is None:
@@ -200,7 +200,7 @@ class Regimes:
         record.change.add(u)
         if record.trial:
             record.trial.add(client, gains[-1])
-            if self._is_won(model, record, record.trial, is_alone=is_alone):
+            if self._is_won(model, record, record.trial, has_one_client=has_one_client):
                 return True
         elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
             record.newest += 1
@@ -219,9 +219,9 @@ class Regimes:
         record = self._models[model] = _Model()
         return record
 
-    def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
+    def _is_won(self, model: int, record: _Model, trial: _Trial, *, has_one_client: bool) -> bool:
         """End a trial if it is decided; return True if it was won."""
-        if trial.is_won(is_alone=is_alone):
+        if trial.is_won(has_one_client=has_one_client):
             record.trial, record.lost = None, 0
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
@@ -312,8 +312,8 @@ class Regimes:
             kept[i, : len(record.kept)] = record.kept
             better[i, : len(record.kept)] = record.better
         counts = [
-            (key, each.newest, each.seen, each.since, each.lost)
-            for key, each in self._models.items()
+            (key, record.newest, record.seen, record.since, record.lost)
+            for key, record in self._models.items()
         ]
         return {
             "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 5), LARGEST_KEY),
@@ -340,7 +340,7 @@ class Regimes:
         counts = checked(state, "models", np.int64, (None, 5), 0, LARGEST_KEY)
         size = len(counts)
         if (counts[:, 1:] > MOST).any() or (counts[:, 4] > _MOST_LOST).any():
-            raise ValueError("'models' holds counts that cannot be")
+            raise ValueError("'models' holds impossible counts")
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
         better = checked(state, "better", np.float64, (size, KEPT), 0.0, 3.0 * _RETURN + 1.0)
         recent = checked(state, "recent", np.int64, (size, BINS), 1, RECENT)
@@ -356,9 +356,9 @@ class Regimes:
             trial = trials[i]
             tried = [trial.number] if trial else []
             if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
-                raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
+                raise ValueError("'models', 'kept' and 'trial' hold impossible generations")
             if since > seen:
-                raise ValueError("'models' tells of completions that cannot be")
+                raise ValueError("'models' counts more completions since a change than in all")
             models[key] = _Model(
                 kept=named,
                 newest=newest,
@@ -389,18 +389,18 @@ def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
     none = trial[:, 0] == 0
     if trial[none].any() or gains[none].any():
-        raise ValueError("'trial' or 'gains' of a candidate that is none")
+        raise ValueError("'trial' or 'gains' holds values where there is no candidate")
     if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
-        raise ValueError("'gains' or 'support' of a trial that cannot be")
+        raise ValueError("'gains' or 'support' of an impossible trial")
     trials = [
         _Trial(number, seen, balance, gain) if number else None
         for (number, seen), (balance, gain) in zip(trial.tolist(), gains.tolist(), strict=True)
     ]
     for (row, client), part in zip(support.tolist(), nats, strict=True):
-        each = trials[row]
-        if each is None or client in each.support:
+        candidate = trials[row]
+        if candidate is None or client in candidate.support:
             raise ValueError("'support' of no trial, or of one client twice")
-        each.support[client] = part
-    if any(each and each.gain > 0.0 and not each.support for each in trials):
+        candidate.support[client] = part
+    if any(one and one.gain > 0.0 and not one.support for one in trials):
         raise ValueError("'gains' of no client")
     return trials

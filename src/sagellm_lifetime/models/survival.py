@@ -79,15 +79,9 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        from sagellm_lifetime.models.history_rows import completions
+        from sagellm_lifetime.models.history_rows import scored_completions
 
-        rows = list(completions(older, context, None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([censored for _, _, censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        self.tables.learn_many(
-            features, [observed.session for observed, _, _ in rows], lengths, censored
-        )
+        self.tables.learn_many(*scored_completions(self.prompts, older, context, None))
 
     @property
     def changes(self) -> int:

@@ -275,15 +275,18 @@ class NetworkModel(LengthModel):
         Raises:
             MissingExtraError: PyTorch is not installed.
         """
+        from sagellm_lifetime.models.history_rows import scored_completions
+
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        scores = self._prompt_scores(older)
+        features = scored_completions(self.prompts, older, Context(), None).features
+        scores = [one.prompt_score for one in features]
         history = History(self.read, self.tables, context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
         for _ in history.samples(skipped, None, scores):
             pass
-        rest = scores[len(skipped) :]
-        samples = list(history.samples(older.slice(len(skipped)), progress, rest))
+        trained = older.slice(len(skipped))
+        samples = list(history.samples(trained, progress, scores[len(skipped) :]))
         trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
@@ -293,16 +296,6 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
-
-    def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
-        """Fit the prompt score; return that of each row out of fold, ``None`` without content."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(frame, Context(), None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        return [one.prompt_score for one in features]
 
     # -- replacement -------------------------------------------------------------------------
 
