@@ -2,7 +2,7 @@
 
 The table learns from every completion at once; the network reads the sequence of evidence and
 corrects the hazards of the table (see ``networks.head``). An untrained network changes nothing. The
-network runs when there is new evidence; until then a prediction is a look-up.
+network runs when there is new evidence; otherwise a prediction reads the stored row.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class NetworkModel(LengthModel):
 
     Args:
         online: ``"inline"`` takes gradient steps inside :meth:`learn`, a few every 8 completions
-            (10–40 ms each round; needs PyTorch, without it only the table learns); ``"off"``
+            (10–40 ms per round; needs PyTorch, without it only the table learns); ``"off"``
             leaves the weights as fitted. The table always learns.
         epochs: maximum number of passes over the history in :meth:`fit`.
         options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
@@ -103,7 +103,7 @@ class NetworkModel(LengthModel):
         self.runner: Runner | None = None
         """Runner of the network; ``None`` before it was trained."""
         self.share = Share()
-        """Share of the corrections that is applied, 0 where the table alone predicts better."""
+        """Share of the corrections that is applied, 0 if the table predicts better without them."""
         self.training: dict[str, float] = {}
         """Held-out losses before and after the fit, nats per sequence."""
         self.log: Log | None = None
@@ -221,8 +221,8 @@ class NetworkModel(LengthModel):
             self._trainer, self._refused_in_row = None, 0
 
     def _train_inline(self) -> None:
-        lessons = self.lessons + 1
-        if lessons % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
+        completions = self.lessons + 1
+        if completions % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
             return
         if self._trainer is None:
             rate = 3e-3 if self.weights is None else 3e-4
@@ -231,7 +231,7 @@ class NetworkModel(LengthModel):
             except MissingExtraError:
                 self.options["online"] = "off"
                 return
-        rounds = 8 if lessons < 256 and not self.training else 2
+        rounds = 8 if completions < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds
@@ -255,7 +255,7 @@ class NetworkModel(LengthModel):
         return Trainer(build, weights, seed=self.options["seed"], **options)
 
     def use(self, weights: Weights | None) -> None:
-        """Use these weights from now on, or the table alone for ``None``.
+        """Use these weights from now on, or the table without corrections for ``None``.
 
         Raises:
             ValueError: the weights are of another network.
