@@ -103,7 +103,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def held_exclusively(path: Path) -> Iterator[bool]:
     """Lock a file or folder for the block; yield True if no other process holds it.
 
-    Yield False also if it is gone, another user's, or on a file system without locks.
+    Yield False also if it was removed, is another user's, or is on a file system without locks.
     """
     try:
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
@@ -120,7 +120,7 @@ def held_exclusively(path: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders of ``path`` whose writers are gone."""
+    """Remove temporary files and folders of ``path`` whose writers have ended."""
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{_SUFFIX}")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:

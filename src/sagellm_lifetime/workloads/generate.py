@@ -124,7 +124,7 @@ def prefix_hashes(drawn: Draws) -> pl.Series:
     """Return the ids of each request's prompt blocks of 512 tokens, as in Mooncake's trace.
 
     Block 0 (the system prompt) is shared by all requests, the full blocks by the turns of a
-    conversation; the last block belongs to its turn alone. Ids mean nothing beyond being equal.
+    conversation; the last block belongs to its turn only. Ids have no meaning except equality.
     """
     if drawn.session is None:
         raise ValueError("prefix blocks need conversations")
