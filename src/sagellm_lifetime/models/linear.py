@@ -84,11 +84,7 @@ class LinearModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         self._learn(feedback)
-        evidence = feedback.evidence
-        if not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        self.prompts.learn_served(feedback)
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""

@@ -28,6 +28,7 @@ from sagellm_lifetime.core.checked import MOST, checked
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.base import Feedback
 from sagellm_lifetime.models.context import ObservedRequest
 
 _BUCKETS: Final = 1 << TERM_BITS
@@ -97,6 +98,17 @@ class PromptScore:
             if regression is None:
                 regression = self._regressions[kind] = _Regression()
             regression.step(buckets, value - mean, at_least=censored)
+
+    def learn_served(self, feedback: Feedback) -> None:
+        """Learn from a sequence of the service, and ignore a replayed one.
+
+        A replay calibrates, so no score may have been learned from a sample of the same prompt.
+        """
+        if not feedback.replayed:
+            evidence = feedback.evidence
+            self.learn(
+                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
 
     def fit(
         self, requests: Sequence[ObservedRequest], lengths: np.ndarray, censored: np.ndarray

@@ -65,11 +65,8 @@ class SurvivalModel(LengthModel):
         evidence = feedback.evidence
         completed = evidence.features, evidence.session, feedback.length
         is_fair = self.tables.learn(*completed, censored=feedback.censored)
-        # A replay calibrates, so no score may have been learned from a sample of the same prompt.
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        if is_fair:
+            self.prompts.learn_served(feedback)
 
     def fit(
         self,

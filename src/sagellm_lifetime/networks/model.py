@@ -174,10 +174,8 @@ class NetworkModel(LengthModel):
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        if is_fair:
+            self.prompts.learn_served(feedback)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)

@@ -77,9 +77,8 @@ def conversations(profile: Profile, sessions: Sessions, rng: np.random.Generator
         output[is_member] = member.joint.outputs(prompt[is_member], output_uniform[is_member])
     arrival = _turn_times(sessions, rng, sizes, turn)
     order = np.argsort(arrival, kind="stable")
-    if (
-        profile.gap_mean_s is not None
-    ):  # keep the order of the turns, with the arrival times of the service
+    if profile.gap_mean_s is not None:
+        # The order of the turns is kept, with the arrival times of the service.
         times = _arrivals(profile, rng, n)
         arrival[order] = times
     return Draws(
