@@ -1,7 +1,7 @@
 """Read the rows of a query from a database: PostgreSQL through ADBC, SQLite with Python's own.
 
 A database is named by its address, ``postgresql://user@host/name`` or ``sqlite:///file.db``. The
-query may only read: in a transaction of PostgreSQL that says so, and with SQLite's authorizer,
+query may only read: in a read-only transaction of PostgreSQL, and with SQLite's authorizer,
 since a file opened read-only still takes ``ATTACH`` and ``VACUUM INTO``. A password is never part
 of a name or of a message; it need not stand in the address, since libpq reads ``PGPASSWORD`` and
 ``~/.pgpass``.

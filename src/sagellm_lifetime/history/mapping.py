@@ -1,7 +1,7 @@
 """Map history columns to paths in a log of any form: ``actual_length=usage.completion_tokens``.
 
 A mapping is written on the command line, as a Python dict, or in a small TOML file. A path has dots
-between keys and ``[0]`` for places in lists. A time may say its unit: ``actual_time=latency@ms``.
+between keys and ``[0]`` for places in lists. A time may have a unit: ``actual_time=latency@ms``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.history.times import NAMES
 
 TIMES: Final = ("arrival_time", "end_time", "actual_time")
-"""Columns that may say a unit."""
+"""Columns that may have a unit."""
 EXTRA: Final = ("end_time", "reasoning_tokens")
 """Targets that become history columns: the end of the answer, and tokens counted apart."""
 TARGETS: Final = (*HISTORY_SCHEMA, *EXTRA)

@@ -72,7 +72,7 @@ class History:
         problems: the first bad rows, as ``"file line 7: actual_length is NaN"``.
         kinds: number of bad rows of each kind.
         cap_reached: number of rows that give no finish reason and end exactly at their own
-            ``max_length``, whatever they were counted as.
+            ``max_length``, counted as either reason.
         notes: lines for the user: what was understood, assumed or not read.
         left_out: requests of a foreign log that a history cannot hold, by the reason.
         ignored: columns that were not read.
@@ -252,7 +252,7 @@ def read_as(
             layout = NATIVE if form or mapped else layout_for(path, layouts)
             frames.append(validate_file(path, layout, wanted, findings, form, mapped))
         except EmptyHistoryError as error:
-            empty = error  # one of many may be empty, say a recorder's newest
+            empty = error  # one of many may be empty, such as a recorder's newest
         except MissingColumnError:
             # A folder of logs may also hold settings and reports.
             if len(paths) == 1 or kind_of(path) != "json":

@@ -23,7 +23,7 @@ _FIXED: Final = 0.5
 _MAX_RATE: Final = 5000.0
 """Requests a second above which the unit of the arrival times is in doubt."""
 _LEAST: Final = 20
-"""Rows below which shares say nothing."""
+"""Rows below which shares mean nothing."""
 _INDENT: Final = 10
 
 

@@ -20,7 +20,7 @@ from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -108,8 +108,6 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import scored_completions
-
         rows = scored_completions(self.prompts, older, context, progress)
         evidence = map(Evidence, rows.features, rows.sessions)
         feedback = zip(evidence, rows.lengths.tolist(), rows.censored.tolist(), strict=True)

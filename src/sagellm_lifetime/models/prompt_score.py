@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import log1p, sqrt
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,11 @@ from sagellm_lifetime.core.checked import MOST, checked
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.models.base import Feedback
-from sagellm_lifetime.models.context import ObservedRequest
+from sagellm_lifetime.models.base import Feedback, Progress
+from sagellm_lifetime.models.context import Context, ObservedRequest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _BUCKETS: Final = 1 << TERM_BITS
 _RIDGE: Final = 2.0
@@ -170,6 +173,46 @@ class PromptScore:
                 regressions[kind] = _Regression()
                 regressions[kind].restore(state, f"{kind.value}.")
         self._means, self._regressions = means, regressions
+
+
+class ScoredCompletions(NamedTuple):
+    """Completions of a history in time order, with prompt scores out of fold.
+
+    Attributes:
+        features: features of the requests with prompt scores, length ``N``.
+        sessions: keys of their sessions, 0 for none, length ``N``.
+        lengths: generated tokens, int64 of shape ``(N,)``.
+        censored: True where the length is only a lower bound, shape ``(N,)``.
+    """
+
+    features: list[RequestFeatures]
+    sessions: list[int]
+    lengths: np.ndarray
+    censored: np.ndarray
+
+
+def scored_completions(
+    prompts: PromptScore,
+    frame: pl.DataFrame,
+    context: Context,
+    progress: Progress | None,
+) -> ScoredCompletions:
+    """Fit a prompt score on the rows of a history; return the rows with scores out of fold.
+
+    Args:
+        prompts: an unfitted prompt score, which is fitted.
+        frame: checked rows, in time order.
+        context: learns all rows.
+        progress: called with the name of the step and the share done; ``None`` for no calls.
+    """
+    from sagellm_lifetime.models.history_rows import completions
+
+    rows = list(completions(frame, context, progress))
+    lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
+    is_censored = np.array([is_bound for _, _, is_bound in rows], dtype=bool)
+    requests = [observed for observed, _, _ in rows]
+    features = prompts.fit(requests, lengths, is_censored)
+    return ScoredCompletions(features, [one.session for one in requests], lengths, is_censored)
 
 
 class _Regression:

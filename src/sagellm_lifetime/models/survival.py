@@ -12,7 +12,7 @@ from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -76,8 +76,6 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        from sagellm_lifetime.models.history_rows import scored_completions
-
         self.tables.learn_many(*scored_completions(self.prompts, older, context, None))
 
     @property

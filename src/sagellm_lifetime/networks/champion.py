@@ -2,9 +2,9 @@
 
 New weights of a network are a *challenger*. Champion and challenger are scored side by side on
 completions that neither was trained on: the log loss of the length, a cut-off one as survival. The
-challenger replaces the champion if a one-sided test of non-inferiority says so: the mean of the
-paired differences plus ``Z`` standard errors is at most :data:`MARGIN`. The test is run after each
-of :data:`TESTED_AT` completions, and ``Z`` is the normal quantile of 5 % divided by the number of
+challenger replaces the champion if it passes a one-sided test of non-inferiority: the mean of
+the paired differences plus ``Z`` standard errors is at most :data:`MARGIN`. It is run after each of
+:data:`TESTED_AT` completions, and ``Z`` is the normal quantile of 5 % divided by the number of
 tests (Bonferroni), so weights that are worse by the margin are accepted with a chance of 5 % at
 most. Weights that are not accepted in the last test, or clearly worse in an earlier one, are
 refused.

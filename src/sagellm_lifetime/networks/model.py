@@ -29,7 +29,7 @@ from sagellm_lifetime.features.evidence import (
 )
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
@@ -273,8 +273,6 @@ class NetworkModel(LengthModel):
         Raises:
             MissingExtraError: PyTorch is not installed.
         """
-        from sagellm_lifetime.models.history_rows import scored_completions
-
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
         features = scored_completions(self.prompts, older, Context(), None).features

@@ -483,7 +483,7 @@ class Predictor(Predicting):
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.
 
-        Takes no lock, and lets other threads run between pieces of work.
+        No lock is held, and the GIL is released between pieces of work.
 
         Raises:
             ValueError: as of :meth:`restore`.

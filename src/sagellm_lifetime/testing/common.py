@@ -125,7 +125,7 @@ def questions(name: str = "q") -> list[PredictionRequest]:
         make_request(f"{name}0", 0, 512, client_id="c0", model="m0"),
         make_request(f"{name}1", 0, None, client_id="c3", session_id="s1"),
         make_request(f"{name}2", 17, 600, client_id="c1", prompt_length=40),
-        make_request(f"{name}3", 300, 65_535, client_id="nobody"),
+        make_request(f"{name}3", 300, 65_535, client_id="unknown"),
         make_request(f"{name}4", 0, None),
         make_request(f"{name}5", 5000, None, client_id="c2"),
         make_request(f"{name}6", 511, 512),

@@ -136,7 +136,7 @@ def check_interrupted_fit_changes_nothing(make: Make) -> None:
 
     with suppress(KeyboardInterrupt):
         predictor.fit(history(), progress=interrupt)
-    assert steps < 2 or what_is_known(predictor) == known, "half a fit is left behind"
+    assert steps < 2 or what_is_known(predictor) == known, "a part of the fit was kept"
 
 
 def check_fit_is_deterministic(make: Make) -> None:

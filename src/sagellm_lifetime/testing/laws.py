@@ -22,7 +22,7 @@ from sagellm_lifetime.testing.common import (
 
 _ages = st.one_of(st.integers(0, 40), st.integers(0, 3000), st.just(10**6))
 _rooms = st.one_of(st.none(), st.integers(1, 50), st.integers(1, 5000), st.just(10**7))
-_clients = st.sampled_from(["c0", "c3", "nobody"])
+_clients = st.sampled_from(["c0", "c3", "unknown"])
 
 
 def _distribution(

@@ -1,7 +1,7 @@
 """Histograms that workloads are drawn from: lengths jointly, sizes and gaps separately.
 
 The joint one is sampled by its inverse distribution functions. Drawing from uniforms that the
-caller supplies (instead of from a generator) lets a session give its turns correlated uniforms
+caller supplies (instead of from a generator) allows correlated uniforms within a session
 while the marginals stay exactly those of the histogram.
 """
 

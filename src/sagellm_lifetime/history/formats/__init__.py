@@ -100,7 +100,7 @@ def format_named(name: str) -> type[Format]:
 
 
 def recognise(sample: Sample) -> type[Format] | None:
-    """Return the format of a log by its beginning, None where it is of none."""
+    """Return the format of a log by its beginning, None if it has no known format."""
     return next((form for form in all_formats().values() if form.recognises(sample)), None)
 
 

@@ -2,8 +2,8 @@
 
 Where ``actual_length`` is mapped, the record is read by the mapping and by columns that have a
 history's own names. Where it is not, the log must be of a known format, and the mapped columns
-replace those of that format. The unit of a time is what the mapping says, else what its name says,
-else what its type and size say, and always noted.
+replace those of that format. The unit of a time is that of the mapping, else of its name, else
+inferred from its type and size, and always noted.
 """
 
 from __future__ import annotations
