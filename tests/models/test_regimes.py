@@ -90,7 +90,7 @@ def evenly(regimes: Regimes, n: int, model: int = 0, gain: float = -0.2, start: 
     switches = 0
     for i in range(start, start + n):
         gains = [gain] * len(regimes.rivals(model))
-        switches += regimes.watch(model, i % 5, i * 0.618 % 1.0, gains, is_alone=False)
+        switches += regimes.watch(model, i % 5, i * 0.618 % 1.0, gains, has_one_client=False)
     return switches
 
 
@@ -98,14 +98,20 @@ def tried(regimes: Regimes, model: int = 0) -> None:
     """Watch outcomes in one place of the distribution until there is a candidate."""
     while not regimes.candidates(model):
         gains = [-0.2] * len(regimes.rivals(model))
-        regimes.watch(model, 0, 0.9, gains, is_alone=False)
+        regimes.watch(model, 0, 0.9, gains, has_one_client=False)
 
 
-def win(regimes: Regimes, model: int = 0, clients: int = 5, *, is_alone: bool = False) -> bool:
+def win(
+    regimes: Regimes, model: int = 0, clients: int = 5, *, has_one_client: bool = False
+) -> bool:
     """Return True if the candidate wins in fifty completions that it predicts better."""
     return any(
         regimes.watch(
-            model, i % clients, 0.9, [*[-0.2] * len(regimes.older(model)), 1.0], is_alone=is_alone
+            model,
+            i % clients,
+            0.9,
+            [*[-0.2] * len(regimes.older(model)), 1.0],
+            has_one_client=has_one_client,
         )
         for i in range(50)
         if regimes.candidates(model)
@@ -121,7 +127,7 @@ def switched(regimes: Regimes, model: int = 0) -> None:
 def test_no_trial_begins_before_a_generation_is_settled():
     regimes = Regimes()
     for i in range(140):
-        assert not regimes.watch(0, 0, 0.5 if i < 70 else 0.9, [], is_alone=True)
+        assert not regimes.watch(0, 0, 0.5 if i < 70 else 0.9, [], has_one_client=True)
     assert regimes.trials == 0
 
 
@@ -135,7 +141,7 @@ def test_a_candidate_wins_by_what_it_predicts_better_and_not_by_one_client():
     assert (regimes.present(0), regimes.older(0), regimes.candidates(0)) == (1, [0], [2])
     evenly(regimes, 200)
     tried(regimes)
-    assert win(regimes, clients=1, is_alone=True), "there are no others"
+    assert win(regimes, clients=1, has_one_client=True), "there are no others"
 
 
 def test_a_candidate_that_stays_behind_is_dropped_and_the_next_one_needs_a_clearer_sign():
@@ -144,7 +150,7 @@ def test_a_candidate_that_stays_behind_is_dropped_and_the_next_one_needs_a_clear
     for number in (1, 2):
         before = regimes.trials
         for i in range(400):
-            regimes.watch(0, i % 5, 0.9, [-0.5] * len(regimes.rivals(0)), is_alone=False)
+            regimes.watch(0, i % 5, 0.9, [-0.5] * len(regimes.rivals(0)), has_one_client=False)
             if regimes.trials > before:
                 needed.append(i)
                 break
@@ -262,7 +268,7 @@ def test_an_older_generation_is_taken_up_again():
     switched(regimes)
 
     def watch(*gains: float) -> bool:
-        return regimes.watch(0, 0, 0.5, list(gains), is_alone=False)
+        return regimes.watch(0, 0, 0.5, list(gains), has_one_client=False)
 
     oldest, older = regimes.older(0)
     assert not any(watch(0.2, 0.0) for _ in range(148)), "it has a start"

@@ -12,16 +12,16 @@ A new generation begins in two steps, so that the costly one is rare:
    changes of scale and of spread, and may be wrong.
 2. A *candidate* generation learns the same completions beside the present one, from nothing. It
    becomes the present one when its likelihood of completions, before they are counted, is higher
-   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
-   is what a new model predicts better, whatever its kind.
+   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So every
+   change counts that a new model predicts better, of any kind.
 
 A candidate that has learned long before the change predicts a mixture, too. So when one that is
 not young begins to win, a *fresh* one begins beside it. If the trial is won, the fresh one is the
 candidate of the next, which begins at once.
 
-Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
-remain above :data:`_WIN` without the client who contributes most, so that no client begins a
-generation for the others. Time is counted in completions; nothing is random.
+Without a change an old generation has learned more than a new one, so a candidate loses. Its gain
+must remain above :data:`_WIN` without the client that contributes most, so that no client begins a
+generation for the other clients. Time is counted in completions; nothing is random.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SETTLED: Final = 150
 _WIN: Final = 8.0
 """Nats by which a candidate must be better."""
 _CLIP: Final = 3.0
-"""Most nats that one completion adds or takes in a trial."""
+"""Most nats that one completion adds or subtracts in a trial."""
 _HOPELESS: Final = 80, -0.4
 """Completions of a trial, and mean nats of each, with which it ends early."""
 _TRIAL: Final = 200
@@ -109,11 +109,11 @@ class _Trial:
         """Return True if a fresh candidate must begin."""
         return not self.fresh and self.seen > _STALE and self.gain > _BEGINS
 
-    def is_won(self, *, is_alone: bool) -> bool:
-        """Return True if the candidate is better; ``is_alone``: there is only one client."""
+    def is_won(self, *, has_one_client: bool) -> bool:
+        """Return True if the candidate is better, even without the client that gains most."""
         if self.gain <= _WIN:
             return False
-        return is_alone or self.gain - max(self.support.values()) > _WIN
+        return has_one_client or self.gain - max(self.support.values()) > _WIN
 
     def is_lost(self) -> bool:
         """Return True if the candidate is not getting better."""
@@ -193,7 +193,7 @@ class Regimes:
         return [*older, record.trial.number] if record.trial else older
 
     def watch(
-        self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
+        self, model: int, client: int, u: float, gains: list[float], *, has_one_client: bool
     ) -> bool:
         """Compare a completion with its prediction, and switch the generation if needed.
 
@@ -203,10 +203,10 @@ class Regimes:
             u: predicted probability of lengths up to the actual one.
             gains: log likelihood of the completion under each of :meth:`rivals`, less that under
                 the present generation, nats.
-            is_alone: True if no other client is known.
+            has_one_client: True if no other client is known.
 
         Returns:
-            True if the present generation is another one now.
+            True if the present generation was replaced.
         """
         record = self._models.get(model)
         if record is None:
@@ -218,7 +218,7 @@ class Regimes:
         record.change.add(u)
         if record.trial:
             self._follow(model, record, record.trial, client, gains[-1])
-            if self._is_won(model, record, record.trial, is_alone=is_alone):
+            if self._is_won(model, record, record.trial, has_one_client=has_one_client):
                 return True
         elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
             record.newest += 1
@@ -247,9 +247,9 @@ class Regimes:
             self._drop(model, trial.fresh)
             trial.fresh = 0
 
-    def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
+    def _is_won(self, model: int, record: _Model, trial: _Trial, *, has_one_client: bool) -> bool:
         """End a trial if it is decided; return True if it was won."""
-        if trial.is_won(is_alone=is_alone):
+        if trial.is_won(has_one_client=has_one_client):
             record.trial, record.lost = _Trial(trial.fresh) if trial.fresh else None, 0
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
@@ -344,8 +344,8 @@ class Regimes:
             kept[i, : len(record.kept)] = record.kept
             better[i, : len(record.kept)] = record.better
         counts = [
-            (key, each.newest, each.seen, each.since, each.lost)
-            for key, each in self._models.items()
+            (key, record.newest, record.seen, record.since, record.lost)
+            for key, record in self._models.items()
         ]
         return {
             "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 5), LARGEST_KEY),
@@ -374,7 +374,7 @@ class Regimes:
         counts = checked(state, "models", np.int64, (None, 5), 0, LARGEST_KEY)
         size = len(counts)
         if (counts[:, 1:] > MOST).any() or (counts[:, 4] > _MOST_LOST).any():
-            raise ValueError("'models' holds counts that cannot be")
+            raise ValueError("'models' holds impossible counts")
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
         better = checked(state, "better", np.float64, (size, KEPT), 0.0, 3.0 * _RETURN + 1.0)
         recent = checked(state, "recent", np.int64, (size, BINS), 1, RECENT)
@@ -390,9 +390,9 @@ class Regimes:
             trial = trials[i]
             tried = [n for n in (trial.number, trial.fresh) if n] if trial else []
             if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
-                raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
+                raise ValueError("'models', 'kept' and 'trial' hold impossible generations")
             if since > seen:
-                raise ValueError("'models' tells of completions that cannot be")
+                raise ValueError("'models' counts more completions since a change than in all")
             models[key] = _Model(
                 kept=named,
                 newest=newest,
@@ -423,9 +423,9 @@ def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
     none = trial[:, 0] == 0
     if trial[none].any() or gains[none].any():
-        raise ValueError("'trial' or 'gains' of a candidate that is none")
+        raise ValueError("'trial' or 'gains' holds values where there is no candidate")
     if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
-        raise ValueError("'gains' or 'support' of a trial that cannot be")
+        raise ValueError("'gains' or 'support' of an impossible trial")
     trials = [
         _Trial(number, seen, balance, gain, fresh) if number else None
         for (number, seen, fresh), (balance, gain) in zip(
@@ -433,10 +433,10 @@ def _trials(state: Arrays, size: int) -> list[_Trial | None]:
         )
     ]
     for (row, client), part in zip(support.tolist(), nats, strict=True):
-        each = trials[row]
-        if each is None or client in each.support:
+        candidate = trials[row]
+        if candidate is None or client in candidate.support:
             raise ValueError("'support' of no trial, or of one client twice")
-        each.support[client] = part
-    if any(each and each.gain > 0.0 and not each.support for each in trials):
+        candidate.support[client] = part
+    if any(one and one.gain > 0.0 and not one.support for one in trials):
         raise ValueError("'gains' of no client")
     return trials
