@@ -1,4 +1,7 @@
-"""sageLLM's manager, control plane and optimizer with our predictor: a small trace, and why."""
+"""sageLLM's manager, control plane and optimizer with our predictor: a small trace, and why.
+
+python examples/sagellm_adapters.py
+"""
 
 import asyncio
 
