@@ -28,6 +28,7 @@ EVICTIONS = {
     "mooncake_conversation": (400_000, 1000),
     "claude_code": (1_000_000, 40),
     "azure_conv": (50_000, 1000),
+    "servegen_reasoning": (60_000, 600),
 }
 """Tokens of the pool; requests, or sessions, that are served."""
 RATIOS = (1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02)
@@ -61,8 +62,8 @@ def evictions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         def requests(name: str = name, served: pl.DataFrame = served, count: int = count) -> list:
             if name == "claude_code":
                 return eviction.sessions(served, np.random.default_rng(1), count, 20.0)
-            if name == "azure_conv":
-                return eviction.plain(served, count, 1.0)
+            if name in {"azure_conv", "servegen_reasoning"}:
+                return eviction.plain(served, count, 1.0 if name == "azure_conv" else 10.0)
             return eviction.prefixes(served, count, 6.0)
 
         # Claude Code's sessions are measured for hits; a run takes a minute.

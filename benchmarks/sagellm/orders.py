@@ -27,6 +27,7 @@ CASES = (
     "longest first, its own policy, our predictor",
     "longest first",
     "shortest first",
+    "shortest first, without a bound",
 )
 _START = datetime(2026, 1, 1)
 
@@ -39,8 +40,10 @@ def _manager(case: str) -> Any:
     manager.register_engine("engine", model_id="m", host="localhost", port=1)
     manager.update_engine_state("engine", EngineState.READY)
     if "its own" not in case:
-        order = {"arrival": Order.ARRIVAL, "shortest first": Order.SHORTEST_FIRST}
-        use_order(manager, order.get(case, Order.LONGEST_FIRST))
+        names = {"arrival": Order.ARRIVAL, "longest": Order.LONGEST_FIRST}
+        order = names.get(case.partition(" ")[0].strip(","), Order.SHORTEST_FIRST)
+        bound = {"most_overtaken": 10**9} if "without a bound" in case else {}
+        use_order(manager, order, **bound)
     return manager
 
 

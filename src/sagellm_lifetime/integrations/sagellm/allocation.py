@@ -209,7 +209,7 @@ class LifetimeAllocationPlanner:
         """Return the probability that each block due within the lead is used, falling."""
         count = max(-(-(self._lead - room) // self._block_size), 1)
         starts = room + self._block_size * np.arange(count)
-        chances = np.array([forecast.survival[i, gap_of(start + 1)] for start in starts])
+        chances = forecast.survival[i, [gap_of(float(start) + 1.0) for start in starts]]
         if request.max_length is not None:
             chances[starts >= request.max_length - request.current_length] = 0.0
         return chances

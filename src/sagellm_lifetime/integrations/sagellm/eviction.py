@@ -169,7 +169,7 @@ class LifetimeAwareEviction(EvictionStrategy):
     def _urgency(self, handle: Any) -> int:
         metadata = handle.metadata if isinstance(handle.metadata, Mapping) else {}
         priority = metadata.get("priority", 0)
-        return self._polarity.urgency(priority) if isinstance(priority, int | float) else 0
+        return self._polarity.urgency(int(priority)) if isinstance(priority, int | float) else 0
 
 
 def _may_go(handle: Any) -> bool:

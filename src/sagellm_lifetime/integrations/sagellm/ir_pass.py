@@ -67,7 +67,7 @@ class LifetimeIRPass(OptimizationPass):
         parts: dict[str, list[Any]] = {task.node_id: [] for task in tasks}
         others: list[Any] = []
         for node in ir.nodes:
-            owner = node.node_id if node.node_id in parts else getattr(node, "task_id", None)
+            owner = node.node_id if node.node_id in parts else getattr(node, "task_id", "")
             parts.get(owner, others).append(node)
         line = sorted(tasks, key=lambda task: (task.created_at, task.node_id))
         requests = [self._request(task, parts[task.node_id]) for task in line]
