@@ -74,7 +74,8 @@ def answer(runs: Runs) -> str:
     return (
         f"**Eviction by lifetime and reuse against LRU in sageLLM's `KVCacheManager`: "
         f"{'; '.join(said)}; in brackets against the same without predictions: most comes from "
-        f"knowing who runs, and the predictions add to it where answers are long. Pool memory that holds no token while somebody waits, against "
+        f"knowing who runs, and the predictions add to it where answers are long. Pool memory that "
+        f"holds no token while somebody waits, against "
         f"`max_tokens` and against the best single ratio: {'; '.join(kept)}. Mean latency of "
         f"shortest first and of longest first against arrival order: {'; '.join(ordered)}.**"
     )
