@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from common import DATA, code, load, read_lines, say
-from sagellm import page
+from sagellm_parts import page
 
 PARTS = ("eviction", "pool", "orders")
 EVICTIONS = {
@@ -43,7 +43,7 @@ ORDERED = ("azure_conv", "servegen_reasoning")
 
 def evictions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield each run of eviction and the function that does it."""
-    from sagellm import eviction
+    from sagellm_parts import eviction
 
     for name, (tokens, count) in EVICTIONS.items():
         frame = load(folder, name)
@@ -84,7 +84,7 @@ def evictions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def pools(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield each run of the pool and the function that does it."""
-    from sagellm import pool
+    from sagellm_parts import pool
     from sagellm_kv_cache import KVPool
 
     from sagellm_lifetime import create_predictor
@@ -124,7 +124,7 @@ def pools(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def orders(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield each run of an order and the function that does it."""
-    from sagellm import orders
+    from sagellm_parts import orders
 
     for name in ORDERED:
         frame = load(folder, name)
