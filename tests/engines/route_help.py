@@ -9,6 +9,7 @@ JSON = (b"content-type", b"application/json")
 STATS = {
     "engine": 0,
     "predictor": "survival",
+    "model_name": "m",
     "policy": "lifetime",
     "learning": True,
     "mode": "shadow",

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from engine_help import Engine, fitted, mixed_load
+from engine_help import MODEL, Engine, fitted, mixed_load
 from route_help import JSON, STATS, ask
 
 from sagellm_lifetime.cli.stats import block
@@ -126,9 +126,11 @@ def test_metrics_in_the_form_of_prometheus(metrics):
         assert family.documentation
         for sample in family.samples:
             assert sample.labels["engine"] == "0"
-            known = {"engine", "kind", "state", "predictor", "policy", "model"}
+            known = {"engine", "model_name", "kind", "state", "predictor", "policy", "model"}
             assert sample.labels.keys() <= known
-            values[sample.name, *sample.labels.values()] = sample.value
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == MODEL
+            values[sample.name, *labels.values()] = sample.value
     stats = engine.stats()
     prefix = "lifetime_predictor_"
     assert values[prefix + "predictions_total", "0"] == stats["total_predictions"] > 0

@@ -48,19 +48,31 @@ class LiveMixin(LifetimeMixin):
 
     def switch_on(self, settings: LiveSettings) -> None:
         """Start to predict, record and publish, in the mode of ``settings``."""
-        from sagellm_lifetime.vllm.build import make_live
+        from sagellm_lifetime.vllm.build import make_live, served_name
         from sagellm_lifetime.vllm.engine_state import PREDICTOR, EngineState
+        from sagellm_lifetime.vllm.live_view import LiveView
         from sagellm_lifetime.vllm.service import Service
+        from sagellm_lifetime.vllm.startup_line import startup_line
 
         rank = self.vllm_config.parallel_config.data_parallel_index
         state = EngineState(Path(settings.state), rank) if settings.state else None
         learned = state.folder / PREDICTOR if state is not None else None
         advisor, learner = make_live(self, settings, rank, learned)
-        self._service = Service(advisor, self.request_events, settings, state, learner, rank)
-        self._service.start(self.vllm_config.model_config)
+        events = self.request_events
+        who = events.adapter.who if events.adapter is not None else None
+        view = LiveView(self, advisor, who, self._now)
+        model_name = served_name(self.vllm_config)
+        self._service = Service(advisor, events, settings, state, learner, rank, view, model_name)
         if settings.mode != "off":
             advisor.set_mode("shadow")
         advisor.set_mode(settings.mode)  # refused if ``act`` is impossible; then shadow stays
+        self._service.start(self.vllm_config.model_config)
+        name = advisor.predictor.name if advisor.predictor is not None else None
+        folder = state.folder if state is not None else None
+        LOG.info(startup_line(settings, name, advisor.lessons, advisor.next_mode, folder))
+
+    def _now(self) -> float:
+        return self.clock()
 
     def shutdown(self) -> None:
         """Write the rest and shut vLLM down; a failure is only logged."""

@@ -13,10 +13,14 @@ from typing import Any, Final
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.guard import GuardedAdvisor
-from sagellm_lifetime.vllm.learner import IDLE, Learner
+from sagellm_lifetime.vllm.learner import IDLE, WEIGHTS, Learner
+from sagellm_lifetime.vllm.live_view import LiveView
 from sagellm_lifetime.vllm.periodic_thread import Job, PeriodicThread
+from sagellm_lifetime.vllm.published import DRIFT
 from sagellm_lifetime.vllm.request_events import RequestEvents
+from sagellm_lifetime.vllm.run_counts import RunCounts
 from sagellm_lifetime.vllm.settings import LiveSettings
+from sagellm_lifetime.vllm.termination import Termination
 
 _RECORD_S: Final = 0.5
 """Seconds between two writes of the record: with the time of a write, a killed process loses at
@@ -40,6 +44,8 @@ class Service:
         state: folder for the statistics; ``None`` for none.
         learner: learns from completions; ``None`` for none.
         rank: of the engine core.
+        live_view: what runs and waits; ``None`` for none.
+        model_name: under which the model is served.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class Service:
         state: EngineState | None,
         learner: Learner | None,
         rank: int,
+        live_view: LiveView | None = None,
+        model_name: str = "",
     ) -> None:
         self._advisor = advisor
         self._request_events = request_events
@@ -57,6 +65,10 @@ class Service:
         self._state = state
         self._learner = learner
         self._rank = rank
+        self._live_view = live_view
+        self._model_name = model_name
+        self._termination = Termination()
+        self._run_counts = RunCounts(self._continued(self._drift(), self._learner_counts()))
         # Two threads, so that a hanging disk under the record does not disable the mode switch.
         recorder = request_events.recorder
         self._writer = (
@@ -66,7 +78,7 @@ class Service:
         )
         jobs: list[Job] = []
         if learner is not None:
-            jobs.append(learner.watch)
+            jobs += [learner.watch, self._save_if_ending]
         if state is not None:
             jobs += [self._apply_mode_request, self._publish]
         if jobs:
@@ -74,7 +86,11 @@ class Service:
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
 
     def start(self, model_config: Any) -> None:
-        """Start the threads."""
+        """Start the threads, and publish for the first time, all counts being 0."""
+        if self._learner is not None:
+            self._termination.watch()
+        if self._jobs is not None:
+            self._jobs.round()
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
         Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
         for thread in (self._writer, self._jobs):
@@ -105,9 +121,11 @@ class Service:
         """Return the content of ``stats.json``: seconds, tokens, counts."""
         advisor, recorder = self._advisor, self._request_events.recorder
         breaker, agreement = advisor.breaker, advisor.agreement
+        drift, learner = self._drift(), self._learner_counts()
         return {
             "engine": self._rank,
             "time": time.time(),
+            "model_name": self._model_name,
             "predictor": advisor.predictor.name if advisor.predictor is not None else None,
             "policy": self._settings.policy,
             "learning": self._settings.learn,
@@ -116,8 +134,8 @@ class Service:
             "cannot_act": advisor.cannot_act,
             **(advisor.statistics.snapshot() if advisor.statistics is not None else {}),
             "lessons": advisor.lessons,
-            "drift": advisor.predictor.drift() if advisor.predictor is not None else {},
-            **(self._learner.counts() if self._learner is not None else IDLE),
+            "drift": drift,
+            **learner,
             "decisions": {
                 "admission": [agreement.admissions.made, agreement.admissions.differing],
                 "preemption": [agreement.preemptions.made, agreement.preemptions.differing],
@@ -135,7 +153,28 @@ class Service:
             "record_lost": recorder.lost if recorder is not None else 0,
             "record_waiting": recorder.waiting if recorder is not None else 0,
             "record_replaced": recorder.replaced if recorder is not None else 0,
+            "this_run": self._run_counts.update(self._continued(drift, learner)),
+            "live": self._live_view.snapshot() if self._live_view is not None else {},
         }
+
+    def _drift(self) -> dict[str, Any]:
+        predictor = self._advisor.predictor
+        return predictor.drift() if predictor is not None else {}
+
+    def _learner_counts(self) -> dict[str, Any]:
+        return self._learner.counts() if self._learner is not None else IDLE
+
+    def _continued(self, drift: dict[str, Any], learner: dict[str, Any]) -> dict[str, float | None]:
+        """Return the counts that go on from an earlier run, or may fall."""
+        return {
+            "lessons": self._advisor.lessons,
+            **{name: learner[name] for name in WEIGHTS},
+            **{f"drift_{name}": drift.get(name) for name in DRIFT},
+        }
+
+    def _save_if_ending(self) -> None:
+        if self._learner is not None and self._termination.is_requested:
+            self._learner.save_soon()
 
     def _load(self, model_config: Any) -> None:
         try:
