@@ -133,7 +133,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 (rate("unpredicted_total", "model_name"), "not predicted {{model_name}}"),
             ),
         ),
-        Panel("Mean error", "short", ((share("absolute_error_tokens_total", "scored_total"), CORE),),
+        Panel("Mean error", "short",
+              ((share("absolute_error_tokens_total", "scored_total"), CORE),),
               "Of the first prediction of what ended by itself, in tokens."),
         Panel(
             "Within 10 %, and confidence", "percentunit",
@@ -175,7 +176,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("On the way to the learner", "short", ((one("lessons_on_the_way"), CORE),)),
         Panel(
             "Record", "reqps",
-            ((rate("recorded_total"), CORE + " written"), (rate("record_lost_total"), CORE + " lost")),
+            ((rate("recorded_total"), CORE + " written"),
+             (rate("record_lost_total"), CORE + " lost")),
         ),
         Panel("Waiting to be recorded", "short", ((one("record_waiting"), CORE),)),
     ),

@@ -105,7 +105,9 @@ def test_every_query_follows_the_variables(dashboard, panels):
             selectors = re.findall(r"\{[^}]*\}", target["expr"])
             assert len(selectors) == len(METRIC.findall(target["expr"]))
             for selector in selectors:
-                assert 'namespace=~"$namespace",instance=~"$instance",model_name=~"$model"' in selector
+                assert (
+                    'namespace=~"$namespace",instance=~"$instance",model_name=~"$model"' in selector
+                )
     titles = [panel["title"] for panel in panels]
     assert len(titles) == len(set(titles))
 
@@ -226,7 +228,7 @@ def series(values):
     return [
         {
             "series": name.replace("%", where if "{%" in name else f",{where}"),
-            "values": said if " " not in said else said,
+            "values": said,
         }
         for name, said in values.items()
     ]
@@ -243,13 +245,14 @@ def test_alerts_fire_where_they_should_and_nowhere_else(rules, tmp_path):
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool: apt-get install prometheus")
+    firing = 'count(ALERTS{{alertname="{}",alertstate="firing"}}) or vector(0)'
     tests = [
         {
             "interval": "1m",
             "input_series": series(values),
             "promql_expr_test": [
                 {
-                    "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)',
+                    "expr": firing.format(alert),
                     "eval_time": "60m",
                     "exp_samples": [{"labels": "{}", "value": value}],
                 }

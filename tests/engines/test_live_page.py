@@ -1,14 +1,11 @@
 """The live page in a headless browser, over the statistics of a real scheduler."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 from engine_help import Engine, fitted, mixed_load
 from headless import Browser, chromium_path
-from route_help import JSON, request
+from route_help import http_server, request
 
 from sagellm_lifetime.vllm.live_view import MOST, clean
 
@@ -19,32 +16,8 @@ PHONE, DESK = (360, 740), (1200, 900)
 
 @pytest.fixture
 def server():
-    """The routes over HTTP; ``folder`` and ``key`` may be set."""
-    settings = SimpleNamespace(folder=None, key=None)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            path, _, query = self.path.partition("?")
-            headers = [JSON, *((k.lower().encode(), v.encode()) for k, v in self.headers.items())]
-            status, more, body = request(
-                settings.folder, "GET", path,
-                headers=headers, api_key=settings.key, query=query.encode(),
-            )  # fmt: skip
-            self.send_response(status)
-            for name, value in more.items():
-                self.send_header(name.decode(), value.decode())
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    settings.url = f"http://127.0.0.1:{http.server_address[1]}/lifetime"
-    yield settings
-    http.shutdown()
-    http.server_close()
+    with http_server() as made:
+        yield made
 
 
 @pytest.fixture
@@ -196,8 +169,8 @@ def test_the_page_follows_without_a_shift(server, browser, engine, size):
         engine.scheduler._service._jobs.round()
         waiting = len(live(engine)["queue"]) or "Nobody waits."
         browser.until(
-            "document.querySelectorAll('#queue tr').length == '{0}' || "
-            "document.getElementById('queue').textContent == '{0}'".format(waiting)
+            f"document.querySelectorAll('#queue tr').length == '{waiting}' || "
+            f"document.getElementById('queue').textContent == '{waiting}'"
         )
     loaded(engine)
     browser.until("document.querySelectorAll('#running tr').length > 1")
@@ -205,17 +178,85 @@ def test_the_page_follows_without_a_shift(server, browser, engine, size):
     assert browser.errors == []
 
 
+MORE = {
+    "decisions": {
+        "admission": [8, 2],
+        "preemption": [0, 0],
+        "act": {"admissions": 1200, "admissions_reordered": 300, "held_back_block_seconds": 12.5},
+        "shadow": {"recomputed_tokens": 77, "held_back_block_seconds": 3.0},
+    },
+    "switchback": {
+        "running": True, "period_s": 600.0, "arm": "act", "block_ends": 4e9, "pairs": 12,
+        "effects": {
+            "latency": {"unit": "s", "off": 4.2, "act": 3.7, "difference": -0.5,
+                        "low": -0.8, "high": 0.2, "p_value": 0.002, "pairs": 12},
+            "first_token": {},
+            "throughput": {"unit": HOSTILE, "off": 1, "act": 2, "difference": 1,
+                           "low": None, "high": None},
+        },
+    },
+    "outlook": {
+        "time": 1.0, "seconds_per_step": 0.02, "retry_after_s": 3,
+        "running_tokens": {"expected": 1500.5, "p90": 2000.0},
+        "done_s": {"p50": 4.0, "p95": 9.25},
+        "place_within": {"1": 0.25, "5": 0.9},
+    },
+}  # fmt: skip
+"""What a server also may answer."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_page_shows_decisions_switchback_and_outlook(server, browser, engine, size):
+    server.folder = engine.folder
+    server.change = lambda body: (
+        json.dumps({**json.loads(body), **MORE}).encode() if body[:1] == b"{" else body
+    )
+    browser.look(*size)
+    browser.open(server.url)
+    browser.until("document.querySelectorAll('#switchback tr').length == 2")
+    assert ["admissions", "1,200", "–"] in cells(browser, "decisions")
+    assert ["KV blocks held back × s", "12.50", "3"] in cells(browser, "decisions")
+    assert cells(browser, "switchback") == [
+        ["latency, s", "4.20", "3.70", "-0.500 (-0.800 … +0.200)"],
+        [f"throughput, {HOSTILE}", "1", "2", "+1"],
+    ]
+    note = browser.value("document.getElementById('switchback-note').textContent")
+    assert note.startswith("12 pairs of blocks so far; act is due for")
+    assert ["tokens to generate, of what runs", "1,501", "2,000"] in cells(browser, "ahead")
+    assert ["a newcomer runs within 5 s", "90 %", ""] in cells(browser, "ahead")
+    assert browser.value("document.documentElement.scrollWidth") == size[0]
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_the_page_survives_figures_that_are_not_as_they_should_be(server, browser, engine):
+    server.folder = engine.folder
+    wrong = {"decisions": [], "switchback": "x", "outlook": 3, "breaker": None, "mae": "1",
+             "engines": [None, {"live": {"running": 3, "ended": [[None, 1]], "positions": "x"}}],
+             "unreadable": "x"}  # fmt: skip
+    server.change = lambda body: (
+        json.dumps({**json.loads(body), **wrong}).encode() if body[:1] == b"{" else body
+    )
+    browser.open(server.url)
+    browser.until("document.getElementById('main')?.hidden === false")
+    assert cells(browser, "running") == [["Nothing runs."]]
+    assert browser.errors == []
+
+
 @pytest.mark.slow
 def test_the_page_asks_for_the_key(server, browser, engine):
     server.folder, server.key = engine.folder, ["secret"]
     browser.open(server.url)
-    browser.until("!document.getElementById('key').hidden")
-    enter = "document.getElementById('token').value = '{}'; document.querySelector('button').click()"
+    browser.until("document.getElementById('key')?.hidden === false")
+    enter = (
+        "document.getElementById('token').value = '{}'; document.querySelector('button').click()"
+    )
     browser.value(enter.format("wrong"))
     browser.until("document.getElementById('state').textContent == 'This is not the key.'")
     assert browser.value("document.getElementById('main').hidden")
     browser.value(enter.format("secret"))
-    browser.until("!document.getElementById('main').hidden")
+    browser.until("document.getElementById('main')?.hidden === false")
     assert browser.value("document.getElementById('key').hidden")
     assert browser.value("location.href") == server.url
 
@@ -224,7 +265,7 @@ def test_the_page_asks_for_the_key(server, browser, engine):
 def test_the_page_says_when_the_server_is_gone(server, browser, engine, tmp_path_factory):
     server.folder = engine.folder
     browser.open(server.url)
-    browser.until("!document.getElementById('main').hidden")
+    browser.until("document.getElementById('main')?.hidden === false")
     server.folder = tmp_path_factory.mktemp("empty")
     browser.until("document.getElementById('state').className == 'bad'")
     assert "no engine core" in browser.value("document.getElementById('state').textContent")

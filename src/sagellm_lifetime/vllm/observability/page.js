@@ -29,7 +29,7 @@ function row(cells) {
   for (const [content, kind] of cells) {
     const cell = element("td", content instanceof Node ? undefined : String(content), kind);
     if (content instanceof Node) cell.append(content);
-    else if (kind === "name") cell.title = content;
+    else if (kind.startsWith("name")) cell.title = content;
     made.append(cell);
   }
   return made;
@@ -81,8 +81,8 @@ function running(sequences, total) {
   at("n-running").textContent = total > sequences.length ? `${fixed(total)}, ${sequences.length} shown` : fixed(total);
   const most = Math.max(1, ...sequences.map((s) => Math.max(s.generated || 0, s.expected || 0, Math.min(s.high || 0, 3 * (s.expected || 0)))));
   fill("running", sequences.map((s) => row([
-    [s.id, "name"], [s.client ?? "–", "name"], [fixed(s.prompt), "n"], [progress(s, most), ""],
-    [fixed(s.generated), "n"], [fixed(s.expected ?? s.predicted), "n"], [fixed(s.seconds, 1), "n"],
+    [s.id, "name"], [progress(s, most), ""], [fixed(s.generated), "n"], [fixed(s.expected ?? s.predicted), "n"],
+    [s.client ?? "–", "name wide"], [fixed(s.prompt), "n wide"], [fixed(s.seconds, 1), "n wide"],
   ])), 7, "Nothing runs.");
 }
 
@@ -96,7 +96,7 @@ function queue(sequences, total, mode) {
     const text = moved === null ? "–" : moved > 0 ? `▲ ${moved}` : moved < 0 ? `▼ ${-moved}` : "·";
     return row([
       [i + 1, "n"], [text, `n ${moved > 0 ? "good" : moved < 0 ? "warn" : ""}`], [s.id, "name"],
-      [s.client ?? "–", "name"], [fixed(s.prompt), "n"], [fixed(s.predicted), "n"], [fixed(s.seconds, 1), "n"],
+      [fixed(s.predicted), "n"], [fixed(s.seconds, 1), "n"], [s.client ?? "–", "name wide"], [fixed(s.prompt), "n wide"],
     ]);
   }), 7, "Nobody waits.");
 }
@@ -146,58 +146,69 @@ function calibration(counts, groups) {
   ])), 4, "–");
 }
 
-// Names of figures that have one; others are shown under their own, with spaces.
-const NAMES = {
-  admission: "admissions in shadow", preemption: "preemptions in shadow",
-  recomputed_tokens: "tokens computed again", held_back_block_seconds: "KV blocks held back, × s",
-  overtaken: "sequences overtaken", overtaken_seconds: "time they waited on, s",
-  longest_overtaken_seconds: "longest of these waits, s",
-};
-const named = (key) => NAMES[key] ?? String(key).replaceAll("_", " ");
-const shown = (value) => isNumber(value) ? fixed(value, Number.isInteger(value) ? 0 : 2)
-  : value === null || value === undefined ? "–" : String(value);
-
-function flat(value, prefix = "") {
-  const found = [];
-  for (const [key, item] of Object.entries(object(value))) {
-    const name = prefix ? `${prefix}: ${named(key)}` : named(key);
-    if (list(item).length === 2 && item.every(isNumber)) found.push([name, `${shown(item[0])} … ${shown(item[1])}`]);
-    else if (Array.isArray(item)) found.push([name, item.map((part) => isNumber(part) || typeof part === "string" ? shown(part) : "…").join(", ")]);
-    else if (item && typeof item === "object") found.push(...flat(item, name));
-    else found.push([name, shown(item)]);
-  }
-  return found;
-}
+// Names of figures, in the order in which they are shown; one without a name here is not shown.
+const DONE = [
+  ["admissions", "admissions"], ["admissions_reordered", "of them, before an earlier one"],
+  ["overtaken", "sequences overtaken"], ["overtaken_seconds", "their further waits, s"],
+  ["longest_overtaken_seconds", "the longest of them, s"], ["preemptions", "preemptions"],
+  ["preemptions_differing", "of them, other victims than vLLM's"],
+  ["recomputed_tokens", "tokens computed again"],
+  ["held_back_block_seconds", "KV blocks held back × s"],
+];
+const EFFECTS = [["latency", "latency"], ["first_token", "first token"], ["throughput", "throughput"], ["preemptions", "preemptions"]];
+const figure = (value) => !isNumber(value) ? "–"
+  : fixed(value, Number.isInteger(value) || Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 1 ? 2 : 3);
+const signed = (value) => isNumber(value) && value > 0 ? `+${figure(value)}` : figure(value);
 
 function decisions(stats) {
-  const found = object(stats.decisions), rows = [];
-  for (const key of ["admission", "preemption"]) {
+  const found = object(stats.decisions), act = object(found.act), shadow = object(found.shadow), rows = [];
+  for (const [key, name] of [["admission", "admissions"], ["preemption", "preemptions"]]) {
     const [made, differing] = list(found[key]);
-    rows.push(row([[`${named(key)}: compared`, ""], [shown(made), "n"]]));
-    rows.push(row([[`${named(key)}: act would differ`, ""], [`${shown(differing)}${made ? ` (${percent(differing / made)})` : ""}`, "n"]]));
+    rows.push(row([[`${name} compared in shadow`, ""], ["", "n"], [figure(made), "n"]]));
+    rows.push(row([["of them, act would differ", ""], ["", "n"],
+      [`${figure(differing)}${made ? ` (${percent(differing / made)})` : ""}`, "n"]]));
   }
-  for (const mode of ["act", "shadow"]) {
-    for (const [name, value] of flat(found[mode])) rows.push(row([[`${mode}: ${name}`, ""], [value, "n"]]));
+  for (const [key, name] of DONE) {
+    if (isNumber(act[key]) || isNumber(shadow[key])) rows.push(row([[name, ""], [figure(act[key]), "n"], [figure(shadow[key]), "n"]]));
   }
-  fill("decisions", rows, 2, "–");
+  fill("decisions", rows, 3, "–");
 }
 
 function switchback(stats) {
-  const found = flat(stats.switchback);
-  at("switchback-note").textContent = found.length
-    ? "Blocks of off and act in random order, and the difference between them."
-    : "Not running: --lifetime-mode switchback alternates off and act, and measures the difference.";
-  fill("switchback", found.map(([name, value]) => row([[name, ""], [value, "n"]])), 2, "–");
+  const found = object(stats.switchback), effects = object(found.effects), seconds = found.block_ends - Date.now() / 1000;
+  const pairs = isNumber(found.pairs) ? `${fixed(found.pairs)} pairs of blocks so far` : "";
+  at("switchback-note").textContent = !("running" in found)
+    ? "Not used yet. It alternates off and act in random blocks, and measures the difference."
+    : found.running
+      ? `${pairs}; ${found.arm ?? "the first block"} is due${seconds > 0 ? ` for ${fixed(seconds / 60)} min more` : ""}. Difference: act less off, with its 95 % interval.`
+      : `${pairs}; it has ended. Difference: act less off, with its 95 % interval.`;
+  fill("switchback", EFFECTS.filter(([key]) => isNumber(object(effects[key]).difference)).map(([key, name]) => {
+    const effect = effects[key];
+    const range = isNumber(effect.low) && isNumber(effect.high) ? ` (${signed(effect.low)} … ${signed(effect.high)})` : "";
+    return row([[`${name}, ${effect.unit ?? ""}`, ""], [figure(effect.off), "n"], [figure(effect.act), "n"], [`${signed(effect.difference)}${range}`, "n"]]);
+  }), 4, "No pair of blocks is complete.");
 }
 
 function ahead(stats) {
-  const found = flat(stats.outlook);
-  at("ahead-section").hidden = !found.length;
-  fill("ahead", found.map(([name, value]) => row([[name, ""], [value, "n"]])), 2, "–");
+  const found = object(stats.outlook), rows = [];
+  const two = (name, part, keys) => {
+    const [first, second] = keys.map((key) => object(part)[key]);
+    if (isNumber(first)) rows.push(row([[name, ""], [figure(first), "n"], [figure(second), "n"]]));
+  };
+  two("tokens to generate, of what runs", found.running_tokens, ["expected", "p90"]);
+  two("tokens to generate, of what waits", found.waiting_tokens, ["expected", "p90"]);
+  two("most KV blocks at once", found.peak_blocks, ["expected", "p90"]);
+  two("seconds until what runs is done", found.done_s, ["p50", "p95"]);
+  for (const [within, probability] of Object.entries(object(found.place_within))) {
+    rows.push(row([[`a newcomer runs within ${within} s`, ""], [percent(probability), "n"], ["", "n"]]));
+  }
+  if (isNumber(found.retry_after_s)) rows.push(row([["retry after, s", ""], [figure(found.retry_after_s), "n"], ["", "n"]]));
+  at("ahead-section").hidden = !rows.length;
+  fill("ahead", rows, 3, "–");
 }
 
 function show(stats) {
-  const views = list(stats.engines).map((engine) => object(engine.live));
+  const views = list(stats.engines).map((engine) => object(object(engine).live));
   const all = (key) => views.flatMap((view) => list(view[key]));
   const added = (key, length) => views.reduce(
     (totals, view) => totals.map((total, i) => total + (list(view[key])[i] || 0)), Array(length).fill(0));
@@ -238,7 +249,7 @@ async function look() {
     return;
   }
   const trouble = body.learner_trouble || body.breaker_reason || list(body.unreadable)[0] || (body.stale ? "an engine core is silent" : "");
-  say(trouble ? String(trouble) : `${list(body.engines).map((e) => e.model_name).find(Boolean) || "one model"}, as of now`, Boolean(trouble));
+  say(trouble ? String(trouble) : `${list(body.engines).map((e) => object(e).model_name).find(Boolean) || "one model"}, as of now`, Boolean(trouble));
   at("main").hidden = false;
   show(body);
 }
