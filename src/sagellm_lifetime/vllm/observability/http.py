@@ -217,10 +217,11 @@ def stats(state: Path, live: bool = False) -> Answer:
     published = read_published(state)
     if not published.engines:
         return 503, {"error": _why_none(published.unreadable)}
-    if not live:
-        for engine in published.engines:
-            engine.pop("live", None)
+    views = [engine.pop("live") for engine in published.engines]
     answer: dict[str, Any] = without_paths(merge(published.engines, published.unreadable), state)
+    if live:  # as it is: names of clients may look like paths
+        for engine, view in zip(answer["engines"], views, strict=True):
+            engine["live"] = view
     return 200, answer
 
 
