@@ -65,15 +65,27 @@ class FirstPrediction:
         return min(max(below / by_itself, 0.0), 1.0) if by_itself > 0.0 else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A completion beside its first prediction: lengths in tokens, position from 0 to 1."""
+
+    predicted: int
+    confidence: float
+    length: int
+    position: float | None
+
+
 class RecentPredictions:
-    """The last completions that ended by themselves; one thread adds, any thread reads."""
+    """The last completions that ended by themselves: one thread adds, another one reads."""
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[FirstPrediction, int]] = deque(maxlen=KEPT)
+        self._new: deque[tuple[FirstPrediction, int]] = deque(maxlen=KEPT)
+        """Completions since the last reading, so that the adding thread computes nothing."""
+        self._scored: deque[_Scored] = deque(maxlen=KEPT)
 
     def add(self, first: FirstPrediction, length: int) -> None:
         """Add a completion of ``length`` tokens."""
-        self._ended.append((first, length))
+        self._new.append((first, length))
 
     def snapshot(self) -> dict[str, Any]:
         """Return the newest pairs of predicted and actual length, and the calibration.
@@ -83,28 +95,31 @@ class RecentPredictions:
         the confidence, the number of completions, the sum of confidences, and how many lengths were
         within 10 %.
         """
-        ended = list(self._ended.copy())
+        while self._new:
+            first, length = self._new.popleft()
+            position = first.position(length)
+            self._scored.append(_Scored(first.total, first.confidence, length, position))
+        scored = list(self._scored)
         return {
-            "ended": [[first.total, length] for first, length in ended[-SHOWN:]],
-            "positions": _tenths(ended),
-            "by_confidence": _by_confidence(ended),
+            "ended": [[each.predicted, each.length] for each in scored[-SHOWN:]],
+            "positions": _tenths(scored),
+            "by_confidence": _by_confidence(scored),
         }
 
 
-def _tenths(ended: Sequence[tuple[FirstPrediction, int]]) -> list[int]:
+def _tenths(scored: Sequence[_Scored]) -> list[int]:
     counts = [0] * _TENTHS
-    for first, length in ended:
-        position = first.position(length)
-        if position is not None:
-            counts[min(int(position * _TENTHS), _TENTHS - 1)] += 1
+    for each in scored:
+        if each.position is not None:
+            counts[min(int(each.position * _TENTHS), _TENTHS - 1)] += 1
     return counts
 
 
-def _by_confidence(ended: Sequence[tuple[FirstPrediction, int]]) -> list[list[float]]:
+def _by_confidence(scored: Sequence[_Scored]) -> list[list[float]]:
     groups = [[0, 0.0, 0] for _ in range(_BINS)]
-    for first, length in ended:
-        group = groups[min(int(first.confidence * _BINS), _BINS - 1)]
+    for each in scored:
+        group = groups[min(int(each.confidence * _BINS), _BINS - 1)]
         group[0] += 1
-        group[1] += first.confidence
-        group[2] += abs(first.total - length) <= TOLERANCE * length
+        group[1] += each.confidence
+        group[2] += abs(each.predicted - each.length) <= TOLERANCE * each.length
     return groups
