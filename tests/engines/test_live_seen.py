@@ -126,7 +126,7 @@ def test_metrics_in_the_form_of_prometheus(metrics):
         assert family.documentation
         for sample in family.samples:
             assert sample.labels["engine"] == "0"
-            known = {"engine", "kind", "state", "predictor", "policy", "model"}
+            known = {"engine", "kind", "state", "predictor", "policy", "model", "mode"}
             assert sample.labels.keys() <= known
             values[sample.name, *sample.labels.values()] = sample.value
     stats = engine.stats()

@@ -39,6 +39,12 @@ COUNTS: Final = (
     "record_replaced",
 )
 """Numbers that add up over engine cores; one that is missing or null is unknown."""
+COMPARED: Final = ("admission", "preemption")
+"""Kinds of decisions that shadow mode compares."""
+DONE: Final = ("act", "shadow")
+"""Modes whose decisions are counted (:mod:`~sagellm_lifetime.vllm.decision_counts`)."""
+LARGEST: Final = ("longest_overtaken_seconds",)
+"""Of these counts, those of which the largest of all engine cores counts, and not the sum."""
 DRIFT: Final = ("changes", "returns", "trials")
 """Counts of the drift that add up over engine cores."""
 DRIFT_OF_MODEL: Final = ("generation", "completions", "generations", "in_trial")
@@ -141,16 +147,22 @@ def _is_breaker(value: Any) -> bool:
 
 
 def _are_decisions(value: Any) -> bool:
-    """Return True for ``{"admission": [made, differing], "preemption": […]}``."""
+    """Return True for counts of shadow mode, and of what each mode did.
+
+    They are ``{"admission": [made, differing], "preemption": […], "act": {…}, "shadow": {…}}``; the
+    last two may be missing.
+    """
     return (
         isinstance(value, dict)
-        and value.keys() == {"admission", "preemption"}
+        and set(COMPARED) <= value.keys() <= {*COMPARED, *DONE}
         and all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(number is not None and _is_number(number) for number in pair)
-            for pair in value.values()
+            isinstance(value[kind], list)
+            and len(value[kind]) == 2
+            and all(number is not None and _is_number(number) for number in value[kind])
+            for kind in COMPARED
         )
+        and all(_are_counts(value.get(mode, {})) for mode in DONE)
+        and all(None not in value.get(mode, {}).values() for mode in DONE)
     )
 
 

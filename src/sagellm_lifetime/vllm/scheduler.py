@@ -126,6 +126,8 @@ class LifetimeMixin:
                 self._override.leave_free(advisor.reserve())
             if self.waiting:
                 allowed = self._ask(advisor)
+        if self.waiting:
+            advisor.hold_back(self._stock_watermark or 0)
         if not advisor.acting:
             self._override.restore()
         return allowed
@@ -174,6 +176,14 @@ class LifetimeMixin:
             for name in names:
                 self.request_events.admitted(self.requests[name])
         at = self.clock()
+        tokens, requests = output.num_scheduled_tokens, self.requests
+        advisor.counts.admitted(
+            names,
+            at,
+            # vLLM has already added the tokens of this step.
+            cached={r: requests[r].num_computed_tokens - tokens.get(r, 0) for r in resumed},
+            deferred={request.request_id for request in self.deferred_waiting},
+        )
         advisor.on_events([Admitted(name, at) for name in names])
         if advisor.mode == "shadow":
             self._compare(advisor, names)
@@ -210,9 +220,10 @@ class LifetimeMixin:
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         if self.advisor is not None and self.advisor.mode == "shadow":
             self._guarded(None, self._compare_preemption, request)
+        computed = request.num_computed_tokens
         super()._preempt_request(request, *args, **options)  # type: ignore[misc]  # mixin
         if self.advisor is not None:
-            self._guarded(None, self._preempted, request)
+            self._guarded(None, self._preempted, request, computed)
 
     def _compare_preemption(self, request: Any) -> None:
         assert self.advisor is not None
@@ -220,8 +231,9 @@ class LifetimeMixin:
             self._view(request), lambda: [self._view(other) for other in self.running]
         )
 
-    def _preempted(self, request: Any) -> None:
+    def _preempted(self, request: Any, computed: int) -> None:
         assert self.advisor is not None
+        self.advisor.counts.preempted(request.request_id, computed)
         self.advisor.on_events((Preempted(request.request_id, self.clock()),))
 
     def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:

@@ -121,6 +121,7 @@ class Service:
             "decisions": {
                 "admission": [agreement.admissions.made, agreement.admissions.differing],
                 "preemption": [agreement.preemptions.made, agreement.preemptions.differing],
+                **advisor.counts.snapshot(),
             },
             "breaker": {
                 "state": breaker.state,

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from sagellm_lifetime.vllm.engine_state import read_published
+from sagellm_lifetime.vllm.published import COMPARED, DONE
 from sagellm_lifetime.vllm.settings import MODES
 
 PREFIX: Final = "lifetime_predictor_"
@@ -61,6 +62,26 @@ _DRIFT_OF_MODEL: Final = {
     "generation": ("drift_generation", "Number of the present generation of a model."),
     "completions": ("drift_completions", "Completions since it became the present one."),
 }
+_ACT: Final = {
+    "act_admissions": ("admissions", "Sequences that were admitted in act."),
+    "act_admissions_reordered": (
+        "admissions_reordered", "Of them, those that went before one that came earlier."
+    ),
+    "act_overtaken": ("overtaken", "Sequences that a later one went before in act."),
+    "act_overtaken_seconds": ("overtaken_seconds", "Sum of their waits from then on."),
+    "act_preemptions": ("preemptions", "Sequences that were preempted in act."),
+    "act_preemptions_differing": (
+        "preemptions_differing", "Of them, those that vLLM would not have chosen."
+    ),
+}  # fmt: skip
+_OF_MODE: Final = {
+    "recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemptions."),
+    "held_back_block_seconds": (
+        "held_back_block_seconds",
+        "Blocks kept free at admission beyond vLLM's watermark while sequences waited, times "
+        "seconds; in shadow, what act would have kept free.",
+    ),
+}
 Values = list[tuple[dict[str, Any], float | None]]
 """Statistics of an engine core, and one figure of them."""
 _BREAKER: Final = ("closed", "trial", "open", "stuck")
@@ -96,6 +117,7 @@ class LifetimeCollector(Collector):
         yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
                       [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
         yield from _by_kind(engines)
+        yield from _of_act(engines)
         yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
@@ -169,10 +191,31 @@ def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
         for kind, count in stats["breaker"]["faults"].items():
             if count is not None:
                 faults.add_metric([_name(stats), kind], count)
-        for kind, (count, differing) in stats["decisions"].items():
+        for kind in COMPARED:
+            count, differing = stats["decisions"][kind]
             decisions.add_metric([_name(stats), kind], count)
             differing_decisions.add_metric([_name(stats), kind], differing)
     yield from (faults, decisions, differing_decisions)
+
+
+def _of_act(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what was decided in act, and the costs by mode."""
+    for name, (key, text) in _ACT.items():
+        done = [(stats, stats["decisions"].get("act", {}).get(key)) for stats in engines]
+        yield _counter(name, text, done)
+    longest = [
+        (stats, stats["decisions"].get("act", {}).get("longest_overtaken_seconds"))
+        for stats in engines
+    ]
+    yield _gauge("act_longest_overtaken_seconds", "The longest of the waits overtaken.", longest)
+    for name, (key, text) in _OF_MODE.items():
+        family = CounterMetricFamily(PREFIX + name, text, labels=["engine", "mode"])
+        for stats in engines:
+            for mode in DONE:
+                value = stats["decisions"].get(mode, {}).get(key)
+                if value is not None:
+                    family.add_metric([_name(stats), mode], value)
+        yield family
 
 
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
