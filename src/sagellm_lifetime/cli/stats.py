@@ -29,6 +29,8 @@ _MAX_BYTES: Final = 1 << 20
 _LONGEST_REASON: Final = 200
 _RARE: Final = ("unpredicted", "capped", "beam_steps")
 """Counts whose lines are left out while they are 0."""
+FEWEST_PAIRS: Final = 6
+"""As in ``evaluation.switchback``, which needs NumPy and is not imported here."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
 
@@ -257,6 +259,7 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
                     f"  Shadow {_plain(decision).title()}s: {made}, about {differing} differing"
                 )
         lines += _done(decisions)
+    lines += _switchback(values.get("switchback"))
     if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(values, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
@@ -311,6 +314,29 @@ def _done(decisions: dict[str, Any]) -> list[str]:
                 f"  {label} Costs: {_shown(part, 'recomputed_tokens', ',.0f')} tokens recomputed, "
                 f"{held} block-seconds {would}"
             )
+    return lines
+
+
+def _switchback(experiment: Any) -> list[str]:
+    """Return the lines about a switchback: what runs, and each effect with its interval."""
+    if not isinstance(experiment, dict):
+        return []
+    state = f"{_plain(experiment.get('arm'))} now" if experiment.get("running") else "ended"
+    period = _shown(experiment, "period_s", ",.0f", " s")
+    lines = [f"  Switchback: {state}, blocks of {period}, {_shown(experiment, 'pairs', 'd')} pairs"]
+    found = experiment.get("effects")
+    for name, effect in found.items() if isinstance(found, dict) else ():
+        if not isinstance(effect, dict):
+            continue
+        off, act, change = (_shown(effect, key, ".3g") for key in ("off", "act", "difference"))
+        bounds = [_shown(effect, key, "+.3g") for key in ("low", "high")]
+        interval = f"95 % {bounds[0]} to {bounds[1]}"
+        if "n/a" in bounds:
+            interval = f"an interval needs {FEWEST_PAIRS} pairs"
+        lines.append(
+            f"    {_plain(name).replace('_', ' ')}: off {off}, act {act} "
+            f"{_plain(effect.get('unit', ''))}; difference {change} ({interval})"
+        )
     return lines
 
 

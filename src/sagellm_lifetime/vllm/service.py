@@ -16,7 +16,8 @@ from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.learner import IDLE, Learner
 from sagellm_lifetime.vllm.periodic_thread import Job, PeriodicThread
 from sagellm_lifetime.vllm.request_events import RequestEvents
-from sagellm_lifetime.vllm.settings import LiveSettings
+from sagellm_lifetime.vllm.settings import SWITCHBACK, LiveSettings, StartMode
+from sagellm_lifetime.vllm.switchback import Switchback
 
 _RECORD_S: Final = 0.5
 """Seconds between two writes of the record: with the time of a write, a killed process loses at
@@ -40,6 +41,7 @@ class Service:
         state: folder for the statistics; ``None`` for none.
         learner: learns from completions; ``None`` for none.
         rank: of the engine core.
+        switchback: measures what acting changes; ``None`` if that is impossible here.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Service:
         state: EngineState | None,
         learner: Learner | None,
         rank: int,
+        switchback: Switchback | None = None,
     ) -> None:
         self._advisor = advisor
         self._request_events = request_events
@@ -57,6 +60,7 @@ class Service:
         self._state = state
         self._learner = learner
         self._rank = rank
+        self._switchback = switchback
         # Two threads, so that a hanging disk under the record does not disable the mode switch.
         recorder = request_events.recorder
         self._writer = (
@@ -68,7 +72,7 @@ class Service:
         if learner is not None:
             jobs.append(learner.watch)
         if state is not None:
-            jobs += [self._apply_mode_request, self._publish]
+            jobs += [self._apply_mode_request, self._advance, self._publish]
         if jobs:
             jobs.append(advisor.request_flush)  # bounds the age of published and learned events
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
@@ -114,6 +118,7 @@ class Service:
             # The wanted mode takes effect before the next decision, so it counts as the mode.
             "mode": advisor.next_mode,
             "cannot_act": advisor.cannot_act,
+            "switchback": self._status(),
             **(advisor.statistics.snapshot() if advisor.statistics is not None else {}),
             "lessons": advisor.lessons,
             "drift": advisor.predictor.drift() if advisor.predictor is not None else {},
@@ -147,7 +152,38 @@ class Service:
     def _apply_mode_request(self) -> None:
         mode = self._state.asked_for() if self._state is not None else None
         if mode is not None:
-            self._advisor.set_mode(mode)
+            self.set_mode(mode)
+
+    def set_mode(self, mode: StartMode) -> None:
+        """Set the mode from the next step on; any mode but ``switchback`` ends a switchback."""
+        switchback, advisor = self._switchback, self._advisor
+        if mode != SWITCHBACK:
+            if switchback is not None:
+                switchback.stop()
+            advisor.set_mode(mode)  # refused if ``act`` is impossible
+        elif switchback is None or advisor.cannot_act:
+            advisor.set_mode("act")  # refused, which is logged
+        else:
+            switchback.start(switchback.clock())
+            self._advance()
+
+    def _advance(self) -> None:
+        """Set the mode that a switchback is to be in, and save its complete blocks."""
+        switchback, advisor = self._switchback, self._advisor
+        if switchback is None or not switchback.is_running:
+            return
+        now = switchback.clock()
+        due = switchback.mode(now)
+        if advisor.next_mode != due:
+            advisor.set_mode(due)
+        if switchback.advance(now):
+            switchback.save()
+
+    def _status(self) -> dict[str, Any] | None:
+        switchback = self._switchback
+        if switchback is None or not switchback.is_used:
+            return None
+        return switchback.status(switchback.clock())
 
     def _publish(self) -> None:
         if self._state is not None:

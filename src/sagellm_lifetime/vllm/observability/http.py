@@ -1,7 +1,7 @@
 """Routes beside vLLM's own, as an ASGI middleware for ``--middleware``:
 
     GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``
-    POST /lifetime/mode      {"mode": "off" | "shadow" | "act"}
+    POST /lifetime/mode      {"mode": "off" | "shadow" | "act" | "switchback"}
     GET  /metrics            vLLM's answer, and our metrics after it
 
 The routes under ``/lifetime/`` need the API key, if there is one. A mode must be sent as
@@ -37,7 +37,8 @@ from sagellm_lifetime.vllm.engine_state import (
     request_mode,
 )
 from sagellm_lifetime.vllm.observability.merge import merge
-from sagellm_lifetime.vllm.settings import KEY, Mode
+from sagellm_lifetime.vllm.settings import KEY, SWITCHBACK, StartMode
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -207,7 +208,9 @@ def stats(state: Path) -> Answer:
     published = read_published(state)
     if not published.engines:
         return 503, {"error": _why_none(published.unreadable)}
-    answer: dict[str, Any] = without_paths(merge(published.engines, published.unreadable), state)
+    experiment = switchback_of(state, published)  # before the unreadable files are listed
+    merged = {**merge(published.engines, published.unreadable), "switchback": experiment}
+    answer: dict[str, Any] = without_paths(merged, state)
     return 200, answer
 
 
@@ -231,14 +234,14 @@ def change_mode(state: Path, body: bytes) -> Answer:
     return 202, {"mode": mode, "engines": count}
 
 
-def _refuse_mode(mode: Mode, published: Published) -> tuple[int, str] | None:
+def _refuse_mode(mode: StartMode, published: Published) -> tuple[int, str] | None:
     """Return status and reason if the engine cores cannot be in a mode, else None."""
     if mode == "off":
         return None
     if published.unreadable:  # their abilities are unknown
         return 503, _why_none(published.unreadable)
     refusals = [engine["cannot_act"] for engine in published.engines if engine["cannot_act"]]
-    if mode == "act" and refusals:
+    if mode in ("act", SWITCHBACK) and refusals:
         return 409, refusals[0]
     if any(engine["predictor"] is None for engine in published.engines):
         return 409, "started without --enable-lifetime-prediction"

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from sagellm_lifetime.vllm.engine_state import read_published
 from sagellm_lifetime.vllm.published import COMPARED, DONE
 from sagellm_lifetime.vllm.settings import MODES
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 PREFIX: Final = "lifetime_predictor_"
 _COUNTERS: Final = {
@@ -95,6 +96,7 @@ class LifetimeCollector(Collector):
     """
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._published = read_published(state)
 
     def collect(self) -> Iterator[Metric]:
@@ -118,6 +120,7 @@ class LifetimeCollector(Collector):
                       [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
         yield from _by_kind(engines)
         yield from _of_act(engines)
+        yield from _switchback(switchback_of(self._state, self._published))
         yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
@@ -216,6 +219,29 @@ def _of_act(engines: list[dict[str, Any]]) -> Iterator[Metric]:
                 if value is not None:
                     family.add_metric([_name(stats), mode], value)
         yield family
+
+
+def _switchback(experiment: dict[str, Any] | None) -> Iterator[Metric]:
+    """Yield the switchback of all engine cores together, under the engine ``all``."""
+    running = GaugeMetricFamily(
+        PREFIX + "switchback_running", "1 while off and act alternate.", labels=["engine"]
+    )
+    pairs = GaugeMetricFamily(
+        PREFIX + "switchback_pairs", "Complete pairs of blocks of a switchback.", labels=["engine"]
+    )
+    effect = GaugeMetricFamily(
+        PREFIX + "switchback_effect",
+        "Of a quantity: its mean in off and in act, the difference, and the 95 percent interval.",
+        labels=["engine", "quantity", "value"],
+    )
+    if experiment is not None:
+        running.add_metric(["all"], float(experiment["running"]))
+        pairs.add_metric(["all"], experiment["pairs"])
+        for quantity, found in experiment["effects"].items():
+            for value in ("off", "act", "difference", "low", "high"):
+                if found[value] is not None:
+                    effect.add_metric(["all", quantity, value], found[value])
+    yield from (running, pairs, effect)
 
 
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
