@@ -15,6 +15,8 @@ from collections.abc import Callable, Container, Sequence
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import (
     AdviceError,
@@ -26,6 +28,7 @@ from sagellm_lifetime.policies.advisor import (
 from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Finished, Progressed
 from sagellm_lifetime.policies.plan_advisor import PIECE
 from sagellm_lifetime.policies.sequence_view import SequenceView
+from sagellm_lifetime.policies.state import SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.vllm.agreement import ShadowAgreement
 from sagellm_lifetime.vllm.circuit_breaker import LOG, CircuitBreaker
@@ -291,6 +294,19 @@ class GuardedAdvisor:
             self._withheld = self._call(0, _withheld, advisor)
         held = max(self._reserve - stock, 0)
         self.counts.held_blocks = held + (self._withheld if self.limits_admission else 0)
+
+    @property
+    def forecast_beside(self) -> Callable[[Sequence[str], np.ndarray], SurvivalForecast] | None:
+        """Return the function that forecasts for another thread; None without prediction."""
+        return self._forecaster.forecast if self._forecaster is not None else None
+
+    def blocks_withheld(self, watermark: int) -> int:
+        """Return the blocks that admission leaves free now, for another thread.
+
+        Args:
+            watermark: the engine's present one.
+        """
+        return max(watermark, self._withheld if self.acting else 0)
 
     def flush(self) -> None:
         """Pass on all collected events; called before every decision."""

@@ -52,6 +52,8 @@ class LiveMixin(LifetimeMixin):
         from sagellm_lifetime.evaluation.switchback import Design
         from sagellm_lifetime.vllm.build import make_live
         from sagellm_lifetime.vllm.engine_state import PREDICTOR, EngineState
+        from sagellm_lifetime.vllm.live_outlook import FILE as OUTLOOK
+        from sagellm_lifetime.vllm.live_outlook import LiveOutlook
         from sagellm_lifetime.vllm.service import Service
         from sagellm_lifetime.vllm.switchback import FILE, Switchback
 
@@ -59,12 +61,14 @@ class LiveMixin(LifetimeMixin):
         state = EngineState(Path(settings.state), rank) if settings.state else None
         learned = state.folder / PREDICTOR if state is not None else None
         advisor, learner = make_live(self, settings, rank, learned)
+        outlook = None
         if state is not None and settings.predict:
             design = Design(settings.switchback_period_s)
             label = switchback_label(settings, advisor)
             self.switchback = Switchback(design, state.folder / FILE, label, self.clock)
+            outlook = LiveOutlook(self, state.folder / OUTLOOK, self.clock)
         self._service = Service(
-            advisor, self.request_events, settings, state, learner, rank, self.switchback
+            advisor, self.request_events, settings, state, learner, rank, self.switchback, outlook
         )
         self._service.start(self.vllm_config.model_config)
         if settings.mode != "off":

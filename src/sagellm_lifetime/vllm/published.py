@@ -45,6 +45,14 @@ DONE: Final = ("act", "shadow")
 """Modes whose decisions are counted (:mod:`~sagellm_lifetime.vllm.decision_counts`)."""
 LARGEST: Final = ("longest_overtaken_seconds",)
 """Of these counts, those of which the largest of all engine cores counts, and not the sum."""
+OUTLOOK_NUMBERS: Final = ("time", "seconds_per_step", "retry_after_s")
+"""Numbers of an outlook."""
+OUTLOOK_PARTS: Final = (
+    *("running_tokens", "waiting_tokens", "peak_blocks"),
+    *("done_s", "place_within"),
+)
+"""Parts of an outlook, each with some numbers by name."""
+_TIMES: Final = ("done_s", "place_within")
 DRIFT: Final = ("changes", "returns", "trials")
 """Counts of the drift that add up over engine cores."""
 DRIFT_OF_MODEL: Final = ("generation", "completions", "generations", "in_trial")
@@ -85,6 +93,8 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
             raise ValueError(f"{name} is not a number")
     if not _is_drift(stats.setdefault("drift", {})):
         raise ValueError("drift is not what it should be")
+    if not _is_outlook(stats.setdefault("outlook", None)):
+        raise ValueError("outlook is not what it should be")
     if stats["engine"] != rank:
         raise ValueError("of another engine core")
     return stats
@@ -179,6 +189,29 @@ def _is_drift(value: Any) -> bool:
             for model in value["models"].values()
         )
     )
+
+
+def _is_outlook(value: Any) -> bool:
+    """Return True for the figures of an outlook, or None."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and all(_is_known(value.get(name)) for name in OUTLOOK_NUMBERS)
+        and all(
+            _are_counts(part := value.get(name)) and all(map(_is_known, part.values())) and part
+            for name in OUTLOOK_PARTS
+        )
+        and all(
+            value[name].keys() == {"expected", "p90"}
+            for name in OUTLOOK_PARTS
+            if name not in _TIMES
+        )
+    )
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and _is_number(value)
 
 
 def _is_mode(value: Any) -> bool:

@@ -14,6 +14,7 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.learner import IDLE, Learner
+from sagellm_lifetime.vllm.live_outlook import LiveOutlook
 from sagellm_lifetime.vllm.periodic_thread import Job, PeriodicThread
 from sagellm_lifetime.vllm.request_events import RequestEvents
 from sagellm_lifetime.vllm.settings import SWITCHBACK, LiveSettings, StartMode
@@ -42,6 +43,7 @@ class Service:
         learner: learns from completions; ``None`` for none.
         rank: of the engine core.
         switchback: measures what acting changes; ``None`` if that is impossible here.
+        outlook: of the engine; ``None`` for none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Service:
         learner: Learner | None,
         rank: int,
         switchback: Switchback | None = None,
+        outlook: LiveOutlook | None = None,
     ) -> None:
         self._advisor = advisor
         self._request_events = request_events
@@ -61,6 +64,7 @@ class Service:
         self._learner = learner
         self._rank = rank
         self._switchback = switchback
+        self._outlook = outlook
         # Two threads, so that a hanging disk under the record does not disable the mode switch.
         recorder = request_events.recorder
         self._writer = (
@@ -76,12 +80,18 @@ class Service:
         if jobs:
             jobs.append(advisor.request_flush)  # bounds the age of published and learned events
         self._jobs = PeriodicThread("lifetime-jobs", _EVERY_S, jobs) if jobs else None
+        # A thread of its own, as it waits for the lock of a predictor, which may hang.
+        self._outlooks = (
+            PeriodicThread("lifetime-outlook", _EVERY_S, [outlook.update], [_nothing])
+            if outlook is not None
+            else None
+        )
 
     def start(self, model_config: Any) -> None:
         """Start the threads."""
         Thread(target=self._load, args=(model_config,), name="lifetime-load", daemon=True).start()
         Thread(target=_end_with_parent, name="lifetime-parent", daemon=True).start()
-        for thread in (self._writer, self._jobs):
+        for thread in (self._writer, self._jobs, self._outlooks):
             if thread is not None:
                 thread.start()
 
@@ -94,6 +104,8 @@ class Service:
         ends = time.monotonic() + _CLOSE_S
         if self._writer is not None:
             self._writer.stop()
+        if self._outlooks is not None:
+            self._outlooks.stop()
         with ExitStack() as last_first:
             if self._state is not None:
                 last_first.callback(self._state.close)
@@ -119,6 +131,7 @@ class Service:
             "mode": advisor.next_mode,
             "cannot_act": advisor.cannot_act,
             "switchback": self._status(),
+            "outlook": self._outlook.latest if self._outlook is not None else None,
             **(advisor.statistics.snapshot() if advisor.statistics is not None else {}),
             "lessons": advisor.lessons,
             "drift": advisor.predictor.drift() if advisor.predictor is not None else {},
@@ -188,6 +201,10 @@ class Service:
     def _publish(self) -> None:
         if self._state is not None:
             self._state.write(self.stats())
+
+
+def _nothing() -> None:
+    """Do nothing: an outlook is of no use when the engine ends."""
 
 
 def _end_with_parent() -> None:

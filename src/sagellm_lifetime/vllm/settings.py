@@ -82,7 +82,6 @@ class LiveSettings:
         predict: True to use a predictor; without, completions are only recorded.
         mode: initial mode, which can be switched while the engine runs; ``switchback`` alternates
             ``off`` and ``act``, and measures the difference.
-        switchback_period_s: seconds of a block of ``switchback``.
         policy: a key of ``policies.plan.PLANS``.
         min_confidence: confidence below which the engine's own rule decides.
         predictor: a registered name; unused with a checkpoint.
@@ -102,11 +101,11 @@ class LiveSettings:
         share: share of a step's duration that prediction may take on average.
         floor_s: seconds per step that prediction may always take.
         pause_s: seconds for which prediction is off after a fault.
+        switchback_period_s: seconds of a block of ``switchback``.
     """
 
     predict: bool = True
     mode: StartMode = "shadow"
-    switchback_period_s: float = 600.0
     policy: str = "lifetime"
     min_confidence: float = 0.0
     predictor: str = "survival"
@@ -124,6 +123,7 @@ class LiveSettings:
     share: float = 0.05
     floor_s: float = 0.002
     pause_s: float = 30.0
+    switchback_period_s: float = 600.0
 
     def __post_init__(self) -> None:
         """Raise :class:`RequestError` for the first setting of a wrong type or range."""

@@ -2,6 +2,8 @@
 
     GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``
     POST /lifetime/mode      {"mode": "off" | "shadow" | "act" | "switchback"}
+    GET  /lifetime/outlook   what is still to do, and when a place is free;
+                             ?request=ID&within=SECONDS: when this request ends
     GET  /metrics            vLLM's answer, and our metrics after it
 
 The routes under ``/lifetime/`` need the API key, if there is one. A mode must be sent as
@@ -31,11 +33,13 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import (
     MOST_REQUEST_BYTES,
     Published,
+    engine_folders,
     finite,
     parse_mode,
     read_published,
     request_mode,
 )
+from sagellm_lifetime.vllm.live_outlook import answer as outlook_answer
 from sagellm_lifetime.vllm.observability.merge import merge
 from sagellm_lifetime.vllm.settings import KEY, SWITCHBACK, StartMode
 from sagellm_lifetime.vllm.switchback import switchback_of
@@ -50,9 +54,16 @@ Answer = tuple[int, dict[str, Any]]
 METRICS: Final = "/metrics"
 STATS: Final = "/lifetime/stats"
 MODE: Final = "/lifetime/mode"
-_METHODS: Final = {STATS: ("GET", "HEAD", "OPTIONS"), MODE: ("POST", "OPTIONS")}
+OUTLOOK: Final = "/lifetime/outlook"
+_METHODS: Final = {
+    STATS: ("GET", "HEAD", "OPTIONS"),
+    OUTLOOK: ("GET", "HEAD", "OPTIONS"),
+    MODE: ("POST", "OPTIONS"),
+}
 _BODY_S: Final = 10.0
 """Time limit for a client to send a request for a mode."""
+_LONGEST_S: Final = 1e9
+"""Upper bound on a deadline, seconds from now."""
 _DISK_S: Final = 3.0
 """Time limit for a disk to read or write the files of an answer."""
 _SITE: Final = b"sec-fetch-site"
@@ -91,7 +102,7 @@ class LifetimeMiddleware:
         allowed = _METHODS.get(path)
         head = method == "HEAD"
         if allowed is None:
-            error = {"error": f"no such route; there are {STATS}, {MODE}"}
+            error = {"error": f"no such route; there are {', '.join(_METHODS)}"}
             await _answer(send, 404, error, head=head)
         elif method not in allowed:
             error = {"error": f"{path} takes {' and '.join(allowed)}"}
@@ -106,6 +117,9 @@ class LifetimeMiddleware:
             await _answer(send, 404, error, head=head)
         elif path == STATS:
             await _answer(send, *await self._from_disk(stats, state), head=head)
+        elif path == OUTLOOK:
+            query = scope.get("query_string", b"")
+            await _answer(send, *await self._from_disk(outlook, state, query), head=head)
         elif refusal := refuse_origin(scope) or refuse_type(scope):
             await _answer(send, *refusal)
         else:
@@ -212,6 +226,26 @@ def stats(state: Path) -> Answer:
     merged = {**merge(published.engines, published.unreadable), "switchback": experiment}
     answer: dict[str, Any] = without_paths(merged, state)
     return 200, answer
+
+
+def outlook(state: Path, query: bytes) -> Answer:
+    """Return status and answer of ``GET /lifetime/outlook``."""
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    unknown = sorted(set(asked) - {"request", "within"})
+    if unknown or any(len(values) > 1 for values in asked.values()):
+        return 400, {"error": "the query takes request=ID and within=SECONDS, once each"}
+    request, within = (asked.get(name, [None])[0] for name in ("request", "within"))
+    if within is not None and request is None:
+        return 400, {"error": "within=SECONDS needs request=ID"}
+    try:
+        seconds = None if within is None else float(within)
+    except ValueError:
+        seconds = -1.0
+    if seconds is not None and not 0.0 <= seconds < _LONGEST_S:
+        return 400, {"error": "within must be a number of seconds"}
+    published = read_published(state)
+    found = [engine["outlook"] for engine in published.engines if engine["outlook"]]
+    return outlook_answer([folder for folder, _ in engine_folders(state)], found, request, seconds)
 
 
 def change_mode(state: Path, body: bytes) -> Answer:

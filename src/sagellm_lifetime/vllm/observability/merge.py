@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sagellm_lifetime.policies.outlook import merged as merged_outlook
 from sagellm_lifetime.vllm.published import COMPARED, COUNTS, DONE, DRIFT, LARGEST
 
 STALE_S: Final = 10.0
@@ -52,6 +53,8 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
         ]
         for decision in COMPARED
     } | {mode: _together([counts.get(mode, {}) for counts in decisions]) for mode in DONE}
+    outlooks = [engine["outlook"] for engine in engines if engine.get("outlook")]
+    merged["outlook"] = merged_outlook(outlooks) if outlooks else None
     merged["unreadable"] = list(unreadable)
     merged["engines"] = list(engines)
     return merged

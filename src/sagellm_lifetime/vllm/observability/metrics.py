@@ -121,6 +121,7 @@ class LifetimeCollector(Collector):
         yield from _by_kind(engines)
         yield from _of_act(engines)
         yield from _switchback(switchback_of(self._state, self._published))
+        yield from _outlook(engines)
         yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
@@ -242,6 +243,41 @@ def _switchback(experiment: dict[str, Any] | None) -> Iterator[Metric]:
                 if found[value] is not None:
                     effect.add_metric(["all", quantity, value], found[value])
     yield from (running, pairs, effect)
+
+
+def _outlook(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what the engine cores expect; those without an outlook are left out."""
+    found = [(_name(stats), stats["outlook"]) for stats in engines if stats["outlook"]]
+    tokens = GaugeMetricFamily(
+        PREFIX + "outlook_tokens", "Tokens that present sequences will still generate.",
+        labels=["engine", "state", "value"],
+    )  # fmt: skip
+    peak = GaugeMetricFamily(
+        PREFIX + "outlook_peak_blocks", "Most KV blocks that the running sequences will need.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    done = GaugeMetricFamily(
+        PREFIX + "outlook_done_seconds", "Time until all that runs now is done.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    place = GaugeMetricFamily(
+        PREFIX + "outlook_place_probability",
+        "Probability that a newcomer behind the queue can run within so many seconds.",
+        labels=["engine", "seconds"],
+    )
+    retry = GaugeMetricFamily(
+        PREFIX + "outlook_retry_after_seconds",
+        "Whole seconds after which this probability is 0.9.", labels=["engine"],
+    )  # fmt: skip
+    for name, outlook in found:
+        for state in ("running", "waiting"):
+            for value, number in outlook[f"{state}_tokens"].items():
+                tokens.add_metric([name, state, value], number)
+        for family, part in ((peak, "peak_blocks"), (done, "done_s"), (place, "place_within")):
+            for value, number in outlook[part].items():
+                family.add_metric([name, value], number)
+        retry.add_metric([name], outlook["retry_after_s"])
+    yield from (tokens, peak, done, place, retry)
 
 
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
