@@ -28,7 +28,7 @@ PLACES_S: Final = (0, 1, 2, 5, 10, 20, 30, 60)
 """Seconds within which a place may be free."""
 RETRY_LEVEL: Final = 0.9
 """Probability of a free place at which a client is told to come again."""
-_SHARED: Final = 0.1
+SHARED: Final = 0.1
 """Correlation of two remaining lengths in one situation, on the normal scale. Chosen on the first
 halves of the traces (docs/lab/outlook.md)."""
 MOST_QUEUED: Final = 128
@@ -147,7 +147,7 @@ def probability(quantiles: Sequence[float], seconds: float) -> float:
     return float(np.interp(seconds, times, [0.0, *LEVELS, 1.0])) if seconds < times[-1] else 1.0
 
 
-def look_ahead(situation: Situation, seed: int = 0, shared: float = _SHARED) -> Outlook:
+def look_ahead(situation: Situation, seed: int = 0, shared: float = SHARED) -> Outlook:
     """Return the outlook of a situation.
 
     Args:
