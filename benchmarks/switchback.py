@@ -133,7 +133,8 @@ def _answer(power: list[list[str]], coverage: list[list[str]]) -> str:
         f"Without an effect the 95 % interval holds 0 in {worst} % of the experiments or more, "
         f"however the load wanders. A mean latency 20 % lower is found in {working[-1]} % of the "
         f"experiments of {working[0]} and {day[-1]} % of those of {day[0]}, one 10 % lower in "
-        f"{working[-2]} and {day[-2]} %. Blocks of two minutes are too short where a switch is felt for a minute."
+        f"{working[-2]} and {day[-2]} %. Blocks of two minutes are too short where a switch is "
+        f"felt for a minute."
     )
 
 
