@@ -264,8 +264,8 @@ def _answer(found: dict[str, Any]) -> str:
     running, inside, waiting, queued, _, peak, half, nearly, placed, _ = row(found)
     return (
         f"Over the replays together, {running} times as many tokens are expected of what runs as "
-        f"come, and {waiting} times of what waits; the 0.9 quantile is not exceeded in {inside} and "
-        f"{queued} %, that of the peak of memory in {peak} %. What runs is done by the median in "
+        f"come, and {waiting} times of what waits; the 0.9 quantile is not exceeded in {inside} "
+        f"and {queued} %, that of the peak of memory in {peak} %. What runs is done by the median in "
         f"{half} % and by the 0.95 quantile in {nearly} %; after Retry-After a place is free in "
         f"{placed} %."
     )
