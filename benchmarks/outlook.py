@@ -263,11 +263,11 @@ def _answer(found: dict[str, Any]) -> str:
     """The first paragraph."""
     running, inside, waiting, queued, _, peak, half, nearly, placed, _ = row(found)
     return (
-        f"Over the replays together, {running} times as many tokens are expected of what runs as "
-        f"come, and {waiting} times of what waits; the 0.9 quantile is not exceeded in {inside} "
-        f"and {queued} %, that of the peak of memory in {peak} %. What runs is done by the median in "
-        f"{half} % and by the 0.95 quantile in {nearly} %; after Retry-After a place is free in "
-        f"{placed} %."
+        f"Over the replays together, {running} times as many tokens are expected of what runs "
+        f"as come, and {waiting} times of what waits; the 0.9 quantile is not exceeded in "
+        f"{inside} and {queued} %, that of the peak of memory in {peak} %. What runs is done by "
+        f"the median in {half} % and by the 0.95 quantile in {nearly} %; after Retry-After a "
+        f"place is free in {placed} %."
     )
 
 
