@@ -14,9 +14,9 @@ from tiny_model import make_model
 from sagellm_lifetime.cli.main import run
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("vllm")]
-PERIOD_S = 6.0
-CLIENTS = 24
-"""Requests at any time; eight of them run."""
+PERIOD_S = 8.0
+CLIENTS = 16
+"""Requests at any time; two of them run, so that the queue and not the client is what limits."""
 LONG = 3
 """Every so many clients ask for long answers."""
 
@@ -67,7 +67,7 @@ def server(vllm, tmp_path_factory):
         folder,
         *("--enable-lifetime-prediction", "--predictor-checkpoint", "trained"),
         *("--lifetime-mode", "switchback", "--period", f"{PERIOD_S:g}s"),
-        vllm=("--served-model-name", MODEL),
+        vllm=("--served-model-name", MODEL, "--max-num-seqs", "2"),
         env={"TORCH_COMPILE_DISABLE": "1"},
     )
     try:
