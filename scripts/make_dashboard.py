@@ -156,6 +156,45 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Changes of the workload in a day", "short",
               ((f"sum by ({BY}) (increase({one('drift_changes_total')}[1d]))", CORE),)),
     ),
+    "What acting does": (
+        Panel(
+            "Admissions before an earlier one", "percentunit",
+            ((share("act_admissions_reordered_total", "act_admissions_total"), CORE),),
+            "Of the admissions in act.",
+        ),
+        Panel(
+            "Wait after being overtaken", "s",
+            (
+                (share("act_overtaken_seconds_total", "act_overtaken_total"), CORE + " mean"),
+                (one("act_longest_overtaken_seconds"), CORE + " longest"),
+            ),
+        ),
+        Panel(
+            "Victims other than vLLM's", "percentunit",
+            ((share("act_preemptions_differing_total", "act_preemptions_total"), CORE),),
+            "Of the preemptions in act.",
+        ),
+        Panel("Tokens computed again", "short",
+              ((rate("recomputed_tokens_total", "model_name, mode"), "{{mode}} {{model_name}}"),),
+              "Each second, after preemptions."),
+        Panel(
+            "KV blocks held back", "short",
+            ((rate("held_back_block_seconds_total", "model_name, mode"),
+              "{{mode}} {{model_name}}"),),
+            "On average while sequences waited; in shadow, what act would have held back.",
+        ),
+        Panel("Switchback: act less off", "short",
+              ((one("switchback_effect", ',value=~"difference|low|high"'),
+                "{{quantity}} {{value}} {{instance}}"),),
+              "Seconds, tokens a second or preemptions, with the 95 % interval."),
+        Panel("Tokens to generate", "short",
+              ((one("outlook_tokens"), CORE + " {{state}} {{value}}"),),
+              "What runs and what waits, looking ahead."),
+        Panel("Until what runs is done", "s",
+              ((one("outlook_done_seconds"), CORE + " {{value}}"),)),
+        Panel("A newcomer runs in time", "percentunit",
+              ((one("outlook_place_probability"), CORE + " within {{seconds}} s"),)),
+    ),
     "Learning and recording": (
         Panel(
             "Learned", "reqps",

@@ -126,7 +126,16 @@ def test_metrics_in_the_form_of_prometheus(metrics):
         assert family.documentation
         for sample in family.samples:
             assert sample.labels["engine"] == "0"
-            known = {"engine", "model_name", "kind", "state", "predictor", "policy", "model"}
+            known = {
+                "engine",
+                "model_name",
+                "kind",
+                "state",
+                "predictor",
+                "policy",
+                "model",
+                "mode",
+            }
             assert sample.labels.keys() <= known
             labels = dict(sample.labels)
             assert labels.pop("model_name") == MODEL

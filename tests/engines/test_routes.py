@@ -148,7 +148,9 @@ WRONG = {
 def test_a_body_that_is_no_mode(folder, engine, wrong):
     status, body = ask(folder, "POST", "/lifetime/mode", WRONG[wrong])
     assert status == 400
-    assert json.loads(body) == {"error": 'the body is not {"mode": one of off, shadow, act}'}
+    assert json.loads(body) == {
+        "error": 'the body is not {"mode": one of off, shadow, act, switchback}'
+    }
     assert engine.asked_for() is None
 
 

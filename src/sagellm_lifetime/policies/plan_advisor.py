@@ -277,7 +277,12 @@ class PlanAdvisor:
         if not self.limits_admission:
             return 0
         self._refresh()  # with an empty queue no other call refreshes the looks
-        return max(int(self._peak.growth()), 0)
+        return self.withheld
+
+    @property
+    def withheld(self) -> int:
+        """Return the same blocks by the last looks."""
+        return max(int(self._peak.growth()), 0) if self.limits_admission else 0
 
     # -- the queue -----------------------------------------------------------------------------
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from sagellm_lifetime.core.wording import counted
-from sagellm_lifetime.vllm.settings import LiveSettings, Mode
+from sagellm_lifetime.vllm.settings import LiveSettings, StartMode
 
 
 def startup_line(
-    settings: LiveSettings, predictor: str | None, lessons: int, mode: Mode, folder: Path | None
+    settings: LiveSettings,
+    predictor: str | None,
+    lessons: int,
+    mode: StartMode,
+    folder: Path | None,
 ) -> str:
     """Return one line on the engine core's prediction.
 

@@ -3,7 +3,9 @@
     GET  /lifetime           a page that shows what is predicted and decided, live
     GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``; with
                              ``?live=1`` also the present sequences, for the page
-    POST /lifetime/mode      {"mode": "off" | "shadow" | "act"}
+    GET  /lifetime/outlook   what is still to do, and when a place is free;
+                             ?request=ID&within=SECONDS: when this request ends
+    POST /lifetime/mode      {"mode": "off" | "shadow" | "act" | "switchback"}
     GET  /metrics            vLLM's answer, and our metrics after it
 
 The routes need the API key, if there is one; the page asks for it. A mode must be sent as
@@ -33,14 +35,17 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import (
     MOST_REQUEST_BYTES,
     Published,
+    engine_folders,
     finite,
     parse_mode,
     read_published,
     request_mode,
 )
+from sagellm_lifetime.vllm.live_outlook import answer as outlook_answer
 from sagellm_lifetime.vllm.observability.merge import merge
 from sagellm_lifetime.vllm.observability.page import send_page
-from sagellm_lifetime.vllm.settings import KEY, Mode
+from sagellm_lifetime.vllm.settings import KEY, SWITCHBACK, StartMode
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -53,10 +58,13 @@ METRICS: Final = "/metrics"
 PAGE: Final = "/lifetime"
 STATS: Final = "/lifetime/stats"
 MODE: Final = "/lifetime/mode"
+OUTLOOK: Final = "/lifetime/outlook"
 _READ: Final = ("GET", "HEAD", "OPTIONS")
-_METHODS: Final = {PAGE: _READ, STATS: _READ, MODE: ("POST", "OPTIONS")}
+_METHODS: Final = {PAGE: _READ, STATS: _READ, OUTLOOK: _READ, MODE: ("POST", "OPTIONS")}
 _BODY_S: Final = 10.0
 """Time limit for a client to send a request for a mode."""
+_LONGEST_S: Final = 1e9
+"""Upper bound on a deadline, seconds from now."""
 _DISK_S: Final = 3.0
 """Time limit for a disk to read or write the files of an answer."""
 _CHALLENGE: Final = (b"www-authenticate", b"Bearer")
@@ -115,6 +123,9 @@ class LifetimeMiddleware:
             await _answer(send, 404, error, head=head)
         elif path == STATS:
             await _answer(send, *await self._from_disk(stats, state, _is_live(scope)), head=head)
+        elif path == OUTLOOK:
+            query = scope.get("query_string", b"")
+            await _answer(send, *await self._from_disk(outlook, state, query), head=head)
         elif refusal := refuse_origin(scope) or refuse_type(scope):
             await _answer(send, *refusal)
         else:
@@ -218,7 +229,9 @@ def stats(state: Path, live: bool = False) -> Answer:
     if not published.engines:
         return 503, {"error": _why_none(published.unreadable)}
     views = [engine.pop("live") for engine in published.engines]
-    answer: dict[str, Any] = without_paths(merge(published.engines, published.unreadable), state)
+    experiment = switchback_of(state, published)  # before the unreadable files are listed
+    merged = {**merge(published.engines, published.unreadable), "switchback": experiment}
+    answer: dict[str, Any] = without_paths(merged, state)
     if live:  # as it is: names of clients may look like paths
         for engine, view in zip(answer["engines"], views, strict=True):
             engine["live"] = view
@@ -228,6 +241,26 @@ def stats(state: Path, live: bool = False) -> Answer:
 def _is_live(scope: Scope) -> bool:
     """Return True if the present sequences are wanted."""
     return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("live") == ["1"]
+
+
+def outlook(state: Path, query: bytes) -> Answer:
+    """Return status and answer of ``GET /lifetime/outlook``."""
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    unknown = sorted(set(asked) - {"request", "within"})
+    if unknown or any(len(values) > 1 for values in asked.values()):
+        return 400, {"error": "the query takes request=ID and within=SECONDS, once each"}
+    request, within = (asked.get(name, [None])[0] for name in ("request", "within"))
+    if within is not None and request is None:
+        return 400, {"error": "within=SECONDS needs request=ID"}
+    try:
+        seconds = None if within is None else float(within)
+    except ValueError:
+        seconds = -1.0
+    if seconds is not None and not 0.0 <= seconds < _LONGEST_S:
+        return 400, {"error": "within must be a number of seconds"}
+    published = read_published(state)
+    found = [engine["outlook"] for engine in published.engines if engine["outlook"]]
+    return outlook_answer([folder for folder, _ in engine_folders(state)], found, request, seconds)
 
 
 def change_mode(state: Path, body: bytes) -> Answer:
@@ -250,14 +283,14 @@ def change_mode(state: Path, body: bytes) -> Answer:
     return 202, {"mode": mode, "engines": count}
 
 
-def _refuse_mode(mode: Mode, published: Published) -> tuple[int, str] | None:
+def _refuse_mode(mode: StartMode, published: Published) -> tuple[int, str] | None:
     """Return status and reason if the engine cores cannot be in a mode, else None."""
     if mode == "off":
         return None
     if published.unreadable:  # their abilities are unknown
         return 503, _why_none(published.unreadable)
     refusals = [engine["cannot_act"] for engine in published.engines if engine["cannot_act"]]
-    if mode == "act" and refusals:
+    if mode in ("act", SWITCHBACK) and refusals:
         return 409, refusals[0]
     if any(engine["predictor"] is None for engine in published.engines):
         return 409, "started without --enable-lifetime-prediction"

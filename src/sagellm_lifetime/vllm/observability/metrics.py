@@ -15,7 +15,9 @@ from prometheus_client.registry import Collector
 
 from sagellm_lifetime.vllm.circuit_breaker import FAULTS
 from sagellm_lifetime.vllm.engine_state import read_published
+from sagellm_lifetime.vllm.published import COMPARED, DONE
 from sagellm_lifetime.vllm.settings import MODES
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 PREFIX: Final = "lifetime_predictor_"
 _COUNTERS: Final = {
@@ -64,6 +66,26 @@ _DRIFT_OF_MODEL: Final = {
     "generation": ("drift_generation", "Number of the present generation of a model."),
     "completions": ("drift_completions", "Completions since it became the present one."),
 }
+_ACT: Final = {
+    "act_admissions": ("admissions", "Sequences that were admitted in act."),
+    "act_admissions_reordered": (
+        "admissions_reordered", "Of them, those that went before one that came earlier."
+    ),
+    "act_overtaken": ("overtaken", "Sequences that a later one went before in act."),
+    "act_overtaken_seconds": ("overtaken_seconds", "Sum of their waits from then on."),
+    "act_preemptions": ("preemptions", "Sequences that were preempted in act."),
+    "act_preemptions_differing": (
+        "preemptions_differing", "Of them, those that vLLM would not have chosen."
+    ),
+}  # fmt: skip
+_OF_MODE: Final = {
+    "recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemptions."),
+    "held_back_block_seconds": (
+        "held_back_block_seconds",
+        "Blocks kept free at admission beyond vLLM's watermark while sequences waited, times "
+        "seconds; in shadow, what act would have kept free.",
+    ),
+}
 Values = list[tuple[dict[str, Any], float | None]]
 """Statistics of an engine core, and one figure of them."""
 _BREAKER: Final = ("closed", "trial", "open", "stuck")
@@ -77,6 +99,7 @@ class LifetimeCollector(Collector):
     """
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._published = read_published(state)
 
     def collect(self) -> Iterator[Metric]:
@@ -117,6 +140,9 @@ class LifetimeCollector(Collector):
         yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
                       [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
         yield from _by_kind(engines)
+        yield from _of_act(engines)
+        yield from _switchback(switchback_of(self._state, self._published))
+        yield from _outlook(engines)
         yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
@@ -191,10 +217,89 @@ def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
         for kind, count in counts.items():
             if count is not None:
                 faults.add_metric([_name(stats), kind], count)
-        for kind, (count, differing) in stats["decisions"].items():
+        for kind in COMPARED:
+            count, differing = stats["decisions"][kind]
             decisions.add_metric([_name(stats), kind], count)
             differing_decisions.add_metric([_name(stats), kind], differing)
     yield from (faults, decisions, differing_decisions)
+
+
+def _of_act(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what was decided in act, and the costs by mode."""
+    for name, (key, text) in _ACT.items():
+        done = [(stats, stats["decisions"].get("act", {}).get(key)) for stats in engines]
+        yield _counter(name, text, done)
+    longest = [
+        (stats, stats["decisions"].get("act", {}).get("longest_overtaken_seconds"))
+        for stats in engines
+    ]
+    yield _gauge("act_longest_overtaken_seconds", "The longest of the waits overtaken.", longest)
+    for name, (key, text) in _OF_MODE.items():
+        family = CounterMetricFamily(PREFIX + name, text, labels=["engine", "mode"])
+        for stats in engines:
+            for mode in DONE:
+                value = stats["decisions"].get(mode, {}).get(key)
+                if value is not None:
+                    family.add_metric([_name(stats), mode], value)
+        yield family
+
+
+def _switchback(experiment: dict[str, Any] | None) -> Iterator[Metric]:
+    """Yield the switchback of all engine cores together, under the engine ``all``."""
+    running = GaugeMetricFamily(
+        PREFIX + "switchback_running", "1 while off and act alternate.", labels=["engine"]
+    )
+    pairs = GaugeMetricFamily(
+        PREFIX + "switchback_pairs", "Complete pairs of blocks of a switchback.", labels=["engine"]
+    )
+    effect = GaugeMetricFamily(
+        PREFIX + "switchback_effect",
+        "Of a quantity: its mean in off and in act, the difference, and the 95 percent interval.",
+        labels=["engine", "quantity", "value"],
+    )
+    if experiment is not None:
+        running.add_metric(["all"], float(experiment["running"]))
+        pairs.add_metric(["all"], experiment["pairs"])
+        for quantity, found in experiment["effects"].items():
+            for value in ("off", "act", "difference", "low", "high"):
+                if found[value] is not None:
+                    effect.add_metric(["all", quantity, value], found[value])
+    yield from (running, pairs, effect)
+
+
+def _outlook(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what the engine cores expect; those without an outlook are left out."""
+    found = [(_name(stats), stats["outlook"]) for stats in engines if stats["outlook"]]
+    tokens = GaugeMetricFamily(
+        PREFIX + "outlook_tokens", "Tokens that present sequences will still generate.",
+        labels=["engine", "state", "value"],
+    )  # fmt: skip
+    peak = GaugeMetricFamily(
+        PREFIX + "outlook_peak_blocks", "Most KV blocks that the running sequences will need.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    done = GaugeMetricFamily(
+        PREFIX + "outlook_done_seconds", "Time until all that runs now is done.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    place = GaugeMetricFamily(
+        PREFIX + "outlook_place_probability",
+        "Probability that a newcomer behind the queue can run within so many seconds.",
+        labels=["engine", "seconds"],
+    )
+    retry = GaugeMetricFamily(
+        PREFIX + "outlook_retry_after_seconds",
+        "Whole seconds after which this probability is 0.9.", labels=["engine"],
+    )  # fmt: skip
+    for name, outlook in found:
+        for state in ("running", "waiting"):
+            for value, number in outlook[f"{state}_tokens"].items():
+                tokens.add_metric([name, state, value], number)
+        for family, part in ((peak, "peak_blocks"), (done, "done_s"), (place, "place_within")):
+            for value, number in outlook[part].items():
+                family.add_metric([name, value], number)
+        retry.add_metric([name], outlook["retry_after_s"])
+    yield from (tokens, peak, done, place, retry)
 
 
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
