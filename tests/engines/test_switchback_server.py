@@ -98,7 +98,7 @@ def test_off_and_act_alternate_and_the_difference_is_shown(server, capsys):
         assert effect["low"] < effect["difference"] < effect["high"]
         assert effect["difference"] < 0.0, found["effects"]  # the short ones go first
     assert server.stats()["decisions"]["act"]["overtaken"] > 0
-    assert run(["stats", "--engine", server.url]) == 0
+    assert run(["stats", "--engine", server.url], "sagellm-lifetime") == 0
     text = capsys.readouterr().out
     assert f"blocks of {PERIOD_S:g} s" in text
     assert "    first token: off " in text

@@ -260,6 +260,7 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
                 )
         lines += _done(decisions)
     lines += _switchback(values.get("switchback"))
+    lines += _outlook(values.get("outlook"))
     if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(values, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
@@ -338,6 +339,20 @@ def _switchback(experiment: Any) -> list[str]:
             f"{_plain(effect.get('unit', ''))}; difference {change} ({interval})"
         )
     return lines
+
+
+def _outlook(outlook: Any) -> list[str]:
+    """Return the line about what is still to do, and when a place is free."""
+    if not isinstance(outlook, dict):
+        return []
+    parts = []
+    for state in ("running", "waiting"):
+        tokens = outlook.get(f"{state}_tokens")
+        if isinstance(tokens, dict):
+            expected, most = (_shown(tokens, key, ",.0f") for key in ("expected", "p90"))
+            parts.append(f"{expected} tokens of what is {state} (p90 {most})")
+    parts.append(f"a place within {_shown(outlook, 'retry_after_s', 'd')} s (p90)")
+    return [f"  Outlook: {', '.join(parts)}"]
 
 
 def _wrong(values: dict[str, Any]) -> list[str]:

@@ -82,7 +82,8 @@ def situation_of(
         free_blocks=pool.get_num_free_blocks(),
         reserve=reserve,
         block_size=scheduler.block_size,
-        places=scheduler.max_num_active_reqs,
+        # The first is lowered during a step in which an advisor limits admissions.
+        places=max(scheduler.max_num_active_reqs, scheduler.scheduler_config.max_num_seqs),
         prompt_tokens=float(np.mean(prompts)) if prompts else 0.0,
         seconds_per_step=seconds_per_step,
     )

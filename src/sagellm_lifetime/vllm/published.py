@@ -52,7 +52,6 @@ OUTLOOK_PARTS: Final = (
     *("done_s", "place_within"),
 )
 """Parts of an outlook, each with some numbers by name."""
-_TIMES: Final = ("done_s", "place_within")
 DRIFT: Final = ("changes", "returns", "trials")
 """Counts of the drift that add up over engine cores."""
 DRIFT_OF_MODEL: Final = ("generation", "completions", "generations", "in_trial")
@@ -170,8 +169,7 @@ def _are_decisions(value: Any) -> bool:
             and all(number is not None and _is_number(number) for number in value[kind])
             for kind in COMPARED
         )
-        and all(_are_counts(value.get(mode, {})) for mode in DONE)
-        and all(None not in value.get(mode, {}).values() for mode in DONE)
+        and all(mode not in value or _are_known(value[mode]) for mode in DONE)
     )
 
 
@@ -197,16 +195,14 @@ def _is_outlook(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(_is_known(value.get(name)) for name in OUTLOOK_NUMBERS)
-        and all(
-            _are_counts(part := value.get(name)) and all(map(_is_known, part.values())) and part
-            for name in OUTLOOK_PARTS
-        )
-        and all(
-            value[name].keys() == {"expected", "p90"}
-            for name in OUTLOOK_PARTS
-            if name not in _TIMES
-        )
+        and all(_are_known(value.get(name)) for name in OUTLOOK_PARTS)
+        and all(value[name].keys() == {"expected", "p90"} for name in OUTLOOK_PARTS[:3])
     )
+
+
+def _are_known(value: Any) -> bool:
+    """Return True for one or more numbers by name."""
+    return isinstance(value, dict) and bool(value) and all(map(_is_known, value.values()))
 
 
 def _is_known(value: Any) -> bool:

@@ -82,6 +82,10 @@ class Switchback:
         self._first = block + 2 - block % 2
         self._clear()
         self.is_running = self.is_used = True
+        try:
+            self.save()  # so that an earlier experiment is not taken for this one
+        except CheckpointError as error:
+            LOG.error("%s", error)
 
     def stop(self) -> None:
         """End it; a pair that is not complete is left out."""
