@@ -84,8 +84,8 @@ def evictions(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def pools(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield each run of the pool and the function that does it."""
-    from sagellm_parts import pool
     from sagellm_kv_cache import KVPool
+    from sagellm_parts import pool
 
     from sagellm_lifetime import create_predictor
 

@@ -1,4 +1,4 @@
-"""The simulated engines of ``benchmarks/sagellm_parts`` serve everything, and count what happens."""
+"""The simulated engines of the benchmark serve everything, and count what happens."""
 
 from __future__ import annotations
 
