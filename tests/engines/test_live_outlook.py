@@ -92,9 +92,9 @@ def test_the_metrics(served):
     from sagellm_lifetime.vllm.observability.metrics import exposition
 
     text = exposition(served[1], [], openmetrics=False).decode()
-    assert 'outlook_tokens{engine="0",state="running",value="p90"}' in text
-    assert 'outlook_place_probability{engine="0",seconds="0"} 0.0' in text
-    assert 'outlook_retry_after_seconds{engine="0"}' in text
+    assert 'outlook_tokens{engine="0",model_name="toy",state="running",value="p90"}' in text
+    assert 'outlook_place_probability{engine="0",model_name="toy",seconds="0"} 0.0' in text
+    assert 'outlook_retry_after_seconds{engine="0",model_name="toy"}' in text
 
 
 def test_off_has_none_and_the_route_says_so(tmp_path, vllm):

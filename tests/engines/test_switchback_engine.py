@@ -191,8 +191,10 @@ def test_the_routes_and_metrics_show_it(switched, cli_lines):
     from sagellm_lifetime.vllm.observability.metrics import exposition
 
     text = exposition(state, [], openmetrics=False).decode()
-    assert 'switchback_running{engine="all"} 1.0' in text
-    assert 'switchback_effect{engine="all",quantity="latency",value="high"} -' in text
+    assert 'switchback_running{engine="all",model_name="toy"} 1.0' in text
+    assert (
+        'switchback_effect{engine="all",model_name="toy",quantity="latency",value="high"} -' in text
+    )
 
 
 @pytest.fixture

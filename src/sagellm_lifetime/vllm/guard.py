@@ -26,7 +26,7 @@ from sagellm_lifetime.policies.advisor import (
     check_order,
 )
 from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Finished, Progressed
-from sagellm_lifetime.policies.plan_advisor import PIECE
+from sagellm_lifetime.policies.plan_advisor import PIECE, PlanAdvisor
 from sagellm_lifetime.policies.sequence_view import SequenceView
 from sagellm_lifetime.policies.state import SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
@@ -161,6 +161,14 @@ class GuardedAdvisor:
     def lessons(self) -> int:
         """Return the number of completions behind the predictor's state."""
         return self._forecaster.lessons if self._forecaster is not None else 0
+
+    def queue_key(self, sequence_id: str) -> tuple[float, ...] | None:
+        """Return what the advisor sorted a waiting sequence by last; None if it did not.
+
+        Any thread may call it.
+        """
+        advisor = self._advisor
+        return advisor.queue_key(sequence_id) if isinstance(advisor, PlanAdvisor) else None
 
     # -- a step ------------------------------------------------------------------------------
 

@@ -90,10 +90,9 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
     for name in COUNTS:
         if not _is_number(stats.get(name)):
             raise ValueError(f"{name} is not a number")
-    if not _is_drift(stats.setdefault("drift", {})):
-        raise ValueError("drift is not what it should be")
-    if not _is_outlook(stats.setdefault("outlook", None)):
-        raise ValueError("outlook is not what it should be")
+    for name, (fits, kind) in _OPTIONAL.items():
+        if not fits(stats.setdefault(name, kind())):
+            raise ValueError(f"{name} is not what it should be")
     if stats["engine"] != rank:
         raise ValueError("of another engine core")
     return stats
@@ -232,3 +231,11 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
     "learner_running": _is(bool),
     "learner_trouble": _is_text_or_none,
 }
+_OPTIONAL: Final[dict[str, tuple[Callable[[Any], bool], Callable[[], Any]]]] = {
+    "drift": (_is_drift, dict),
+    "outlook": (_is_outlook, lambda: None),
+    "this_run": (_are_counts, dict),
+    "model_name": (_is(str), str),
+    "live": (_is(dict), dict),
+}
+"""Fields that earlier versions do not write, with what makes their empty value."""

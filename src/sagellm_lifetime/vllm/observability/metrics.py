@@ -1,7 +1,7 @@
 """Prometheus metrics: the statistics of every engine core, read at each scrape.
 
-Prefix ``lifetime_predictor_``, base units, one label ``engine`` for the engine core and none per
-request.
+Prefix ``lifetime_predictor_``, base units, vLLM's labels ``model_name`` and ``engine`` (the engine
+core), and none per request. Every counter is there from the start, at 0, and never falls.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sagellm_lifetime.vllm.circuit_breaker import FAULTS
 from sagellm_lifetime.vllm.engine_state import read_published
 from sagellm_lifetime.vllm.published import COMPARED, DONE
 from sagellm_lifetime.vllm.settings import MODES
@@ -26,14 +27,11 @@ _COUNTERS: Final = {
     "capped": ("capped", "Of them, those that reached a cap; they are not scored."),
     "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
     "beam_steps": ("beam_steps", "Steps of beam search, which are no sequences."),
-    "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
     "lessons_taken": ("lessons_taken", "Completions handed to the learner."),
     "lessons_dropped": ("lessons_dropped", "Of them, too many to wait, or too late."),
     "lessons_lost": ("lessons_lost", "Of them, lost with a learning process that died."),
     "learner_restarts": ("learner_restarts", "Learning processes started anew."),
     "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
-    "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
-    "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
     "steps": ("steps", "Steps of the engine core."),
     "step_seconds": ("step_seconds", "Duration of these steps."),
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
@@ -41,6 +39,15 @@ _COUNTERS: Final = {
     "record_lost": ("record_lost", "Completions that could not be written."),
     "record_replaced": ("record_replaced", "Values left out of written completions."),
 }
+_THIS_RUN: Final = {
+    "lessons": ("lessons", "Completions that came into use by predictions."),
+    "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
+    "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
+    "drift_changes": ("drift_changes", "Changes of the workload of a model that were noticed."),
+    "drift_returns": ("drift_returns", "Times that a workload of before came back."),
+    "drift_trials": ("drift_trials", "Times that a change was suspected."),
+}
+"""Counts of what is learned, which goes on from an earlier run: from 0 in this one."""
 _SUMS: Final = {
     "scored": ("scored", "Predictions compared with the length of what ended by itself."),
     "absolute_error_tokens": ("absolute_error", "Sum of their absolute errors."),
@@ -49,15 +56,11 @@ _SUMS: Final = {
     "confidence": ("confidence", "Sum of their confidences."),
 }
 _GAUGES: Final = {
+    "lessons_in_use": ("lessons", "Completions behind the predictions, earlier runs included."),
     "running_sequences": ("running", "Predicted sequences that have not ended."),
     "lessons_on_the_way": ("lessons_on_the_way", "Lessons that are not in use yet."),
     "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
     "stats_age_seconds": ("age", "Age of these figures."),
-}
-_DRIFT: Final = {
-    "changes": ("drift_changes", "Changes of the workload of a model that were noticed."),
-    "returns": ("drift_returns", "Times that a workload of before came back."),
-    "trials": ("drift_trials", "Times that a change was suspected."),
 }
 _DRIFT_OF_MODEL: Final = {
     "generation": ("drift_generation", "Number of the present generation of a model."),
@@ -101,9 +104,27 @@ class LifetimeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; a figure that an engine core does not have is left out."""
+        names = {_name(stats): stats["model_name"] for stats in self._published.engines}
+        common = next(iter(names.values()), "")  # of damaged statistics, which name no model
+        for family in self._families():
+            family.samples = [
+                sample._replace(
+                    labels={
+                        "model_name": names.get(sample.labels["engine"], common), **sample.labels
+                    }
+                )
+                for sample in family.samples
+            ]  # fmt: skip
+            yield family
+
+    def _families(self) -> Iterator[Metric]:
         engines = self._published.engines
         for name, (key, text) in _COUNTERS.items():
             yield _counter(name, text, [(stats, stats.get(key)) for stats in engines])
+        for name, (key, text) in _THIS_RUN.items():
+            yield _counter(
+                name, text, [(stats, stats["this_run"].get(key, 0)) for stats in engines]
+            )
         for name, (key, text) in _SUMS.items():
             yield _counter(name, text, [(stats, stats["sums"].get(key)) for stats in engines])
         for name, (key, text) in _GAUGES.items():
@@ -192,7 +213,8 @@ def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
         labels=labels,
     )
     for stats in engines:
-        for kind, count in stats["breaker"]["faults"].items():
+        counts = {**dict.fromkeys(FAULTS, 0), **stats["breaker"]["faults"]}
+        for kind, count in counts.items():
             if count is not None:
                 faults.add_metric([_name(stats), kind], count)
         for kind in COMPARED:
@@ -281,8 +303,6 @@ def _outlook(engines: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
-    for key, (name, text) in _DRIFT.items():
-        yield _counter(name, text, [(stats, stats["drift"].get(key)) for stats in engines])
     for key, (name, text) in _DRIFT_OF_MODEL.items():
         family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "model"])
         for stats in engines:
