@@ -14,7 +14,7 @@ from sagellm_lifetime.replay.metrics import MEASURED, metrics
 from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy, policy
 from sagellm_lifetime.replay.run import Run
 from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace, rate_of
-from sagellm_lifetime.vllm.compat.interface import series, version
+from sagellm_lifetime.vllm.compat.versions import series, version
 from sagellm_lifetime.workloads import generate
 
 pytestmark = pytest.mark.usefixtures("vllm")

@@ -25,6 +25,8 @@ ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 
+from sagellm_lifetime.vllm.compat.versions import scheduler_names  # noqa: E402
+
 if TYPE_CHECKING:
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
     from sagellm_lifetime.vllm.request_events import RequestEvents
@@ -33,7 +35,7 @@ _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
 
-class LifetimeMixin:
+class LifetimeMixin(scheduler_names(Scheduler)):  # type: ignore[misc]  # chosen at run time
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:

