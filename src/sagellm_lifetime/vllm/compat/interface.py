@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
 
 from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
 from sagellm_lifetime.vllm.circuit_breaker import LOG
@@ -18,78 +22,144 @@ from sagellm_lifetime.vllm.compat.versions import (
     version,
 )
 
-# Method -> names of its parameters without ``self``, for what our subclass overrides or calls.
-METHODS = {
-    "schedule": ("throttle_prefills",),
-    "add_request": ("request",),
-    "finish_requests": ("request_ids", "finished_status"),
-    "update_from_output": ("scheduler_output", "model_runner_output"),
-    "_preempt_request": ("request", "timestamp", "drop_stale_output"),
-    "_free_request": ("request", "delay_free_blocks"),
-    "_free_request_blocks": ("request",),
-    "_update_request_with_output": ("request", "new_token_ids", "is_stale"),
-    "get_request_counts": (),
-    "_inflight_prefill_reserved_blocks": (),
-    "_handle_stopped_request": ("request",),
-    "_update_request_as_session": ("session", "update"),
-    "shutdown": (),
-}
-# Attributes that the constructor must set; they are looked up in its source, without an instance.
-ATTRIBUTES = (
-    "requests",
-    "running",
-    "waiting",
-    "max_num_running_reqs",
-    "max_num_scheduled_tokens",
-    "_inflight_prefills",
-    "kv_cache_manager",
-    "reset_preempted_req_ids",
-    "num_waiting_for_streaming_input",
-    "hash_block_size",
-    "block_size",
-    "num_lookahead_tokens",
-    "kv_cache_config",
+
+@dataclass(frozen=True)
+class Part:
+    """What this package uses of one class of vLLM.
+
+    Attributes:
+        module: of the class.
+        name: of the class.
+        methods: names of the parameters without ``self``, by method that is overridden or called.
+        attributes: names that the class has or its constructor sets.
+        fields: names of a plain data class.
+    """
+
+    module: str
+    name: str
+    methods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+
+SCHEDULER: Final = Part(
+    "vllm.v1.core.sched.scheduler",
+    "Scheduler",
+    methods={
+        "schedule": ("throttle_prefills",),
+        "add_request": ("request",),
+        "finish_requests": ("request_ids", "finished_status"),
+        "update_from_output": ("scheduler_output", "model_runner_output"),
+        "_preempt_request": ("request", "timestamp", "drop_stale_output"),
+        "_free_request": ("request", "delay_free_blocks"),
+        "_free_request_blocks": ("request",),
+        "_update_request_with_output": ("request", "new_token_ids", "is_stale"),
+        "get_request_counts": (),
+        "_inflight_prefill_reserved_blocks": (),
+        "_handle_stopped_request": ("request",),
+        "_update_request_as_session": ("session", "update"),
+        "shutdown": (),
+    },
+    attributes=(
+        "requests",
+        "running",
+        "waiting",
+        "max_num_running_reqs",
+        "max_num_scheduled_tokens",
+        "_inflight_prefills",
+        "kv_cache_manager",
+        "reset_preempted_req_ids",
+        "num_waiting_for_streaming_input",
+        "hash_block_size",
+        "block_size",
+        "num_lookahead_tokens",
+        "kv_cache_config",
+    ),
 )
-REQUEST = (
-    "request_id",
-    "block_hashes",
-    "prompt_token_ids",
-    "num_prompt_tokens",
-    "num_computed_tokens",
-    "num_tokens",
-    "num_output_tokens",
-    "output_token_ids",
-    "max_tokens",
-    "arrival_time",
-    "priority",
-    "num_preemptions",
-    "is_prefill_chunk",
-    "sampling_params",
-    "_all_token_ids",
-    "_output_token_ids",
-    "resumable",
-    "session_id",
-    "lora_request",
-    "structured_output_request",
+"""Without the attributes whose names differ between releases: see :mod:`.versions`."""
+_OUTPUT: Final = "vllm.v1.core.sched.output"
+PARTS: Final = (
+    SCHEDULER,
+    Part(
+        "vllm.v1.request",
+        "Request",
+        attributes=(
+            "request_id",
+            "block_hashes",
+            "prompt_token_ids",
+            "num_prompt_tokens",
+            "num_computed_tokens",
+            "num_tokens",
+            "num_output_tokens",
+            "output_token_ids",
+            "max_tokens",
+            "arrival_time",
+            "priority",
+            "num_preemptions",
+            "is_prefill_chunk",
+            "sampling_params",
+            "_all_token_ids",
+            "_output_token_ids",
+            "resumable",
+            "session_id",
+            "lora_request",
+            "structured_output_request",
+        ),
+    ),
+    Part(
+        "vllm.v1.core.kv_cache_manager",
+        "KVCacheManager",
+        attributes=("watermark_blocks", "block_pool", "coordinator", "enable_caching"),
+    ),
+    Part(
+        "vllm.v1.core.kv_cache_coordinator",
+        "KVCacheCoordinator",
+        methods={
+            "get_blocks": ("request_id",),
+            "find_longest_cache_hit": ("block_hashes", "max_cache_hit_length"),
+        },
+    ),
+    Part(
+        "vllm.v1.core.block_pool",
+        "BlockPool",
+        methods={"get_num_free_blocks": ()},
+        attributes=("num_gpu_blocks",),
+    ),
+    Part("vllm.v1.core.kv_cache_utils", "KVCacheBlock", fields=("ref_cnt",)),
+    Part(
+        "vllm.v1.core.sched.request_queue",
+        "FCFSRequestQueue",
+        methods={"prepend_request": ("request",)},
+    ),
+    Part(
+        _OUTPUT,
+        "SchedulerOutput",
+        fields=(
+            "num_scheduled_tokens",
+            "total_num_scheduled_tokens",
+            "scheduled_new_reqs",
+            "scheduled_cached_reqs",
+            "preempted_req_ids",
+        ),
+    ),
+    Part(
+        "vllm.sampling_params",
+        "SamplingParams",
+        fields=(
+            "detokenize",
+            "extra_args",
+            "logprobs",
+            "max_tokens",
+            "min_tokens",
+            "skip_special_tokens",
+            "stop",
+            "temperature",
+        ),
+    ),
+    Part(_OUTPUT, "NewRequestData", fields=("req_id",)),
+    Part(_OUTPUT, "CachedRequestData", fields=("resumed_req_ids",)),
 )
-# Fields of plain data classes: the output of a step, and sampling parameters.
-OUTPUT = (
-    "num_scheduled_tokens",
-    "total_num_scheduled_tokens",
-    "scheduled_new_reqs",
-    "scheduled_cached_reqs",
-    "preempted_req_ids",
-)
-SAMPLING = (
-    "detokenize",
-    "extra_args",
-    "logprobs",
-    "max_tokens",
-    "min_tokens",
-    "skip_special_tokens",
-    "stop",
-    "temperature",
-)
+"""All that this package uses of vLLM's private interface."""
 
 
 class EngineInterfaceError(LifetimeError, RuntimeError):
@@ -149,42 +219,25 @@ def _warn(installed: str) -> None:
 def changes() -> list[str]:
     """Return what of vLLM is missing or differs from the supported releases, one phrase each."""
     ready_for_vllm()
-    try:
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.core.block_pool import BlockPool
-        from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
-        from vllm.v1.core.kv_cache_manager import KVCacheManager
-        from vllm.v1.core.kv_cache_utils import KVCacheBlock
-        from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-        from vllm.v1.core.sched.request_queue import FCFSRequestQueue
-        from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.request import Request
-    except ModuleNotFoundError as error:
-        if error.name == "vllm":
-            raise MissingExtraError("the replay through vLLM's scheduler", "vllm") from error
-        return [f"import of {error.name} fails"]
-    except ImportError as error:
-        return [" ".join(str(error).split())]
-    differences = [
-        *(_method(Scheduler, name, wanted) for name, wanted in METHODS.items()),
-        *_attributes(Scheduler, (*ATTRIBUTES, *fitting_file(Scheduler).ATTRIBUTES)),
-        *_attributes(Request, REQUEST),
-        *_attributes(
-            KVCacheManager, ("watermark_blocks", "block_pool", "coordinator", "enable_caching")
-        ),
-        _method(KVCacheCoordinator, "get_blocks", ("request_id",)),
-        _method(
-            KVCacheCoordinator, "find_longest_cache_hit", ("block_hashes", "max_cache_hit_length")
-        ),
-        _method(BlockPool, "get_num_free_blocks", ()),
-        *_attributes(BlockPool, ("num_gpu_blocks",)),
-        *_fields(KVCacheBlock, ("ref_cnt",)),
-        _method(FCFSRequestQueue, "prepend_request", ("request",)),
-        *_fields(SchedulerOutput, OUTPUT),
-        *_fields(SamplingParams, SAMPLING),
-        *_fields(NewRequestData, ("req_id",)),
-        *_fields(CachedRequestData, ("resumed_req_ids",)),
-    ]
+    differences = []
+    for part in PARTS:
+        try:
+            owner = getattr(importlib.import_module(part.module), part.name, None)
+        except ModuleNotFoundError as error:
+            if error.name == "vllm":
+                raise MissingExtraError("the replay through vLLM's scheduler", "vllm") from error
+            return [f"import of {error.name} fails"]
+        except ImportError as error:
+            return [" ".join(str(error).split())]
+        if owner is None:
+            differences.append(f"{part.module}.{part.name} is gone")
+            continue
+        names = part.attributes
+        if part is SCHEDULER:
+            names += fitting_file(owner).ATTRIBUTES
+        differences += [_method(owner, name, wanted) for name, wanted in part.methods.items()]
+        differences += _attributes(owner, names)
+        differences += _fields(owner, part.fields)
     return [line for line in differences if line]
 
 

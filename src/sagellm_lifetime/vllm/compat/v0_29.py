@@ -29,7 +29,7 @@ class SchedulerNames:
 
     @property
     def max_num_active_reqs(self) -> int:
-        """The limit of running sequences, which a step compares before each admission."""
+        """Return the limit of running sequences, which a step compares before each admission."""
         return self.max_num_running_reqs
 
     @max_num_active_reqs.setter
@@ -38,10 +38,10 @@ class SchedulerNames:
 
     @property
     def kv_holding_waiting(self) -> Any:
-        """The queue from which vLLM admits before ``waiting``."""
+        """Return the queue from which vLLM admits before ``waiting``."""
         return self.skipped_waiting
 
     @property
     def deferred_waiting(self) -> Container[Any]:
-        """The skipped requests in ``waiting``, which are in the other queue here."""
+        """Return the skipped requests in ``waiting``: none, as they are in the other queue."""
         return ()

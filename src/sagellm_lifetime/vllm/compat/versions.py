@@ -57,6 +57,8 @@ def missing_attributes(owner: type, names: tuple[str, ...]) -> list[str]:
 
     The constructor's source is read, so that no instance is needed.
     """
+    if not names:
+        return []
     source = inspect.getsource(owner.__init__)  # type: ignore[misc]  # read, not called
     return [
         name
