@@ -4,9 +4,11 @@
 
 A release is a version (its wheel is downloaded: hundreds of megabytes), a wheel, or a folder with a
 folder ``vllm`` in it. Nothing of vLLM is imported, so a wheel for another machine will do. Three
-lists are printed: names that we import or use of the private interface and that are missing; overridden methods whose
-parameters differ; and the differences in the source of overridden methods, without comments.
-Exit code 1 if the first two are not empty.
+lists are printed: what our files import, or use of the private interface, and is missing;
+overridden methods whose parameters differ; and the differences in the source of overridden methods,
+without comments. Exit code 1 if the first two are not empty. With ``--extract FOLDER`` the Python
+files are written there as well, so that with ``PYTHONPATH=FOLDER`` the tests that need no model run
+with them.
 """
 
 from __future__ import annotations
@@ -83,6 +85,13 @@ class Release:
             raise ReleaseError(f"{place}: no Python files of vLLM in it")
         return cls(files)
 
+    def extract(self, folder: Path) -> None:
+        """Write the files below a folder."""
+        for name, text in self._files.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+
     def class_of(self, module: str, name: str) -> Class | None:
         """Return a class by module and name; ``None`` if one of them is not there."""
         tree = self.tree(module)
@@ -140,7 +149,7 @@ def _files_of_wheel(wheel: Path) -> dict[str, str]:
             return {
                 name: archive.read(name).decode("utf-8")
                 for name in archive.namelist()
-                if name.startswith("vllm/") and name.endswith(".py")
+                if name.startswith("vllm") and name.endswith((".py", ".dist-info/METADATA"))
             }
     except zipfile.BadZipFile:
         raise ReleaseError(f"{wheel}: not a wheel; give a version, a wheel or a folder") from None
@@ -294,9 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("release", help="the new release of vLLM")
     parser.add_argument("--against", default="0.32.0", help="a release that works (0.32.0)")
+    parser.add_argument("--extract", type=Path, metavar="FOLDER", help="write its Python files")
     options = parser.parse_args(arguments)
     try:
-        lists = report(Release.read(options.release), Release.read(options.against))
+        release = Release.read(options.release)
+        if options.extract is not None:
+            release.extract(options.extract)
+        lists = report(release, Release.read(options.against))
     except ReleaseError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

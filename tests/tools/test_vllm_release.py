@@ -106,7 +106,13 @@ def test_the_command(tmp_path, old, capsys):
         for file in old.rglob("*.py"):
             text = file.read_text().replace("def add_request(", "def add_request(self, at, ")
             archive.writestr(str(file.relative_to(old)), text.replace("at, self", "at"))
-    assert main([str(wheel), "--against", str(old)]) == 1
+        archive.writestr("vllm-0.34.0.dist-info/METADATA", "Version: 0.34.0")
+        archive.writestr("vllm/_C.abi3.so", b"compiled")
+    extract = ["--extract", str(tmp_path / "python")]
+    assert main([str(wheel), "--against", str(old), *extract]) == 1
+    names = [file.name for file in (tmp_path / "python").rglob("*") if file.is_file()]
+    assert {"METADATA", "scheduler.py", "request.py"} <= set(names)
+    assert "_C.abi3.so" not in names
     assert "Scheduler.add_request takes (at, request), not (request)" in capsys.readouterr().out
 
 
