@@ -95,10 +95,9 @@ class Release:
     def class_of(self, module: str, name: str) -> Class | None:
         """Return a class by module and name; ``None`` if one of them is not there."""
         tree = self.tree(module)
-        classes = {} if tree is None else {n.name: n for n in tree.body if _is_class(n)}
-        if name not in classes:
-            return None
-        return _declared(classes, name)
+        statements = [] if tree is None else tree.body
+        classes = {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
+        return _declared(classes, name) if name in classes else None
 
     def tree(self, module: str) -> ast.Module | None:
         """Return a parsed module; ``None`` if it is not there."""
@@ -107,10 +106,6 @@ class Release:
             if file in self._files:
                 return ast.parse(self._files[file])
         return None
-
-
-def _is_class(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef)
 
 
 def _declared(classes: Mapping[str, ast.ClassDef], name: str) -> Class:
@@ -281,7 +276,8 @@ def report(new: Release, old: Release) -> tuple[list[str], list[str], list[str]]
     before = old.class_of(SCHEDULER.module, SCHEDULER.name)
     if after is None or before is None:
         return names, [], []
-    signatures, sources = [], []
+    signatures: list[str] = []
+    sources: list[str] = []
     for name in overridden(before):
         was, now = before.functions[name], after.functions.get(name)
         if now is None:

@@ -32,6 +32,7 @@ HOOKS = {
     "LifetimeMixin._guarded",
     "LifetimeMixin._give_up",
     "_Worker.run",
+    "SchedulerNames.max_num_active_reqs",  # another name of one attribute of vLLM's
 }
 """What vLLM calls, and what catches (one of them on a thread): these are the guard itself."""
 

@@ -1,15 +1,18 @@
 """vLLM's own server and ``LLM(...)`` with the plug-in: one variable, or one argument."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import polars as pl
 import pytest
 from engine_help import adds_up
 from plain_server import PlainServer, install_plugin
+from test_end_to_end import PATIENCE_S
 from tiny_model import make_model
 
 from sagellm_lifetime.vllm.engine_state import read_stats
@@ -53,7 +56,7 @@ def test_one_variable_reaches_two_api_servers_and_two_engine_cores(folder, envir
         server.wait()
         for i in range(12):
             server.complete(max_tokens=4, ignore_eos=True, user=f"user-{i % 2}")
-        found = server.until(lambda s: s["completions"] + s["censored"] == 12)
+        found = server.until(lambda s: _ended(s) == 12)
         assert adds_up(found)
         assert found["mode"] == "shadow"
         assert found["learning"]
@@ -90,28 +93,34 @@ def test_a_mistake_ends_it_before_the_model_is_loaded(folder, environment):
     assert last.startswith("error: unknown mode 'on'")
 
 
+def _ended(stats):
+    return stats["completions"] + stats["censored"]
+
+
 def test_an_engine_in_a_program(folder, environment):
-    program = subprocess.Popen(
-        [sys.executable, "-c", OFFLINE],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    log = folder / "offline.log"
+    with log.open("wb") as file:
+        program = subprocess.Popen(
+            [sys.executable, "-c", OFFLINE],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     try:
-        ends = time.monotonic() + 300
-        while not (stats := read_stats(folder / "offline")) or not stats[0]["total_predictions"]:
-            assert program.poll() is None, program.communicate()[0][-3000:]
-            assert time.monotonic() < ends
+        ends = time.monotonic() + PATIENCE_S
+        while not (stats := read_stats(folder / "offline")) or _ended(stats[0]) < 3:
+            assert program.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < ends, log.read_text()[-3000:]
             time.sleep(0.5)
-        time.sleep(2)  # statistics are written once a second
-        (stats,) = read_stats(folder / "offline")
+        program.communicate(timeout=PATIENCE_S)  # what it waits for is over
     finally:
-        said, _ = program.communicate("", timeout=120)
-    assert "[8, 8, 8]" in said
-    assert stats["mode"] == "act"
-    assert stats["total_predictions"] == 3
-    assert adds_up(stats)
-    assert (Path(folder) / "offline" / "engine-0" / "predictor").exists()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)  # nothing of it stays behind
+    assert "[8, 8, 8]" in log.read_text()
+    assert stats[0]["mode"] == "act"
+    assert stats[0]["total_predictions"] == 3
+    assert adds_up(stats[0])
+    assert (folder / "offline" / "engine-0" / "predictor").exists()

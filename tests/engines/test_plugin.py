@@ -17,6 +17,7 @@ from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.launch import plugin
 from sagellm_lifetime.vllm.launch.engine_arguments import switch_on, switch_on_server
 from sagellm_lifetime.vllm.launch.server import CLIENTS, MIDDLEWARE, PROCESSOR, SCHEDULER
+from sagellm_lifetime.vllm.launch.variable import VARIABLE
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 GROUP = "vllm.general_plugins"
@@ -25,7 +26,7 @@ GROUP = "vllm.general_plugins"
 @pytest.fixture(autouse=True)
 def _here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(plugin.VARIABLE, raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(interface, "version", lambda: "0.32.0")
 
 
@@ -93,7 +94,7 @@ def test_a_process_without_engine_arguments_is_left_alone(monkeypatch):
 @pytest.mark.parametrize("unset", [None, "", "off"])
 def test_nothing_is_changed_unless_asked_for(registered, monkeypatch, unset):
     if unset is not None:
-        monkeypatch.setenv(plugin.VARIABLE, unset)
+        monkeypatch.setenv(VARIABLE, unset)
     plain = arguments(additional_config={"other": 1}, middleware=[])
     before = dict(vars(plain))
     engine = registered.AsyncEngineArgs.from_cli_args(plain)
@@ -121,7 +122,14 @@ def test_unasked_it_imports_nothing_else():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     package = "sagellm_lifetime"
-    needed = ["", "._moved", ".vllm", ".vllm.launch", ".vllm.launch.plugin"]
+    needed = [
+        "",
+        "._moved",
+        ".vllm",
+        ".vllm.launch",
+        ".vllm.launch.plugin",
+        ".vllm.launch.variable",
+    ]
     assert done.stdout.strip() == f"{[package + name for name in needed]} []"
 
 
@@ -130,7 +138,7 @@ def test_unasked_it_imports_nothing_else():
 def test_one_variable_or_one_flag_suffices(registered, monkeypatch, tmp_path, mode, by):
     given = arguments(middleware=["their.M"])
     if by == "environment":
-        monkeypatch.setenv(plugin.VARIABLE, mode)
+        monkeypatch.setenv(VARIABLE, mode)
     else:
         value = mode if by == "word" else {"mode": mode, "learn": True}
         given.additional_config = {"lifetime": value, "other": 1}
@@ -157,7 +165,7 @@ def test_arguments_made_in_python(registered):
 
 def test_the_flag_goes_before_the_variable(monkeypatch, tmp_path):
     fitted().save(tmp_path / "trained")
-    monkeypatch.setenv(plugin.VARIABLE, json.dumps({"mode": "act", "checkpoint": "trained"}))
+    monkeypatch.setenv(VARIABLE, json.dumps({"mode": "act", "checkpoint": "trained"}))
     given = arguments(additional_config={"lifetime": {"mode": "shadow", "watermark": 0.1}})
     assert switch_on(given) == LiveSettings(
         watermark=0.1, predictor="", checkpoint=str(tmp_path / "trained")
@@ -166,7 +174,7 @@ def test_the_flag_goes_before_the_variable(monkeypatch, tmp_path):
 
 
 def test_a_scheduler_that_is_ours_already_is_left_as_it_is(monkeypatch):
-    monkeypatch.setenv(plugin.VARIABLE, "act")
+    monkeypatch.setenv(VARIABLE, "act")
     launched = arguments(
         scheduler_cls=SCHEDULER, additional_config={"lifetime": {"mode": "shadow"}}, middleware=[]
     )
@@ -219,7 +227,7 @@ def test_a_mistake_ends_the_server_with_one_line(
     registered, monkeypatch, tmp_path, capsys, variable, given, told
 ):
     used = EngineState(tmp_path / "used", 0)
-    monkeypatch.setenv(plugin.VARIABLE, variable)
+    monkeypatch.setenv(VARIABLE, variable)
     with pytest.raises(SystemExit) as ended:
         registered.AsyncEngineArgs.from_cli_args(arguments(**given))
     assert ended.value.code == 2

@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
     from sagellm_lifetime.vllm.request_events import RequestEvents
 
+    SchedulerNames = object
+else:
+    SchedulerNames = scheduler_names(Scheduler)
+
 _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
 
-class LifetimeMixin(scheduler_names(Scheduler)):  # type: ignore[misc]  # chosen at run time
+class LifetimeMixin(SchedulerNames):
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:

@@ -13,7 +13,6 @@ from sagellm_lifetime.core.errors import LifetimeError, RequestError, one_line
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
-from sagellm_lifetime.vllm.launch.plugin import VARIABLE
 from sagellm_lifetime.vllm.launch.server import (
     CLIENTS,
     IN_PROCESS,
@@ -27,6 +26,7 @@ from sagellm_lifetime.vllm.launch.server import (
     check_predictor,
     unchecked_keys,
 )
+from sagellm_lifetime.vllm.launch.variable import VARIABLE, variable
 from sagellm_lifetime.vllm.launch.vllm_args import LaunchError
 from sagellm_lifetime.vllm.settings import KEY, MODES, LiveSettings, cannot_act, check_keys
 
@@ -101,8 +101,8 @@ def from_environment() -> dict[str, Any]:
     Raises:
         RequestError: if it is neither a mode nor a JSON object of settings.
     """
-    text = os.environ.get(VARIABLE, "")
-    if text in ("", "off"):
+    text = variable()
+    if not text:
         return {}
     value: Any = text
     if text not in MODES:

@@ -7,13 +7,12 @@ stay as they are, and no further module of this package is imported.
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import wraps
 from typing import Any, Final
 
-VARIABLE: Final = "SAGELLM_LIFETIME"
-"""Environment variable: a mode (``shadow`` or ``act``), or the settings as a JSON object."""
+from sagellm_lifetime.vllm.launch.variable import variable
+
 _KEY: Final = "lifetime"
 """``settings.KEY``, which is not imported so that an inactive plug-in costs nothing."""
 _ARGUMENTS: Final = "vllm.engine.arg_utils"
@@ -57,7 +56,7 @@ def is_asked(arguments: Any) -> bool:
     >>> is_asked(SimpleNamespace(additional_config={"lifetime": "shadow"}))
     True
     """
-    if os.environ.get(VARIABLE, "off") not in ("", "off"):
+    if variable():
         return True
     additional = getattr(arguments, "additional_config", None)
     return isinstance(additional, dict) and _KEY in additional
