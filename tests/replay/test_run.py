@@ -193,7 +193,8 @@ def test_a_load_that_no_rate_reaches_says_so(trace, tight, cost, monkeypatch):
 
 def test_a_policy_that_serves_nobody_is_one_line(trace, tight, cost):
     def lazy(scheduler, trace, run):
-        scheduler.max_num_active_reqs = 0
+        newer = hasattr(scheduler, "max_num_active_reqs")  # since vLLM 0.31
+        setattr(scheduler, "max_num_active_reqs" if newer else "max_num_running_reqs", 0)
 
     with pytest.raises(LifetimeError, match="stuck") as error:
         Run(trace[:3], tight, cost, ReplayPolicy("lazy", install=lazy)).execute()
