@@ -25,16 +25,22 @@ ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 
+from sagellm_lifetime.vllm.compat.versions import scheduler_names  # noqa: E402
+
 if TYPE_CHECKING:
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
     from sagellm_lifetime.vllm.request_events import RequestEvents
     from sagellm_lifetime.vllm.switchback import Switchback
 
+    SchedulerNames = object
+else:
+    SchedulerNames = scheduler_names(Scheduler)
+
 _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
 
-class LifetimeMixin:
+class LifetimeMixin(SchedulerNames):
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:
