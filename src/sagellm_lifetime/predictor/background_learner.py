@@ -29,6 +29,7 @@ from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MODEL, as_path, is_checkpoint
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.merging import mismatch
 from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.predictor.supervisor import Supervisor, Waiting
@@ -41,21 +42,6 @@ _FORKED: Final = (
     "this process was forked from the one that learns: what the predictor is told here teaches it "
     "nothing; use a clone() of it"
 )
-_RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
-"""Options that may differ from those of the checkpoint: the learned state does not depend on
-them."""
-
-
-def mismatch(learned: Predictor, mine: Predictor) -> str:
-    """Return the reason why ``mine`` cannot take over the state of ``learned``, or ``""``."""
-    if learned.name != mine.name:
-        return f"holds a {learned.name!r} predictor, not {mine.name!r}"
-    learned_options = learned.options
-    for option, value in mine.options.items():
-        learned_value = learned_options.get(option)
-        if option not in _RUN_OPTIONS and learned_value != value:
-            return f"learned with {option}={learned_value!r}, not {value!r}"
-    return ""
 
 
 class BackgroundLearner:

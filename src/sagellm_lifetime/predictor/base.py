@@ -505,6 +505,35 @@ class Predictor(Predicting):
             )
             save_checkpoint(checkpoint, place)
 
+    # -- merging -----------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> NameKeys:
+        """Return the keys of names, under the secret of the learned state."""
+        return self._context.keys
+
+    def merge(self, *others: Self) -> None:
+        """Add what others have learned; see ``merge_predictors``, which checks that they fit.
+
+        Recent traffic is forgotten. The others stay as they are, but learn their pending answers.
+
+        Raises:
+            MergeError: its model cannot be merged.
+            RequestError: the predictor learns in another process.
+        """
+        with self._lock:
+            self._check_learns_here()
+            self.settle()
+            learned, timing = self._learned, self._timing
+            for other in others:
+                other.settle()
+            learned.model.merge(*(other._learned.model for other in others))
+            learned.calibration.merge(*(other._learned.calibration for other in others))
+            learned.model.lessons += sum(other.lessons for other in others)
+            timing.merge(*(other._timing for other in others))
+            self._context = Context(self._context.parts, self._context.keys)
+            self._version += 1
+
     # -- copies ------------------------------------------------------------------------------
 
     def clone(self) -> Self:

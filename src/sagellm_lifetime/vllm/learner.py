@@ -14,11 +14,12 @@ from threading import Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
-from sagellm_lifetime.predictor.background_learner import BackgroundLearner, mismatch
+from sagellm_lifetime.predictor.background_learner import BackgroundLearner
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MANIFEST
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.merging import mismatch
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.settings import LiveSettings
 
