@@ -21,13 +21,13 @@ from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.core.merging import heaviest, sums_by_key
 from sagellm_lifetime.models.merging.regimes import merged_regimes
 from sagellm_lifetime.models.merging.shares import merged_shares
+from sagellm_lifetime.models.recurring_lengths import Place
 from sagellm_lifetime.models.residual_life import (
     MOST_WEIGHTS,
     START,
     ResidualLife,
     most_single_lengths,
 )
-from sagellm_lifetime.models.recurring_lengths import Place
 
 _SCORES = ("losses", "effect_losses", "scored")
 _STARTS = {"choice": np.array(START), "trust": np.ones(len(START), dtype=np.int64)}
@@ -112,8 +112,8 @@ def _single_lengths(states: Sequence[Arrays], keys: np.ndarray) -> tuple[np.ndar
         places = sums.get(key, {})
         order = sorted(places, key=lambda length: (places[length], length))
         most = most_single_lengths(key)
-        for length in order[-most:] if most else ():
-            merged.append((length, *places[length]))
+        kept = order[-most:] if most else []
+        merged.extend((length, *places[length]) for length in kept)
         until.append(len(merged))
     table = np.array(merged, dtype=np.int64).reshape(len(merged), 3)
     return np.minimum(table, MOST), np.array(until, dtype=np.int64)
