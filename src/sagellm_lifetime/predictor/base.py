@@ -512,6 +512,12 @@ class Predictor(Predicting):
         """Return the keys of names, under the secret of the learned state."""
         return self._context.keys
 
+    def learned_state(self) -> Arrays:
+        """Return the arrays of the model and its calibration, without recent traffic."""
+        with self._lock:
+            self.settle()
+            return self._learned.state()
+
     def merge(self, *others: Self) -> None:
         """Add what others have learned; see ``merge_predictors``, which checks that they fit.
 

@@ -9,7 +9,10 @@ is merged twice counts twice, so a fleet keeps the states of its replicas apart
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, Final
+
+import numpy as np
 
 from sagellm_lifetime.core.errors import MergeError
 from sagellm_lifetime.predictor.base import Predictor
@@ -77,6 +80,15 @@ def merge_predictors(
     merged.merge(*predictors[1:])
     merged.summary = merged_summary([each.summary for each in predictors])
     return merged
+
+
+def state_digest(predictor: Predictor) -> str:
+    """Return a digest of what a predictor has learned, without its recent traffic."""
+    digest = sha256(predictor.name.encode())
+    for name, array in sorted(predictor.learned_state().items()):
+        digest.update(f"{name}{array.shape}".encode("utf-8", "surrogatepass"))
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def merged_summary(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
