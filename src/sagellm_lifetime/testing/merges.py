@@ -15,8 +15,9 @@ _NEAR = 1e-4
 
 
 def can_merge(predictor: Predictor) -> bool:
-    """Return True if the model of a predictor has a merge of its own."""
-    return type(predictor.model).merge is not LengthModel.merge
+    """Return True for a predictor that learns here, and whose model has a merge of its own."""
+    is_here = not predictor.learns_elsewhere
+    return is_here and type(predictor.model).merge is not LengthModel.merge
 
 
 def _parts(make: Make) -> list[Predictor]:
