@@ -230,6 +230,16 @@ class LengthModel(ABC):
             f"what the model {self.name!r} has learned cannot be merged: its class has no merge()"
         )
 
+    def sums(self) -> Arrays:
+        """Return :meth:`state` without what :meth:`merge` computes anew; by default all of it.
+
+        It is what a replica sends to others, and :meth:`restore` reads it.
+        """
+        return self.state()
+
+    def take_training(self, other: Self) -> None:  # noqa: B027 - most have nothing to do
+        """Take over what gradient steps have learned in another model; by default nothing."""
+
     def continue_from(self, replaced: Self) -> None:  # noqa: B027 - most have nothing to do
         """Go on with the training of a model that this merged one replaces; by default nothing."""
 

@@ -13,7 +13,7 @@ from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
 from sagellm_lifetime.models.merging.prompts import merge_prompts
-from sagellm_lifetime.models.merging.tables import merge_tables
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import LEAST_NODES, ResidualLife
 
@@ -96,6 +96,11 @@ class SurvivalModel(LengthModel):
         """Add the counts of equal nodes, and what the prompt scores have learned."""
         merge_tables(self.tables, [model.tables for model in others], self._most_nodes)
         merge_prompts(self.prompts, [model.prompts for model in others])
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
 
     @property
     def changes(self) -> int:

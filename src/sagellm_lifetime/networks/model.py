@@ -31,7 +31,7 @@ from sagellm_lifetime.features.evidence import (
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
 from sagellm_lifetime.models.merging.prompts import merge_prompts
-from sagellm_lifetime.models.merging.tables import merge_tables
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
@@ -330,6 +330,19 @@ class NetworkModel(LengthModel):
         self._accepted = sum(model._accepted for model in models)
         self._refused = sum(model._refused for model in models)
         self._trainer = self._trial = None
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
+
+    def take_training(self, other: Self) -> None:
+        """Take over the network of another model, with its losses and counts."""
+        if other.weights is not self.weights:
+            self.use(other.weights)
+        self.share.losses = other.share.losses.copy()
+        self._training_steps = other._training_steps
+        self._accepted, self._refused = other._accepted, other._refused
 
     def continue_from(self, replaced: Self) -> None:
         """Keep the samples of a replaced model, and its training if its network is still used."""

@@ -473,11 +473,19 @@ class Predictor(Predicting):
         Raises:
             RequestError: it has predicted or learned already, so keys of names are in its state.
         """
+        self.use_keys(NameKeys.random())
+
+    def use_keys(self, keys: NameKeys) -> None:
+        """Take the keys of names that other replicas have; see :meth:`draw_secret`.
+
+        Raises:
+            RequestError: it has predicted or learned already, so keys of names are in its state.
+        """
         with self._lock:
             self._check_learns_here()
             if not self.is_unused:
                 raise RequestError("a secret is drawn before the first prediction and completion")
-            self._context = Context(self._context.parts, NameKeys.random())
+            self._context = Context(self._context.parts, keys)
 
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.
@@ -511,6 +519,28 @@ class Predictor(Predicting):
     def keys(self) -> NameKeys:
         """Return the keys of names, under the secret of the learned state."""
         return self._context.keys
+
+    @property
+    def learned(self) -> Learned:
+        """Return the model and its calibration, which :meth:`swap` takes."""
+        return self._learned
+
+    def sums(self) -> Arrays:
+        """Return the arrays of :meth:`state` that other replicas merge, to :meth:`restore`.
+
+        Without recent traffic, and without what a merge computes anew.
+        """
+        with self._lock:
+            self.settle()
+            learned = self._learned
+            empty = Context(self._context.parts, self._context.keys)
+            return {
+                **learned.state(),
+                **context_state(learned.model.sums()),
+                **context_state(empty.state()),
+                **self._context.keys.state(),
+                **self._timing.state(),
+            }
 
     def learned_state(self) -> Arrays:
         """Return the arrays of the model and its calibration, without recent traffic."""

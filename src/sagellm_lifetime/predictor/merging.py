@@ -20,6 +20,11 @@ from sagellm_lifetime.predictor.base import Predictor
 RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ between predictors of one state, which does not depend on them."""
 
+SECRETS_DIFFER: Final = (
+    "hashed names with another secret, so its keys mean other names: train all with one --seed, or "
+    "start all from one checkpoint"
+)
+
 
 def mismatch(learned: Predictor, mine: Predictor) -> str:
     """Return the reason why ``mine`` cannot take over the state of ``learned``, or ``""``."""
@@ -37,10 +42,7 @@ def reason_against(other: Predictor, first: Predictor) -> str:
     """Return the reason why two states cannot be merged, or ``""``."""
     reason = mismatch(other, first)
     if not reason and other.keys != first.keys:
-        return (
-            "hashed names with another secret, so its keys mean other names: train both with one "
-            "--seed, or start both from one checkpoint"
-        )
+        return SECRETS_DIFFER
     return reason
 
 

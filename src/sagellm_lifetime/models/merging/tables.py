@@ -82,6 +82,18 @@ def merged_tables(states: Sequence[Arrays], most_nodes: int) -> Arrays:
     }
 
 
+def without_hazards(state: Arrays) -> Arrays:
+    """Return the state of a tree without its hazards, which a merge computes anew."""
+    return {
+        **state,
+        "cached": np.zeros_like(state["cached"]),
+        "fresh": np.full_like(state["fresh"], -1),
+        "atoms": np.zeros(0, dtype=np.int64),
+        "atom_shares": np.zeros(0),
+        "atoms_until": np.zeros_like(state["atoms_until"]),
+    }
+
+
 def _largest(states: Sequence[Arrays], name: str, keys: np.ndarray) -> np.ndarray:
     """Return the largest value of each node among all states, int64 of shape ``(N,)``."""
     order = np.argsort(keys)
