@@ -30,6 +30,12 @@ COUNTS: Final = (
     "learner_swaps",
     "weights_accepted",
     "weights_refused",
+    "fleet_replicas",
+    "fleet_lessons",
+    "fleet_published",
+    "fleet_received",
+    "fleet_refused",
+    "fleet_failures",
     "steps",
     "step_seconds",
     "overhead_seconds",
@@ -79,6 +85,8 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
             raise ValueError(f"{name} is not a number")
     if not _is_drift(stats.setdefault("drift", {})):
         raise ValueError("drift is not what it should be")
+    if not _is_text_or_none(stats.setdefault("fleet_trouble", None)):
+        raise ValueError("fleet_trouble is not what it should be")
     if stats["engine"] != rank:
         raise ValueError("of another engine core")
     return stats

@@ -32,6 +32,10 @@ _COUNTERS: Final = {
     "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
     "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
     "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
+    "fleet_published": ("fleet_published", "Times that this replica wrote what it had learned."),
+    "fleet_received": ("fleet_received", "Entries of other replicas that were read."),
+    "fleet_refused": ("fleet_refused", "Of them, those that could not be used."),
+    "fleet_failures": ("fleet_failures", "Exchanges with the fleet that failed."),
     "steps": ("steps", "Steps of the engine core."),
     "step_seconds": ("step_seconds", "Duration of these steps."),
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
@@ -49,6 +53,8 @@ _SUMS: Final = {
 _GAUGES: Final = {
     "running_sequences": ("running", "Predicted sequences that have not ended."),
     "lessons_on_the_way": ("lessons_on_the_way", "Lessons that are not in use yet."),
+    "fleet_replicas": ("fleet_replicas", "Other replicas whose lessons are in use."),
+    "fleet_lessons": ("fleet_lessons", "Lessons of other replicas in use."),
     "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
     "stats_age_seconds": ("age", "Age of these figures."),
 }
