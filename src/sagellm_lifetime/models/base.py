@@ -212,6 +212,17 @@ class LengthModel(ABC):
         """
         return {}
 
+    def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
+        """Learn one part of a history that :meth:`merge` joins with others; called on a new model.
+
+        By default :meth:`fit` with all rows; a model with a network trains it later.
+
+        Args:
+            rows: checked rows in time order.
+            context: an empty context.
+        """
+        self.fit(rows, rows.clear(), context, None)
+
     # -- merging -----------------------------------------------------------------------------
 
     def merge(self, *others: Self) -> None:

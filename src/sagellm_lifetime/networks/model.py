@@ -28,6 +28,7 @@ from sagellm_lifetime.features.evidence import (
     read_evidence,
     with_chunks,
 )
+from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
 from sagellm_lifetime.models.merging.prompts import merge_prompts
@@ -298,6 +299,46 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
+
+    def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
+        """Count all rows in the table and fit the prompt score, without a network."""
+        from sagellm_lifetime.models.history_rows import completions
+
+        learned = list(completions(rows, context, None))
+        lengths = np.array([length for _, length, _ in learned], dtype=np.int64)
+        censored = np.array([is_censored for _, _, is_censored in learned], dtype=bool)
+        features = self.prompts.fit([observed for observed, _, _ in learned], lengths, censored)
+        sessions = [observed.session for observed, _, _ in learned]
+        self.tables.learn_many(features, sessions, lengths, censored)
+
+    def train_on(
+        self,
+        sample: pl.DataFrame,
+        newest: pl.DataFrame,
+        keys: NameKeys,
+        progress: Progress | None,
+    ) -> None:
+        """Train the network on a sample of rows that the table has learned.
+
+        Args:
+            sample: rows in time order.
+            newest: later rows, which decide when to stop.
+            keys: keys of names of the table.
+            progress: called with the name of the step and the share done, or ``None``.
+
+        Raises:
+            MissingExtraError: PyTorch is not installed.
+        """
+        trainer = self._make_trainer(None)
+        rng = np.random.default_rng(self.options["seed"])
+        history = History(self.read, deepcopy(self.tables), Context(self.context, keys), rng)
+        samples = list(history.samples(sample, progress))
+        held_out = list(history.samples(newest, progress))
+        if samples:
+            self.training = trainer.fit(
+                samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
+            )
+            self.use(trainer.weights())
 
     def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
         """Fit the prompt score; return that of each row out of fold, ``None`` without content."""

@@ -32,6 +32,8 @@ from sagellm_lifetime.predictor.predicting import Predicting
 from sagellm_lifetime.predictor.records import Completion, FeedbackQueue
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from sagellm_lifetime.history.prequential import Clock
     from sagellm_lifetime.history.reasons import CapReached
 
@@ -422,6 +424,52 @@ class Predictor(Predicting):
             self._predict_calls = 0
             self.summary = rows.summary
         return self
+
+    def fit_part(self, rows: pl.DataFrame) -> None:
+        """Learn one part of a history, whose other parts are merged with it; without calibration.
+
+        Args:
+            rows: checked rows in time order; a network is not trained.
+
+        Raises:
+            RequestError: the predictor is not new, or learns in another process.
+        """
+        from sagellm_lifetime.predictor.fitting import seconds_per_token
+
+        with self._lock:
+            self._check_learns_here()
+            if not self.is_unused:
+                raise RequestError("a part of a history is learned by a new predictor")
+            keys, model = self._context.keys, self._learned.model
+            with self.replaying():
+                model.fit_part(rows, Context(self._context.parts, keys))
+            model.lessons = len(rows)
+            self._timing = seconds_per_token(rows, keys)
+            names = rows["client_id"].to_list() if "client_id" in rows.columns else []
+            self._learned.calibration.meet(client_key(name, keys) for name in names)
+
+    def calibrate(
+        self, rows: pl.DataFrame, clock: Clock = "auto", progress: Progress | None = None
+    ) -> None:
+        """Replay rows that were not learned, as at the end of :meth:`fit`.
+
+        Args:
+            rows: checked rows, in time order.
+            clock: origin of the arrival times.
+            progress: called with the name of the step and the share done, or ``None``.
+
+        Raises:
+            RequestError: the predictor learns in another process.
+        """
+        from sagellm_lifetime.predictor.fitting import replay
+
+        with self._lock:
+            self._check_learns_here()
+            with self.replaying():
+                replay(self, rows, progress, clock)
+            self.settle()
+            self._scores, self._tracker = Scores(), self._tracker.emptied()
+            self._predict_calls = 0
 
     def state(self) -> Arrays:
         """Return the learned state as new arrays, those of a checkpoint."""
