@@ -8,6 +8,7 @@ as on one machine.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,8 @@ class RayFit:
             raise LifetimeError(f"--ray {self.address}: {reason_of(error)}") from error
         try:
             ray.data.DataContext.get_current().enable_progress_bars = False
+            # It logs several lines for every data set, on stderr.
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             return self._fit(ray, source, like, progress)
         except ray.exceptions.RayError as error:
             raise LifetimeError(f"a task of the cluster failed: {reason_of(error)}") from error

@@ -84,7 +84,7 @@ class FolderStore(Store):
 
     def versions(self) -> dict[str, str]:
         """Return the version of each entry."""
-        versions = {}
+        versions: dict[str, str] = {}
         with self._reported():
             for path in sorted(self._folder.glob(f"*{_ENTRY}")):
                 if is_replica(path.stem) and len(versions) < MOST_REPLICAS:
