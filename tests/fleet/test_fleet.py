@@ -22,9 +22,10 @@ from sagellm_lifetime import workloads as profiles
 from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.predictor.background_learner import Fleet
 from sagellm_lifetime.predictor.fleet import entries
+from sagellm_lifetime.predictor.fleet.connect import open_store
 from sagellm_lifetime.predictor.fleet.entries import entry_of, predictor_of_entry
 from sagellm_lifetime.predictor.fleet.replica import Replica, fleet_keys
-from sagellm_lifetime.predictor.fleet.store import StoreError, open_store
+from sagellm_lifetime.predictor.fleet.store import StoreError
 
 ANY = "0123456789abcdef"
 

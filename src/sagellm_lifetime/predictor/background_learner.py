@@ -176,7 +176,7 @@ class BackgroundLearner:
 
     def _join(self, fleet: Fleet) -> None:
         """Take the fleet's secret if the predictor is unused, and save what it starts from."""
-        from sagellm_lifetime.predictor.fleet.replica import fleet_keys
+        from sagellm_lifetime.predictor.fleet.replica import FLEET, fleet_keys
         from sagellm_lifetime.predictor.fleet.store import check_place
 
         check_place(fleet.place)
@@ -184,6 +184,7 @@ class BackgroundLearner:
             # The secret of an earlier run, if the store is away now.
             earlier = [self.path, beside(self.path, BASE)]
             self.predictor.use_keys(fleet_keys(fleet.place, earlier))
+        self.predictor.summary = {**self.predictor.summary, FLEET: True}
         self.predictor.save(beside(self.path, BASE))
 
     def _resume(self) -> None:

@@ -24,6 +24,8 @@ from sagellm_lifetime.predictor.sharded import Outline, Part, Plan, finish, fit_
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.history.prequential import Clock
+    from sagellm_lifetime.history.reasons import CapReached
     from sagellm_lifetime.models.base import Progress
     from sagellm_lifetime.predictor.base import Predictor
 
@@ -52,8 +54,8 @@ class RayFit:
     address: str
     predictor: str
     options: dict[str, Any]
-    cap_reached: str = "length"
-    clock: str = "auto"
+    cap_reached: CapReached = "length"
+    clock: Clock = "auto"
     rows_of_part: int = ROWS_OF_PART
 
     def run(self, source: str, progress: Progress | None = None) -> Predictor:

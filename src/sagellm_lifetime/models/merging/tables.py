@@ -125,7 +125,7 @@ def _single_lengths(states: Sequence[Arrays], keys: np.ndarray) -> tuple[np.ndar
         order = sorted(places, key=lambda length: (places[length], length))
         most = most_single_lengths(key)
         kept = order[-most:] if most else []
-        merged.extend((length, *places[length]) for length in kept)
+        merged.extend((length, places[length][0], places[length][1]) for length in kept)
         until.append(len(merged))
     table = np.array(merged, dtype=np.int64).reshape(len(merged), 3)
     return np.minimum(table, MOST), np.array(until, dtype=np.int64)

@@ -22,8 +22,9 @@ from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import is_checkpoint
+from sagellm_lifetime.predictor.fleet.connect import open_store
 from sagellm_lifetime.predictor.fleet.entries import entry_of, predictor_of_entry
-from sagellm_lifetime.predictor.fleet.store import Store, StoreError, is_replica, open_store
+from sagellm_lifetime.predictor.fleet.store import Store, StoreError, is_replica
 from sagellm_lifetime.predictor.merging import SECRETS_DIFFER, mismatch
 from sagellm_lifetime.predictor.records import Completion
 
@@ -36,7 +37,7 @@ REPLICA: Final = "replica"
 TOKEN: Final = "token"
 """Keys in the summary of the saved ``own``: name of its entry, and token of the lease."""
 FLEET: Final = "fleet"
-"""Key in the summary of a state that was learned in a fleet."""
+"""Key in the summary of a state that is learned in a fleet."""
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Replica:
     """A replica of a fleet.
 
     Args:
-        place: place of the store (:func:`~.store.open_store`).
+        place: place of the store (:func:`~.connect.open_store`).
         base: what this replica started from; not changed.
         own_path: directory of the checkpoint of ``own``, so that a restart continues it.
         every: least number of seconds between two rounds.
@@ -258,7 +259,6 @@ class Replica:
         learned = merged.learned
         learned.model.continue_from(in_use.model)
         in_use.swap(learned)
-        in_use.summary = {**in_use.summary, FLEET: True}
         self._has_new = False
 
     # -- what this replica learned -----------------------------------------------------------

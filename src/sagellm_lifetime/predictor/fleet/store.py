@@ -10,7 +10,6 @@ and a new replica continues it; so a fleet that is restarted a hundred times has
 
 from __future__ import annotations
 
-import os
 import re
 from abc import ABC, abstractmethod
 from typing import Final
@@ -23,8 +22,6 @@ MOST_BYTES: Final = 64 << 20
 MOST_REPLICAS: Final = 64
 """Maximum number of entries that are read, the first by name."""
 SECRET_BYTES: Final = 16
-PASSWORD_VARIABLE: Final = "LIFETIME_FLEET_PASSWORD"
-"""Environment variable with the password of the store, which a command line would show to all."""
 SCHEMES: Final = ("redis", "rediss", "unix")
 WHERE: Final = "redis://HOST:PORT/DB, rediss://…, unix://PATH, or a folder"
 _REPLICA: Final = re.compile(r"[0-9a-f]{16}")
@@ -130,24 +127,3 @@ def shown_place(place: str) -> str:
     if scheme is None:
         return place
     return f"{scheme[0]}{place[scheme.end() :].rpartition('@')[2]}"
-
-
-def open_store(place: str) -> Store:
-    """Return the store at a place; nothing is connected yet.
-
-    Args:
-        place: ``redis://HOST:PORT/DB``, with ``#NAME`` for one of several fleets; or a folder. The
-            password is taken from :data:`PASSWORD_VARIABLE` if it is set.
-
-    Raises:
-        StoreError: another scheme, or no address.
-        MissingExtraError: the client of Redis is not installed.
-    """
-    check_place(place)
-    if is_address(place):
-        from sagellm_lifetime.predictor.fleet.redis_store import RedisStore
-
-        return RedisStore(place, os.environ.get(PASSWORD_VARIABLE))
-    from sagellm_lifetime.predictor.fleet.folder_store import FolderStore
-
-    return FolderStore(place)
