@@ -148,7 +148,7 @@ def test_a_state_of_before_there_were_neighbours_merges() -> None:
     log = [(i % 4, i % 3, 512, 20 + 7 * i % 300, "stop", i % 5) for i in range(60)]
     old, new = taught("survival", log), taught("survival", log[:20])
     state = old.state()
-    for name in ("above", "alone"):
+    for name in ("above", "main"):
         del state[f"predictor.tables.{name}"]
     earlier = create_predictor("survival", seed=3)
     earlier.restore(state)

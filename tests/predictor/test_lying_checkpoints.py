@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_size": 8},
     "transformer": {"d_model": 8, "nhead": 2},
 }
-OPTIONAL = ("above", "alone", "prior_share")
+OPTIONAL = ("above", "main", "prior_share")
 """Arrays that merges need, and that checkpoints of before them lack."""
 _ANY_SIGN = ("products", "losses", "weights")
 """Parts that may hold numbers below zero."""
@@ -295,7 +295,7 @@ def test_a_mean_that_cannot_be_is_met_by_the_loader(
 ) -> None:
     path = write(tmp_path / "c", "survival", learned["survival"][1])
     monkeypatch.setattr(LengthDistribution, "mean", lambda self: float("inf"))
-    with pytest.raises(CheckpointError, match="numbers that cannot be"):
+    with pytest.raises(CheckpointError, match="impossible numbers"):
         load_predictor(path)
 
 

@@ -21,7 +21,7 @@ from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -90,11 +90,7 @@ class LinearModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         self._learn(feedback)
-        evidence = feedback.evidence
-        if not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        self.prompts.learn_served(feedback)
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
@@ -119,15 +115,11 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(older, context, progress))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        for one, (observed, length, is_censored) in zip(features, rows, strict=True):
-            evidence = Evidence(one, observed.session)
-            self._learn(Feedback(evidence, length, is_censored, replayed=True))
+        rows = scored_completions(self.prompts, older, context, progress)
+        evidence = map(Evidence, rows.features, rows.sessions)
+        feedback = zip(evidence, rows.lengths.tolist(), rows.censored.tolist(), strict=True)
+        for one, length, censored in feedback:
+            self._learn(Feedback(one, length, censored, replayed=True))
 
     def merge(self, *others: Self) -> None:
         """Add the normal equations and the residuals, with the prior once.

@@ -14,7 +14,7 @@ from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
 from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import LEAST_NODES, ResidualLife
 
 if TYPE_CHECKING:
@@ -68,11 +68,8 @@ class SurvivalModel(LengthModel):
         evidence = feedback.evidence
         completed = evidence.features, evidence.session, feedback.length
         is_fair = self.tables.learn(*completed, censored=feedback.censored)
-        # A replay calibrates, so no score may have been learned from a sample of the same prompt.
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        if is_fair:
+            self.prompts.learn_served(feedback)
 
     def fit(
         self,
@@ -82,15 +79,7 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(older, context, None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([censored for _, _, censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        self.tables.learn_many(
-            features, [observed.session for observed, _, _ in rows], lengths, censored
-        )
+        self.tables.learn_many(*scored_completions(self.prompts, older, context, None))
 
     def merge(self, *others: Self) -> None:
         """Add the counts of equal nodes, and what the prompt scores have learned."""

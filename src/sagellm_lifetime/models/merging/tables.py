@@ -68,7 +68,7 @@ def merged_tables(states: Sequence[Arrays], most_nodes: int) -> Arrays:
         "cached": np.zeros((count, BINS)),
         "counted": np.minimum(counted, MOST).astype(np.int64),
         "fresh": np.full((count, 2), -1, dtype=np.int64),
-        **{name: _largest(states, name, keys) for name in ("above", "alone")},
+        **{name: _largest(states, name, keys) for name in ("above", "main")},
         "habits": habits,
         "habits_until": until,
         "atoms": np.zeros(0, dtype=np.int64),
