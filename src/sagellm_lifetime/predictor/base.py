@@ -5,7 +5,7 @@ completion → predictor → tracking joins it to the evidence of its prediction
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -445,16 +445,20 @@ class Predictor(Predicting):
                 model.fit_part(rows, Context(self._context.parts, keys))
             model.lessons = len(rows)
             self._timing = seconds_per_token(rows, keys)
-            names = rows["client_id"].to_list() if "client_id" in rows.columns else []
-            self._learned.calibration.meet(client_key(name, keys) for name in names)
 
     def calibrate(
-        self, rows: pl.DataFrame, clock: Clock = "auto", progress: Progress | None = None
+        self,
+        rows: pl.DataFrame,
+        clients: Sequence[str | None] = (),
+        *,
+        clock: Clock = "auto",
+        progress: Progress | None = None,
     ) -> None:
         """Replay rows that were not learned, as at the end of :meth:`fit`.
 
         Args:
             rows: checked rows, in time order.
+            clients: clients of the rows before them, in time order, for the fair shares.
             clock: origin of the arrival times.
             progress: called with the name of the step and the share done, or ``None``.
 
@@ -465,6 +469,8 @@ class Predictor(Predicting):
 
         with self._lock:
             self._check_learns_here()
+            keys = self._context.keys
+            self._learned.calibration.register(client_key(name, keys) for name in clients)
             with self.replaying():
                 replay(self, rows, progress, clock)
             self.settle()

@@ -35,6 +35,8 @@ LOCAL: Final = "local"
 """Address that starts a cluster on this machine, and stops it at the end."""
 _PARQUET: Final = (".parquet", ".pq")
 _PATH: Final = "path"
+_FRAMES: Final = ("newest", "sample", "registered")
+"""Frames of a part, in the order of its arguments."""
 _PROBLEM: Final = "problem"
 
 
@@ -104,7 +106,8 @@ class RayFit:
 
         def parts() -> Iterator[Part]:
             for row in results.iter_rows():
-                yield Part(row["entry"], _frame(row["newest"]), _frame(row["sample"]))
+                frames = [_frame(row[name]) for name in _FRAMES]
+                yield Part(row["entry"], *frames)
 
         return finish(like, parts(), plan, clock=self.clock, progress=progress)
 
@@ -194,8 +197,10 @@ def _fitted(batch: Any, *, fit: RayFit, plan: Plan) -> Any:
     return pa.table(
         {
             "entry": pa.array([part.entry], pa.large_binary()),
-            "newest": pa.array([_packed(part.newest)], pa.large_binary()),
-            "sample": pa.array([_packed(part.sample)], pa.large_binary()),
+            **{
+                name: pa.array([_packed(getattr(part, name))], pa.large_binary())
+                for name in _FRAMES
+            },
         }
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.core.grid import BINS, EDGES, bins_of
 from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.fitting import REGISTERED
 from sagellm_lifetime.predictor.fleet.entries import entry_of, predictor_of_entry
 
 if TYPE_CHECKING:
@@ -87,12 +88,14 @@ class Plan:
             rows) in any order, since there are no times on one clock.
         share: share of the rows that calibrate.
         sample_share: share of the rows in the sample for a network.
+        registered_share: share of the rows whose clients the fair shares know beforehand.
         summary: description of the history, as ``Predictor.summary``.
     """
 
     cut: float | None
     share: float
     sample_share: float
+    registered_share: float
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -126,7 +129,7 @@ class Plan:
             },
             "parts": len(outlines),
         }
-        return cls(cut, share, min(SAMPLE / rows, 1.0), summary)
+        return cls(cut, share, min(SAMPLE / rows, 1.0), min(REGISTERED / rows, 1.0), summary)
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ class Part:
         entry: what was learned of it (:func:`~.fleet.entries.entry_of`).
         newest: its rows that calibrate.
         sample: its rows in the sample for a network; without rows for other predictors.
+        registered: clients, and arrival times, of its newest other rows, for the fair shares.
     """
 
     entry: bytes = field(repr=False)
     newest: pl.DataFrame = field(repr=False)
     sample: pl.DataFrame = field(repr=False)
+    registered: pl.DataFrame = field(repr=False)
 
 
 def fit_part(frame: pl.DataFrame, like: Predictor, plan: Plan, clock: Any = "auto") -> Part:
@@ -167,7 +172,9 @@ def fit_part(frame: pl.DataFrame, like: Predictor, plan: Plan, clock: Any = "aut
         fitted.fit_part(older)
     takes_sample = isinstance(like.model, NetworkModel)
     sample = _sampled(older, plan.sample_share) if takes_sample else older.clear()
-    return Part(entry_of(fitted, "part"), frame.filter(is_newest), sample)
+    columns = [name for name in ("arrival_time", "client_id") if name in older.columns]
+    registered = older.select(columns).tail(int(np.ceil(plan.registered_share * len(older))))
+    return Part(entry_of(fitted, "part"), frame.filter(is_newest), sample, registered)
 
 
 def _newest(frame: pl.DataFrame, plan: Plan) -> pl.Series:
@@ -234,10 +241,12 @@ def finish(
     waiting: list[Predictor] = []
     newest: list[pl.DataFrame] = []
     samples: list[pl.DataFrame] = []
+    registered: list[pl.DataFrame] = []
     for number, part in enumerate(parts):
         waiting.append(predictor_of_entry(part.entry, f"part {number}", like))
         newest.append(part.newest)
         samples.append(part.sample)
+        registered.append(part.registered)
         if len(waiting) == _GROUP:
             merged.merge(*waiting)
             waiting.clear()
@@ -250,6 +259,10 @@ def finish(
     if isinstance(model, NetworkModel):
         sample = in_time_order(pl.concat(samples, how="diagonal_relaxed"), clock=clock)
         model.train_on(sample, rows, merged.keys, progress)
-    merged.calibrate(rows, clock, progress)
+    known = pl.concat(registered, how="diagonal_relaxed")
+    if "arrival_time" in known.columns and plan.cut is not None:
+        known = known.sort("arrival_time", nulls_last=False)
+    clients = known["client_id"].to_list() if "client_id" in known.columns else []
+    merged.calibrate(rows, clients, clock=clock, progress=progress)
     merged.summary = dict(plan.summary)
     return merged
