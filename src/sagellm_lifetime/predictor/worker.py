@@ -152,12 +152,13 @@ class Worker:
             is_new = self._has_news or self._number > self._saved
             if is_new and time.monotonic() >= self._next_save:
                 self._save()
-        if self._task.private and not (self._is_done or self._is_ending):
-            shutil.rmtree(self._path.parent, ignore_errors=True)
-        elif self._has_news or self._number > self._saved:
+        is_gone = self._task.private and not (self._is_done or self._is_ending)
+        if not is_gone and (self._has_news or self._number > self._saved):
             self._save()
         if self._fleet is not None:
             self._fleet.leave()
+        if is_gone:
+            shutil.rmtree(self._path.parent, ignore_errors=True)
 
     def _meet_fleet(self) -> None:
         """Exchange with the fleet if it is time, and report its counts."""

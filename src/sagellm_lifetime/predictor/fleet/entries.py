@@ -8,16 +8,17 @@ checked as a checkpoint is, and tried out.
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from sagellm_lifetime.core.errors import CheckpointError, MergeError
+from sagellm_lifetime.core.errors import CheckpointError, MergeError, shown
 from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import predictor_of
 from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, exported, of_exported
 from sagellm_lifetime.predictor.fleet.store import MOST_BYTES
-from sagellm_lifetime.predictor.merging import SECRETS_DIFFER, mismatch, reason_against
+from sagellm_lifetime.predictor.merging import RUN_OPTIONS, SECRETS_DIFFER
 
 _FAST: Final = 1
 """Level of compression: most counts are 0, and higher levels take ten times as long."""
@@ -65,11 +66,13 @@ def predictor_of_entry(data: bytes, name: str, like: Predictor) -> Predictor:
         raise CheckpointError(f"{name}: {error}") from error
     if keys != like.keys:
         raise MergeError(f"{name}: {SECRETS_DIFFER}")
-    predictor = predictor_of(checkpoint, Path(name), like=like)
-    reason = reason_against(predictor, like) or mismatch(like, predictor)
-    if reason:
-        raise MergeError(f"{name}: {reason}")
-    return predictor
+    # Before anything is made of them: an option may ask for any amount of memory.
+    for option, value in like.options.items():
+        theirs = checkpoint.options.get(option)
+        if option not in RUN_OPTIONS and theirs != value:
+            raise MergeError(f"{name}: learned with {option}={shown(theirs)}, not {value!r}")
+    own = replace(checkpoint, options=like.options)
+    return predictor_of(own, Path(name), like=like)
 
 
 def _inflated(data: bytes, name: str) -> bytes:
