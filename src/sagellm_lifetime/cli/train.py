@@ -39,12 +39,12 @@ from sagellm_lifetime.cli.paths import (
 )
 from sagellm_lifetime.cli.reading import Mapping, Reading, check_query
 from sagellm_lifetime.core.extras import require
-from sagellm_lifetime.predictor.ray_fit import RayFit
 
 if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.predictor.base import Predictor
+    from sagellm_lifetime.predictor.ray_fit import RayFit
 
 WIDTHS: Final = ("hidden_size", "d_model")
 """Names of a network's width among its options; the specification has two."""
@@ -125,8 +125,10 @@ def train(
         _refuse_with_ray({"--map": mapping, "--save-map": save_map, "--query": query})
         if on_bad_rows is not OnBadRows.refuse or tensorboard is not None:
             raise CommandError("--ray takes neither --on-bad-rows skip nor --tensorboard")
+        from sagellm_lifetime.predictor import ray_fit
+
         chosen = {key: value for key, value in options.items() if value is not None}
-        fit_on = RayFit(ray, name, {"seed": seed, **chosen}, cap_reached.value, clock.value)
+        fit_on = ray_fit.RayFit(ray, name, {"seed": seed, **chosen}, cap_reached.value, clock.value)
         _train_on_ray(fit_on, data_path, target, json)
         return
     check_query(query, data_path)
