@@ -384,3 +384,27 @@ def test_background_learners_share(place: str, tmp_path: Path) -> None:
         while time.monotonic() < until and new.lessons < 10:
             time.sleep(0.1)
         assert new.lessons == 10
+
+
+def test_networks_are_shared_and_go_on_training(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    place = os.fspath(tmp_path / "store")
+    base = create_predictor("lstm", seed=3, hidden_size=8, num_layers=1)
+    one, other = Server(place, base), Server(place, base)
+    one.serve(3)
+    weights = one.in_use.model._make_trainer(None).weights()
+    one.in_use.model.use(weights)
+    one.in_use.model.share.losses = np.array([0.6, 0.7, 0.8, 0.9, 1.0])
+    one.in_use.model._store.add("a sample", 0)
+    one.round()
+    other.serve(2)
+    other.round()
+    # The other takes the network that helps, and what it learned itself is in the tables of both.
+    used = other.in_use.model
+    assert all(np.array_equal(used.weights[key], weights[key]) for key in weights)
+    assert used.share.losses[0] == pytest.approx(0.6)
+    samples = len(one.in_use.model._store)
+    assert one.round()
+    assert len(one.in_use.model._store) == samples  # the samples of its own training stay
+    assert one.in_use.lessons == other.in_use.lessons == 5
+    assert one.replica._own.options["online"] == "off"
