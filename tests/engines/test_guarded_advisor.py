@@ -22,6 +22,9 @@ from sagellm_lifetime.vllm.time_budget import TimeLimit
 class Named:
     """All that a guard reads of a sequence."""
 
+    arrival = 0.0
+    preemptions = 0
+
     def __init__(self, name):
         self.id = name
 

@@ -63,6 +63,7 @@ WRONG = [
     {"record": "x/\ude00"},
     {"checkpoint": "\ud83d"},
     {"record": True},
+    {"switchback_period_s": 0},
     {"record": ["a"]},
 ]
 

@@ -48,7 +48,8 @@ IDLE: Final[dict[str, Any]] = {
     "fleet_trouble": None,
 }
 """The counts of an engine that does not learn."""
-_OF_NETWORKS: Final = ("weights_accepted", "weights_refused")
+WEIGHTS: Final = ("weights_accepted", "weights_refused")
+"""Counts that only networks have."""
 _PATIENCE_S: Final = 30.0
 """Seconds to wait for the learning process of a killed engine to save its state."""
 _STOP_S: Final = 2.5
@@ -93,7 +94,7 @@ class Learner:
         counts = {**IDLE, **self._background.counts()}
         if self._has_network:
             learned = self._predictor.model.counts()
-            counts.update({name: learned[name] for name in _OF_NETWORKS})
+            counts.update({name: learned[name] for name in WEIGHTS})
         return counts
 
     def watch(self) -> None:
@@ -114,6 +115,10 @@ class Learner:
                 LOG.info("the fleet is there again")
             else:
                 LOG.warning("the fleet: %s; this replica goes on alone", self._fleet_trouble)
+
+    def save_soon(self) -> None:
+        """Ask the process for a checkpoint now, as the engine may be killed at any time."""
+        self._background.save_soon()
 
     def close(self) -> None:
         """Stop the process after it has learned and saved the rest, within a time limit."""

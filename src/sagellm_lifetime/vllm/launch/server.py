@@ -40,6 +40,7 @@ from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
     PLACES,
+    SWITCHBACK,
     LiveSettings,
     cannot_act,
     check_keys,
@@ -59,6 +60,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "predict": "--enable-lifetime-prediction",
         "mode": "--lifetime-mode",
+        "switchback_period_s": "--lifetime-switchback-period",
         "policy": "--lifetime-policy",
         "min_confidence": "--lifetime-min-confidence",
         "predictor": "--predictor-type",
@@ -175,7 +177,7 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
-    if settings.mode == "act" and cannot_act(policy):
+    if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
     if settings.signals:
         check_processors(options)
