@@ -230,11 +230,12 @@ HEADER = (
 
 
 def together(runs: list[dict[str, Any]], shared: str) -> dict[str, Any]:
-    """The samples of several replays."""
+    """The samples of several replays, thinned so that each has about as many looks."""
     answer: dict[str, Any] = defaultdict(list)
     for run in runs:
+        every = max(round(run["looks"] / LOOKS), 1)
         for name, values in run["found"][shared].items():
-            answer[name] += values
+            answer[name] += values[::every]
     return answer
 
 
@@ -243,7 +244,7 @@ INTRODUCTION = """\
 
 {answer}
 
-Made by `benchmarks/outlook.py`, {code},
+Made by `benchmarks/outlook.py`, {code}, last by this command ({sizes}),
 
     {command}
 
@@ -276,16 +277,18 @@ def page(runs: list[dict[str, Any]], options: argparse.Namespace, made: str) -> 
     chosen = f"{options.shared:g}"
     held = [run for run in runs if run["half"] == 1]
     choice = [run for run in runs if run["half"] == 0]
+    sizes = {run["trace"]: run["requests"] for run in held}
     command = "PYTHONPATH=src python benchmarks/outlook.py " + shlex.join(sys.argv[1:])
     text = INTRODUCTION.format(
         answer=_answer(together(held, chosen)),
+        sizes=", ".join(f"{t} {n} requests" for t, n in sizes.items()),
         code=made,
         command=command,
         predictor=options.predictor,
         looks=LOOKS,
     )
     rows = [[f"{run['trace']}, {run['load']}", *row(run["found"][chosen])] for run in held]
-    rows.append(["all", *row(together(held, chosen))])
+    rows.append(["all, equal weight", *row(together(held, chosen))])
     text += "\n## Ranges, second halves\n\n" + table(["replay", *HEADER], rows)
     bins = [f"{low:g}–{high:g}" for low, high in pairwise(BINS)]
     rows = [

@@ -1,6 +1,7 @@
 """A switchback in an engine: which mode when, what counts in which block, and the file."""
 
 import json
+import random
 
 import pytest
 from engine_help import Engine, fitted
@@ -126,27 +127,34 @@ def test_settings():
 
 
 def load(engine, seconds):
-    """Too many requests for the memory, for so long; a step takes 10 ms."""
-    ends = engine.now + seconds
+    """Bursts of requests that are too many for the memory, each served before the next one comes.
+
+    A step takes 10 ms. With a queue that never empties, what acting leaves behind would stay.
+    """
+    ends, due, draw = engine.now + seconds, engine.now, random.Random(0)
     service = engine.scheduler._service
     while engine.now < ends:
-        long = engine.now % 0.3 < 0.1
-        if len(engine.scheduler.requests) < 40:
-            engine.add(120 if long else 8, prompt=30,
-                       extra_args={"client_id": "long" if long else "short"})  # fmt: skip
-        engine.step()
-        if int(engine.now * 100) % 20 == 0:
-            service._advance()
+        if engine.now >= due:
+            due += draw.uniform(5.5, 6.5)
+            for i in draw.sample(range(60), 60):
+                long = i % 3 == 0
+                engine.add(120 if long else 8, prompt=30,
+                           extra_args={"client_id": "long" if long else "short"})  # fmt: skip
+        if engine.scheduler.requests:
+            engine.step()
+        else:
+            engine.now += 0.05
+        service._advance()
 
 
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory, vllm):
-    """An engine after 18 blocks of 8 s of its own time."""
+    """An engine after 18 blocks of 12 s of its own time."""
     state = tmp_path_factory.mktemp("switchback")
     engine = Engine().predict_with(
-        fitted(), mode="switchback", state=str(state), switchback_period_s=8.0
+        fitted(), mode="switchback", state=str(state), switchback_period_s=12.0
     )
-    load(engine, 150.0)
+    load(engine, 225.0)
     yield engine, state
     engine.scheduler.shutdown()
 
@@ -177,7 +185,7 @@ def test_the_routes_and_metrics_show_it(switched, cli_lines):
     found = json.loads(body)["switchback"]
     assert found["effects"]["latency"]["high"] < 0.0
     lines = cli_lines(json.loads(body))
-    assert any(line.startswith("  Switchback: ") and "blocks of 8 s" in line for line in lines)
+    assert any(line.startswith("  Switchback: ") and "blocks of 12 s" in line for line in lines)
     assert any(line.startswith("    first token: off ") and "95 % -" in line for line in lines)
     pytest.importorskip("prometheus_client")
     from sagellm_lifetime.vllm.observability.metrics import exposition

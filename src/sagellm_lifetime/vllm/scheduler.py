@@ -25,16 +25,22 @@ ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 
+from sagellm_lifetime.vllm.compat.versions import scheduler_names  # noqa: E402
+
 if TYPE_CHECKING:
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
     from sagellm_lifetime.vllm.request_events import RequestEvents
     from sagellm_lifetime.vllm.switchback import Switchback
 
+    SchedulerNames = object
+else:
+    SchedulerNames = scheduler_names(Scheduler)
+
 _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
 
-class LifetimeMixin:
+class LifetimeMixin(SchedulerNames):
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:
@@ -114,13 +120,9 @@ class LifetimeMixin:
         if self.advisor is not None:
             tokens = scheduler_output.total_num_scheduled_tokens
             self._guarded(None, self.advisor.output_processed, tokens, len(self.running))
-            if self._is_measured:
+            if self.switchback is not None and self.switchback.is_running:
                 self._guarded(None, self._measure_output, outputs)
         return outputs
-
-    @property
-    def _is_measured(self) -> bool:
-        return self.switchback is not None and self.switchback.is_running
 
     def _measure_output(self, outputs: Any) -> None:
         """Count the tokens of a step for a switchback, the same in both of its modes."""
@@ -229,7 +231,7 @@ class LifetimeMixin:
         is_predicted = self.request_events.arrived(request)
         has_begun = request.num_output_tokens > 0
         view = self._view(request, is_new=not has_begun)
-        if self.switchback is not None and self._is_measured and is_predicted:
+        if self.switchback is not None and self.switchback.is_running and is_predicted:
             self.switchback.arrived(request.request_id, self.clock())
         assert self.advisor is not None
         self.advisor.on_events((Arrived(view, self.clock(), is_predicted),))
@@ -253,7 +255,7 @@ class LifetimeMixin:
     def _preempted(self, request: Any, computed: int) -> None:
         assert self.advisor is not None
         self.advisor.counts.preempted(request.request_id, computed)
-        if self.switchback is not None and self._is_measured:
+        if self.switchback is not None and self.switchback.is_running:
             self.switchback.preempted(self.clock())
         self.advisor.on_events((Preempted(request.request_id, self.clock()),))
 
