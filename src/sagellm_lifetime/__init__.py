@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HistoryHeaderError,
         HistoryRowError,
         LifetimeError,
+        MergeError,
         MissingExtraError,
         RequestError,
         UnknownNameError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         TransformerLifetimePredictor,
     )
     from sagellm_lifetime.predictor.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.merging import merge_predictors
     from sagellm_lifetime.predictor.registry import PREDICTORS, create_predictor
 
 _moved.install()
@@ -65,6 +67,7 @@ _WHERE = {
     "HistoryHeaderError": "core.errors",
     "HistoryRowError": "core.errors",
     "LifetimeError": "core.errors",
+    "MergeError": "core.errors",
     "MissingExtraError": "core.errors",
     "RequestError": "core.errors",
     "UnknownNameError": "core.errors",
@@ -85,6 +88,7 @@ _WHERE = {
     "LinearLifetimePredictor": "predictor.builtin",
     "LSTMLifetimePredictor": "predictor.builtin",
     "OrcaLifetimePredictor": "predictor.builtin",
+    "merge_predictors": "predictor.merging",
     "PREDICTORS": "predictor.registry",
     "create_predictor": "predictor.registry",
     "SurvivalLifetimePredictor": "predictor.builtin",
@@ -110,6 +114,7 @@ __all__ = [
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",
+    "MergeError",
     "MissingExtraError",
     "OrcaLifetimePredictor",
     "PredictionMetrics",
@@ -123,6 +128,7 @@ __all__ = [
     "UnknownSequenceError",
     "create_predictor",
     "load_predictor",
+    "merge_predictors",
     "read_history",
     "scan_history",
     "write_history",
