@@ -26,7 +26,13 @@ import numpy as np
 from sagellm_lifetime.core.arrays import Arrays
 from sagellm_lifetime.core.checked import MOST, checked
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
-from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
+from sagellm_lifetime.features.prompt_terms import (
+    TERM_BITS,
+    PromptTerms,
+    TermKind,
+    prompt_key,
+    prompt_terms,
+)
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.context import ObservedRequest
 
@@ -72,9 +78,10 @@ class PromptScore:
             RequestError: the token ids cannot be read.
         """
         terms, features = prompt_terms(request.request), request.features
-        score = None if features.prompt_score is not None else self.score(terms)
-        if score is not None:
-            features = replace(features, prompt_score=score)
+        if terms:
+            score = features.prompt_score
+            score = self.score(terms) if score is None else score
+            features = replace(features, prompt_score=score, prompt_key=prompt_key(terms))
         return features, terms
 
     def learn(
@@ -111,7 +118,10 @@ class PromptScore:
             censored: True where the length is only a lower bound, shape ``(N,)``.
         """
         terms = [prompt_terms(one.request) for one in requests]
-        features = [one.features for one in requests]
+        features = [
+            replace(one.features, prompt_key=prompt_key(each)) if each else one.features
+            for one, each in zip(requests, terms, strict=True)
+        ]
         values = np.log1p(lengths.astype(np.float64))
         for one, value in zip(
             [features[i] for i in np.flatnonzero(~censored)], values[~censored], strict=True

@@ -37,6 +37,7 @@ from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.level_weights import LevelWeights, restored_weights, weights_state
+from sagellm_lifetime.models.recent_prompts import LARGEST_PROMPT, RecentPrompts
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
 from sagellm_lifetime.models.regimes import KEPT, MOST_MODELS, Regimes
 from sagellm_lifetime.models.shrinkage import (
@@ -54,15 +55,21 @@ from sagellm_lifetime.models.shrinkage import (
 )
 
 LEVELS: Final = (
-    *("all", "model", "client", "cap", "prompt", "fine", "score", "session"),
-    *("client alone", "cap alone", "prompt alone", "fine alone", "score alone"),
+    *("all", "model", "client", "cap", "score", "prompt", "fine", "session"),
+    *("client alone", "cap alone", "score alone", "prompt alone", "fine alone"),
     "generation",
 )
-_CLIENT, _CAP, _PROMPT, _FINE, _SCORE, _SESSION = 2, 3, 4, 5, 6, 7
+_CLIENT, _CAP, _SCORE, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6, 7
 _GENERATION: Final = 13
 """Level of the root of a later generation of a model."""
 _ALONE: Final = 6
 """Difference between the level of a piece alone and that of the piece crossed with others."""
+_OF_PROMPT: Final = frozenset(range(_SCORE, _SESSION)) | frozenset(
+    range(_SCORE + _ALONE, _SESSION + _ALONE)
+)
+"""Levels that tell one prompt from another."""
+_OF_SCORE: Final = frozenset((_SCORE, _SCORE + _ALONE))
+_ALL_LEVELS: Final = frozenset(range(len(LEVELS)))
 _START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
@@ -88,6 +95,12 @@ _REFRESH: Final = 16
 _FIRST: Final[int] = INSIDE.start
 _SCORES_PER_OCTAVE: Final = 3.0
 """Prompt scores per octave of the length that they suggest."""
+_SCORES: Final = 96
+"""Number of prompt scores that are told apart."""
+_FILLED: Final = 20
+"""Completions of a prompt score from which on it is used; a rarer one borrows a neighbour's."""
+_NEAR: Final = 6
+"""Scores within which a neighbour is looked for: two octaves."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
 _LEVEL_BITS: Final = 4
@@ -232,6 +245,9 @@ class ResidualLife:
         """Weights of later generations, by the key of their root."""
         self._tried: dict[NodeKey, dict[NodeKey, None]] = {}
         """Nodes of candidate generations, by the key of their root."""
+        self._scores = [0] * _SCORES
+        """Completions by the bin of their prompt score."""
+        self._prompts = RecentPrompts()
         self.shares = FairShares()
         self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
@@ -241,22 +257,40 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of a request, shape ``(BINS,)``."""
-        return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
+        return self._finest(self._crossed(features, session))[0].padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
         """Return the hazards of a request (``session``: the key of its session, 0 for none)."""
-        return self._finest(self._path(features, session).crossed)[0]
+        return self._finest(self._crossed(features, session))[0]
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
 
         Shape ``(BINS + 1,)``, or a wide row if lengths recur.
         """
-        return self._finest(self._path(features, session).crossed)[0].row
+        return self._finest(self._crossed(features, session))[0].row
 
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
+
+    def _crossed(self, features: RequestFeatures, session: int) -> tuple[Step, ...]:
+        """Return the nodes that predict a request, with the next prompt score that is known."""
+        present = self.regimes.present(features.model_key)
+        if features.prompt_score is None:
+            return node_path(features, session, present).crossed
+        score = self._filled(score_bin(features.prompt_score))
+        return node_path(features, session, present, score).crossed
+
+    def _filled(self, score: int) -> int:
+        """Return the nearest bin of the prompt score with enough completions, or the same."""
+        scores = self._scores
+        if scores[score] < _FILLED:
+            for step in range(1, _NEAR + 1):
+                for near in (score - step, score + step):
+                    if 0 < near < _SCORES and scores[near] >= _FILLED:
+                        return near
+        return score
 
     def _weights_of(self, step: Step) -> LevelWeights:
         """Return the weights of the generation of a node."""
@@ -380,12 +414,15 @@ class ResidualLife:
         path = self._path(features, session)
         if is_fair and not censored:
             path = self._watch(features, session, path, length)
+        is_new = self._prompts.add(features.prompt_key)
         if is_fair and (
             self._weights_of(path.crossed[0]).scored < _ALWAYS
             or self.count * _GOLDEN % (1 << 32) < _SAMPLED
         ):
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored, is_new=is_new)
         steps = path.every if is_fair else path.own
+        if is_fair and features.prompt_score is not None:
+            self._scores[score_bin(features.prompt_score)] += 1
         candidate = self.regimes.candidate(features.model_key)
         if candidate:
             steps += self._in_trial(features, session, candidate, length, is_fair, censored)
@@ -460,7 +497,7 @@ class ResidualLife:
         if root not in self._later:
             self._later[root] = LevelWeights(_START)
         if is_fair and not session:
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored)
         steps = path.every if is_fair else path.own
         self._tried.setdefault(root, {}).update((step.key, None) for step in steps)
         return steps
@@ -536,28 +573,36 @@ class ResidualLife:
         node = self._nodes.get(root.key)
         return 0 if node is None else self._counted(node)
 
-    def _choose(self, path: Path, length: int, *, censored: bool, every: bool = False) -> None:
+    def _choose(
+        self, path: Path, length: int, censored: bool, *, is_new: bool = True, every: bool = False
+    ) -> None:
         """Score the weights of one level, in turn, on a completion that is not counted yet.
 
         Args:
             path: nodes of the request.
             length: generated tokens; a lower bound if censored.
             censored: True if the length is only a lower bound.
+            is_new: False if the prompt was completed lately, so that this says little of others.
             every: True to score all levels instead of one.
         """
         nodes = self._nodes
         weights = self._weights_of(path.crossed[0])
         last = path.crossed[-1]
         # Turns of one session are alike, and so are their prompts, so the levels above predict
-        # the next turn better than the next session. A session therefore scores its own level
-        # alone, and only requests without one score the others.
-        if last.level == _SESSION:
-            known = [last] if last.key in nodes else []
+        # the next turn better than the next session. A later turn therefore scores the level of
+        # its session alone. A first turn has the prompt length of no other turn, so it scores
+        # only the levels of the prompt score.
+        if last.level == _SESSION and last.key in nodes:
+            known = [last]
         else:
+            levels = _OF_SCORE if last.level == _SESSION else _ALL_LEVELS
+            if not is_new:
+                levels -= _OF_PROMPT
             known = [
                 step
                 for step in path.every
-                if step.key in nodes or (step.alone and step.alone[-1].key in nodes)
+                if step.level in levels
+                and (step.key in nodes or (step.alone and step.alone[-1].key in nodes))
             ]
         if not known:
             return
@@ -601,7 +646,8 @@ class ResidualLife:
         """
         bins = bins_of(lengths).tolist()
         counted: dict[NodeKey, Step] = {}
-        older = max(len(features) - _ALWAYS, len(features) // 2)
+        is_new = [self._prompts.add(request.prompt_key) for request in features]
+        older = _older(is_new)
         for i, (request, session) in enumerate(zip(features, sessions, strict=True)):
             if i == older:
                 self._settle_all(counted)
@@ -613,7 +659,10 @@ class ResidualLife:
                 path = self._watch(request, session, path, int(lengths[i]))
             steps = path.every if is_fair else path.own
             if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
-                self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
+                ended = int(lengths[i]), bool(censored[i])
+                self._choose(path, *ended, is_new=is_new[i], every=True)
+            if is_fair and request.prompt_score is not None:
+                self._scores[score_bin(request.prompt_score)] += 1
             candidate = self.regimes.candidate(request.model_key)
             if candidate:
                 steps += self._in_trial(
@@ -709,6 +758,8 @@ class ResidualLife:
             **weights_state([self._weights, *self._later.values()]),
             "later": np.array(list(self._later), dtype=np.int64),
             "tried": np.array(tried, dtype=np.int64).reshape(len(tried), 2),
+            "prompts": self._prompts.state(),
+            "scores": np.minimum(np.array(self._scores, dtype=np.int64), MOST),
             "count": count_array(self.count),
             **{f"shares.{name}": value for name, value in self.shares.state().items()},
             **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
@@ -753,6 +804,8 @@ class ResidualLife:
         self._tried = {}
         for root, key in checked(state, "tried", np.int64, (None, 2), 0, _LARGEST_KEY).tolist():
             self._tried.setdefault(root, {})[key] = None
+        self._prompts.restore(checked(state, "prompts", np.int64, (None,), 1, LARGEST_PROMPT))
+        self._scores = checked(state, "scores", np.int64, (_SCORES,), 0, MOST).tolist()
         self.count = checked_count(state, "count")
         self.shares.restore(part(state, "shares."))
         self.regimes.restore(part(state, "regimes."))
@@ -763,6 +816,12 @@ class ResidualLife:
             for _ in range(min(_FREED, len(self._nodes))):
                 self._nodes.popitem()
             yield_gil()
+
+
+def _older(is_new: Sequence[bool]) -> int:
+    """Return how many of the first rows choose no weights: all but the newest new prompts."""
+    new = np.flatnonzero(is_new)
+    return max(int(new[-_ALWAYS]) if len(new) > _ALWAYS else 0, len(is_new) // 2)
 
 
 def _check_habits(state: Arrays, nodes: int) -> None:
@@ -819,18 +878,37 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
     return hazards, 0, (*step[4], step)
 
 
-def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
+def score_bin(score: float) -> int:
+    """Return the bin of a prompt score, 1 or more.
+
+    >>> score_bin(0.0), score_bin(5.3), score_bin(1e9)
+    (1, 23, 95)
+    """
+    return 1 + int(min(_SCORES_PER_OCTAVE / log(2.0) * max(score, 0.0), _SCORES - 2))
+
+
+def node_path(
+    features: RequestFeatures, session: int, generation: int = 0, score: int = 0
+) -> Path:
     """Return the nodes of one request; features that are not given are left out.
 
     A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
     nodes; only the nodes of sessions are those of all generations.
+
+    Args:
+        features: features of the request.
+        session: key of its session, 0 for none.
+        generation: number of the generation of its model.
+        score: bin of the prompt score that is used for its own, 0 for its own.
     """
+    if not score and features.prompt_score is not None:
+        score = score_bin(features.prompt_score)
     return _path(
         features.model_key,
         features.client_key,
         features.max_length or 0,
         features.prompt_length,
-        features.prompt_score,
+        score,
         session,
         generation,
     )
@@ -842,7 +920,7 @@ def _path(
     client: int,
     cap: int,
     prompt: int | None,
-    score: float | None,
+    score: int,
     session: int,
     generation: int,
 ) -> Path:
@@ -854,12 +932,11 @@ def _path(
         del pieces[0]
     if cap:
         pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
+    pieces.append((_SCORE, score))
     if prompt is not None:
         octaves = log2(prompt + 1)
         pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
         pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
-    if score is not None:
-        pieces.append((_SCORE, 1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / log(2.0))))
     crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
