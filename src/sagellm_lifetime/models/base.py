@@ -171,6 +171,13 @@ class LengthModel(ABC):
         for observed, length, censored in completions(older, context, progress):
             self.learn(Feedback(self.observe(observed), length, censored, replayed=True))
 
+    def finish_fit(self) -> None:  # noqa: B027 - most have nothing to do
+        """Learn what the replay of the newest rows had to leave out; called once, after it.
+
+        During the replay nothing may be learned from a row that makes the predictions of its
+        neighbours better than those in service will be: a second sample of a prompt, for example.
+        """
+
     # -- state -------------------------------------------------------------------------------
 
     @abstractmethod

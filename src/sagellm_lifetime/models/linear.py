@@ -20,7 +20,7 @@ from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, teach
 
 if TYPE_CHECKING:
     import polars as pl
@@ -84,11 +84,11 @@ class LinearModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         self._learn(feedback)
-        evidence = feedback.evidence
-        if not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        teach(self.prompts, feedback)
+
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""

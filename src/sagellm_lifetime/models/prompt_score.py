@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from math import log1p
-from typing import Final
+from math import log1p, sqrt
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from sagellm_lifetime.features.prompt_terms import (
     prompt_terms,
 )
 from sagellm_lifetime.features.request import RequestFeatures
+from sagellm_lifetime.models.base import Feedback
 from sagellm_lifetime.models.context import ObservedRequest
 
 _BUCKETS: Final = 1 << TERM_BITS
@@ -53,12 +54,32 @@ _LARGEST_LOG: Final = 64.0
 """No length has a logarithm above this."""
 
 
+class _Row(NamedTuple):
+    """Row of a fit.
+
+    Attributes:
+        features: features of the request.
+        terms: terms of its prompt.
+        value: logarithm of the length.
+        censored: True if the length is only a lower bound.
+    """
+
+    features: RequestFeatures
+    terms: tuple[PromptTerms, ...]
+    value: float
+    censored: bool
+
+
 class PromptScore:
     """Scores of prompts, for each kind of terms a regression of its own."""
 
     def __init__(self) -> None:
         self._regressions: dict[TermKind, _Regression] = {}
         self._means = _Means()
+        self._rows: list[_Row] = []
+        """Rows of a fit, until :meth:`finish`."""
+        self._kept = 0
+        """Number of the last of them that were kept since the fit."""
 
     def score(self, terms: Sequence[PromptTerms]) -> float | None:
         """Return the score of a prompt: the logarithm of a length; ``None`` if nothing is known.
@@ -87,7 +108,7 @@ class PromptScore:
     def learn(
         self,
         features: RequestFeatures,
-        terms: Sequence[PromptTerms],
+        terms: tuple[PromptTerms, ...],
         length: int,
         *,
         censored: bool,
@@ -122,25 +143,62 @@ class PromptScore:
             replace(one.features, prompt_key=prompt_key(each)) if each else one.features
             for one, each in zip(requests, terms, strict=True)
         ]
-        values = np.log1p(lengths.astype(np.float64))
-        for one, value in zip(
-            [features[i] for i in np.flatnonzero(~censored)], values[~censored], strict=True
-        ):
-            self._means.learn(one, float(value))
-        means = np.array([self._means.of(one) for one in features])
+        values = np.log1p(lengths.astype(np.float64)).tolist()
+        self._rows = list(map(_Row, features, terms, values, censored.tolist()))
+        for row in self._rows:
+            if not row.censored:
+                self._means.learn(row.features, row.value)
         for kind in TermKind:
-            of_kind = {
-                i: one.buckets for i, each in enumerate(terms) for one in each if one.kind is kind
-            }
-            rows, buckets = list(of_kind), list(of_kind.values())
-            if np.count_nonzero(~censored[rows]) < _LEAST:
-                continue
-            regression = self._regressions[kind] = _Regression()
-            found = regression.fit(buckets, (values - means)[rows], ~censored[rows])
-            for i, score in zip(rows, found.tolist(), strict=True):
+            places, scores = self._solve(kind, self._rows, out_of_fold=True)
+            for i, score in zip(places, scores.tolist(), strict=True):
                 if features[i].prompt_score is None:
                     features[i] = replace(features[i], prompt_score=score + _PRIOR)
         return features
+
+    def keep(
+        self,
+        features: RequestFeatures,
+        terms: tuple[PromptTerms, ...],
+        length: int,
+        *,
+        censored: bool,
+    ) -> None:
+        """Keep one completion of the replay after a fit, for :meth:`finish`; else do nothing."""
+        if terms and self._rows:
+            self._rows.append(_Row(features, terms, log1p(length), censored))
+            self._kept += 1
+
+    def finish(self) -> None:
+        """Fit again on the rows of :meth:`fit` and those kept since; forget them."""
+        rows, kept = self._rows, self._kept
+        self._rows, self._kept = [], 0
+        if not kept:
+            return
+        for row in rows[-kept:]:
+            if not row.censored:
+                self._means.learn(row.features, row.value)
+        for kind in TermKind:
+            self._solve(kind, rows, out_of_fold=False)
+
+    def _solve(
+        self, kind: TermKind, rows: Sequence[_Row], *, out_of_fold: bool
+    ) -> tuple[list[int], np.ndarray]:
+        """Fit the regression of one kind of terms anew, where there are enough of them.
+
+        Returns:
+            Places of the rows that have such terms, and their scores out of fold; none without
+            ``out_of_fold``, and where nothing was fitted.
+        """
+        of_kind = {
+            i: one.buckets for i, row in enumerate(rows) for one in row.terms if one.kind is kind
+        }
+        known = np.array([not rows[i].censored for i in of_kind], dtype=bool)
+        if np.count_nonzero(known) < _LEAST:
+            return [], np.zeros(0)
+        values = np.array([rows[i].value - self._means.of(rows[i].features) for i in of_kind])
+        regression = self._regressions[kind] = _Regression()
+        scores = regression.fit(list(of_kind.values()), values, known, out_of_fold=out_of_fold)
+        return (list(of_kind), scores) if out_of_fold else ([], scores)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -167,6 +225,17 @@ class PromptScore:
         self._means, self._regressions = means, regressions
 
 
+def teach(prompts: PromptScore, feedback: Feedback) -> None:
+    """Let a prompt score learn from a finished sequence.
+
+    A replay calibrates, so until its end no score may have been learned from a sample of the same
+    prompt.
+    """
+    evidence = feedback.evidence
+    learn = prompts.keep if feedback.replayed else prompts.learn
+    learn(evidence.features, evidence.terms, feedback.length, censored=feedback.censored)
+
+
 class _Regression:
     """Linear regression on terms, of lengths relative to a mean.
 
@@ -182,16 +251,24 @@ class _Regression:
         self._precision = np.full(_BUCKETS, _RIDGE, dtype=np.float32)
         """Diagonal of the normal equations: how well each weight is known."""
 
-    def _importance(self, buckets: np.ndarray) -> np.ndarray:
-        """Return the inverse document frequencies of terms, scaled to length 1, float32."""
-        weight: np.ndarray = np.log((1.0 + self.learned) / (1.0 + self._documents[buckets]))
+    def _importance(self, index: np.ndarray) -> np.ndarray:
+        """Return the inverse document frequencies of terms, scaled to length 1, float32.
+
+        Args:
+            index: buckets of the terms, intp: NumPy would convert other types at each use.
+        """
+        weight: np.ndarray = self._documents.take(index)
         weight += np.float32(1.0)
-        weight *= np.float32(1.0 / np.sqrt(np.dot(weight, weight)))
+        np.divide(np.float32(1.0 + self.learned), weight, out=weight)
+        np.log(weight, out=weight)
+        weight += np.float32(1.0)
+        weight *= np.float32(1.0 / sqrt(np.dot(weight, weight)))
         return weight
 
     def predict(self, buckets: np.ndarray) -> float:
         """Return the predicted deviation of the logarithm of a length from its mean."""
-        return float(np.dot(self._weights[buckets], self._importance(buckets)))
+        index = buckets.astype(np.intp)
+        return float(np.dot(self._weights.take(index), self._importance(index)))
 
     def step(self, buckets: np.ndarray, value: float, *, at_least: bool) -> None:
         """Learn one completion, and count its terms.
@@ -204,24 +281,35 @@ class _Regression:
             value: deviation of the logarithm of the length from its mean.
             at_least: True if the deviation is only a lower bound.
         """
-        x = self._importance(buckets)
-        gap = value - float(np.dot(self._weights[buckets], x))
+        index = buckets.astype(np.intp)
+        x = self._importance(index)
+        weights = self._weights.take(index)
+        gap = value - float(np.dot(weights, x))
         if at_least and gap <= 0.0:
             return
-        precision = self._precision[buckets]
+        precision = self._precision.take(index)
         gain = x / precision
-        self._weights[buckets] += gain * np.float32(gap / (1.0 + float(np.dot(gain, x))))
-        self._precision[buckets] = precision + x * x
-        self._documents[buckets] += 1.0
+        weights += gain * np.float32(gap / (1.0 + float(np.dot(gain, x))))
+        self._weights[index] = weights
+        self._precision[index] = precision + x * x
+        self._documents[index] += np.float32(1.0)
         self.learned += 1
 
-    def fit(self, buckets: list[np.ndarray], values: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Solve the regression; return scores out of fold, shape ``(N,)``.
+    def fit(
+        self,
+        buckets: list[np.ndarray],
+        values: np.ndarray,
+        known: np.ndarray,
+        *,
+        out_of_fold: bool,
+    ) -> np.ndarray:
+        """Solve the regression; return scores out of fold, shape ``(N,)``, or zeros.
 
         Args:
             buckets: terms of ``N`` prompts.
             values: deviations of the logarithms of the lengths, shape ``(N,)``.
             known: False where the value is only a lower bound, shape ``(N,)``.
+            out_of_fold: False to spare the scores, five regressions.
         """
         # Rows of equal terms are one row with a weight: prompts are often sampled several times,
         # and must not be in two folds.
@@ -233,10 +321,10 @@ class _Regression:
         self.learned = len(buckets)
         for one, count in zip(distinct, np.bincount(of), strict=True):
             self._documents[one] += count
-        matrix = _Rows(distinct, [self._importance(one) for one in distinct])
+        matrix = _Rows(distinct, [self._importance(one.astype(np.intp)) for one in distinct])
         fold = np.arange(len(places)) % _FOLDS
         scores = np.zeros(len(places))
-        for k in range(_FOLDS):
+        for k in range(_FOLDS if out_of_fold else 0):
             solved = matrix.solve(mean, np.where(fold == k, 0.0, weight))
             scores[fold == k] = matrix.dot(solved)[fold == k]
         self._weights = matrix.solve(mean, weight).astype(np.float32)

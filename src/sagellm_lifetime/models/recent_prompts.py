@@ -29,7 +29,7 @@ class RecentPrompts:
         self._keys: OrderedDict[int, None] = OrderedDict()
 
     def add(self, key: int) -> bool:
-        """Add a prompt by its key, 0 for unknown; return True unless it is among the recent ones."""
+        """Add a prompt by its key, 0 for unknown; return False if it is a recent one."""
         if not key:
             return True
         if key in self._keys:

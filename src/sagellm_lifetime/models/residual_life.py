@@ -95,6 +95,7 @@ _REFRESH: Final = 16
 _FIRST: Final[int] = INSIDE.start
 _SCORES_PER_OCTAVE: Final = 3.0
 """Prompt scores per octave of the length that they suggest."""
+_SCORES_PER_NAT: Final = _SCORES_PER_OCTAVE / log(2.0)
 _SCORES: Final = 96
 """Number of prompt scores that are told apart."""
 _FILLED: Final = 20
@@ -884,12 +885,10 @@ def score_bin(score: float) -> int:
     >>> score_bin(0.0), score_bin(5.3), score_bin(1e9)
     (1, 23, 95)
     """
-    return 1 + int(min(_SCORES_PER_OCTAVE / log(2.0) * max(score, 0.0), _SCORES - 2))
+    return 1 + int(min(_SCORES_PER_NAT * max(score, 0.0), _SCORES - 2))
 
 
-def node_path(
-    features: RequestFeatures, session: int, generation: int = 0, score: int = 0
-) -> Path:
+def node_path(features: RequestFeatures, session: int, generation: int = 0, score: int = 0) -> Path:
     """Return the nodes of one request; features that are not given are left out.
 
     A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
@@ -901,42 +900,36 @@ def node_path(
         generation: number of the generation of its model.
         score: bin of the prompt score that is used for its own, 0 for its own.
     """
+    cap, prompt = features.max_length, features.prompt_length
     if not score and features.prompt_score is not None:
         score = score_bin(features.prompt_score)
-    return _path(
+    octaves = log2(prompt + 1) if prompt is not None else -1.0
+    path = _path(
         features.model_key,
         features.client_key,
-        features.max_length or 0,
-        features.prompt_length,
+        1 + int(4.0 * log2(cap)) if cap else 0,
         score,
-        session,
+        1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
+        1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,
         generation,
     )
+    return _with_session(path, session) if session else path
 
 
 @lru_cache(maxsize=4096)
 def _path(
-    model: int,
-    client: int,
-    cap: int,
-    prompt: int | None,
-    score: int,
-    session: int,
-    generation: int,
+    model: int, client: int, cap: int, score: int, prompt: int, fine: int, generation: int
 ) -> Path:
-    """Return :func:`node_path`; cached for the arrival and the end of a sequence."""
+    """Return :func:`node_path` without the session; all but the generation 0 for not given.
+
+    Cached by bins, since requests of one client often fall into the same ones.
+    """
     base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
     if generation:
         base = (_generation_root(model, generation),)
         del pieces[0]
-    if cap:
-        pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
-    pieces.append((_SCORE, score))
-    if prompt is not None:
-        octaves = log2(prompt + 1)
-        pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
-        pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
+    pieces += [(_CAP, cap), (_SCORE, score), (_PROMPT, prompt), (_FINE, fine)]
     crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
@@ -954,11 +947,15 @@ def _path(
             continue
         extra.append(alone[-1])
         crossed.append(_below(tuple(crossed), level, value, tuple(alone)))
-    if session:
-        key = (session & _MASK) << _LEVEL_BITS | _SESSION
-        crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
     every = (base[0], *extra, *crossed[1:])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
+
+
+def _with_session(path: Path, session: int) -> Path:
+    """Return a path with the node of a session at its end."""
+    key = (session & _MASK) << _LEVEL_BITS | _SESSION
+    step = Step(key, _SESSION, path.crossed[-1].key, (), path.crossed)
+    return Path((*path.crossed, step), (*path.every, step), (*path.own, step))
 
 
 def _generation_root(model: int, generation: int) -> Step:

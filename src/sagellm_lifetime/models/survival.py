@@ -12,7 +12,7 @@ from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, teach
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -65,11 +65,8 @@ class SurvivalModel(LengthModel):
         evidence = feedback.evidence
         completed = evidence.features, evidence.session, feedback.length
         is_fair = self.tables.learn(*completed, censored=feedback.censored)
-        # A replay calibrates, so no score may have been learned from a sample of the same prompt.
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        if is_fair:
+            teach(self.prompts, feedback)
 
     def fit(
         self,
@@ -88,6 +85,10 @@ class SurvivalModel(LengthModel):
         self.tables.learn_many(
             features, [observed.session for observed, _, _ in rows], lengths, censored
         )
+
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
 
     @property
     def changes(self) -> int:

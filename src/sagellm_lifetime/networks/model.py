@@ -29,7 +29,7 @@ from sagellm_lifetime.features.evidence import (
 )
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, teach
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
@@ -174,10 +174,8 @@ class NetworkModel(LengthModel):
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
+        if is_fair:
+            teach(self.prompts, feedback)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)
@@ -293,6 +291,10 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
+
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
 
     def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
         """Fit the prompt score; return that of each row out of fold, ``None`` without content."""
