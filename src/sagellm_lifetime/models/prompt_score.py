@@ -1,6 +1,6 @@
 """Prompt score: one number of a prompt that orders requests by the length of their answers.
 
-A ridge regression of the logarithm of the length on the terms of the prompt
+A ridge regression of a power of the length on the terms of the prompt
 (``features.prompt_terms``), weighted by their inverse document frequency and scaled to length 1. In
 :meth:`PromptScore.fit` it is solved by conjugate gradients, and the rows of the history get the
 scores of regressions that have not seen their prompts (out of fold), so that the tables and
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from math import log1p, sqrt
+from math import log, log1p, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -45,6 +45,13 @@ _STEPS: Final = 30
 _TOLERANCE: Final = 1e-6
 _LEAST: Final = 100
 """Completions with terms from which on a regression is fitted, and a score is returned."""
+_POWER: Final = 0.25
+"""Power of the length that is regressed: with 0, the logarithm, the error of the best use of the
+score was 1.5 % larger on two thirds of vicuna7b_alpaca and 0.5 % on ShareGPT, with 0.5 it was 0.3 %
+smaller, but then single long answers weigh more."""
+_MOST_RATIO: Final = 6.0
+"""Maximum absolute logarithm of a length over its mean: a factor of 400."""
+_LEAST_POWER: Final = 0.25
 _MEAN_PRIOR: Final = 5.0
 """Completions of all clients that count for each client's mean."""
 _MOST_CLIENTS: Final = 4096
@@ -52,6 +59,19 @@ _PRIOR: Final = log1p(200.0)
 _LARGEST: Final = 1e6
 _LARGEST_LOG: Final = 64.0
 """No length has a logarithm above this."""
+
+
+def _target(log_ratio: float | np.ndarray) -> float | np.ndarray:
+    """Return what is regressed of the logarithm of a length over its mean (Box and Cox 1964).
+
+    Errors are counted in tokens, so long answers weigh more than in a regression of the logarithm.
+    """
+    return (np.exp(_POWER * np.clip(log_ratio, -_MOST_RATIO, _MOST_RATIO)) - 1.0) / _POWER
+
+
+def _log_ratio(target: float) -> float:
+    """Return the inverse of :func:`_target`, bounded below."""
+    return log(max(1.0 + _POWER * target, _LEAST_POWER)) / _POWER
 
 
 class _Row(NamedTuple):
@@ -89,7 +109,7 @@ class PromptScore:
         for kind, buckets in terms:
             regression = self._regressions.get(kind)
             if regression is not None and regression.learned >= _LEAST:
-                return regression.predict(buckets) + _PRIOR
+                return _PRIOR + _log_ratio(regression.predict(buckets))
         return None
 
     def scored(self, request: ObservedRequest) -> tuple[RequestFeatures, tuple[PromptTerms, ...]]:
@@ -124,7 +144,7 @@ class PromptScore:
             regression = self._regressions.get(kind)
             if regression is None:
                 regression = self._regressions[kind] = _Regression()
-            regression.step(buckets, value - mean, at_least=censored)
+            regression.step(buckets, float(_target(value - mean)), at_least=censored)
 
     def fit(
         self, requests: Sequence[ObservedRequest], lengths: np.ndarray, censored: np.ndarray
@@ -152,7 +172,7 @@ class PromptScore:
             places, scores = self._solve(kind, self._rows, out_of_fold=True)
             for i, score in zip(places, scores.tolist(), strict=True):
                 if features[i].prompt_score is None:
-                    features[i] = replace(features[i], prompt_score=score + _PRIOR)
+                    features[i] = replace(features[i], prompt_score=_PRIOR + _log_ratio(score))
         return features
 
     def keep(
@@ -195,7 +215,9 @@ class PromptScore:
         known = np.array([not rows[i].censored for i in of_kind], dtype=bool)
         if np.count_nonzero(known) < _LEAST:
             return [], np.zeros(0)
-        values = np.array([rows[i].value - self._means.of(rows[i].features) for i in of_kind])
+        values = _target(
+            np.array([rows[i].value - self._means.of(rows[i].features) for i in of_kind])
+        )
         regression = self._regressions[kind] = _Regression()
         scores = regression.fit(list(of_kind.values()), values, known, out_of_fold=out_of_fold)
         return (list(of_kind), scores) if out_of_fold else ([], scores)

@@ -271,6 +271,25 @@ class ResidualLife:
         """
         return self._finest(self._crossed(features, session))[0].row
 
+    def by_score(self, features: RequestFeatures) -> np.ndarray:
+        """Return increments of the cumulative hazard, interpolated between two prompt scores.
+
+        They are those of the request without its prompt length and session, shape ``(BINS,)``.
+
+        Args:
+            features: features with a prompt score.
+        """
+        cap, present = features.max_length, self.regimes.present(features.model_key)
+        position = _SCORES_PER_NAT * max(features.prompt_score or 0.0, 0.0) + 0.5
+        low = min(int(position), _SCORES - 2)
+        share = min(position - low, 1.0)
+        given = features.model_key, features.client_key, _cap_bin(cap)
+        steps = []
+        for score in (max(low, 1), low + 1):
+            path = _path(*given, self._filled(score), 0, 0, present)
+            steps.append(self._finest(path.crossed)[0].steps)
+        return np.asarray((share - 1.0) * steps[0] - share * steps[1])
+
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
@@ -879,6 +898,10 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
     return hazards, 0, (*step[4], step)
 
 
+def _cap_bin(cap: int | None) -> int:
+    return 1 + int(4.0 * log2(cap)) if cap else 0
+
+
 def score_bin(score: float) -> int:
     """Return the bin of a prompt score, 1 or more.
 
@@ -907,7 +930,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0, scor
     path = _path(
         features.model_key,
         features.client_key,
-        1 + int(4.0 * log2(cap)) if cap else 0,
+        _cap_bin(cap),
         score,
         1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
         1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,

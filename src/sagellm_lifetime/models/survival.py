@@ -76,15 +76,7 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(older, context, None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([censored for _, _, censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        self.tables.learn_many(
-            features, [observed.session for observed, _, _ in rows], lengths, censored
-        )
+        fit_table(self.tables, self.prompts, older, context)
 
     def finish_fit(self) -> None:
         """Fit the prompt score on the replayed rows, too."""
@@ -112,3 +104,25 @@ class SurvivalModel(LengthModel):
     def release(self) -> None:
         """Free the nodes in pieces, since freeing all at once takes milliseconds."""
         self.tables.dissolve()
+
+
+def fit_table(
+    table: ResidualLife, prompts: PromptScore, rows: pl.DataFrame, context: Context
+) -> None:
+    """Fill a new table and a new prompt score; the newest rows choose the weights of the levels.
+
+    Args:
+        table: changed in place.
+        prompts: changed in place.
+        rows: checked rows of a history, in time order.
+        context: learns each row.
+    """
+    from sagellm_lifetime.models.history_rows import completions
+
+    completed = list(completions(rows, context, None))
+    lengths = np.array([length for _, length, _ in completed], dtype=np.int64)
+    censored = np.array([is_censored for _, _, is_censored in completed], dtype=bool)
+    features = prompts.fit([observed for observed, _, _ in completed], lengths, censored)
+    table.learn_many(
+        features, [observed.session for observed, _, _ in completed], lengths, censored
+    )

@@ -31,7 +31,7 @@ from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
 from sagellm_lifetime.models.prompt_score import PromptScore, teach
 from sagellm_lifetime.models.residual_life import ResidualLife
-from sagellm_lifetime.models.shrinkage import INSIDE
+from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
 from sagellm_lifetime.networks.graphs import Weights
 from sagellm_lifetime.networks.head import (
@@ -156,26 +156,28 @@ class NetworkModel(LengthModel):
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
         table = self.tables.known(evidence.features, evidence.session)
-        evidence.base = base_logits(table.padded[INSIDE])
-        mark = (evidence.age, len(evidence.chunks))
-        if not evidence.marks or evidence.marks[-1] != mark:
-            evidence.marks.append(mark)
+        base = self.note(evidence, table)
         share = self.share.value
         if self.runner is None or not share:
             return table.row
         by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
-        return table.exact(corrected_row(share * by_bin, evidence.base))
+        return table.exact(corrected_row(share * by_bin, base))
+
+    @staticmethod
+    def note(evidence: SequenceEvidence, table: Hazards) -> np.ndarray:
+        """Note an answer in the evidence for :meth:`learn`; return the table's logits."""
+        evidence.base = base_logits(table.padded[INSIDE])
+        mark = (evidence.age, len(evidence.chunks))
+        if not evidence.marks or evidence.marks[-1] != mark:
+            evidence.marks.append(mark)
+        return evidence.base
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence: the table at once, the network every few of them."""
         evidence: SequenceEvidence = feedback.evidence
-        is_fair = self.tables.learn(
-            evidence.features, evidence.session, feedback.length, censored=feedback.censored
-        )
-        if is_fair:
-            teach(self.prompts, feedback)
+        is_fair = self.count(feedback)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)
@@ -187,6 +189,16 @@ class NetworkModel(LengthModel):
                     self._store.add(sample, account)
         if self.options["online"] == "inline" and not feedback.replayed:
             self._train_inline()
+
+    def count(self, feedback: Feedback) -> bool:
+        """Count a completion in the table; return True if common knowledge has learned it, too."""
+        evidence = feedback.evidence
+        is_fair = self.tables.learn(
+            evidence.features, evidence.session, feedback.length, censored=feedback.censored
+        )
+        if is_fair:
+            teach(self.prompts, feedback)
+        return is_fair
 
     def _score(self, samples: Sequence[Sample]) -> None:
         """Score the network in use, and its challenger, on a completion not trained on yet."""

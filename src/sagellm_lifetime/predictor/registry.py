@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 GROUP: Final = "sagellm_lifetime.models"
 """Entry-point group of other packages: name of the model, and its class."""
+DEFAULT: Final = "auto"
+"""Predictor of every command and of an engine, where none is named."""
 _CLASSES: Final = {
+    "auto": "AutoLifetimePredictor",
     "baseline": "BaselineLifetimePredictor",
     "orca": "OrcaLifetimePredictor",
     "linear": "LinearLifetimePredictor",
