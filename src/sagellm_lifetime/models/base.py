@@ -89,6 +89,11 @@ class LengthModel(ABC):
     """Parts of the recent traffic that it needs: ``"conversations"``, ``"recent"`` or both, see
     :class:`~sagellm_lifetime.models.context.Context`."""
 
+    @property
+    def reads_content(self) -> bool:
+        """Return True if generated tokens, text or signals change its hazards."""
+        return False
+
     def __init__(self, *, seed: int = 0) -> None:
         self.options: dict[str, Any] = {"seed": as_option("seed", seed, 0, _LARGEST_SEED)}
         """Arguments of the constructor as JSON values, for checkpoints; a subclass adds its own.

@@ -48,6 +48,7 @@ from sagellm_lifetime.models.shrinkage import (
     Hazards,
     corrected,
     effect_losses,
+    interpolated,
     laid_over,
     losses,
     padded,
@@ -258,49 +259,35 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of a request, shape ``(BINS,)``."""
-        return self._finest(self._crossed(features, session))[0].padded[INSIDE]
+        return self.known(features, session).padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
-        """Return the hazards of a request (``session``: the key of its session, 0 for none)."""
-        return self._finest(self._crossed(features, session))[0]
+        """Return the hazards of a request (``session``: the key of its session, 0 for none).
+
+        With a prompt score they are interpolated between the two nearest bins of it.
+        """
+        if features.prompt_score is None:
+            return self._finest(self._path(features, session).crossed)[0]
+        present = self.regimes.present(features.model_key)
+        position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
+        low = max(min(int(position), _SCORES - 2), 1)
+        share = min(max(position - low, 0.0), 1.0)
+        below, above = (
+            self._finest(node_path(features, session, present, self._filled(score)).crossed)[0]
+            for score in (low, low + 1)
+        )
+        return below if above is below else interpolated(below, above, share)
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
 
         Shape ``(BINS + 1,)``, or a wide row if lengths recur.
         """
-        return self._finest(self._crossed(features, session))[0].row
-
-    def by_score(self, features: RequestFeatures) -> np.ndarray:
-        """Return increments of the cumulative hazard, interpolated between two prompt scores.
-
-        They are those of the request without its prompt length and session, shape ``(BINS,)``.
-
-        Args:
-            features: features with a prompt score.
-        """
-        cap, present = features.max_length, self.regimes.present(features.model_key)
-        position = _SCORES_PER_NAT * max(features.prompt_score or 0.0, 0.0) + 0.5
-        low = min(int(position), _SCORES - 2)
-        share = min(position - low, 1.0)
-        given = features.model_key, features.client_key, _cap_bin(cap)
-        steps = []
-        for score in (max(low, 1), low + 1):
-            path = _path(*given, self._filled(score), 0, 0, present)
-            steps.append(self._finest(path.crossed)[0].steps)
-        return np.asarray((share - 1.0) * steps[0] - share * steps[1])
+        return self.known(features, session).row
 
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
-
-    def _crossed(self, features: RequestFeatures, session: int) -> tuple[Step, ...]:
-        """Return the nodes that predict a request, with the next prompt score that is known."""
-        present = self.regimes.present(features.model_key)
-        if features.prompt_score is None:
-            return node_path(features, session, present).crossed
-        score = self._filled(score_bin(features.prompt_score))
-        return node_path(features, session, present, score).crossed
 
     def _filled(self, score: int) -> int:
         """Return the nearest bin of the prompt score with enough completions, or the same."""
@@ -898,10 +885,6 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
     return hazards, 0, (*step[4], step)
 
 
-def _cap_bin(cap: int | None) -> int:
-    return 1 + int(4.0 * log2(cap)) if cap else 0
-
-
 def score_bin(score: float) -> int:
     """Return the bin of a prompt score, 1 or more.
 
@@ -930,7 +913,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0, scor
     path = _path(
         features.model_key,
         features.client_key,
-        _cap_bin(cap),
+        1 + int(4.0 * log2(cap)) if cap else 0,
         score,
         1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
         1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,

@@ -1,15 +1,13 @@
-"""The default: a residual-life table, a network and a smooth prompt score, pooled.
+"""The default: a residual-life table with its prompt score, and a network, pooled.
 
 The members share one table and one prompt score:
 
 * the network: an LSTM's corrections of the table, whole and by half;
-* the table alone;
-* the table by prompt score, interpolated between neighbouring scores, without the prompt length.
+* the table alone, which is ``survival``.
 
 :mod:`~sagellm_lifetime.networks.pool` weighs them by what predicted better. A network is trained
 in :meth:`AutoModel.fit` where PyTorch is installed and the history is long enough, and used if it
-predicts better on rows that were held out. Without it and without prompts the model is
-``survival``, and costs as much.
+predicts better on rows that were held out. Without it the model is ``survival``, and costs as much.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.extras import is_installed
+from sagellm_lifetime.core.grid import BINS, EDGES
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import Evidence, SequenceEvidence
 from sagellm_lifetime.models.base import Feedback, Progress
@@ -33,6 +32,7 @@ from sagellm_lifetime.models.survival import fit_table
 from sagellm_lifetime.networks.head import base_logits, corrections_by_bin, hazard_steps
 from sagellm_lifetime.networks.lstm import LSTMModel
 from sagellm_lifetime.networks.pool import Pool
+from sagellm_lifetime.networks.serving import Runner
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,8 +44,7 @@ LEAST_GAIN: Final = 0.005
 _SHARES: Final[np.ndarray] = np.array([[1.0], [0.5]])
 """Shares of the network's corrections, a member each."""
 _TABLE: Final = 2
-_SCORE: Final = 3
-_START: Final = (0.4, 0.25, 0.25, 0.1)
+_START: Final = (0.5, 0.25, 0.25)
 """Weights of the members before anything was learned."""
 _KINDS: Final = 4
 _SCORED_EVERY: Final = 8
@@ -56,7 +55,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class AutoModel(LSTMModel):
-    """Pool of a residual-life table, a network and a prompt score, by what predicts better.
+    """Pool of a residual-life table and a network that corrects it, by what predicts better.
 
     Args:
         hidden_size: width of each layer of the network.
@@ -118,43 +117,35 @@ class AutoModel(LSTMModel):
 
     def _pooled_row(self, evidence: Evidence) -> np.ndarray:
         table = self.tables.known(evidence.features, evidence.session)
-        is_sequence = isinstance(evidence, SequenceEvidence)
-        if is_sequence:
-            self.note(evidence, table)
-        steps, members = self._members(evidence, table, len(evidence.chunks) if is_sequence else 0)
-        if len(members) == 1:
+        if not isinstance(evidence, SequenceEvidence):
             return table.row
-        pooled = self.pool.pooled(steps, members, _kind(evidence))
-        return table.exact(hazard.from_steps(pooled))
+        self.note(evidence, table)
+        if self.runner is None:
+            return table.row
+        steps = self._members(self.runner, evidence, table, (evidence.age, len(evidence.chunks)))
+        return table.exact(hazard.from_steps(self.pool.pooled(steps, _kind(evidence))))
 
+    @staticmethod
     def _members(
-        self, evidence: Evidence, table: Hazards, chunks: int, age: int | None = None
-    ) -> tuple[np.ndarray, list[int]]:
-        """Return the increments of the members' cumulative hazards, and which members they are.
+        runner: Runner, evidence: SequenceEvidence, table: Hazards, mark: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the increments of the members' cumulative hazards, shape ``(M, BINS)``.
 
         Args:
+            runner: the network.
             evidence: evidence of the sequence.
             table: hazards of the table for it.
-            chunks: number of its chunks that are read.
-            age: age of that evidence, the newest by default.
-
-        Returns:
-            Shape ``(M, BINS)``, and ``M`` numbers.
+            mark: age of an answer, and the number of chunks that it read.
         """
-        own = -table.steps
-        rows, members = [own[None]], [_TABLE]
-        if self.runner is not None and isinstance(evidence, SequenceEvidence):
-            age = evidence.age if age is None else age
-            by_bin = corrections_by_bin(self.runner(evidence.steps(chunks)), age)
-            network = hazard_steps(_SHARES * by_bin + base_logits(table.padded[INSIDE]))
-            if age:
-                over = int(np.searchsorted(_ENDS, age))
-                network[:, :over] = own[:over]
-            rows, members = [network, *rows], [0, 1, *members]
-        if evidence.features.prompt_score is not None:
-            rows.append(self.tables.by_score(evidence.features)[None])
-            members.append(_SCORE)
-        return np.concatenate(rows), members
+        age, chunks = mark
+        by_bin = corrections_by_bin(runner(evidence.steps(chunks)), age)
+        steps = np.empty((len(_START), BINS))
+        steps[:_TABLE] = hazard_steps(_SHARES * by_bin + base_logits(table.padded[INSIDE]))
+        steps[_TABLE] = -table.steps
+        if age:
+            over = int(np.searchsorted(EDGES[1:], age))
+            steps[:_TABLE, :over] = steps[_TABLE, :over]
+        return steps
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -173,24 +164,18 @@ class AutoModel(LSTMModel):
         is_fair = super().count(feedback)
         if is_fair:
             kind = _kind(feedback.evidence)
-            for steps, members, age in answers:
-                outcome = age, feedback.length, feedback.censored
-                self.pool.learn(steps, members, kind, outcome)
+            for steps, age in answers:
+                self.pool.learn(steps, kind, (age, feedback.length, feedback.censored))
         return is_fair
 
-    def _answers(self, evidence: Evidence, length: int) -> list[tuple[np.ndarray, list[int], int]]:
-        """Return what the members would have answered, before the sequence is counted."""
+    def _answers(self, evidence: Evidence, length: int) -> list[tuple[np.ndarray, int]]:
+        """Return what the members would answer before the sequence is counted, and the ages."""
+        if self.runner is None or not isinstance(evidence, SequenceEvidence):
+            return []
         table = self.tables.known(evidence.features, evidence.session)
-        marks = [(0, 0)]
-        if isinstance(evidence, SequenceEvidence):
-            marks = [mark for mark in evidence.marks if mark[0] < length]
-            marks = marks[:: max(-(-len(marks) // _MOST_SCORED), 1)]
-        answers = []
-        for age, chunks in marks:
-            steps, members = self._members(evidence, table, chunks, age)
-            if len(members) > 1:
-                answers.append((steps, members, age))
-        return answers
+        marks = [mark for mark in evidence.marks if mark[0] < length]
+        marks = marks[:: max(-(-len(marks) // _MOST_SCORED), 1)]
+        return [(self._members(self.runner, evidence, table, mark), mark[0]) for mark in marks]
 
     def fit(
         self,
@@ -231,7 +216,7 @@ class AutoModel(LSTMModel):
 
     def counts(self) -> dict[str, Any]:
         """Return counts of online learning, and the network's weight in the pool's first band."""
-        share = float(self.pool.of(_KINDS, range(len(_START)))[0, :_TABLE].sum())
+        share = float(self.pool.of(_KINDS)[0, :_TABLE].sum())
         return {**super().counts(), "network_share": share if self.runner is not None else 0.0}
 
     def state(self) -> Arrays:
@@ -243,10 +228,6 @@ class AutoModel(LSTMModel):
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         super().restore(state)
         self.pool.restore(part(state, "pool."))
-
-
-_ENDS: Final[np.ndarray] = hazard.EDGES[1:]
-"""Last length of each bin."""
 
 
 def _kind(evidence: Evidence) -> int:

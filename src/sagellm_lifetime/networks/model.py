@@ -115,6 +115,11 @@ class NetworkModel(LengthModel):
         """Scores of the challenger; ``None`` without one."""
         self._accepted = self._refused = self._refused_in_row = 0
 
+    @property
+    def reads_content(self) -> bool:
+        """Return True: generated tokens are read in chunks."""
+        return True
+
     @abstractmethod
     def build(self) -> Callable[[], Any]:
         """Return a function that makes the PyTorch network."""

@@ -62,7 +62,7 @@ class Pool:
         >>> pool, early_late = Pool((0.5, 0.5), kinds=1), np.full((2, BINS), 1e-3)
         >>> early_late[0, 5] = early_late[1, 9] = 3.0
         >>> for _ in range(100):
-        ...     pool.learn(early_late, (0, 1), 0, (0, 10, False))
+        ...     pool.learn(early_late, 0, (0, 10, False))
         >>> pool.weights[0, 0].round(1)
         array([0., 1.])
     """
@@ -71,43 +71,31 @@ class Pool:
         self.weights = np.tile(np.array(start, dtype=np.float64), (kinds + 1, _BANDS, 1))
         self.counts = np.zeros((kinds + 1, _BANDS), dtype=np.int64)
 
-    def of(self, kind: int, members: Sequence[int]) -> np.ndarray:
-        """Return the weights of some members for a kind of request, shape ``(bands, M)``."""
+    def of(self, kind: int) -> np.ndarray:
+        """Return the weights for a kind of request, shape ``(bands, members)``."""
         own = self.counts[kind] >= _OWN
-        weights = np.where(own[:, None], self.weights[kind], self.weights[-1])[:, list(members)]
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        return np.where(own[:, None], self.weights[kind], self.weights[-1])
 
-    def pooled(self, steps: np.ndarray, members: Sequence[int], kind: int) -> np.ndarray:
-        """Return the pool of ``M`` members as increments of the cumulative hazard.
+    def pooled(self, steps: np.ndarray, kind: int) -> np.ndarray:
+        """Return the pool as increments of the cumulative hazard, shape ``(BINS,)``.
 
         Args:
-            steps: increments of the members' cumulative hazards per bin, shape ``(M, BINS)``.
-            members: which members they are.
+            steps: increments of the members' cumulative hazards per bin, ``(members, BINS)``.
             kind: kind of the request.
-
-        Returns:
-            Shape ``(BINS,)``.
         """
         within = _within(steps)
         least = within.min(axis=0)
         alive = np.exp(least - within)
-        alive *= self.of(kind, members).T[:, _BAND]
+        alive *= self.of(kind).T[:, _BAND]
         pooled = least - np.log(alive.sum(axis=0))
         pooled[1:] -= np.where(_BAND[1:] == _BAND[:-1], pooled[:-1], 0.0)
         return np.asarray(np.maximum(pooled, 0.0))
 
-    def learn(
-        self,
-        steps: np.ndarray,
-        members: Sequence[int],
-        kind: int,
-        outcome: tuple[int, int, bool],
-    ) -> None:
+    def learn(self, steps: np.ndarray, kind: int, outcome: tuple[int, int, bool]) -> None:
         """Learn from one answer and its outcome.
 
         Args:
             steps: as of :meth:`pooled`; equal for all members below the age.
-            members: which members they are.
             kind: kind of the request.
             outcome: age of the answer, length, and True if that is only a lower bound.
         """
@@ -127,16 +115,14 @@ class Pool:
                     log_likelihood = log_likelihood + np.log(np.maximum(ended, _LEAST))
             likelihood = np.exp(log_likelihood - log_likelihood.max())
             for row in (kind, -1):
-                self._step(row, band, list(members), likelihood)
+                self._step(row, band, likelihood)
 
-    def _step(self, kind: int, band: int, members: list[int], likelihood: np.ndarray) -> None:
+    def _step(self, kind: int, band: int, likelihood: np.ndarray) -> None:
         weights = self.weights[kind, band]
-        present = weights[members]
-        responsible = present * likelihood
-        mass = float(present.sum())
-        responsible *= mass / max(float(responsible.sum()), 1e-300)
+        responsible = weights * likelihood
+        responsible /= responsible.sum()
         rate = max(_RATE, 1.0 / (10.0 + self.counts.item(kind, band)))
-        weights[members] = present + rate * (responsible - present)
+        weights += rate * (responsible - weights)
         weights *= 1.0 - _FLOOR
         weights += _FLOOR / len(weights)
         weights /= weights.sum()

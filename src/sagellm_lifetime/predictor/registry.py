@@ -124,8 +124,19 @@ def is_registered(predictor: Predictor) -> bool:
     return classes == (type(predictor), type(predictor.model))
 
 
+def needs_torch(name: str) -> bool:
+    """Return True if a predictor cannot be trained without PyTorch.
+
+    Raises:
+        LifetimeError: as of :func:`model_class`.
+    """
+    from sagellm_lifetime.networks.auto import AutoModel
+
+    return has_network(name) and not issubclass(model_class(name), AutoModel)
+
+
 def has_network(name: str) -> bool:
-    """Return True if a predictor has a network, which needs PyTorch to be trained.
+    """Return True if a predictor has a network, or may have one.
 
     Raises:
         LifetimeError: as of :func:`model_class`.

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
-from sagellm_lifetime.predictor.registry import predictor_names
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_names
 from sagellm_lifetime.vllm.client_source import SOURCES, is_source
 
 KEY: Final = "lifetime"
@@ -101,7 +101,7 @@ class LiveSettings:
     mode: Mode = "shadow"
     policy: str = "lifetime"
     min_confidence: float = 0.0
-    predictor: str = "survival"
+    predictor: str = DEFAULT
     width: int = 0
     checkpoint: str = ""
     learn: bool = False
