@@ -20,7 +20,7 @@ from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.models.prompt_score import PromptScore, teach
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -84,7 +84,7 @@ class LinearModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         self._learn(feedback)
-        teach(self.prompts, feedback)
+        self.prompts.learn_served(feedback)
 
     def finish_fit(self) -> None:
         """Fit the prompt score on the replayed rows, too."""
@@ -112,15 +112,11 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(older, context, progress))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        for one, (observed, length, is_censored) in zip(features, rows, strict=True):
-            evidence = Evidence(one, observed.session)
-            self._learn(Feedback(evidence, length, is_censored, replayed=True))
+        rows = scored_completions(self.prompts, older, context, progress)
+        evidence = map(Evidence, rows.features, rows.sessions)
+        feedback = zip(evidence, rows.lengths.tolist(), rows.censored.tolist(), strict=True)
+        for one, length, censored in feedback:
+            self._learn(Feedback(one, length, censored, replayed=True))
 
     def state(self) -> Arrays:
         """Return the normal equations, the residual sums and the prompt score."""

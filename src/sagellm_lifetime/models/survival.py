@@ -12,7 +12,7 @@ from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore, teach
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class SurvivalModel(LengthModel):
         completed = evidence.features, evidence.session, feedback.length
         is_fair = self.tables.learn(*completed, censored=feedback.censored)
         if is_fair:
-            teach(self.prompts, feedback)
+            self.prompts.learn_served(feedback)
 
     def fit(
         self,
@@ -76,7 +76,7 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        fit_table(self.tables, self.prompts, older, context)
+        self.tables.learn_many(*scored_completions(self.prompts, older, context, None))
 
     def finish_fit(self) -> None:
         """Fit the prompt score on the replayed rows, too."""
@@ -104,25 +104,3 @@ class SurvivalModel(LengthModel):
     def release(self) -> None:
         """Free the nodes in pieces, since freeing all at once takes milliseconds."""
         self.tables.dissolve()
-
-
-def fit_table(
-    table: ResidualLife, prompts: PromptScore, rows: pl.DataFrame, context: Context
-) -> None:
-    """Fill a new table and a new prompt score; the newest rows choose the weights of the levels.
-
-    Args:
-        table: changed in place.
-        prompts: changed in place.
-        rows: checked rows of a history, in time order.
-        context: learns each row.
-    """
-    from sagellm_lifetime.models.history_rows import completions
-
-    completed = list(completions(rows, context, None))
-    lengths = np.array([length for _, length, _ in completed], dtype=np.int64)
-    censored = np.array([is_censored for _, _, is_censored in completed], dtype=bool)
-    features = prompts.fit([observed for observed, _, _ in completed], lengths, censored)
-    table.learn_many(
-        features, [observed.session for observed, _, _ in completed], lengths, censored
-    )

@@ -26,9 +26,9 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import Evidence, SequenceEvidence
 from sagellm_lifetime.models.base import Feedback, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
-from sagellm_lifetime.models.survival import fit_table
 from sagellm_lifetime.networks.head import base_logits, corrections_by_bin, hazard_steps
 from sagellm_lifetime.networks.lstm import LSTMModel
 from sagellm_lifetime.networks.pool import Pool
@@ -199,7 +199,8 @@ class AutoModel(LSTMModel):
             # As survival does it, which chooses the weights of its levels on more rows.
             parts = Context(context.parts, context.keys) if self.training else context
             self.tables = ResidualLife()
-            fit_table(self.tables, self.prompts, older, parts)
+            self.prompts = PromptScore()
+            self.tables.learn_many(*scored_completions(self.prompts, older, parts, None))
         _LOG.info("auto: %s", self.decision)
 
     def _decide(self) -> str:

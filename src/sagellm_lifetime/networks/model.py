@@ -2,7 +2,7 @@
 
 The table learns from every completion at once; the network reads the sequence of evidence and
 corrects the hazards of the table (see ``networks.head``). An untrained network changes nothing. The
-network runs when there is new evidence; until then a prediction is a look-up.
+network runs when there is new evidence; otherwise a prediction reads the stored row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sagellm_lifetime.features.evidence import (
 )
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore, teach
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
@@ -77,7 +77,7 @@ class NetworkModel(LengthModel):
 
     Args:
         online: ``"inline"`` takes gradient steps inside :meth:`learn`, a few every 8 completions
-            (10–40 ms each round; needs PyTorch, without it only the table learns); ``"off"``
+            (10–40 ms per round; needs PyTorch, without it only the table learns); ``"off"``
             leaves the weights as fitted. The table always learns.
         epochs: maximum number of passes over the history in :meth:`fit`.
         options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
@@ -103,7 +103,7 @@ class NetworkModel(LengthModel):
         self.runner: Runner | None = None
         """Runner of the network; ``None`` before it was trained."""
         self.share = Share()
-        """Share of the corrections that is applied, 0 where the table alone predicts better."""
+        """Share of the corrections that is applied, 0 if the table predicts better without them."""
         self.training: dict[str, float] = {}
         """Held-out losses before and after the fit, nats per sequence."""
         self.log: Log | None = None
@@ -202,7 +202,7 @@ class NetworkModel(LengthModel):
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
         if is_fair:
-            teach(self.prompts, feedback)
+            self.prompts.learn_served(feedback)
         return is_fair
 
     def _score(self, samples: Sequence[Sample]) -> None:
@@ -236,8 +236,8 @@ class NetworkModel(LengthModel):
             self._trainer, self._refused_in_row = None, 0
 
     def _train_inline(self) -> None:
-        lessons = self.lessons + 1
-        if lessons % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
+        completions = self.lessons + 1
+        if completions % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
             return
         if self._trainer is None:
             rate = 3e-3 if self.weights is None else 3e-4
@@ -246,7 +246,7 @@ class NetworkModel(LengthModel):
             except MissingExtraError:
                 self.options["online"] = "off"
                 return
-        rounds = 8 if lessons < 256 and not self.training else 2
+        rounds = 8 if completions < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds
@@ -270,7 +270,7 @@ class NetworkModel(LengthModel):
         return Trainer(build, weights, seed=self.options["seed"], **options)
 
     def use(self, weights: Weights | None) -> None:
-        """Use these weights from now on, or the table alone for ``None``.
+        """Use these weights from now on, or the table without corrections for ``None``.
 
         Raises:
             ValueError: the weights are of another network.
@@ -292,13 +292,14 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        scores = self._prompt_scores(older)
+        features = scored_completions(self.prompts, older, Context(), None).features
+        scores = [one.prompt_score for one in features]
         history = History(self.read, self.tables, context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
         for _ in history.samples(skipped, None, scores):
             pass
-        rest = scores[len(skipped) :]
-        samples = list(history.samples(older.slice(len(skipped)), progress, rest))
+        trained = older.slice(len(skipped))
+        samples = list(history.samples(trained, progress, scores[len(skipped) :]))
         trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
@@ -312,16 +313,6 @@ class NetworkModel(LengthModel):
     def finish_fit(self) -> None:
         """Fit the prompt score on the replayed rows, too."""
         self.prompts.finish()
-
-    def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
-        """Fit the prompt score; return that of each row out of fold, ``None`` without content."""
-        from sagellm_lifetime.models.history_rows import completions
-
-        rows = list(completions(frame, Context(), None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        return [one.prompt_score for one in features]
 
     # -- replacement -------------------------------------------------------------------------
 

@@ -73,14 +73,14 @@ class History:
         for step, (row, finished) in enumerate(events(frame)):
             if not finished:
                 ages = [0, *_drawn_ages(self._rng, has_content=requests.has_content)]
-                asked = [requests.request(row, age) for age in ages if age < lengths[row]]
+                predicted = [requests.request(row, age) for age in ages if age < lengths[row]]
                 score = scores[row] if scores is not None else None
-                evidence, answers = self._ask(asked or [requests.request(row)], score)
+                evidence, answers = self._answers(predicted or [requests.request(row)], score)
                 waiting[row] = (
                     evidence,
                     [
                         Sample(*answer, lengths[row], open_ended[row])
-                        for answer in answers[: len(asked)]
+                        for answer in answers[: len(predicted)]
                     ],
                 )
                 continue
@@ -92,7 +92,7 @@ class History:
             if progress and step % 512 == 0:
                 progress("reading", step / (2 * len(frame)))
 
-    def _ask(
+    def _answers(
         self, requests: list[PredictionRequest], score: float | None
     ) -> tuple[SequenceEvidence, list[Answer]]:
         """Return the evidence of a sequence predicted at ascending ages, and the answers."""
