@@ -35,8 +35,9 @@ INTRODUCTION = """\
 
     {command}
 
-Frozen: nothing is learned from the rows that are scored, {rows} of each data set. `survival` and `lstm` are the members of `auto`
-alone; LightGBM has all columns and the text. What it is: [learning](../explanation/learning.md).
+Frozen: nothing is learned from the rows that are scored, {rows} of each data set at most.
+`survival` and `lstm` are the members of `auto` alone; LightGBM has all columns and the text.
+What it is: [learning](../explanation/learning.md).
 
 """
 
@@ -62,7 +63,7 @@ def scored(name: str, frame: Any, options: argparse.Namespace) -> list[list[Any]
     """Return the rows of one data set."""
     cut = split(frame)
     rows: list[list[Any]] = []
-    rivals = fit_rivals(RIVALS, cut.train)
+    rivals = fit_rivals(cut.train, list(RIVALS))
     for seed in range(options.seeds):
         for kind in options.predictors:
             started = time.process_time()
