@@ -116,7 +116,7 @@ def prompt_terms(request: PredictionRequest) -> tuple[PromptTerms, ...]:
 
 def prompt_key(terms: Sequence[PromptTerms]) -> int:
     """Return a checksum of the terms of a prompt, from 1 to ``2**32``; 0 if there are none."""
-    return 1 + crc32(terms[0].buckets) if terms else 0
+    return 1 + crc32(terms[0].buckets.data) if terms else 0
 
 
 def _hashed(codes: np.ndarray) -> np.ndarray:

@@ -64,12 +64,13 @@ _LARGEST_LOG: Final = 64.0
 """No length has a logarithm above this."""
 
 
-def _target(log_ratio: float | np.ndarray) -> float | np.ndarray:
-    """Return what is regressed of the logarithm of a length over its mean (Box and Cox 1964).
+def _target(log_ratio: np.ndarray) -> np.ndarray:
+    """Return what is regressed of logarithms of lengths over their means (Box and Cox 1964).
 
     Errors are counted in tokens, so long answers weigh more than in a regression of the logarithm.
     """
-    return (np.exp(_POWER * np.clip(log_ratio, -_MOST_RATIO, _MOST_RATIO)) - 1.0) / _POWER
+    bounded = np.minimum(np.maximum(log_ratio, -_MOST_RATIO), _MOST_RATIO)
+    return np.asarray((np.exp(_POWER * bounded) - 1.0) / _POWER)
 
 
 def _log_ratio(target: float) -> float:
@@ -147,7 +148,7 @@ class PromptScore:
             regression = self._regressions.get(kind)
             if regression is None:
                 regression = self._regressions[kind] = _Regression()
-            regression.step(buckets, float(_target(value - mean)), at_least=censored)
+            regression.step(buckets, _target(np.array(value - mean)).item(), at_least=censored)
 
     def learn_served(self, feedback: Feedback) -> None:
         """Learn from a sequence of the service; keep a replayed one for :meth:`finish`.

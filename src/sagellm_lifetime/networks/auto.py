@@ -96,9 +96,7 @@ class AutoModel(LSTMModel):
         features, terms = self.prompts.scored(request)
         return Evidence(features, request.session, terms=terms)
 
-    def absorb(  # type: ignore[override]
-        self, evidence: Evidence, request: PredictionRequest
-    ) -> SequenceEvidence | None:
+    def absorb(self, evidence: Evidence, request: PredictionRequest) -> SequenceEvidence | None:
         """Return evidence with the chunks that were completed since, or ``None`` if none was."""
         if isinstance(evidence, SequenceEvidence):
             return super().absorb(evidence, request)
@@ -111,7 +109,7 @@ class AutoModel(LSTMModel):
         else:
             self.observe(request)
 
-    def hazards(self, evidence: Sequence[Evidence]) -> list[np.ndarray]:  # type: ignore[override]
+    def hazards(self, evidence: Sequence[Evidence]) -> list[np.ndarray]:
         """Return rows of cumulative hazards; those with exact lengths are wide."""
         return [self._pooled_row(one) for one in evidence]
 
