@@ -61,7 +61,7 @@ def predictor_names() -> tuple[str, ...]:
 
     Example:
         >>> predictor_names()[:2]
-        ('baseline', 'orca')
+        ('auto', 'baseline')
     """
     return (*PREDICTORS, *_registered())
 
