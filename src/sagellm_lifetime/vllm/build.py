@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
@@ -56,9 +56,8 @@ def make_live(
         from sagellm_lifetime.vllm.logit_signals import LogitSignals
 
         signals = LogitSignals()
-    served = scheduler.vllm_config.model_config.served_model_name
     adapter = RequestAdapter(
-        served[0] if isinstance(served, list) else str(served),
+        served_name(scheduler.vllm_config),
         scheduler.max_model_len,
         scheduler.hash_block_size,
         signals,
@@ -93,6 +92,12 @@ def make_live(
     )
     scheduler.use(advisor, events, adapter)
     return advisor, learner
+
+
+def served_name(vllm_config: Any) -> str:
+    """Return the name under which the model is served, vLLM's label ``model_name``."""
+    served = vllm_config.model_config.served_model_name
+    return served[0] if isinstance(served, list) else str(served)
 
 
 def _plan_advisor(
