@@ -95,7 +95,7 @@ def answer(rows: list[list[Any]], names: list[str]) -> str:
     if not behind:
         return "Nothing was measured."
     text = (
-        f"On {len(names)} data sets, at admission and over all steps, the MAE of `auto` is "
+        f"On {len(names)} data set{'s' * (len(names) != 1)}, at admission and over all steps, the MAE of `auto` is "
         f"{min(behind):+.1f} … {max(behind):+.1f} % of that of its best member"
     )
     if trees:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 LEAST_ROWS: Final = 2000
-"""Rows from which on a network is trained: with fewer it was never ahead by more than chance."""
+"""Rows from which on a network is trained; a shorter history has too few held-out rows to tell."""
 LEAST_GAIN: Final = 0.005
 """Nats per sequence by which a network must predict held-out rows better to be used."""
 _SHARES: Final[np.ndarray] = np.array([[1.0], [0.5]])
