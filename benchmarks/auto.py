@@ -94,8 +94,9 @@ def answer(rows: list[list[Any]], names: list[str]) -> str:
                 trees.append(100.0 * (mean["auto"] / mean["lightgbm"] - 1.0))
     if not behind:
         return "Nothing was measured."
+    sets = f"{len(names)} data set{'s' * (len(names) != 1)}"
     text = (
-        f"On {len(names)} data set{'s' * (len(names) != 1)}, at admission and over all steps, the MAE of `auto` is "
+        f"On {sets}, at admission and over all steps, the MAE of `auto` is "
         f"{min(behind):+.1f} … {max(behind):+.1f} % of that of its best member"
     )
     if trees:
