@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HistoryHeaderError,
         HistoryRowError,
         LifetimeError,
+        MergeError,
         MissingExtraError,
         RequestError,
         UnknownNameError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         TransformerLifetimePredictor,
     )
     from sagellm_lifetime.predictor.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.merging import merge_predictors
     from sagellm_lifetime.predictor.registry import PREDICTORS, create_predictor
 
 _moved.install()
@@ -66,6 +68,7 @@ _WHERE = {
     "HistoryHeaderError": "core.errors",
     "HistoryRowError": "core.errors",
     "LifetimeError": "core.errors",
+    "MergeError": "core.errors",
     "MissingExtraError": "core.errors",
     "RequestError": "core.errors",
     "UnknownNameError": "core.errors",
@@ -87,6 +90,7 @@ _WHERE = {
     "AutoLifetimePredictor": "predictor.builtin",
     "LSTMLifetimePredictor": "predictor.builtin",
     "OrcaLifetimePredictor": "predictor.builtin",
+    "merge_predictors": "predictor.merging",
     "PREDICTORS": "predictor.registry",
     "create_predictor": "predictor.registry",
     "SurvivalLifetimePredictor": "predictor.builtin",
@@ -113,6 +117,7 @@ __all__ = [
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",
+    "MergeError",
     "MissingExtraError",
     "OrcaLifetimePredictor",
     "PredictionMetrics",
@@ -126,6 +131,7 @@ __all__ = [
     "UnknownSequenceError",
     "create_predictor",
     "load_predictor",
+    "merge_predictors",
     "read_history",
     "scan_history",
     "write_history",

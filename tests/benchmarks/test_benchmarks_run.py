@@ -411,3 +411,13 @@ def test_prompt_score(tmp_path: Path) -> None:
     rows = [line for line in page.read_text().splitlines() if line.startswith("| sharegpt")]
     without, with_text = (float(row.split("|")[4]) for row in rows)
     assert with_text < without
+
+
+@pytest.mark.slow
+def test_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "fleet.md"
+    script("fleet").main(["--rows", "400", "--later", "10", "--output", str(page)])
+    written = page.read_text()
+    assert written.count("| `survival` |") == 2
+    assert "core hours" in written
+    assert "tokens from nothing" in capsys.readouterr().out.replace("\n", " ")

@@ -581,6 +581,18 @@ def test_vllm_gets_the_scheduler_that_it_needs(vllm, monkeypatch):
     assert made[0][1]["block_size"] == 16
 
 
+def test_a_fleet_is_named_by_its_store(start, model, tmp_path):
+    folder = ("--lifetime-fleet", str(tmp_path / "fleet"))
+    assert "needs --enable-online-learning" in start(model, ON, *folder)
+    line = start(model, ON, "--enable-online-learning", *folder)
+    assert settings_of(line)["fleet"] == str(tmp_path / "fleet")
+    wrong = start(model, ON, "--enable-online-learning", "--lifetime-fleet", "http://cache")
+    assert "'http' is no store of a fleet" in wrong
+    shown = launch.shown(["serve", '{"lifetime": {"fleet": "redis://me:hush@cache:6379/0"}}'])
+    assert "hush" not in shown
+    assert "redis://***@cache:6379/0" in shown
+
+
 def test_the_client_of_a_request_is_taken_from_its_key(start, model, monkeypatch):
     source = ("--lifetime-client-from", "api-key")
     line = start(model, ON, *source, "--", "--api-key", "hush")

@@ -92,6 +92,14 @@ def start(
     enable_online_learning: Annotated[
         bool, typer.Option("--enable-online-learning", help="Learn from what was served.")
     ] = False,
+    lifetime_fleet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Share what is learned with other replicas: redis://HOST:PORT/DB, or a folder.",
+            show_default=False,
+        ),
+    ] = None,
     watch_eos: Annotated[
         bool,
         typer.Option(
@@ -185,6 +193,7 @@ def start(
         "--predictor-hidden-size": predictor_hidden_size,
         "--predictor-checkpoint": predictor_checkpoint,
         "--enable-online-learning": enable_online_learning,
+        "--lifetime-fleet": lifetime_fleet,
         "--watch-eos": watch_eos,
         "--lifetime-mode": lifetime_mode,
         "--lifetime-switchback-period": lifetime_switchback_period,
@@ -195,6 +204,8 @@ def start(
         for name, given in only_with_prediction.items():
             if given:
                 raise CommandError(f"{name} needs --enable-lifetime-prediction")
+    if lifetime_fleet and not enable_online_learning:
+        raise CommandError("--lifetime-fleet needs --enable-online-learning")
     if lifetime_client_from and not (enable_lifetime_prediction or record):
         raise CommandError(
             "--lifetime-client-from needs --enable-lifetime-prediction or --record DIR"
@@ -209,6 +220,7 @@ def start(
         "width": predictor_hidden_size,
         "checkpoint": predictor_checkpoint and str(predictor_checkpoint),
         "learn": enable_online_learning or None,
+        "fleet": lifetime_fleet,
         "signals": watch_eos or None,
         "record": record and str(record),
         "content": record_content or None,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BUCKETS: Final = 1 << TERM_BITS
-_RIDGE: Final = 2.0
+RIDGE: Final = 2.0
 _FOLDS: Final = 5
 _STEPS: Final = 30
 """Maximum number of steps of the conjugate gradients; errors are below 0.1 % by then."""
@@ -57,9 +57,9 @@ _MOST_RATIO: Final = 6.0
 _LEAST_POWER: Final = 0.25
 _MEAN_PRIOR: Final = 5.0
 """Completions of all clients that count for each client's mean."""
-_MOST_CLIENTS: Final = 4096
+MOST_CLIENTS: Final = 4096
 _PRIOR: Final = log1p(200.0)
-_LARGEST: Final = 1e6
+LARGEST: Final = 1e6
 _LARGEST_LOG: Final = 64.0
 """No length has a logarithm above this."""
 
@@ -313,7 +313,7 @@ class _Regression:
         self._weights = np.zeros(_BUCKETS, dtype=np.float32)
         self._documents = np.zeros(_BUCKETS, dtype=np.float32)
         """Number of prompts with each term."""
-        self._precision = np.full(_BUCKETS, _RIDGE, dtype=np.float32)
+        self._precision = np.full(_BUCKETS, RIDGE, dtype=np.float32)
         """Diagonal of the normal equations: how well each weight is known."""
 
     def _importance(self, index: np.ndarray) -> np.ndarray:
@@ -409,9 +409,9 @@ class _Regression:
     def restore(self, state: Arrays, prefix: str) -> None:
         """Replace weights and counts. Raises :class:`ValueError` for arrays that do not fit."""
         shape = (_BUCKETS,)
-        weights = checked(state, f"{prefix}weights", np.float32, shape, -_LARGEST, _LARGEST)
+        weights = checked(state, f"{prefix}weights", np.float32, shape, -LARGEST, LARGEST)
         documents = checked(state, f"{prefix}documents", np.float32, shape, 0.0, MOST)
-        precision = checked(state, f"{prefix}precision", np.float32, shape, _RIDGE, MOST)
+        precision = checked(state, f"{prefix}precision", np.float32, shape, RIDGE, MOST)
         learned = int(checked(state, f"{prefix}learned", np.int64, (1,), 0, MOST)[0])
         if documents.max(initial=0.0) > learned:
             raise ValueError(f"'{prefix}documents' counts more prompts than were learned")
@@ -460,7 +460,7 @@ class _Rows:
         for _ in range(_STEPS):
             if size <= target:
                 break
-            image = self._transposed(weight * self.dot(direction)) + _RIDGE * direction
+            image = self._transposed(weight * self.dot(direction)) + RIDGE * direction
             step = size / float(direction @ image)
             solution += step * direction
             residual -= step * image
@@ -498,7 +498,7 @@ class _Means:
             return
         if key in self._sums:
             self._sums.move_to_end(key)
-        elif len(self._sums) >= _MOST_CLIENTS:
+        elif len(self._sums) >= MOST_CLIENTS:
             self._sums.popitem(last=False)
         own = self._sums.setdefault(key, [0.0, 0.0])
         own[0] += 1.0
@@ -515,7 +515,7 @@ class _Means:
         """Replace the sums. Raises :class:`ValueError` for arrays that do not fit."""
         keys = checked(state, "mean_keys", np.int64, (None,), 1, LARGEST_KEY).tolist()
         array = checked(state, "mean_sums", np.float64, (len(keys) + 1, 2), 0.0, MOST)
-        if len(set(keys)) < len(keys) or len(keys) > _MOST_CLIENTS:
+        if len(set(keys)) < len(keys) or len(keys) > MOST_CLIENTS:
             raise ValueError("'mean_keys' names a client twice, or too many")
         counts, totals = array[:, 0], array[:, 1]
         if (counts % 1.0).any() or (totals > counts * _LARGEST_LOG).any():

@@ -9,7 +9,8 @@ import numpy as np
 
 LARGEST_PROMPT: Final = 2**32
 """Largest key of a prompt."""
-_MOST: Final = 4096
+MOST_PROMPTS: Final = 4096
+"""Prompts that are kept, the newest."""
 
 
 class RecentPrompts:
@@ -35,7 +36,7 @@ class RecentPrompts:
         if key in self._keys:
             self._keys.move_to_end(key)
             return False
-        if len(self._keys) >= _MOST:
+        if len(self._keys) >= MOST_PROMPTS:
             self._keys.popitem(last=False)
         self._keys[key] = None
         return True
@@ -51,6 +52,6 @@ class RecentPrompts:
             ValueError: a key occurs twice, or there are too many.
         """
         recent = OrderedDict.fromkeys(keys.tolist())
-        if not len(recent) == len(keys) <= _MOST:
+        if not len(recent) == len(keys) <= MOST_PROMPTS:
             raise ValueError("'prompts' names one twice, or too many")
         self._keys = recent

@@ -71,7 +71,7 @@ _OF_PROMPT: Final = frozenset(range(_SCORE, _SESSION)) | frozenset(
 """Levels that tell one prompt from another."""
 _OF_SCORE: Final = frozenset((_SCORE, _SCORE + _MAIN))
 _ALL_LEVELS: Final = frozenset(range(len(LEVELS)))
-_START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
+START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
 with strong shrinkage, (30, infinity)."""
@@ -105,10 +105,12 @@ _NEAR: Final = 6
 """Scores within which a neighbour is looked for: two octaves."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
+LEAST_NODES: Final = 64
+"""Nodes that a tree may always have."""
 _LEVEL_BITS: Final = 4
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 58) - 1
-_MOST_WEIGHTS: Final = MOST_MODELS * (KEPT + 1)
+MOST_WEIGHTS: Final = MOST_MODELS * (KEPT + 1)
 _LARGEST_KEY: Final = _MASK << _LEVEL_BITS | _LEVEL
 _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "ended": (np.float32, (BINS,), 0.0, MOST),
@@ -116,8 +118,15 @@ _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "cached": (np.float64, (BINS,), 0.0, 1.0 + 1e-6),  # a hazard, but for rounding
     "counted": (np.int64, (), 0, MOST),
     "fresh": (np.int64, (2,), -1, 4 * MOST),
+    "above": (np.int64, (), -2, _LARGEST_KEY),
+    "main": (np.int64, (), -2, _LARGEST_KEY),
 }
 """Stored values of each node: type, shape, smallest and largest value."""
+_UNKNOWN: Final = -2
+"""Key of a neighbour that is not known, in checkpoints of before there were ``_NEIGHBOURS``."""
+_NEIGHBOURS: Final = ("above", "main")
+"""Keys of the node above each node, and of the node of its main effect; -1 for none. With them all
+nodes can be computed anew after a merge, though their keys are hashes."""
 _RAGGED: Final = ("habits", "habits_until", "atoms", "atom_shares", "atoms_until")
 """Arrays of single lengths of all nodes one after another, and of the ends of each node in them."""
 _ONCE_SHARE: Final = 0.25
@@ -205,12 +214,17 @@ class _Node:
         left: sequences last seen alive, by bin of the next token, padded; ``None`` for none.
         counted: sequences in ``ended`` and ``left``.
         habits: counts of single lengths; ``None`` at levels without them.
+        above: key of the node above, -1 for none.
+        main: key of the node of its main effect, -1 for none.
         hazards: hazards computed from earlier counts.
         fresh_until: ``counted`` of this node, and ``count`` of all, up to which ``hazards`` is
             still used.
     """
 
-    __slots__ = ("counted", "ended", "fresh_until", "habits", "hazards", "left")
+    __slots__ = (
+        *("above", "main", "counted", "ended", "fresh_until", "habits", "hazards"),
+        "left",
+    )
 
     def __init__(self, level: int) -> None:
         self.ended = np.zeros(PADDED, dtype=np.float32)
@@ -219,6 +233,12 @@ class _Node:
         self.habits = Habits(_HABITS[level]) if level in _HABITS else None
         self.hazards = _NOTHING
         self.fresh_until = _NEVER
+        self.above = self.main = _UNKNOWN
+
+
+def most_single_lengths(key: NodeKey) -> int:
+    """Return how many single lengths the node of a key counts, 0 for none."""
+    return _HABITS.get(key & _LEVEL, 0)
 
 
 def _left(node: _Node) -> np.ndarray:
@@ -236,13 +256,13 @@ class ResidualLife:
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
-        self._max_nodes = max(max_nodes, 64)
+        self._max_nodes = max(max_nodes, LEAST_NODES)
         self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
         self._once: OrderedDict[NodeKey, None] = OrderedDict()
         """Nodes with one completion, the oldest first."""
         self._stored: Arrays = {}
         """Arrays of a restored state; a node that has not been used yet is the index of its row."""
-        self._weights = LevelWeights(_START)
+        self._weights = LevelWeights(START)
         self._later: dict[NodeKey, LevelWeights] = {}
         """Weights of later generations, by the key of their root."""
         self._tried: dict[NodeKey, dict[NodeKey, None]] = {}
@@ -501,7 +521,7 @@ class ResidualLife:
         path = node_path(features, 0, candidate)
         root = path.crossed[0].key
         if root not in self._later:
-            self._later[root] = LevelWeights(_START)
+            self._later[root] = LevelWeights(START)
         if is_fair and not session:
             self._choose(path, length, censored)
         steps = path.every if is_fair else path.own
@@ -538,7 +558,7 @@ class ResidualLife:
             if type(node) is _Node:
                 nodes.move_to_end(key)
             else:
-                node = self._node(key)
+                node = self._node(step)
             node.counted += 1
             if node.counted == 2:
                 self._once.pop(key, None)
@@ -565,7 +585,8 @@ class ResidualLife:
         # The node above may have been evicted by now.
         if step.above in self._nodes:
             over = self._existing(step.above)
-            above = over.hazards, over.counted, None
+            if over.hazards is not _NOTHING:
+                above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.main else None
         node.hazards = self._corrected(step, node, _laid(above, effect))
         node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
@@ -679,7 +700,7 @@ class ResidualLife:
                 continue
             self.count += 1
             for step in steps:
-                node = self._node(step.key)
+                node = self._node(step)
                 node.counted += 1
                 if node.counted == 2:
                     self._once.pop(step.key, None)
@@ -693,15 +714,51 @@ class ResidualLife:
             if step.level != _SESSION and step.key in self._nodes:
                 self._settle(step, self._existing(step.key))
 
-    def _node(self, key: NodeKey) -> _Node:
+    def _node(self, step: Step) -> _Node:
+        key = step.key
         if key in self._nodes:
             self._nodes.move_to_end(key)
-            return self._existing(key)
-        if len(self._nodes) >= self._max_nodes:
-            self._make_room()
-        node = self._nodes[key] = _Node(key & _LEVEL)
-        self._once[key] = None
+            node = self._existing(key)
+        else:
+            if len(self._nodes) >= self._max_nodes:
+                self._make_room()
+            node = self._nodes[key] = _Node(key & _LEVEL)
+            self._once[key] = None
+        node.above = step.above
+        node.main = step.main[-1].key if step.main else -1
         return node
+
+    def settle_known(self) -> None:
+        """Settle all nodes whose neighbours are known, as after a merge of several trees."""
+        steps: dict[NodeKey, Step | None] = {}
+        for key in self._nodes:
+            self._known_step(key, steps)
+        self._settle_all({key: step for key, step in steps.items() if step is not None})
+
+    def _known_step(self, key: NodeKey, steps: dict[NodeKey, Step | None]) -> Step | None:
+        """Return the step of a node with all that it depends on; ``None`` if some are unknown.
+
+        Args:
+            key: key of the node.
+            steps: steps found before, by key; those found now are added.
+        """
+        if key in steps:
+            return steps[key]
+        steps[key] = None
+        if key not in self._nodes:
+            return None
+        node, rank = self._existing(key), _ORDER[key & _LEVEL]
+        around: list[tuple[Step, ...]] = []
+        for neighbour in (node.above, node.main):
+            # Ranks fall from step to step, so a damaged state cannot hold a circle.
+            is_known = neighbour >= 0 and _ORDER[neighbour & _LEVEL] < rank
+            step = self._known_step(neighbour, steps) if is_known else None
+            if step is None and neighbour != -1:
+                return None
+            around.append(() if step is None else (*step.before, step))
+        before, main = around
+        found = steps[key] = Step(key, key & _LEVEL, node.above, main, before)
+        return found
 
     def _make_room(self) -> None:
         """Evict a node with one completion, or the lightest of the least recently used ones.
@@ -730,6 +787,7 @@ class ResidualLife:
         ended, left = (np.zeros((count, BINS), dtype=np.float32) for _ in range(2))
         cached = np.zeros((count, BINS))
         counted, fresh = np.zeros(count, dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
+        neighbours = np.zeros((count, 2), dtype=np.int64)
         habits: list[Place] = []
         atoms: list[tuple[int, float]] = []
         habits_until, atoms_until = [0], [0]
@@ -746,6 +804,7 @@ class ResidualLife:
             habits_until.append(len(habits))
             atoms_until.append(len(atoms))
             counted[i], fresh[i] = min(node.counted, MOST), node.fresh_until
+            neighbours[i] = node.above, node.main
         self._stored = {}
         tried = [(root, key) for root, nodes in self._tried.items() for key in nodes]
         return {
@@ -755,6 +814,7 @@ class ResidualLife:
             "cached": cached,
             "counted": counted,
             "fresh": fresh,
+            **{name: neighbours[:, i].copy() for i, name in enumerate(_NEIGHBOURS)},
             "habits": np.array(habits, dtype=np.int64).reshape(len(habits), 3),
             "habits_until": np.array(habits_until, dtype=np.int64),
             "atoms": np.array([length for length, _ in atoms], dtype=np.int64),
@@ -786,6 +846,8 @@ class ResidualLife:
         if (key_array & _LEVEL >= len(LEVELS)).any():
             raise ValueError("'keys' names a node of an unknown level")
         self._stored = {}
+        unknown = np.full(len(keys), _UNKNOWN, dtype=np.int64)
+        state = {**dict.fromkeys(_NEIGHBOURS, unknown), **state}
         for name, (dtype, shape, low, high) in _STORED.items():
             self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
             yield_gil()
@@ -802,9 +864,9 @@ class ResidualLife:
         self._once = OrderedDict.fromkeys(key_array[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         later = checked(state, "later", np.int64, (None,), 0, _LARGEST_KEY).tolist()
-        weights = restored_weights(state, 1 + len(later), _START)
+        weights = restored_weights(state, 1 + len(later), START)
         self._weights, self._later = weights[0], dict(zip(later, weights[1:], strict=True))
-        if not len(self._later) == len(later) <= _MOST_WEIGHTS:
+        if not len(self._later) == len(later) <= MOST_WEIGHTS:
             raise ValueError("'later' names a generation twice, or too many")
         self._tried = {}
         for root, key in checked(state, "tried", np.int64, (None, 2), 0, _LARGEST_KEY).tolist():
@@ -851,6 +913,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
     node = _Node(level)
     node.counted = stored["counted"].item(row)
     node.fresh_until = (stored["fresh"].item(row, 0), stored["fresh"].item(row, 1))
+    node.above, node.main = stored["above"].item(row), stored["main"].item(row)
     node.ended[INSIDE] = stored["ended"][row]
     if stored["left"][row].any():
         node.left = padded(stored["left"][row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
+from sagellm_lifetime.models.merging.prompts import merge_prompts
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
-from sagellm_lifetime.models.residual_life import ResidualLife
+from sagellm_lifetime.models.residual_life import LEAST_NODES, ResidualLife
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,6 +46,7 @@ class SurvivalModel(LengthModel):
         super().__init__(**options)
         self.options["max_nodes"] = as_option("max_nodes", max_nodes, 1, _MOST_NODES)
         self.tables = ResidualLife(self.options["max_nodes"])
+        self._most_nodes = max(self.options["max_nodes"], LEAST_NODES)
         self.prompts = PromptScore()
 
     def observe(self, request: ObservedRequest) -> Evidence:
@@ -81,6 +84,16 @@ class SurvivalModel(LengthModel):
     def finish_fit(self) -> None:
         """Fit the prompt score on the replayed rows, too."""
         self.prompts.finish()
+
+    def merge(self, *others: Self) -> None:
+        """Add the counts of equal nodes, and what the prompt scores have learned."""
+        merge_tables(self.tables, [model.tables for model in others], self._most_nodes)
+        merge_prompts(self.prompts, [model.prompts for model in others])
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
 
     @property
     def changes(self) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -210,6 +210,11 @@ class AutoModel(LSTMModel):
             self.use(None)
             return f"no network: {figures}"
         return f"a network: {figures}"
+
+    def merge(self, *others: Self) -> None:
+        """Add what tables and prompt scores have learned, choose a network, average the weights."""
+        super().merge(*others)
+        self.pool.merge([model.pool for model in others])
 
     # -- state -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -27,8 +28,11 @@ from sagellm_lifetime.features.evidence import (
     read_evidence,
     with_chunks,
 )
+from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
+from sagellm_lifetime.models.merging.prompts import merge_prompts
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
@@ -69,6 +73,8 @@ WIDEST: Final = 4096
 """Maximum width of a layer: a wider network does not fit into a checkpoint (1 GiB)."""
 DEEPEST: Final = 64
 """Maximum number of layers of a network."""
+_MOST_NODES: Final = 20_000
+"""Nodes of a merged table, as many as one has by itself."""
 _NO_CORRECTION: Final = np.zeros(BINS)
 
 
@@ -314,6 +320,84 @@ class NetworkModel(LengthModel):
         """Fit the prompt score on the replayed rows, too."""
         self.prompts.finish()
 
+    def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
+        """Count all rows in the table and fit the prompt score, without a network."""
+        self.tables.learn_many(*scored_completions(self.prompts, rows, context, None))
+
+    def train_on(
+        self,
+        sample: pl.DataFrame,
+        newest: pl.DataFrame,
+        keys: NameKeys,
+        progress: Progress | None,
+    ) -> None:
+        """Train the network on a sample of rows that the table has learned.
+
+        Args:
+            sample: rows in time order.
+            newest: later rows, which decide when to stop.
+            keys: keys of names of the table.
+            progress: called with the name of the step and the share done, or ``None``.
+
+        Raises:
+            MissingExtraError: PyTorch is not installed.
+        """
+        trainer = self._make_trainer(None)
+        rng = np.random.default_rng(self.options["seed"])
+        history = History(self.read, deepcopy(self.tables), Context(self.context, keys), rng)
+        samples = list(history.samples(sample, progress))
+        held_out = list(history.samples(newest, progress))
+        if samples:
+            self.training = trainer.fit(
+                samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
+            )
+            self.use(trainer.weights())
+
+    # -- merging -----------------------------------------------------------------------------
+
+    def merge(self, *others: Self) -> None:
+        """Add what the tables and prompt scores have learned; choose one network.
+
+        Weights cannot be added. The network in use afterwards is the one whose corrections have
+        lowered the recent losses the most, relative to those of its own table alone, each on the
+        completions of its own server; of equally good ones that with the most steps of training.
+        """
+        models = (self, *others)
+        best = max(models, key=_network_rank)
+        merge_tables(self.tables, [model.tables for model in others], _MOST_NODES)
+        merge_prompts(self.prompts, [model.prompts for model in others])
+        weights, losses = best.weights, best.share.losses.copy()
+        if weights is not self.weights:
+            self.use(weights)
+        self.share.losses = losses
+        self._training_steps = max(model._training_steps for model in models)
+        self._accepted = sum(model._accepted for model in models)
+        self._refused = sum(model._refused for model in models)
+        self._trainer = self._trial = None
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
+
+    def take_training(self, other: Self) -> None:
+        """Take over the network of another model, with its losses and counts."""
+        if other.weights is not self.weights:
+            self.use(other.weights)
+        self.share.losses = other.share.losses.copy()
+        self._training_steps = other._training_steps
+        self._accepted, self._refused = other._accepted, other._refused
+
+    def continue_from(self, replaced: Self) -> None:
+        """Keep the samples of a replaced model, and its training if its network is still used."""
+        self._store = replaced._store
+        self._accepted, self._refused = replaced._accepted, replaced._refused
+        self._training_steps = replaced._training_steps
+        if _digest(self.weights) == _digest(replaced.weights):
+            self.share = replaced.share
+            self._trainer, self._trial = replaced._trainer, replaced._trial
+            self._refused_in_row = replaced._refused_in_row
+
     # -- replacement -------------------------------------------------------------------------
 
     def successor(self) -> Self:
@@ -385,6 +469,22 @@ class NetworkModel(LengthModel):
         if weights is not None:
             self.runners.check(weights)
         self.use(weights)
+
+
+def _network_rank(model: NetworkModel) -> tuple[bool, float, int, str]:
+    """Return a rank of a model's network: whether there is one, its gain, steps, digest."""
+    alone = model.share.losses.item(-1)
+    gain = 1.0 - model.share.losses.min().item() / alone if alone > 0.0 else 0.0
+    return model.weights is not None, gain, model._training_steps, _digest(model.weights)
+
+
+def _digest(weights: Weights | None) -> str:
+    """Return a digest of weights; empty for none."""
+    digest = sha256()
+    for name, array in sorted((weights or {}).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest() if weights else ""
 
 
 def _samples(feedback: Feedback) -> list[Sample]:

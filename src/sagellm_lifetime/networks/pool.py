@@ -128,6 +128,16 @@ class Pool:
         weights /= weights.sum()
         self.counts[kind, band] += 1
 
+    def merge(self, others: Sequence[Pool]) -> None:
+        """Average the weights of several pools, each by the completions that it has learned."""
+        pools = (self, *others)
+        counts = np.sum([pool.counts for pool in pools], axis=0)
+        sums = np.sum([pool.counts[..., None] * pool.weights for pool in pools], axis=0)
+        weights = np.where(counts[..., None] > 0, sums / np.maximum(counts, 1)[..., None], 0.0)
+        self.weights = np.where(counts[..., None] > 0, weights, self.weights)
+        self.weights /= self.weights.sum(axis=2, keepdims=True)
+        self.counts = counts
+
     def state(self) -> Arrays:
         """Return the weights and the counts as arrays."""
         return {"weights": self.weights, "counts": np.minimum(self.counts, int(MOST))}

@@ -20,6 +20,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.fleet.store import is_address
 from sagellm_lifetime.predictor.registry import DEFAULT, predictor_class
 from sagellm_lifetime.vllm.client_source import API_KEY
 from sagellm_lifetime.vllm.compat.interface import check_version
@@ -39,6 +40,7 @@ from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, widt
 from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
+    PLACES,
     SWITCHBACK,
     LiveSettings,
     cannot_act,
@@ -66,6 +68,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "width": "--predictor-hidden-size",
         "checkpoint": "--predictor-checkpoint",
         "learn": "--enable-online-learning",
+        "fleet": "--lifetime-fleet",
         "signals": "--watch-eos",
         "record": "--record",
         "content": "--record-content",
@@ -86,6 +89,8 @@ _SPECULATIVE: Final = (
     *("--speculative-config", "-sc"),
     *("--spec-method", "--spec-model", "--spec-tokens"),
 )
+_PASSWORD: Final = re.compile(r"(\w+://)[^\s\"'/@]*:[^\s\"'/@]*@")
+"""User and password of an address, for instance of a fleet's store."""
 _SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
 """Prefixes of ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (which may contain
 keys of S3), since vLLM accepts abbreviations; no other option of vLLM has them."""
@@ -142,6 +147,8 @@ def absolute(name: str, value: Any) -> Any:
     """Return a setting as an engine gets it, with absolute paths."""
     if name in PATHS and isinstance(value, str) and is_path(value):
         return os.path.realpath(value)  # also ends in a loop of links
+    if name in PLACES and isinstance(value, str) and is_path(value) and not is_address(value):
+        return os.path.realpath(value)
     return value
 
 
@@ -332,7 +339,7 @@ def shown(line: Sequence[str]) -> str:
             secret = _SECRET.match(plain(key)) is not None
             words.append(f"{key}=***" if secret and mark else word)
         else:  # also after a secret value, as an option may have several
-            words.append("***" if secret else word)
+            words.append("***" if secret else _PASSWORD.sub(r"\1***@", word))
     return shlex.join(words)
 
 
