@@ -10,6 +10,7 @@ import sagellm_lifetime
 
 PUBLIC = {
     "Advisor",
+    "AutoLifetimePredictor",
     "PREDICTORS",
     "BackgroundLearner",
     "BaselineLifetimePredictor",

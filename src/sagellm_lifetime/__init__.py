@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictor.background_learner import BackgroundLearner
     from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.predictor.builtin import (
+        AutoLifetimePredictor,
         BaselineLifetimePredictor,
         LinearLifetimePredictor,
         LSTMLifetimePredictor,
@@ -86,6 +87,7 @@ _WHERE = {
     "load_predictor": "predictor.checkpoint",
     "BackgroundLearner": "predictor.background_learner",
     "LinearLifetimePredictor": "predictor.builtin",
+    "AutoLifetimePredictor": "predictor.builtin",
     "LSTMLifetimePredictor": "predictor.builtin",
     "OrcaLifetimePredictor": "predictor.builtin",
     "merge_predictors": "predictor.merging",
@@ -101,6 +103,7 @@ _RENAMED = {"LearningElsewhere": "BackgroundLearner"}
 __all__ = [
     "PREDICTORS",
     "Advisor",
+    "AutoLifetimePredictor",
     "BackgroundLearner",
     "BaselineLifetimePredictor",
     "CheckpointError",

@@ -377,6 +377,22 @@ def test_half_of_the_clients_are_never_met() -> None:
     assert not chosen[0].equals(chosen[2])
 
 
+def test_auto(tmp_path: Path) -> None:
+    import polars as pl
+
+    (tmp_path / "prompts").mkdir()
+    lengths = [20 + 7 * (i % 40) for i in range(300)]
+    pl.DataFrame(
+        {"prompt_id": [str(i) for i in range(300)], "actual_length": lengths}
+    ).write_parquet(tmp_path / "prompts" / "sharegpt.parquet")
+    page = tmp_path / "page.md"
+    options = ["--data", str(tmp_path), "--only", "sharegpt", "--predictors", "survival", "auto"]
+    script("auto").main([*options, "--output", str(page)])
+    text = page.read_text()
+    assert "is +0.0 … +0.0 % of that of its best member" in text, "too few rows for a network"
+    assert text.count("| sharegpt") == 5
+
+
 def test_prompt_score(tmp_path: Path) -> None:
     import polars as pl
 

@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_width(start, model, name, width):
 
 def test_nothing_would_look_at_the_end(start, model, tmp_path):
     said = start(model, ON, "--watch-eos")
-    assert "--watch-eos: survival does not look at it" in said
+    assert "--watch-eos: auto does not look at it" in said
     create_predictor("orca").save(tmp_path / "trained")
     assert "orca does not" in start(model, ON, "--watch-eos", "--predictor-checkpoint", "trained")
     for more in (("--predictor-type", "lstm"), ("--record", tmp_path / "history")):
@@ -321,7 +321,7 @@ def test_what_is_set_there_is_looked_at_like_an_option(start, model, tmp_path):
     assert "got 3" in start(model, ON, "--additional-config", '{"lifetime": 3}')
     assert "no such checkpoint" in start(*on(checkpoint="nowhere"))
     assert "keeps an order of its own" in start(*on(mode="act"), "--scheduling-policy", "priority")
-    assert "survival does not look at it" in start(*on(signals=True))
+    assert "auto does not look at it" in start(*on(signals=True))
     line = start(*on(signals=True, predictor="lstm", state=""))
     assert launch.PROCESSOR in line
     assert launch.MIDDLEWARE not in line

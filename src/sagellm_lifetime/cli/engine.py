@@ -14,12 +14,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError, guarded
-from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
+from sagellm_lifetime.cli.options import DEFAULT_PREDICTOR, PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.paths import check_folder
 
 COMMAND_LINE: Final = "sagellm_lifetime.vllm.launch.command_line"
-PREDICTOR: Final = "survival"
+PREDICTOR: Final = DEFAULT_PREDICTOR
 """Value of ``launch.PREDICTOR``, which is not imported so that the help is fast."""
 _ALIKE: Final = 0.75
 """Least similarity of a word to one of our options that makes it a misspelling; all options of vLLM

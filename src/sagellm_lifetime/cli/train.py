@@ -143,6 +143,9 @@ def train(
     losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
+    decision = getattr(predictor.model, "decision", "")
+    if decision:
+        predictor.summary["network"] = decision
     read = reading.read(data_path)
     if read["cap_reached"]:
         reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
@@ -154,6 +157,7 @@ def train(
         **{key: predictor.summary[key] for key in ("rows", "censored", "length_quantiles")},
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
+        "network": decision or None,
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds_per_token_assumed": not _has_durations(rows),
         "seconds": round(seconds, 3),
@@ -279,6 +283,8 @@ def _show(result: dict[str, Any]) -> None:
         f"  Rows:            {result['rows']:,} ({share:.1%} censored: only a lower bound is known)"
     )
     say(f"  Lengths:         median {lengths['0.5']:,.0f}, p90 {lengths['0.9']:,.0f} tokens")
+    if result["network"]:
+        say(f"  Decision:        {result['network']}")
     if result["held_out_loss"] is not None:
         before, after = (
             number(result["held_out_loss_before"], ".4f"),

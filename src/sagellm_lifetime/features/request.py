@@ -63,6 +63,8 @@ class RequestFeatures:
     prefix_head: tuple[int, ...] = ()
     prompt_score: float | None = None
     """Logarithm of the length that the prompt suggests; set by ``models.prompt_score``."""
+    prompt_key: int = 0
+    """Checksum of the terms of the prompt, 0 for unknown; set by ``models.prompt_score``."""
 
 
 def client_key(name: Any, keys: NameKeys) -> int:

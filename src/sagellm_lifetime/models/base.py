@@ -90,6 +90,11 @@ class LengthModel(ABC):
     """Parts of the recent traffic that it needs: ``"conversations"``, ``"recent"`` or both, see
     :class:`~sagellm_lifetime.models.context.Context`."""
 
+    @property
+    def reads_content(self) -> bool:
+        """Return True if generated tokens, text or signals change its hazards."""
+        return False
+
     def __init__(self, *, seed: int = 0) -> None:
         self.options: dict[str, Any] = {"seed": as_option("seed", seed, 0, _LARGEST_SEED)}
         """Arguments of the constructor as JSON values, for checkpoints; a subclass adds its own.
@@ -171,6 +176,13 @@ class LengthModel(ABC):
 
         for observed, length, censored in completions(older, context, progress):
             self.learn(Feedback(self.observe(observed), length, censored, replayed=True))
+
+    def finish_fit(self) -> None:  # noqa: B027 - most have nothing to do
+        """Learn what the replay of the newest rows had to leave out; called once, after it.
+
+        During the replay nothing may be learned from a row that makes the predictions of its
+        neighbours better than those in service will be: a second sample of a prompt, for example.
+        """
 
     # -- state -------------------------------------------------------------------------------
 

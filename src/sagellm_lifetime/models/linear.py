@@ -92,6 +92,10 @@ class LinearModel(LengthModel):
         self._learn(feedback)
         self.prompts.learn_served(feedback)
 
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
+
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
         features = feedback.evidence.features

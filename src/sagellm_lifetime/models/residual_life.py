@@ -37,6 +37,7 @@ from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.level_weights import LevelWeights, restored_weights, weights_state
+from sagellm_lifetime.models.recent_prompts import LARGEST_PROMPT, RecentPrompts
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
 from sagellm_lifetime.models.regimes import KEPT, MOST_MODELS, Regimes
 from sagellm_lifetime.models.shrinkage import (
@@ -47,6 +48,7 @@ from sagellm_lifetime.models.shrinkage import (
     Hazards,
     corrected,
     effect_losses,
+    interpolated,
     laid_over,
     losses,
     padded,
@@ -54,15 +56,21 @@ from sagellm_lifetime.models.shrinkage import (
 )
 
 LEVELS: Final = (
-    *("all", "model", "client", "cap", "prompt", "fine", "score", "session"),
-    *("client main", "cap main", "prompt main", "fine main", "score main"),
+    *("all", "model", "client", "cap", "score", "prompt", "fine", "session"),
+    *("client main", "cap main", "score main", "prompt main", "fine main"),
     "generation",
 )
-_CLIENT, _CAP, _PROMPT, _FINE, _SCORE, _SESSION = 2, 3, 4, 5, 6, 7
+_CLIENT, _CAP, _SCORE, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6, 7
 _GENERATION: Final = 13
 """Level of the root of a later generation of a model."""
 _MAIN: Final = 6
 """Difference between the level of a main effect and that of the same piece crossed with others."""
+_OF_PROMPT: Final = frozenset(range(_SCORE, _SESSION)) | frozenset(
+    range(_SCORE + _MAIN, _SESSION + _MAIN)
+)
+"""Levels that tell one prompt from another."""
+_OF_SCORE: Final = frozenset((_SCORE, _SCORE + _MAIN))
+_ALL_LEVELS: Final = frozenset(range(len(LEVELS)))
 START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
@@ -87,8 +95,14 @@ _REFRESH: Final = 16
 """Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
 _SCORES_PER_OCTAVE: Final = 3.0
-_LOG_2: Final = log(2.0)
 """Prompt scores per octave of the length that they suggest."""
+_SCORES_PER_NAT: Final = _SCORES_PER_OCTAVE / log(2.0)
+_SCORES: Final = 96
+"""Number of prompt scores that are told apart."""
+_FILLED: Final = 20
+"""Completions of a prompt score from which on it is used; a rarer one borrows a neighbour's."""
+_NEAR: Final = 6
+"""Scores within which a neighbour is looked for: two octaves."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
 LEAST_NODES: Final = 64
@@ -253,6 +267,9 @@ class ResidualLife:
         """Weights of later generations, by the key of their root."""
         self._tried: dict[NodeKey, dict[NodeKey, None]] = {}
         """Nodes of candidate generations, by the key of their root."""
+        self._scores = [0] * _SCORES
+        """Completions by the bin of their prompt score."""
+        self._prompts = RecentPrompts()
         self.shares = FairShares()
         self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
@@ -262,22 +279,45 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of a request, shape ``(BINS,)``."""
-        return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
+        return self.known(features, session).padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
-        """Return the hazards of a request (``session``: the key of its session, 0 for none)."""
-        return self._finest(self._path(features, session).crossed)[0]
+        """Return the hazards of a request (``session``: the key of its session, 0 for none).
+
+        With a prompt score they are interpolated between the two nearest bins of it.
+        """
+        if features.prompt_score is None:
+            return self._finest(self._path(features, session).crossed)[0]
+        present = self.regimes.present(features.model_key)
+        position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
+        low = max(min(int(position), _SCORES - 2), 1)
+        share = min(max(position - low, 0.0), 1.0)
+        below, above = (
+            self._finest(node_path(features, session, present, self._filled(score)).crossed)[0]
+            for score in (low, low + 1)
+        )
+        return below if above is below else interpolated(below, above, share)
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
 
         Shape ``(BINS + 1,)``, or a wide row if lengths recur.
         """
-        return self._finest(self._path(features, session).crossed)[0].row
+        return self.known(features, session).row
 
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
+
+    def _filled(self, score: int) -> int:
+        """Return the nearest bin of the prompt score with enough completions, or the same."""
+        scores = self._scores
+        if scores[score] < _FILLED:
+            for step in range(1, _NEAR + 1):
+                for near in (score - step, score + step):
+                    if 0 < near < _SCORES and scores[near] >= _FILLED:
+                        return near
+        return score
 
     def _weights_of(self, step: Step) -> LevelWeights:
         """Return the weights of the generation of a node."""
@@ -401,12 +441,15 @@ class ResidualLife:
         path = self._path(features, session)
         if is_fair and not censored:
             path = self._watch(features, session, path, length)
+        is_new = self._prompts.add(features.prompt_key)
         if is_fair and (
             self._weights_of(path.crossed[0]).scored < _ALWAYS
             or self.count * _GOLDEN % (1 << 32) < _SAMPLED
         ):
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored, is_new=is_new)
         steps = path.every if is_fair else path.own
+        if is_fair and features.prompt_score is not None:
+            self._scores[score_bin(features.prompt_score)] += 1
         for candidate in self.regimes.candidates(features.model_key):
             steps += self._in_trial(features, session, candidate, length, is_fair, censored)
         self._count(steps, length, censored=censored)
@@ -480,7 +523,7 @@ class ResidualLife:
         if root not in self._later:
             self._later[root] = LevelWeights(START)
         if is_fair and not session:
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored)
         steps = path.every if is_fair else path.own
         self._tried.setdefault(root, {}).update((step.key, None) for step in steps)
         return steps
@@ -557,28 +600,36 @@ class ResidualLife:
         node = self._nodes.get(root.key)
         return 0 if node is None else self._counted(node)
 
-    def _choose(self, path: Path, length: int, *, censored: bool, every: bool = False) -> None:
+    def _choose(
+        self, path: Path, length: int, censored: bool, *, is_new: bool = True, every: bool = False
+    ) -> None:
         """Score the weights of one level, in turn, on a completion that is not counted yet.
 
         Args:
             path: nodes of the request.
             length: generated tokens; a lower bound if censored.
             censored: True if the length is only a lower bound.
+            is_new: False if the prompt was completed lately, so that this says little of others.
             every: True to score all levels instead of one.
         """
         nodes = self._nodes
         weights = self._weights_of(path.crossed[0])
         last = path.crossed[-1]
         # Turns of one session are alike, and so are their prompts, so the levels above predict
-        # the next turn better than the next session. A session therefore scores its own level only,
-        # and requests without a session score the other levels.
-        if last.level == _SESSION:
-            known = [last] if last.key in nodes else []
+        # the next turn better than the next session. A later turn therefore scores the level of
+        # its session alone. A first turn has the prompt length of no other turn, so it scores
+        # only the levels of the prompt score.
+        if last.level == _SESSION and last.key in nodes:
+            known = [last]
         else:
+            levels = _OF_SCORE if last.level == _SESSION else _ALL_LEVELS
+            if not is_new:
+                levels -= _OF_PROMPT
             known = [
                 step
                 for step in path.every
-                if step.key in nodes or (step.main and step.main[-1].key in nodes)
+                if step.level in levels
+                and (step.key in nodes or (step.main and step.main[-1].key in nodes))
             ]
         if not known:
             return
@@ -622,7 +673,8 @@ class ResidualLife:
         """
         bins = bins_of(lengths).tolist()
         counted: dict[NodeKey, Step] = {}
-        older = max(len(features) - _ALWAYS, len(features) // 2)
+        is_new = [self._prompts.add(request.prompt_key) for request in features]
+        older = _older(is_new)
         for i, (request, session) in enumerate(zip(features, sessions, strict=True)):
             if i == older:
                 self._settle_all(counted)
@@ -634,7 +686,10 @@ class ResidualLife:
                 path = self._watch(request, session, path, int(lengths[i]))
             steps = path.every if is_fair else path.own
             if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
-                self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
+                ended = int(lengths[i]), bool(censored[i])
+                self._choose(path, *ended, is_new=is_new[i], every=True)
+            if is_fair and request.prompt_score is not None:
+                self._scores[score_bin(request.prompt_score)] += 1
             for candidate in self.regimes.candidates(request.model_key):
                 steps += self._in_trial(
                     request, session, candidate, int(lengths[i]), is_fair, bool(censored[i])
@@ -768,6 +823,8 @@ class ResidualLife:
             **weights_state([self._weights, *self._later.values()]),
             "later": np.array(list(self._later), dtype=np.int64),
             "tried": np.array(tried, dtype=np.int64).reshape(len(tried), 2),
+            "prompts": self._prompts.state(),
+            "scores": np.minimum(np.array(self._scores, dtype=np.int64), MOST),
             "count": count_array(self.count),
             **{f"shares.{name}": value for name, value in self.shares.state().items()},
             **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
@@ -814,6 +871,8 @@ class ResidualLife:
         self._tried = {}
         for root, key in checked(state, "tried", np.int64, (None, 2), 0, _LARGEST_KEY).tolist():
             self._tried.setdefault(root, {})[key] = None
+        self._prompts.restore(checked(state, "prompts", np.int64, (None,), 1, LARGEST_PROMPT))
+        self._scores = checked(state, "scores", np.int64, (_SCORES,), 0, MOST).tolist()
         self.count = checked_count(state, "count")
         self.shares.restore(part(state, "shares."))
         self.regimes.restore(part(state, "regimes."))
@@ -824,6 +883,12 @@ class ResidualLife:
             for _ in range(min(_FREED, len(self._nodes))):
                 self._nodes.popitem()
             yield_gil()
+
+
+def _older(is_new: Sequence[bool]) -> int:
+    """Return how many of the first rows choose no weights: all but the newest new prompts."""
+    new = np.flatnonzero(is_new)
+    return max(int(new[-_ALWAYS]) if len(new) > _ALWAYS else 0, len(is_new) // 2)
 
 
 def _check_habits(state: Arrays, nodes: int) -> None:
@@ -881,21 +946,38 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
     return hazards, 0, (*step[4], step)
 
 
-def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
+def score_bin(score: float) -> int:
+    """Return the bin of a prompt score, 1 or more.
+
+    >>> score_bin(0.0), score_bin(5.3), score_bin(1e9)
+    (1, 23, 95)
+    """
+    return 1 + int(min(_SCORES_PER_NAT * max(score, 0.0), _SCORES - 2))
+
+
+def node_path(features: RequestFeatures, session: int, generation: int = 0, score: int = 0) -> Path:
     """Return the nodes of one request; features that are not given are left out.
 
     A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
     nodes; only the nodes of sessions are those of all generations.
+
+    Args:
+        features: features of the request.
+        session: key of its session, 0 for none.
+        generation: number of the generation of its model.
+        score: bin of the prompt score that is used for its own, 0 for its own.
     """
-    cap, prompt, score = features.max_length, features.prompt_length, features.prompt_score
+    cap, prompt = features.max_length, features.prompt_length
+    if not score and features.prompt_score is not None:
+        score = score_bin(features.prompt_score)
     octaves = log2(prompt + 1) if prompt is not None else -1.0
     path = _path(
         features.model_key,
         features.client_key,
         1 + int(4.0 * log2(cap)) if cap else 0,
+        score,
         1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
         1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,
-        1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / _LOG_2) if score is not None else 0,
         generation,
     )
     return _with_session(path, session) if session else path
@@ -903,7 +985,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
 
 @lru_cache(maxsize=4096)
 def _path(
-    model: int, client: int, cap: int, prompt: int, fine: int, score: int, generation: int
+    model: int, client: int, cap: int, score: int, prompt: int, fine: int, generation: int
 ) -> Path:
     """Return :func:`node_path` without the session; all but the generation 0 for not given.
 
@@ -914,7 +996,7 @@ def _path(
     if generation:
         base = (_generation_root(model, generation),)
         del pieces[0]
-    pieces += [(_CAP, cap), (_PROMPT, prompt), (_FINE, fine), (_SCORE, score)]
+    pieces += [(_CAP, cap), (_SCORE, score), (_PROMPT, prompt), (_FINE, fine)]
     crossed, main = list(base), list(base)
     extra: list[Step] = []
     first = 0

@@ -81,6 +81,10 @@ class SurvivalModel(LengthModel):
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
         self.tables.learn_many(*scored_completions(self.prompts, older, context, None))
 
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
+
     def merge(self, *others: Self) -> None:
         """Add the counts of equal nodes, and what the prompt scores have learned."""
         merge_tables(self.tables, [model.tables for model in others], self._most_nodes)

@@ -35,7 +35,7 @@ from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
-from sagellm_lifetime.models.shrinkage import INSIDE
+from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
 from sagellm_lifetime.networks.graphs import Weights
 from sagellm_lifetime.networks.head import (
@@ -121,6 +121,11 @@ class NetworkModel(LengthModel):
         """Scores of the challenger; ``None`` without one."""
         self._accepted = self._refused = self._refused_in_row = 0
 
+    @property
+    def reads_content(self) -> bool:
+        """Return True: generated tokens are read in chunks."""
+        return True
+
     @abstractmethod
     def build(self) -> Callable[[], Any]:
         """Return a function that makes the PyTorch network."""
@@ -162,26 +167,28 @@ class NetworkModel(LengthModel):
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
         table = self.tables.known(evidence.features, evidence.session)
-        evidence.base = base_logits(table.padded[INSIDE])
-        mark = (evidence.age, len(evidence.chunks))
-        if not evidence.marks or evidence.marks[-1] != mark:
-            evidence.marks.append(mark)
+        base = self.note(evidence, table)
         share = self.share.value
         if self.runner is None or not share:
             return table.row
         by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
-        return table.exact(corrected_row(share * by_bin, evidence.base))
+        return table.exact(corrected_row(share * by_bin, base))
+
+    @staticmethod
+    def note(evidence: SequenceEvidence, table: Hazards) -> np.ndarray:
+        """Note an answer in the evidence for :meth:`learn`; return the table's logits."""
+        evidence.base = base_logits(table.padded[INSIDE])
+        mark = (evidence.age, len(evidence.chunks))
+        if not evidence.marks or evidence.marks[-1] != mark:
+            evidence.marks.append(mark)
+        return evidence.base
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence: the table at once, the network every few of them."""
         evidence: SequenceEvidence = feedback.evidence
-        is_fair = self.tables.learn(
-            evidence.features, evidence.session, feedback.length, censored=feedback.censored
-        )
-        if is_fair:
-            self.prompts.learn_served(feedback)
+        is_fair = self.count(feedback)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)
@@ -193,6 +200,16 @@ class NetworkModel(LengthModel):
                     self._store.add(sample, account)
         if self.options["online"] == "inline" and not feedback.replayed:
             self._train_inline()
+
+    def count(self, feedback: Feedback) -> bool:
+        """Count a completion in the table; return True if common knowledge has learned it, too."""
+        evidence = feedback.evidence
+        is_fair = self.tables.learn(
+            evidence.features, evidence.session, feedback.length, censored=feedback.censored
+        )
+        if is_fair:
+            self.prompts.learn_served(feedback)
+        return is_fair
 
     def _score(self, samples: Sequence[Sample]) -> None:
         """Score the network in use, and its challenger, on a completion not trained on yet."""
@@ -298,6 +315,10 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
+
+    def finish_fit(self) -> None:
+        """Fit the prompt score on the replayed rows, too."""
+        self.prompts.finish()
 
     def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
         """Count all rows in the table and fit the prompt score, without a network."""

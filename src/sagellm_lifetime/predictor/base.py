@@ -416,6 +416,7 @@ class Predictor(Predicting):
                     client_key(name, context.keys) for name in rows.clients()
                 )
                 replay(fitted, rows.newest, progress, rows.clock)
+                model.finish_fit()
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
             self._version += 1

@@ -13,7 +13,7 @@ from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.predictor.fleet.store import StoreError, check_place
-from sagellm_lifetime.predictor.registry import predictor_names
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_names
 from sagellm_lifetime.vllm.client_source import SOURCES, is_source
 
 KEY: Final = "lifetime"
@@ -115,7 +115,7 @@ class LiveSettings:
     mode: StartMode = "shadow"
     policy: str = "lifetime"
     min_confidence: float = 0.0
-    predictor: str = "survival"
+    predictor: str = DEFAULT
     width: int = 0
     checkpoint: str = ""
     learn: bool = False

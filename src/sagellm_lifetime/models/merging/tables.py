@@ -21,6 +21,7 @@ from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.core.merging import heaviest, sums_by_key
 from sagellm_lifetime.models.merging.regimes import merged_regimes
 from sagellm_lifetime.models.merging.shares import merged_shares
+from sagellm_lifetime.models.recent_prompts import MOST_PROMPTS
 from sagellm_lifetime.models.recurring_lengths import Place
 from sagellm_lifetime.models.residual_life import (
     MOST_WEIGHTS,
@@ -75,6 +76,8 @@ def merged_tables(states: Sequence[Arrays], most_nodes: int) -> Arrays:
         "atom_shares": np.zeros(0),
         "atoms_until": np.zeros(count + 1, dtype=np.int64),
         **_weights(states),
+        "scores": np.minimum(np.sum([state["scores"] for state in states], axis=0), MOST),
+        "prompts": np.unique(np.concatenate([state["prompts"] for state in states]))[:MOST_PROMPTS],
         "tried": np.unique(np.concatenate([state["tried"] for state in states]), axis=0),
         "count": np.minimum(np.sum([state["count"] for state in states], axis=0), MOST),
         **_under("shares.", merged_shares([part(state, "shares.") for state in states])),

@@ -19,8 +19,9 @@ from sagellm_lifetime.core.errors import (
     RequestError,
 )
 from sagellm_lifetime.core.values import is_path
+from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.fleet.store import is_address
-from sagellm_lifetime.predictor.registry import has_network, predictor_class
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_class
 from sagellm_lifetime.vllm.client_source import API_KEY
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
@@ -55,7 +56,7 @@ RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
 """Default state folder of a running engine."""
-PREDICTOR: Final = "survival"
+PREDICTOR: Final = DEFAULT
 OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "predict": "--enable-lifetime-prediction",
@@ -184,10 +185,11 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
         if os.environ.get(IN_PROCESS) not in (None, "0"):
             raise LaunchError(f"--watch-eos sets {IN_PROCESS}=0; your environment has another")
     if settings.predict:
-        name = check_predictor(settings)
-        if settings.signals and not settings.record and not has_network(name):
+        predictor = check_predictor(settings)
+        if settings.signals and not settings.record and not predictor.model.reads_content:
             raise LaunchError(
-                f"--watch-eos: {name} does not look at it; use lstm or transformer, or --record DIR"
+                f"--watch-eos: {predictor.name} does not look at it; use lstm or transformer, "
+                "a checkpoint with a network, or --record DIR"
             )
     if settings.state:
         check_free(Path(settings.state))
@@ -257,8 +259,8 @@ def check_one_process(options: Sequence[str]) -> None:
         raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
 
 
-def check_predictor(settings: LiveSettings) -> str:
-    """Return the predictor's name; refuse a predictor or checkpoint that cannot be used.
+def check_predictor(settings: LiveSettings) -> Predictor:
+    """Return the predictor; refuse a predictor or checkpoint that cannot be used.
 
     Raises:
         LifetimeError: if it is unknown, differs from the requested one, or cannot be loaded.
@@ -277,7 +279,7 @@ def check_predictor(settings: LiveSettings) -> str:
         raise CheckpointError(
             f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
         )
-    return predictor.name
+    return predictor
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
