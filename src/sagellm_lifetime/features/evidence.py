@@ -15,6 +15,7 @@ from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
+from sagellm_lifetime.features.hidden_state import HiddenReadings
 from sagellm_lifetime.features.prompt_terms import PromptTerms
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.features.text import (
@@ -51,11 +52,13 @@ class Evidence:
         features: features of the first request.
         session: key of its session or conversation, 0 for none.
         terms: hashed terms of its prompt; empty without content.
+        hidden: readings of the served model's hidden state.
     """
 
     features: RequestFeatures
     session: int
     terms: tuple[PromptTerms, ...] = field(default=(), kw_only=True)
+    hidden: HiddenReadings | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True)
@@ -149,6 +152,7 @@ def with_chunks(evidence: SequenceEvidence, new: NewChunks) -> SequenceEvidence:
         evidence.marks,
         evidence.base,
         terms=evidence.terms,
+        hidden=evidence.hidden,
     )
 
 

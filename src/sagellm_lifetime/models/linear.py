@@ -7,6 +7,7 @@ predicts no output lengths; this is the predictor that the specification describ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log, log1p, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,17 +16,20 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
+from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.models.prompt_score import PromptScore
 
 if TYPE_CHECKING:
     import polars as pl
 
-_INPUTS: Final = 10
+_INPUTS: Final = 12
 _RIDGE: Final = 1.0
 _MEMORY: Final = 1.0 - 1.0 / 5000.0
 _PRIOR_WEIGHT: Final = 4.0
@@ -48,6 +52,7 @@ class LinearModel(LengthModel):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.prompts = PromptScore()
+        self.hidden = HiddenScore()
         self._moments = np.zeros((_INPUTS, _INPUTS))
         self._products = np.zeros(_INPUTS)
         self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
@@ -61,7 +66,24 @@ class LinearModel(LengthModel):
             RequestError: the token ids cannot be read.
         """
         features, terms = self.prompts.scored(request)
-        return Evidence(features, request.session, terms=terms)
+        hidden = read_hidden(request.request)
+        return self._scored(Evidence(features, request.session, terms=terms, hidden=hidden))
+
+    def absorb(self, evidence: Evidence, request: PredictionRequest) -> Evidence | None:
+        """Return evidence with a new reading of the hidden state, or ``None`` without one.
+
+        Raises:
+            RequestError: the hidden state cannot be read.
+        """
+        hidden = read_hidden(request, evidence.hidden)
+        return None if hidden is None else self._scored(replace(evidence, hidden=hidden))
+
+    def _scored(self, evidence: Evidence) -> Evidence:
+        """Return evidence with the score of its hidden state."""
+        score = self.hidden.score(evidence.hidden)
+        if score is None:
+            return evidence
+        return replace(evidence, features=replace(evidence.features, hidden_score=score))
 
     def _solution(self) -> np.ndarray:
         if self._weights is None:
@@ -89,6 +111,7 @@ class LinearModel(LengthModel):
             self.prompts.learn(
                 evidence.features, evidence.terms, feedback.length, censored=feedback.censored
             )
+            self.hidden.learn(evidence.hidden, feedback.length, censored=feedback.censored)
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
@@ -112,21 +135,23 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import completions
+        from sagellm_lifetime.models.history_rows import completions, history_readings
 
         rows = list(completions(older, context, progress))
         lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
         censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
         features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        for one, (observed, length, is_censored) in zip(features, rows, strict=True):
-            evidence = Evidence(one, observed.session)
+        hidden = self.hidden.fit(history_readings(older), lengths, censored)
+        for i, (observed, length, is_censored) in enumerate(rows):
+            evidence = self._scored(Evidence(features[i], observed.session, hidden=hidden[i]))
             self._learn(Feedback(evidence, length, is_censored, replayed=True))
 
     def state(self) -> Arrays:
-        """Return the normal equations, the residual sums and the prompt score."""
+        """Return the normal equations, the residual sums and both scores."""
         prompts = {f"prompts.{key}": value for key, value in self.prompts.state().items()}
         own = {"moments": self._moments, "products": self._products, "noise": self._noise}
-        return own | prompts
+        hidden = {f"hidden.{key}": value for key, value in self.hidden.state().items()}
+        return own | prompts | hidden
 
     def restore(self, state: Arrays) -> None:
         """Replace the learned sums. Raises :class:`ValueError` for arrays that do not fit."""
@@ -143,13 +168,15 @@ class LinearModel(LengthModel):
         self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
         self._weights = None
         self.prompts.restore(part(state, "prompts."))
+        self.hidden.restore(part(state, "hidden."))
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
-    """Return the inputs of the regression, float64 of shape ``(10,)``.
+    """Return the inputs of the regression, float64 of shape ``(12,)``.
 
     They are an offset, the logarithms of prompt length, cap and turn, each followed by 1 if it is
-    given, the temperature, and the prompt score, followed by 1 if there is one.
+    given, the temperature, and the scores of the prompt and of the hidden state, each followed by 1
+    if there is one.
     """
     x = np.zeros(_INPUTS)
     x[0] = 1.0
@@ -163,4 +190,6 @@ def inputs(features: RequestFeatures) -> np.ndarray:
         x[7] = features.temperature
     if features.prompt_score is not None:
         x[8], x[9] = features.prompt_score, 1.0
+    if features.hidden_score is not None:
+        x[10], x[11] = features.hidden_score, 1.0
     return x
