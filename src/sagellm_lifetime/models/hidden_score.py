@@ -34,7 +34,7 @@ from sagellm_lifetime.models.shrinkage import INSIDE, PADDED, Hazards
 
 LEAST: Final = 32
 """Completions from which on there is a score, and from which on anything is stored."""
-_RIDGES: Final = np.array([10.0, 50.0, 250.0, 1250.0])
+_RIDGES: Final = np.array([10.0, 60.0, 400.0, 2500.0])
 """Choices of the ridge, in completions: variance 1 of a standardised component each."""
 _FIRST_RIDGE: Final = 2
 _SOLVED_AT: Final = 8
