@@ -19,9 +19,9 @@ from sagellm_lifetime.features.hidden_state import HiddenReadings
 from sagellm_lifetime.features.prompt_terms import PromptTerms
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.features.text import (
-    check_tokens,
     lexical,
     text_structure,
+    token_array,
     token_buckets,
     token_structure,
     word_buckets,
@@ -168,7 +168,7 @@ def check_content(request: PredictionRequest) -> None:
 
     It looks at every token, so it is for requests whose parts are read later, not for each step.
     """
-    check_tokens(request.token_ids)
+    token_array(request.token_ids)
     _output_text(request)
 
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
-from sagellm_lifetime.features.text import check_tokens
+from sagellm_lifetime.features.text import token_array
 
 TERM_BITS: Final = 16
 """Terms are hashed into ``2**16`` buckets (Weinberger et al. 2009)."""
@@ -104,8 +104,7 @@ def prompt_terms(request: PredictionRequest) -> tuple[PromptTerms, ...]:
         ids = request.token_ids[:prompt]
         if prompt > _FIRST_IDS + _LAST_IDS:
             ids = [*ids[:_FIRST_IDS], *ids[-_LAST_IDS:]]
-        check_tokens(ids)
-        codes = np.array(ids, dtype=np.int64).astype(np.uint64)
+        codes = token_array(ids).view(np.uint64)
         found.append(PromptTerms(TermKind.TOKENS, _hashed(codes)))
     text = (request.prompt_features or {}).get("prompt_text")
     if text and len(words := _words(text)):

@@ -35,23 +35,27 @@ def token_buckets(token_ids: list[int]) -> np.ndarray:
     if len(token_ids) > MOST_WORDS:
         half = MOST_WORDS // 2
         token_ids = [*token_ids[:half], *token_ids[-half:]]
-    check_tokens(token_ids)
-    ids = np.array(token_ids, dtype=np.int64)
+    ids = token_array(token_ids)
     # Fibonacci hashing spreads neighbouring ids, which vocabularies order by frequency.
     return ((ids * 2654435761) >> 7) % BUCKETS
 
 
-def check_tokens(token_ids: list[int]) -> None:
-    """Raise :class:`RequestError` unless all are integers of 64 bits.
+def token_array(token_ids: list[int]) -> np.ndarray:
+    """Return token ids as an array, int64, shape ``(len(token_ids),)``.
 
-    NumPy would read 1.5, ``True`` and ``"1"`` as 1.
+    NumPy alone would read 1.5, ``True`` and ``"1"`` as 1.
+
+    Raises:
+        RequestError: one of them is no integer of 64 bits.
     """
     if not _INT.issuperset(map(type, token_ids)):
         if any(whole(token) is None for token in token_ids):
             raise RequestError("token_ids must be a list of integers")
         token_ids = [int(token) for token in token_ids]
-    if token_ids and not -(2**63) <= min(token_ids) <= max(token_ids) < 2**63:
-        raise RequestError("token_ids must be integers of at most 64 bits")
+    try:
+        return np.array(token_ids, dtype=np.int64)
+    except OverflowError as error:
+        raise RequestError("token_ids must be integers of at most 64 bits") from error
 
 
 def word_buckets(text: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from math import log1p
+from math import log1p, sqrt
 from typing import Final
 
 import numpy as np
@@ -172,16 +172,24 @@ class _Regression:
         self._precision = np.full(_BUCKETS, _RIDGE, dtype=np.float32)
         """Diagonal of the normal equations: how well each weight is known."""
 
-    def _importance(self, buckets: np.ndarray) -> np.ndarray:
-        """Return the inverse document frequencies of terms, scaled to length 1, float32."""
-        weight: np.ndarray = np.log((1.0 + self.learned) / (1.0 + self._documents[buckets]))
+    def _importance(self, index: np.ndarray) -> np.ndarray:
+        """Return the inverse document frequencies of terms, scaled to length 1, float32.
+
+        Args:
+            index: buckets of the terms, intp: NumPy would convert other types at each use.
+        """
+        weight: np.ndarray = self._documents.take(index)
         weight += np.float32(1.0)
-        weight *= np.float32(1.0 / np.sqrt(np.dot(weight, weight)))
+        np.divide(np.float32(1.0 + self.learned), weight, out=weight)
+        np.log(weight, out=weight)
+        weight += np.float32(1.0)
+        weight *= np.float32(1.0 / sqrt(np.dot(weight, weight)))
         return weight
 
     def predict(self, buckets: np.ndarray) -> float:
         """Return the predicted deviation of the logarithm of a length from its mean."""
-        return float(np.dot(self._weights[buckets], self._importance(buckets)))
+        index = buckets.astype(np.intp)
+        return float(np.dot(self._weights.take(index), self._importance(index)))
 
     def step(self, buckets: np.ndarray, value: float, *, at_least: bool) -> None:
         """Learn one completion, and count its terms.
@@ -194,15 +202,18 @@ class _Regression:
             value: deviation of the logarithm of the length from its mean.
             at_least: True if the deviation is only a lower bound.
         """
-        x = self._importance(buckets)
-        gap = value - float(np.dot(self._weights[buckets], x))
+        index = buckets.astype(np.intp)
+        x = self._importance(index)
+        weights = self._weights.take(index)
+        gap = value - float(np.dot(weights, x))
         if at_least and gap <= 0.0:
             return
-        precision = self._precision[buckets]
+        precision = self._precision.take(index)
         gain = x / precision
-        self._weights[buckets] += gain * np.float32(gap / (1.0 + float(np.dot(gain, x))))
-        self._precision[buckets] = precision + x * x
-        self._documents[buckets] += 1.0
+        weights += gain * np.float32(gap / (1.0 + float(np.dot(gain, x))))
+        self._weights[index] = weights
+        self._precision[index] = precision + x * x
+        self._documents[index] += np.float32(1.0)
         self.learned += 1
 
     def fit(self, buckets: list[np.ndarray], values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -223,7 +234,7 @@ class _Regression:
         self.learned = len(buckets)
         for one, count in zip(distinct, np.bincount(of), strict=True):
             self._documents[one] += count
-        matrix = _Rows(distinct, [self._importance(one) for one in distinct])
+        matrix = _Rows(distinct, [self._importance(one.astype(np.intp)) for one in distinct])
         fold = np.arange(len(places)) % _FOLDS
         scores = np.zeros(len(places))
         for k in range(_FOLDS):

@@ -87,6 +87,7 @@ _REFRESH: Final = 16
 """Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
 _SCORES_PER_OCTAVE: Final = 3.0
+_LOG_2: Final = log(2.0)
 """Prompt scores per octave of the length that they suggest."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
@@ -825,41 +826,34 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
     A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
     nodes; only the nodes of sessions are those of all generations.
     """
-    return _path(
+    cap, prompt, score = features.max_length, features.prompt_length, features.prompt_score
+    octaves = log2(prompt + 1) if prompt is not None else -1.0
+    path = _path(
         features.model_key,
         features.client_key,
-        features.max_length or 0,
-        features.prompt_length,
-        features.prompt_score,
-        session,
+        1 + int(4.0 * log2(cap)) if cap else 0,
+        1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
+        1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,
+        1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / _LOG_2) if score is not None else 0,
         generation,
     )
+    return _with_session(path, session) if session else path
 
 
 @lru_cache(maxsize=4096)
 def _path(
-    model: int,
-    client: int,
-    cap: int,
-    prompt: int | None,
-    score: float | None,
-    session: int,
-    generation: int,
+    model: int, client: int, cap: int, prompt: int, fine: int, score: int, generation: int
 ) -> Path:
-    """Return :func:`node_path`; cached for the arrival and the end of a sequence."""
+    """Return :func:`node_path` without the session; all but the generation 0 for not given.
+
+    Cached by bins, since requests of one client often fall into the same ones.
+    """
     base: tuple[Step, ...] = (_ROOT,)
     pieces = [(1, model), (_CLIENT, client)]
     if generation:
         base = (_generation_root(model, generation),)
         del pieces[0]
-    if cap:
-        pieces.append((_CAP, 1 + int(4.0 * log2(cap))))
-    if prompt is not None:
-        octaves = log2(prompt + 1)
-        pieces.append((_PROMPT, 1 + int(2.0 * octaves)))
-        pieces.append((_FINE, 1 + int(_PER_OCTAVE * octaves)))
-    if score is not None:
-        pieces.append((_SCORE, 1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / log(2.0))))
+    pieces += [(_CAP, cap), (_PROMPT, prompt), (_FINE, fine), (_SCORE, score)]
     crossed, alone = list(base), list(base)
     extra: list[Step] = []
     first = 0
@@ -877,11 +871,15 @@ def _path(
             continue
         extra.append(alone[-1])
         crossed.append(_below(tuple(crossed), level, value, tuple(alone)))
-    if session:
-        key = (session & _MASK) << _LEVEL_BITS | _SESSION
-        crossed.append(Step(key, _SESSION, crossed[-1].key, (), tuple(crossed)))
     every = (base[0], *extra, *crossed[1:])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
+
+
+def _with_session(path: Path, session: int) -> Path:
+    """Return a path with the node of a session at its end."""
+    key = (session & _MASK) << _LEVEL_BITS | _SESSION
+    step = Step(key, _SESSION, path.crossed[-1].key, (), path.crossed)
+    return Path((*path.crossed, step), (*path.every, step), (*path.own, step))
 
 
 def _generation_root(model: int, generation: int) -> Step:
