@@ -72,16 +72,17 @@ class SequenceEvidence(Evidence):
         chunks: the generation so far.
         age: tokens generated when the newest step was read.
         chunks_read: complete chunks that were looked at, with content or without.
-        marks: the age and the number of chunks of each answer.
-        base: logits of the residual-life table at the last answer, shape ``(BINS,)``.
+        marks: age, number of chunks and number of readings of the hidden state of each answer.
+        bases: logits of the residual-life table at the last answer with so many readings, shape
+            ``(BINS,)`` each.
     """
 
     start: list[Step]
     age: int
     chunks: list[Step] = field(default_factory=list)
     chunks_read: int = 0
-    marks: list[tuple[int, int]] = field(default_factory=list)
-    base: np.ndarray | None = None
+    marks: list[tuple[int, int, int]] = field(default_factory=list)
+    bases: dict[int, np.ndarray] = field(default_factory=dict)
 
     def steps(self, chunks: int | None = None) -> list[Step]:
         """Return the steps after ``chunks`` chunks (by default all of them)."""
@@ -95,6 +96,7 @@ def read_evidence(
     features: RequestFeatures,
     recent: RecentCompletions,
     terms: tuple[PromptTerms, ...] = (),
+    hidden: HiddenReadings | None = None,
 ) -> SequenceEvidence:
     """Return the evidence at the first request of a sequence.
 
@@ -104,6 +106,7 @@ def read_evidence(
         features: its features.
         recent: recent completions of sessions and clients.
         terms: hashed terms of its prompt.
+        hidden: readings of the served model's hidden state.
     """
     start = []
     of_session = recent.session(session)
@@ -120,7 +123,9 @@ def read_evidence(
     if features.model_key and features.client_key:
         names.append((features.model_key + _ODD * features.client_key) % NAME_BUCKETS)
     start.append(Step(numbers, tokens, np.array(names, dtype=np.int64)))
-    return SequenceEvidence(features, session, start, request.current_length, terms=terms)
+    return SequenceEvidence(
+        features, session, start, request.current_length, terms=terms, hidden=hidden
+    )
 
 
 class NewChunks(NamedTuple):
@@ -150,7 +155,7 @@ def with_chunks(evidence: SequenceEvidence, new: NewChunks) -> SequenceEvidence:
         evidence.chunks + new.steps,
         new.complete,
         evidence.marks,
-        evidence.base,
+        evidence.bases,
         terms=evidence.terms,
         hidden=evidence.hidden,
     )

@@ -61,6 +61,11 @@ class HiddenReadings(NamedTuple):
     readings: tuple[Reading, ...]
     scores: tuple[float, ...] = ()
 
+    def at(self, age: int) -> HiddenReadings:
+        """Return those that there are at an age, tokens."""
+        count = sum(READ_AT[reading.stage] <= age for reading in self.readings)
+        return HiddenReadings(self.source, self.readings[:count], self.scores[:count])
+
 
 def stage_of(age: int) -> int:
     """Return which reading a vector is that was read at an age in tokens."""

@@ -135,7 +135,8 @@ class HiddenScore:
             length: generated tokens; a lower bound if censored.
             above: hazards of the table for it, before it is counted there.
             censored: True if the length is only a lower bound.
-            replayed: True to choose weights and shapes only.
+            replayed: True to learn shape and weights only, as of the readings that :meth:`fit`
+                returns.
         """
         if hidden is None or length < 1:
             return
@@ -143,13 +144,13 @@ class HiddenScore:
         if stages is None:
             return
         earlier: list[float] = []
-        for reading in hidden.readings:
+        for i, reading in enumerate(hidden.readings):
             entry = READ_AT[reading.stage]
             if length <= entry:
                 break
             stage = stages[reading.stage]
             x = _inputs(reading.stage, reading.components, earlier)
-            score = stage.regression.predict(x)
+            score = hidden.scores[i] if hidden.scores else stage.regression.predict(x)
             if score is not None:
                 stage.shape.learn(score, length, entry, above, censored=censored)
                 earlier.append(score)
@@ -183,9 +184,10 @@ class HiddenScore:
         lengths: np.ndarray,
         censored: np.ndarray,
     ) -> list[HiddenReadings | None]:
-        """Learn from ``N`` completions; return their readings with scores out of fold.
+        """Fit the regressions; return the readings of ``N`` completions with scores out of fold.
 
-        Equal states (samples of one prompt) are in one fold.
+        Equal states (samples of one prompt) are in one fold. The shapes are learned from what is
+        returned, by :meth:`learn` with ``replayed``.
 
         Args:
             hidden: readings, length ``N``.
@@ -237,13 +239,6 @@ class HiddenScore:
             stage.shape.log_sd = stage.regression.log_sd
             for row, score in zip(of_rows.tolist(), found.tolist(), strict=True):
                 scores[row].append(score)
-                stage.shape.learn(
-                    score,
-                    int(lengths[row]),
-                    READ_AT[stage_number],
-                    None,
-                    censored=bool(censored[row]),
-                )
         for row, row_scores in scores.items():
             one = scored[row]
             if one is not None and len(row_scores) == len(one.readings):

@@ -112,7 +112,13 @@ class SurvivalModel(LengthModel):
         lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
         censored = np.array([censored for _, _, censored in rows], dtype=bool)
         features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        self.hidden.fit(history_readings(older), lengths, censored)
+        for one, length, is_censored in zip(
+            self.hidden.fit(history_readings(older), lengths, censored),
+            lengths.tolist(),
+            censored.tolist(),
+            strict=True,
+        ):
+            self.hidden.learn(one, length, censored=is_censored, replayed=True)
         self.tables.learn_many(
             features, [observed.session for observed, _, _ in rows], lengths, censored
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -27,8 +28,10 @@ from sagellm_lifetime.features.evidence import (
     read_evidence,
     with_chunks,
 )
+from sagellm_lifetime.features.hidden_state import HiddenReadings, read_hidden
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
+from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
@@ -43,7 +46,7 @@ from sagellm_lifetime.networks.head import (
 from sagellm_lifetime.networks.samples import ReplayStore, Sample
 from sagellm_lifetime.networks.serving import Runner, Runners
 from sagellm_lifetime.networks.trainer import Log, Trainer
-from sagellm_lifetime.networks.training_samples import History
+from sagellm_lifetime.networks.training_samples import History, Tables
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,6 +100,7 @@ class NetworkModel(LengthModel):
         self.options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
         self.tables = ResidualLife()
         self.prompts = PromptScore()
+        self.hidden = HiddenScore()
         self.weights: Weights | None = None
         """Weights of the network in use, the champion's; ``None`` before it was trained. Changed by
         :meth:`use`."""
@@ -133,14 +137,21 @@ class NetworkModel(LengthModel):
     def read(self, request: ObservedRequest) -> SequenceEvidence:
         """Return evidence of recent completions and the request, without generated tokens."""
         features, terms = self.prompts.scored(request)
-        return read_evidence(request.request, request.session, features, request.recent, terms)
+        hidden = read_hidden(request.request)
+        return read_evidence(
+            request.request, request.session, features, request.recent, terms, hidden
+        )
 
     def absorb(
         self, evidence: SequenceEvidence, request: PredictionRequest
     ) -> SequenceEvidence | None:
-        """Return evidence with the chunks that were completed since, or ``None`` if none was."""
-        new = new_chunks(evidence, request)
-        return None if new is None else with_chunks(evidence, new)
+        """Return evidence with chunks and readings that came since, or ``None`` without any."""
+        hidden, new = read_hidden(request, evidence.hidden), new_chunks(evidence, request)
+        if hidden is not None:
+            evidence = replace(evidence, hidden=hidden)
+        elif new is None:
+            return None
+        return evidence if new is None else with_chunks(evidence, new)
 
     def check(self, request: ObservedRequest) -> None:
         """Raise :class:`RequestError` for tokens or text that could not be read at any age."""
@@ -155,28 +166,42 @@ class NetworkModel(LengthModel):
         return [self._row(one) for one in evidence]
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
+        hidden = evidence.hidden
         table = self.tables.known(evidence.features, evidence.session)
-        evidence.base = base_logits(table.padded[INSIDE])
-        mark = (evidence.age, len(evidence.chunks))
+        table = self.hidden.applied(table, hidden)
+        base = base_logits(table.padded[INSIDE])
+        mark = (evidence.age, len(evidence.chunks), 0 if hidden is None else len(hidden.readings))
+        evidence.bases[mark[-1]] = base
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
         share = self.share.value
         if self.runner is None or not share:
             return table.row
         by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
-        return table.exact(corrected_row(share * by_bin, evidence.base))
+        return table.exact(corrected_row(share * by_bin, base))
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence: the table at once, the network every few of them."""
         evidence: SequenceEvidence = feedback.evidence
+        above = None
+        if evidence.hidden is not None:
+            above = self.tables.known(evidence.features, evidence.session)
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
         if is_fair and not feedback.replayed:
             self.prompts.learn(
                 evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
+        if is_fair and evidence.hidden is not None:
+            self.hidden.learn(
+                evidence.hidden,
+                feedback.length,
+                above,
+                censored=feedback.censored,
+                replayed=feedback.replayed,
             )
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
@@ -277,14 +302,15 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        scores = self._prompt_scores(older)
-        history = History(self.read, self.tables, context, rng)
+        scores, hidden = self._scores(older)
+        history = History(self.read, Tables(self.tables, self.hidden), context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
-        for _ in history.samples(skipped, None, scores):
+        for _ in history.samples(skipped, None, scores, hidden):
             pass
-        rest = scores[len(skipped) :]
-        samples = list(history.samples(older.slice(len(skipped)), progress, rest))
-        trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
+        rest = scores[len(skipped) :], hidden[len(skipped) :]
+        samples = list(history.samples(older.slice(len(skipped)), progress, *rest))
+        copies = Tables(deepcopy(self.tables), deepcopy(self.hidden))
+        trial = History(self.read, copies, deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
             # Every sequence ended at once, so there is nothing to correct.
@@ -294,15 +320,18 @@ class NetworkModel(LengthModel):
         )
         self.use(trainer.weights())
 
-    def _prompt_scores(self, frame: pl.DataFrame) -> list[float | None]:
-        """Fit the prompt score; return that of each row out of fold, ``None`` without content."""
-        from sagellm_lifetime.models.history_rows import completions
+    def _scores(
+        self, frame: pl.DataFrame
+    ) -> tuple[list[float | None], list[HiddenReadings | None]]:
+        """Fit both scores; return those of each row out of fold, ``None`` where there is none."""
+        from sagellm_lifetime.models.history_rows import completions, history_readings
 
         rows = list(completions(frame, Context(), None))
         lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
         censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
         features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        return [one.prompt_score for one in features]
+        hidden = self.hidden.fit(history_readings(frame), lengths, censored)
+        return [one.prompt_score for one in features], hidden
 
     # -- replacement -------------------------------------------------------------------------
 
@@ -350,6 +379,7 @@ class NetworkModel(LengthModel):
         parts: dict[str, Arrays] = {
             "tables": self.tables.state(),
             "prompts": self.prompts.state(),
+            "hidden": self.hidden.state(),
             "weights": self.weights or {},
             "online": {
                 "losses": self.share.losses,
@@ -364,6 +394,7 @@ class NetworkModel(LengthModel):
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
         self.prompts.restore(part(state, "prompts."))
+        self.hidden.restore(part(state, "hidden."))
         self._trainer = self._trial = None
         online = part(state, "online.")
         limits = -1.0, _LARGEST_LOSS
@@ -380,11 +411,15 @@ class NetworkModel(LengthModel):
 def _samples(feedback: Feedback) -> list[Sample]:
     """Return one sample per answer about a finished sequence, at the age of its prediction."""
     evidence: SequenceEvidence = feedback.evidence
-    if evidence.base is None:
-        return []
     return [
-        Sample(evidence.steps(chunks), evidence.base, age, feedback.length, feedback.censored)
-        for age, chunks in evidence.marks
+        Sample(
+            evidence.steps(chunks),
+            evidence.bases[readings],
+            age,
+            feedback.length,
+            feedback.censored,
+        )
+        for age, chunks, readings in evidence.marks
         if age < feedback.length
     ]
 
