@@ -97,6 +97,14 @@ def start(
             "(EOS log-probability, entropy).",
         ),
     ] = False,
+    watch_hidden: Annotated[
+        bool,
+        typer.Option(
+            "--watch-hidden",
+            help="Tell the predictor what the model's hidden state says of the length "
+            "(after prefill, at 32 and 64 tokens).",
+        ),
+    ] = False,
     lifetime_mode: Annotated[
         StartMode | None,
         typer.Option(
@@ -172,6 +180,7 @@ def start(
         "--predictor-checkpoint": predictor_checkpoint,
         "--enable-online-learning": enable_online_learning,
         "--watch-eos": watch_eos,
+        "--watch-hidden": watch_hidden,
         "--lifetime-mode": lifetime_mode,
         "--lifetime-policy": lifetime_policy,
         "--lifetime-min-confidence": lifetime_min_confidence,
@@ -194,6 +203,7 @@ def start(
         "checkpoint": predictor_checkpoint and str(predictor_checkpoint),
         "learn": enable_online_learning or None,
         "signals": watch_eos or None,
+        "hidden": watch_hidden or None,
         "record": record and str(record),
         "content": record_content or None,
         "state": state and str(state),

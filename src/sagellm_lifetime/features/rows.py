@@ -23,6 +23,7 @@ FEATURES: Final = (
     "has_tools",
     "response_format",
     "enable_thinking",
+    "hidden_source",
 )
 """Columns that are passed on as ``prompt_features`` where they are not null."""
 

@@ -37,6 +37,7 @@ HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "eos_logprob": pl.List(pl.Float64()),
     "entropy": pl.List(pl.Float64()),
     **{name: pl.List(pl.Float64()) for name in COLUMNS},
+    "hidden_source": pl.String(),
 }
 NUMBERS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_numeric())
 REALS = (*SIGNALS, *COLUMNS)

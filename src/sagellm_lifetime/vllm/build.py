@@ -17,6 +17,7 @@ from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.journal import name_of
 from sagellm_lifetime.vllm.learner import Learner
 from sagellm_lifetime.vllm.live_predictor import make_predictor, warm_up
+from sagellm_lifetime.vllm.model_signals import AllSignals, HiddenSignals, ModelSignals
 from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 from sagellm_lifetime.vllm.recorder import Recorder
 from sagellm_lifetime.vllm.request_adapter import RequestAdapter
@@ -53,11 +54,7 @@ def make_live(
         )
         reads_tokens = has_network(predictor.name)
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
-    signals = None
-    if settings.signals:
-        from sagellm_lifetime.vllm.logit_signals import LogitSignals
-
-        signals = LogitSignals()
+    signals = _signals(settings)
     served = scheduler.vllm_config.model_config.served_model_name
     adapter = RequestAdapter(
         served[0] if isinstance(served, list) else str(served),
@@ -95,6 +92,18 @@ def make_live(
     )
     scheduler.use(advisor, events, adapter)
     return advisor, learner
+
+
+def _signals(settings: LiveSettings) -> ModelSignals | None:
+    """Return what the model itself is watched for, ``None`` for nothing."""
+    parts: list[ModelSignals] = []
+    if settings.signals:
+        from sagellm_lifetime.vllm.logit_signals import LogitSignals
+
+        parts.append(LogitSignals())
+    if settings.hidden:
+        parts.append(HiddenSignals())
+    return AllSignals(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _plan_advisor(

@@ -41,7 +41,7 @@ class Range(NamedTuple):
         return f"{kind} from {self.least:g} to {self.most:g}"
 
 
-FLAGS: Final = ("predict", "learn", "signals", "content")
+FLAGS: Final = ("predict", "learn", "signals", "hidden", "content")
 """Settings that are ``true`` or ``false``."""
 NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"mode": MODES, "policy": tuple(PLANS), "predictor": predictor_names()}
@@ -84,6 +84,7 @@ class LiveSettings:
         learn: True to learn from completions, in a process of its own.
         learn_every_s: smallest number of seconds between two updates of the state in use.
         signals: True to give the predictor the model's EOS log-probability and entropy.
+        hidden: True to give the predictor the model's hidden state.
         watermark: smallest share of the KV pool that ``act`` leaves free at admission while
             sequences wait, unless the plan reserves memory itself or the engine's own is larger.
         state: folder for statistics, mode switch and learned state; empty for none.
@@ -107,6 +108,7 @@ class LiveSettings:
     learn: bool = False
     learn_every_s: float = 5.0
     signals: bool = False
+    hidden: bool = False
     watermark: float = 0.05
     state: str = ""
     record: str = ""
@@ -151,10 +153,11 @@ class LiveSettings:
             if is_set and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
-        if self.signals and not (self.predict or self.record):
-            raise RequestError(
-                "lifetime settings: signals true needs predict: true, or record: a folder"
-            )
+        for name in ("signals", "hidden"):
+            if getattr(self, name) and not (self.predict or self.record):
+                raise RequestError(
+                    f"lifetime settings: {name} true needs predict: true, or record: a folder"
+                )
         if self.content and not self.record:
             raise RequestError("lifetime settings: content needs record: a folder")
 
