@@ -42,6 +42,7 @@ WRONG = [
     {"predict": "false"},
     {"predict": 1},
     {"signals": None},
+    {"hidden": 1},
     {"content": 0},
     {"mode": "ACT"},
     {"mode": ["act"]},

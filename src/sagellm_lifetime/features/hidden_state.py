@@ -176,4 +176,4 @@ def _source_key(features: Mapping[str, Any], width: int) -> int:
     if name is None:
         name = features.get("model")
     text = f"{width} {name}".encode("utf-8", "surrogatepass")
-    return 1 + int.from_bytes(blake2b(text, digest_size=7).digest(), "little")
+    return 1 + int.from_bytes(blake2b(text, digest_size=6).digest(), "little")

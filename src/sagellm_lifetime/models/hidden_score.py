@@ -414,7 +414,10 @@ class _Regression:
             self.solve()
 
     def _mean(self) -> np.ndarray:
-        mean: np.ndarray = self._sums[:-1] / max(self._weight, 1.0)
+        """Return the means of the inputs; only earlier scores can be missing, so the prior's."""
+        if not self._weight:
+            return np.full(self.width, _PRIOR_LOG)
+        mean: np.ndarray = self._sums[:-1] / self._weight
         return mean
 
     def _add(self, x: np.ndarray, y: float) -> None:
@@ -444,7 +447,9 @@ class _Regression:
             cut: True where the length is only a lower bound, shape ``(N,)``.
             fold: fold of each row, shape ``(N,)``.
         """
-        x = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
+        is_missing = np.isnan(x)
+        counts = np.maximum((~is_missing).sum(axis=0), 1)
+        x = np.where(is_missing, np.where(is_missing, 0.0, x).sum(axis=0) / counts, x)
         target = y + np.where(cut, _PRIOR_SD / 2.0, 0.0)
         scores = np.zeros((len(y), len(_RIDGES)))
         for _ in range(2):  # the second with what the first suggests for censored lengths

@@ -175,8 +175,8 @@ def inputs(features: RequestFeatures) -> np.ndarray:
     """Return the inputs of the regression, float64 of shape ``(12,)``.
 
     They are an offset, the logarithms of prompt length, cap and turn, each followed by 1 if it is
-    given, the temperature, and the scores of the prompt and of the hidden state, each followed by 1
-    if there is one.
+    given, the temperature, the score of the prompt and that of the hidden state above its middle,
+    each followed by 1 if there is one.
     """
     x = np.zeros(_INPUTS)
     x[0] = 1.0
@@ -191,5 +191,6 @@ def inputs(features: RequestFeatures) -> np.ndarray:
     if features.prompt_score is not None:
         x[8], x[9] = features.prompt_score, 1.0
     if features.hidden_score is not None:
-        x[10], x[11] = features.hidden_score, 1.0
+        # Centred, since none is known before the prefill of a request: 0 stands for the middle.
+        x[10], x[11] = features.hidden_score - log(PRIOR_MEDIAN), 1.0
     return x

@@ -189,9 +189,8 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
             self._stop(error)
 
     def _read(self, output: Any, metadata: Any) -> None:
-        places, reads = (
-            self._decoded() if metadata.max_query_len == 1 else self._prefilled(metadata)
-        )
+        is_decode = metadata.max_query_len == 1
+        places, reads = self._decoded(metadata) if is_decode else self._prefilled(metadata)
         if not places:
             return
         states, residual = output if isinstance(output, tuple) else (output, None)
@@ -208,16 +207,21 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
                 self._keep(request, age, torch.stack(request.rows).mean(dim=0))
                 request.rows = []
 
-    def _decoded(self) -> tuple[list[int], list[_Read]]:
+    def _decoded(self, metadata: Any) -> tuple[list[int], list[_Read]]:
         """Return what to read of a step with one token of each request: rows and their use."""
+        lengths = metadata.seq_lens.tolist()
         places, reads = [], []
         for row, request in self._rows.items():
-            generated = len(request.output)
-            if generated >= _LAST_AGE:
+            generated = lengths[row] - request.prompt
+            """Number of the input among the generated tokens; 0 for the last prompt token."""
+            if generated >= _LAST_AGE or generated < 0:
                 continue
+            if generated == 0:
+                places.append(row)
+                reads.append(_Read(request, 0, is_last=True))
             for age in _LATER:
                 if age - WINDOW <= generated < age:
-                    request.position = request.prompt + generated
+                    request.position = lengths[row]
                     places.append(row)
                     reads.append(_Read(request, age, generated == age - 1))
         return places, reads

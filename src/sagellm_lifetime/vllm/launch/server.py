@@ -177,7 +177,7 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
         check_one_process(options, watch)
         if os.environ.get(_IN_PROCESS) not in (None, "0"):
             raise LaunchError(f"{watch} sets {_IN_PROCESS}=0; your environment has another")
-    if settings.hidden and not has_keys(options, "--enforce-eager"):
+    if settings.hidden and first_of(options, ("--enforce-eager",)) is None:
         raise LaunchError(
             "--watch-hidden needs --enforce-eager: a compiled model lets nobody read its states"
         )
