@@ -94,8 +94,9 @@ def test_readings_are_the_states_that_transformers_computes(served, folder):
     kept, outputs, preempted, state = served
     assert state == "closed"
     assert preempted, "the memory was to run out"
+    print("PREEMPTED", preempted)
     assert len(kept) == 2 * len(PROMPTS)
-    compared = 0
+    worst = {}
     for i, output in enumerate(outputs):
         for sample in output.outputs:
             key = next(
@@ -113,7 +114,8 @@ def test_readings_are_the_states_that_transformers_computes(served, folder):
                 states[place + 48 : place + 64].mean(axis=0),
             ]
             for age, expected in zip((0, 32, 64), wanted, strict=True):
-                assert readings[age] == pytest.approx(expected, abs=2e-4)
-                compared += 1
-    assert compared == 6 * len(PROMPTS)
+                off = float(np.abs(readings[age] - expected).max())
+                worst[key, age] = off
+    assert len(worst) == 6 * len(PROMPTS)
+    assert {name: off for name, off in worst.items() if off > 2e-4} == {}
     assert not np.allclose(kept[next(iter(kept))][0], 0.0)
