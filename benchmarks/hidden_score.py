@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     single_thread()
-    frame = recorded().head(options.rows or 10**9)
+    frame = recorded(hidden=True).head(options.rows or 10**9)
     frame = frame.filter(pl.col(COLUMNS[0]).is_not_null())
     made, runs = code(), []
     for seed in range(options.seeds):

@@ -1,7 +1,7 @@
 """Hidden states of the recorded answers: teacher-forced through the model, a few numbers each.
 
     python tools/fetch_model.py smollm2 models/smollm2
-    PYTHONPATH=src python benchmarks/record_hidden.py models/smollm2 --output answers.parquet
+    PYTHONPATH=src python benchmarks/record_hidden.py models/smollm2 --output smollm2-hidden.parquet
 
 Each recorded prompt and the first 63 tokens of its answer go once through the lower two thirds of
 the model. What is read is the residual stream after block 20 of 30: of the last prompt token, and
@@ -166,15 +166,17 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of the model")
-    parser.add_argument("--output", type=Path, default=Path("answers.parquet"))
+    parser.add_argument("--output", type=Path, default=Path("smollm2-hidden.parquet"))
     args = parser.parse_args(argv)
     frame = recorded()
     states = read_states(frame, args.model, args.output.with_suffix(".states.npz"))
+    columns: dict[str, Any] = {"request_id": frame["request_id"]}
     for k, name in enumerate(COLUMNS):
+        # Float16 in its precision; what is stored are float32, which every reader knows.
         few = components(states[:, k], COMPONENTS).astype(np.float16).astype(np.float32)
         values = [None if np.isnan(row[0]) else row.tolist() for row in few]
-        frame = frame.with_columns(pl.Series(name, values, dtype=pl.List(pl.Float32)))
-    write_parquet(frame, args.output)
+        columns[name] = pl.Series(values, dtype=pl.List(pl.Float32))
+    write_parquet(pl.DataFrame(columns), args.output)
     say(f"{len(frame):,} answers in {args.output} ({args.output.stat().st_size / 1e6:.2f} MB)")
 
 

@@ -154,11 +154,19 @@ def test_computed_again_after_a_preemption(hidden_watch, driven):
     driven.step([(0, 10)])
     first = hidden_watch.readings_of("a")[0]
     driven.decode(1, 19)
-    driven.add(0, "a", 10)  # it comes back, with its 20 tokens, all at once
-    driven.step([(0, 30)])
+    driven.add(0, "a", 10)  # it comes back: 26 of its 30 tokens are in the cache
+    driven.step([(26, 30)])
     assert hidden_watch.readings_of("a")[0] is first
     driven.decode(1, 20)
     assert position_of(hidden_watch, "a", 32) == pytest.approx(9 + 23.5)
+
+
+def test_requests_that_have_ended_are_forgotten(hidden_watch, driven):
+    for i in range(1200):
+        driven.add(0, f"r{i}", 2)
+        driven.step([(0, 2)])
+        hidden_watch.pop(f"r{i}")
+    assert len(driven.watch._known) < 600
 
 
 def test_drafts_are_not_read_before_they_are_accepted(hidden_watch, driven):

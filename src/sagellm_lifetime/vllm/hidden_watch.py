@@ -41,6 +41,8 @@ ASK: Final = "watch_hidden"
 _DEPTH: Final = 2.0 / 3.0
 _LATER: Final = READ_AT[1:]
 _LAST_AGE: Final = READ_AT[-1]
+_MOST_KNOWN: Final = 256
+"""Requests that are known beside the running ones before those that have ended are forgotten."""
 
 Readings = dict[int, np.ndarray]
 """Reduced states by the age at which they were read."""
@@ -132,6 +134,9 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Watched] = {}
         """Requests by their row of the batch."""
+        self._known: dict[str, _Watched] = {}
+        """Requests by their key, also while they are preempted: a window may be half read then, and
+        what the prefix cache holds is not computed again."""
         self._is_off = False
         self._layers = int(vllm_config.model_config.hf_text_config.num_hidden_layers)
         self._layer = layer_of(self._layers)
@@ -159,8 +164,21 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
 
     def _watched(self, params: Any, prompt: Any, output: list[int]) -> _Watched | None:
         key = (params.extra_args or {}).get(ASK)
-        # Prompts of embeddings have no tokens, and so no known last one.
-        return None if key is None or not prompt else _Watched(str(key), len(prompt), output)
+        if key is None or not prompt:  # embeddings have no tokens, and so no known last one
+            return None
+        request = self._known.get(str(key))
+        if request is None or request.prompt != len(prompt):
+            if len(self._known) > _MOST_KNOWN + 2 * len(self._rows):
+                self._forget()
+            request = self._known[str(key)] = _Watched(str(key), len(prompt), output)
+        request.output = output
+        return request
+
+    def _forget(self) -> None:
+        """Forget the requests that have ended: their readings were handed over."""
+        running = {request.key for request in self._rows.values()}
+        kept = running | _board.readings.keys()
+        self._known = {key: one for key, one in self._known.items() if key in kept}
 
     # -- the model -------------------------------------------------------------------------------
 
@@ -258,7 +276,7 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
     def _stop(self, error: Exception) -> None:
         """Stop reading, as the rows of the requests may be unknown after an error."""
         self._is_off = True
-        self._rows = {}
+        self._rows, self._known = {}, {}
         _board.fault = error
         LOG.error("the model's hidden state is read no more until restart (%s)", named(error))
 
