@@ -79,22 +79,26 @@ def served(vllm, folder):
     return kept, outputs, preempted, state
 
 
-def truth(folder, tokens):
-    """States after two of three layers, shape ``(tokens, width)``."""
+@pytest.fixture(scope="module")
+def truth(folder):
+    """Return a function of tokens: states after two of three layers, shape ``(tokens, width)``."""
     import torch
     import transformers
 
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.inference_mode():
-        found = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    return found[2][0].numpy()
+
+    def states(tokens):
+        with torch.inference_mode():
+            found = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        return found[2][0].numpy()
+
+    return states
 
 
-def test_readings_are_the_states_that_transformers_computes(served, folder):
+def test_readings_are_the_states_that_transformers_computes(served, truth):
     kept, outputs, preempted, state = served
     assert state == "closed"
     assert preempted, "the memory was to run out"
-    print("PREEMPTED", preempted)
     assert len(kept) == 2 * len(PROMPTS)
     worst = {}
     for i, output in enumerate(outputs):
@@ -105,7 +109,7 @@ def test_readings_are_the_states_that_transformers_computes(served, folder):
                 if name.startswith(f"{sample.index}_") and f"_{i}-" in f"{name}-"
             )
             readings, prompt = kept[key], PROMPTS[i]
-            states = truth(folder, [*prompt, *sample.token_ids])
+            states = truth([*prompt, *sample.token_ids])
             place = len(prompt) - 1
             assert set(readings) == {0, 32, 64}
             wanted = [

@@ -26,6 +26,8 @@ def compressed(states: np.ndarray) -> np.ndarray:
     prompts (Sun et al. 2024, "massive activations"). They would drown the others in a projection.
     """
     states = np.asarray(states, dtype=np.float64)
-    scale = np.median(np.abs(states), axis=-1, keepdims=True)
+    middle = states.shape[-1] // 2
+    # The upper median: NumPy's own takes half as long again.
+    scale = np.partition(np.abs(states), middle, axis=-1)[..., middle, None]
     result: np.ndarray = np.arcsinh(states / np.maximum(scale, 1e-12))
     return result

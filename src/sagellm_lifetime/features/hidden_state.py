@@ -123,7 +123,7 @@ def read_hidden(
 def reduced(vector: np.ndarray) -> np.ndarray:
     """Return at most :data:`COMPONENTS` numbers of a vector of any width, float32."""
     if len(vector) > COMPONENTS:
-        vector = compressed(vector) @ _projection(len(vector))
+        vector = compressed(vector).astype(np.float32) @ _projection(len(vector))
     return np.clip(vector, -_LARGEST, _LARGEST).astype(np.float32)
 
 

@@ -41,6 +41,12 @@ ASK: Final = "watch_hidden"
 _DEPTH: Final = 2.0 / 3.0
 _LATER: Final = READ_AT[1:]
 _LAST_AGE: Final = READ_AT[-1]
+_READING: Final = [
+    0 if i == 0 else next((age for age in _LATER if age - WINDOW <= i < age), None)
+    for i in range(_LAST_AGE)
+]
+"""The reading that an input belongs to, by its number among the generated tokens."""
+_LAST_INPUTS: Final = frozenset(age - 1 for age in _LATER)
 _MOST_KNOWN: Final = 256
 """Requests that are known beside the running ones before those that have ended are forgotten."""
 
@@ -216,7 +222,7 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
         found = states.index_select(0, index).float()
         if residual is not None:
             found += residual.index_select(0, index)
-        for state, (request, age, is_last) in zip(found, reads, strict=True):
+        for state, (request, age, is_last) in zip(found.unbind(0), reads, strict=True):
             if not age:
                 self._keep(request, 0, state)
                 continue
@@ -234,14 +240,11 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
             """Number of the input among the generated tokens; 0 for the last prompt token."""
             if generated >= _LAST_AGE or generated < 0:
                 continue
-            if generated == 0:
+            age = _READING[generated]
+            if age is not None:
+                request.position = lengths[row]
                 places.append(row)
-                reads.append(_Read(request, 0, is_last=True))
-            for age in _LATER:
-                if age - WINDOW <= generated < age:
-                    request.position = lengths[row]
-                    places.append(row)
-                    reads.append(_Read(request, age, generated == age - 1))
+                reads.append(_Read(request, age, generated in _LAST_INPUTS))
         return places, reads
 
     def _prefilled(self, metadata: Any) -> tuple[list[int], list[_Read]]:
