@@ -182,7 +182,7 @@ def test_an_interval_of_blocks_is_wider_where_neighbours_are_alike():
     assert all(found.low < found.middle < found.high for found in ends)
 
 
-def result(arrival, first, finish, output, waited=None):
+def result(arrival, first, finish, output, waited=None, preempted=None):
     n = len(arrival)
     return RunResult(
         arrival=np.asarray(arrival, dtype=float),
@@ -191,7 +191,7 @@ def result(arrival, first, finish, output, waited=None):
         waited=np.zeros(n) if waited is None else np.asarray(waited, dtype=float),
         prompt=np.ones(n),
         output=np.asarray(output),
-        preempted=np.zeros(n, dtype=int),
+        preempted=np.zeros(n, dtype=int) if preempted is None else preempted,
     )
 
 
@@ -204,6 +204,10 @@ def test_ramp_and_drain_are_left_out():
     assert found.within == 1
     assert found.kept_up == 1
     assert found.nobody_waits
+    preempted = result(
+        arrival, arrival + 1, arrival + 5, [50] * 100, preempted=(arrival % 10 == 0).astype(int)
+    )
+    assert not steady_figures(preempted, Objective()).nobody_waits, "computed twice is a wait, too"
 
 
 def test_a_growing_queue_is_seen():

@@ -103,7 +103,7 @@ CATCHES = {
     Overshoots: ["check_answers_keep_the_contract"],
     NumpyAnswers: ["check_answers_keep_the_contract"],
     CertainFromTheStart: ["check_useful_before_training"],
-    NeverAModel: ["check_useful_before_training", "check_fit_teaches"],
+    NeverAModel: ["check_useful_before_training", "check_fit_learns"],
     FixedSecondsPerToken: ["check_time_is_estimate_times_seconds_per_token"],
     HoldsTheList: ["check_no_hold_of_arguments"],
     WritesIntoFeatures: ["check_arguments_are_untouched"],

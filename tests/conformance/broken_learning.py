@@ -142,7 +142,7 @@ CATCHES = {
     TrustsArrays: ["check_arrays_that_do_not_fit_are_refused"],
     AbortsAreLengths: ["check_only_aborts_do_not_shorten", "check_aborts_do_not_shorten"],
     CapsAreHalfLengths: ["check_caps_do_not_shorten"],
-    DiesOfOddCompletions: ["check_odd_completions_are_lessons", "check_fit_needs_only_lengths"],
+    DiesOfOddCompletions: ["check_odd_completions_are_learned", "check_fit_needs_only_lengths"],
     HalfAFit: ["check_interrupted_fit_changes_nothing"],
     LearnsNothing: ["check_separates_kinds"],
     DeafToLessons: ["check_learns_a_constant_length", "check_learning_reaches_running_sequences"],

@@ -90,25 +90,31 @@ def evenly(regimes: Regimes, n: int, model: int = 0, gain: float = -0.2, start: 
     switches = 0
     for i in range(start, start + n):
         gains = [gain] * len(regimes.rivals(model))
-        switches += regimes.watch(model, i % 5, i * 0.618 % 1.0, gains, is_alone=False)
+        switches += regimes.watch(model, i % 5, i * 0.618 % 1.0, gains, has_one_client=False)
     return switches
 
 
 def tried(regimes: Regimes, model: int = 0) -> None:
     """Watch outcomes in one place of the distribution until there is a candidate."""
-    while not regimes.candidate(model):
+    while not regimes.candidates(model):
         gains = [-0.2] * len(regimes.rivals(model))
-        regimes.watch(model, 0, 0.9, gains, is_alone=False)
+        regimes.watch(model, 0, 0.9, gains, has_one_client=False)
 
 
-def win(regimes: Regimes, model: int = 0, clients: int = 5, *, is_alone: bool = False) -> bool:
+def win(
+    regimes: Regimes, model: int = 0, clients: int = 5, *, has_one_client: bool = False
+) -> bool:
     """Return True if the candidate wins in fifty completions that it predicts better."""
     return any(
         regimes.watch(
-            model, i % clients, 0.9, [*[-0.2] * len(regimes.older(model)), 1.0], is_alone=is_alone
+            model,
+            i % clients,
+            0.9,
+            [*[-0.2] * len(regimes.older(model)), 1.0],
+            has_one_client=has_one_client,
         )
         for i in range(50)
-        if regimes.candidate(model)
+        if regimes.candidates(model)
     )
 
 
@@ -121,7 +127,7 @@ def switched(regimes: Regimes, model: int = 0) -> None:
 def test_no_trial_begins_before_a_generation_is_settled():
     regimes = Regimes()
     for i in range(140):
-        assert not regimes.watch(0, 0, 0.5 if i < 70 else 0.9, [], is_alone=True)
+        assert not regimes.watch(0, 0, 0.5 if i < 70 else 0.9, [], has_one_client=True)
     assert regimes.trials == 0
 
 
@@ -131,10 +137,11 @@ def test_a_candidate_wins_by_what_it_predicts_better_and_not_by_one_client():
     tried(regimes)
     assert not win(regimes, clients=1), "one client proves nothing about the others"
     assert win(regimes, clients=5)
-    assert (regimes.present(0), regimes.older(0), regimes.candidate(0)) == (1, [0], 0)
+    # The candidate has learned long before it won, so a fresh one is tried next.
+    assert (regimes.present(0), regimes.older(0), regimes.candidates(0)) == (1, [0], [2])
     evenly(regimes, 200)
     tried(regimes)
-    assert win(regimes, clients=1, is_alone=True), "there are no others"
+    assert win(regimes, clients=1, has_one_client=True), "there are no others"
 
 
 def test_a_candidate_that_stays_behind_is_dropped_and_the_next_one_needs_a_clearer_sign():
@@ -143,17 +150,51 @@ def test_a_candidate_that_stays_behind_is_dropped_and_the_next_one_needs_a_clear
     for number in (1, 2):
         before = regimes.trials
         for i in range(400):
-            regimes.watch(0, i % 5, 0.9, [-0.5] * len(regimes.rivals(0)), is_alone=False)
+            regimes.watch(0, i % 5, 0.9, [-0.5] * len(regimes.rivals(0)), has_one_client=False)
             if regimes.trials > before:
                 needed.append(i)
                 break
-        assert regimes.candidate(0) == number
+        assert regimes.candidates(0) == [number]
         evenly(regimes, 80, gain=-0.5)
-        assert regimes.candidate(0) == 0
+        assert regimes.candidates(0) == []
         assert regimes.dropped[-1] == (0, number)
         evenly(regimes, 600)
     assert needed[1] > needed[0]
     assert regimes.changes == 0
+
+
+def test_after_a_candidate_that_learned_before_the_change_a_fresh_one_is_tried():
+    regimes = Regimes()
+    evenly(regimes, 200)
+    tried(regimes)
+    evenly(regimes, 30, gain=-0.1)
+    first = regimes.candidates(0)
+    evenly(regimes, 4, gain=1.0)
+    assert regimes.candidates(0) == [*first, first[0] + 1]
+    evenly(regimes, 8, gain=-2.0)
+    assert regimes.candidates(0) == first, "what was gained is lost again"
+    assert regimes.dropped[-1] == (0, first[0] + 1)
+    assert win(regimes, clients=5)
+    assert regimes.present(0) == first[0]
+    assert regimes.candidates(0) == [first[0] + 2]
+    assert win(regimes, clients=5)
+    assert regimes.older(0) == [0, first[0]]
+
+
+@pytest.mark.parametrize("before", [20, 120])
+def test_a_trial_that_runs_when_the_workload_changes_does_not_slow_the_change(before):
+    rng = np.random.default_rng(1)
+    predictor, fresh = create_predictor("survival"), create_predictor("survival")
+    who = SAID["five clients"]
+    after(predictor, lengths(rng, 60, 600), **who)
+    regimes = predictor.model.tables.regimes
+    while not regimes.trials:  # a burst of answers of the same length begins a trial
+        after(predictor, [60], **who)
+    after(predictor, lengths(rng, 60, before), **who)
+    assert regimes.candidates(0)
+    later = lengths(rng, 900, 200)
+    late, young = after(predictor, later, **who), after(fresh, later, **who)
+    assert late[50:].mean() <= 1.05 * young[50:].mean()
 
 
 def test_candidates_leave_nothing_behind():
@@ -173,7 +214,7 @@ def test_candidates_leave_nothing_behind():
     some(5, 0.5)
     assert len(tables.state()["keys"]) > nodes
     assert len(tables.state()["later"]) == 1
-    while tables.regimes.candidate(0):
+    while tables.regimes.candidates(0):
         some(1, 0.5)
     assert tables.regimes.changes == 0
     assert len(tables.state()["keys"]) == nodes
@@ -227,7 +268,7 @@ def test_an_older_generation_is_taken_up_again():
     switched(regimes)
 
     def watch(*gains: float) -> bool:
-        return regimes.watch(0, 0, 0.5, list(gains), is_alone=False)
+        return regimes.watch(0, 0, 0.5, list(gains), has_one_client=False)
 
     oldest, older = regimes.older(0)
     assert not any(watch(0.2, 0.0) for _ in range(148)), "it has a start"
@@ -300,7 +341,8 @@ def test_a_restored_one_goes_on_like_the_one_it_came_from():
         {"models": np.array([[0, 1, 3, 4, 0]])},
         {"models": np.array([[0, 1, -3, 0, 0]])},
         {"models": np.array([[0, 1, 3, 3, 9]])},
-        {"trial": np.array([[1, 3]])},
+        {"trial": np.array([[1, 3, 0]])},
+        {"trial": np.array([[2, 3, 2]])},
         {"better": np.full((1, KEPT), np.nan)},
         {"better": np.full((1, KEPT), 40.0)},
         {"recent": np.zeros((1, 8), dtype=np.int64)},

@@ -194,7 +194,7 @@ def test_weights_are_scored_on_every_completion_at_first_and_on_a_sample_later(m
     gaps = np.diff(later)
     assert gaps.max() <= 13, "evenly spread"
     assert len(set(gaps.tolist())) > 1, "in step with nothing"
-    levels = [LEVELS.index(name) for name in ("all", "client alone", "prompt alone", "fine alone")]
+    levels = [LEVELS.index(name) for name in ("all", "client main", "prompt main", "fine main")]
     crossed = [LEVELS.index(name) for name in ("prompt", "fine")]
     state = tables.state()
     assert (state["losses"][0, levels + crossed] > 0).all(), "every level has its turn"
@@ -447,7 +447,7 @@ def test_each_step_of_a_path_comes_after_those_it_rests_on():
         seen = {-1}
         for step in path.every:
             assert step.above in seen
-            assert {each.key for each in step.alone} <= seen
+            assert {each.key for each in step.main} <= seen
             seen.add(step.key)
         assert len({step.key for step in path.every}) == len(path.every)
         assert set(path.crossed) <= set(path.every)

@@ -7,7 +7,7 @@ from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.core.errors import MissingExtraError
 from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.networks import champion
-from sagellm_lifetime.networks.champion import LOOKS, MARGIN, SHARES, Share, Trial
+from sagellm_lifetime.networks.champion import MARGIN, SHARES, TESTED_AT, Share, Trial
 from sagellm_lifetime.networks.head import RELATIVE
 
 SMALL = {"lstm": {"hidden_size": 16}, "transformer": {"d_model": 16, "nhead": 2}}
@@ -26,33 +26,33 @@ def verdict_of(differences: np.ndarray) -> tuple[bool, int]:
 
 def test_better_weights_are_accepted_and_worse_ones_refused_at_the_first_look():
     rng = np.random.default_rng(0)
-    noise = rng.normal(0.0, 0.05, LOOKS[-1])
-    assert verdict_of(noise - 0.1) == (True, LOOKS[0])
-    assert verdict_of(noise + 0.1) == (False, LOOKS[0])
-    assert verdict_of(np.zeros(LOOKS[-1]))[0]
+    noise = rng.normal(0.0, 0.05, TESTED_AT[-1])
+    assert verdict_of(noise - 0.1) == (True, TESTED_AT[0])
+    assert verdict_of(noise + 0.1) == (False, TESTED_AT[0])
+    assert verdict_of(np.zeros(TESTED_AT[-1]))[0]
 
 
 def test_a_trial_is_bounded():
     rng = np.random.default_rng(1)
     for _ in range(200):
-        assert verdict_of(rng.normal(MARGIN, 0.3, LOOKS[-1]))[1] <= LOOKS[-1]
+        assert verdict_of(rng.normal(MARGIN, 0.3, TESTED_AT[-1]))[1] <= TESTED_AT[-1]
 
 
 @pytest.mark.parametrize("sd", [0.05, 0.3, 2.0])
 def test_weights_worse_by_the_margin_are_accepted_in_at_most_one_of_twenty(sd):
     rng = np.random.default_rng(2)
-    accepted = [verdict_of(rng.normal(MARGIN, sd, LOOKS[-1]))[0] for _ in range(300)]
+    accepted = [verdict_of(rng.normal(MARGIN, sd, TESTED_AT[-1]))[0] for _ in range(300)]
     # Of 300, 5 % and two standard errors.
     assert np.mean(accepted) <= 0.075
 
 
 def test_one_completion_does_not_decide():
-    calm = np.full(LOOKS[-1], -0.05)
+    calm = np.full(TESTED_AT[-1], -0.05)
     for strange in (1e9, np.nan, np.inf):
         spoilt = calm.copy()
         spoilt[3] = strange
         assert verdict_of(spoilt)[0]
-    assert not verdict_of(np.full(LOOKS[-1], np.nan))[0]
+    assert not verdict_of(np.full(TESTED_AT[-1], np.nan))[0]
 
 
 def test_the_share_goes_to_the_table_and_comes_back():
@@ -128,7 +128,7 @@ def test_spoilt_weights_are_refused_and_good_ones_accepted(fitted):
         assert model.weights is champion_weights
         equal = {k: v.copy() for k, v in champion_weights.items()}
         model._challenge(equal)
-        served(predictor, LOOKS[-1], usual, start=3000)
+        served(predictor, TESTED_AT[-1], usual, start=3000)
         metrics = predictor.get_metrics()
         assert (metrics["weights_accepted"], metrics["weights_refused"]) == (1, 1)
         assert model.weights is equal
@@ -196,4 +196,4 @@ def test_a_loud_client_and_many_new_names_have_a_quarter_of_the_store(monkeypatc
 def test_the_looks_and_the_quantile_belong_together():
     from statistics import NormalDist
 
-    assert pytest.approx(NormalDist().inv_cdf(1 - 0.05 / len(LOOKS)), abs=1e-4) == champion.Z
+    assert pytest.approx(NormalDist().inv_cdf(1 - 0.05 / len(TESTED_AT)), abs=1e-4) == champion.Z

@@ -275,7 +275,7 @@ def test_a_pt_that_names_more_than_tensors(tmp_path: Path) -> None:
         ]
     ):
         path = write_zip(tmp_path / f"{i}.pt", {**entries, name: content}, zipfile.ZIP_STORED)
-        with pytest.raises(CheckpointError, match="not tensors alone"):
+        with pytest.raises(CheckpointError, match="not only tensors"):
             read_checkpoint(path)
 
 

@@ -291,7 +291,7 @@ def test_a_mean_that_cannot_be_is_met_by_the_loader(
 ) -> None:
     path = write(tmp_path / "c", "survival", learned["survival"][1])
     monkeypatch.setattr(LengthDistribution, "mean", lambda self: float("inf"))
-    with pytest.raises(CheckpointError, match="numbers that cannot be"):
+    with pytest.raises(CheckpointError, match="impossible numbers"):
         load_predictor(path)
 
 

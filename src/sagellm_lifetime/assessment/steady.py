@@ -18,7 +18,7 @@ DRAIN: Final = 0.1
 WAIT_S: Final = 0.5
 """Seconds not running that count as waiting; less is the rest of a step."""
 NOBODY: Final = 0.01
-"""Share of waiting requests up to which nobody waits."""
+"""Share of waiting requests, and of preemptions, up to which nobody waits."""
 KEEPS_UP: Final = 0.9
 """Least share of the tokens due in the steady part that an engine which keeps up generates."""
 
@@ -57,8 +57,11 @@ class Figures:
 
     @property
     def nobody_waits(self) -> bool:
-        """Return True if at most :data:`NOBODY` of the requests wait."""
-        return self.waiting <= NOBODY
+        """Return True if at most :data:`NOBODY` of the requests wait, and as few are preempted.
+
+        A preempted request may run again within :data:`WAIT_S`, but it is computed twice.
+        """
+        return self.waiting <= NOBODY and self.preemptions <= NOBODY * self.requests
 
     @property
     def keeps_up(self) -> bool:

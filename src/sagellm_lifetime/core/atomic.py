@@ -100,10 +100,10 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held_alone(path: Path) -> Iterator[bool]:
+def held_exclusively(path: Path) -> Iterator[bool]:
     """Lock a file or folder for the block; yield True if no other process holds it.
 
-    Yield False also if it is gone, another user's, or on a file system without locks.
+    Yield False also if it was removed, is another user's, or is on a file system without locks.
     """
     try:
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
@@ -120,7 +120,7 @@ def held_alone(path: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders of ``path`` whose writers are gone."""
+    """Remove temporary files and folders of ``path`` whose writers have ended."""
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{_SUFFIX}")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -240,7 +240,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _remove_unheld(path: Path) -> None:
     """Remove a temporary file or folder unless its writer lives or that is unknown."""
-    with held_alone(path) as is_unheld:
+    with held_exclusively(path) as is_unheld:
         if is_unheld and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif is_unheld:

@@ -78,7 +78,7 @@ def checked_keys(names: Mapping[str, Any], low: int, high: int) -> list[int]:
     keys = []
     for name in names:
         digits = name.removeprefix("-")
-        # Not int() alone, which takes "1_0", " 10" and "010" for the same number.
+        # Not only int(), which reads "1_0", " 10" and "010" as the same number.
         if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
             raise ValueError(f"{name[:40]!r} is no key")
         key = int(name)

@@ -34,7 +34,7 @@ TAIL_HAZARD: Final = 4.0 / MAX_LENGTH
 
 
 def bin_of(length: int) -> int:
-    """Return the bin that holds ``length`` tokens (1 or more); the last takes all longer ones."""
+    """Return the bin of ``length`` tokens (1 or more); the last bin holds all longer ones."""
     return min(max(bisect_left(EDGE_LIST, length) - 1, 0), BINS - 1)
 
 

@@ -113,7 +113,7 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
     target = base + step
     k = bisect_left(row.data, target, 0, ROW)
     if 0 < k <= BINS:
-        # The answer nearly always lies well inside the stretch, which needs no other look-up.
+        # The answer nearly always is well inside the stretch, and then no further search is needed.
         begin, end, low, high = _around(row, k, target)
         width, span = end - begin, high - low
         length = ceil(begin + (target - low) / span * width)

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import numpy as np
 
-# Even levels alone are too coarse for the tails of an overconfident predictor: where its standard
+# Even levels are too coarse for the tails of an overconfident predictor: where its standard
 # deviation is a quarter of the true one, 90 % of a normal law lie between the levels 2e-11 and
 # 1 - 2e-11. So decades below, and steps of hazard that double above.
 _BELOW: Final = -np.log1p(-(10.0 ** np.array([-24, -18, *range(-12, -1)])))
@@ -97,7 +97,7 @@ def forward(curve: np.ndarray, step: float) -> float:
 
 def backward(curve: np.ndarray, step: float) -> float:
     """Return the inverse of :func:`forward`, up to rounding (see :func:`threshold`)."""
-    # Bisecting in Python looks at few entries and is faster than a call into NumPy.
+    # Bisecting in Python reads few entries and is faster than a call into NumPy.
     first = curve.item(1)
     if step < first:
         share = max(step, 0.0) / first

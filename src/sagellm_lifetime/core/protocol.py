@@ -87,7 +87,7 @@ class Prediction(PredictionResult):
 class PredictionMetrics:
     """Metrics of the specification, over the sequences that ended by themselves (``stop``).
 
-    The first prediction of each is the one that counts: later ones are easier and their number
+    Only the first prediction of a sequence counts: later ones are easier and their number
     depends on the answer. ``mae`` and ``mse`` are in tokens and tokens squared.
 
     Sequences that were cut off count in ``total_predictions`` only. Where a cap was reached, the

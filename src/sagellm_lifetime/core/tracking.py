@@ -21,7 +21,7 @@ from sagellm_lifetime.core.protocol import SequenceId
 from sagellm_lifetime.core.values import as_option, as_seconds_option
 
 MOST_TRACKED: Final = 10**8
-"""Upper limit of ``capacity``; each sequence takes 1 kB or more, so memory ends before."""
+"""Upper limit of ``capacity``; each sequence takes 1 kB or more, so memory runs out earlier."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Tracked:
         age: largest ``current_length`` seen, tokens.
         seen: clock time of the last prediction, seconds.
         first_age: age at admission, tokens.
-        asked: ages at which new evidence came, ascending, tokens.
+        evidence_ages: ages at which there was new evidence, ascending, tokens.
         answers: the row computed from the evidence at each of these ages.
         estimate: total length that the first prediction gave, tokens; -1 before it. The metrics
             score it.
@@ -49,7 +49,7 @@ class Tracked:
     age: int
     seen: float
     first_age: int
-    asked: list[int] = field(default_factory=list)
+    evidence_ages: list[int] = field(default_factory=list)
     answers: list[np.ndarray] = field(default_factory=list)
     estimate: int = -1
     confidence: float = 0.0
@@ -129,7 +129,7 @@ class Tracker:
     def admit(self, sequence_id: SequenceId, evidence: Any, age: int, cap: int | None) -> Tracked:
         """Start to track a sequence, and return it.
 
-        Sequences not seen for ``expire_after`` seconds are dropped, and the oldest where the
+        Sequences not seen for ``expire_after`` seconds are dropped, and the oldest one if the
         tracker is full. A sequence of the same id is dropped and counted as replaced.
         """
         if sequence_id in self._slots:
@@ -185,10 +185,10 @@ class Tracker:
     def withdraw(self, items: Sequence[Tracked]) -> None:
         """Stop to track sequences, and count them as never admitted."""
         withdrawn = {id(item) for item in items}
-        found = [key for key, item in self._items.items() if id(item) in withdrawn]
-        for sequence_id in found:
+        sequence_ids = [key for key, item in self._items.items() if id(item) in withdrawn]
+        for sequence_id in sequence_ids:
             self._drop(sequence_id)
-        self.admitted -= len(found)
+        self.admitted -= len(sequence_ids)
 
     def slots(self, sequence_ids: Sequence[SequenceId]) -> np.ndarray:
         """Return the slots of ``N`` tracked sequences, int64 of shape ``(N,)``.
@@ -201,7 +201,7 @@ class Tracker:
             return np.fromiter(slots, np.int64, len(sequence_ids))
         except KeyError as error:
             raise UnknownSequenceError(
-                f"sequence {shown(error.args[0])} is not tracked: ask predict() about it first"
+                f"sequence {shown(error.args[0])} is not tracked: call predict() for it first"
             ) from None
 
     def evidence(self, sequence_ids: Sequence[SequenceId]) -> list[Any]:

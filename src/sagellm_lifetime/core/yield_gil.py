@@ -11,7 +11,7 @@ _PAUSE_S: Final = 0.0002
 def yield_gil() -> None:
     """Sleep for 0.2 ms, so that another thread gets the GIL; call it about every 0.5 ms of work.
 
-    Python takes the GIL from a computing thread only after 5 ms, and a thread that releases it and
-    takes it back at once, as NumPy does, keeps it from those that wait. Sleeping gives it away.
+    Python removes the GIL from a computing thread only after 5 ms, and a thread that releases and
+    acquires it again at once, as NumPy does, leaves it to no waiting thread. Sleeping releases it.
     """
     time.sleep(_PAUSE_S)

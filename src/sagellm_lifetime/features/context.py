@@ -40,7 +40,7 @@ class RecentCompletions:
     """The last completions of each session and client, bounded.
 
     Sessions and clients with one completion replace each other once they are a quarter of the
-    capacity, so that a million that come once do not replace those that come again.
+    capacity, so that a million that occur once do not replace those that recur.
 
     Args:
         capacity: sessions and clients that are kept; the least recently finished is dropped.
@@ -117,9 +117,9 @@ class RecentCompletions:
         # Owner, length, censored, prompt length (-1 for none), client key.
         least, most = [0, 0, 0, -1, 0], [len(rows) - 1, _LONGEST, 1, MOST, LARGEST_KEY]
         if (rows > [len(sizes) - 1, LARGEST_KEY]).any() or len(rows) > self._capacity:
-            raise ValueError("'keys' names sessions or clients that cannot be")
+            raise ValueError("'keys' names impossible sessions or clients")
         if (finished < least).any() or (finished > most).any():
-            raise ValueError("'finished' holds completions that cannot be")
+            raise ValueError("'finished' holds impossible completions")
         keys = [(owner_type, key) for owner_type, key in rows.tolist()]
         if len(set(keys)) < len(keys):
             raise ValueError("'keys' names one twice")

@@ -1,4 +1,4 @@
-"""Tell from shared prompt blocks which conversation a request belongs to.
+"""Infer the conversation of a request from shared prompt blocks.
 
 A trace without session ids still shows conversations: a follow-up starts with the blocks of the
 turn before. Blocks that many different prompts continue from (a system prompt) do not identify a

@@ -41,7 +41,7 @@ def finished_step(
     Args:
         finished: the completion.
         features: the request that is predicted.
-        step_type: ``"session"`` or ``"client"``: whose completion it is.
+        step_type: ``"session"`` or ``"client"``, to which the completion belongs.
         recency: how many completions ago it was; 0 is the last.
     """
     x = np.zeros(WIDTH, dtype=np.float32)

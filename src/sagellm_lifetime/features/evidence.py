@@ -29,7 +29,7 @@ from sagellm_lifetime.features.text import (
 
 NAME_BUCKETS: Final = 2048
 MOST_CHUNKS: Final = 6
-"""Chunks a network sees, the newest; older ones are in the cumulative counts."""
+"""Chunks that a network reads, the newest; older ones are in the cumulative counts."""
 _SIGNAL: Final = 100.0
 _ODD: Final = 2_654_435_769
 """Factor in the bucket of a pair, so that the pair of client and model has another."""
@@ -169,9 +169,9 @@ def take_chunks(evidence: SequenceEvidence, new: NewChunks) -> None:
 
 
 def check_content(request: PredictionRequest) -> None:
-    """Raise :class:`RequestError` where tokens or text could not be read, at whatever age.
+    """Raise :class:`RequestError` where tokens or text could not be read at any age.
 
-    It looks at every token, so it is for requests whose parts are read later, not for each step.
+    Every token is checked, so it is for requests whose parts are read later, not for each step.
     """
     token_array(request.token_ids)
     _output_text(request)
@@ -259,9 +259,9 @@ def chunks_at(age: int) -> int:
 def generated_tokens(request: PredictionRequest, prompt_length: int | None) -> list[int]:
     """Return the generated part of ``token_ids``, empty if only the prompt was passed.
 
-    By contract ``token_ids`` is the prompt followed by the generated tokens; the generated tokens
-    alone are accepted too. An engine that always passes only the prompt is recognised by the prompt
-    length, if that is known.
+    By contract ``token_ids`` is the prompt followed by the generated tokens; only the generated
+    tokens are accepted too. An engine that always passes only the prompt is recognised by the
+    prompt length, if that is known.
     """
     age, n = request.current_length, len(request.token_ids)
     if age == 0 or n < age:

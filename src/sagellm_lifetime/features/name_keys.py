@@ -1,9 +1,9 @@
 """Keys of names: keyed hashes, with a secret that belongs to the learned state.
 
 A learned state holds keys of clients, sessions, models and prefixes instead of their names. With an
-unkeyed hash, or a short one, a stranger could look for a name that has the key of another client
-and would then count as that client. Whoever does not know the secret cannot tell which names have
-equal keys, and 63 bits are too many to try.
+unkeyed hash, or a short one, a user could search for a name with the key of another client, and
+would then count as that client. Without the secret it cannot be computed which names have equal
+keys, and 63 bits are too many to try.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECRET: Final = "secret"
 """Name of the array with the secret in a predictor's state."""
 _BYTES: Final = 16
 _RECENT: Final = 4096
-"""Keys of names that are kept, since a hash costs a microsecond and a name comes often."""
+"""Keys of names that are kept, since a hash costs a microsecond and names recur."""
 _LONGEST: Final = 256
 """Characters of a kept name, so that kept names take a megabyte at most."""
 

@@ -1,4 +1,4 @@
-"""Reduce a prompt to hashed terms: words, or token ids, alone and in pairs of neighbours.
+"""Reduce a prompt to hashed terms: single words or token ids, and pairs of neighbours.
 
 Only the numbers of 65,536 buckets are kept, sorted and without counts: neither the words nor
 their order.
@@ -18,7 +18,7 @@ TERM_BITS: Final = 16
 """Terms are hashed into ``2**16`` buckets (Weinberger et al. 2009)."""
 _FIRST: Final = 1024
 _LAST: Final = 512
-"""Bytes of a text that are read: the beginning and the end hold what is asked for."""
+"""Bytes of a text that are read: the question is at the beginning or at the end."""
 _FIRST_IDS: Final = 170
 _LAST_IDS: Final = 86
 """The same in token ids."""
@@ -77,7 +77,7 @@ class PromptTerms(NamedTuple):
     """Terms of a prompt.
 
     Attributes:
-        kind: what they were made of.
+        kind: source of the terms.
         buckets: distinct buckets in ascending order, uint16.
     """
 
@@ -98,18 +98,18 @@ def prompt_terms(request: PredictionRequest) -> tuple[PromptTerms, ...]:
         >>> terms.kind, len(terms.buckets)  # write, a, story, the dot, and their four pairs
         (<TermKind.WORDS: 'words'>, 8)
     """
-    found = []
+    terms = []
     prompt = len(request.token_ids) - request.current_length
     if prompt > 0:
         ids = request.token_ids[:prompt]
         if prompt > _FIRST_IDS + _LAST_IDS:
             ids = [*ids[:_FIRST_IDS], *ids[-_LAST_IDS:]]
         codes = token_array(ids).view(np.uint64)
-        found.append(PromptTerms(TermKind.TOKENS, _hashed(codes)))
+        terms.append(PromptTerms(TermKind.TOKENS, _hashed(codes)))
     text = (request.prompt_features or {}).get("prompt_text")
     if text and len(words := _words(text)):
-        found.append(PromptTerms(TermKind.WORDS, _hashed(words)))
-    return tuple(found)
+        terms.append(PromptTerms(TermKind.WORDS, _hashed(words)))
+    return tuple(terms)
 
 
 def _hashed(codes: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from sagellm_lifetime.core.values import (
 from sagellm_lifetime.features.name_keys import NameKeys
 
 PREFIX_HEAD = 8
-"""Leading prefix blocks kept: enough to tell a system prompt from a conversation."""
+"""Leading prefix blocks kept: enough to distinguish a system prompt from a conversation."""
 _LARGEST_CAP: Final = 2**63 - 1
 """Largest ``max_length``: some engines write "no cap" as ``sys.maxsize``."""
 _BLOCK_BITS: Final = 2**63 - 1
@@ -105,7 +105,7 @@ def read_request(request: PredictionRequest, keys: NameKeys) -> RequestFeatures:
             model,
             0 if model is None else keys.key("model", model),
             owner,
-            # With the client, so that nobody can name the session of another client.
+            # The client is part of the key, so that no client can name the session of another one.
             0 if session is None else keys.key("session", _name(session), owner),
             None if turn is None else _count(turn),
             None if arrival is None else _real(arrival),

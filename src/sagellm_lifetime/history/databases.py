@@ -1,7 +1,7 @@
 """Read the rows of a query from a database: PostgreSQL through ADBC, SQLite with Python's own.
 
 A database is named by its address, ``postgresql://user@host/name`` or ``sqlite:///file.db``. The
-query may only read: in a transaction of PostgreSQL that says so, and with SQLite's authorizer,
+query may only read: in a read-only transaction of PostgreSQL, and with SQLite's authorizer,
 since a file opened read-only still takes ``ATTACH`` and ``VACUUM INTO``. A password is never part
 of a name or of a message; it need not stand in the address, since libpq reads ``PGPASSWORD`` and
 ``~/.pgpass``.
@@ -89,11 +89,11 @@ def shown_source(source: str) -> str:
         if parts.netloc.count("@") > 1 or "@" in f"{parts.path}{parts.query}{parts.fragment}":
             return f"{scheme}://{_HIDDEN}"  # of an odd address no part is safe to show
         user, at, host = parts.netloc.rpartition("@")
-        asked = [(k, v) for k, v in parse_qsl(parts.query) if k not in _SECRETS]
+        public = [(k, v) for k, v in parse_qsl(parts.query) if k not in _SECRETS]
     except ValueError:
         return f"{scheme}://{_HIDDEN}"
     netloc = f"{user.partition(':')[0]}{at}{host}"
-    return urlunsplit((scheme, netloc, parts.path, urlencode(asked), ""))
+    return urlunsplit((scheme, netloc, parts.path, urlencode(public), ""))
 
 
 def read_query(address: str, query: str | None) -> pl.DataFrame:
@@ -206,7 +206,7 @@ def _uuid(cell: bytes | None) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what a database said, without the position in the query and the code of its error."""
+    """Return the message of a database error, without its position in the query and its code."""
     line = str(error).partition("\n")[0].strip() or type(error).__name__
     return line.rpartition("ERROR:")[2].strip() if "ERROR:" in line else line
 

@@ -1,7 +1,7 @@
 """Map history columns to paths in a log of any form: ``actual_length=usage.completion_tokens``.
 
 A mapping is written on the command line, as a Python dict, or in a small TOML file. A path has dots
-between keys and ``[0]`` for places in lists. A time may say its unit: ``actual_time=latency@ms``.
+between keys and ``[0]`` for places in lists. A time may have a unit: ``actual_time=latency@ms``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sagellm_lifetime.history.schema import HISTORY_SCHEMA
 from sagellm_lifetime.history.times import NAMES
 
 TIMES: Final = ("arrival_time", "end_time", "actual_time")
-"""Columns that may say a unit."""
+"""Columns that may have a unit."""
 EXTRA: Final = ("end_time", "reasoning_tokens")
 """Targets that become history columns: the end of the answer, and tokens counted apart."""
 TARGETS: Final = (*HISTORY_SCHEMA, *EXTRA)
@@ -37,7 +37,7 @@ ABSENT: Final = object()
 
 @dataclass(frozen=True)
 class Origin:
-    """A path into a record, and the unit of a time there, None if it is to be told."""
+    """A path into a record, and the unit of a time there, None if it is inferred."""
 
     path: str
     unit: str | None = None
@@ -90,17 +90,17 @@ class ColumnMap:
     def parse(cls, texts: Iterable[str]) -> ColumnMap:
         """Return the mapping of texts, each ``COLUMN=PATH,…`` or the name of a TOML file.
 
-        What is said replaces a column of a file before it.
+        A column in a text replaces that of a file before it.
 
         Raises:
             HistoryError, UnknownNameError: as of :meth:`of`, or a column is mapped twice.
         """
         origins: dict[str, Origin] = {}
-        said: set[str] = set()
+        stated: set[str] = set()
         for text in texts:
             if "=" not in text and text.endswith(".toml"):
                 kept = cls.load(text).origins
-                _check_once(kept, said, origins)
+                _check_once(kept, stated, origins)
                 origins.update(kept)
                 continue
             for part in filter(None, (part.strip() for part in text.split(","))):
@@ -111,8 +111,8 @@ class ColumnMap:
                         "actual_length=usage.completion_tokens"
                     )
                 new = dict([_entry(column.strip(), path.strip())])
-                _check_once(new, said, origins)
-                said.update(new)
+                _check_once(new, stated, origins)
+                stated.update(new)
                 origins.update(new)
         if not origins:
             raise HistoryError("--map: no column is mapped: say COLUMN=PATH, or a .toml file")
@@ -120,20 +120,20 @@ class ColumnMap:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ColumnMap:
-        """Return the mapping of a TOML file that :meth:`to_toml` wrote, or somebody by hand.
+        """Return the mapping of a TOML file, written by :meth:`to_toml` or by hand.
 
         Raises:
             HistoryError, UnknownNameError: as of :meth:`of`.
         """
         try:
-            found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise HistoryError(f"{path}: {error.strerror or 'cannot be read'}") from error
         except UnicodeDecodeError as error:
             raise HistoryError(f"{path}: not UTF-8 text: save the file as UTF-8") from error
         except tomllib.TOMLDecodeError as error:
             raise HistoryError(f"{path}: not TOML ({error})") from error
-        table = found.get(_TABLE)
+        table = document.get(_TABLE)
         if not isinstance(table, dict) or not table:
             raise HistoryError(f"{path}: no table [{_TABLE}] of history columns and paths")
         return cls.of(table)
@@ -145,10 +145,10 @@ class ColumnMap:
 
 
 def _check_once(
-    new: Mapping[str, Origin], said: Iterable[str], origins: Mapping[str, Origin]
+    new: Mapping[str, Origin], stated: Iterable[str], origins: Mapping[str, Origin]
 ) -> None:
-    """Raise :class:`HistoryError` if a column is mapped anew that was said before."""
-    twice = next((column for column in new if column in said), None)
+    """Raise :class:`HistoryError` if a column is mapped that was stated before."""
+    twice = next((column for column in new if column in stated), None)
     if twice is not None:
         paths = f"{shown(str(origins[twice]))} and {shown(str(new[twice]))}"
         raise HistoryError(f"--map: {twice} is mapped twice, to {paths}: leave one out")
@@ -180,7 +180,7 @@ def _entry(column: object, origin: object) -> tuple[str, Origin]:
 
 
 def named_unit(path: str) -> str | None:
-    """Return the unit that the name at the end of a path says, None if it says none.
+    """Return the unit in the name at the end of a path, None if it has none.
 
     >>> named_unit("metrics.latency_ms"), named_unit("startTimeUnixNano"), named_unit("took")
     ('ms', 'ns', None)
@@ -197,9 +197,9 @@ def top(path: str, keys: Iterable[str]) -> str:
 
 
 def reach(value: Any, path: str) -> Any:
-    """Return what stands at a path of a record, :data:`ABSENT` if it has no such place.
+    """Return the value at a path of a record, :data:`ABSENT` if it has no such path.
 
-    A key may have dots itself; a text that is JSON is looked into.
+    A key may have dots itself; a text that is JSON is parsed.
 
     >>> reach({"usage": {"out": 5}, "a.b": [{"c": 7}]}, "usage.out")
     5
@@ -229,9 +229,9 @@ def _in_object(value: dict[str, Any], path: str) -> Any:
         return value[path]
     for i in reversed([i for i, c in enumerate(path) if c in ".["]):
         if path[:i] in value:
-            found = reach(value[path[:i]], path[i:].removeprefix("."))
-            if found is not ABSENT:
-                return found
+            reached = reach(value[path[:i]], path[i:].removeprefix("."))
+            if reached is not ABSENT:
+                return reached
     return ABSENT
 
 
@@ -247,7 +247,7 @@ _MANY: Final = 500
 
 
 def paths(record: Any, prefix: str = "", deep: int = 0) -> Iterator[str]:
-    """Yield the paths of a record that hold a value; of a list its first item stands for all."""
+    """Yield the paths of a record that hold a value; only the first item of a list is read."""
     if isinstance(record, str):
         record = _parsed(record)
     if deep >= _DEEP:

@@ -113,7 +113,7 @@ _SERVEGEN_OWN: Final = frozenset({"reason_ratio", "text_tokens"})
 
 
 def public_trace(names: Iterable[str]) -> str | None:
-    """Return the public trace whose columns these are, None if they are of none."""
+    """Return the public trace with these columns, None if there is none."""
     columns = {name for name in names if name}
     for trace, (always, may) in _TRACES.items():
         if always <= columns <= always | may and (trace != "servegen" or columns & _SERVEGEN_OWN):
@@ -122,7 +122,7 @@ def public_trace(names: Iterable[str]) -> str | None:
 
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.-]{0,31}")
-"""A column's name, which a cell hardly looks like: no blanks, no number."""
+"""Form of a column's name and hardly of a cell: no blanks, no number."""
 _NAMED: Final = 6
 
 
@@ -132,7 +132,7 @@ def suggestion(wanted: str, present: Iterable[str], *, foreign: bool = False) ->
     The message names only columns that are known, that look like the wanted one, or that all look
     like names:
     where a header is missing altogether, the "columns" are the first row, and a message must not
-    repeat somebody's prompt.
+    repeat a user's prompt.
     """
     names = [str(name) for name in present]
     if not foreign:
@@ -177,7 +177,7 @@ def _renamed(wanted: str, names: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, present: Collection[str] = ()) -> str | None:
-    """Return the history column that a column may be meant for, None if it is like none.
+    """Return the history column that a column is probably meant for, None if no name is similar.
 
     Another program's word for a column in ``present`` is not taken for a second one.
 

@@ -1,4 +1,4 @@
-"""Replay a history in time order, as a server sees it: each arrival and each finish."""
+"""Replay a history in time order, as in service: each arrival and each finish."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def check_clock(clock: str) -> None:
 def relative_times(frame: pl.DataFrame, clock: Clock = "auto") -> bool:
     """Return True if arrival times restart with every session.
 
-    ``wall`` and ``session`` state it. ``auto`` looks at when the sessions begin. In times that
+    ``wall`` and ``session`` state it. ``auto`` reads when the sessions begin. In times that
     restart, all begin at exactly the same time (usually 0). In some logs a session counts from
     before its first request: there a tenth of the sessions must begin at exactly the first time,
     and three quarters in the first twentieth of the time.
 
     Users of a load test begin within a short time as well, or all at once. Rows in time order are
     therefore taken to be on one clock: a log of one clock mostly is in that order, and a log of
-    many is mostly written session by session. :func:`doubtful_clock` tells when this is a guess.
+    many is mostly written session by session. :func:`doubtful_clock` is True when this is a guess.
     """
     check_clock(clock)
     if clock == "wall" or not {"session_id", "arrival_time"} <= set(frame.columns):

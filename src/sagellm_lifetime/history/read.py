@@ -48,7 +48,7 @@ from sagellm_lifetime.history.validate import (
 
 
 class Table(Protocol):
-    """A table of any library that speaks Arrow, such as pandas and pyarrow."""
+    """A table of any library with the Arrow interface, such as pandas and pyarrow."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return the rows as an Arrow stream."""
@@ -72,14 +72,14 @@ class History:
         problems: the first bad rows, as ``"file line 7: actual_length is NaN"``.
         kinds: number of bad rows of each kind.
         cap_reached: number of rows that give no finish reason and end exactly at their own
-            ``max_length``, whatever they were counted as.
+            ``max_length``, counted as either reason.
         notes: lines for the user: what was understood, assumed or not read.
         left_out: requests of a foreign log that a history cannot hold, by the reason.
         ignored: columns that were not read.
         formats: the foreign formats that were recognised, in words.
         columns: history column with a value -> the column or path it was read from.
         assumed: the notes that no other attribute repeats: what was assumed, and warnings.
-        mapping: the mapping it was read by, with the units that were told; None without one.
+        mapping: the mapping it was read by, with the units that were inferred; None without one.
     """
 
     frame: pl.DataFrame
@@ -113,9 +113,9 @@ def read_history(
     Args:
         source: a file, a glob, a folder (read recursively; CSV, JSONL, JSON and Parquet may be
             mixed, and compressed), the address of a database, a polars frame, or a table of another
-            library that speaks Arrow (pandas, pyarrow). A log of another program is recognised by
-            its content (``history.formats``) and read as one. A :class:`History` is returned as it
-            is.
+            library with the Arrow interface (pandas, pyarrow). A log of another program is
+            recognised by its content (``history.formats``) and read as one. A :class:`History` is
+            returned as it is.
         on_bad_rows: ``"refuse"`` raises on the first file set with a bad row, ``"skip"`` leaves
             such rows out and reports them.
         columns: read (and validate) only these, and return exactly these, null where no file has
@@ -252,7 +252,7 @@ def read_as(
             layout = NATIVE if form or mapped else layout_for(path, layouts)
             frames.append(validate_file(path, layout, wanted, findings, form, mapped))
         except EmptyHistoryError as error:
-            empty = error  # one of many may be empty, say a recorder's newest
+            empty = error  # one of many may be empty, such as a recorder's newest
         except MissingColumnError:
             # A folder of logs may also hold settings and reports.
             if len(paths) == 1 or kind_of(path) != "json":
@@ -332,7 +332,7 @@ def _notes(frame: pl.DataFrame, findings: Findings) -> list[str]:
 
 
 def _assumed(frame: pl.DataFrame, findings: Findings) -> list[str]:
-    """Return what was assumed, and a warning where a unit looks wrong, one line each."""
+    """Return what was assumed, and a warning for an unlikely unit, one line each."""
     notes = list(findings.notes)
     if findings.renamed:
         words = [f"{word} → {KNOWN[word]} ({n:,})" for word, n in findings.renamed.most_common()]

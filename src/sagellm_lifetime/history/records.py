@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from sagellm_lifetime.history.parquet import counts_agree, damaged_parquet, no_p
 from sagellm_lifetime.history.streams import open_unpacked
 
 Record = dict[str, Any]
-LOOKED_AT: Final = 20  # records by which a log is recognised
+SAMPLE_SIZE: Final = 20  # records by which a log is recognised
 _ROWS = 10_000  # of Parquet, turned into records at once
 
 
@@ -63,7 +64,7 @@ def sample_and_records(path: Path) -> tuple[Sample, Iterator[tuple[str, Record |
         HistoryError: the file cannot be read; also from the iterator, further on.
     """
     rows = records(path)
-    beginning = list(islice(rows, LOOKED_AT))
+    beginning = list(islice(rows, SAMPLE_SIZE))
     keys: dict[str, None] = {}
     if kind_of(path) == "csv":
         keys.update(dict.fromkeys(_header(path)))
@@ -75,7 +76,7 @@ def sample_and_records(path: Path) -> tuple[Sample, Iterator[tuple[str, Record |
 
 def sample_of(frame: pl.DataFrame) -> tuple[Sample, Iterator[tuple[str, Record]]]:
     """Return the beginning of a frame and all its rows as records, as :func:`records` does."""
-    first = tuple(frame.head(LOOKED_AT).iter_rows(named=True))
+    first = tuple(frame.head(SAMPLE_SIZE).iter_rows(named=True))
     rows = frame.iter_rows(named=True, buffer_size=_ROWS)
     numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
     return Sample(tuple(frame.columns), first), numbered
@@ -148,6 +149,24 @@ def _parsed(text: bytes, path: Path, place: str) -> Any:
         return Broken("is not JSON")
 
 
+@contextmanager
+def json_errors(path: Path, wanted: str) -> Iterator[None]:
+    """Raise errors of the JSON decoder in the block as :class:`HistoryError`, in one line.
+
+    Args:
+        path: file that is decoded.
+        wanted: description of the expected content, for the message.
+    """
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise HistoryError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise HistoryError(f"{path}: a number has too many digits") from error
+    except RecursionError as error:
+        raise HistoryError(f"{path}: not {wanted}: nested too deep") from error
+
+
 def _record(value: Any) -> Record | Broken:
     if isinstance(value, dict | Broken):
         return value
@@ -166,14 +185,8 @@ def _json(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Record | Broken]
             at += 1
         if at == len(text):
             return
-        try:
+        with json_errors(path, "a log"):
             value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise HistoryError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
-        except ValueError as error:
-            raise HistoryError(f"{path}: a number has too many digits") from error
-        except RecursionError as error:
-            raise HistoryError(f"{path}: not a log: nested too deep") from error
         if isinstance(value, dict) and isinstance(value.get("data"), list):
             value = value["data"]  # a page of an API
         for item in value if isinstance(value, list) else [value]:

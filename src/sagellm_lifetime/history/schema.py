@@ -51,10 +51,10 @@ MAX_SECONDS = 10**11
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each history column is found in a file, and what must be there.
+    """Where each history column is in a file, and which ones are required.
 
     Attributes:
-        names: history column -> column of the file; messages speak of the column of the file.
+        names: history column -> column of the file; messages name the column of the file.
         required: history columns that must be there and filled.
         values: history column -> expression over the file's (text) columns that gives the number,
             where a plain cast is not enough; a null from a filled cell is a bad row.

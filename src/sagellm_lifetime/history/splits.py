@@ -65,13 +65,14 @@ def _by_group(frame: pl.DataFrame, column: str, share: float, way: str) -> Split
     """Return a split by whole groups, in the order of a hash of their names.
 
     At least one group is in the training part. A row without a name is a group of its own; rows of
-    one prompt are one group, and so are all sessions in which it was asked.
+    one prompt are one group, and so are all sessions that contain it.
     """
-    alone = pl.concat_str([pl.lit("row "), pl.int_range(pl.len()).cast(pl.String)])
+    row_name = pl.concat_str([pl.lit("row "), pl.int_range(pl.len()).cast(pl.String)])
     columns = [column, *(["prompt_id"] if _present(frame, "prompt_id") else [])]
     keys = [pl.col(name).cast(pl.String) for name in dict.fromkeys(columns)]
     names = frame.select(
-        pl.coalesce(*keys, alone).alias("name"), pl.coalesce(keys[-1], *keys, alone).alias("prompt")
+        pl.coalesce(*keys, row_name).alias("name"),
+        pl.coalesce(keys[-1], *keys, row_name).alias("prompt"),
     )
     names = _linked(names)
     sizes = names.group_by("group").len()

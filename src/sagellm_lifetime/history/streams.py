@@ -1,4 +1,4 @@
-"""Open log files as bytes, uncompressed on the way: gzip, zstd, bzip2 or xz, told by content."""
+"""Open log files as uncompressed bytes: gzip, zstd, bzip2 and xz are recognised by content."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, uncompressed on the way.
 
     Raises:
-        HistoryError: the compressed file is truncated or damaged, found while it is read.
+        HistoryError: the compressed file is truncated or damaged, noticed while it is read.
     """
     compression = packing(path)
     try:

@@ -1,4 +1,4 @@
-"""What was understood of a log: format, rows, columns, rate, units, and what looks wrong."""
+"""Summary of a log: format, rows, columns, rate, units, and warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIXED: Final = 0.5
 _MAX_RATE: Final = 5000.0
 """Requests a second above which the unit of the arrival times is in doubt."""
 _LEAST: Final = 20
-"""Rows below which shares say nothing."""
+"""Rows below which shares mean nothing."""
 _INDENT: Final = 10
 
 
@@ -57,7 +57,7 @@ class HistorySummary:
         clients: number of clients, None without client ids.
         models: number of models, None without names of models.
         notes: what was assumed, one line each.
-        warnings: what looks wrong, one line each.
+        warnings: likely faults, one line each.
 
     >>> import polars
     >>> rows = {"arrival_time": [0.0, 5.0, 10.0], "actual_length": [40, 80, 80]}

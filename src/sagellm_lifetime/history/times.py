@@ -3,7 +3,7 @@
 A number is a moment in seconds unless it is too large to be one: since 1973 milliseconds,
 microseconds and nanoseconds since 1970 lie in bands of their own, above every moment in seconds up
 to the year 5138. Numbers from another origin carry no unit; ``plausible_unit`` decides by the rate
-of requests they would mean, ``unit_warning`` looks at the seconds per generated token.
+of requests they would mean, ``unit_warning`` reads the seconds per generated token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OFFSET = r"( ?UTC|Z|z|[+-]\d\d(?::?\d\d)?)$"
 
 
 def iso_seconds(text: pl.Expr) -> pl.Expr:
-    """Return ISO 8601 text as seconds since 1970, null where it is none; no offset means UTC."""
+    """Return ISO 8601 text as seconds since 1970, null for other text; no offset means UTC."""
     text = text.str.strip_chars()
     offset = text.str.extract(r"\d\d:\d\d.*" + _OFFSET, 1)
     sign = pl.when(offset.str.starts_with("-")).then(-1.0).otherwise(1.0)

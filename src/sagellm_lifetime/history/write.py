@@ -41,7 +41,7 @@ def write_history(
 ) -> None:
     """Write ``frame`` as CSV, JSONL or Parquet (by suffix), under a temporary name, then rename.
 
-    A reader never sees half a file, and a failure leaves what was there before.
+    A reader never gets a partial file, and after a failure the old file is unchanged.
 
     Args:
         frame: rows in the history format.

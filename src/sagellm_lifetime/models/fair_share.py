@@ -1,15 +1,15 @@
 """Fair shares: state that is common to all clients learns from each client by a bounded part.
 
-Counted by request, one client at ten times the rate of the others would dominate all common state:
-the counts of all requests, the effect of a prompt length, the calibration. So a completion is
-accepted there only while its client's part of the recently accepted ones is at most a fair share:
-twice an even share of all clients, or 25 %, whichever is more. State of the client alone (nodes
+If every completion counted the same, a client at ten times the rate of the others would dominate
+all common state: the counts of all requests, the effect of a prompt length, the calibration. So a
+completion is accepted there only while its client's part of the recently accepted ones is at most a
+fair share: the larger of twice an even share of all clients and 25 %. A client's own state (nodes
 below its name) learns from all its completions.
 
 Accounts that send more than twice an even share of all completions are *loud*, and share one bound:
 half of the accepted completions, together. So several loud names get no more than two of them. In
 ordinary traffic busy clients are loud, too; beside a flood, of which they are a small part, they
-are not, and the flood alone is cut.
+are not, and only the flood is cut.
 
 Clients with fewer than eight completions share one account with requests that name no client, so
 that a new name for every request gives no larger share. Nothing here is random, and time is counted
@@ -87,8 +87,8 @@ class FairShares:
     """Accounts of clients: the part of each in the recently accepted completions.
 
     A client's part is measured since its first completion, at most over the last :data:`_MEMORY`
-    accepted ones. So a client that comes late or pauses gets no larger share. That of the loud
-    accounts is measured over as many.
+    accepted ones. So a client that starts late or pauses gets no larger share. The part of the
+    loud accounts is measured over as many.
 
     Args:
         even_shares: fair share of a client, in even shares of all clients.
@@ -126,14 +126,14 @@ class FairShares:
         return client != _SHARED and client in self._accounts
 
     def sends_more(self, client: int, even_shares: float) -> bool:
-        """Return True if the account of a client sends more than so many even shares."""
+        """Return True if the account of a client sends more than ``even_shares`` even shares."""
         account = self._accounts.get(client, self._accounts[_SHARED])
         sent = account[3] >> self._halvings - account[4]
         return sent > even_shares / len(self._accounts) * self._sent + _SLACK
 
     @property
     def has_one_client(self) -> bool:
-        """Return True if there is one client with an account and no other, or nobody is named."""
+        """Return True if no client has an account, or one has and the shared one holds no other."""
         accounts = self._accounts
         # The first completions of a client are on the shared account.
         return len(accounts) == 1 or (len(accounts) == 2 and accounts[_SHARED][0] <= _ESTABLISHED)
@@ -173,7 +173,7 @@ class FairShares:
             loud[1] = total - since_loud
         # For an established client every new name counts as a client. For the shared account all
         # new names are one client, so that more names never make a larger share; and whether an
-        # account is loud depends on the accounts alone, so that new names make nobody loud.
+        # account is loud depends only on the accounts, so that new names make no account loud.
         others = len(accounts) - 1
         is_shared = account is accounts[_SHARED]
         clients = 1 + others if is_shared else others + len(self._new)
@@ -256,17 +256,17 @@ class FairShares:
         if not len(restored) == len(accounts) <= _MOST_CLIENTS + 1 or _SHARED not in restored:
             raise ValueError("'accounts' names a client twice, too many, or not the shared one")
         if (accounts[:, 1:] > MOST).any():
-            raise ValueError("'accounts' holds counts that cannot be")
+            raise ValueError("'accounts' holds impossible counts")
         if (accounts[:, 2] > np.minimum(accounts[:, 1], accounts[:, 3])).any():
-            raise ValueError("'accounts' accepted more than there was")
+            raise ValueError("'accounts' accepted more completions than there were")
         if loud > since_loud or sent > _OFFERED or (accounts[:, 4] > sent).any():
-            raise ValueError("'loud' tells of completions that cannot be")
+            raise ValueError("'loud' holds impossible counts")
         if not len(fresh) == len(new) <= _MOST_NEW or fresh.keys() & restored.keys():
             raise ValueError("'new' names a client twice, or too many")
         if len(new) and not (new[:, 1].min() >= 1 and new[:, 1].max() < _ESTABLISHED):
             raise ValueError("'new' holds a client that is not new, or none")
         if refused > _MOST_REFUSED:
-            raise ValueError("'refused' more in a row than are refused")
+            raise ValueError("'refused' counts more in a row than are ever refused")
         self._accounts, self._new, self._refused = restored, fresh, refused
         self._loud, self._sent = [loud, -since_loud], sent
         self._total = self._halvings = 0

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import erfc, exp, log, pi, sqrt
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,6 +31,11 @@ from sagellm_lifetime.core.grid import BINS, EDGES, bin_of
 from sagellm_lifetime.core.hidden_states import READ_AT
 from sagellm_lifetime.features.hidden_state import COMPONENTS, STAGES, HiddenReadings
 from sagellm_lifetime.models.shrinkage import INSIDE, PADDED, Hazards
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sagellm_lifetime.models.base import Feedback
 
 LEAST: Final = 32
 """Completions from which on there is a score, and from which on anything is stored."""
@@ -157,6 +162,45 @@ class HiddenScore:
             if not replayed:
                 stage.regression.learn(x, log(length), censored=censored)
                 stage.shape.log_sd = stage.regression.log_sd
+
+    def learn_served(self, feedback: Feedback, above: Hazards | None = None) -> None:
+        """Learn from a completion of a model; of a replayed one only shape and weights.
+
+        Args:
+            feedback: the completion; its evidence has the readings.
+            above: hazards of the table for it, before it is counted there.
+        """
+        self.learn(
+            feedback.evidence.hidden,
+            feedback.length,
+            above,
+            censored=feedback.censored,
+            replayed=feedback.replayed,
+        )
+
+    def fit_history(
+        self,
+        frame: pl.DataFrame,
+        lengths: np.ndarray,
+        censored: np.ndarray,
+        *,
+        learns_shape: bool = False,
+    ) -> list[HiddenReadings | None]:
+        """Call :meth:`fit` with the readings of ``N`` rows of a history; return what it returns.
+
+        Args:
+            frame: checked rows, in time order.
+            lengths: generated tokens, shape ``(N,)``.
+            censored: True where the length is only a lower bound, shape ``(N,)``.
+            learns_shape: True to learn the shapes, too.
+        """
+        from sagellm_lifetime.models.history_rows import history_readings
+
+        scored = self.fit(history_readings(frame), lengths, censored)
+        if learns_shape:
+            for one, length, cut in zip(scored, lengths.tolist(), censored.tolist(), strict=True):
+                self.learn(one, length, censored=cut, replayed=True)
+        return scored
 
     def _stages(self, hidden: HiddenReadings, *, learns: bool) -> tuple[_Stage, ...] | None:
         """Return the stages of a source, new ones in place of the least recently used."""

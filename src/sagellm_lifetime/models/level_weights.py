@@ -65,11 +65,11 @@ class LevelWeights:
 def weights_state(weights: Sequence[LevelWeights]) -> Arrays:
     """Return ``W`` weights as arrays whose first axis has length ``W``."""
     return {
-        "losses": np.stack([each._losses for each in weights]),
-        "choice": np.array([each.choice for each in weights], dtype=np.int64),
-        "effect_losses": np.stack([each._effect_losses for each in weights]),
-        "trust": np.array([each.trust for each in weights], dtype=np.int64),
-        "scored": np.array([min(each.scored, MOST) for each in weights], dtype=np.int64),
+        "losses": np.stack([tree._losses for tree in weights]),
+        "choice": np.array([tree.choice for tree in weights], dtype=np.int64),
+        "effect_losses": np.stack([tree._effect_losses for tree in weights]),
+        "trust": np.array([tree.trust for tree in weights], dtype=np.int64),
+        "scored": np.array([min(tree.scored, MOST) for tree in weights], dtype=np.int64),
     }
 
 

@@ -24,7 +24,7 @@ from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -106,12 +106,9 @@ class LinearModel(LengthModel):
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence."""
         self._learn(feedback)
-        evidence = feedback.evidence
+        self.prompts.learn_served(feedback)
         if not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
-            self.hidden.learn(evidence.hidden, feedback.length, censored=feedback.censored)
+            self.hidden.learn_served(feedback)
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
@@ -135,15 +132,11 @@ class LinearModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
-        from sagellm_lifetime.models.history_rows import completions, history_readings
-
-        rows = list(completions(older, context, progress))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        hidden = self.hidden.fit(history_readings(older), lengths, censored)
-        for i, (observed, length, is_censored) in enumerate(rows):
-            evidence = self._scored(Evidence(features[i], observed.session, hidden=hidden[i]))
+        rows = scored_completions(self.prompts, older, context, progress)
+        hidden = self.hidden.fit_history(older, rows.lengths, rows.censored)
+        for i, (features, session) in enumerate(zip(rows.features, rows.sessions, strict=True)):
+            evidence = self._scored(Evidence(features, session, hidden=hidden[i]))
+            length, is_censored = int(rows.lengths[i]), bool(rows.censored[i])
             self._learn(Feedback(evidence, length, is_censored, replayed=True))
 
     def state(self) -> Arrays:

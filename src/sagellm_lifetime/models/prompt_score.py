@@ -7,8 +7,8 @@ scores of regressions that have not seen their prompts (out of fold), so that th
 networks above learn how good a score of an unseen prompt is. After that, and without a fit, each
 completion is learned by one step of recursive least squares with a diagonal matrix.
 
-The lengths are taken relative to the mean of their client (or model), so that the score tells
-prompts apart and not clients, for whom there are better estimates.
+The lengths are taken relative to the mean of their client (or model), so that the score
+distinguishes prompts and not clients, which the models above estimate better.
 
 Weights are sums over hashed terms of all prompts, so no prompt can be read from them.
 """
@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import log1p, sqrt
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,11 @@ from sagellm_lifetime.core.checked import MOST, checked
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.features.prompt_terms import TERM_BITS, PromptTerms, TermKind, prompt_terms
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.models.context import ObservedRequest
+from sagellm_lifetime.models.base import Feedback, Progress
+from sagellm_lifetime.models.context import Context, ObservedRequest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _BUCKETS: Final = 1 << TERM_BITS
 _RIDGE: Final = 2.0
@@ -37,7 +41,7 @@ _STEPS: Final = 30
 """Maximum number of steps of the conjugate gradients; errors are below 0.1 % by then."""
 _TOLERANCE: Final = 1e-6
 _LEAST: Final = 100
-"""Completions with terms from which on a regression is fitted, and a score is returned."""
+"""Least number of completions with terms for which a regression is fitted, or a score returned."""
 _MEAN_PRIOR: Final = 5.0
 """Completions of all clients that count for each client's mean."""
 _MOST_CLIENTS: Final = 4096
@@ -48,7 +52,7 @@ _LARGEST_LOG: Final = 64.0
 
 
 class PromptScore:
-    """Scores of prompts, for each kind of terms a regression of its own."""
+    """Scores of prompts, by one regression per kind of terms."""
 
     def __init__(self) -> None:
         self._regressions: dict[TermKind, _Regression] = {}
@@ -57,7 +61,7 @@ class PromptScore:
     def score(self, terms: Sequence[PromptTerms]) -> float | None:
         """Return the score of a prompt: the logarithm of a length; ``None`` if nothing is known.
 
-        It is that of the first of the terms whose kind has been learned.
+        The score is that of the first terms whose kind has been learned.
         """
         for kind, buckets in terms:
             regression = self._regressions.get(kind)
@@ -85,11 +89,11 @@ class PromptScore:
         *,
         censored: bool,
     ) -> None:
-        """Learn from one completion; of a censored one only that it was longer than predicted."""
+        """Learn from one completion; a censored one counts only if it is longer than predicted."""
         if not terms:
             return
         value = log1p(length)
-        mean = self._means.of(features)
+        mean = self._means.mean(features)
         if not censored:
             self._means.learn(features, value)
         for kind, buckets in terms:
@@ -97,6 +101,17 @@ class PromptScore:
             if regression is None:
                 regression = self._regressions[kind] = _Regression()
             regression.step(buckets, value - mean, at_least=censored)
+
+    def learn_served(self, feedback: Feedback) -> None:
+        """Learn from a sequence of the service, and ignore a replayed one.
+
+        A replay calibrates, so no score may have been learned from a sample of the same prompt.
+        """
+        if not feedback.replayed:
+            evidence = feedback.evidence
+            self.learn(
+                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
+            )
 
     def fit(
         self, requests: Sequence[ObservedRequest], lengths: np.ndarray, censored: np.ndarray
@@ -117,19 +132,22 @@ class PromptScore:
             [features[i] for i in np.flatnonzero(~censored)], values[~censored], strict=True
         ):
             self._means.learn(one, float(value))
-        means = np.array([self._means.of(one) for one in features])
+        means = np.array([self._means.mean(one) for one in features])
         for kind in TermKind:
-            of_kind = {
-                i: one.buckets for i, each in enumerate(terms) for one in each if one.kind is kind
+            buckets_by_row = {
+                row: term.buckets
+                for row, row_terms in enumerate(terms)
+                for term in row_terms
+                if term.kind is kind
             }
-            rows, buckets = list(of_kind), list(of_kind.values())
+            rows, buckets = list(buckets_by_row), list(buckets_by_row.values())
             if np.count_nonzero(~censored[rows]) < _LEAST:
                 continue
             regression = self._regressions[kind] = _Regression()
-            found = regression.fit(buckets, (values - means)[rows], ~censored[rows])
-            for i, score in zip(rows, found.tolist(), strict=True):
-                if features[i].prompt_score is None:
-                    features[i] = replace(features[i], prompt_score=score + _PRIOR)
+            scores = regression.fit(buckets, (values - means)[rows], ~censored[rows])
+            for row, score in zip(rows, scores.tolist(), strict=True):
+                if features[row].prompt_score is None:
+                    features[row] = replace(features[row], prompt_score=score + _PRIOR)
         return features
 
     # -- state -------------------------------------------------------------------------------
@@ -155,6 +173,46 @@ class PromptScore:
                 regressions[kind] = _Regression()
                 regressions[kind].restore(state, f"{kind.value}.")
         self._means, self._regressions = means, regressions
+
+
+class ScoredCompletions(NamedTuple):
+    """Completions of a history in time order, with prompt scores out of fold.
+
+    Attributes:
+        features: features of the requests with prompt scores, length ``N``.
+        sessions: keys of their sessions, 0 for none, length ``N``.
+        lengths: generated tokens, int64 of shape ``(N,)``.
+        censored: True where the length is only a lower bound, shape ``(N,)``.
+    """
+
+    features: list[RequestFeatures]
+    sessions: list[int]
+    lengths: np.ndarray
+    censored: np.ndarray
+
+
+def scored_completions(
+    prompts: PromptScore,
+    frame: pl.DataFrame,
+    context: Context,
+    progress: Progress | None,
+) -> ScoredCompletions:
+    """Fit a prompt score on the rows of a history; return the rows with scores out of fold.
+
+    Args:
+        prompts: an unfitted prompt score, which is fitted.
+        frame: checked rows, in time order.
+        context: learns all rows.
+        progress: called with the name of the step and the share done; ``None`` for no calls.
+    """
+    from sagellm_lifetime.models.history_rows import completions
+
+    rows = list(completions(frame, context, progress))
+    lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
+    is_censored = np.array([is_bound for _, _, is_bound in rows], dtype=bool)
+    requests = [observed for observed, _, _ in rows]
+    features = prompts.fit(requests, lengths, is_censored)
+    return ScoredCompletions(features, [one.session for one in requests], lengths, is_censored)
 
 
 class _Regression:
@@ -195,7 +253,7 @@ class _Regression:
         """Learn one completion, and count its terms.
 
         It is a step of recursive least squares with a diagonal matrix, which needs no learning
-        rate: a term that is new moves by a third of the error, a common one hardly.
+        rate: a new term moves by a third of the error, a common one hardly.
 
         Args:
             buckets: terms of the prompt.
@@ -227,12 +285,12 @@ class _Regression:
         # Rows of equal terms are one row with a weight: prompts are often sampled several times,
         # and must not be in two folds.
         places: dict[bytes, int] = {}
-        of = np.array([places.setdefault(one.tobytes(), len(places)) for one in buckets])
+        place = np.array([places.setdefault(one.tobytes(), len(places)) for one in buckets])
         distinct = [np.frombuffer(key, dtype=np.uint16) for key in places]
-        weight = np.bincount(of, known, minlength=len(places))
-        mean = np.bincount(of, values * known, minlength=len(places)) / np.maximum(weight, 1.0)
+        weight = np.bincount(place, known, minlength=len(places))
+        mean = np.bincount(place, values * known, minlength=len(places)) / np.maximum(weight, 1.0)
         self.learned = len(buckets)
-        for one, count in zip(distinct, np.bincount(of), strict=True):
+        for one, count in zip(distinct, np.bincount(place), strict=True):
             self._documents[one] += count
         matrix = _Rows(distinct, [self._importance(one.astype(np.intp)) for one in distinct])
         fold = np.arange(len(places)) % _FOLDS
@@ -242,8 +300,8 @@ class _Regression:
             scores[fold == k] = matrix.dot(solved)[fold == k]
         self._weights = matrix.solve(mean, weight).astype(np.float32)
         self._precision += matrix.squares(weight).astype(np.float32)
-        of_rows: np.ndarray = scores[of]
-        return of_rows
+        row_scores: np.ndarray = scores[place]
+        return row_scores
 
     def state(self) -> Arrays:
         """Return the weights and counts as arrays."""
@@ -328,7 +386,7 @@ class _Means:
     def _key(features: RequestFeatures) -> int:
         return features.client_key or features.model_key
 
-    def of(self, features: RequestFeatures) -> float:
+    def mean(self, features: RequestFeatures) -> float:
         """Return the mean of a request's client, shrunk to that of all."""
         count, total = self._all
         common = (total + _MEAN_PRIOR * _PRIOR) / (count + _MEAN_PRIOR)
@@ -367,7 +425,7 @@ class _Means:
             raise ValueError("'mean_keys' names a client twice, or too many")
         counts, totals = array[:, 0], array[:, 1]
         if (counts % 1.0).any() or (totals > counts * _LARGEST_LOG).any():
-            raise ValueError("'mean_sums' holds sums of lengths that cannot be")
+            raise ValueError("'mean_sums' holds impossible sums of lengths")
         if counts[1:].sum() > counts[0]:
             raise ValueError("'mean_sums' counts more for the clients than for all")
         sums = array.tolist()

@@ -2,7 +2,7 @@
 
 The grid resolves lengths to 6 %, but servers cut at 256 exactly, and the answers of some clients
 always have the same number of tokens. Beside its bins a group therefore counts single lengths in a
-few places, of which new lengths take over the ones that were not counted for long (the frequent
+few places, and a new length replaces one that was not counted for long (the frequent
 algorithm of Misra & Gries 1982, with a clock hand instead of a pass over all counters). A length
 with a share of more than one over the number of places keeps its place, and its count is exact from
 then on.

@@ -12,12 +12,16 @@ A new generation begins in two steps, so that the costly one is rare:
    changes of scale and of spread, and may be wrong.
 2. A *candidate* generation learns the same completions beside the present one, from nothing. It
    becomes the present one when its likelihood of completions, before they are counted, is higher
-   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So a change
-   is what a new model predicts better, whatever its kind.
+   by :data:`_WIN` nats (prequential, Dawid 1984), and is dropped when it stays behind. So every
+   change counts that a new model predicts better, of any kind.
 
-Without a change an old generation knows more than a new one, so a candidate loses. Its gain must
-remain above :data:`_WIN` without the client who contributes most, so that no client begins a
-generation for the others. Time is counted in completions; nothing is random.
+A candidate that has learned long before the change predicts a mixture, too. So when one that is
+not young begins to win, a *fresh* one begins beside it. If the trial is won, the fresh one is the
+candidate of the next, which begins at once.
+
+Without a change an old generation has learned more than a new one, so a candidate loses. Its gain
+must remain above :data:`_WIN` without the client that contributes most, so that no client begins a
+generation for the other clients. Time is counted in completions; nothing is random.
 """
 
 from __future__ import annotations
@@ -48,12 +52,16 @@ _SETTLED: Final = 150
 _WIN: Final = 8.0
 """Nats by which a candidate must be better."""
 _CLIP: Final = 3.0
-"""Most nats that one completion adds or takes in a trial."""
+"""Most nats that one completion adds or subtracts in a trial."""
 _HOPELESS: Final = 80, -0.4
 """Completions of a trial, and mean nats of each, with which it ends early."""
 _TRIAL: Final = 200
 """Completions after which a trial ends, unless the candidate has recently been better."""
 _LONGEST_TRIAL: Final = 1000
+_STALE: Final = 20
+"""Completions of a trial from which on a fresh candidate begins when the gain does."""
+_BEGINS: Final = 2.0
+"""Nats of the gain with which a fresh candidate begins: with 0, most would be dropped at once."""
 _RETURN: Final = 12.0
 """Nats by which an older generation must be better to return. With 5, bursts of one client made
 predictions change between chat and reasoning and back twice as often."""
@@ -73,6 +81,7 @@ class _Trial:
         seen: completions watched.
         balance: its log likelihood over that of the present generation, nats.
         gain: the same since the present one was last better, nats.
+        fresh: number of the candidate that began with the gain, 0 for none.
         support: contribution to ``gain`` of each client, nats.
     """
 
@@ -80,6 +89,7 @@ class _Trial:
     seen: int = 0
     balance: float = 0.0
     gain: float = 0.0
+    fresh: int = 0
     support: dict[int, float] = field(default_factory=dict)
 
     def add(self, client: int, gain: float) -> None:
@@ -94,11 +104,16 @@ class _Trial:
         else:
             self.support[client] = self.support.get(client, 0.0) + gain
 
-    def is_won(self, *, is_alone: bool) -> bool:
-        """Return True if the candidate is better; ``is_alone``: there is only one client."""
+    @property
+    def needs_fresh(self) -> bool:
+        """Return True if a fresh candidate must begin."""
+        return not self.fresh and self.seen > _STALE and self.gain > _BEGINS
+
+    def is_won(self, *, has_one_client: bool) -> bool:
+        """Return True if the candidate is better, even without the client that gains most."""
         if self.gain <= _WIN:
             return False
-        return is_alone or self.gain - max(self.support.values()) > _WIN
+        return has_one_client or self.gain - max(self.support.values()) > _WIN
 
     def is_lost(self) -> bool:
         """Return True if the candidate is not getting better."""
@@ -156,10 +171,13 @@ class Regimes:
         record = self._models.get(model)
         return record.kept[-1] if record else 0
 
-    def candidate(self, model: int) -> int:
-        """Return the number of the candidate of a model, 0 for none."""
+    def candidates(self, model: int) -> list[int]:
+        """Return the numbers of the candidates of a model that learn: none, one, or a fresh one."""
         record = self._models.get(model)
-        return record.trial.number if record and record.trial else 0
+        if record is None or record.trial is None:
+            return []
+        trial = record.trial
+        return [trial.number, trial.fresh] if trial.fresh else [trial.number]
 
     def older(self, model: int) -> list[int]:
         """Return the numbers of the other generations that are kept."""
@@ -175,7 +193,7 @@ class Regimes:
         return [*older, record.trial.number] if record.trial else older
 
     def watch(
-        self, model: int, client: int, u: float, gains: list[float], *, is_alone: bool
+        self, model: int, client: int, u: float, gains: list[float], *, has_one_client: bool
     ) -> bool:
         """Compare a completion with its prediction, and switch the generation if needed.
 
@@ -185,10 +203,10 @@ class Regimes:
             u: predicted probability of lengths up to the actual one.
             gains: log likelihood of the completion under each of :meth:`rivals`, less that under
                 the present generation, nats.
-            is_alone: True if no other client is known.
+            has_one_client: True if no other client is known.
 
         Returns:
-            True if the present generation is another one now.
+            True if the present generation was replaced.
         """
         record = self._models.get(model)
         if record is None:
@@ -199,8 +217,8 @@ class Regimes:
         record.since += 1
         record.change.add(u)
         if record.trial:
-            record.trial.add(client, gains[-1])
-            if self._is_won(model, record, record.trial, is_alone=is_alone):
+            self._follow(model, record, record.trial, client, gains[-1])
+            if self._is_won(model, record, record.trial, has_one_client=has_one_client):
                 return True
         elif record.since >= _SETTLED and record.change.suspicion > _SUSPECT * (1 + record.lost):
             record.newest += 1
@@ -213,16 +231,26 @@ class Regimes:
             evicted = lightest_of(self._models, lambda record: record.seen)
             record = self._models.pop(evicted)
             if record.trial:
-                self._drop(evicted, record.trial.number)
+                self._drop_trial(evicted, record.trial)
             for number in record.kept:
                 self._drop(evicted, number)
         record = self._models[model] = _Model()
         return record
 
-    def _is_won(self, model: int, record: _Model, trial: _Trial, *, is_alone: bool) -> bool:
+    def _follow(self, model: int, record: _Model, trial: _Trial, client: int, gain: float) -> None:
+        """Add the gain of one completion, and begin or drop the fresh candidate."""
+        trial.add(client, gain)
+        if trial.needs_fresh:
+            record.newest += 1
+            trial.fresh = record.newest
+        elif trial.fresh and not trial.gain:
+            self._drop(model, trial.fresh)
+            trial.fresh = 0
+
+    def _is_won(self, model: int, record: _Model, trial: _Trial, *, has_one_client: bool) -> bool:
         """End a trial if it is decided; return True if it was won."""
-        if trial.is_won(is_alone=is_alone):
-            record.trial, record.lost = None, 0
+        if trial.is_won(has_one_client=has_one_client):
+            record.trial, record.lost = _Trial(trial.fresh) if trial.fresh else None, 0
             record.change = PitChange()
             for number in record.kept[: 1 - KEPT]:
                 self._drop(model, number)
@@ -230,7 +258,7 @@ class Regimes:
             self.changes += 1
             return True
         if trial.is_lost():
-            self._drop(model, trial.number)
+            self._drop_trial(model, trial)
             record.trial = None
             record.lost = min(record.lost + 1, _MOST_LOST)
             record.change.suspicion = 0.0
@@ -249,7 +277,7 @@ class Regimes:
         if best < 0:
             return False
         if record.trial:
-            self._drop(model, record.trial.number)
+            self._drop_trial(model, record.trial)
             record.trial = None
         record.change.forget_recent()
         kept = record.kept.copy()
@@ -261,6 +289,10 @@ class Regimes:
     @staticmethod
     def _present(record: _Model, kept: list[int]) -> None:
         record.kept, record.since, record.better = kept, 0, [0.0] * len(kept)
+
+    def _drop_trial(self, model: int, trial: _Trial) -> None:
+        self._drop(model, trial.number)
+        self._drop(model, trial.fresh)
 
     def _drop(self, model: int, number: int) -> None:
         # Generation 0 is the tree that all models share.
@@ -312,8 +344,8 @@ class Regimes:
             kept[i, : len(record.kept)] = record.kept
             better[i, : len(record.kept)] = record.better
         counts = [
-            (key, each.newest, each.seen, each.since, each.lost)
-            for key, each in self._models.items()
+            (key, record.newest, record.seen, record.since, record.lost)
+            for key, record in self._models.items()
         ]
         return {
             "models": np.minimum(np.array(counts, dtype=np.int64).reshape(-1, 5), LARGEST_KEY),
@@ -322,7 +354,9 @@ class Regimes:
             "recent": _rows([record.change.recent for record in records]),
             "usual": _rows([record.change.usual for record in records]),
             "suspicion": np.array([record.change.suspicion for record in records]),
-            "trial": np.array([(t.number, t.seen) for t in trials], dtype=np.int64).reshape(-1, 2),
+            "trial": np.array(
+                [(t.number, t.seen, t.fresh) for t in trials], dtype=np.int64
+            ).reshape(-1, 3),
             "gains": np.array([(t.balance, t.gain) for t in trials]).reshape(-1, 2),
             "support": np.array([s[:2] for s in support], dtype=np.int64).reshape(-1, 2),
             "support_nats": np.array([s[2] for s in support], dtype=np.float64),
@@ -340,7 +374,7 @@ class Regimes:
         counts = checked(state, "models", np.int64, (None, 5), 0, LARGEST_KEY)
         size = len(counts)
         if (counts[:, 1:] > MOST).any() or (counts[:, 4] > _MOST_LOST).any():
-            raise ValueError("'models' holds counts that cannot be")
+            raise ValueError("'models' holds impossible counts")
         kept = checked(state, "kept", np.int64, (size, KEPT), -1, MOST)
         better = checked(state, "better", np.float64, (size, KEPT), 0.0, 3.0 * _RETURN + 1.0)
         recent = checked(state, "recent", np.int64, (size, BINS), 1, RECENT)
@@ -354,11 +388,11 @@ class Regimes:
             if not named or numbers != named + [-1] * (KEPT - len(named)):
                 raise ValueError("'kept' names no generation, or leaves a gap")
             trial = trials[i]
-            tried = [trial.number] if trial else []
+            tried = [n for n in (trial.number, trial.fresh) if n] if trial else []
             if len({*named, *tried}) < len(named) + len(tried) or max(*named, *tried, 0) > newest:
-                raise ValueError("'models', 'kept' and 'trial' tell of generations that cannot be")
+                raise ValueError("'models', 'kept' and 'trial' hold impossible generations")
             if since > seen:
-                raise ValueError("'models' tells of completions that cannot be")
+                raise ValueError("'models' counts more completions since a change than in all")
             models[key] = _Model(
                 kept=named,
                 newest=newest,
@@ -383,24 +417,26 @@ def _rows(histograms: list[list[int]]) -> np.ndarray:
 
 def _trials(state: Arrays, size: int) -> list[_Trial | None]:
     """Return the candidate of each model from a state, checked."""
-    trial = checked(state, "trial", np.int64, (size, 2), 0, MOST)
+    trial = checked(state, "trial", np.int64, (size, 3), 0, MOST)
     gains = checked(state, "gains", np.float64, (size, 2))
     support = checked(state, "support", np.int64, (None, 2), 0, LARGEST_KEY)
     nats = checked(state, "support_nats", np.float64, (len(support),)).tolist()
     none = trial[:, 0] == 0
     if trial[none].any() or gains[none].any():
-        raise ValueError("'trial' or 'gains' of a candidate that is none")
+        raise ValueError("'trial' or 'gains' holds values where there is no candidate")
     if (gains[:, 1] < 0.0).any() or (support[:, 0] >= size).any():
-        raise ValueError("'gains' or 'support' of a trial that cannot be")
+        raise ValueError("'gains' or 'support' of an impossible trial")
     trials = [
-        _Trial(number, seen, balance, gain) if number else None
-        for (number, seen), (balance, gain) in zip(trial.tolist(), gains.tolist(), strict=True)
+        _Trial(number, seen, balance, gain, fresh) if number else None
+        for (number, seen, fresh), (balance, gain) in zip(
+            trial.tolist(), gains.tolist(), strict=True
+        )
     ]
     for (row, client), part in zip(support.tolist(), nats, strict=True):
-        each = trials[row]
-        if each is None or client in each.support:
+        candidate = trials[row]
+        if candidate is None or client in candidate.support:
             raise ValueError("'support' of no trial, or of one client twice")
-        each.support[client] = part
-    if any(each and each.gain > 0.0 and not each.support for each in trials):
+        candidate.support[client] = part
+    if any(one and one.gain > 0.0 and not one.support for one in trials):
         raise ValueError("'gains' of no client")
     return trials

@@ -4,13 +4,13 @@ Nodes count, per bin of the length grid, the sequences of a group that ended the
 seen alive there. A node corrects the hazards of the node above it, shrunk by ``(k1, k2)``
 sequences; see :mod:`~sagellm_lifetime.models.shrinkage`. There are two kinds of groups:
 
-* each feature (a *piece* of the request) alone: model, client, cap, prompt length, finer prompt
-  length;
-* the pieces crossed, one after another: all requests → model → client → cap → prompt length → finer
-  prompt length; and the session as the last node.
+* groups by one feature (a *piece* of the request), its main effect: model, client, cap, prompt
+  length, finer prompt length;
+* groups by crossed pieces, one after another: all requests → model → client → cap → prompt length →
+  finer prompt length; and the session as the last node.
 
-A crossed node corrects the hazards of the crossed node before it, to which the effect of its piece
-alone has been applied. So a new combination is predicted from its pieces, and a piece that has
+A crossed node corrects the hazards of the crossed node before it, to which the main effect of its
+piece has been applied. So a new combination is predicted from its pieces, and a piece that has
 never been seen is left out.
 
 The best weights of a level and of an effect differ from trace to trace. So each level chooses its
@@ -55,22 +55,22 @@ from sagellm_lifetime.models.shrinkage import (
 
 LEVELS: Final = (
     *("all", "model", "client", "cap", "prompt", "fine", "score", "session"),
-    *("client alone", "cap alone", "prompt alone", "fine alone", "score alone"),
+    *("client main", "cap main", "prompt main", "fine main", "score main"),
     "generation",
 )
 _CLIENT, _CAP, _PROMPT, _FINE, _SCORE, _SESSION = 2, 3, 4, 5, 6, 7
 _GENERATION: Final = 13
 """Level of the root of a later generation of a model."""
-_ALONE: Final = 6
-"""Difference between the level of a piece alone and that of the piece crossed with others."""
+_MAIN: Final = 6
+"""Difference between the level of a main effect and that of the same piece crossed with others."""
 _START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
 with strong shrinkage, (30, infinity)."""
-_HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _ALONE: 8}
+_HABITS: Final = {0: 64, _GENERATION: 64, 1: 16, _CLIENT: 8, _CLIENT + _MAIN: 8}
 """Number of single lengths that a node counts, by level: all requests, a model, a client."""
 _LEAST_LIKELY: Final = 6e-6
-"""Least probability of a bin, so that one completion alone cannot decide."""
+"""Least probability of a bin, so that one completion cannot decide."""
 _NEGLIGIBLE: Final = 0.02
 """Weight of an effect below which it is left out."""
 _SPREAD: Final = 8
@@ -131,14 +131,14 @@ class Step(NamedTuple):
         key: key of the node.
         level: index into ``LEVELS``.
         above: key of the node above, whose hazards it corrects; -1 for the root.
-        alone: path of the same piece alone, the root first; empty if the node is of a piece alone.
+        main: path of the main effect of the piece, the root first; empty for a main effect.
         before: path down to the node above, the root first.
     """
 
     key: NodeKey
     level: int
     above: NodeKey
-    alone: tuple[Step, ...]
+    main: tuple[Step, ...]
     before: tuple[Step, ...]
 
 
@@ -147,8 +147,8 @@ class Path(NamedTuple):
 
     Attributes:
         crossed: nodes from the root to the finest, then the session.
-        every: all nodes, those of pieces alone too, each after the nodes that it depends on.
-        own: nodes of ``every`` that belong to the client or the session alone.
+        every: all nodes, those of main effects too, each after the nodes that it depends on.
+        own: nodes of ``every`` that belong to one client or one session.
     """
 
     crossed: tuple[Step, ...]
@@ -296,7 +296,7 @@ class ResidualLife:
                 stale.append((step, None))
         effect: np.ndarray | None = None
         for step, stale_node in reversed(stale):
-            if step.alone:
+            if step.main:
                 reached, effect = self._with_effect(step, reached, effect)
             if stale_node is not None:
                 hazards = self._corrected(step, stale_node, _laid(reached, effect))
@@ -306,7 +306,7 @@ class ResidualLife:
     def _with_effect(
         self, step: Step, above: Reached, so_far: np.ndarray | None = None
     ) -> tuple[Reached, np.ndarray | None]:
-        """Add the effect of a piece alone to the effects that are to be applied to hazards.
+        """Add a main effect to the effects that are to be applied to hazards.
 
         Args:
             step: node whose piece has the effect.
@@ -315,34 +315,34 @@ class ResidualLife:
 
         Returns:
             The prediction to apply effects to, and the sum of the effects. If no other piece is
-            known, that prediction is the one of the piece alone, without effects.
+            known, that prediction is the one of the main effect, without effects.
         """
         share = weight(TRUST[self._weights_of(step).trust[step.level]], above[1])
-        pair = self._alone(step) if share >= _NEGLIGIBLE else None
+        pair = self._main_hazards(step) if share >= _NEGLIGIBLE else None
         if pair is None:
             return above, so_far
-        alone, over = pair
-        if so_far is None and above[2] == step.alone[-1].before:
-            return (alone, 0, step.alone), None
-        effect = alone.effect(over) * share
+        main, over = pair
+        if so_far is None and above[2] == step.main[-1].before:
+            return (main, 0, step.main), None
+        effect = main.effect(over) * share
         return above, effect if so_far is None else so_far + effect
 
-    def _alone(self, step: Step) -> tuple[Hazards, Hazards] | None:
-        """Return the hazards of a piece alone and of the node above it; ``None`` if unknown."""
-        last = step.alone[-1]
-        alone = self._nodes.get(last.key)
-        if alone is None:
+    def _main_hazards(self, step: Step) -> tuple[Hazards, Hazards] | None:
+        """Return the hazards of a main effect and of the node above it; ``None`` if unknown."""
+        last = step.main[-1]
+        main = self._nodes.get(last.key)
+        if main is None:
             return None
         over = self._nodes.get(last.above)
         # Both were nearly always settled by the last completion.
         if (
-            isinstance(alone, _Node)
+            isinstance(main, _Node)
             and isinstance(over, _Node)
-            and self._is_fresh(alone)
+            and self._is_fresh(main)
             and self._is_fresh(over)
         ):
-            return alone.hazards, over.hazards
-        return self._finest(step.alone)[0], self._finest(last.before)[0]
+            return main.hazards, over.hazards
+        return self._finest(step.main)[0], self._finest(last.before)[0]
 
     def _is_fresh(self, node: _Node) -> bool:
         counted, total = node.fresh_until
@@ -387,8 +387,7 @@ class ResidualLife:
         ):
             self._choose(path, length, censored=censored)
         steps = path.every if is_fair else path.own
-        candidate = self.regimes.candidate(features.model_key)
-        if candidate:
+        for candidate in self.regimes.candidates(features.model_key):
             steps += self._in_trial(features, session, candidate, length, is_fair, censored)
         self._count(steps, length, censored=censored)
         return is_fair
@@ -396,8 +395,8 @@ class ResidualLife:
     def _watch(self, features: RequestFeatures, session: int, path: Path, length: int) -> Path:
         """Compare a completion, before it is counted, with the prediction of its generation.
 
-        Of a session only the first completion is compared, since turns of one session are alike and
-        a long one would look like a change.
+        Only the first completion of a session is compared, since turns of one session are alike and
+        a long session would count as a change.
 
         Args:
             features: features of its request.
@@ -416,9 +415,9 @@ class ResidualLife:
             return path
         alive, ended = predicted
         client, model, regimes = features.client_key, features.model_key, self.regimes
-        rivals, gains, is_alone = regimes.rivals(model), [], False
+        rivals, gains, has_one_client = regimes.rivals(model), [], False
         if rivals:
-            is_alone = self.shares.has_one_client
+            has_one_client = self.shares.has_one_client
             present = log(max(ended, _LEAST_LIKELY))
             for generation in rivals:
                 other = self._cached_prediction(node_path(features, 0, generation), k)
@@ -427,7 +426,7 @@ class ResidualLife:
             client = 0
         # The middle of the bin's share, so that a constant length has ``u`` of 0.5.
         u = 1.0 - alive + 0.5 * ended
-        switched = regimes.watch(model, client, u, gains, is_alone=is_alone)
+        switched = regimes.watch(model, client, u, gains, has_one_client=has_one_client)
         if regimes.dropped:
             for dropped in regimes.dropped:
                 self._drop(*dropped)
@@ -441,7 +440,7 @@ class ResidualLife:
         """Forget the weights of a generation, and the nodes of a candidate."""
         root = _generation_root(model, generation).key
         self._later.pop(root, None)
-        # Nodes of an old generation are evicted in time; those of a candidate are of no use at all.
+        # Nodes of an old generation are evicted in time; those of a candidate are not used again.
         for key in self._tried.pop(root, ()):
             self._nodes.pop(key, None)
             self._once.pop(key, None)
@@ -524,7 +523,7 @@ class ResidualLife:
         if step.above in self._nodes:
             over = self._existing(step.above)
             above = over.hazards, over.counted, None
-        effect = self._with_effect(step, above)[1] if step.alone else None
+        effect = self._with_effect(step, above)[1] if step.main else None
         node.hazards = self._corrected(step, node, _laid(above, effect))
         node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
 
@@ -550,15 +549,15 @@ class ResidualLife:
         weights = self._weights_of(path.crossed[0])
         last = path.crossed[-1]
         # Turns of one session are alike, and so are their prompts, so the levels above predict
-        # the next turn better than the next session. A session therefore scores its own level
-        # alone, and only requests without one score the others.
+        # the next turn better than the next session. A session therefore scores its own level only,
+        # and requests without a session score the other levels.
         if last.level == _SESSION:
             known = [last] if last.key in nodes else []
         else:
             known = [
                 step
                 for step in path.every
-                if step.key in nodes or (step.alone and step.alone[-1].key in nodes)
+                if step.key in nodes or (step.main and step.main[-1].key in nodes)
             ]
         if not known:
             return
@@ -572,7 +571,7 @@ class ResidualLife:
         """Score every weight of one level on an end in bin ``k``, or on survival up to it."""
         above, effects = self._finest(step.before), None
         weights = self._weights_of(step)
-        pair = self._alone(step) if step.alone else None
+        pair = self._main_hazards(step) if step.main else None
         if pair is not None:
             effect = pair[0].effect(pair[1])
             nats = effect_losses(above[0], effect, above[1], k, censored=censored)
@@ -615,8 +614,7 @@ class ResidualLife:
             steps = path.every if is_fair else path.own
             if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
                 self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
-            candidate = self.regimes.candidate(request.model_key)
-            if candidate:
+            for candidate in self.regimes.candidates(request.model_key):
                 steps += self._in_trial(
                     request, session, candidate, int(lengths[i]), is_fair, bool(censored[i])
                 )
@@ -653,7 +651,7 @@ class ResidualLife:
     def _make_room(self) -> None:
         """Evict a node with one completion, or the lightest of the least recently used ones.
 
-        So a million names that come once evict each other, and not nodes with a history.
+        So a million names that are used once evict each other, and not nodes with a history.
         """
         if len(self._once) >= self._max_nodes * _ONCE_SHARE:
             evicted, _ = self._once.popitem(last=False)
@@ -729,7 +727,7 @@ class ResidualLife:
         key_array = checked(state, "keys", np.int64, (None,), 0, _LARGEST_KEY)
         keys = key_array.tolist()
         if (key_array & _LEVEL >= len(LEVELS)).any():
-            raise ValueError("'keys' names a node of a level that is none")
+            raise ValueError("'keys' names a node of an unknown level")
         self._stored = {}
         for name, (dtype, shape, low, high) in _STORED.items():
             self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
@@ -806,7 +804,7 @@ _ORDER: Final = tuple(
     {0: 0, _GENERATION: 1}.get(level, level if level > _SESSION else 20 + level)
     for level in range(len(LEVELS))
 )
-"""Rank of each level in an order in which it comes after the levels that it depends on."""
+"""Rank of each level in an order that puts it after the levels that it depends on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
 
 
@@ -854,7 +852,7 @@ def _path(
         base = (_generation_root(model, generation),)
         del pieces[0]
     pieces += [(_CAP, cap), (_PROMPT, prompt), (_FINE, fine), (_SCORE, score)]
-    crossed, alone = list(base), list(base)
+    crossed, main = list(base), list(base)
     extra: list[Step] = []
     first = 0
     """Level of the first piece that is given."""
@@ -862,15 +860,15 @@ def _path(
         if not value:
             continue
         if level != _FINE:
-            alone = list(base)
-        by_itself = level if level == 1 else level + _ALONE
-        alone.append(_below(tuple(alone), by_itself, value, ()))
+            main = list(base)
+        main_level = level if level == 1 else level + _MAIN
+        main.append(_below(tuple(main), main_level, value, ()))
         if first in (0, level) or (level == _FINE and first == _PROMPT):
-            crossed.append(alone[-1])
+            crossed.append(main[-1])
             first = first or level
             continue
-        extra.append(alone[-1])
-        crossed.append(_below(tuple(crossed), level, value, tuple(alone)))
+        extra.append(main[-1])
+        crossed.append(_below(tuple(crossed), level, value, tuple(main)))
     every = (base[0], *extra, *crossed[1:])
     return Path(tuple(crossed), every, tuple(step for step in every if _is_own(step)))
 
@@ -885,7 +883,7 @@ def _with_session(path: Path, session: int) -> Path:
 def _generation_root(model: int, generation: int) -> Step:
     """Return the root of a later generation.
 
-    It stands below no other node: below that of all requests it would be shrunk towards the old
+    It has no node above it, since the node of all requests would shrink it towards the old
     workload.
     """
     path = (model * _GOLDEN + generation) * 1_000_003 & _MASK
@@ -895,18 +893,18 @@ def _generation_root(model: int, generation: int) -> Step:
 def _is_own(step: Step) -> bool:
     """Return True if a node belongs to one client or session, and not to all."""
     levels = (step.level, *(node.level for node in step.before))
-    return step.level == _SESSION or _CLIENT in levels or _CLIENT + _ALONE in levels
+    return step.level == _SESSION or _CLIENT in levels or _CLIENT + _MAIN in levels
 
 
-def _below(before: tuple[Step, ...], level: int, value: int, alone: tuple[Step, ...]) -> Step:
+def _below(before: tuple[Step, ...], level: int, value: int, main: tuple[Step, ...]) -> Step:
     """Return the node of one more piece.
 
     Args:
         before: path down to the node above, the root first.
         level: level of the new node.
         value: value of the piece, above 0.
-        alone: path of the same piece alone; empty if the new node is of a piece alone.
+        main: path of the main effect of the piece; empty if the new node is a main effect.
     """
     above = before[-1].key
     path = ((above >> _LEVEL_BITS) * 1_000_003 + value * 16 + level) & _MASK
-    return Step(path << _LEVEL_BITS | level, level, above, alone, before)
+    return Step(path << _LEVEL_BITS | level, level, above, main, before)

@@ -16,7 +16,7 @@ from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 
 if TYPE_CHECKING:
@@ -84,19 +84,9 @@ class SurvivalModel(LengthModel):
         if hidden is not None:
             above = self.tables.known(evidence.features, evidence.session)
         is_fair = self.tables.learn(*completed, censored=feedback.censored)
-        # A replay calibrates, so no score may have been learned from a sample of the same prompt.
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
-        if is_fair and hidden is not None:
-            self.hidden.learn(
-                hidden,
-                feedback.length,
-                above,
-                censored=feedback.censored,
-                replayed=feedback.replayed,
-            )
+        if is_fair:
+            self.prompts.learn_served(feedback)
+            self.hidden.learn_served(feedback, above)
 
     def fit(
         self,
@@ -106,22 +96,9 @@ class SurvivalModel(LengthModel):
         progress: Progress | None,
     ) -> None:
         """Count all rows of ``older`` at once; the newest of them choose the weights."""
-        from sagellm_lifetime.models.history_rows import completions, history_readings
-
-        rows = list(completions(older, context, None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([censored for _, _, censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        for one, length, is_censored in zip(
-            self.hidden.fit(history_readings(older), lengths, censored),
-            lengths.tolist(),
-            censored.tolist(),
-            strict=True,
-        ):
-            self.hidden.learn(one, length, censored=is_censored, replayed=True)
-        self.tables.learn_many(
-            features, [observed.session for observed, _, _ in rows], lengths, censored
-        )
+        rows = scored_completions(self.prompts, older, context, None)
+        self.hidden.fit_history(older, rows.lengths, rows.censored, learns_shape=True)
+        self.tables.learn_many(*rows)
 
     @property
     def changes(self) -> int:

@@ -1,15 +1,16 @@
-"""Which weights answer: the champion's, a challenger's once it is no worse, or the table alone.
+"""Choice of the weights in use: the champion's, a challenger's once it is no worse, or none.
 
 New weights of a network are a *challenger*. Champion and challenger are scored side by side on
 completions that neither was trained on: the log loss of the length, a cut-off one as survival. The
-challenger replaces the champion if a one-sided test of non-inferiority says so: the mean of the
-paired differences plus ``Z`` standard errors is at most :data:`MARGIN`. There is a look at each of
-:data:`LOOKS` completions, and ``Z`` is the normal quantile of 5 % divided by their number
-(Bonferroni), so weights that are worse by the margin are accepted with a chance of 5 % at most.
-What is not accepted at the last look, or clearly worse at an earlier one, is refused.
+challenger replaces the champion if it passes a one-sided test of non-inferiority: the mean of
+the paired differences plus ``Z`` standard errors is at most :data:`MARGIN`. It is run after each of
+:data:`TESTED_AT` completions, and ``Z`` is the normal quantile of 5 % divided by the number of
+tests (Bonferroni), so weights that are worse by the margin are accepted with a chance of 5 % at
+most. Weights that are not accepted in the last test, or clearly worse in an earlier one, are
+refused.
 
-The table stands by: the corrections of the champion are applied by the share with the least recent
-loss, and 0 is among the shares.
+The corrections of the champion are applied by the share with the least recent loss, and 0, which
+leaves the table uncorrected, is among the shares.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import numpy as np
 from sagellm_lifetime.networks.graphs import Weights
 from sagellm_lifetime.networks.serving import Runner
 
-LOOKS: Final = (16, 32, 64, 128)
+TESTED_AT: Final = (16, 32, 64, 128)
 """Numbers of completions at which a challenger may be accepted or refused."""
 MARGIN: Final = 0.01
 """Nats per completion by which an accepted challenger may be worse."""
 Z: Final = 2.2414
-"""Quantile of the normal law at ``1 - 0.05 / len(LOOKS)``."""
+"""Quantile of the normal law at ``1 - 0.05 / len(TESTED_AT)``."""
 _LEAST_SD: Final = 0.02
 """Least standard deviation of a difference, nats: a few equal ones prove little."""
 _LARGEST: Final = 2.0
@@ -56,7 +57,7 @@ class Share:
 
     @property
     def value(self) -> float:
-        """Return the share in use, 0 for the table alone."""
+        """Return the share in use, 0 for no corrections."""
         return SHARES.item(int(self.losses.argmin()))
 
     def add(self, losses: np.ndarray) -> None:
@@ -89,7 +90,7 @@ class Trial:
         """
         self.share.add(challenger)
         difference = challenger.item(0) - champion
-        # A loss that is not a number is as bad as can be.
+        # A loss that is not a number counts as the largest difference.
         if not difference <= _LARGEST:
             difference = _LARGEST
         self._differences.append(max(difference, -_LARGEST))
@@ -97,13 +98,13 @@ class Trial:
     def verdict(self) -> bool | None:
         """Return True to accept the challenger, False to refuse it, ``None`` while undecided."""
         count = len(self._differences)
-        if count not in LOOKS:
+        if count not in TESTED_AT:
             return None
-        return is_no_worse(np.array(self._differences), is_last=count == LOOKS[-1])
+        return is_no_worse(np.array(self._differences), is_last=count == TESTED_AT[-1])
 
 
 def is_no_worse(differences: np.ndarray, *, is_last: bool) -> bool | None:
-    """Return the result of the test at one look.
+    """Return the result of one test.
 
     Args:
         differences: losses of the challenger minus those of the champion, nats, shape ``(N,)``.

@@ -183,9 +183,9 @@ def _block(g: Graph, x: str, name: str, width: int, nhead: int, mask: str, *, la
     if last:
         # Only the newest step is used by the head, so the last block has no other query.
         x = _newest(g, x, width)
-        asking = _norm(g, x, f"{name}.norm1", f"{name}.asking", width)
-        asking = g.linear(asking, f"{name}.attention.q", width, width)
-        g.node("Reshape", [asking, g.constant("one_step", [-1, nhead, 1, width // nhead])], q)
+        query = _norm(g, x, f"{name}.norm1", f"{name}.query", width)
+        query = g.linear(query, f"{name}.attention.q", width, width)
+        g.node("Reshape", [query, g.constant("one_step", [-1, nhead, 1, width // nhead])], q)
         g.nodes("Split", [_heads(g, y, f"{name}.attention.kv", width, nhead, 2)], [k, v], axis=1)
     else:
         qkv = _heads(g, y, f"{name}.attention.qkv", width, nhead, 3)

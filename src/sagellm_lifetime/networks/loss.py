@@ -49,7 +49,7 @@ class Targets:
         )
         self.left = torch.from_numpy(left)
         self.right_share = torch.from_numpy(share.astype(np.float32))
-        self.asked_late = torch.from_numpy((ages > 0).astype(np.float32))[:, None]
+        self.is_late = torch.from_numpy((ages > 0).astype(np.float32))[:, None]
 
 
 SHRINKAGE = 0.01
@@ -67,7 +67,7 @@ def negative_log_likelihood(outputs: Tensor, base: Tensor, targets: Targets) -> 
     absolute = outputs[:, :ABSOLUTE] @ torch.from_numpy(BASIS)
     curve = outputs[:, ABSOLUTE:]
     low, high = curve.gather(1, targets.left), curve.gather(1, targets.left + 1)
-    relative = (low + (high - low) * targets.right_share) * targets.asked_late
+    relative = (low + (high - low) * targets.right_share) * targets.is_late
     steps = functional.softplus((absolute + base + relative).clamp(-14.0, 14.0))
     survived = (steps * targets.survived).sum(dim=1)
     last = steps.gather(1, targets.event[:, None])[:, 0] * targets.share

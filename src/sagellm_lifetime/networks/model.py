@@ -2,7 +2,7 @@
 
 The table learns from every completion at once; the network reads the sequence of evidence and
 corrects the hazards of the table (see ``networks.head``). An untrained network changes nothing. The
-network runs when there is new evidence; until then a prediction is a look-up.
+network runs when there is new evidence; otherwise a prediction reads the stored row.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from sagellm_lifetime.features.evidence import (
     read_evidence,
     with_chunks,
 )
-from sagellm_lifetime.features.hidden_state import HiddenReadings, read_hidden
+from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
-from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
@@ -80,7 +80,7 @@ class NetworkModel(LengthModel):
 
     Args:
         online: ``"inline"`` takes gradient steps inside :meth:`learn`, a few every 8 completions
-            (10–40 ms each round; needs PyTorch, without it only the table learns); ``"off"``
+            (10–40 ms per round; needs PyTorch, without it only the table learns); ``"off"``
             leaves the weights as fitted. The table always learns.
         epochs: maximum number of passes over the history in :meth:`fit`.
         options: options of :class:`~sagellm_lifetime.models.base.LengthModel`.
@@ -107,7 +107,7 @@ class NetworkModel(LengthModel):
         self.runner: Runner | None = None
         """Runner of the network; ``None`` before it was trained."""
         self.share = Share()
-        """Share of the corrections that is applied, 0 where the table alone predicts better."""
+        """Share of the corrections that is applied, 0 if the table predicts better without them."""
         self.training: dict[str, float] = {}
         """Held-out losses before and after the fit, nats per sequence."""
         self.log: Log | None = None
@@ -191,18 +191,9 @@ class NetworkModel(LengthModel):
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
-        if is_fair and not feedback.replayed:
-            self.prompts.learn(
-                evidence.features, evidence.terms, feedback.length, censored=feedback.censored
-            )
-        if is_fair and evidence.hidden is not None:
-            self.hidden.learn(
-                evidence.hidden,
-                feedback.length,
-                above,
-                censored=feedback.censored,
-                replayed=feedback.replayed,
-            )
+        if is_fair:
+            self.prompts.learn_served(feedback)
+            self.hidden.learn_served(feedback, above)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)
@@ -246,8 +237,8 @@ class NetworkModel(LengthModel):
             self._trainer, self._refused_in_row = None, 0
 
     def _train_inline(self) -> None:
-        lessons = self.lessons + 1
-        if lessons % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
+        completions = self.lessons + 1
+        if completions % _ONLINE_EVERY or len(self._store) < _ONLINE_START:
             return
         if self._trainer is None:
             rate = 3e-3 if self.weights is None else 3e-4
@@ -256,7 +247,7 @@ class NetworkModel(LengthModel):
             except MissingExtraError:
                 self.options["online"] = "off"
                 return
-        rounds = 8 if lessons < 256 and not self.training else 2
+        rounds = 8 if completions < 256 and not self.training else 2
         for _ in range(rounds):
             self._trainer.step(self._store.draw(_ONLINE_BATCH))
         self._training_steps += rounds
@@ -280,7 +271,7 @@ class NetworkModel(LengthModel):
         return Trainer(build, weights, seed=self.options["seed"], **options)
 
     def use(self, weights: Weights | None) -> None:
-        """Use these weights from now on, or the table alone for ``None``.
+        """Use these weights from now on, or the table without corrections for ``None``.
 
         Raises:
             ValueError: the weights are of another network.
@@ -302,13 +293,15 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        scores, hidden = self._scores(older)
+        rows = scored_completions(self.prompts, older, Context(), None)
+        scores = [one.prompt_score for one in rows.features]
+        hidden = self.hidden.fit_history(older, rows.lengths, rows.censored)
         history = History(self.read, Tables(self.tables, self.hidden), context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
         for _ in history.samples(skipped, None, scores, hidden):
             pass
-        rest = scores[len(skipped) :], hidden[len(skipped) :]
-        samples = list(history.samples(older.slice(len(skipped)), progress, *rest))
+        trained, rest = older.slice(len(skipped)), slice(len(skipped), None)
+        samples = list(history.samples(trained, progress, scores[rest], hidden[rest]))
         copies = Tables(deepcopy(self.tables), deepcopy(self.hidden))
         trial = History(self.read, copies, deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
@@ -319,19 +312,6 @@ class NetworkModel(LengthModel):
             samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
         )
         self.use(trainer.weights())
-
-    def _scores(
-        self, frame: pl.DataFrame
-    ) -> tuple[list[float | None], list[HiddenReadings | None]]:
-        """Fit both scores; return those of each row out of fold, ``None`` where there is none."""
-        from sagellm_lifetime.models.history_rows import completions, history_readings
-
-        rows = list(completions(frame, Context(), None))
-        lengths = np.array([length for _, length, _ in rows], dtype=np.int64)
-        censored = np.array([is_censored for _, _, is_censored in rows], dtype=bool)
-        features = self.prompts.fit([observed for observed, _, _ in rows], lengths, censored)
-        hidden = self.hidden.fit(history_readings(frame), lengths, censored)
-        return [one.prompt_score for one in features], hidden
 
     # -- replacement -------------------------------------------------------------------------
 

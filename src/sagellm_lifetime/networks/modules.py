@@ -1,7 +1,7 @@
 """Networks in PyTorch: a sequence of evidence in, logits of discrete-time hazards out.
 
-Both read the same steps (see ``features.encode``) and end in the same head, which corrects the
-hazards of the residual-life table (see ``networks.head``).
+Both networks read the same steps (see ``features.encode``) and have the same head, which corrects
+the hazards of the residual-life table (see ``networks.head``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ each, and without dropout a network memorizes them."""
 
 
 class _Evidence(nn.Module):
-    """Embedding of steps: numbers, hashed tokens and hashed names of each, concatenated."""
+    """Embedding of steps: numbers, hashed tokens and hashed names of a step, concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Batch:
     """Steps of ``B`` sequences, flattened to ``N`` steps in all.
 
     Args:
-        steps: a list of steps for each sequence, with numbers, token buckets and name buckets.
+        steps: list of steps per sequence, with numbers, token buckets and name buckets.
     """
 
     def __init__(self, steps: list[list[Any]]) -> None:
@@ -99,7 +99,7 @@ class _Head(nn.Linear):
 
 
 class LSTMNetwork(nn.Module):
-    """Stacked LSTM over the steps; the last state goes to the head."""
+    """Stacked LSTM over the steps; the head reads the last state."""
 
     def __init__(self, hidden_size: int, num_layers: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Block(nn.Module):
 
 
 class TransformerNetwork(nn.Module):
-    """Encoder over the steps; the newest step goes to the head.
+    """Encoder over the steps; the head reads the newest step.
 
     The kind, the recency and the age of a step are among its numbers, so no positional encoding is
     added.

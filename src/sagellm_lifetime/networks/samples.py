@@ -39,9 +39,9 @@ _Owned = tuple[int, Sample]
 class ReplayStore:
     """Store of the newest samples, and of a uniform sample of older ones, by fair shares.
 
-    Of several clients one holds at most twice an even share of the capacity, or 25 %, whichever is
-    more, as in :mod:`~sagellm_lifetime.models.fair_share`; a further sample replaces one of its
-    own. So neither the number of its requests nor of the answers to each makes a network its own.
+    If there are several clients, one client holds at most the larger of twice an even share of the
+    capacity and 25 %, as in :mod:`~sagellm_lifetime.models.fair_share`; its further samples replace
+    its own. So a client with many requests, or many answers, does not dominate the training.
     The older ones are drawn with algorithm R (Vitter 1985).
 
     Args:

@@ -2,8 +2,8 @@
 
 Building a session takes milliseconds, during which onnxruntime holds the GIL. So a session reads
 its parameters from NumPy arrays at every run, and new weights are copied into them without the GIL.
-A session in use is never written to: a runner has its session to itself as long as it lives, and
-the next runner gets a free one.
+A session in use is never written to: a runner owns its session until it is deleted, and the next
+runner gets a free one.
 """
 
 from __future__ import annotations

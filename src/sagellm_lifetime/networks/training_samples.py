@@ -105,19 +105,19 @@ class History:
         for step, (row, finished) in enumerate(events(frame)):
             if not finished:
                 ages = [0, *_drawn_ages(self._rng, has_content=requests.has_content)]
-                asked = [requests.request(row, age) for age in ages if age < lengths[row]]
+                predicted = [requests.request(row, age) for age in ages if age < lengths[row]]
                 score = scores[row] if scores is not None else None
                 readings = hidden[row] if hidden is not None else None
                 if readings is None:
                     readings = read_hidden(requests.request(row, lengths[row]))
-                first = asked or [requests.request(row)]
-                evidence, answers = self._ask(first, score, readings)
+                asked = predicted or [requests.request(row)]
+                evidence, answers = self._answers(asked, score, readings)
                 waiting[row] = (
                     evidence,
                     readings,
                     [
                         Sample(*answer, lengths[row], open_ended[row])
-                        for answer in answers[: len(asked)]
+                        for answer in answers[: len(predicted)]
                     ],
                 )
                 continue
@@ -129,7 +129,7 @@ class History:
             if progress and step % 512 == 0:
                 progress("reading", step / (2 * len(frame)))
 
-    def _ask(
+    def _answers(
         self,
         requests: list[PredictionRequest],
         score: float | None,

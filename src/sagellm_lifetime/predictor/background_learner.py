@@ -38,8 +38,8 @@ _MOST_WAITING: Final = 10**7
 _PATIENCE_S: Final = 10.0
 """Seconds to wait until the previous writer of the checkpoint has ended."""
 _FORKED: Final = (
-    "this process was forked from the one that learns: what the predictor is told here teaches it "
-    "nothing; use a clone() of it"
+    "this process was forked from the one that learns: the predictor learns nothing from updates "
+    "here; use a clone() of it"
 )
 _RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ from those of the checkpoint: the learned state does not depend on
@@ -61,8 +61,8 @@ def mismatch(learned: Predictor, mine: Predictor) -> str:
 class BackgroundLearner:
     """Learner of a predictor in another process, from construction until :meth:`stop`.
 
-    The predictor keeps all its methods; its :meth:`~Predictor.update` takes some ten microseconds
-    however much there is to learn, and ``get_metrics`` counts the completions by their state (as
+    The predictor keeps all its methods; its :meth:`~Predictor.update` takes about ten microseconds
+    whatever the model, and ``get_metrics`` counts the completions by their state (as
     ``lessons_…``).
 
     The learner belongs to the process that made it. In a forked child the predictor answers as
@@ -71,9 +71,9 @@ class BackgroundLearner:
 
     Args:
         predictor: a predictor of the registry, fitted or not.
-        path: checkpoint directory, for this learner alone. If it holds a checkpoint, the predictor
-            continues from it. ``None`` keeps the state in a temporary folder, which is removed at
-            the end.
+        path: checkpoint directory, used by this learner only. If it holds a checkpoint, the
+            predictor continues from it. ``None`` keeps the state in a temporary folder, which is
+            removed at the end.
         every: least number of seconds between two checkpoints; more where writing one takes long.
         most_waiting: maximum number of completions that wait to be sent; beyond it the oldest is
             dropped.
@@ -187,7 +187,7 @@ class BackgroundLearner:
     def _queue(self, completion: Completion | None) -> None:
         waiting = self._waiting
         if len(waiting) >= self._most_waiting:
-            # The supervisor takes from the same end and may empty the queue in between.
+            # The supervisor removes from the same end and may empty the queue in between.
             with suppress(IndexError):
                 self._dropped += waiting.popleft()[1] is not None
         waiting.append((self._taken, completion))
@@ -249,7 +249,7 @@ class BackgroundLearner:
             timeout: longest time to wait, seconds.
 
         Returns:
-            True if all are swapped in, False if the time is over.
+            True if all are swapped in, False after the timeout.
 
         Raises:
             RequestError: ``timeout`` is no number of seconds, 0 or more.

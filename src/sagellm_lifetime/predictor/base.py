@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _LIMITS: Final = ("capacity", "expire_after")
-"""Options of the predictor itself; all others are the model's."""
+"""Options of the predictor; all other options belong to the model."""
 _MOST_NAMES: Final = 16
 """Maximum number of models whose drift is in the metrics."""
 
@@ -97,8 +97,8 @@ class Predictor(Predicting):
         Running sequences stay tracked and their rows are computed anew; the calibration is kept,
         and :attr:`summary` emptied. :meth:`swap` replaces a calibration, too.
 
-        An assigned model belongs to this predictor from then on: only it may teach the model. For
-        the model of another predictor assign ``copy.deepcopy(other.model)``.
+        An assigned model belongs to this predictor from then on: only it may update the model. To
+        use the model of another predictor, assign ``copy.deepcopy(other.model)``.
 
         Raises:
             RequestError: when assigned a model of another class, which could not read the evidence
@@ -109,10 +109,10 @@ class Predictor(Predicting):
 
     @model.setter
     def model(self, model: LengthModel) -> None:
-        others = [other for other in forking.living() if isinstance(other, Predictor)]
-        if any(other._learned.model is model for other in others if other is not self):
+        living = [owner for owner in forking.living() if isinstance(owner, Predictor)]
+        if any(owner._learned.model is model for owner in living if owner is not self):
             raise RequestError(
-                "another predictor has this model and teaches it: assign a copy.deepcopy of it"
+                "another predictor has this model and updates it: assign a copy.deepcopy of it"
             )
         with self._lock:
             self.swap(Learned(model, self._learned.calibration))
@@ -207,7 +207,7 @@ class Predictor(Predicting):
                 return
             completion = Completion(
                 item.evidence,
-                item.asked,
+                item.evidence_ages,
                 item.answers,
                 self._tracker.caps.item(item.slot),
                 item.estimate,
@@ -360,7 +360,7 @@ class Predictor(Predicting):
         Empty for a model that watches for none. Otherwise ``changes``, ``returns`` and ``trials``,
         and under ``models`` by name, for the first 16 models that ended sequences here: the number
         of the present ``generation``, the ``completions`` watched since it became the present one,
-        the ``generations`` that are kept, and 1 for ``in_trial`` while another one is tried. The
+        the ``generations`` that are kept, and 1 for ``in_trial`` while there is a candidate. The
         name of requests that name no model is ``""``.
         """
         with self._lock:
@@ -378,7 +378,7 @@ class Predictor(Predicting):
 
         Args:
             history: a polars DataFrame or LazyFrame in the history format, a table of another
-                library that speaks Arrow (pandas, pyarrow), or a path, a glob or a folder of
+                library with the Arrow interface (pandas, pyarrow), or a path, a glob or a folder of
                 history files.
             progress: called with the name of the current step and the share done, 0 to 1.
             cap_reached: finish reason of a row that gives none and ends exactly at its own
@@ -410,7 +410,7 @@ class Predictor(Predicting):
             model.lessons = len(rows.older)
             with fitted.replaying():
                 model.fit(rows.older, rows.newest, context, progress)
-                fitted._learned.calibration.meet(
+                fitted._learned.calibration.register(
                     client_key(name, context.keys) for name in rows.clients()
                 )
                 replay(fitted, rows.newest, progress, rows.clock)
@@ -465,10 +465,11 @@ class Predictor(Predicting):
         return not (self._learned.model.lessons or self._tracker.admitted)
 
     def draw_secret(self) -> None:
-        """Take a random secret for the keys of names; without it they depend on the seed alone.
+        """Draw a random secret for the keys of names; without one they depend only on the seed.
 
-        For a server that strangers use, before its first request: nobody can then find a name that
-        has the key of another one. The secret belongs to the learned state, and is saved with it.
+        Call it before the first request of a server with unknown users: no user can then find a
+        name with the same key as another name. The secret belongs to the learned state, and is
+        saved with it.
 
         Raises:
             RequestError: it has predicted or learned already, so keys of names are in its state.
@@ -482,7 +483,7 @@ class Predictor(Predicting):
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.
 
-        Takes no lock, and lets other threads run between pieces of work.
+        No lock is held, and the GIL is released between pieces of work.
 
         Raises:
             ValueError: as of :meth:`restore`.
@@ -556,7 +557,7 @@ class Predictor(Predicting):
             return _rebuilt, (type(self), model_class, options, state, dict(self.summary))
 
     def __repr__(self) -> str:
-        # Without the lock: a debugger may ask while another thread holds it.
+        # Without the lock, since a debugger may call this while another thread holds it.
         options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
         running = len(self._tracker)
         return f"<{type(self).__name__}({options}), {self.lessons} lessons, {running} running>"

@@ -26,8 +26,8 @@ from sagellm_lifetime.predictor.records import Answered, Completion
 MOST_OWN: Final = 16
 """Maximum number of separate calibrations."""
 _IDLE: Final = 1024
-"""Completions of others after which a separate calibration may be replaced. Many names in turn
-would otherwise make a new one for every completion, at the cost of those that others have."""
+"""Completions of other clients after which a separate calibration may be replaced. Many names in
+turn would otherwise make a new one for every completion, and replace those of other clients."""
 OWN_SHARES: Final = 1.25
 """Part of the completions from which on a client gets a separate calibration, in even shares."""
 EVEN_SHARES: Final = 1.5
@@ -128,8 +128,8 @@ class CalibrationByClient:
         """Learn from the answers of a finished sequence."""
         client = completion.evidence.features.client_key
         is_within_share = self.shares.count(client)
-        # New clients get no separate calibration: there may be a million of them. Nor do those
-        # that are seldom refused, since each separate one costs time.
+        # New clients get no separate calibration, since there may be a million of them. Clients
+        # that are seldom refused get none either, since each separate one costs time.
         if (
             not is_within_share
             and (client == 0 or self.shares.is_established(client))
@@ -141,11 +141,11 @@ class CalibrationByClient:
         self._count += 1
         if client in self._own:
             self._used[client] = self._count
-            # Every second one of those learned already: a busy client has enough of them.
+            # Only every second one that the common calibration learned: a busy client has enough.
             if not is_within_share or self._count & 1:
                 self._add(client, completion)
 
-    def meet(self, clients: Iterable[int]) -> None:
+    def register(self, clients: Iterable[int]) -> None:
         """Count completions of a history in the fair shares, so that its clients are known.
 
         Args:
@@ -183,7 +183,7 @@ class CalibrationByClient:
     def fade(self) -> None:
         """Forget most of what was learned, after the workload of a model has changed.
 
-        Answers that are not learned yet are dropped: they are those of before, too.
+        Pending answers are dropped, since they are from before the change, too.
         """
         self._pending, self._stack = {}, None
         for calibration in (self.common, *self._own.values()):
@@ -221,7 +221,7 @@ class CalibrationByClient:
         """
         clients = checked(state, "clients", np.int64, (None,), 0, LARGEST_KEY).tolist()
         if len(set(clients)) < len(clients) or len(clients) > MOST_OWN:
-            raise ValueError("'clients' names one twice, or too many")
+            raise ValueError("'clients' names a client twice, or too many")
         idle = checked(state, "idle", np.int64, (len(clients),), 0).tolist()
         self.common.restore(state)
         own = part(state, "own.")
@@ -229,7 +229,7 @@ class CalibrationByClient:
             checked(own, name, np.float64, (len(clients), *array.shape), 0.0)
         self._own = OrderedDict()
         self._count = max(idle, default=0)
-        self._used = {key: self._count - each for key, each in zip(clients, idle, strict=True)}
+        self._used = {key: self._count - count for key, count in zip(clients, idle, strict=True)}
         for i, client in enumerate(clients):
             self._own[client] = Calibration()
             self._own[client].restore({name: array[i] for name, array in own.items()})

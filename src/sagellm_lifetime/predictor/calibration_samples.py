@@ -18,9 +18,10 @@ _AGES: Final = np.array([16 * 2**k for k in range(14)])
 
 def answered(completion: Completion) -> Iterator[Answered]:
     """Yield each answer about a finished sequence, with the range of ages for which it held."""
-    ends = [*completion.asked[1:], completion.length]
+    ends = [*completion.evidence_ages[1:], completion.length]
     # A request that was refused half way has an age without an answer.
-    for row, start, end in zip(completion.answers, completion.asked, ends, strict=False):
+    starts = completion.evidence_ages
+    for row, start, end in zip(completion.answers, starts, ends, strict=False):
         yield Answered(row, start, end, completion.cap, completion.length, completion.censored)
 
 

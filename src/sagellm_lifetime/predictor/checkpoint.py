@@ -58,7 +58,7 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
         predictor, trial = (make(**checkpoint.options) for _ in range(2))
         predictor.restore(checkpoint.arrays)
         trial.restore(checkpoint.arrays)
-        # Faults of the contents are found here and not while serving.
+        # Faults of the contents are detected here and not while serving.
         _try_out(trial)
     except MissingExtraError:
         raise
@@ -81,7 +81,7 @@ def _try_out(predictor: Predictor) -> None:
         _check_answer(predictor.predict(request))
     for answer in predictor.predict_batch(_REQUESTS):
         _check_answer(answer)
-    # The share of new names may be used up, and then nothing that is common would be tried.
+    # The share of new names may be used up, and then the common state would not be tried.
     predictor.clear_shares()
     # As in a replay, a network takes no gradient steps: an engine that loads it needs no PyTorch.
     with predictor.replaying():
@@ -105,7 +105,7 @@ def _check_answer(answer: PredictionResult) -> None:
         or not 0.0 <= answer.distribution.survival(100) <= 1.0
         or not 0.0 <= answer.distribution.mean() < inf
     ):
-        raise ValueError("it answers with numbers that cannot be")
+        raise ValueError("it answers with impossible numbers")
 
 
 def _trial_requests() -> list[PredictionRequest]:

@@ -222,7 +222,7 @@ def remove_leftovers(path: Path) -> None:
     except OSError:
         return
     for aside in asides:
-        with atomic.held_alone(aside) as is_unheld:
+        with atomic.held_exclusively(aside) as is_unheld:
             if is_unheld:
                 _put_back(aside, path)
                 shutil.rmtree(aside, ignore_errors=True)
@@ -240,7 +240,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         return
     aside = path.with_name(f".{path.name}.old.{secrets.token_hex(8)}")
     aside.mkdir(atomic.PRIVATE_FOLDER)
-    with atomic.held_alone(aside):
+    with atomic.held_exclusively(aside):
         try:
             os.rename(path, aside / path.name)
             os.rename(temporary, path)
@@ -494,7 +494,7 @@ def _check_pickle(content: bytes) -> None:
         if opcode.name == "STACK_GLOBAL" or (
             opcode.name in ("GLOBAL", "INST") and not _TENSOR_NAMES.fullmatch(str(argument))
         ):
-            raise ValueError(f"it holds {argument or 'something'} and not tensors alone")
+            raise ValueError(f"it holds {argument or 'something'} and not only tensors")
 
 
 def _verified(path: Path, manifest: dict[str, Any], checkpoint: Checkpoint) -> Checkpoint:

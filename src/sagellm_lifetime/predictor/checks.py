@@ -53,7 +53,7 @@ def check_iterable(requests: Iterable[PredictionRequest]) -> Iterable[Prediction
     """Return an iterator over a batch. Raises :class:`RequestError` if it is not iterable."""
     try:
         return iter(requests)
-    except TypeError:  # an array without dimensions has an iterator by its type alone
+    except TypeError:  # the type of an array without dimensions has an iterator, the array has none
         pass
     raise RequestError(f"a batch must be a list of PredictionRequest: {shown(requests)}")
 
@@ -107,23 +107,23 @@ def check_rows(model: LengthModel, rows: Any, count: int) -> list[np.ndarray]:
 
     Args:
         model: the model, which a message names.
-        rows: what its ``hazards`` returned.
+        rows: result of its ``hazards``.
         count: number of pieces of evidence that it was given.
 
     Raises:
         LifetimeError: another number of rows, or a row that is no cumulative hazard.
     """
     try:
-        found = list(rows)
+        checked = list(rows)
     except TypeError:
         raise _unfit(model, f"returned {shown(rows)}, not rows") from None
-    if len(found) != count:
-        raise _unfit(model, f"returned {len(found)} rows for {count} pieces of evidence")
-    for row in found:
+    if len(checked) != count:
+        raise _unfit(model, f"returned {len(checked)} rows for {count} pieces of evidence")
+    for row in checked:
         problem = _problem_of(row)
         if problem:
             raise _unfit(model, problem)
-    return found
+    return checked
 
 
 def _unfit(model: LengthModel, problem: str) -> LifetimeError:

@@ -13,8 +13,8 @@ from sagellm_lifetime.core.timing import TokenTiming
 from sagellm_lifetime.models.fair_share import FairShares
 
 _EVEN_SHARES: Final = 1.0
-"""Share of a client in the median, in even shares of all clients. Seconds per token are those of
-the server, so a busy client's are worth no more than another's."""
+"""Share of a client in the median, in even shares of all clients. Seconds per token are a
+property of the server, so those of a busy client have no larger weight."""
 _LEAST_SHARE: Final = 0.05
 """Share that every client may have: a median moves from 0.5 to the quantile 0.526 of the others."""
 
@@ -22,8 +22,8 @@ _LEAST_SHARE: Final = 0.05
 class FairTiming:
     """Seconds per token by model, with a bounded part for each client.
 
-    Without shares, one client at ten times the rate of the others would set everybody's estimated
-    times; its many short answers, which mostly wait, have many seconds per token.
+    Without shares, one client at ten times the rate of the others would set the estimated times
+    of all clients; its many short answers, which mostly wait, have many seconds per token.
     """
 
     def __init__(self) -> None:

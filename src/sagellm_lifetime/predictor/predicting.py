@@ -77,7 +77,7 @@ class Predicting(LifetimePredictorProtocol):
         """
         request = check_request(request)
         with self._lock:
-            known, evidence = self._look(request)
+            known, evidence = self._read_evidence(request)
             item, is_stale = self._enter(request, known, evidence)
             if is_stale:
                 self._refresh([item])
@@ -114,7 +114,7 @@ class Predicting(LifetimePredictorProtocol):
         else:
             # A new sequence may drop another of the batch, which is then new in its turn.
             self._check(requests)
-            observed = [enter(request, *self._look(request)) for request in requests]
+            observed = [enter(request, *self._read_evidence(request)) for request in requests]
         stale = [item for item, is_stale in observed if is_stale]
         if stale:
             self._refresh(stale)
@@ -202,7 +202,7 @@ class Predicting(LifetimePredictorProtocol):
         for request in requests:
             check(observe(request))
 
-    def _look(self, request: PredictionRequest) -> tuple[Tracked | None, Evidence | None]:
+    def _read_evidence(self, request: PredictionRequest) -> tuple[Tracked | None, Evidence | None]:
         """Return the tracked sequence and its new evidence, each ``None`` if there is none.
 
         Nothing is changed here, so that a refused request has no effect.
@@ -218,7 +218,7 @@ class Predicting(LifetimePredictorProtocol):
     def _enter(
         self, request: PredictionRequest, item: Tracked | None, evidence: Evidence | None
     ) -> tuple[Tracked, bool]:
-        """Track a sequence with new evidence from :meth:`_look`.
+        """Track a sequence with new evidence from :meth:`_read_evidence`.
 
         Returns:
             The tracked sequence, and True if its row has to be computed.
@@ -227,19 +227,19 @@ class Predicting(LifetimePredictorProtocol):
         age = request.current_length
         if item is None:
             item = self._tracker.admit(request.sequence_id, evidence, age, request.max_length)
-            item.asked.append(age)
+            item.evidence_ages.append(age)
             return item, True
         self._tracker.grown(request.sequence_id, item, age, request.max_length)
         if evidence is not None:
             item.evidence = evidence
-            item.asked.append(age)
+            item.evidence_ages.append(age)
             return item, True
         return item, item.version != self._version
 
     def _refresh(self, items: Sequence[Tracked]) -> None:
         """Compute the rows of sequences.
 
-        Where that fails, new sequences are tracked no more, and others keep their rows.
+        If that fails, new sequences are no longer tracked, and the others keep their rows.
 
         Raises:
             LifetimeError: the model's rows cannot be used.
@@ -255,7 +255,7 @@ class Predicting(LifetimePredictorProtocol):
         for item, row in zip(items, rows, strict=True):
             self._tracker.set_row(item, row)
             # One answer for each age with new evidence; a newer version replaces the last one.
-            item.answers[len(item.asked) - 1 :] = [row]
+            item.answers[len(item.evidence_ages) - 1 :] = [row]
             item.version, item.prior = self._version, prior
 
     def _forget_refresh(self, items: Sequence[Tracked]) -> None:
@@ -263,7 +263,7 @@ class Predicting(LifetimePredictorProtocol):
         for item in items:
             # The next prediction computes the row again. Evidence without an answer has one age.
             item.version = -1
-            del item.asked[len(item.answers) + 1 :]
+            del item.evidence_ages[len(item.answers) + 1 :]
 
     def _answer(self, item: Tracked, age: int, cap: int | None) -> Prediction:
         band = band_of(age)

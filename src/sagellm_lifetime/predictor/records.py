@@ -12,7 +12,7 @@ class Completion(NamedTuple):
 
     Attributes:
         evidence: evidence that the model had kept of the request.
-        asked: ages at which new evidence came, ascending, tokens.
+        evidence_ages: ages at which there was new evidence, ascending, tokens.
         answers: the row computed from the evidence at each of these ages.
         cap: the latest ``max_length``, tokens; ``UNCAPPED`` for none.
         estimate: first prediction of the total length, tokens; -1 for none.
@@ -23,7 +23,7 @@ class Completion(NamedTuple):
     """
 
     evidence: Any
-    asked: list[int]
+    evidence_ages: list[int]
     answers: list[np.ndarray]
     cap: int
     estimate: int

@@ -29,7 +29,7 @@ _CLASSES: Final = {
     "transformer": "TransformerLifetimePredictor",
 }
 PREDICTORS: Final = tuple(_CLASSES)
-"""Names of the predictors of this package; :func:`predictor_names` has those of others, too."""
+"""Names of the predictors of this package; :func:`predictor_names` returns all names."""
 
 
 @cache
@@ -56,8 +56,9 @@ def _owner(entry: EntryPoint) -> str:
 def predictor_names() -> tuple[str, ...]:
     """Return the names of all predictors, those of this package first.
 
-     predictor_names()[:2]
-    ('baseline', 'orca')
+    Example:
+        >>> predictor_names()[:2]
+        ('baseline', 'orca')
     """
     return (*PREDICTORS, *_registered())
 

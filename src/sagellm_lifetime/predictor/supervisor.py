@@ -28,7 +28,7 @@ from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Order, Task
 
 _TICK_S: Final = 0.05
-"""Seconds between two looks for completions; to wake the thread would cost the engine more."""
+"""Seconds between two polls for completions; waking the thread would cost the engine more."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
@@ -94,7 +94,7 @@ class Supervisor(Thread):
         """Close the worker's pipes in a forked child, where this thread does not run.
 
         Returns:
-            How many completions were on the way; the worker learns them for the parent alone.
+            Number of completions on the way; the worker learns them only for the parent.
         """
         # A new event, since the thread may have held the lock of the old one at the fork.
         self._stopping = Event()
@@ -125,7 +125,7 @@ class Supervisor(Thread):
             if self._stopping.is_set():
                 return
             self.restarts += 1
-            # Its state is unknown until its first message, which a save makes it send.
+            # The state of a new worker is unknown until its first message, so a save is ordered.
             self._waiting.appendleft((self._sent, None))
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
@@ -188,7 +188,7 @@ class Supervisor(Thread):
         yield_gil()
 
     def _send_completion(self, orders: Connection, number: int, completion: Completion) -> None:
-        """Send a completion; one that cannot be pickled is dropped and reported."""
+        """Send a completion; drop and report it if it cannot be pickled."""
         try:
             self._send(orders, (COMPLETION, number, completion))
         except PicklingError as error:
@@ -200,7 +200,7 @@ class Supervisor(Thread):
         """Send an order. Raises :class:`PicklingError` if it cannot be pickled."""
         try:
             data = ForkingPickler.dumps(order)
-        except Exception as error:  # whatever the evidence of another package's model raises
+        except Exception as error:  # evidence of another package's model may raise anything
             # The class only: a message may repeat the evidence.
             raise PicklingError(
                 "a completion was dropped: the evidence of its model cannot be pickled "

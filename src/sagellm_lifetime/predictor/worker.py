@@ -1,8 +1,8 @@
 """Worker process that learns: a replica of a predictor, completions in, checkpoints out.
 
-Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders come on a pipe, and
-:data:`LEARNED` and :data:`TROUBLE` go back on another. The process ends when the pipe of orders
-does: when its parent closes it, or is killed.
+Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders arrive on one pipe, and
+the messages :data:`LEARNED` and :data:`TROUBLE` are sent on another. The process ends when the pipe
+of orders is closed: by its parent, or because the parent was killed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Task:
 
 
 class Worker:
-    """Learner of completions, in the order in which they come.
+    """Learner of completions, in the order of their arrival.
 
     Args:
         task: settings.
@@ -91,35 +91,35 @@ class Worker:
             raise
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
-        self._told_to_end = self._is_done = False
+        self._is_ending = self._is_done = False
 
     def end(self, *_: Any) -> None:
         """Make :meth:`run` learn the orders already sent, save, and end; a signal handler."""
-        self._told_to_end = True
+        self._is_ending = True
 
     def run(self) -> None:
         """Handle orders until the pipe ends or :meth:`end` was called."""
         for order in self._received():
             if order is not None:
                 self._handle(*order)
-            elif self._told_to_end or self._is_orphan():
+            elif self._is_ending or self._is_orphan():
                 break  # no order is waiting any more
             if self._number > self._saved and time.monotonic() >= self._next_save:
                 self._save()
-        if self._task.private and not (self._is_done or self._told_to_end):
+        if self._task.private and not (self._is_done or self._is_ending):
             shutil.rmtree(self._path.parent, ignore_errors=True)
         elif self._number > self._saved:
             self._save()
 
     def _wait_s(self) -> float:
-        if self._told_to_end:
+        if self._is_ending:
             return 0.0
         if self._number == self._saved:
             return _WAKE_S
         return min(max(self._next_save - time.monotonic(), 0.0), _WAKE_S)
 
     def _received(self) -> Iterator[Order | None]:
-        """Yield orders as they come, and None when none has come for :data:`_WAKE_S` or less."""
+        """Yield orders as they arrive, and None when none arrived for :data:`_WAKE_S` or less."""
         while True:
             if not self._orders.poll(self._wait_s()):
                 yield None
@@ -170,5 +170,5 @@ def main() -> None:
     worker = Worker(Task(**json.loads(sys.argv[-1])))
     signal.signal(signal.SIGTERM, worker.end)
     worker.run()
-    # All is saved, and an orderly exit of PyTorch takes more than a second.
+    # Everything is saved, and an orderly exit of PyTorch takes more than a second.
     os._exit(0)

@@ -10,11 +10,11 @@ from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult
 from sagellm_lifetime.testing.common import (
     LEVELS,
     Make,
-    asked,
     finished_sequences,
+    make_request,
     questions,
-    taught,
     teach,
+    trained,
     variant,
 )
 
@@ -25,7 +25,7 @@ def _assert_equal(batch: Sequence[PredictionResult], single: Sequence[Prediction
         place = f"answer {i} of the batch"
         assert type(a.estimated_remaining_tokens) is int, f"{place} is no int"
         assert a.estimated_remaining_tokens == b.estimated_remaining_tokens, (
-            f"{place}: {a.estimated_remaining_tokens} tokens, alone {b.estimated_remaining_tokens}"
+            f"{place}: {a.estimated_remaining_tokens} tokens, single {b.estimated_remaining_tokens}"
         )
         assert abs(a.confidence - b.confidence) <= 1e-9, f"{place}: confidence differs"
         assert abs(a.estimated_time - b.estimated_time) <= 1e-9, f"{place}: time differs"
@@ -39,9 +39,9 @@ def _assert_equal(batch: Sequence[PredictionResult], single: Sequence[Prediction
 
 
 def check_batch_equals_single(make: Make) -> None:
-    """Check answers, their order and what is tracked, untrained and taught, for batch sizes."""
+    """Check answers, their order and what is tracked, untrained and trained, for batch sizes."""
     for count in (0, 24):
-        predictor, twin = taught(make, count), taught(make, count)
+        predictor, twin = trained(make, count), trained(make, count)
         requests = questions()
         for size in (1, 3, 10):
             for start in range(0, len(requests), size):
@@ -58,12 +58,12 @@ def check_empty_batch(make: Make) -> None:
 
 def check_same_sequence_twice_in_a_batch(make: Make) -> None:
     """Check that an id may occur several times in a batch, older or as a new sequence."""
-    predictor, twin = taught(make), taught(make)
+    predictor, twin = trained(make), trained(make)
     requests: list[PredictionRequest] = []
     tokens = list(range(400))
     for age in (0, 40, 41, 200, 10):
-        requests.append(asked("again", age, 2048, tokens[: 100 + age], client_id="c3"))
-        requests.append(asked(f"else{age}", age, None))
+        requests.append(make_request("again", age, 2048, tokens[: 100 + age], client_id="c3"))
+        requests.append(make_request(f"else{age}", age, None))
     _assert_equal(predictor.predict_batch(requests), [twin.predict(r) for r in requests])
     assert predictor.get_metrics()["replaced"] == twin.get_metrics()["replaced"] == 1
 
@@ -74,13 +74,13 @@ def check_batch_larger_than_capacity(make: Make) -> None:
     for learner in (predictor, twin):
         teach(learner)
     requests = questions()
-    requests.append(asked("q4", 1, None))
+    requests.append(make_request("q4", 1, None))
     _assert_equal(predictor.predict_batch(requests), [twin.predict(r) for r in requests])
     _assert_equal(predictor.predict_batch(requests[:-1]), [twin.predict(r) for r in requests[:-1]])
 
 
 def check_learning_after_batches(make: Make) -> None:
-    """Check that completions of sequences predicted in batches teach the same."""
+    """Check that completions of sequences predicted in batches are learned the same."""
     predictor, twin = make(), make()
     stream = list(finished_sequences(40))
     for start in range(0, len(stream), 8):
@@ -103,7 +103,7 @@ def check_learning_after_batches(make: Make) -> None:
 
 def check_array_form_equals_predict(make: Make) -> None:
     """Check that ``quantiles(ids, ages, levels)`` equals the distributions of ``predict``."""
-    predictor = taught(make)
+    predictor = trained(make)
     requests = questions()
     ages = np.array([r.current_length for r in requests])
     results = [predictor.predict(r) for r in requests]
@@ -135,9 +135,9 @@ def check_array_form_equals_predict(make: Make) -> None:
 
 def check_array_form_knows_the_newest_cap(make: Make) -> None:
     """Check that a cap set, raised or lowered after the first request bounds ``quantiles``."""
-    predictor = taught(make)
+    predictor = trained(make)
     for age, cap in ((0, None), (1, 20), (2, 40), (3, None)):
-        wanted = predictor.predict(asked("capped", age, cap)).distribution
+        wanted = predictor.predict(make_request("capped", age, cap)).distribution
         assert wanted is not None
         values = predictor.quantiles(["capped"], np.array([age]), 0.99).tolist()
         assert values == [wanted.quantile(0.99)], f"cap {cap}: {values}"

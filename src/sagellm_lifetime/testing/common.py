@@ -30,7 +30,7 @@ EXAMPLES: Final = settings(
 )
 """Hypothesis settings of every property: reproducible, and quick enough for all predictors."""
 
-_taught: WeakKeyDictionary[Make, dict[int, Predictor]] = WeakKeyDictionary()
+_trained: WeakKeyDictionary[Make, dict[int, Predictor]] = WeakKeyDictionary()
 
 
 @cache
@@ -54,7 +54,7 @@ class FinishedSequence(NamedTuple):
     finish_reason: str
 
 
-def asked(
+def make_request(
     sequence_id: Any, age: Any = 0, cap: Any = 512, tokens: Sequence[int] = (), **features: Any
 ) -> PredictionRequest:
     """Return a request; keywords become ``prompt_features``."""
@@ -62,7 +62,7 @@ def asked(
 
 
 def finished_sequences(
-    count: int, *, seed: int = 0, name: str = "lesson"
+    count: int, *, seed: int = 0, name: str = "completion"
 ) -> Iterator[FinishedSequence]:
     """Yield varied sequences: clients, sessions, caps, prompts with content, ways to finish."""
     rng = np.random.default_rng(seed)
@@ -83,7 +83,9 @@ def finished_sequences(
         yield FinishedSequence(requests, length, length * 0.01, reason)
 
 
-def teach(predictor: Predictor, count: int = 24, *, seed: int = 0, name: str = "lesson") -> None:
+def teach(
+    predictor: Predictor, count: int = 24, *, seed: int = 0, name: str = "completion"
+) -> None:
     """Predict and update :func:`finished_sequences` with a predictor."""
     for sequence in finished_sequences(count, seed=seed, name=name):
         for request in sequence.requests:
@@ -96,21 +98,21 @@ def teach(predictor: Predictor, count: int = 24, *, seed: int = 0, name: str = "
         )
 
 
-def taught(make: Make, count: int = 24) -> Predictor:
+def trained(make: Make, count: int = 24) -> Predictor:
     """Return a new predictor that has learned from ``count`` sequences.
 
-    It is taught once per ``make`` and cloned afterwards, because teaching a network takes longer
-    than all checks. (``check_seeded`` and ``check_clone`` teach anew.)
+    It is trained once per ``make`` and cloned afterwards, because training a network takes longer
+    than all checks. (``check_seeded`` and ``check_clone`` train anew.)
     """
-    masters = _taught.setdefault(make, {})
-    if count not in masters:
-        masters[count] = make()
-        teach(masters[count], count)
-    return masters[count].clone()
+    originals = _trained.setdefault(make, {})
+    if count not in originals:
+        originals[count] = make()
+        teach(originals[count], count)
+    return originals[count].clone()
 
 
 def variant(make: Make, **options: Any) -> Predictor:
-    """Return a new predictor with some options changed; options it does not take are ignored."""
+    """Return a new predictor with some options changed; options it does not have are ignored."""
     predictor = make()
     known = predictor.options
     return predictor.new(**{k: v for k, v in options.items() if k in known})
@@ -120,18 +122,18 @@ def questions(name: str = "q") -> list[PredictionRequest]:
     """Return requests of many kinds, one sequence each."""
     rng = np.random.default_rng(7)
     kinds = [
-        asked(f"{name}0", 0, 512, client_id="c0", model="m0"),
-        asked(f"{name}1", 0, None, client_id="c3", session_id="s1"),
-        asked(f"{name}2", 17, 600, client_id="c1", prompt_length=40),
-        asked(f"{name}3", 300, 65_535, client_id="nobody"),
-        asked(f"{name}4", 0, None),
-        asked(f"{name}5", 5000, None, client_id="c2"),
-        asked(f"{name}6", 511, 512),
-        asked(f"{name}7", 512, 512),
+        make_request(f"{name}0", 0, 512, client_id="c0", model="m0"),
+        make_request(f"{name}1", 0, None, client_id="c3", session_id="s1"),
+        make_request(f"{name}2", 17, 600, client_id="c1", prompt_length=40),
+        make_request(f"{name}3", 300, 65_535, client_id="unknown"),
+        make_request(f"{name}4", 0, None),
+        make_request(f"{name}5", 5000, None, client_id="c2"),
+        make_request(f"{name}6", 511, 512),
+        make_request(f"{name}7", 512, 512),
     ]
     content = rng.integers(0, 30_000, 260).tolist()
-    kinds.append(asked(f"{name}8", 200, 2048, content, client_id="c3", session_id="s2"))
-    kinds.append(asked(f"{name}9", 0, 2048, content, prompt_text="List ten ideas. Why?"))
+    kinds.append(make_request(f"{name}8", 200, 2048, content, client_id="c3", session_id="s2"))
+    kinds.append(make_request(f"{name}9", 0, 2048, content, prompt_text="List ten ideas. Why?"))
     return kinds
 
 

@@ -14,7 +14,7 @@ from sagellm_lifetime.core.protocol import (
 )
 from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.testing.common import Make, asked, taught
+from sagellm_lifetime.testing.common import Make, make_request, trained
 
 _CAPS = (None, 0, 1, 7, 512, 65_535, 10**7, 2**63 - 1)
 _AGES = (0, 1, 6, 7, 511, 512, 600, 10_000, 10**6)
@@ -57,24 +57,24 @@ def check_protocol(make: Make) -> None:
 
 
 def check_answers_keep_the_contract(make: Make) -> None:
-    """Check answers at many ages under many caps, untrained and taught."""
-    for predictor in (make(), taught(make)):
+    """Check answers at many ages under many caps, untrained and trained."""
+    for predictor in (make(), trained(make)):
         for cap in _CAPS:
             for age in _AGES:
-                request = asked(f"{cap} {age}", age, cap)
+                request = make_request(f"{cap} {age}", age, cap)
                 check_answer(predictor.predict(request), request)
 
 
 def check_time_is_estimate_times_seconds_per_token(make: Make) -> None:
     """Check that time is 0.02 s per token until something was learned, then as measured."""
     predictor = make()
-    result = predictor.predict(asked(1))
+    result = predictor.predict(make_request(1))
     wanted = result.estimated_remaining_tokens * DEFAULT_SECONDS_PER_TOKEN
     assert isclose(result.estimated_time, wanted), f"{result.estimated_time} s, not {wanted} s"
     for i in range(30):
-        predictor.predict(asked(f"t{i}"))
+        predictor.predict(make_request(f"t{i}"))
         predictor.update(f"t{i}", 100, 5.0)
-    result = predictor.predict(asked(2))
+    result = predictor.predict(make_request(2))
     wanted = result.estimated_remaining_tokens * 0.05
     assert isclose(result.estimated_time, wanted), f"{result.estimated_time} s, not {wanted} s"
 
@@ -83,21 +83,21 @@ def check_useful_before_training(make: Make) -> None:
     """Check that a prior is finite and of low confidence, and a model after one completion."""
     predictor = make()
     for i, cap in enumerate((None, 4096, 65_535)):
-        result = predictor.predict(asked(f"prior{i}", 0, cap))
+        result = predictor.predict(make_request(f"prior{i}", 0, cap))
         assert result.source == "prior", f"untrained, yet source {result.source!r}"
         assert result.confidence < 0.3, f"untrained, yet confidence {result.confidence}"
         assert 1 <= result.estimated_remaining_tokens <= 65_535
     predictor.update("prior0", 80, 1.0)
-    for request in (asked("new"), asked("prior1", 0, 4096)):
+    for request in (make_request("new"), make_request("prior1", 0, 4096)):
         source = predictor.predict(request).source
-        assert source == "model", f"after a lesson the source is {source!r}"
+        assert source == "model", f"after a completion the source is {source!r}"
 
 
 def check_older_sequences_live_on(make: Make) -> None:
     """Check that the median of the total length never falls as a sequence ages."""
-    predictor = taught(make)
+    predictor = trained(make)
     totals = [
-        age + predictor.predict(asked("ageing", age, 4096)).estimated_remaining_tokens
+        age + predictor.predict(make_request("ageing", age, 4096)).estimated_remaining_tokens
         for age in (0, 1, 10, 50, 200, 1000, 4000)
     ]
     # Calibration differs a little between bands of ages.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.testing.common import EXAMPLES, Make, asked, variant
+from sagellm_lifetime.testing.common import EXAMPLES, Make, make_request, variant
 
 _FIELDS = ("total_predictions", "mae", "mse", "accuracy_within_10_percent", "avg_confidence")
 _ENDS = ("completions", "censored", "running", "expired", "replaced", "discarded")
@@ -33,22 +33,22 @@ def check_life_of_a_sequence(make: Make) -> None:
     predictor.discard("unknown")
     metrics = _assert_adds_up(predictor)
     assert metrics["unknown_updates"] == 1
-    assert metrics["lessons"] == metrics["discarded"] == 0, "an unknown id taught something"
+    assert metrics["lessons"] == metrics["discarded"] == 0, "an unknown id was learned"
 
-    predictor.predict(asked(1))
-    predictor.predict(asked(1, 5))
+    predictor.predict(make_request(1))
+    predictor.predict(make_request(1, 5))
     predictor.update(1, 10, 1.0)
     predictor.update(1, 10, 1.0)
     metrics = _assert_adds_up(predictor)
     assert (metrics["completions"], metrics["unknown_updates"]) == (1, 2), "counted twice"
-    assert metrics["total_predictions"] == 1, "asking again is not another sequence"
+    assert metrics["total_predictions"] == 1, "a second request is not another sequence"
 
-    predictor.predict(asked(2))
+    predictor.predict(make_request(2))
     predictor.update(2, 4, 1.0, finish_reason="abort")
     assert _assert_adds_up(predictor)["censored"] == 1
 
-    predictor.predict(asked(3, 50))
-    predictor.predict(asked(3, 0))
+    predictor.predict(make_request(3, 50))
+    predictor.predict(make_request(3, 0))
     assert _assert_adds_up(predictor)["replaced"] == 1, "an age that falls is a new sequence"
 
     predictor.discard(3)
@@ -57,7 +57,7 @@ def check_life_of_a_sequence(make: Make) -> None:
     metrics = _assert_adds_up(predictor)
     assert (metrics["discarded"], metrics["running"], metrics["unknown_updates"]) == (1, 0, 3)
 
-    predictor.predict(asked(1))
+    predictor.predict(make_request(1))
     predictor.update(1, 10, 1.0)
     assert _assert_adds_up(predictor)["completions"] == 2, "an id may be used again"
 
@@ -66,19 +66,19 @@ def check_capacity_and_expiry(make: Make) -> None:
     """Check that tracking is bounded and drops the least recently predicted sequence."""
     predictor = variant(make, capacity=4)
     for i in range(4):
-        predictor.predict(asked(i))
-    predictor.predict(asked(0, 1))
-    predictor.predict(asked("new"))
+        predictor.predict(make_request(i))
+    predictor.predict(make_request(0, 1))
+    predictor.predict(make_request("new"))
     metrics = _assert_adds_up(predictor)
     assert (metrics["running"], metrics["expired"]) == (4, 1)
     predictor.update(1, 10, 1.0)
     assert predictor.get_metrics()["unknown_updates"] == 1, "1 was the oldest"
     predictor.update(0, 10, 1.0)
-    assert predictor.get_metrics()["completions"] == 1, "0 had been asked about again"
+    assert predictor.get_metrics()["completions"] == 1, "0 had been predicted again"
 
     predictor = variant(make, expire_after=0.0)
     for i in range(10):
-        predictor.predict(asked(i))
+        predictor.predict(make_request(i))
     metrics = _assert_adds_up(predictor)
     assert (metrics["running"], metrics["expired"]) == (1, 9), "sequences do not expire"
 
@@ -101,10 +101,10 @@ def check_counts_add_up(make: Make) -> None:
         for call, i, argument in calls:
             if call in ("predict", "batch"):
                 if call == "predict":
-                    predictor.predict(asked(i, argument))
+                    predictor.predict(make_request(i, argument))
                 else:
                     ids_in_batch = (i, i + 1, i)
-                    predictor.predict_batch([asked(name, argument) for name in ids_in_batch])
+                    predictor.predict_batch([make_request(name, argument) for name in ids_in_batch])
                     running[i + 1] = argument
                 running[i] = argument
             elif call == "update":
@@ -132,8 +132,8 @@ def check_metrics_by_hand(make: Make) -> None:
     errors, hits, confidences = [], [], []
     lengths = (100, 80, 400, 250, 31, 300, 290, 305, 120)
     for i, length in enumerate(lengths):
-        first = predictor.predict(asked(i, i))
-        predictor.predict(asked(i, 20))
+        first = predictor.predict(make_request(i, i))
+        predictor.predict(make_request(i, 20))
         if i == 4:
             predictor.update(i, 25, 1.0, finish_reason="abort")
             continue
@@ -169,8 +169,8 @@ def check_threads(make: Make) -> None:
     def work(thread: int) -> None:
         for i in range(per_thread):
             name = f"{thread}-{i}"
-            predictor.predict(asked(name))
-            predictor.predict_batch([asked(name, 3), asked("shared", i)])
+            predictor.predict(make_request(name))
+            predictor.predict_batch([make_request(name, 3), make_request("shared", i)])
             predictor.quantiles([name], np.array([3]), 0.5)
             if i % 3 == 0:
                 predictor.discard(name)

@@ -15,11 +15,11 @@ from sagellm_lifetime.core.errors import HistoryError
 from sagellm_lifetime.history import read_history
 from sagellm_lifetime.testing.common import (
     Make,
-    asked,
     assert_refused,
+    make_request,
     outlooks,
     questions,
-    taught,
+    trained,
     what_is_known,
 )
 
@@ -47,7 +47,7 @@ def history(rows: int = 120, *, seed: int = 0) -> pl.DataFrame:
 
 
 def check_fit_takes_every_form(make: Make) -> None:
-    """Check that a frame, a lazy frame, a validated history and a path teach the same."""
+    """Check that a frame, a lazy frame, a validated history and a path give the same state."""
     frame = history()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "history.parquet"
@@ -57,12 +57,12 @@ def check_fit_takes_every_form(make: Make) -> None:
     assert known[1:] == known[:-1], "the form of the history changes what is learned"
 
 
-def check_fit_teaches(make: Make) -> None:
-    """Check that ``fit`` returns the predictor, a model that counts no row as a prediction."""
+def check_fit_learns(make: Make) -> None:
+    """Check that ``fit`` returns the predictor, and counts no row as a prediction."""
     predictor = make()
     fitted = predictor.fit(history())
     assert fitted is predictor, "fit() returns the predictor"
-    result = predictor.predict(asked("new", 0, None))
+    result = predictor.predict(make_request("new", 0, None))
     assert result.source == "model"
     metrics = predictor.get_metrics()
     assert metrics["total_predictions"] == 1, "fit() counted its rows as predictions in service"
@@ -71,8 +71,8 @@ def check_fit_teaches(make: Make) -> None:
 
 
 def check_fit_starts_from_scratch(make: Make) -> None:
-    """Check that nothing is left of what was learned before."""
-    fresh, used = make().fit(history()), taught(make).fit(history())
+    """Check that a fit discards everything that was learned before."""
+    fresh, used = make().fit(history()), trained(make).fit(history())
     assert outlooks(fresh, questions()) == outlooks(used, questions())
     assert what_is_known(fresh) == what_is_known(used)
 
@@ -90,18 +90,18 @@ def check_fit_needs_only_lengths(make: Make) -> None:
     ]
     for columns in small:
         predictor = make().fit(pl.DataFrame(columns))
-        result = predictor.predict(asked("new", 0, None))
+        result = predictor.predict(make_request("new", 0, None))
         assert result.estimated_remaining_tokens >= 1
         assert 0.0 <= result.confidence <= 1.0
-        assert predictor.get_metrics()["unknown_updates"] == 0, "a finish came before its arrival"
-    estimate = make().fit(pl.DataFrame(small[0])).predict(asked("new", 0, None))
+        assert predictor.get_metrics()["unknown_updates"] == 0, "a finish was before its arrival"
+    estimate = make().fit(pl.DataFrame(small[0])).predict(make_request("new", 0, None))
     assert 240 <= estimate.estimated_remaining_tokens <= 360, "80 rows of 300 tokens"
 
 
 def check_bad_histories_are_refused(make: Make) -> None:
     """Check that a bad history raises one line of :class:`HistoryError` and changes nothing."""
-    predictor = taught(make)
-    predictor.predict(asked("running"))
+    predictor = trained(make)
+    predictor.predict(make_request("running"))
     known, answers = what_is_known(predictor), outlooks(predictor, questions())
     metrics = repr(predictor.get_metrics())
     bad: list[Any] = [
@@ -124,7 +124,7 @@ def check_bad_histories_are_refused(make: Make) -> None:
 
 def check_interrupted_fit_changes_nothing(make: Make) -> None:
     """Check that Ctrl-C in the middle of a fit leaves the predictor as it was."""
-    predictor = taught(make)
+    predictor = trained(make)
     known = what_is_known(predictor)
     steps = 0
 
@@ -136,7 +136,7 @@ def check_interrupted_fit_changes_nothing(make: Make) -> None:
 
     with suppress(KeyboardInterrupt):
         predictor.fit(history(), progress=interrupt)
-    assert steps < 2 or what_is_known(predictor) == known, "half a fit is left behind"
+    assert steps < 2 or what_is_known(predictor) == known, "a part of the fit was kept"
 
 
 def check_fit_is_deterministic(make: Make) -> None:
@@ -148,7 +148,7 @@ def check_fit_is_deterministic(make: Make) -> None:
 
 CHECKS = [
     check_fit_takes_every_form,
-    check_fit_teaches,
+    check_fit_learns,
     check_fit_starts_from_scratch,
     check_fit_needs_only_lengths,
     check_bad_histories_are_refused,

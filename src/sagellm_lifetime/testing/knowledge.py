@@ -12,12 +12,12 @@ from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.testing.common import (
     Make,
-    asked,
+    make_request,
     outlook,
     outlooks,
     questions,
-    taught,
     teach,
+    trained,
     variant,
     what_is_known,
 )
@@ -26,7 +26,7 @@ from sagellm_lifetime.testing.common import (
 def _through_file(predictor: Predictor) -> Predictor:
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(Path(folder) / "checkpoint")
-        # By its name, if it is registered; else as what it is.
+        # A registered predictor is loaded by its name, another one by its classes.
         like = None if is_registered(predictor) else predictor
         return load_predictor(Path(folder) / "checkpoint", like=like)
 
@@ -44,37 +44,39 @@ def check_clone(make: Make) -> None:
     """Check that a clone has learned the same, shares nothing and tracks nothing."""
     predictor = make()
     teach(predictor)
-    predictor.predict(asked("running"))
+    predictor.predict(make_request("running"))
     twin = predictor.clone()
     assert type(twin) is type(predictor)
     assert twin.get_metrics()["running"] == 0, "a clone tracks nothing"
     known = what_is_known(predictor)
-    assert what_is_known(twin) == known, "a clone knows something else"
+    assert what_is_known(twin) == known, "a clone has learned something else"
     answers = outlooks(predictor, questions())
     assert outlooks(twin, questions()) == answers
     teach(twin, 30, seed=5, name="of the twin")
     assert what_is_known(twin) != known, "a clone does not learn"
-    assert what_is_known(predictor) == known, "teaching a clone taught the original"
+    assert what_is_known(predictor) == known, "a completion of a clone was learned by the original"
     assert outlooks(predictor, questions("again")) == outlooks(predictor, questions("once more"))
     assert outlooks(predictor, questions()) == answers
     known_by_twin = what_is_known(twin)
     teach(predictor, 30, seed=6, name="of the original")
-    assert what_is_known(twin) == known_by_twin, "teaching the original taught its clone"
+    assert what_is_known(twin) == known_by_twin, (
+        "a completion of the original was learned by its clone"
+    )
 
 
 def check_save_and_load(make: Make) -> None:
-    """Check that a file keeps bytes and answers; untrained, taught, with odd prefix hashes."""
+    """Check that a file keeps bytes and answers; untrained, trained, with odd prefix hashes."""
     for count in (0, 1, 24):
-        predictor = taught(make, count)
+        predictor = trained(make, count)
         for i in range(count):
             hashes = [-7, 2**64 - 1 - i % 3, -(2**40) - i, i]
-            predictor.predict(asked(f"h{i}", prefix_hashes=hashes, model="modèle \ud800"))
+            predictor.predict(make_request(f"h{i}", prefix_hashes=hashes, model="modèle \ud800"))
             predictor.update(f"h{i}", 90 + i, 1.0)
         loaded = _through_file(predictor)
         assert type(loaded) is type(predictor)
         assert what_is_known(loaded) == what_is_known(predictor), "saving again differs"
         assert outlooks(loaded, questions()) == outlooks(predictor, questions())
-        request = asked("h", prefix_hashes=[-7, 2**64 - 1, 5])
+        request = make_request("h", prefix_hashes=[-7, 2**64 - 1, 5])
         assert outlook(loaded.predict(request)) == outlook(predictor.predict(request))
 
 
@@ -93,20 +95,20 @@ def check_learning_after_load(make: Make) -> None:
 
 
 def check_arrays_that_do_not_fit_are_refused(make: Make) -> None:
-    """A ``ValueError`` for any array of another shape or with NaN, and everything as before."""
-    predictor = taught(make)
+    """Check that an array of another shape or with NaN is refused and nothing is changed."""
+    predictor = trained(make)
     known, before = predictor.state(), what_is_known(predictor)
     for name, value in known.items():
-        lies = {"another shape": value[None]}
+        wrong = {"another shape": value[None]}
         if value.size and np.issubdtype(value.dtype, np.floating):
-            lies["NaN"] = np.full_like(value, np.nan)
-        for what, lie in lies.items():
+            wrong["NaN"] = np.full_like(value, np.nan)
+        for fault, array in wrong.items():
             try:
-                predictor.restore({**known, name: lie})
+                predictor.restore({**known, name: array})
             except ValueError:
                 continue
-            raise AssertionError(f"{name} was restored from {what}")
-    assert what_is_known(predictor) == before, "what was refused changed what is known"
+            raise AssertionError(f"{name} was restored from {fault}")
+    assert what_is_known(predictor) == before, "a refused array changed what was learned"
 
 
 def check_checkpoints_are_private(make: Make) -> None:
@@ -121,10 +123,10 @@ def check_checkpoints_are_private(make: Make) -> None:
             "session_id": f"{marker}-session",
             "client_id": f"{marker}-client",
         }
-        predictor.predict(asked(f"{marker}{i}", 0, 512, [token] * 60, **features))
-        predictor.predict(asked(f"{marker}{i}", 40, 512, [token] * 100, **features))
+        predictor.predict(make_request(f"{marker}{i}", 0, 512, [token] * 60, **features))
+        predictor.predict(make_request(f"{marker}{i}", 40, 512, [token] * 100, **features))
         predictor.update(f"{marker}{i}", 50, 1.0)
-    predictor.predict(asked(f"{marker}-running", 0, 512, [token] * 60))
+    predictor.predict(make_request(f"{marker}-running", 0, 512, [token] * 60))
     with tempfile.TemporaryDirectory() as folder:
         predictor.save(Path(folder) / "checkpoint")
         files = [p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()]

@@ -15,21 +15,21 @@ from sagellm_lifetime.testing.common import (
     EXAMPLES,
     LEVELS,
     Make,
-    asked,
-    taught,
+    make_request,
+    trained,
     what_is_known,
 )
 
 _ages = st.one_of(st.integers(0, 40), st.integers(0, 3000), st.just(10**6))
 _rooms = st.one_of(st.none(), st.integers(1, 50), st.integers(1, 5000), st.just(10**7))
-_clients = st.sampled_from(["c0", "c3", "nobody"])
+_clients = st.sampled_from(["c0", "c3", "unknown"])
 
 
 def _distribution(
     predictor: Predictor, age: int, room: int | None, client: str
 ) -> LengthDistribution:
     cap = None if room is None else age + room
-    result = predictor.predict(asked(f"{age} {cap}", age, cap, client_id=client))
+    result = predictor.predict(make_request(f"{age} {cap}", age, cap, client_id=client))
     predictor.discard(f"{age} {cap}")
     assert result.distribution is not None
     return result.distribution
@@ -37,7 +37,7 @@ def _distribution(
 
 def check_survival_falls_from_one_to_zero(make: Make) -> None:
     """Check that ``P(R > n)`` is 1 at the start, never rises and ends at 0."""
-    predictor = taught(make)
+    predictor = trained(make)
 
     @EXAMPLES
     @given(_ages, _rooms, _clients)
@@ -48,7 +48,7 @@ def check_survival_falls_from_one_to_zero(make: Make) -> None:
         assert alive[0] == 1.0 == d.survival(-1), "P(R > 0) is 1"
         assert all(0.0 <= s <= 1.0 for s in alive), "a probability outside 0..1"
         assert all(b <= a + 1e-9 for a, b in pairwise(alive)), "it rises"
-        assert alive[-1] < 1e-6, "nobody lives for ever"
+        assert alive[-1] < 1e-6, "a length without end"
         if room is not None:
             assert d.survival(room) == 0.0, "alive at the cap"
 
@@ -57,7 +57,7 @@ def check_survival_falls_from_one_to_zero(make: Make) -> None:
 
 def check_quantile_is_inverse_of_survival(make: Make) -> None:
     """Check that quantiles never fall and are the smallest lengths that reach their levels."""
-    predictor = taught(make)
+    predictor = trained(make)
 
     @EXAMPLES
     @given(_ages, _rooms, _clients, st.floats(0.0, 1.0))
@@ -76,8 +76,8 @@ def check_quantile_is_inverse_of_survival(make: Make) -> None:
 
 
 def check_conditioning(make: Make) -> None:
-    """Check that ``given(a).given(b)`` is ``given(a + b)``, and both the conditional law."""
-    predictor = taught(make)
+    """Check that ``given(a).given(b)`` is ``given(a + b)``, and the conditional distribution."""
+    predictor = trained(make)
 
     @EXAMPLES
     @given(_ages, _rooms, _clients, st.integers(0, 2000), st.integers(0, 2000))
@@ -98,7 +98,7 @@ def check_conditioning(make: Make) -> None:
 
 def check_intervals_are_nested(make: Make) -> None:
     """Check that a wider interval contains the narrower one, and both the median."""
-    predictor = taught(make)
+    predictor = trained(make)
 
     @EXAMPLES
     @given(_ages, _rooms, _clients, st.floats(0, 1), st.floats(0, 1))
@@ -113,7 +113,7 @@ def check_intervals_are_nested(make: Make) -> None:
 
 def check_mean_is_sum_of_survival(make: Make) -> None:
     """Check that ``E[R] = Σ P(R > n)``, bounded by the cap."""
-    predictor = taught(make)
+    predictor = trained(make)
 
     @EXAMPLES
     @given(_ages, _rooms, _clients)
@@ -133,7 +133,7 @@ def check_mean_is_sum_of_survival(make: Make) -> None:
 
 def check_far_tails_are_sound(make: Make) -> None:
     """Check answers at ages far beyond anything seen, where survival underflows."""
-    predictor = taught(make)
+    predictor = trained(make)
     before = what_is_known(predictor)
     for age in (10**4, 131_071, 131_072, 10**6, 10**8):
         d = _distribution(predictor, age, None, "c0")

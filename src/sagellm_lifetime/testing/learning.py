@@ -12,9 +12,9 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.testing.common import (
     Make,
-    asked,
     assert_refused,
-    taught,
+    make_request,
+    trained,
     what_is_known,
 )
 
@@ -28,11 +28,11 @@ def _estimate(predictor: Predictor, request: PredictionRequest) -> int:
 def check_learns_a_constant_length(make: Make) -> None:
     """Check that 100 completions of 300 tokens give an estimate of 300 and high confidence."""
     predictor = make()
-    untrained = predictor.predict(asked("before")).confidence
+    untrained = predictor.predict(make_request("before")).confidence
     for i in range(100):
-        predictor.predict(asked(i))
+        predictor.predict(make_request(i))
         predictor.update(i, 300, 3.0)
-    result = predictor.predict(asked("after"))
+    result = predictor.predict(make_request("after"))
     assert 270 <= result.estimated_remaining_tokens <= 330, (
         f"{result.estimated_remaining_tokens} after 100 completions of 300"
     )
@@ -42,16 +42,16 @@ def check_learns_a_constant_length(make: Make) -> None:
 def check_learning_reaches_running_sequences(make: Make) -> None:
     """Check that a sequence predicted before some completions is predicted from them later."""
     predictor = make()
-    predictor.predict(asked("running", 0, None))
+    predictor.predict(make_request("running", 0, None))
     for i in range(64):
-        predictor.predict(asked(i, 0, None))
+        predictor.predict(make_request(i, 0, None))
         predictor.update(i, 1500, 3.0)
-    estimate = predictor.predict(asked("running", 1, None)).estimated_remaining_tokens
+    estimate = predictor.predict(make_request("running", 1, None)).estimated_remaining_tokens
     assert 1000 <= estimate <= 2250, f"{estimate} left, of sequences of 1500"
 
 
 def check_separates_kinds(make: Make) -> None:
-    """Check that two kinds of requests that differ in every feature are told apart."""
+    """Check that two kinds of requests that differ in every feature get different estimates."""
     predictor = make()
     kinds: list[dict[str, Any]] = [
         {"cap": 200, "client_id": "short", "model": "small", "prompt_length": 20},
@@ -59,9 +59,9 @@ def check_separates_kinds(make: Make) -> None:
     ]
     rng = np.random.default_rng(0)
     for i in range(120):
-        predictor.predict(asked(i, **kinds[i % 2]))
+        predictor.predict(make_request(i, **kinds[i % 2]))
         predictor.update(i, int((50, 1000)[i % 2] * rng.uniform(0.9, 1.1)), 1.0)
-    short, long = (_estimate(predictor, asked(f"new{k}", **kinds[k])) for k in (0, 1))
+    short, long = (_estimate(predictor, make_request(f"new{k}", **kinds[k])) for k in (0, 1))
     assert short < 150, f"{short} for the kind of 50 tokens"
     assert long > 500, f"{long} for the kind of 1000 tokens"
 
@@ -71,13 +71,13 @@ def check_aborts_do_not_shorten(make: Make) -> None:
     predictor = make()
     rng = np.random.default_rng(1)
     for i in range(160):
-        predictor.predict(asked(i, 0, 2048))
+        predictor.predict(make_request(i, 0, 2048))
         if rng.random() < 0.3:
             reason = ("abort", "error")[i % 2]
             predictor.update(i, int(rng.integers(1, 400)), 1.0, finish_reason=reason)
         else:
             predictor.update(i, 400, 1.0)
-    distribution = predictor.predict(asked("new", 0, 2048)).distribution
+    distribution = predictor.predict(make_request("new", 0, 2048)).distribution
     assert distribution is not None
     low, middle = distribution.quantile(0.15), distribution.quantile(0.5)
     # If aborts counted as lengths, 15 % of the sequences would be below 200.
@@ -86,13 +86,13 @@ def check_aborts_do_not_shorten(make: Make) -> None:
 
 
 def check_only_aborts_do_not_shorten(make: Make) -> None:
-    """Check that aborts after 8 tokens alone do not make 8 a length."""
+    """Check that aborts after 8 tokens, without other endings, do not make 8 a length."""
     predictor = make()
-    before = _estimate(predictor, asked("before", 0, 2048))
+    before = _estimate(predictor, make_request("before", 0, 2048))
     for i in range(100):
-        predictor.predict(asked(i, 0, 2048))
+        predictor.predict(make_request(i, 0, 2048))
         predictor.update(i, 8, 1.0, finish_reason="abort")
-    after = _estimate(predictor, asked("after", 0, 2048))
+    after = _estimate(predictor, make_request("after", 0, 2048))
     assert after >= 0.7 * before, f"{before} before and {after} after 100 aborts at 8 tokens"
 
 
@@ -100,16 +100,16 @@ def check_caps_do_not_shorten(make: Make) -> None:
     """Check that sequences cut at their cap are taken to be at least that long."""
     predictor = make()
     for i in range(100):
-        predictor.predict(asked(i, 0, 300))
+        predictor.predict(make_request(i, 0, 300))
         predictor.update(i, 300, 1.0, finish_reason="length")
     for cap, least in ((300, 300), (4096, 270)):
-        estimate = _estimate(predictor, asked(f"cap{cap}", 0, cap))
+        estimate = _estimate(predictor, make_request(f"cap{cap}", 0, cap))
         assert estimate >= 0.9 * least, f"{estimate} under cap {cap}: all had at least 300"
 
 
 def check_bad_completions_are_refused(make: Make) -> None:
     """Check that a bad completion is refused in one line and its sequence still tracked."""
-    predictor = taught(make)
+    predictor = trained(make)
     bad: list[tuple[Any, Any, Any]] = [
         (-1, 1.0, "stop"),
         (10.0, 1.0, "stop"),
@@ -128,7 +128,7 @@ def check_bad_completions_are_refused(make: Make) -> None:
         (10, 1.0, ""),
         (10, 1.0, None),
     ]
-    predictor.predict(asked("kept"))
+    predictor.predict(make_request("kept"))
     before, known = predictor.get_metrics(), what_is_known(predictor)
     for length, seconds, reason in bad:
         update = partial(predictor.update, "kept", length, seconds, finish_reason=reason)
@@ -136,22 +136,22 @@ def check_bad_completions_are_refused(make: Make) -> None:
     after = predictor.get_metrics()
     assert after["running"] == before["running"], "a refused completion lost its sequence"
     assert after["lessons"] == before["lessons"]
-    assert what_is_known(predictor) == known, "a refused completion taught something"
+    assert what_is_known(predictor) == known, "a refused completion was learned"
     predictor.update("kept", 10, 1.0)
     assert predictor.get_metrics()["completions"] == before["completions"] + 1
 
 
-def check_odd_completions_are_lessons(make: Make) -> None:
+def check_odd_completions_are_learned(make: Make) -> None:
     """Check that odd completions count: no token, above the cap, instant, after a year."""
     predictor = make()
     odd = [(0, 0.0, "stop"), (0, 0.0, "abort"), (5000, 1.0, "stop"), (3, 4e7, "stop")]
     odd += [(10**6, 1e-9, "length"), (1, 1.0, "error")]
     for i, (length, seconds, reason) in enumerate(odd * 16):
-        predictor.predict(asked(i, 100, 512))
+        predictor.predict(make_request(i, 100, 512))
         predictor.update(i, length, seconds, finish_reason=reason)
     metrics = predictor.get_metrics()
     assert metrics["lessons"] == 16 * len(odd)
-    estimate = _estimate(predictor, asked("after"))
+    estimate = _estimate(predictor, make_request("after"))
     assert 0 < estimate <= 512
 
 
@@ -163,5 +163,5 @@ CHECKS = [
     check_only_aborts_do_not_shorten,
     check_caps_do_not_shorten,
     check_bad_completions_are_refused,
-    check_odd_completions_are_lessons,
+    check_odd_completions_are_learned,
 ]

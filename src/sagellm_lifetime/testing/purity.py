@@ -6,19 +6,19 @@ from copy import deepcopy
 
 from sagellm_lifetime.testing.common import (
     Make,
-    asked,
     finished_sequences,
+    make_request,
     outlook,
     outlooks,
     questions,
-    taught,
+    trained,
     what_is_known,
 )
 
 
 def check_predict_learns_nothing(make: Make) -> None:
     """Check that predictions leave what is learned as it was, byte for byte."""
-    predictor = taught(make)
+    predictor = trained(make)
     before = what_is_known(predictor)
     for _ in range(3):
         for request in questions():
@@ -29,14 +29,14 @@ def check_predict_learns_nothing(make: Make) -> None:
 
 def check_asking_again_gives_the_same(make: Make) -> None:
     """Check that the same request has the same answer until something is learned."""
-    predictor = taught(make)
+    predictor = trained(make)
     requests = questions()
     assert outlooks(predictor, requests) == outlooks(predictor, requests)
 
 
 def check_other_sequences_do_not_matter(make: Make) -> None:
     """Check that predicting one sequence does not change the answer for another."""
-    predictor, twin = taught(make), taught(make)
+    predictor, twin = trained(make), trained(make)
     for sequence in finished_sequences(20, seed=3, name="other"):
         for request in sequence.requests:
             twin.predict(request)
@@ -45,7 +45,7 @@ def check_other_sequences_do_not_matter(make: Make) -> None:
 
 def check_arguments_are_untouched(make: Make) -> None:
     """Check that the request is not changed."""
-    predictor = taught(make)
+    predictor = trained(make)
     for request in questions():
         copy = deepcopy(request)
         predictor.predict(request)
@@ -55,11 +55,11 @@ def check_arguments_are_untouched(make: Make) -> None:
 
 def check_no_hold_of_arguments(make: Make) -> None:
     """Check that nothing kept changes with the engine's token list and features."""
-    predictor, twin = taught(make), taught(make)
+    predictor, twin = trained(make), trained(make)
     for i in range(24):
         tokens = list(range(i, i + 90))
         features = {"client_id": f"c{i % 3}", "prefix_hashes": [i, i + 1], "prompt_length": 50}
-        mine = asked(f"held{i}", 40, 512)
+        mine = make_request(f"held{i}", 40, 512)
         mine.token_ids, mine.prompt_features = tokens, features
         theirs = deepcopy(mine)
         assert outlook(predictor.predict(mine)) == outlook(twin.predict(theirs))

@@ -1,4 +1,4 @@
-"""Draw requests from a profile: who asks, when, how long prompts and answers are.
+"""Draw requests from a profile: clients, arrivals, lengths of prompts and answers.
 
 Caps, cancellations and durations come afterwards (:mod:`.endings`).
 """
@@ -41,7 +41,7 @@ class Draws:
 def independent(profile: Profile, rng: np.random.Generator, n: int) -> Draws:
     """Return ``n`` requests without sessions.
 
-    With probability ``profile.repeat`` a request comes from the client of the one before.
+    With probability ``profile.repeat`` a request has the client of the previous one.
     """
     group = _groups(rng, profile.groups, n)
     if profile.repeat > 0:
@@ -68,8 +68,8 @@ def conversations(profile: Profile, sessions: Sessions, rng: np.random.Generator
     group = _session_groups(profile, sessions, rng, turn)
     prompt_uniform = correlated(rng, sizes, sessions.prompt_persistent)
     prompt_uniform = prompt_uniform[np.lexsort((prompt_uniform, session))]
-    everyone = pooled([g.joint for g in profile.groups], [g.share for g in profile.groups])
-    prompt = everyone.prompts(prompt_uniform)
+    joint = pooled([g.joint for g in profile.groups], [g.share for g in profile.groups])
+    prompt = joint.prompts(prompt_uniform)
     output_uniform = correlated(rng, sizes, sessions.persistent, sessions.recent, sessions.decay)
     output = np.zeros(n, dtype=np.int64)
     for number, member in enumerate(profile.groups):
@@ -77,7 +77,8 @@ def conversations(profile: Profile, sessions: Sessions, rng: np.random.Generator
         output[is_member] = member.joint.outputs(prompt[is_member], output_uniform[is_member])
     arrival = _turn_times(sessions, rng, sizes, turn)
     order = np.argsort(arrival, kind="stable")
-    if profile.gap_mean_s is not None:  # keep the order of the turns, take the service's clock
+    if profile.gap_mean_s is not None:
+        # The order of the turns is kept, with the arrival times of the service.
         times = _arrivals(profile, rng, n)
         arrival[order] = times
     return Draws(

@@ -13,7 +13,7 @@ from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.history import HISTORY_SCHEMA
 from sagellm_lifetime.workloads import endings
 from sagellm_lifetime.workloads.draws import Draws, conversations, independent
-from sagellm_lifetime.workloads.store import Group, load
+from sagellm_lifetime.workloads.store import Group, Profile, load
 
 
 def generate(
@@ -72,14 +72,7 @@ def generate(
         "actual_time": ended.seconds,
         "finish_reason": ended.reason,
     }
-    if chosen.groups_are in {"client", "kind"}:
-        columns["client_id"] = _clients(chosen.groups, drawn, names)
-    if chosen.groups_are == "prefix":  # as in the trace, only the blocks show conversations
-        columns["prefix_hashes"] = prefix_hashes(drawn)
-    elif drawn.session is not None:
-        columns["session_id"] = [f"s{index}" for index in drawn.session.tolist()]
-        columns["turn"] = drawn.turn
-    return history_frame(profile, n, columns)
+    return history_frame(profile, n, columns | _names(chosen, drawn, names))
 
 
 def describe(profile: str) -> dict[str, Any]:
@@ -104,6 +97,19 @@ def describe(profile: str) -> dict[str, Any]:
     return facts
 
 
+def _names(profile: Profile, drawn: Draws, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the columns that name the client and the session of each request."""
+    columns: dict[str, Any] = {}
+    if profile.groups_are in {"client", "kind"}:
+        columns["client_id"] = _clients(profile.groups, drawn, rng)
+    if profile.groups_are == "prefix":  # as in the trace, only the blocks show conversations
+        columns["prefix_hashes"] = prefix_hashes(drawn)
+    elif drawn.session is not None:
+        columns["session_id"] = [f"s{index}" for index in drawn.session.tolist()]
+        columns["turn"] = drawn.turn
+    return columns
+
+
 def _clients(groups: tuple[Group, ...], drawn: Draws, rng: np.random.Generator) -> pl.Series:
     """Return each request's client: its group, or one of the members of its group."""
     labels: list[str] = []
@@ -124,7 +130,7 @@ def prefix_hashes(drawn: Draws) -> pl.Series:
     """Return the ids of each request's prompt blocks of 512 tokens, as in Mooncake's trace.
 
     Block 0 (the system prompt) is shared by all requests, the full blocks by the turns of a
-    conversation; the last block belongs to its turn alone. Ids mean nothing beyond being equal.
+    conversation; the last block belongs to its turn only. Ids have no meaning except equality.
     """
     if drawn.session is None:
         raise ValueError("prefix blocks need conversations")

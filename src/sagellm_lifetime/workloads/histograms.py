@@ -1,7 +1,7 @@
-"""Histograms that workloads are drawn from: lengths jointly, sizes and gaps alone.
+"""Histograms that workloads are drawn from: lengths jointly, sizes and gaps separately.
 
 The joint one is sampled by its inverse distribution functions. Drawing from uniforms that the
-caller supplies (instead of from a generator) lets a session give its turns correlated uniforms
+caller supplies (instead of from a generator) allows correlated uniforms within a session
 while the marginals stay exactly those of the histogram.
 """
 
@@ -51,7 +51,7 @@ class Joint:
         """Return a histogram of rectangles ``[prompt from, to, output from, to, weight]``.
 
         Ends are cell numbers, inclusive. A rectangle of more than one cell (its rows were too few
-        to be told apart) spreads its weight as if prompt and output were independent in it, with
+        to be resolved) spreads its weight as if prompt and output were independent in it, with
         the marginals ``prompt`` and ``output``: runs ``[from, to, weight]`` of the same kind.
         """
         across, down = _marginal(prompt_edges, prompt), _marginal(output_edges, output)

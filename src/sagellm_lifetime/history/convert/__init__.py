@@ -121,7 +121,7 @@ def _written(history: History, target: str | os.PathLike[str], keep_content: boo
 
 
 def _recognised(source: str) -> str:
-    """Return the name of a log's format by its content, ``history`` if it is of none."""
+    """Return the name of a log's format by its content, ``history`` if it has no other format."""
     path = find_files(source)[0]
     beginning = sample(path)
     form = recognise(beginning)

@@ -36,7 +36,7 @@ def read(source: str, *, keep_content: bool, on_bad_rows: OnBadRows) -> History:
     history = read_as(source, {"csv": _LAYOUT}, _LAYOUT.names, on_bad_rows=on_bad_rows)
     failed = pl.col("actual_length") == 0
     frame = history.frame.with_columns(
-        finish_reason=pl.when(failed).then(pl.lit("error"))  # of the others nothing is said
+        finish_reason=pl.when(failed).then(pl.lit("error"))  # the trace has no reason of the others
     )
     if "session_id" in frame.columns:
         turn = pl.int_range(pl.len()).over("session_id")

@@ -30,7 +30,7 @@ from sagellm_lifetime.history.files import kind_of
 from sagellm_lifetime.history.findings import Findings, left_out
 from sagellm_lifetime.history.jsonl import without_surrogates
 from sagellm_lifetime.history.read import ADVICE, History, OnBadRows
-from sagellm_lifetime.history.records import Broken
+from sagellm_lifetime.history.records import Broken, json_errors
 from sagellm_lifetime.history.schema import HISTORY_SCHEMA, MAX_COUNT
 from sagellm_lifetime.history.streams import open_unpacked
 
@@ -112,14 +112,8 @@ def _line(text: str) -> Any:
 def _parsed(path: Path, text: str) -> Any:
     if not text.strip():
         raise HistoryError(f"{path}: the file is empty")
-    try:
+    with json_errors(path, "a list of conversations"):
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HistoryError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
-    except ValueError as error:
-        raise HistoryError(f"{path}: a number has too many digits") from error
-    except RecursionError as error:
-        raise HistoryError(f"{path}: not a list of conversations: nested too deep") from error
 
 
 def _answers(

@@ -53,22 +53,22 @@ FORMATS: Final[dict[str, type[Format]]] = {
 @cache
 def registered() -> dict[str, type[Format]]:
     """Return the formats of other packages by name; one that cannot be used is a warning."""
-    found: dict[str, type[Format]] = {}
+    formats: dict[str, type[Format]] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         problem = f"{'this package' if entry.name in FORMATS else 'another one'} has its name"
-        if entry.name not in FORMATS and entry.name not in found:
+        if entry.name not in FORMATS and entry.name not in formats:
             form, problem = _loaded(entry)
             if form is not None:
-                found[entry.name] = form
+                formats[entry.name] = form
                 continue
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         message = f"the log format {entry.name!r} of {owner} is not used: {problem}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return found
+    return formats
 
 
 def _loaded(entry: EntryPoint) -> tuple[type[Format] | None, str]:
-    """Return the class of an entry point, or None and why it is of no use."""
+    """Return the class of an entry point, or None and why it cannot be used."""
     try:
         loaded = entry.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - anything another package raises
@@ -85,7 +85,7 @@ def _loaded(entry: EntryPoint) -> tuple[type[Format] | None, str]:
 def all_formats() -> dict[str, type[Format]]:
     """Return all formats by name, in the order in which they are tried.
 
-    ``usage``, any log with usual names, is the last, because every other knows more of its log.
+    ``usage``, any log with usual names, is the last, because every other one is more specific.
     """
     others = {name: form for name, form in FORMATS.items() if form is not Usage}
     return {**others, **registered(), Usage.name: Usage}
@@ -100,7 +100,7 @@ def format_named(name: str) -> type[Format]:
 
 
 def recognise(sample: Sample) -> type[Format] | None:
-    """Return the format of a log by its beginning, None where it is of none."""
+    """Return the format of a log by its beginning, None if it has no known format."""
     return next((form for form in all_formats().values() if form.recognises(sample)), None)
 
 

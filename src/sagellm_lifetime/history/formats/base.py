@@ -83,7 +83,7 @@ def first(record: Any, *paths: str) -> Any:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return an object, which may be JSON text as in CSV exports; empty if it is none."""
+    """Return an object, also from JSON text as in CSV exports; empty for other values."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)

@@ -79,21 +79,21 @@ class GenAIPerf(Format):
             return self.leave_out("requests without a count of tokens")
         if answer["choices"] > 1:
             return self.leave_out(SEVERAL)
-        asked = as_object(dig(request, "request_inputs.payload"))
+        payload = as_object(dig(request, "request_inputs.payload"))
         start = number(request.get("timestamp"), "timestamp")
         ends = request.get("response_timestamps")
         end = number(ends[-1], "response_timestamps") if isinstance(ends, list) and ends else None
         return [
             {
-                "model": words(answer.get("model")) or words(asked.get("model")),
+                "model": words(answer.get("model")) or words(payload.get("model")),
                 "session_id": words(request.get("session_id")),
                 "arrival_time": None if start is None else start / SCALES["ns"],
                 "prompt_length": first(answer, "usage.prompt_tokens", "usage.input_tokens"),
-                "max_length": first(asked, "max_completion_tokens", "max_tokens"),
+                "max_length": first(payload, "max_completion_tokens", "max_tokens"),
                 "actual_length": length,
                 "actual_time": None if None in (start, end) else (end - start) / SCALES["ns"],  # type: ignore[operator]
                 "finish_reason": answer.get("reason"),
-                "temperature": number(asked.get("temperature"), "temperature"),
+                "temperature": number(payload.get("temperature"), "temperature"),
             }
         ]
 

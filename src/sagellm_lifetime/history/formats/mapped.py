@@ -2,8 +2,8 @@
 
 Where ``actual_length`` is mapped, the record is read by the mapping and by columns that have a
 history's own names. Where it is not, the log must be of a known format, and the mapped columns
-replace those of that format. The unit of a time is what the mapping says, else what its name says,
-else what its type and size say, and always noted.
+replace those of that format. The unit of a time is that of the mapping, else of its name, else
+inferred from its type and size, and always noted.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ _PLACE: Final = re.compile(r"\[-?\d+\]")
 
 @dataclass
 class MappedLog:
-    """A mapping at work on the files of one log: what was found, and which units were told.
+    """A mapping applied to the files of one log: columns with values, and the units of times.
 
     Attributes:
         columns: the mapping.
-        found: mapped columns whose path some record has.
+        present: mapped columns whose path some record has.
         filled: number of values of each mapped column, empty ones not counted.
         usable: number of them that were of a type that fits.
         faults: the first fault of each mapped column.
-        units: unit of a time, once it is told; the same for all files.
+        units: unit of each time, once it is known; the same for all files.
         records: first records of the log, for advice.
         large_unit: unit of durations that are too large to be seconds, by the first records.
         has_ends: a duration was made of a start and an end.
     """
 
     columns: ColumnMap
-    found: set[str] = field(default_factory=set)
+    present: set[str] = field(default_factory=set)
     filled: Counter[str] = field(default_factory=Counter)
     usable: Counter[str] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class MappedLog:
     def check(self, where: str) -> None:
         """Raise :class:`HistoryHeaderError` for a path of no row, or without one fitting value."""
         for column, origin in self.columns.origins.items():
-            if column not in self.found:
+            if column not in self.present:
                 close = nearest_path(origin.path, self.records)
                 hint = f": did you mean {close!r}?" if close else f" (for {column})"
                 raise HistoryHeaderError(f"{where}: no row has {origin.path!r}{hint}")
@@ -144,7 +144,7 @@ class MappedLog:
             )
 
     def resolved(self) -> ColumnMap:
-        """Return the mapping with the units that were told, for the next time."""
+        """Return the mapping with the units that were inferred, for the next time."""
         return ColumnMap(
             {
                 column: Origin(origin.path, origin.unit or self.units.get(column))
@@ -179,7 +179,7 @@ class Mapped(Format):
 
     @classmethod
     def recognises(cls, sample: Sample) -> bool:
-        """Return False: a mapping is said, never recognised."""
+        """Return False: a mapping is given, never recognised."""
         del sample
         return False
 
@@ -203,7 +203,7 @@ class Mapped(Format):
             if value is ABSENT:
                 row[column] = None
                 continue
-            log.found.add(column)
+            log.present.add(column)
             if value is None or value == "":
                 row[column] = None
                 continue
@@ -240,14 +240,14 @@ class Mapped(Format):
         return _count if kind.is_numeric() else _text
 
     def _unit(self, column: str) -> str | None:
-        """Return the unit of a time that the mapping or its name says, and note it once."""
+        """Return the unit of a time from the mapping or its name, and note it once."""
         origin = self.log.columns.origins[column]
         unit = origin.unit or named_unit(origin.path)
         if unit is not None and column not in self.log.units:
-            self._told(column, unit, "as said" if origin.unit else "by its name")
+            self._note_unit(column, unit, "as said" if origin.unit else "by its name")
         return unit if unit is not None else self.log.units.get(column)
 
-    def _told(self, column: str, unit: str, why: str) -> None:
+    def _note_unit(self, column: str, unit: str, why: str) -> None:
         self.log.units[column] = unit
         words = "ISO time" if unit == "iso" else NAMES[unit]
         path = self.log.columns.origins[column].path
@@ -269,14 +269,14 @@ class Mapped(Format):
                 raise ValueError("is no time") from None
             if column not in self.log.units:
                 kind = "a stored date" if isinstance(value, datetime) else "by its form"
-                self._told(column, "iso", kind)
+                self._note_unit(column, "iso", kind)
             return seconds
         unit = self._unit(column)
         if unit == "iso":
             raise ValueError("is a number, no ISO time")
         if unit is None and abs(counted) >= EPOCH:
             unit = epoch_unit(counted)
-            self._told(column, unit, "by its size: since 1970")
+            self._note_unit(column, unit, "by its size: since 1970")
         if unit is None:
             self._open.add(column)
             return counted
@@ -288,7 +288,7 @@ class Mapped(Format):
         if isinstance(value, str) and (stated := _WITH_UNIT.fullmatch(value)) is not None:
             unit = stated[2].replace("µs", "us")
             if column not in self.log.units:
-                self._told(column, unit, "each says its unit")
+                self._note_unit(column, unit, "each says its unit")
             return float(stated[1]) / SCALES[unit]
         counted = _number(value)
         if counted is None:
@@ -298,7 +298,7 @@ class Mapped(Format):
             raise ValueError("is a number, no ISO time")
         if unit is None and self.log.large_unit is not None:
             unit = self.log.large_unit
-            self._told(column, unit, "by its size")
+            self._note_unit(column, unit, "by its size")
         if unit is None:
             self._open.add(column)
             return counted
@@ -308,7 +308,7 @@ class Mapped(Format):
         """Return the frame with its times in seconds, and note where each column is from.
 
         Raises:
-            HistoryError: the unit of a time cannot be told.
+            HistoryError: the unit of a time cannot be inferred.
         """
         if self._base is not None:
             frame = self._base.settle(frame)
@@ -326,14 +326,14 @@ class Mapped(Format):
         return self.log.columns.origins
 
     def _scaled(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the frame with the times whose unit only the whole log tells."""
+        """Return the frame with the times whose unit is inferred from the whole log."""
         unit = None
         if {"arrival_time", "end_time"} & self._open and "arrival_time" in frame.columns:
             unit = self._unit_of_arrivals(frame)
             for column in ("arrival_time", "end_time"):
                 if column in self._open:
                     why = "by the durations" if self._has_ends else "by the rate of requests"
-                    self._told(column, unit, why)
+                    self._note_unit(column, unit, why)
             times = ["arrival_time", *(["actual_time"] if self._has_ends else [])]
             frame = frame.with_columns(pl.col(c) / SCALES[unit] for c in times if c in frame)
         if "actual_time" in self._open and "actual_time" in frame.columns:
@@ -341,8 +341,8 @@ class Mapped(Format):
             unit = "s" if pace is None else unit_by_pace(pace)
             if unit is None:
                 raise self._no_unit("actual_time", f"({pace:.3g} a token)")
-            told = "" if pace is None else f": {pace / SCALES[unit]:.3g} s a token"
-            self._told("actual_time", unit, f"by its size{told}")
+            per_token = "" if pace is None else f": {pace / SCALES[unit]:.3g} s a token"
+            self._note_unit("actual_time", unit, f"by its size{per_token}")
             frame = frame.with_columns(pl.col("actual_time") / SCALES[unit])
         return frame
 

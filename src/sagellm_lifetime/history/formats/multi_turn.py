@@ -6,7 +6,7 @@ engine that replays the trace, so a later turn has a session and a turn, and no 
 Turns may hold ``messages`` instead of ``input_length``; with ``"message_mode": "delta"`` their
 ``output_length`` is a cap that AIPerf asks for, no length, and such turns are left out.
 ``input_length`` is taken as it stands. AIPerf sends the turns so far in front of a later turn,
-whose ``input_length`` counts what is new; its ``hash_ids`` name the blocks of that part alone.
+whose ``input_length`` counts what is new; its ``hash_ids`` name the blocks of that part only.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Usage(Format):
         """Return the request of a row."""
         for name in record:
             if name not in self._known_names:
-                self._understand(name)
+                self._assign(name)
         self._keep_one_duration()
         row: Row = {}
         for name, (target, unit) in self._columns.items():
@@ -140,7 +140,7 @@ class Usage(Format):
                     return unit
         return None
 
-    def _understand(self, name: str) -> None:
+    def _assign(self, name: str) -> None:
         """Record which history column a column stands for; one that is taken stays taken."""
         self._known_names.add(name)
         target = target_of(name)
@@ -205,7 +205,7 @@ class Usage(Format):
         return frame
 
     def _settle_ends(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Decide the one unit of starts and ends: by the durations, where open by the rate."""
+        """Decide the one unit of starts and ends: by the durations, or else by the rate."""
         name = self._name_of("arrival_time")
         columns = {"actual_time": self._durations, "actual_length": self._lengths}
         per_token = seconds_per_token(pl.DataFrame({n: pl.Series(v) for n, v in columns.items()}))
