@@ -21,11 +21,9 @@ import numpy as np
 import polars as pl
 from common import say
 
-from sagellm_lifetime.core.hidden_states import COLUMNS, READ_AT, WINDOW
+from sagellm_lifetime.core.hidden_states import COLUMNS, READ_AT, WINDOW, layer_of
 from sagellm_lifetime.workloads.recorded import recorded
 
-DEPTH = 2.0 / 3.0
-"""Share of the blocks after which the residual is read."""
 COMPONENTS = 16
 BATCH_TOKENS = 4096
 SAVED_EVERY = 20
@@ -51,7 +49,7 @@ class States:
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model
         layers = self._model.layers
-        self.blocks = round(len(layers) * DEPTH)
+        self.blocks = layer_of(len(layers))
         self._model.layers = layers[: self.blocks]
         self._model.norm = torch.nn.Identity()
 

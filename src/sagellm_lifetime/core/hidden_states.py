@@ -15,6 +15,8 @@ READ_AT: Final = (0, 32, 64)
 """Ages of the three readings, tokens. The first comes with the first token, after prefill."""
 COLUMNS: Final = ("hidden_state", "hidden_state_32", "hidden_state_64")
 """Columns of a history with the three readings."""
+_DEPTH: Final = 2.0 / 3.0
+"""Share of the layers after which the state is read: there it says most of the length."""
 WINDOW: Final = 16
 """Inputs over which the later readings are averaged."""
 
@@ -31,3 +33,13 @@ def compressed(states: np.ndarray) -> np.ndarray:
     scale = np.partition(np.abs(states), middle, axis=-1)[..., middle, None]
     result: np.ndarray = np.arcsinh(states / np.maximum(scale, 1e-12))
     return result
+
+
+def layer_of(layers: int) -> int:
+    """Return after how many of a model's layers its state is read.
+
+    Example:
+        >>> layer_of(30)
+        20
+    """
+    return max(round(layers * _DEPTH), 1)

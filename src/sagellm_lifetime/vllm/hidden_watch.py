@@ -9,8 +9,7 @@ tokens were generated (the last 16 of each, averaged). Each reading is reduced t
 
 Rows are found by position: a chunk of a prefill without the last prompt token is passed over, a
 prompt in the prefix cache still runs its last token, and a sequence that is computed again after a
-preemption keeps the readings that it has. Hooks need a model that runs in eager mode, and unsplit:
-:func:`layer_of` says where it cannot.
+preemption keeps the readings that it has. Hooks need a model that runs in eager mode, and unsplit.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from sagellm_lifetime.core.hidden_states import READ_AT, WINDOW
+from sagellm_lifetime.core.hidden_states import READ_AT, WINDOW, layer_of
 from sagellm_lifetime.features.hidden_state import reduced
 from sagellm_lifetime.vllm.circuit_breaker import LOG, named
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
@@ -38,7 +37,6 @@ from vllm.v1.sample.logits_processor import (  # noqa: E402
 )
 
 ASK: Final = "watch_hidden"
-_DEPTH: Final = 2.0 / 3.0
 _LATER: Final = READ_AT[1:]
 _LAST_AGE: Final = READ_AT[-1]
 _READING: Final = [
@@ -282,15 +280,6 @@ class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped her
         self._rows, self._known = {}, {}
         _board.fault = error
         LOG.error("the model's hidden state is read no more until restart (%s)", named(error))
-
-
-def layer_of(layers: int) -> int:
-    """Return after how many of a model's layers its state is read.
-
-    >>> layer_of(30)
-    20
-    """
-    return max(round(layers * _DEPTH), 1)
 
 
 def source_of(model_config: Any, layer: int) -> str:
