@@ -7,8 +7,8 @@ hidden state. They are split 70/30 so that no form of a prompt, and no conversat
 parts, once for each seed. ``survival`` is fitted on the first part with the readings and without
 them and scored frozen on the second; LightGBM stands beside it, on text, EOS probability and
 entropy as far as they are known at each age. The last rows learn online from nothing: a predictor
-is shown 100 answers one by one, then it is frozen and scored. All of it twice: with the kind of each
-prompt (its client), and without. About three minutes on one core.
+is shown 100 answers one by one, then it is frozen and scored. All of it twice: with the kind of
+each prompt (its client), and without. About three minutes on one core.
 """
 
 from __future__ import annotations
