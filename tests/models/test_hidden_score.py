@@ -194,10 +194,20 @@ def test_impossible_states_are_refused(name):
         HiddenScore().restore(state)
 
 
-def test_a_state_without_hidden_scores_is_one_that_knows_nothing():
-    learned = taught(100)
-    learned.restore({})
-    assert learned.state()["sources"].size == 0
+def test_no_array_of_a_state_is_taken_at_its_word():
+    state = taught(100).state()
+    for name, array in state.items():
+        lies = [np.zeros((3, *array.shape), dtype=array.dtype)]
+        for number in (np.nan, np.inf, 1e30) if array.dtype.kind == "f" else (-7,):
+            for place in (0, -1):
+                lie = array.copy()
+                lie.flat[place] = number
+                lies.append(lie)
+        for lie in lies:
+            with pytest.raises(ValueError, match="'"):
+                HiddenScore().restore({**state, name: lie})
+        with pytest.raises(ValueError, match=r"missing|impossible"):
+            HiddenScore().restore({key: state[key] for key in state if key != name})
 
 
 def test_delayed_entry_counts_only_from_the_entry_on():

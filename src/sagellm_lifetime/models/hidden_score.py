@@ -301,17 +301,15 @@ class HiddenScore:
         return arrays
 
     def restore(self, state: Arrays) -> None:
-        """Replace what was learned; a state of an earlier version, without any, starts anew.
+        """Replace what was learned with a :meth:`state`.
 
         Raises:
             ValueError: an array is missing, of another type or shape, or holds impossible values.
         """
-        self._sources = OrderedDict()
-        if not state:
-            return
         keys = checked(state, "sources", np.int64, (None,), 1).tolist()
         if len(set(keys)) < len(keys) or len(keys) > _MOST_SOURCES:
             raise ValueError("'sources' names a source twice, or too many")
+        sources = OrderedDict()
         for i, key in enumerate(keys):
             first = part(state, f"{i}.0.")
             width = len(checked(first, "sums", np.float64, (None,), -_LARGEST, _LARGEST)) - 1
@@ -322,7 +320,8 @@ class HiddenScore:
                 own = part(state, f"{i}.{j}.")
                 if own:
                     stage.restore(own)
-            self._sources[key] = stages
+            sources[key] = stages
+        self._sources = sources
 
 
 class _Stage:
