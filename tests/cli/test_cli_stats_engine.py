@@ -120,6 +120,11 @@ def test_an_answer_that_is_no_statistics(refused, answer, told):
         {"recorded": {}, "record_lost": [], "record_waiting": "x", "record_replaced": 10**400},
         {"unreadable": 5, "faults": {"a": "b"}, "decisions": {"x": [1]}},
         {"mode": {}, "policy": [1], "breaker": None, "learning": True},
+        {"decisions": {"act": {"admissions": "x", "overtaken": 0}, "shadow": [1]}},
+        {"decisions": {"act": 5, "shadow": {"recomputed_tokens": 10**400}}},
+        {"switchback": {"running": 1, "period_s": [], "effects": {"a": 1, "b": {"low": "x"}}}},
+        {"switchback": [], "outlook": {"running_tokens": 5, "waiting_tokens": {}}},
+        {"switchback": {"effects": []}, "outlook": "x"},
     ],
 )
 def test_fields_of_another_type(cli, fields):
@@ -127,6 +132,38 @@ def test_fields_of_another_type(cli, fields):
         done = cli("stats", "--engine", engine)
     assert done.code == 0
     assert "Total Predictions: 5" in done.out
+
+
+def test_what_was_done_and_what_it_bought_is_shown(cli):
+    act = {"admissions": 1200, "admissions_reordered": 300, "overtaken": 40,
+           "overtaken_seconds": 60,
+           "longest_overtaken_seconds": 4.25, "preemptions": 9, "preemptions_differing": 7,
+           "recomputed_tokens": 4000, "held_back_block_seconds": 12.5}  # fmt: skip
+    effect = {"unit": "s", "off": 4.0, "act": 3.5, "difference": -0.5, "low": -0.75, "high": -0.25,
+              "p_value": 0.01, "pairs": 9}  # fmt: skip
+    shadow = {"recomputed_tokens": 10, "held_back_block_seconds": 0}
+    more = {
+        "decisions": {"act": act, "shadow": shadow},
+        "switchback": {"running": True, "arm": "act", "period_s": 600.0, "pairs": 9,
+                       "effects": {"latency": effect,
+                                   "first_token": {**effect, "low": None, "high": None}}},
+        "outlook": {"running_tokens": {"expected": 2040.0, "p90": 2410.0},
+                    "waiting_tokens": {"expected": 0.0, "p90": 0.0}, "retry_after_s": 5},
+    }  # fmt: skip
+    with serving(lambda _: (200, {}, json.dumps({**STATS, **more}).encode())) as engine:
+        lines = cli("stats", "--engine", engine).out.splitlines()
+    assert {
+        "  Act Admissions: 1,200, 300 before an earlier one",
+        "  Act Overtaken: 40, by 1.5 s on average, 4.2 s at most",
+        "  Act Preemptions: 9, 7 not vLLM's choice",
+        "  Act Costs: 4,000 tokens recomputed, 12 block-seconds held back",
+        "  Shadow Costs: 10 tokens recomputed, 0 block-seconds would be held back",
+        "  Switchback: act now, blocks of 600 s, 9 pairs",
+        "    latency: off 4, act 3.5 s; difference -0.5 (95 % -0.75 to -0.25)",
+        "    first token: off 4, act 3.5 s; difference -0.5 (an interval needs 6 pairs)",
+        "  Outlook: 2,040 tokens of what is running (p90 2,410), "
+        "0 tokens of what is waiting (p90 0), a place within 5 s (p90)",
+    } <= set(lines)
 
 
 def test_what_waits_and_what_cannot_be_read_is_shown(cli):

@@ -1,6 +1,9 @@
 """Requests to the routes beside vLLM's, without a server; and statistics of an engine core."""
 
 import asyncio
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 from sagellm_lifetime.vllm.observability.http import LifetimeMiddleware
@@ -9,6 +12,7 @@ JSON = (b"content-type", b"application/json")
 STATS = {
     "engine": 0,
     "predictor": "survival",
+    "model_name": "m",
     "policy": "lifetime",
     "learning": True,
     "mode": "shadow",
@@ -82,3 +86,40 @@ def ask(*args, **options):
     """Status and body of one request."""
     status, _, body = request(*args, **options)
     return status, body
+
+
+@contextmanager
+def http_server():
+    """The routes over HTTP, at ``url``; ``folder`` and ``key`` are to be set.
+
+    ``change`` may change the body of an answer.
+    """
+    settings = SimpleNamespace(folder=None, key=None, change=lambda body: body)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path, _, query = self.path.partition("?")
+            headers = [JSON, *((k.lower().encode(), v.encode()) for k, v in self.headers.items())]
+            status, more, body = request(
+                settings.folder, "GET", path,
+                headers=headers, api_key=settings.key, query=query.encode(),
+            )  # fmt: skip
+            body = settings.change(body)
+            more[b"content-length"] = str(len(body)).encode()
+            self.send_response(status)
+            for name, value in more.items():
+                self.send_header(name.decode(), value.decode())
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    settings.url = f"http://127.0.0.1:{http.server_address[1]}/lifetime"
+    try:
+        yield settings
+    finally:
+        http.shutdown()
+        http.server_close()

@@ -51,7 +51,6 @@ def test_metrics_have_a_label_for_the_model():
     from sagellm_lifetime.vllm.observability.metrics import PREFIX, _drift
 
     families = {each.name: each for each in _drift([{"engine": 0, "drift": DRIFT}])}
-    assert families[f"{PREFIX}drift_changes"].samples[0].value == 2
     labels = [each.labels for each in families[f"{PREFIX}drift_generation"].samples]
     assert labels == [{"engine": "0", "model": "chat"}, {"engine": "0", "model": ""}]
     assert all(not each.samples for each in _drift([{"engine": 0, "drift": {}}]))

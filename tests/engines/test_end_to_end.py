@@ -195,7 +195,8 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
     assert f"Total Predictions: {before + 20}" in said
     assert "Mode: act" in said
     metrics = server.get("/metrics")
-    assert f'lifetime_predictor_predictions_total{{engine="0"}} {before + 20}.0' in metrics
+    ours = 'lifetime_predictor_predictions_total{engine="0",model_name="model"}'
+    assert f"{ours} {before + 20}.0" in metrics
     assert "vllm:generation_tokens_total" in metrics
 
     # Stopped: everything is written.

@@ -32,6 +32,7 @@ HOOKS = {
     "LifetimeMixin._guarded",
     "LifetimeMixin._give_up",
     "_Worker.run",
+    "SchedulerNames.max_num_active_reqs",  # another name of one attribute of vLLM's
 }
 """What vLLM calls, and what catches (one of them on a thread): these are the guard itself."""
 
@@ -198,7 +199,9 @@ def is_vllms_own(engine, name):
     assert scheduler.kv_cache_manager.watermark_blocks == 0, name
     assert scheduler.max_num_active_reqs == SMALL.max_num_seqs, name
     if "restore" not in name and "as_vllm" not in name:  # nobody else puts them in order
-        arrivals = [each.arrival_time for each in scheduler.waiting]
+        # Before vLLM 0.31 a session that continues, and holds memory, waits in the same queue.
+        queue = [each for each in scheduler.waiting if not each.num_computed_tokens]
+        arrivals = [each.arrival_time for each in queue]
         assert arrivals == sorted(arrivals), name
 
 

@@ -99,7 +99,8 @@ def test_replay_and_live_engine_do_the_same_in_every_step(vllm, name, caching, s
     for step, (in_replay, in_engine) in enumerate(zip(theirs, ours, strict=True)):
         assert in_replay == in_engine, f"step {step}"
     arrived = [request.id for request in arrivals()]
-    admitted = [each for step in ours for each in step["new"]]
+    # vLLM's newer model runner gets a resumed request as a new one, so once each.
+    admitted = list(dict.fromkeys(each for step in ours for each in step["new"]))
     assert sorted(admitted) == sorted(arrived)
     assert any(len(step["waiting"]) > 10 for step in ours)
     most = max(len(step["running"]) for step in ours)

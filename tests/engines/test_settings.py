@@ -59,6 +59,7 @@ WRONG = [
     {"record": "x/\ude00"},
     {"checkpoint": "\ud83d"},
     {"record": True},
+    {"switchback_period_s": 0},
     {"record": ["a"]},
 ]
 

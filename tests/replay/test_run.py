@@ -14,7 +14,7 @@ from sagellm_lifetime.replay.metrics import MEASURED, metrics
 from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy, policy
 from sagellm_lifetime.replay.run import Run
 from sagellm_lifetime.replay.trace import at_once, at_rate, make_trace, rate_of
-from sagellm_lifetime.vllm.compat.interface import series, version
+from sagellm_lifetime.vllm.compat.versions import series, version
 from sagellm_lifetime.workloads import generate
 
 pytestmark = pytest.mark.usefixtures("vllm")
@@ -193,7 +193,8 @@ def test_a_load_that_no_rate_reaches_says_so(trace, tight, cost, monkeypatch):
 
 def test_a_policy_that_serves_nobody_is_one_line(trace, tight, cost):
     def lazy(scheduler, trace, run):
-        scheduler.max_num_active_reqs = 0
+        newer = hasattr(scheduler, "max_num_active_reqs")  # since vLLM 0.31
+        setattr(scheduler, "max_num_active_reqs" if newer else "max_num_running_reqs", 0)
 
     with pytest.raises(LifetimeError, match="stuck") as error:
         Run(trace[:3], tight, cost, ReplayPolicy("lazy", install=lazy)).execute()

@@ -29,7 +29,8 @@ from sagellm_lifetime.core.errors import MissingExtraError, RequestError
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.study import Progress
 from sagellm_lifetime.predictor.registry import predictor_class
-from sagellm_lifetime.vllm.compat.interface import check_interface, version
+from sagellm_lifetime.vllm.compat.interface import check_interface
+from sagellm_lifetime.vllm.compat.versions import version
 
 MULTIPLES: Final = (1.0, 1.5, 2.0, 3.0)
 NO_VLLM: Final = "the replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"

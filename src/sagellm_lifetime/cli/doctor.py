@@ -81,12 +81,15 @@ def _vllm() -> Iterator[Finding]:
         hint = f"pip install 'isagellm-lifetime[vllm]' for: {_VLLM_PURPOSE}"
         yield Finding("vLLM", "absent", f"not installed; {hint}")
         return
-    from sagellm_lifetime.vllm.compat.interface import VERSIONS, changes
+    from sagellm_lifetime.vllm.compat.interface import changes
+    from sagellm_lifetime.vllm.compat.versions import UNKNOWN, VERSIONS, is_tested, version
 
     installed = _version_of(*_VLLM_DISTRIBUTIONS) or "of an unknown version"
     missing = changes()
     if missing:
         yield Finding("vLLM", "broken", f"{installed}: {', '.join(missing)}; {VERSIONS} work")
+    elif version() != UNKNOWN and not is_tested(version()):
+        yield Finding("vLLM", "ok", f"{installed}; nothing is missing, {VERSIONS} are tested")
     else:
         yield Finding("vLLM", "ok", f"{installed}; every part that is needed is there")
 

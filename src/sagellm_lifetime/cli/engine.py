@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -23,6 +24,7 @@ PREDICTOR: Final = "survival"
 _ALIKE: Final = 0.75
 """Least similarity of a word to one of our options that makes it a misspelling; all options of vLLM
 are less similar."""
+_SECONDS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _FEWEST: Final = len("--lifetime")
 """Least number of characters of an abbreviated option of ours."""
 
@@ -46,6 +48,7 @@ class StartMode(StrEnum):
 
     shadow = "shadow"
     act = "act"
+    switchback = "switchback"
 
 
 @app.callback()
@@ -108,8 +111,19 @@ def start(
     lifetime_mode: Annotated[
         StartMode | None,
         typer.Option(
-            help="shadow: predict and count what would differ; act: decide.",
+            help="shadow: predict and count what would differ; act: decide; switchback: alternate "
+            "off and act, and measure the difference.",
             show_default="shadow",
+        ),
+    ] = None,
+    lifetime_switchback_period: Annotated[
+        str | None,
+        typer.Option(
+            "--lifetime-switchback-period",
+            "--period",
+            metavar="TIME",
+            help="Length of a block of a switchback: 90s, 10m, 1h.",
+            show_default="10m",
         ),
     ] = None,
     lifetime_policy: Annotated[
@@ -182,6 +196,7 @@ def start(
         "--watch-eos": watch_eos,
         "--watch-hidden": watch_hidden,
         "--lifetime-mode": lifetime_mode,
+        "--lifetime-switchback-period": lifetime_switchback_period,
         "--lifetime-policy": lifetime_policy,
         "--lifetime-min-confidence": lifetime_min_confidence,
     }
@@ -196,6 +211,7 @@ def start(
     explicit: dict[str, Any] = {
         "predict": enable_lifetime_prediction or None,
         "mode": lifetime_mode and lifetime_mode.value,
+        "switchback_period_s": _period(lifetime_switchback_period),
         "policy": lifetime_policy,
         "min_confidence": lifetime_min_confidence,
         "predictor": predictor_type,
@@ -224,6 +240,27 @@ def start(
     sys.stdout.flush()
     # In the place of this process, so that signals reach the server.
     os.execv(line[0], line)
+
+
+def _period(text: str | None) -> float | None:
+    """Return the seconds of a length of time such as 90s, 10m or 1h; a number alone is seconds.
+
+    Raises:
+        CommandError: it is none, or out of the range of the setting.
+    """
+    if text is None:
+        return None
+    from sagellm_lifetime.vllm.settings import RANGES
+
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h)?", text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    allowed = RANGES["switchback_period_s"]
+    if seconds not in allowed:
+        raise CommandError(
+            f"--lifetime-switchback-period {text}: give a time such as 90s, 10m or 1h, from "
+            f"{allowed.least:g} s to {allowed.most:g} s"
+        )
+    return seconds
 
 
 def check_names(words: Sequence[str], ours: Sequence[str]) -> None:

@@ -29,6 +29,8 @@ _MAX_BYTES: Final = 1 << 20
 _LONGEST_REASON: Final = 200
 _RARE: Final = ("unpredicted", "capped", "beam_steps")
 """Counts whose lines are left out while they are 0."""
+FEWEST_PAIRS: Final = 6
+"""As in ``evaluation.switchback``, which needs NumPy and is not imported here."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
 
@@ -256,6 +258,9 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
                 lines.append(
                     f"  Shadow {_plain(decision).title()}s: {made}, about {differing} differing"
                 )
+        lines += _done(decisions)
+    lines += _switchback(values.get("switchback"))
+    lines += _outlook(values.get("outlook"))
     if values.get("learning") is True:
         ends = ("taken", "on_the_way", "dropped", "lost")
         counts = [f"{_shown(values, f'lessons_{e}', 'd')} {e.replace('_', ' ')}" for e in ends]
@@ -279,6 +284,75 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
                 counts.append(f"{_shown(values, key, 'd')} {label}")
         lines.append(f"  Recorded: {_shown(values, 'recorded', 'd')} ({', '.join(counts)})")
     return lines
+
+
+def _done(decisions: dict[str, Any]) -> list[str]:
+    """Return the lines about what act did, and what vLLM's own decisions cost in shadow."""
+    lines = []
+    act, shadow = decisions.get("act"), decisions.get("shadow")
+    if isinstance(act, dict) and (act.get("admissions") or act.get("preemptions")):
+        count = {key: _shown(act, key, ",.0f") for key in act}
+        overtaken, waited = _float(act.get("overtaken")), _float(act.get("overtaken_seconds"))
+        mean = f"{waited / overtaken:.1f}" if overtaken and waited is not None else "0"
+        longest = _shown(act, "longest_overtaken_seconds", ".1f")
+        lines += [
+            "  Act Admissions: {}, {} before an earlier one".format(
+                count.get("admissions", "n/a"), count.get("admissions_reordered", "n/a")
+            ),
+            f"  Act Overtaken: {count.get('overtaken', 'n/a')}, "
+            f"by {mean} s on average, {longest} s at most",
+            "  Act Preemptions: {}, {} not vLLM's choice".format(
+                count.get("preemptions", "n/a"), count.get("preemptions_differing", "n/a")
+            ),
+        ]
+    for label, part in (("Act", act), ("Shadow", shadow)):
+        if isinstance(part, dict) and (
+            part.get("recomputed_tokens") or part.get("held_back_block_seconds")
+        ):
+            held = _shown(part, "held_back_block_seconds", ",.0f")
+            would = "would be held back" if label == "Shadow" else "held back"
+            lines.append(
+                f"  {label} Costs: {_shown(part, 'recomputed_tokens', ',.0f')} tokens recomputed, "
+                f"{held} block-seconds {would}"
+            )
+    return lines
+
+
+def _switchback(experiment: Any) -> list[str]:
+    """Return the lines about a switchback: what runs, and each effect with its interval."""
+    if not isinstance(experiment, dict):
+        return []
+    state = f"{_plain(experiment.get('arm'))} now" if experiment.get("running") else "ended"
+    period = _shown(experiment, "period_s", ",.0f", " s")
+    lines = [f"  Switchback: {state}, blocks of {period}, {_shown(experiment, 'pairs', 'd')} pairs"]
+    found = experiment.get("effects")
+    for name, effect in found.items() if isinstance(found, dict) else ():
+        if not isinstance(effect, dict):
+            continue
+        off, act, change = (_shown(effect, key, ".3g") for key in ("off", "act", "difference"))
+        bounds = [_shown(effect, key, "+.3g") for key in ("low", "high")]
+        interval = f"95 % {bounds[0]} to {bounds[1]}"
+        if "n/a" in bounds:
+            interval = f"an interval needs {FEWEST_PAIRS} pairs"
+        lines.append(
+            f"    {_plain(name).replace('_', ' ')}: off {off}, act {act} "
+            f"{_plain(effect.get('unit', ''))}; difference {change} ({interval})"
+        )
+    return lines
+
+
+def _outlook(outlook: Any) -> list[str]:
+    """Return the line about what is still to do, and when a place is free."""
+    if not isinstance(outlook, dict):
+        return []
+    parts = []
+    for state in ("running", "waiting"):
+        tokens = outlook.get(f"{state}_tokens")
+        if isinstance(tokens, dict):
+            expected, most = (_shown(tokens, key, ",.0f") for key in ("expected", "p90"))
+            parts.append(f"{expected} tokens of what is {state} (p90 {most})")
+    parts.append(f"a place within {_shown(outlook, 'retry_after_s', 'd')} s (p90)")
+    return [f"  Outlook: {', '.join(parts)}"]
 
 
 def _wrong(values: dict[str, Any]) -> list[str]:

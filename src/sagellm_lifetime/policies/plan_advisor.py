@@ -279,7 +279,12 @@ class PlanAdvisor:
         if not self.limits_admission:
             return 0
         self._refresh()  # with an empty queue no other call refreshes the looks
-        return max(int(self._peak.growth()), 0)
+        return self.withheld
+
+    @property
+    def withheld(self) -> int:
+        """Return the same blocks by the last looks."""
+        return max(int(self._peak.growth()), 0) if self.limits_admission else 0
 
     # -- the queue -----------------------------------------------------------------------------
 
@@ -322,6 +327,20 @@ class PlanAdvisor:
             for view, record in zip(waiting, records, strict=True)
         ]
         return sorted(range(len(keys)), key=keys.__getitem__)
+
+    def queue_key(self, sequence_id: str) -> tuple[float, ...] | None:
+        """Return what a waiting sequence was sorted by last, None for one without a place.
+
+        It is for a view of the queue from another thread, so it computes nothing.
+        """
+        record = self._records.get(sequence_id)
+        if record is None or (self.plan.order != "fcfs" and not np.isfinite(record.place)):
+            return None
+        view = record.view
+        if self.plan.order == "fcfs":
+            return view.priority, True, view.arrival, view.arrival
+        is_cached = bool(self.plan.cached) and record.cached >= self.plan.cached * view.tokens
+        return view.priority, not is_cached, record.place, view.arrival
 
     def _cached_ids(self, waiting: Sequence[SequenceView]) -> set[str]:
         """Return the ids at the queue's head whose prompts are mostly in the prefix cache.

@@ -184,6 +184,11 @@ class BackgroundLearner:
             return
         self._queue(completion)
 
+    def save_soon(self) -> None:
+        """Ask for a checkpoint of what was taken so far, without waiting for the next one."""
+        if self._supervisor.unsaved and not self._supervisor.is_stopping:
+            self._queue(None)
+
     def _queue(self, completion: Completion | None) -> None:
         waiting = self._waiting
         if len(waiting) >= self._most_waiting:

@@ -34,7 +34,8 @@ from sagellm_lifetime.replay.planned import planned_policies
 from sagellm_lifetime.replay.policies import POLICIES, ReplayPolicy
 from sagellm_lifetime.replay.report import Comparison
 from sagellm_lifetime.replay.trace import TraceRequest, at_once, make_trace, sample
-from sagellm_lifetime.vllm.compat.interface import check_interface, version
+from sagellm_lifetime.vllm.compat.interface import check_interface
+from sagellm_lifetime.vllm.compat.versions import version
 
 OFFLINE: Final = "offline"
 """The load at which all requests arrive at the start."""

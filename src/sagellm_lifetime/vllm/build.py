@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagellm_lifetime.policies.plan import PLANS, Plan
 from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
@@ -55,9 +55,8 @@ def make_live(
         reads_tokens = has_network(predictor.name)
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
     signals = _signals(settings)
-    served = scheduler.vllm_config.model_config.served_model_name
     adapter = RequestAdapter(
-        served[0] if isinstance(served, list) else str(served),
+        served_name(scheduler.vllm_config),
         scheduler.max_model_len,
         scheduler.hash_block_size,
         signals,
@@ -104,6 +103,12 @@ def _signals(settings: LiveSettings) -> ModelSignals | None:
     if settings.hidden:
         parts.append(HiddenSignals())
     return AllSignals(parts) if len(parts) > 1 else parts[0] if parts else None
+
+
+def served_name(vllm_config: Any) -> str:
+    """Return the name under which the model is served, vLLM's label ``model_name``."""
+    served = vllm_config.model_config.served_model_name
+    return served[0] if isinstance(served, list) else str(served)
 
 
 def _plan_advisor(

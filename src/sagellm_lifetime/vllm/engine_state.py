@@ -25,7 +25,7 @@ from sagellm_lifetime.core.forking import ClosedInChild
 from sagellm_lifetime.core.regular_files import open_regular, read_regular
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.published import MOST_BYTES, parse_stats
-from sagellm_lifetime.vllm.settings import MODES, Mode
+from sagellm_lifetime.vllm.settings import START_MODES, StartMode
 
 STATS: Final = "stats.json"
 CONTROL: Final = "control.json"
@@ -70,7 +70,7 @@ class EngineState:
         text = json.dumps(finite(stats), allow_nan=False)
         write_atomically(self.folder / STATS, text.encode(), private=True, error=CheckpointError)
 
-    def asked_for(self) -> Mode | None:
+    def asked_for(self) -> StartMode | None:
         """Return the mode requested since the last call, or None.
 
         Anything else in place of the request is reported once and ignored.
@@ -96,7 +96,7 @@ class EngineState:
         self._lock.close()
 
 
-def parse_mode(data: bytes) -> Mode:
+def parse_mode(data: bytes) -> StartMode:
     """Return the mode in ``{"mode": MODE}``, UTF-8 JSON of that one key.
 
     Raises:
@@ -108,9 +108,9 @@ def parse_mode(data: bytes) -> Mode:
         request = None
     if isinstance(request, _Pairs) and len(request) == 1:
         key, mode = request[0]
-        if key == "mode" and isinstance(mode, str) and mode in MODES:
-            return MODES[MODES.index(mode)]
-    raise ValueError(f'not {{"mode": one of {", ".join(MODES)}}}')
+        if key == "mode" and isinstance(mode, str) and mode in START_MODES:
+            return START_MODES[START_MODES.index(mode)]
+    raise ValueError(f'not {{"mode": one of {", ".join(START_MODES)}}}')
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -155,7 +155,7 @@ def check_free(state: Path) -> None:
     Raises:
         LifetimeError: if it is in use, or cannot be used.
     """
-    for folder, _ in _engine_folders(state):
+    for folder, _ in engine_folders(state):
         ends = time.monotonic() + _PATIENCE_S
         while True:
             try:
@@ -187,7 +187,7 @@ def _alive(lock: Path) -> bool:
     return True
 
 
-def _engine_folders(state: Path) -> list[tuple[Path, int]]:
+def engine_folders(state: Path) -> list[tuple[Path, int]]:
     """Return the folders ``engine-N`` and their N, in the order of N."""
     folders = []
     for folder in state.glob("engine-*"):
@@ -213,7 +213,7 @@ class Published:
 def read_published(state: Path) -> Published:
     """Return the newest statistics of every engine core; damaged files raise nothing."""
     published = Published()
-    for folder, rank in _engine_folders(state):
+    for folder, rank in engine_folders(state):
         path = folder / STATS
         try:
             stats = parse_stats(read_regular(path, MOST_BYTES), rank)
@@ -234,13 +234,13 @@ def read_stats(state: Path) -> list[dict[str, Any]]:
     return read_published(state).engines
 
 
-def request_mode(state: Path, mode: Mode) -> int:
+def request_mode(state: Path, mode: StartMode) -> int:
     """Request a mode from every engine core; return the number of engine cores.
 
     Raises:
         CheckpointError: if a request cannot be written.
     """
-    folders = [folder for folder, _ in _engine_folders(state) if (folder / STATS).exists()]
+    folders = [folder for folder, _ in engine_folders(state) if (folder / STATS).exists()]
     for folder in folders:
         request = json.dumps({"mode": mode}).encode()
         write_atomically(folder / CONTROL, request, private=True, error=CheckpointError)

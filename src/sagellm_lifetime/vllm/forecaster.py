@@ -7,6 +7,7 @@ from math import isfinite
 
 import numpy as np
 
+from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.protocol import PredictionRequest, PredictionResult, SequenceId
 from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import AdviceError
@@ -15,8 +16,8 @@ from sagellm_lifetime.policies.state import HORIZON, SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
 
 _ROUNDING = 1e-6
-Answer = tuple[str, int, float]
-"""Id, predicted total length in tokens, confidence."""
+Answer = tuple[str, int, float, LengthDistribution | None]
+"""Id, predicted total length in tokens, confidence, distribution of what remains."""
 
 
 class CheckedForecaster(PredictedLengths):
@@ -102,7 +103,7 @@ class CheckedForecaster(PredictedLengths):
 
 
 def _checked(request: PredictionRequest, result: PredictionResult) -> Answer:
-    """Return id, total length in tokens and confidence of a prediction.
+    """Return id, total length in tokens, confidence and distribution of a prediction.
 
     Raises:
         AdviceError: if the prediction is invalid.
@@ -114,4 +115,7 @@ def _checked(request: PredictionRequest, result: PredictionResult) -> Answer:
         raise AdviceError(f"a confidence of {confidence!r}")
     if not (isfinite(result.estimated_time) and result.estimated_time >= 0.0):
         raise AdviceError(f"{result.estimated_time!r} seconds remaining")
-    return str(request.sequence_id), request.current_length + remaining, confidence
+    distribution = result.distribution
+    if not isinstance(distribution, LengthDistribution):  # of a predictor of another package
+        distribution = None
+    return str(request.sequence_id), request.current_length + remaining, confidence, distribution

@@ -15,6 +15,8 @@ from collections.abc import Callable, Container, Sequence
 from time import perf_counter
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.policies.advisor import (
     AdviceError,
@@ -24,11 +26,13 @@ from sagellm_lifetime.policies.advisor import (
     check_order,
 )
 from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Finished, Progressed
-from sagellm_lifetime.policies.plan_advisor import PIECE
+from sagellm_lifetime.policies.plan_advisor import PIECE, PlanAdvisor
 from sagellm_lifetime.policies.sequence_view import SequenceView
+from sagellm_lifetime.policies.state import SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.vllm.agreement import ShadowAgreement
 from sagellm_lifetime.vllm.circuit_breaker import LOG, CircuitBreaker
+from sagellm_lifetime.vllm.decision_counts import DecisionCounts
 from sagellm_lifetime.vllm.forecaster import CheckedForecaster
 from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 from sagellm_lifetime.vllm.settings import Mode
@@ -40,6 +44,8 @@ _MOST_EVENTS: Final = 384
 """Largest batch of events; a step counts as one."""
 _REPORT_EVERY: Final = 128
 """Steps after which they are reported to the circuit breaker even without a call."""
+_WITHHELD_EVERY: Final = 8
+"""Steps between two calls for the blocks that a limit on admissions withholds."""
 _EVERYTHING: Final = sys.maxsize
 """A number of free blocks into which every queue fits, so that no smaller sequence goes first."""
 
@@ -82,6 +88,7 @@ class GuardedAdvisor:
         next_mode: mode from the next step on.
         acting: True if the advisor's decisions are carried out.
         agreement: decisions compared in shadow mode.
+        counts: what acting changes.
         steps: number of steps of the engine so far.
         seconds: total duration of these steps.
     """
@@ -104,6 +111,7 @@ class GuardedAdvisor:
         self.breaker = breaker
         self.statistics = statistics
         self.agreement = ShadowAgreement()
+        self.counts = DecisionCounts()
         self.limits_admission = limits_admission
         self.acting = False
         self.steps = 0
@@ -119,6 +127,8 @@ class GuardedAdvisor:
         self._unreported: list[str] = []
         """Ids of predicted sequences whose end was not reported to the predictor."""
         self._reserve = 0
+        self._withheld = 0
+        """Blocks that the advisor's limit on admissions withheld when it was last asked."""
         self._admit_limit = sys.maxsize
         self._flush_requested = False
         self._clock, self._engine_clock = StepClock(perf_counter), StepClock(clock)
@@ -152,6 +162,14 @@ class GuardedAdvisor:
         """Return the number of completions behind the predictor's state."""
         return self._forecaster.lessons if self._forecaster is not None else 0
 
+    def queue_key(self, sequence_id: str) -> tuple[float, ...] | None:
+        """Return what the advisor sorted a waiting sequence by last; None if it did not.
+
+        Any thread may call it.
+        """
+        advisor = self._advisor
+        return advisor.queue_key(sequence_id) if isinstance(advisor, PlanAdvisor) else None
+
     # -- a step ------------------------------------------------------------------------------
 
     @property
@@ -176,6 +194,7 @@ class GuardedAdvisor:
             self.account_step(busy=running > 0)
             return
         seconds = self.account_step(busy=running > 0)
+        self.counts.step(seconds)
         self._admit_limit = sys.maxsize
         # Code that runs once per step runs with cold caches, so nearly all steps skip this call.
         if self._advisor is None or self.breaker.state != "closed" or self.mode != self.next_mode:
@@ -221,6 +240,7 @@ class GuardedAdvisor:
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Collect events; pass them on at once if few sequences run."""
+        self.counts.on_events(events)
         self._events += events
         if self._advisor is None or self._running < _MANY:
             self.flush()
@@ -268,6 +288,33 @@ class GuardedAdvisor:
             return 0
         self.flush()
         return self._call(0, _growth, self._advisor) if self.acting else 0
+
+    def hold_back(self, stock: int) -> None:
+        """Count the blocks held back in this step, in ``act``, or that ``act`` would hold back.
+
+        Args:
+            stock: blocks of the engine's own watermark.
+        """
+        advisor = self._advisor
+        if advisor is None:
+            return
+        if self.limits_admission and self.steps % _WITHHELD_EVERY == 0:
+            self._withheld = self._call(0, _withheld, advisor)
+        held = max(self._reserve - stock, 0)
+        self.counts.held_blocks = held + (self._withheld if self.limits_admission else 0)
+
+    @property
+    def forecast_beside(self) -> Callable[[Sequence[str], np.ndarray], SurvivalForecast] | None:
+        """Return the function that forecasts for another thread; None without prediction."""
+        return self._forecaster.forecast if self._forecaster is not None else None
+
+    def blocks_withheld(self, watermark: int) -> int:
+        """Return the blocks that admission leaves free now, for another thread.
+
+        Args:
+            watermark: the engine's present one.
+        """
+        return max(watermark, self._withheld if self.acting else 0)
 
     def flush(self) -> None:
         """Pass on all collected events; called before every decision."""
@@ -455,6 +502,8 @@ class GuardedAdvisor:
                     self._count(piece, was_received=reserve is not None)
         if advisor is not None and self.breaker.allows:
             self._advisor, self.acting = advisor, acts
+            running = [event.sequence_id for event in admitted]
+            self.counts.restart(arrived, running, acts=acts)
             if acts:
                 self._engine.take_over()
             self._reserve = self.breaker.call(0, _reserve, advisor)
@@ -473,7 +522,8 @@ class GuardedAdvisor:
         self._unreported.clear()
 
     def _stop(self) -> None:
-        self._advisor, self.acting, self._reserve = None, False, 0
+        self._advisor, self.acting, self._reserve, self._withheld = None, False, 0, 0
+        self.counts.stop()
         self.agreement.interrupt()
         self._engine.give_back()
 
@@ -495,6 +545,10 @@ def _reserve(advisor: Advisor) -> int:
 def _growth(advisor: Advisor) -> int:
     growth = getattr(advisor, "growth", None)  # not every advisor has it
     return 0 if growth is None else check_count(growth(), sys.maxsize, "blocks withheld")
+
+
+def _withheld(advisor: Advisor) -> int:
+    return check_count(getattr(advisor, "withheld", 0), sys.maxsize, "blocks withheld")
 
 
 def _checked_order(

@@ -38,7 +38,8 @@ IDLE: Final[dict[str, Any]] = {
     "weights_refused": 0,
 }
 """The counts of an engine that does not learn."""
-_OF_NETWORKS: Final = ("weights_accepted", "weights_refused")
+WEIGHTS: Final = ("weights_accepted", "weights_refused")
+"""Counts that only networks have."""
 _PATIENCE_S: Final = 30.0
 """Seconds to wait for the learning process of a killed engine to save its state."""
 _STOP_S: Final = 2.5
@@ -79,7 +80,7 @@ class Learner:
         counts = {**IDLE, **self._background.counts()}
         if self._has_network:
             learned = self._predictor.model.counts()
-            counts.update({name: learned[name] for name in _OF_NETWORKS})
+            counts.update({name: learned[name] for name in WEIGHTS})
         return counts
 
     def watch(self) -> None:
@@ -94,6 +95,10 @@ class Learner:
         if counts["learner_trouble"] not in (None, self._trouble):
             LOG.error("the process that learns: %s", counts["learner_trouble"])
         self._trouble = counts["learner_trouble"]
+
+    def save_soon(self) -> None:
+        """Ask the process for a checkpoint now, as the engine may be killed at any time."""
+        self._background.save_soon()
 
     def close(self) -> None:
         """Stop the process after it has learned and saved the rest, within a time limit."""

@@ -7,18 +7,28 @@ without a prediction are counted apart, and so are steps of beam search.
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
+from sagellm_lifetime.core.distribution import LengthDistribution
 from sagellm_lifetime.core.forking import register
 from sagellm_lifetime.core.scores import Scores
+from sagellm_lifetime.vllm.recent_predictions import FirstPrediction, RecentPredictions
+
+_MOST_DISTRIBUTIONS: Final = 4096
+"""Present sequences whose whole predicted distribution is kept."""
 
 
 class PredictionStatistics:
-    """Counts of predictions and ends; the engine's thread writes, any thread reads."""
+    """Counts of predictions and ends; the engine's thread writes, any thread reads.
+
+    Attributes:
+        recent: first predictions of the last completions, and their lengths.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._running: dict[str, tuple[int, float]] = {}
+        self.recent = RecentPredictions()
+        self._running: dict[str, FirstPrediction] = {}
         self._scores = Scores()
         self._predictions = 0
         self._unpredicted = 0
@@ -36,17 +46,26 @@ class PredictionStatistics:
         if not whole:
             self._lock = Lock()
 
-    def predicted(self, request_id: str, total: int, confidence: float) -> None:
+    def predicted(
+        self,
+        request_id: str,
+        total: int,
+        confidence: float,
+        distribution: LengthDistribution | None = None,
+    ) -> None:
         """Record the first prediction of a sequence; later ones are ignored.
 
         Args:
             request_id: of the sequence.
             total: predicted total length, tokens.
             confidence: of the prediction, 0 to 1.
+            distribution: of the tokens that remain, if the predictor gave one.
         """
         with self._lock:
             if request_id not in self._running:
-                self._running[request_id] = (total, confidence)
+                if len(self._running) >= _MOST_DISTRIBUTIONS:
+                    distribution = None
+                self._running[request_id] = FirstPrediction(total, confidence, distribution)
                 self._predictions += 1
 
     def ended(self, request_id: str, length: int, seconds: float, reason: str) -> bool:
@@ -64,8 +83,10 @@ class PredictionStatistics:
                 self._unpredicted += 1
                 return False
             # Before the removal, so that after an error the sequence still counts as running.
-            self._scores.ended(reason, length, prediction)
+            self._scores.ended(reason, length, (prediction.total, prediction.confidence))
             del self._running[request_id]
+            if reason == "stop":
+                self.recent.add(prediction, length)
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
             if reason in ("stop", "length"):
                 self._tokens += length
@@ -76,6 +97,11 @@ class PredictionStatistics:
         """Count an ended step of beam search."""
         with self._lock:
             self._beam_steps += 1
+
+    def first(self, request_id: str) -> FirstPrediction | None:
+        """Return the first prediction of a sequence that has not ended."""
+        # Without the lock: one look into a dictionary is consistent, and this thread may not wait.
+        return self._running.get(request_id)
 
     def running(self) -> list[str]:
         """Return the ids of the predicted sequences that have not ended."""

@@ -39,6 +39,19 @@ COUNTS: Final = (
     "record_replaced",
 )
 """Numbers that add up over engine cores; one that is missing or null is unknown."""
+COMPARED: Final = ("admission", "preemption")
+"""Kinds of decisions that shadow mode compares."""
+DONE: Final = ("act", "shadow")
+"""Modes whose decisions are counted (:mod:`~sagellm_lifetime.vllm.decision_counts`)."""
+LARGEST: Final = ("longest_overtaken_seconds",)
+"""Of these counts, those of which the largest of all engine cores counts, and not the sum."""
+OUTLOOK_NUMBERS: Final = ("time", "seconds_per_step", "retry_after_s")
+"""Numbers of an outlook."""
+OUTLOOK_PARTS: Final = (
+    *("running_tokens", "waiting_tokens", "peak_blocks"),
+    *("done_s", "place_within"),
+)
+"""Parts of an outlook, each with some numbers by name."""
 DRIFT: Final = ("changes", "returns", "trials")
 """Counts of the drift that add up over engine cores."""
 DRIFT_OF_MODEL: Final = ("generation", "completions", "generations", "in_trial")
@@ -77,8 +90,9 @@ def parse_stats(data: bytes, rank: int) -> dict[str, Any]:
     for name in COUNTS:
         if not _is_number(stats.get(name)):
             raise ValueError(f"{name} is not a number")
-    if not _is_drift(stats.setdefault("drift", {})):
-        raise ValueError("drift is not what it should be")
+    for name, (fits, kind) in _OPTIONAL.items():
+        if not fits(stats.setdefault(name, kind())):
+            raise ValueError(f"{name} is not what it should be")
     if stats["engine"] != rank:
         raise ValueError("of another engine core")
     return stats
@@ -141,16 +155,21 @@ def _is_breaker(value: Any) -> bool:
 
 
 def _are_decisions(value: Any) -> bool:
-    """Return True for ``{"admission": [made, differing], "preemption": […]}``."""
+    """Return True for counts of shadow mode, and of what each mode did.
+
+    They are ``{"admission": [made, differing], "preemption": […], "act": {…}, "shadow": {…}}``; the
+    last two may be missing.
+    """
     return (
         isinstance(value, dict)
-        and value.keys() == {"admission", "preemption"}
+        and set(COMPARED) <= value.keys() <= {*COMPARED, *DONE}
         and all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(number is not None and _is_number(number) for number in pair)
-            for pair in value.values()
+            isinstance(value[kind], list)
+            and len(value[kind]) == 2
+            and all(number is not None and _is_number(number) for number in value[kind])
+            for kind in COMPARED
         )
+        and all(mode not in value or _are_known(value[mode]) for mode in DONE)
     )
 
 
@@ -167,6 +186,27 @@ def _is_drift(value: Any) -> bool:
             for model in value["models"].values()
         )
     )
+
+
+def _is_outlook(value: Any) -> bool:
+    """Return True for the figures of an outlook, or None."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and all(_is_known(value.get(name)) for name in OUTLOOK_NUMBERS)
+        and all(_are_known(value.get(name)) for name in OUTLOOK_PARTS)
+        and all(value[name].keys() == {"expected", "p90"} for name in OUTLOOK_PARTS[:3])
+    )
+
+
+def _are_known(value: Any) -> bool:
+    """Return True for one or more numbers by name."""
+    return isinstance(value, dict) and bool(value) and all(map(_is_known, value.values()))
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and _is_number(value)
 
 
 def _is_mode(value: Any) -> bool:
@@ -191,3 +231,11 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
     "learner_running": _is(bool),
     "learner_trouble": _is_text_or_none,
 }
+_OPTIONAL: Final[dict[str, tuple[Callable[[Any], bool], Callable[[], Any]]]] = {
+    "drift": (_is_drift, dict),
+    "outlook": (_is_outlook, lambda: None),
+    "this_run": (_are_counts, dict),
+    "model_name": (_is(str), str),
+    "live": (_is(dict), dict),
+}
+"""Fields that earlier versions do not write, with what makes their empty value."""

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Preempted
+from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Finished, Preempted
 from sagellm_lifetime.vllm.beam_search import is_beam_step
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
@@ -25,25 +25,34 @@ ready_for_vllm()  # before anything of vLLM is imported
 
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 
+from sagellm_lifetime.vllm.compat.versions import scheduler_names  # noqa: E402
+
 if TYPE_CHECKING:
     from sagellm_lifetime.vllm.guard import GuardedAdvisor
     from sagellm_lifetime.vllm.request_events import RequestEvents
+    from sagellm_lifetime.vllm.switchback import Switchback
+
+    SchedulerNames = object
+else:
+    SchedulerNames = scheduler_names(Scheduler)
 
 _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
 
-class LifetimeMixin:
+class LifetimeMixin(SchedulerNames):
     """A mixin for a scheduler class of vLLM; without an advisor it changes nothing.
 
     Attributes:
         advisor: the advisor, once :meth:`use` was called.
         request_events: makes events of requests.
+        switchback: measures what acting changes; ``None`` for none.
         clock: seconds, the clock of ``Request.arrival_time``.
     """
 
     advisor: GuardedAdvisor | None = None
     request_events: RequestEvents
+    switchback: Switchback | None = None
     clock: Callable[[], float] = staticmethod(time.time)
     _converter: RequestConverter
     _override: Override
@@ -111,7 +120,17 @@ class LifetimeMixin:
         if self.advisor is not None:
             tokens = scheduler_output.total_num_scheduled_tokens
             self._guarded(None, self.advisor.output_processed, tokens, len(self.running))
+            if self.switchback is not None and self.switchback.is_running:
+                self._guarded(None, self._measure_output, outputs)
         return outputs
+
+    def _measure_output(self, outputs: Any) -> None:
+        """Count the tokens of a step for a switchback, the same in both of its modes."""
+        assert self.switchback is not None
+        answers = [answer for part in outputs.values() for answer in part.outputs]
+        counts = [len(answer.new_token_ids) for answer in answers]
+        named = (a.request_id for a, count in zip(answers, counts, strict=True) if count)
+        self.switchback.output(sum(counts), named, self.clock())
 
     def _prepare(self) -> int:
         """Prepare the step that begins; return how many sequences may run."""
@@ -126,6 +145,8 @@ class LifetimeMixin:
                 self._override.leave_free(advisor.reserve())
             if self.waiting:
                 allowed = self._ask(advisor)
+        if self.waiting:
+            advisor.hold_back(self._stock_watermark or 0)
         if not advisor.acting:
             self._override.restore()
         return allowed
@@ -174,6 +195,14 @@ class LifetimeMixin:
             for name in names:
                 self.request_events.admitted(self.requests[name])
         at = self.clock()
+        tokens, requests = output.num_scheduled_tokens, self.requests
+        advisor.counts.admitted(
+            names,
+            at,
+            # vLLM has already added the tokens of this step.
+            cached={r: requests[r].num_computed_tokens - tokens.get(r, 0) for r in resumed},
+            deferred={request.request_id for request in self.deferred_waiting},
+        )
         advisor.on_events([Admitted(name, at) for name in names])
         if advisor.mode == "shadow":
             self._compare(advisor, names)
@@ -202,6 +231,8 @@ class LifetimeMixin:
         is_predicted = self.request_events.arrived(request)
         has_begun = request.num_output_tokens > 0
         view = self._view(request, is_new=not has_begun)
+        if self.switchback is not None and self.switchback.is_running and is_predicted:
+            self.switchback.arrived(request.request_id, self.clock())
         assert self.advisor is not None
         self.advisor.on_events((Arrived(view, self.clock(), is_predicted),))
         if has_begun:  # at once, as its prediction request changes with every token
@@ -210,9 +241,10 @@ class LifetimeMixin:
     def _preempt_request(self, request: Any, *args: Any, **options: Any) -> None:
         if self.advisor is not None and self.advisor.mode == "shadow":
             self._guarded(None, self._compare_preemption, request)
+        computed = request.num_computed_tokens
         super()._preempt_request(request, *args, **options)  # type: ignore[misc]  # mixin
         if self.advisor is not None:
-            self._guarded(None, self._preempted, request)
+            self._guarded(None, self._preempted, request, computed)
 
     def _compare_preemption(self, request: Any) -> None:
         assert self.advisor is not None
@@ -220,8 +252,11 @@ class LifetimeMixin:
             self._view(request), lambda: [self._view(other) for other in self.running]
         )
 
-    def _preempted(self, request: Any) -> None:
+    def _preempted(self, request: Any, computed: int) -> None:
         assert self.advisor is not None
+        self.advisor.counts.preempted(request.request_id, computed)
+        if self.switchback is not None and self.switchback.is_running:
+            self.switchback.preempted(self.clock())
         self.advisor.on_events((Preempted(request.request_id, self.clock()),))
 
     def _free_request(self, request: Any, *args: Any, **options: Any) -> Any:
@@ -246,6 +281,8 @@ class LifetimeMixin:
 
     def _pass_end(self, request: Any, event: Event) -> None:
         assert self.advisor is not None
+        if self.switchback is not None and isinstance(event, Finished):
+            self.switchback.ended(event.sequence_id, event.seconds, event.reason)
         self.advisor.on_events((event,))
         if request.resumable:  # at once, as the session may continue under the same id
             self.advisor.flush()

@@ -19,6 +19,10 @@ KEY: Final = "lifetime"
 """Key of the settings in vLLM's ``additional_config``."""
 Mode = Literal["off", "shadow", "act"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+SWITCHBACK: Final = "switchback"
+"""A start mode that alternates ``off`` and ``act`` (:mod:`~sagellm_lifetime.vllm.switchback`)."""
+StartMode = Literal["off", "shadow", "act", "switchback"]
+START_MODES: Final[tuple[StartMode, ...]] = get_args(StartMode)
 WIDEST: Final = 2048
 """Largest width of a network's hidden layer, as a checkpoint has a size limit."""
 
@@ -44,7 +48,7 @@ class Range(NamedTuple):
 FLAGS: Final = ("predict", "learn", "signals", "hidden", "content")
 """Settings that are ``true`` or ``false``."""
 NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"mode": MODES, "policy": tuple(PLANS), "predictor": predictor_names()}
+    {"mode": START_MODES, "policy": tuple(PLANS), "predictor": predictor_names()}
 )
 """Settings that are one of some names."""
 PATHS: Final = ("checkpoint", "state", "record")
@@ -62,6 +66,7 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "share": Range(0.0, 1.0),
         "floor_s": Range(0.0, 3600.0),
         "pause_s": Range(0.01, 86_400.0),
+        "switchback_period_s": Range(1.0, 86_400.0),
     }
 )
 """Settings that are a number."""
@@ -75,7 +80,8 @@ class LiveSettings:
 
     Attributes:
         predict: True to use a predictor; without, completions are only recorded.
-        mode: initial mode, which can be switched while the engine runs.
+        mode: initial mode, which can be switched while the engine runs; ``switchback`` alternates
+            ``off`` and ``act``, and measures the difference.
         policy: a key of ``policies.plan.PLANS``.
         min_confidence: confidence below which the engine's own rule decides.
         predictor: a registered name; unused with a checkpoint.
@@ -96,10 +102,11 @@ class LiveSettings:
         share: share of a step's duration that prediction may take on average.
         floor_s: seconds per step that prediction may always take.
         pause_s: seconds for which prediction is off after a fault.
+        switchback_period_s: seconds of a block of ``switchback``.
     """
 
     predict: bool = True
-    mode: Mode = "shadow"
+    mode: StartMode = "shadow"
     policy: str = "lifetime"
     min_confidence: float = 0.0
     predictor: str = "survival"
@@ -118,6 +125,7 @@ class LiveSettings:
     share: float = 0.05
     floor_s: float = 0.002
     pause_s: float = 30.0
+    switchback_period_s: float = 600.0
 
     def __post_init__(self) -> None:
         """Raise :class:`RequestError` for the first setting of a wrong type or range."""
@@ -149,7 +157,7 @@ class LiveSettings:
 
     def _check_together(self) -> None:
         """Refuse combinations in which a setting would have no effect."""
-        for name, is_set in (("mode", self.mode == "act"), ("learn", self.learn)):
+        for name, is_set in (("mode", self.mode in ("act", SWITCHBACK)), ("learn", self.learn)):
             if is_set and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
@@ -158,6 +166,8 @@ class LiveSettings:
                 raise RequestError(
                     f"lifetime settings: {name} true needs predict: true, or record: a folder"
                 )
+        if self.mode == SWITCHBACK and not self.state:
+            raise RequestError("lifetime settings: mode switchback needs state: a folder")
         if self.content and not self.record:
             raise RequestError("lifetime settings: content needs record: a folder")
 

@@ -38,6 +38,7 @@ from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, widt
 from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
+    SWITCHBACK,
     LiveSettings,
     cannot_act,
     check_keys,
@@ -49,6 +50,9 @@ MIDDLEWARE: Final = "sagellm_lifetime.vllm.observability.http.LifetimeMiddleware
 CLIENTS: Final = "sagellm_lifetime.vllm.client_source.ClientMiddleware"
 PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
 HIDDEN: Final = "sagellm_lifetime.vllm.hidden_watch:HiddenWatch"
+NEEDS_EAGER: Final = (
+    "--watch-hidden needs --enforce-eager: a compiled model lets nobody read its states"
+)
 RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
@@ -58,6 +62,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "predict": "--enable-lifetime-prediction",
         "mode": "--lifetime-mode",
+        "switchback_period_s": "--lifetime-switchback-period",
         "policy": "--lifetime-policy",
         "min_confidence": "--lifetime-min-confidence",
         "predictor": "--predictor-type",
@@ -74,9 +79,9 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Our options by setting; the other settings have none."""
 _HUB: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SHUTDOWN_S: Final = 10
+SHUTDOWN_S: Final = 10
 _ADDITIONAL: Final = "--additional-config"
-_IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
+IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """On a CPU vLLM starts a worker process even for "uni" unless this is off. In a server nothing else
 reads it: the engine core has its own process anyway."""
 _CONFIGS: Final = ("config.json", "params.json")
@@ -122,13 +127,13 @@ def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> Live
     # A checkpoint names its predictor.
     values.setdefault("predictor", "" if values.get("checkpoint") else PREDICTOR)
     values.setdefault("state", str(STATE))
-    return LiveSettings.of({name: _resolved(name, value) for name, value in values.items()})
+    return LiveSettings.of({name: absolute(name, value) for name, value in values.items()})
 
 
 def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse two values of one setting."""
     for name, value in ours.items():
-        if name in theirs and _resolved(name, theirs[name]) != _resolved(name, value):
+        if name in theirs and absolute(name, theirs[name]) != absolute(name, value):
             option = OPTIONS.get(name, name)
             given = "" if value is True else f" {value}"
             raise LaunchError(
@@ -137,7 +142,7 @@ def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             )
 
 
-def _resolved(name: str, value: Any) -> Any:
+def absolute(name: str, value: Any) -> Any:
     """Return a setting as an engine gets it, with absolute paths."""
     if name in PATHS and isinstance(value, str) and is_path(value):
         return os.path.realpath(value)  # also ends in a loop of links
@@ -157,8 +162,6 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     """
     if find_spec("vllm") is None:
         raise MissingExtraError("the engine", "vllm")
-    if settings is not None:
-        check_version()
     check_model(model)
     options = unfolded(options)
     other = option_of(options, "--model")
@@ -167,20 +170,19 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     check_address(options)
     if settings is None:
         return
+    check_version()
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
-    if settings.mode == "act" and cannot_act(policy):
+    if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
     for watch in watches(settings):
         check_processors(options, watch)
         check_one_process(options, watch)
-        if os.environ.get(_IN_PROCESS) not in (None, "0"):
-            raise LaunchError(f"{watch} sets {_IN_PROCESS}=0; your environment has another")
+        if os.environ.get(IN_PROCESS) not in (None, "0"):
+            raise LaunchError(f"{watch} sets {IN_PROCESS}=0; your environment has another")
     if settings.hidden and first_of(options, ("--enforce-eager",)) is None:
-        raise LaunchError(
-            "--watch-hidden needs --enforce-eager: a compiled model lets nobody read its states"
-        )
+        raise LaunchError(NEEDS_EAGER)
     if settings.predict:
         name = check_predictor(settings)
         if settings.signals and not settings.record and not has_network(name):
@@ -193,14 +195,25 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
 
 def remarks(settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
     """Return lines that a user should read before the engine starts."""
+    remark = unchecked_keys(settings, option_of(unfolded(options), "--api-key"))
+    return [remark] if remark else []
+
+
+def unchecked_keys(settings: LiveSettings | None, key: object) -> str:
+    """Return a remark if clients are named by API keys that the server does not check.
+
+    Args:
+        settings: of the engine, ``None`` for vLLM alone.
+        key: of the server, as given; the environment may have one.
+    """
     if settings is None or settings.client_from != API_KEY:
-        return []
-    if option_of(unfolded(options), "--api-key") or os.environ.get("VLLM_API_KEY"):
-        return []
-    return [
+        return ""
+    if key or os.environ.get("VLLM_API_KEY"):
+        return ""
+    return (
         f"{OPTIONS['client_from']} {API_KEY}: the server itself checks no key (--api-key), so "
         "whoever reaches it can invent one, unless a gateway before it checks them"
-    ]
+    )
 
 
 def check_model(model: str) -> None:
@@ -318,7 +331,7 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
             line += ["--middleware", middleware]
     if (settings.record or settings.learn) and option_of(words, "--shutdown-timeout") is None:
         # By default vLLM kills an engine core at once, before it has written and saved the rest.
-        line += ["--shutdown-timeout", str(_SHUTDOWN_S)]
+        line += ["--shutdown-timeout", str(SHUTDOWN_S)]
     return [*line, *rest, _ADDITIONAL, json.dumps(additional)]
 
 
@@ -338,4 +351,4 @@ def shown(line: Sequence[str]) -> str:
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
     """Return the environment variables to add for the server."""
-    return {_IN_PROCESS: "0"} if watches(settings) else {}
+    return {IN_PROCESS: "0"} if watches(settings) else {}

@@ -1,10 +1,14 @@
 """Routes beside vLLM's own, as an ASGI middleware for ``--middleware``:
 
-    GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``
-    POST /lifetime/mode      {"mode": "off" | "shadow" | "act"}
+    GET  /lifetime           a page that shows what is predicted and decided, live
+    GET  /lifetime/stats     statistics, for ``sage llm lifetime stats --engine URL``; with
+                             ``?live=1`` also the present sequences, for the page
+    GET  /lifetime/outlook   what is still to do, and when a place is free;
+                             ?request=ID&within=SECONDS: when this request ends
+    POST /lifetime/mode      {"mode": "off" | "shadow" | "act" | "switchback"}
     GET  /metrics            vLLM's answer, and our metrics after it
 
-The routes under ``/lifetime/`` need the API key, if there is one. A mode must be sent as
+The routes need the API key, if there is one; the page asks for it. A mode must be sent as
 ``application/json``, and from a web page only if the page comes from this server, so that no other
 page can switch it.
 
@@ -31,13 +35,17 @@ from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.engine_state import (
     MOST_REQUEST_BYTES,
     Published,
+    engine_folders,
     finite,
     parse_mode,
     read_published,
     request_mode,
 )
+from sagellm_lifetime.vllm.live_outlook import answer as outlook_answer
 from sagellm_lifetime.vllm.observability.merge import merge
-from sagellm_lifetime.vllm.settings import KEY, Mode
+from sagellm_lifetime.vllm.observability.page import send_page
+from sagellm_lifetime.vllm.settings import KEY, SWITCHBACK, StartMode
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,13 +55,19 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = tuple[int, dict[str, Any]]
 
 METRICS: Final = "/metrics"
+PAGE: Final = "/lifetime"
 STATS: Final = "/lifetime/stats"
 MODE: Final = "/lifetime/mode"
-_METHODS: Final = {STATS: ("GET", "HEAD", "OPTIONS"), MODE: ("POST", "OPTIONS")}
+OUTLOOK: Final = "/lifetime/outlook"
+_READ: Final = ("GET", "HEAD", "OPTIONS")
+_METHODS: Final = {PAGE: _READ, STATS: _READ, OUTLOOK: _READ, MODE: ("POST", "OPTIONS")}
 _BODY_S: Final = 10.0
 """Time limit for a client to send a request for a mode."""
+_LONGEST_S: Final = 1e9
+"""Upper bound on a deadline, seconds from now."""
 _DISK_S: Final = 3.0
 """Time limit for a disk to read or write the files of an answer."""
+_CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 _SITE: Final = b"sec-fetch-site"
 _LONGEST: Final = 100
 """Characters of a header in an error."""
@@ -79,7 +93,7 @@ class LifetimeMiddleware:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "http" and path == METRICS and scope["method"] == "GET":
             await self._metrics(scope, receive, send)
-        elif scope["type"] == "http" and path.startswith("/lifetime/"):
+        elif scope["type"] == "http" and (path == PAGE or path.startswith(f"{PAGE}/")):
             await self._route(path, scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -90,21 +104,28 @@ class LifetimeMiddleware:
         allowed = _METHODS.get(path)
         head = method == "HEAD"
         if allowed is None:
-            error = {"error": f"no such route; there are {STATS}, {MODE}"}
+            error = {"error": f"no such route; there are {', '.join(_METHODS)}"}
             await _answer(send, 404, error, head=head)
         elif method not in allowed:
             error = {"error": f"{path} takes {' and '.join(allowed)}"}
             await _answer(send, 405, error, [_allow(allowed)], head=head)
         elif method == "OPTIONS":  # without a permission for other origins
             await _answer(send, 204, None, [_allow(allowed)])
+        elif path == PAGE:
+            # Without the key it is the same page, as there is no data in it: a browser sends no key
+            # by itself, so the page asks for it.
+            status, more = (200, []) if is_allowed(scope) else (401, [_CHALLENGE])
+            await send_page(send, status, more, head=head)
         elif not is_allowed(scope):
-            challenge = [(b"www-authenticate", b"Bearer")]
-            await _answer(send, 401, {"error": "Unauthorized"}, challenge, head=head)
+            await _answer(send, 401, {"error": "Unauthorized"}, [_CHALLENGE], head=head)
         elif state is None:
             error = {"error": f"no state folder: additional_config has no {KEY}.state"}
             await _answer(send, 404, error, head=head)
         elif path == STATS:
-            await _answer(send, *await self._from_disk(stats, state), head=head)
+            await _answer(send, *await self._from_disk(stats, state, _is_live(scope)), head=head)
+        elif path == OUTLOOK:
+            query = scope.get("query_string", b"")
+            await _answer(send, *await self._from_disk(outlook, state, query), head=head)
         elif refusal := refuse_origin(scope) or refuse_type(scope):
             await _answer(send, *refusal)
         else:
@@ -202,13 +223,44 @@ def state_of(scope: Scope) -> Path | None:
     return Path(state) if isinstance(state, str) and state else None
 
 
-def stats(state: Path) -> Answer:
-    """Return status and answer of ``GET /lifetime/stats``."""
+def stats(state: Path, live: bool = False) -> Answer:
+    """Return status and answer of ``GET /lifetime/stats``, with the present sequences if wanted."""
     published = read_published(state)
     if not published.engines:
         return 503, {"error": _why_none(published.unreadable)}
-    answer: dict[str, Any] = without_paths(merge(published.engines, published.unreadable), state)
+    views = [engine.pop("live") for engine in published.engines]
+    experiment = switchback_of(state, published)  # before the unreadable files are listed
+    merged = {**merge(published.engines, published.unreadable), "switchback": experiment}
+    answer: dict[str, Any] = without_paths(merged, state)
+    if live:  # as it is: names of clients may look like paths
+        for engine, view in zip(answer["engines"], views, strict=True):
+            engine["live"] = view
     return 200, answer
+
+
+def _is_live(scope: Scope) -> bool:
+    """Return True if the present sequences are wanted."""
+    return parse_qs(scope.get("query_string", b"").decode("latin-1")).get("live") == ["1"]
+
+
+def outlook(state: Path, query: bytes) -> Answer:
+    """Return status and answer of ``GET /lifetime/outlook``."""
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    unknown = sorted(set(asked) - {"request", "within"})
+    if unknown or any(len(values) > 1 for values in asked.values()):
+        return 400, {"error": "the query takes request=ID and within=SECONDS, once each"}
+    request, within = (asked.get(name, [None])[0] for name in ("request", "within"))
+    if within is not None and request is None:
+        return 400, {"error": "within=SECONDS needs request=ID"}
+    try:
+        seconds = None if within is None else float(within)
+    except ValueError:
+        seconds = -1.0
+    if seconds is not None and not 0.0 <= seconds < _LONGEST_S:
+        return 400, {"error": "within must be a number of seconds"}
+    published = read_published(state)
+    found = [engine["outlook"] for engine in published.engines if engine["outlook"]]
+    return outlook_answer([folder for folder, _ in engine_folders(state)], found, request, seconds)
 
 
 def change_mode(state: Path, body: bytes) -> Answer:
@@ -231,14 +283,14 @@ def change_mode(state: Path, body: bytes) -> Answer:
     return 202, {"mode": mode, "engines": count}
 
 
-def _refuse_mode(mode: Mode, published: Published) -> tuple[int, str] | None:
+def _refuse_mode(mode: StartMode, published: Published) -> tuple[int, str] | None:
     """Return status and reason if the engine cores cannot be in a mode, else None."""
     if mode == "off":
         return None
     if published.unreadable:  # their abilities are unknown
         return 503, _why_none(published.unreadable)
     refusals = [engine["cannot_act"] for engine in published.engines if engine["cannot_act"]]
-    if mode == "act" and refusals:
+    if mode in ("act", SWITCHBACK) and refusals:
         return 409, refusals[0]
     if any(engine["predictor"] is None for engine in published.engines):
         return 409, "started without --enable-lifetime-prediction"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sagellm_lifetime.vllm.published import COUNTS, DRIFT
+from sagellm_lifetime.policies.outlook import merged as merged_outlook
+from sagellm_lifetime.vllm.published import COMPARED, COUNTS, DONE, DRIFT, LARGEST
 
 STALE_S: Final = 10.0
 """Age of statistics from which their engine core counts as stopped, seconds."""
@@ -50,11 +51,22 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
         decision: [
             sum(pair) for pair in zip(*(counts[decision] for counts in decisions), strict=True)
         ]
-        for decision in ("admission", "preemption")
-    }
+        for decision in COMPARED
+    } | {mode: _together([counts.get(mode, {}) for counts in decisions]) for mode in DONE}
+    outlooks = [engine["outlook"] for engine in engines if engine.get("outlook")]
+    merged["outlook"] = merged_outlook(outlooks) if outlooks else None
     merged["unreadable"] = list(unreadable)
     merged["engines"] = list(engines)
     return merged
+
+
+def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of the counts, and the largest of those that are a maximum."""
+    counts = _sum(parts)
+    for key in LARGEST:
+        if key in counts:
+            counts[key] = max(part.get(key, 0) for part in parts)
+    return counts
 
 
 def _drift(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

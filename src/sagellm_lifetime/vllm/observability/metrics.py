@@ -1,7 +1,7 @@
 """Prometheus metrics: the statistics of every engine core, read at each scrape.
 
-Prefix ``lifetime_predictor_``, base units, one label ``engine`` for the engine core and none per
-request.
+Prefix ``lifetime_predictor_``, base units, vLLM's labels ``model_name`` and ``engine`` (the engine
+core), and none per request. Every counter is there from the start, at 0, and never falls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sagellm_lifetime.vllm.circuit_breaker import FAULTS
 from sagellm_lifetime.vllm.engine_state import read_published
+from sagellm_lifetime.vllm.published import COMPARED, DONE
 from sagellm_lifetime.vllm.settings import MODES
+from sagellm_lifetime.vllm.switchback import switchback_of
 
 PREFIX: Final = "lifetime_predictor_"
 _COUNTERS: Final = {
@@ -24,14 +27,11 @@ _COUNTERS: Final = {
     "capped": ("capped", "Of them, those that reached a cap; they are not scored."),
     "unpredicted": ("unpredicted", "Sequences that ended without a prediction."),
     "beam_steps": ("beam_steps", "Steps of beam search, which are no sequences."),
-    "lessons": ("lessons", "Completions that predictions stand on, earlier runs included."),
     "lessons_taken": ("lessons_taken", "Completions handed to the learner."),
     "lessons_dropped": ("lessons_dropped", "Of them, too many to wait, or too late."),
     "lessons_lost": ("lessons_lost", "Of them, lost with a learning process that died."),
     "learner_restarts": ("learner_restarts", "Learning processes started anew."),
     "learner_swaps": ("learner_swaps", "Times that what was learned came into use."),
-    "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
-    "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
     "steps": ("steps", "Steps of the engine core."),
     "step_seconds": ("step_seconds", "Duration of these steps."),
     "overhead_seconds": ("overhead_seconds", "Of it, spent on predictions and policies."),
@@ -39,6 +39,15 @@ _COUNTERS: Final = {
     "record_lost": ("record_lost", "Completions that could not be written."),
     "record_replaced": ("record_replaced", "Values left out of written completions."),
 }
+_THIS_RUN: Final = {
+    "lessons": ("lessons", "Completions that came into use by predictions."),
+    "weights_accepted": ("weights_accepted", "New weights of a network that came into use."),
+    "weights_refused": ("weights_refused", "New weights that predicted worse than those in use."),
+    "drift_changes": ("drift_changes", "Changes of the workload of a model that were noticed."),
+    "drift_returns": ("drift_returns", "Times that a workload of before came back."),
+    "drift_trials": ("drift_trials", "Times that a change was suspected."),
+}
+"""Counts of what is learned, which goes on from an earlier run: from 0 in this one."""
 _SUMS: Final = {
     "scored": ("scored", "Predictions compared with the length of what ended by itself."),
     "absolute_error_tokens": ("absolute_error", "Sum of their absolute errors."),
@@ -47,19 +56,35 @@ _SUMS: Final = {
     "confidence": ("confidence", "Sum of their confidences."),
 }
 _GAUGES: Final = {
+    "lessons_in_use": ("lessons", "Completions behind the predictions, earlier runs included."),
     "running_sequences": ("running", "Predicted sequences that have not ended."),
     "lessons_on_the_way": ("lessons_on_the_way", "Lessons that are not in use yet."),
     "record_waiting": ("record_waiting", "Completions that wait to be written to the record."),
     "stats_age_seconds": ("age", "Age of these figures."),
 }
-_DRIFT: Final = {
-    "changes": ("drift_changes", "Changes of the workload of a model that were noticed."),
-    "returns": ("drift_returns", "Times that a workload of before came back."),
-    "trials": ("drift_trials", "Times that a change was suspected."),
-}
 _DRIFT_OF_MODEL: Final = {
     "generation": ("drift_generation", "Number of the present generation of a model."),
     "completions": ("drift_completions", "Completions since it became the present one."),
+}
+_ACT: Final = {
+    "act_admissions": ("admissions", "Sequences that were admitted in act."),
+    "act_admissions_reordered": (
+        "admissions_reordered", "Of them, those that went before one that came earlier."
+    ),
+    "act_overtaken": ("overtaken", "Sequences that a later one went before in act."),
+    "act_overtaken_seconds": ("overtaken_seconds", "Sum of their waits from then on."),
+    "act_preemptions": ("preemptions", "Sequences that were preempted in act."),
+    "act_preemptions_differing": (
+        "preemptions_differing", "Of them, those that vLLM would not have chosen."
+    ),
+}  # fmt: skip
+_OF_MODE: Final = {
+    "recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemptions."),
+    "held_back_block_seconds": (
+        "held_back_block_seconds",
+        "Blocks kept free at admission beyond vLLM's watermark while sequences waited, times "
+        "seconds; in shadow, what act would have kept free.",
+    ),
 }
 Values = list[tuple[dict[str, Any], float | None]]
 """Statistics of an engine core, and one figure of them."""
@@ -74,13 +99,32 @@ class LifetimeCollector(Collector):
     """
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._published = read_published(state)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; a figure that an engine core does not have is left out."""
+        names = {_name(stats): stats["model_name"] for stats in self._published.engines}
+        common = next(iter(names.values()), "")  # of damaged statistics, which name no model
+        for family in self._families():
+            family.samples = [
+                sample._replace(
+                    labels={
+                        "model_name": names.get(sample.labels["engine"], common), **sample.labels
+                    }
+                )
+                for sample in family.samples
+            ]  # fmt: skip
+            yield family
+
+    def _families(self) -> Iterator[Metric]:
         engines = self._published.engines
         for name, (key, text) in _COUNTERS.items():
             yield _counter(name, text, [(stats, stats.get(key)) for stats in engines])
+        for name, (key, text) in _THIS_RUN.items():
+            yield _counter(
+                name, text, [(stats, stats["this_run"].get(key, 0)) for stats in engines]
+            )
         for name, (key, text) in _SUMS.items():
             yield _counter(name, text, [(stats, stats["sums"].get(key)) for stats in engines])
         for name, (key, text) in _GAUGES.items():
@@ -96,6 +140,9 @@ class LifetimeCollector(Collector):
         yield _states("breaker_state", "1 for the state of the circuit breaker.", _BREAKER,
                       [(stats, stats["breaker"]["state"]) for stats in engines])  # fmt: skip
         yield from _by_kind(engines)
+        yield from _of_act(engines)
+        yield from _switchback(switchback_of(self._state, self._published))
+        yield from _outlook(engines)
         yield from _drift(engines)
         info = InfoMetricFamily(PREFIX + "build", "What predicts.", labels=["engine"])
         for stats in engines:
@@ -166,18 +213,96 @@ def _by_kind(engines: list[dict[str, Any]]) -> Iterator[Metric]:
         labels=labels,
     )
     for stats in engines:
-        for kind, count in stats["breaker"]["faults"].items():
+        counts = {**dict.fromkeys(FAULTS, 0), **stats["breaker"]["faults"]}
+        for kind, count in counts.items():
             if count is not None:
                 faults.add_metric([_name(stats), kind], count)
-        for kind, (count, differing) in stats["decisions"].items():
+        for kind in COMPARED:
+            count, differing = stats["decisions"][kind]
             decisions.add_metric([_name(stats), kind], count)
             differing_decisions.add_metric([_name(stats), kind], differing)
     yield from (faults, decisions, differing_decisions)
 
 
+def _of_act(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what was decided in act, and the costs by mode."""
+    for name, (key, text) in _ACT.items():
+        done = [(stats, stats["decisions"].get("act", {}).get(key)) for stats in engines]
+        yield _counter(name, text, done)
+    longest = [
+        (stats, stats["decisions"].get("act", {}).get("longest_overtaken_seconds"))
+        for stats in engines
+    ]
+    yield _gauge("act_longest_overtaken_seconds", "The longest of the waits overtaken.", longest)
+    for name, (key, text) in _OF_MODE.items():
+        family = CounterMetricFamily(PREFIX + name, text, labels=["engine", "mode"])
+        for stats in engines:
+            for mode in DONE:
+                value = stats["decisions"].get(mode, {}).get(key)
+                if value is not None:
+                    family.add_metric([_name(stats), mode], value)
+        yield family
+
+
+def _switchback(experiment: dict[str, Any] | None) -> Iterator[Metric]:
+    """Yield the switchback of all engine cores together, under the engine ``all``."""
+    running = GaugeMetricFamily(
+        PREFIX + "switchback_running", "1 while off and act alternate.", labels=["engine"]
+    )
+    pairs = GaugeMetricFamily(
+        PREFIX + "switchback_pairs", "Complete pairs of blocks of a switchback.", labels=["engine"]
+    )
+    effect = GaugeMetricFamily(
+        PREFIX + "switchback_effect",
+        "Of a quantity: its mean in off and in act, the difference, and the 95 percent interval.",
+        labels=["engine", "quantity", "value"],
+    )
+    if experiment is not None:
+        running.add_metric(["all"], float(experiment["running"]))
+        pairs.add_metric(["all"], experiment["pairs"])
+        for quantity, found in experiment["effects"].items():
+            for value in ("off", "act", "difference", "low", "high"):
+                if found[value] is not None:
+                    effect.add_metric(["all", quantity, value], found[value])
+    yield from (running, pairs, effect)
+
+
+def _outlook(engines: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what the engine cores expect; those without an outlook are left out."""
+    found = [(_name(stats), stats["outlook"]) for stats in engines if stats["outlook"]]
+    tokens = GaugeMetricFamily(
+        PREFIX + "outlook_tokens", "Tokens that present sequences will still generate.",
+        labels=["engine", "state", "value"],
+    )  # fmt: skip
+    peak = GaugeMetricFamily(
+        PREFIX + "outlook_peak_blocks", "Most KV blocks that the running sequences will need.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    done = GaugeMetricFamily(
+        PREFIX + "outlook_done_seconds", "Time until all that runs now is done.",
+        labels=["engine", "value"],
+    )  # fmt: skip
+    place = GaugeMetricFamily(
+        PREFIX + "outlook_place_probability",
+        "Probability that a newcomer behind the queue can run within so many seconds.",
+        labels=["engine", "seconds"],
+    )
+    retry = GaugeMetricFamily(
+        PREFIX + "outlook_retry_after_seconds",
+        "Whole seconds after which this probability is 0.9.", labels=["engine"],
+    )  # fmt: skip
+    for name, outlook in found:
+        for state in ("running", "waiting"):
+            for value, number in outlook[f"{state}_tokens"].items():
+                tokens.add_metric([name, state, value], number)
+        for family, part in ((peak, "peak_blocks"), (done, "done_s"), (place, "place_within")):
+            for value, number in outlook[part].items():
+                family.add_metric([name, value], number)
+        retry.add_metric([name], outlook["retry_after_s"])
+    yield from (tokens, peak, done, place, retry)
+
+
 def _drift(engines: list[dict[str, Any]]) -> Iterator[Metric]:
-    for key, (name, text) in _DRIFT.items():
-        yield _counter(name, text, [(stats, stats["drift"].get(key)) for stats in engines])
     for key, (name, text) in _DRIFT_OF_MODEL.items():
         family = GaugeMetricFamily(PREFIX + name, text, labels=["engine", "model"])
         for stats in engines:
