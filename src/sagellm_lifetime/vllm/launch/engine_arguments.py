@@ -157,7 +157,7 @@ def _watch_model(arguments: Any, processor: str, option: str) -> None:
         raise LaunchError(f"{option}: speculative decoding takes no logits processor")
     if os.environ.get(IN_PROCESS) not in (None, "0"):
         raise LaunchError(f"{option} sets {IN_PROCESS}=0; your environment has another")
-    if processor == HIDDEN and not arguments.enforce_eager:
+    if processor == HIDDEN and not getattr(arguments, "enforce_eager", False):
         raise LaunchError(NEEDS_EAGER)
     os.environ[IN_PROCESS] = "0"
     theirs = [name for name in arguments.logits_processors or () if name != processor]
