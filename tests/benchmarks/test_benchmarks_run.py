@@ -395,3 +395,14 @@ def test_prompt_score(tmp_path: Path) -> None:
     rows = [line for line in page.read_text().splitlines() if line.startswith("| sharegpt")]
     without, with_text = (float(row.split("|")[4]) for row in rows)
     assert with_text < without
+
+
+@pytest.mark.slow
+def test_hidden_score(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    options = ["--rows", "400", "--seeds", "1", "--output", str(page)]
+    script("hidden_score").main(options)
+    text = page.read_text()
+    assert text.startswith("# What the hidden score buys\n")
+    assert "| survival, 100 answers, hidden score |" in text
+    assert text.count("sampling noise") == 3

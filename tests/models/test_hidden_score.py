@@ -186,6 +186,22 @@ def test_what_is_stored_holds_no_vector_of_a_row():
                 assert not np.allclose(flat[0, start : start + WIDTH], vector, atol=1e-4), name
 
 
+def test_no_checkpoint_holds_a_state_of_one_answer():
+    from sagellm_lifetime import PredictionRequest, create_predictor
+
+    vectors, lengths = states(120)
+    predictor = create_predictor("survival")
+    for i, (vector, length) in enumerate(zip(vectors, lengths, strict=True)):
+        predictor.predict(PredictionRequest(i, [], 0, None, {"hidden_state": vector}))
+        predictor.update(i, int(length), 1.0)
+    predictor.predict(PredictionRequest("running", [], 0, None, {"hidden_state": vectors[0]}))
+    floats = [a.ravel() for a in predictor.state().values() if a.dtype.kind == "f"]
+    numbers = np.concatenate(floats).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, WIDTH)
+    for vector in vectors:
+        assert not (np.abs(windows - vector) < 1e-5).all(axis=1).any()
+
+
 @pytest.mark.parametrize("name", ["0.0.sums", "0.0.products", "0.0.weights", "0.0.shape"])
 def test_impossible_states_are_refused(name):
     state = taught(100).state()
