@@ -119,7 +119,9 @@ def write_page(path: Path | None, text: str) -> None:
     """Write a page of ``docs/lab`` where a path was given, its paragraphs wrapped anew."""
     if path is not None:
         parts = [
-            part if part.startswith(("#", "|", "    ")) else fill(part, 130)
+            part
+            if part.startswith(("#", "|", "    "))
+            else fill(part, 130, break_on_hyphens=False)  # a link stays whole
             for part in text.strip().split("\n\n")
         ]
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

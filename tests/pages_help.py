@@ -6,6 +6,7 @@ prints must be the page's text blocks. A comment above a block says where it can
 
     <!-- run: no, REASON -->       not here: it needs the network, or another machine
     <!-- run: vllm -->             where vLLM is installed
+    <!-- run: sagellm -->          where sageLLM's packages are installed
     <!-- run: server start -->     starts a server, which serves the blocks that follow
     <!-- run: server -->           asks this server
     <!-- run: server stop -->      after this server was stopped
@@ -23,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-KINDS = ("", "no", "vllm", "server start", "server", "server stop", "file")
+KINDS = ("", "no", "vllm", "sagellm", "server start", "server", "server stop", "file")
 _BLOCK = re.compile(r"(?:<!-- run: ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 

@@ -88,3 +88,24 @@ def test_own_engine(tmp_path):
     said = run("own_engine.py", cwd=tmp_path)
     arrival, shortest = (float(n) for n in re.findall(r"mean +([\d.]+) s", said))
     assert shortest < arrival
+
+
+def test_sagellm_adapters(tmp_path):
+    for module in ("sagellm_kv_cache", "sagellm_control"):
+        pytest.importorskip(module, reason="needs the extra sagellm", exc_type=ImportError)
+    said = re.sub(
+        r"unused for [\d.]+ s", "unused for 0.0 s", run("sagellm_adapters.py", cwd=tmp_path)
+    )
+    assert (
+        said
+        == """\
+control plane starts: chat-b chat-d report-a report-c
+optimizer starts: chat-b chat-d report-a report-c
+  chat-b: about 60 tokens to go
+  chat-d: about 60 tokens to go
+  report-a: about 800 tokens to go
+  report-c: about 800 tokens to go
+chat-e needs memory, chat-1 goes: no sequence runs on it, unused for 0.0 s, 0 reuses seen
+report-f needs memory, report-c goes: its sequence has generated 0 tokens and has about 800 to go
+"""
+    )

@@ -9,6 +9,7 @@ from sagellm_lifetime import load_predictor, read_history
 from sagellm_lifetime.history import HistorySummary
 
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in (DOCS / "how-to").glob("*.md"))
+WITH_SAGELLM = [page for page in PAGES if any(b.kind == "sagellm" for b in blocks(page))]
 WITH_VLLM = [page for page in PAGES if any(block.kind == "vllm" for block in blocks(page))]
 
 
@@ -52,6 +53,13 @@ def test_every_command_that_needs_vllm_runs(page, vllm, ran):
         shown = [block.text for block in blocks(page) if block.language == "text"]
         assert len(shown) == 2
         assert all(text in said for text in shown)
+
+
+@pytest.mark.parametrize("page", WITH_SAGELLM)
+def test_every_program_that_needs_sagellms_packages_runs(page, tmp_path):
+    for module in ("sagellm_kv_cache", "sagellm_control"):
+        pytest.importorskip(module, reason="needs the extra sagellm", exc_type=ImportError)
+    run_page(page, folder_for(page, tmp_path), kinds=("sagellm",))
 
 
 def test_a_log_of_another_format(ran):

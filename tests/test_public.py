@@ -10,6 +10,7 @@ import sagellm_lifetime
 
 PUBLIC = {
     "Advisor",
+    "AutoLifetimePredictor",
     "PREDICTORS",
     "BackgroundLearner",
     "BaselineLifetimePredictor",
@@ -24,7 +25,9 @@ PUBLIC = {
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",
+    "MergeError",
     "MissingExtraError",
+    "merge_predictors",
     "OrcaLifetimePredictor",
     "PredictionMetrics",
     "PredictionRequest",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HistoryHeaderError,
         HistoryRowError,
         LifetimeError,
+        MergeError,
         MissingExtraError,
         RequestError,
         UnknownNameError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.predictor.background_learner import BackgroundLearner
     from sagellm_lifetime.predictor.base import Predictor
     from sagellm_lifetime.predictor.builtin import (
+        AutoLifetimePredictor,
         BaselineLifetimePredictor,
         LinearLifetimePredictor,
         LSTMLifetimePredictor,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         TransformerLifetimePredictor,
     )
     from sagellm_lifetime.predictor.checkpoint import load_predictor
+    from sagellm_lifetime.predictor.merging import merge_predictors
     from sagellm_lifetime.predictor.registry import PREDICTORS, create_predictor
 
 _moved.install()
@@ -65,6 +68,7 @@ _WHERE = {
     "HistoryHeaderError": "core.errors",
     "HistoryRowError": "core.errors",
     "LifetimeError": "core.errors",
+    "MergeError": "core.errors",
     "MissingExtraError": "core.errors",
     "RequestError": "core.errors",
     "UnknownNameError": "core.errors",
@@ -83,8 +87,10 @@ _WHERE = {
     "load_predictor": "predictor.checkpoint",
     "BackgroundLearner": "predictor.background_learner",
     "LinearLifetimePredictor": "predictor.builtin",
+    "AutoLifetimePredictor": "predictor.builtin",
     "LSTMLifetimePredictor": "predictor.builtin",
     "OrcaLifetimePredictor": "predictor.builtin",
+    "merge_predictors": "predictor.merging",
     "PREDICTORS": "predictor.registry",
     "create_predictor": "predictor.registry",
     "SurvivalLifetimePredictor": "predictor.builtin",
@@ -97,6 +103,7 @@ _RENAMED = {"LearningElsewhere": "BackgroundLearner"}
 __all__ = [
     "PREDICTORS",
     "Advisor",
+    "AutoLifetimePredictor",
     "BackgroundLearner",
     "BaselineLifetimePredictor",
     "CheckpointError",
@@ -110,6 +117,7 @@ __all__ = [
     "LifetimeError",
     "LifetimePredictorProtocol",
     "LinearLifetimePredictor",
+    "MergeError",
     "MissingExtraError",
     "OrcaLifetimePredictor",
     "PredictionMetrics",
@@ -123,6 +131,7 @@ __all__ = [
     "UnknownSequenceError",
     "create_predictor",
     "load_predictor",
+    "merge_predictors",
     "read_history",
     "scan_history",
     "write_history",

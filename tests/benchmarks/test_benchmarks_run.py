@@ -377,6 +377,22 @@ def test_half_of_the_clients_are_never_met() -> None:
     assert not chosen[0].equals(chosen[2])
 
 
+def test_auto(tmp_path: Path) -> None:
+    import polars as pl
+
+    (tmp_path / "prompts").mkdir()
+    lengths = [20 + 7 * (i % 40) for i in range(300)]
+    pl.DataFrame(
+        {"prompt_id": [str(i) for i in range(300)], "actual_length": lengths}
+    ).write_parquet(tmp_path / "prompts" / "sharegpt.parquet")
+    page = tmp_path / "page.md"
+    options = ["--data", str(tmp_path), "--only", "sharegpt", "--predictors", "survival", "auto"]
+    script("auto").main([*options, "--output", str(page)])
+    text = page.read_text()
+    assert "is +0.0 … +0.0 % of that of its best member" in text, "too few rows for a network"
+    assert text.count("| sharegpt") == 5
+
+
 def test_prompt_score(tmp_path: Path) -> None:
     import polars as pl
 
@@ -406,3 +422,13 @@ def test_hidden_score(tmp_path: Path) -> None:
     assert text.startswith("# What the hidden score buys\n")
     assert "| survival, 100 answers, hidden score |" in text
     assert text.count("sampling noise") == 3
+
+
+@pytest.mark.slow
+def test_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "fleet.md"
+    script("fleet").main(["--rows", "400", "--later", "10", "--output", str(page)])
+    written = page.read_text()
+    assert written.count("| `survival` |") == 2
+    assert "core hours" in written
+    assert "tokens from nothing" in capsys.readouterr().out.replace("\n", " ")

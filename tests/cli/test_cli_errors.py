@@ -73,7 +73,7 @@ def test_nothing_is_left_after_skipping(refused, tmp_path):
         (["train", "--data-path", "h", "--hidden-size", "99999999"], "--hidden-size"),
         (["train", "--data-path", ""], "no history is named"),
         (["demo", "--rows", "99999999999"], "--rows"),
-        (["train", "--data-path", "h", "--predictor-type", "oracle"], "choose one of baseline"),
+        (["train", "--data-path", "h", "--predictor-type", "oracle"], "choose one of auto"),
         (["train", "--data-path", "h", "--predictor-type", ","], "no predictor"),
         (["train", "--data-path", "h", "--predictor-type", "orca,linear"], "evaluate"),
         (["train", "--data-path", "h", "--predictor-type", "orca", "--epochs", "3"], "--epochs"),

@@ -46,6 +46,10 @@ TROUBLE = {
     "  Silent Engine Cores: 1": {"stale": 1},
     "  Learner Restarts: 3": {"learner_restarts": 3},
     "  Learner Trouble: no space": {"learner_trouble": "no space"},
+    "  Fleet: 2 other replicas, 70 of their completions in use, 1 exchanges failed": {
+        **{"fleet_published": 3, "fleet_replicas": 2, "fleet_lessons": 70, "fleet_failures": 1}
+    },
+    "  Fleet Trouble: the store is away": {"fleet_trouble": "the store is away"},
 }
 FINE = {
     "predictor": "lstm",

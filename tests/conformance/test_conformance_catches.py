@@ -6,6 +6,7 @@ import broken_counting
 import broken_inputs
 import broken_laws
 import broken_learning
+import broken_merges
 import pytest
 from broken import Broken, BrokenModel, made
 
@@ -20,6 +21,7 @@ CATCHES = {
     **broken_laws.CATCHES,
     **broken_learning.CATCHES,
     **broken_counting.CATCHES,
+    **broken_merges.CATCHES,
 }
 
 

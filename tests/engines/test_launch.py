@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_width(start, model, name, width):
 
 def test_nothing_would_look_at_the_end(start, model, tmp_path):
     said = start(model, ON, "--watch-eos")
-    assert "--watch-eos: survival does not look at it" in said
+    assert "--watch-eos: auto does not look at it" in said
     create_predictor("orca").save(tmp_path / "trained")
     assert "orca does not" in start(model, ON, "--watch-eos", "--predictor-checkpoint", "trained")
     for more in (("--predictor-type", "lstm"), ("--record", tmp_path / "history")):
@@ -332,7 +332,7 @@ def test_what_is_set_there_is_looked_at_like_an_option(start, model, tmp_path):
     assert "got 3" in start(model, ON, "--additional-config", '{"lifetime": 3}')
     assert "no such checkpoint" in start(*on(checkpoint="nowhere"))
     assert "keeps an order of its own" in start(*on(mode="act"), "--scheduling-policy", "priority")
-    assert "survival does not look at it" in start(*on(signals=True))
+    assert "auto does not look at it" in start(*on(signals=True))
     line = start(*on(signals=True, predictor="lstm", state=""))
     assert launch.PROCESSOR in line
     assert launch.MIDDLEWARE not in line
@@ -590,6 +590,18 @@ def test_vllm_gets_the_scheduler_that_it_needs(vllm, monkeypatch):
         live.scheduler(SimpleNamespace(scheduler_config=scheduler_config), block_size=16)
     assert [name for name, _ in made] == ["LiveScheduler", "LiveAsyncScheduler"]
     assert made[0][1]["block_size"] == 16
+
+
+def test_a_fleet_is_named_by_its_store(start, model, tmp_path):
+    folder = ("--lifetime-fleet", str(tmp_path / "fleet"))
+    assert "needs --enable-online-learning" in start(model, ON, *folder)
+    line = start(model, ON, "--enable-online-learning", *folder)
+    assert settings_of(line)["fleet"] == str(tmp_path / "fleet")
+    wrong = start(model, ON, "--enable-online-learning", "--lifetime-fleet", "http://cache")
+    assert "'http' is no store of a fleet" in wrong
+    shown = launch.shown(["serve", '{"lifetime": {"fleet": "redis://me:hush@cache:6379/0"}}'])
+    assert "hush" not in shown
+    assert "redis://***@cache:6379/0" in shown
 
 
 def test_the_client_of_a_request_is_taken_from_its_key(start, model, monkeypatch):

@@ -13,6 +13,11 @@ WRONG = [
     {"client_from": None},
     {"client_from": "ip"},
     {"client_from": "header:"},
+    {"fleet": "a folder, but nothing is learned"},
+    {"fleet": "http://cache"},
+    {"fleet": "redis://"},
+    {"fleet": 7},
+    {"fleet_every_s": 0},
     {"share": "0.2"},
     {"share": None},
     {"share": float("nan")},
@@ -76,7 +81,7 @@ def test_a_wrong_value_is_refused_by_its_name(said):
 
 def test_every_setting_is_checked():
     kinds = [*settings.FLAGS, *settings.NAMES, *settings.PATHS, *settings.RANGES]
-    kinds += settings.SOURCED
+    kinds += [*settings.PLACES, *settings.SOURCED]
     assert sorted(kinds) == sorted(field.name for field in fields(LiveSettings))
     wrong = {name for said in WRONG for name in said}
     assert wrong == set(kinds)

@@ -256,3 +256,32 @@ def test_history_columns_and_requests_are_learned_by_a_predictor(tmp_path):
         before = predictor.predict(PredictionRequest("later", [], 0, None))
         after = predictor.predict(PredictionRequest("later", [], 1, None, {"hidden_state": low}))
         assert after.estimated_remaining_tokens < before.estimated_remaining_tokens
+
+
+def test_merged_scores_are_those_of_all_completions():
+    halves = taught(150, seed=0), taught(150, seed=1)
+    both = taught(150, seed=0)
+    for vector, length in zip(*states(150, 1), strict=True):
+        both.learn(of(vector), int(length), ABOVE)
+    merged = taught(150, seed=0)
+    merged.merge([halves[1]])
+    vectors, _ = states(50, seed=2)
+    apart = [merged.score(of(vector)) - both.score(of(vector)) for vector in vectors]
+    assert np.abs(apart).max() < 0.1
+    twin = HiddenScore()
+    twin.restore(merged.state())
+    assert twin.score(of(vectors[0])) == merged.score(of(vectors[0]))
+    empty = HiddenScore()
+    empty.merge([halves[0]])
+    assert empty.score(of(vectors[0])) == halves[0].score(of(vectors[0]))
+
+
+def test_replayed_completions_are_learned_when_the_replay_is_over():
+    vectors, lengths = states(200)
+    learned = taught(100, seed=5)
+    before = learned._sources[1][0].count
+    for vector, length in zip(vectors, lengths, strict=True):
+        learned.learn(of(vector), int(length), ABOVE, replayed=True)
+    assert learned._sources[1][0].count == before
+    learned.finish()
+    assert learned._sources[1][0].count == before + 200

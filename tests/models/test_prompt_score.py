@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 
 from sagellm_lifetime import PredictionRequest, create_predictor, load_predictor
+from sagellm_lifetime.core import hazard
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.context import ObservedRequest
 from sagellm_lifetime.models.prompt_score import PromptScore
+from sagellm_lifetime.models.residual_life import ResidualLife
 
 VERBS = {"list": 30, "explain": 200, "write": 700}
 THINGS = [f"thing{i}" for i in range(300)]
@@ -120,7 +122,7 @@ def test_words_are_used_until_tokens_are_known():
     request = PredictionRequest(1, [1, 2, 3], 0, None, {"prompt_text": text})
     both = asked(text)._replace(request=request)
     tokens = asked(text)._replace(request=PredictionRequest(1, [1, 2, 3], 0, None))
-    assert score.scored(both)[0] == score.scored(asked(text))[0]
+    assert score.scored(both)[0].prompt_score == score.scored(asked(text))[0].prompt_score
     features, terms = score.scored(both)
     for _ in range(100):
         score.learn(features, terms, 5, censored=False)
@@ -184,3 +186,29 @@ def test_nothing_of_a_prompt_is_in_the_state(tmp_path):
     stored = b"".join(path.read_bytes() for path in (tmp_path / "saved").iterdir())
     assert b"thing" not in stored
     assert b"explain" not in stored
+
+
+def test_a_rare_score_borrows_its_neighbours_and_answers_lie_between():
+    tables, rng = ResidualLife(), np.random.default_rng(3)
+    for length in rng.integers(250, 350, 400):
+        tables.learn(RequestFeatures(prompt_score=5.7), 0, int(length), censored=False)
+        tables.learn(RequestFeatures(prompt_score=3.0), 0, int(length) // 15, censored=False)
+
+    def median(score):
+        row = tables.row(RequestFeatures(prompt_score=score), 0)
+        return hazard.inverse(row, np.log(2.0))
+
+    assert median(6.3) == pytest.approx(median(5.7), rel=0.1), "no completion had that score"
+    assert median(2.4) == pytest.approx(median(3.0), rel=0.1)
+    assert median(5.6) > 250
+
+
+def test_a_second_answer_to_a_prompt_does_not_choose_the_weights_of_its_levels():
+    chosen = []
+    for keys in (range(1, 201), [7] * 200):
+        tables = ResidualLife()
+        for key in keys:
+            given = RequestFeatures(prompt_length=20, prompt_score=4.0, prompt_key=key)
+            tables.learn(given, 0, 60, censored=False)
+        chosen.append(np.count_nonzero(tables._weights._losses.any(axis=1)))
+    assert chosen == [6, 1], "every level; and only that of all requests, where the prompt is known"

@@ -427,7 +427,7 @@ def test_a_bulk_chooses_its_weights_by_its_newest(monkeypatch):
     features, lengths, cut = (list(column) for column in zip(*stream, strict=True))
     tables.learn_many(features, [0] * 600, np.array(lengths), np.array(cut))
     assert tables._weights.scored == 6 * 200, "every level, for each of the newest"
-    assert tables._weights.choice != list(residual_life._START)
+    assert tables._weights.choice != list(residual_life.START)
     assert tables.count == 600
     fresh = ResidualLife()
     fresh.restore(tables.state())

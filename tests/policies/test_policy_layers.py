@@ -17,8 +17,8 @@ FILES = sorted(POLICIES.rglob("*.py"))
 BELOW = {"policies", "predictor", "networks", "models", "features", "history", "core"}
 ALLOWED = {"numpy", "__future__"}
 LAYERS = [
-    *("cli", "assessment", "replay", "vllm", "testing", "evaluation", "workloads", "policies"),
-    *("predictor", "networks", "models", "features", "history", "core"),
+    *("cli", "assessment", "replay", "vllm", "integrations", "testing", "evaluation", "workloads"),
+    *("policies", "predictor", "networks", "models", "features", "history", "core"),
 ]
 
 
@@ -73,10 +73,11 @@ def test_deciding_loads_nothing_heavy():
 def test_the_import_paths_of_the_specification():
     from sage.llm.sagellm import scheduler_ir
     from sage.llm.sagellm.kv_policy import eviction
+    from sage.llm.sagellm.kv_runtime import kv_pool
     from sagellm_lifetime.policies import specification
 
-    named = set(eviction.__all__) | set(scheduler_ir.__all__)
+    named = {*eviction.__all__, *scheduler_ir.__all__, *kv_pool.__all__}
     assert named == set(specification.__all__)
-    for module in (eviction, scheduler_ir):
+    for module in (eviction, scheduler_ir, kv_pool):
         for name in module.__all__:
             assert getattr(module, name) is getattr(specification, name)

@@ -20,10 +20,10 @@ from sagellm_lifetime.evaluation.verdict import UNTRAINED, errors
 from sagellm_lifetime.evaluation.verdict import verdict as who_is_ahead
 from sagellm_lifetime.history.splits import split
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.predictor.registry import create_predictor, has_network
+from sagellm_lifetime.predictor.registry import DEFAULT, create_predictor, has_network
 
 CANDIDATES: Final = ("survival", "linear", "baseline")
-NETWORK: Final = "lstm"
+NETWORK: Final = DEFAULT
 EPOCHS: Final = 2
 TEST_SHARE: Final = 0.3
 CHOOSE_SHARE: Final = 0.2

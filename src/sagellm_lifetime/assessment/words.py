@@ -14,6 +14,7 @@ from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.replay_part import Load, ReplayPart
 from sagellm_lifetime.assessment.replays import DEFAULT, OURS, TUNED
 from sagellm_lifetime.assessment.tables import short
+from sagellm_lifetime.predictor.registry import DEFAULT as DEFAULT_PREDICTOR
 
 SMALL: Final = 0.02
 """Least median change that is called one."""
@@ -256,7 +257,7 @@ def switch_on(
     start = f"{program} engine start MODEL --enable-lifetime-prediction --enable-online-learning"
     if replay is not None and replay.watermarks[OURS]:
         start += f" --watermark {replay.watermarks[OURS]:g}"
-    kind = f" --predictor-type {predictor}" if predictor != "survival" else ""
+    kind = f" --predictor-type {predictor}" if predictor != DEFAULT_PREDICTOR else ""
     reading = "".join(f" {quote(option)}" for option in options)
     return [
         "# 1. learn this log",

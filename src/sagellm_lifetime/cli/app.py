@@ -14,6 +14,7 @@ from sagellm_lifetime.cli.doctor import doctor
 from sagellm_lifetime.cli.engine import app as engine
 from sagellm_lifetime.cli.evaluate import evaluate
 from sagellm_lifetime.cli.export import export
+from sagellm_lifetime.cli.merge import merge
 from sagellm_lifetime.cli.options import LifetimeCommand
 from sagellm_lifetime.cli.predict import predict
 from sagellm_lifetime.cli.replay import replay
@@ -48,6 +49,10 @@ def lifetime(
     """Predict how many more tokens running sequences will generate."""
 
 
-for _command in (demo, assess, train, evaluate, predict, stats, export, convert, replay, doctor):
+_COMMANDS = (
+    *(demo, assess, train, evaluate, predict, stats, export, convert, merge, replay),
+    doctor,
+)
+for _command in _COMMANDS:
     app.command(cls=LifetimeCommand)(guarded(_command))
 app.add_typer(engine)

@@ -74,13 +74,13 @@ def demo(
     from sagellm_lifetime.assessment.page import write_page
     from sagellm_lifetime.evaluation.study import to_json
     from sagellm_lifetime.evaluation.verdict import verdict
-    from sagellm_lifetime.predictor.registry import PREDICTORS, has_network
+    from sagellm_lifetime.predictor.registry import PREDICTORS, needs_torch
 
     profiles = list(dict.fromkeys(profile or PROFILES))
     check_profiles(profiles)
     check_report(output, (VERDICT_PAGE, LOG))
     check_json(json)
-    left_out = [] if can_train_networks() else [name for name in PREDICTORS if has_network(name)]
+    left_out = [] if can_train_networks() else [name for name in PREDICTORS if needs_torch(name)]
     names = [name for name in PREDICTORS if name not in left_out]
     started = perf_counter()
     results: dict[str, Sequence[Evaluation]] = {}

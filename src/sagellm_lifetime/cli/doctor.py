@@ -21,7 +21,7 @@ State = Literal["ok", "absent", "broken"]
 _EXTRAS: Final = {
     "train": (("torch", "tensorboard", "onnx"), "train lstm and transformer, export .onnx"),
     "report": (("lightgbm", "matplotlib"), "reports with plots, the LightGBM baseline"),
-    "sagellm": (("isage",), "`sage llm lifetime` inside the sage program"),
+    "sagellm": (("isage",), "`sage llm lifetime` inside the sage program, sageLLM's packages"),
 }
 """Extras of this package: their modules or distributions, and the purpose of these."""
 _VLLM_PURPOSE: Final = "replay, and prediction in a running vLLM"
@@ -123,12 +123,20 @@ def _plugins() -> Iterator[Finding]:
         yield Finding("plug-in of sage", "ok", f"`sage llm lifetime` is {ours[0].value}")
 
 
+def _sagellm() -> Iterator[Finding]:
+    from sagellm_lifetime.integrations.sagellm import diagnosis
+
+    for check in diagnosis.diagnose():
+        yield Finding(check.what, check.state, check.detail)
+
+
 _CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _package,
     _extras,
     _vllm,
     _models,
     _plugins,
+    _sagellm,
 )
 
 

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from sagellm_lifetime.cli.command_errors import CommandError, guarded
-from sagellm_lifetime.cli.options import PREDICTOR_HELP, WIDEST
+from sagellm_lifetime.cli.options import DEFAULT_PREDICTOR, PREDICTOR_HELP, WIDEST
 from sagellm_lifetime.cli.output import note
 from sagellm_lifetime.cli.paths import check_folder
 
 COMMAND_LINE: Final = "sagellm_lifetime.vllm.launch.command_line"
-PREDICTOR: Final = "survival"
+PREDICTOR: Final = DEFAULT_PREDICTOR
 """Value of ``launch.PREDICTOR``, which is not imported so that the help is fast."""
 _ALIKE: Final = 0.75
 """Least similarity of a word to one of our options that makes it a misspelling; all options of vLLM
@@ -92,6 +92,14 @@ def start(
     enable_online_learning: Annotated[
         bool, typer.Option("--enable-online-learning", help="Learn from what was served.")
     ] = False,
+    lifetime_fleet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Share what is learned with other replicas: redis://HOST:PORT/DB, or a folder.",
+            show_default=False,
+        ),
+    ] = None,
     watch_eos: Annotated[
         bool,
         typer.Option(
@@ -193,6 +201,7 @@ def start(
         "--predictor-hidden-size": predictor_hidden_size,
         "--predictor-checkpoint": predictor_checkpoint,
         "--enable-online-learning": enable_online_learning,
+        "--lifetime-fleet": lifetime_fleet,
         "--watch-eos": watch_eos,
         "--watch-hidden": watch_hidden,
         "--lifetime-mode": lifetime_mode,
@@ -204,6 +213,8 @@ def start(
         for name, given in only_with_prediction.items():
             if given:
                 raise CommandError(f"{name} needs --enable-lifetime-prediction")
+    if lifetime_fleet and not enable_online_learning:
+        raise CommandError("--lifetime-fleet needs --enable-online-learning")
     if lifetime_client_from and not (enable_lifetime_prediction or record):
         raise CommandError(
             "--lifetime-client-from needs --enable-lifetime-prediction or --record DIR"
@@ -218,6 +229,7 @@ def start(
         "width": predictor_hidden_size,
         "checkpoint": predictor_checkpoint and str(predictor_checkpoint),
         "learn": enable_online_learning or None,
+        "fleet": lifetime_fleet,
         "signals": watch_eos or None,
         "hidden": watch_hidden or None,
         "record": record and str(record),

@@ -13,11 +13,10 @@ from typer.core import TyperCommand
 from sagellm_lifetime.cli.command_errors import CommandError
 from sagellm_lifetime.cli.output import listed
 from sagellm_lifetime.core.extras import is_installed
-from sagellm_lifetime.predictor.registry import predictor_names
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_names
 
 PREDICTOR_HELP = listed(predictor_names(), "or")
-DEFAULT_PREDICTOR = "survival"
-"""Predictor of every command that trains one, as it is the most accurate without PyTorch."""
+DEFAULT_PREDICTOR = DEFAULT
 WIDEST = 2048
 """A wider network is larger than a checkpoint may be."""
 
@@ -176,12 +175,12 @@ def chosen_predictors(given: Iterable[str]) -> list[str]:
         CommandError: no name at all.
     """
     from sagellm_lifetime.core.errors import MissingExtraError
-    from sagellm_lifetime.predictor.registry import has_network
+    from sagellm_lifetime.predictor.registry import needs_torch
 
     names = [name.strip() for several in given for name in several.split(",") if name.strip()]
     if not names:
         raise CommandError("no predictor is named: choose one with --predictor-type")
     for name in names:
-        if has_network(name) and not can_train_networks():
-            raise MissingExtraError(f"training {name!r} (survival does without)", "train")
+        if needs_torch(name) and not can_train_networks():
+            raise MissingExtraError(f"training {name!r} (auto does without)", "train")
     return list(dict.fromkeys(names))

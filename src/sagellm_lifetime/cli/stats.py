@@ -272,6 +272,7 @@ def _of_engine(values: dict[str, Any]) -> list[str]:
             lines.append(f"  Learner Restarts: {_shown(values, 'learner_restarts', 'd')}")
         if values.get("learner_trouble"):
             lines.append(f"  Learner Trouble: {_plain(values['learner_trouble'])}")
+        lines += _fleet(values)
     spent, steps, lasted = (
         _float(values.get(key)) for key in ("overhead_seconds", "steps", "step_seconds")
     )
@@ -353,6 +354,21 @@ def _outlook(outlook: Any) -> list[str]:
             parts.append(f"{expected} tokens of what is {state} (p90 {most})")
     parts.append(f"a place within {_shown(outlook, 'retry_after_s', 'd')} s (p90)")
     return [f"  Outlook: {', '.join(parts)}"]
+
+
+def _fleet(values: dict[str, Any]) -> list[str]:
+    """Return the lines about other replicas; none for an engine without a fleet."""
+    lines = []
+    if values.get("fleet_published") or values.get("fleet_failures"):
+        counts = [
+            f"{_shown(values, 'fleet_replicas', 'd')} other replicas",
+            f"{_shown(values, 'fleet_lessons', 'd')} of their completions in use",
+            f"{_shown(values, 'fleet_failures', 'd')} exchanges failed",
+        ]
+        lines.append(f"  Fleet: {', '.join(counts)}")
+    if values.get("fleet_trouble"):
+        lines.append(f"  Fleet Trouble: {_plain(values['fleet_trouble'])}")
+    return lines
 
 
 def _wrong(values: dict[str, Any]) -> list[str]:

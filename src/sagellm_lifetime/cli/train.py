@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from sagellm_lifetime.predictor.base import Predictor
+    from sagellm_lifetime.predictor.ray_fit import RayFit
 
 WIDTHS: Final = ("hidden_size", "d_model")
 """Names of a network's width among its options; the specification has two."""
@@ -96,6 +97,16 @@ def train(
     on_bad_rows: BadRows = OnBadRows.refuse,
     cap_reached: CapReachedOption = CapReached.length,
     clock: ClockOption = Clock.auto,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Fit the parts of a history as tasks of a Ray cluster, and all rows of it: auto, "
+            "HOST:PORT, ray://HOST:PORT, or local for one on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Train a predictor on a history and save it as a checkpoint."""
@@ -110,6 +121,16 @@ def train(
         raise CommandError("--tensorboard: choose a folder outside of the checkpoint's")
     check_json(json, data_path, target)
 
+    if ray is not None:
+        _refuse_with_ray({"--map": mapping, "--save-map": save_map, "--query": query})
+        if on_bad_rows is not OnBadRows.refuse or tensorboard is not None:
+            raise CommandError("--ray takes neither --on-bad-rows skip nor --tensorboard")
+        from sagellm_lifetime.predictor import ray_fit
+
+        chosen = {key: value for key, value in options.items() if value is not None}
+        fit_on = ray_fit.RayFit(ray, name, {"seed": seed, **chosen}, cap_reached.value, clock.value)
+        _train_on_ray(fit_on, data_path, target, json)
+        return
     check_query(query, data_path)
     columns = Mapping.of(mapping, save_map, data_path, json, target)
     reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
@@ -122,6 +143,9 @@ def train(
     losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
+    decision = getattr(predictor.model, "decision", "")
+    if decision:
+        predictor.summary["network"] = decision
     read = reading.read(data_path)
     if read["cap_reached"]:
         reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
@@ -133,12 +157,45 @@ def train(
         **{key: predictor.summary[key] for key in ("rows", "censored", "length_quantiles")},
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
+        "network": decision or None,
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds_per_token_assumed": not _has_durations(rows),
         "seconds": round(seconds, 3),
         "checkpoint": str(target),
         "read": reading.notes,
         "log": reading.log(data_path),
+    }
+    if json is not None:
+        write_json(result, json)
+    if json != "-":
+        _show(result)
+
+
+def _refuse_with_ray(given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise CommandError(
+                f"--ray does not take {option}: convert the log to Parquet first (convert IN OUT)"
+            )
+
+
+def _train_on_ray(fit_on: RayFit, source: str, target: Path, json: str | None) -> None:
+    """Fit on a cluster, save the checkpoint and show the result."""
+    started = perf_counter()
+    with progress(f"training {fit_on.predictor} on Ray") as step:
+        predictor = fit_on.run(source, step)
+    predictor.save(target)
+    losses = getattr(predictor.model, "training", {})
+    summary = predictor.summary
+    result = {
+        "predictor": fit_on.predictor,
+        **{key: summary[key] for key in ("rows", "censored", "length_quantiles", "parts")},
+        "held_out_loss_before": losses.get("loss_before"),
+        "held_out_loss": losses.get("loss"),
+        "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
+        "seconds_per_token_assumed": "actual_time" not in summary["columns"],
+        "seconds": round(perf_counter() - started, 3),
+        "checkpoint": str(target),
     }
     if json is not None:
         write_json(result, json)
@@ -226,6 +283,8 @@ def _show(result: dict[str, Any]) -> None:
         f"  Rows:            {result['rows']:,} ({share:.1%} censored: only a lower bound is known)"
     )
     say(f"  Lengths:         median {lengths['0.5']:,.0f}, p90 {lengths['0.9']:,.0f} tokens")
+    if result["network"]:
+        say(f"  Decision:        {result['network']}")
     if result["held_out_loss"] is not None:
         before, after = (
             number(result["held_out_loss_before"], ".4f"),

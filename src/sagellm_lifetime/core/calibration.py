@@ -239,6 +239,13 @@ class Calibration:
         shift = (self._hits - self._said + _PRIOR / 3 * pooled) / (self._seen + _PRIOR / 3)
         self.maps = np.maximum.accumulate(np.clip(knots + shift, 0.0, 1.0), axis=1)
 
+    def merge(self, *others: Calibration) -> None:
+        """Add the counts of other calibrations."""
+        for name in _WIDTHS:
+            total = sum((getattr(each, f"_{name}") for each in others), getattr(self, f"_{name}"))
+            setattr(self, f"_{name}", np.minimum(total, _MOST))
+        self._refresh()
+
     def state(self) -> dict[str, np.ndarray]:
         """Return the learned counts as arrays for :meth:`restore`."""
         return {name: np.minimum(getattr(self, f"_{name}"), _MOST) for name in _WIDTHS}

@@ -10,6 +10,7 @@ with 2; a library user catches :class:`LifetimeError` for all of them.
     │   ├── HistoryHeaderError           … because of its columns
     │   └── HistoryRowError              … because of its rows
     ├── CheckpointError (ValueError)     a checkpoint that cannot be loaded or written
+    ├── MergeError (ValueError)          learned states that cannot be merged
     ├── UnknownNameError (ValueError)    a predictor, policy or format that is not registered
     └── MissingExtraError (ImportError)  an optional dependency that is not installed
 """
@@ -138,6 +139,16 @@ class CheckpointError(LifetimeError, ValueError):
     >>> load_predictor("no-such-folder")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     sagellm_lifetime.core.errors.CheckpointError: no-such-folder: ...
+    """
+
+
+class MergeError(LifetimeError, ValueError):
+    """Learned states that cannot be merged: of different predictors, options or secrets.
+
+    >>> from sagellm_lifetime import create_predictor, merge_predictors
+    >>> merge_predictors([create_predictor("orca"), create_predictor("linear")])
+    Traceback (most recent call last):
+    sagellm_lifetime.core.errors.MergeError: second state: holds a 'linear' predictor, not 'orca'
     """
 
 

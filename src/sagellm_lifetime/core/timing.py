@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
+from sagellm_lifetime.core.merging import MOST_JOINED, evenly_mixed, thinned
 from sagellm_lifetime.core.protocol import MAX_DURATION_S
 
 DEFAULT_SECONDS_PER_TOKEN: Final = 0.02
 """Constant of the specification, used before the first completion."""
 _WINDOW: Final = 257
 """Newest completions of which the median is taken."""
+_MOST: Final = MOST_JOINED * _WINDOW
+"""Maximum number of values of a window that was merged from several."""
 _ALL_MODELS: Final = ""
 """Name of the median over all models in a state."""
 
@@ -27,9 +30,12 @@ class _RollingMedian:
         self._sorted: list[float] = []
         self.median = DEFAULT_SECONDS_PER_TOKEN
 
-    def add(self, value: float) -> None:
-        """Take in a value and drop the oldest of a full window."""
-        if len(self.recent) == _WINDOW:
+    def add(self, value: float, room: int = _WINDOW) -> None:
+        """Take in a value and drop the oldest of a window with ``room`` values or more.
+
+        A merged window stays as long as it is.
+        """
+        if len(self.recent) >= room:
             old = self.recent.popleft()
             del self._sorted[bisect_left(self._sorted, old)]
         self.recent.append(value)
@@ -101,6 +107,20 @@ def _restored(values: Sequence[float]) -> _RollingMedian:
     if not len(ratios) or not np.all((ratios > 0.0) & (ratios <= MAX_DURATION_S)):
         raise ValueError(f"seconds per token must be above 0 and at most {MAX_DURATION_S}")
     median = _RollingMedian()
-    for ratio in ratios[-_WINDOW:].tolist():
-        median.add(ratio)
+    for ratio in ratios[-_MOST:].tolist():
+        median.add(ratio, _MOST)
     return median
+
+
+def merged_ratios(states: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Return the state of a :class:`TokenTiming` with the ratios of several; medians are of all.
+
+    >>> merged_ratios([{"": [0.1]}, {"": [0.3], "m": [0.3]}])
+    {'m': [0.3], '': [0.1, 0.3]}
+    """
+    joined: dict[str, list[float]] = {}
+    for state in states:
+        for model, ratios in state.items():
+            joined.setdefault(model, []).extend(ratios)
+    order = sorted(joined, key=lambda model: (len(joined[model]), model))
+    return {model: evenly_mixed(thinned(np.sort(joined[model]), _MOST)).tolist() for model in order}

@@ -27,7 +27,7 @@ from sagellm_lifetime.history import History
 from sagellm_lifetime.history.overlap import MANY, share_of, sketch
 from sagellm_lifetime.history.splits import split
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
+from sagellm_lifetime.predictor.registry import DEFAULT, create_predictor, predictor_class
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
@@ -52,7 +52,7 @@ class StudySettings:
         RequestError: no predictor is named, or ``max_rows`` is below 1.
     """
 
-    predictors: Sequence[str] = ("survival",)
+    predictors: Sequence[str] = (DEFAULT,)
     split: Way = "auto"
     online: bool | None = None
     max_rows: int | None = None

@@ -61,10 +61,13 @@ class HiddenReadings(NamedTuple):
     readings: tuple[Reading, ...]
     scores: tuple[float, ...] = ()
 
+    def first(self, count: int | None) -> HiddenReadings:
+        """Return the first ``count`` readings, ``None`` for all."""
+        return HiddenReadings(self.source, self.readings[:count], self.scores[:count])
+
     def at(self, age: int) -> HiddenReadings:
         """Return those that there are at an age, tokens."""
-        count = sum(READ_AT[reading.stage] <= age for reading in self.readings)
-        return HiddenReadings(self.source, self.readings[:count], self.scores[:count])
+        return self.first(sum(READ_AT[reading.stage] <= age for reading in self.readings))
 
 
 def stage_of(age: int) -> int:

@@ -61,6 +61,11 @@ class NameKeys:
         """Return keys under a new random secret."""
         return cls(secrets.token_bytes(_BYTES))
 
+    @property
+    def secret(self) -> bytes:
+        """Return the secret, 16 bytes."""
+        return self._secret
+
     def key(self, kind: str, value: Any, owner: int = 0) -> int:
         """Return the key of a name, from 1 to :data:`LARGEST_KEY`.
 

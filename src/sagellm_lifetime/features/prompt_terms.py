@@ -6,8 +6,10 @@ their order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -110,6 +112,11 @@ def prompt_terms(request: PredictionRequest) -> tuple[PromptTerms, ...]:
     if text and len(words := _words(text)):
         terms.append(PromptTerms(TermKind.WORDS, _hashed(words)))
     return tuple(terms)
+
+
+def prompt_key(terms: Sequence[PromptTerms]) -> int:
+    """Return a checksum of the terms of a prompt, from 1 to ``2**32``; 0 if there are none."""
+    return 1 + crc32(terms[0].buckets.data) if terms else 0
 
 
 def _hashed(codes: np.ndarray) -> np.ndarray:

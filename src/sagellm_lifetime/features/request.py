@@ -63,8 +63,10 @@ class RequestFeatures:
     prefix_head: tuple[int, ...] = ()
     prompt_score: float | None = None
     """Logarithm of the length that the prompt suggests; set by ``models.prompt_score``."""
+    prompt_key: int = 0
+    """Checksum of the terms of the prompt, 0 for unknown; set by ``models.prompt_score``."""
     hidden_score: float | None = None
-    """The same of the served model's hidden state; set by ``models.hidden_score``."""
+    """As ``prompt_score``, of the model's hidden state; set by ``models.hidden_score``."""
 
 
 def client_key(name: Any, keys: NameKeys) -> int:

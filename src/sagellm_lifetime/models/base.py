@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays
+from sagellm_lifetime.core.errors import MergeError
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
@@ -88,6 +89,11 @@ class LengthModel(ABC):
     context: ClassVar[tuple[str, ...]] = ()
     """Parts of the recent traffic that it needs: ``"conversations"``, ``"recent"`` or both, see
     :class:`~sagellm_lifetime.models.context.Context`."""
+
+    @property
+    def reads_content(self) -> bool:
+        """Return True if generated tokens, text or signals change its hazards."""
+        return False
 
     def __init__(self, *, seed: int = 0) -> None:
         self.options: dict[str, Any] = {"seed": as_option("seed", seed, 0, _LARGEST_SEED)}
@@ -171,6 +177,13 @@ class LengthModel(ABC):
         for observed, length, censored in completions(older, context, progress):
             self.learn(Feedback(self.observe(observed), length, censored, replayed=True))
 
+    def finish_fit(self) -> None:  # noqa: B027 - most have nothing to do
+        """Learn what the replay of the newest rows had to leave out; called once, after it.
+
+        During the replay nothing may be learned from a row that makes the predictions of its
+        neighbours better than those in service will be: a second sample of a prompt, for example.
+        """
+
     # -- state -------------------------------------------------------------------------------
 
     @abstractmethod
@@ -210,6 +223,48 @@ class LengthModel(ABC):
             names: names of the models to list, by key.
         """
         return {}
+
+    def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
+        """Learn one part of a history that :meth:`merge` joins with others; called on a new model.
+
+        By default :meth:`fit` with all rows; a model with a network trains it later.
+
+        Args:
+            rows: checked rows in time order.
+            context: an empty context.
+        """
+        self.fit(rows, rows.clear(), context, None)
+
+    # -- merging -----------------------------------------------------------------------------
+
+    def merge(self, *others: Self) -> None:
+        """Add what other models of the same options have learned; they stay as they are.
+
+        A merge is associative and commutative, but for rounding, and not idempotent: what is merged
+        twice counts twice. Names must be hashed with one secret. Optional; the default refuses.
+
+        Args:
+            others: models of this class with the same options.
+
+        Raises:
+            MergeError: this model cannot be merged.
+        """
+        raise MergeError(
+            f"what the model {self.name!r} has learned cannot be merged: its class has no merge()"
+        )
+
+    def sums(self) -> Arrays:
+        """Return :meth:`state` without what :meth:`merge` computes anew; by default all of it.
+
+        It is what a replica sends to others, and :meth:`restore` reads it.
+        """
+        return self.state()
+
+    def take_training(self, other: Self) -> None:  # noqa: B027 - most have nothing to do
+        """Take over what gradient steps have learned in another model; by default nothing."""
+
+    def continue_from(self, replaced: Self) -> None:  # noqa: B027 - most have nothing to do
+        """Go on with the training of a model that this merged one replaces; by default nothing."""
 
     # -- replacement -------------------------------------------------------------------------
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.arrays import ORDER, Arrays, in_order, ranks
 from sagellm_lifetime.core.checked import checked, checked_keys
+from sagellm_lifetime.core.merging import MOST_JOINED, evenly_mixed, thinned
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import Evidence
 from sagellm_lifetime.models.base import Feedback, LengthModel
@@ -79,6 +80,24 @@ class BaselineModel(LengthModel):
         while len(self._windows) > _MAX_BUCKETS:
             self._windows.popitem(last=False)
 
+    def merge(self, *others: Self) -> None:
+        """Join the windows of each bucket; a joined one stays longer than ``window_size``."""
+        joined: dict[int, list[int]] = {}
+        for model in (self, *others):
+            for bucket, window in model._windows.items():
+                joined.setdefault(bucket, []).extend(window)
+        kept = sorted(joined, key=lambda bucket: (len(joined[bucket]), bucket))[-_MAX_BUCKETS:]
+        most = MOST_JOINED * self.options["window_size"]
+        windows = {bucket: thinned(np.sort(joined[bucket]), most) for bucket in kept}
+        self._windows = OrderedDict(
+            (bucket, deque(evenly_mixed(window).tolist(), maxlen=self._room(len(window))))
+            for bucket, window in windows.items()
+        )
+
+    def _room(self, size: int) -> int:
+        """Return the maximum length of a window with ``size`` lengths."""
+        return max(size, self.options["window_size"])
+
     def state(self) -> Arrays:
         """Return the windows by bucket, and their order."""
         windows = {str(bucket): np.array(window) for bucket, window in self._windows.items()}
@@ -86,7 +105,7 @@ class BaselineModel(LengthModel):
 
     def restore(self, state: Arrays) -> None:
         """Replace the windows. Raises :class:`ValueError` for arrays that do not fit."""
-        size = self.options["window_size"]
+        size = MOST_JOINED * self.options["window_size"]
         windows = {bucket: window for bucket, window in state.items() if bucket != ORDER}
         windows = in_order(windows, state.get(ORDER))
         buckets = checked_keys(windows, _EVERY, _LARGEST_BUCKET)
@@ -95,7 +114,7 @@ class BaselineModel(LengthModel):
         if len(sizes) > _MAX_BUCKETS or not all(1 <= count <= size for count in sizes):
             raise ValueError(f"more than {_MAX_BUCKETS} windows, or one of other than 1 to {size}")
         self._windows = OrderedDict(
-            (bucket, deque(window.tolist(), maxlen=size))
+            (bucket, deque(window.tolist(), maxlen=self._room(len(window))))
             for bucket, window in zip(buckets, lengths, strict=True)
         )
 

@@ -53,11 +53,11 @@ _SLACK: Final = 2
 _MOST_REFUSED: Final = 255
 """Maximum number of completions refused in a row; the next one is accepted. So the common state
 still learns after all the clients that it was learned from have left."""
-_MOST_CLIENTS: Final = 1024
-_MOST_NEW: Final = 4096
+MOST_CLIENTS: Final = 1024
+MOST_NEW: Final = 4096
 _TRIES: Final = 8
 """Number of least recently used entries that are compared before one is evicted."""
-_SHARED: Final = 0
+SHARED: Final = 0
 """Key of the account of new clients, and of requests that name none."""
 
 
@@ -100,7 +100,7 @@ class FairShares:
     ) -> None:
         self._even_shares = even_shares
         self._least_share = least_share
-        self._accounts: OrderedDict[int, list[int]] = OrderedDict({_SHARED: [0, 0, 0, 0, 0]})
+        self._accounts: OrderedDict[int, list[int]] = OrderedDict({SHARED: [0, 0, 0, 0, 0]})
         """Accounts of established clients, least recently seen first: completions; recently
         accepted ones, and the value of ``_total`` at which these begin; recently sent ones, and the
         value of ``_halvings`` up to which they are halved."""
@@ -123,11 +123,11 @@ class FairShares:
 
     def is_established(self, client: int) -> bool:
         """Return True if a client has its own account."""
-        return client != _SHARED and client in self._accounts
+        return client != SHARED and client in self._accounts
 
     def sends_more(self, client: int, even_shares: float) -> bool:
         """Return True if the account of a client sends more than ``even_shares`` even shares."""
-        account = self._accounts.get(client, self._accounts[_SHARED])
+        account = self._accounts.get(client, self._accounts[SHARED])
         sent = account[3] >> self._halvings - account[4]
         return sent > even_shares / len(self._accounts) * self._sent + _SLACK
 
@@ -136,7 +136,7 @@ class FairShares:
         """Return True if no client has an account, or one has and the shared one holds no other."""
         accounts = self._accounts
         # The first completions of a client are on the shared account.
-        return len(accounts) == 1 or (len(accounts) == 2 and accounts[_SHARED][0] <= _ESTABLISHED)
+        return len(accounts) == 1 or (len(accounts) == 2 and accounts[SHARED][0] <= _ESTABLISHED)
 
     def count(self, client: int) -> bool:
         """Count one completion of a client (its key, 0 for none).
@@ -161,7 +161,7 @@ class FairShares:
         account[3] += 1
         total, loud = self._total, self._loud
         since = total - account[2]
-        memory = _MEMORY_OF_NEW if account is accounts[_SHARED] else _MEMORY
+        memory = _MEMORY_OF_NEW if account is accounts[SHARED] else _MEMORY
         while since > memory:
             since >>= 1
             account[1] >>= 1
@@ -175,7 +175,7 @@ class FairShares:
         # new names are one client, so that more names never make a larger share; and whether an
         # account is loud depends only on the accounts, so that new names make no account loud.
         others = len(accounts) - 1
-        is_shared = account is accounts[_SHARED]
+        is_shared = account is accounts[SHARED]
         clients = 1 + others if is_shared else others + len(self._new)
         least = min(self._least_share, SHARE_OF_NEW) if is_shared else self._least_share
         is_loud = account[3] > _LOUD_SHARES / len(accounts) * self._sent + _SLACK
@@ -195,13 +195,13 @@ class FairShares:
         """Count a client without an account; return the account to charge."""
         seen = self._new.pop(client, 0) + 1
         if seen < _ESTABLISHED:
-            if len(self._new) >= _MOST_NEW:
+            if len(self._new) >= MOST_NEW:
                 self._new.popitem(last=False)
             self._new[client] = seen
-            return self._accounts[_SHARED]
-        if len(self._accounts) > _MOST_CLIENTS and not self._make_room(seen):
+            return self._accounts[SHARED]
+        if len(self._accounts) > MOST_CLIENTS and not self._make_room(seen):
             self._new[client] = seen - 1
-            return self._accounts[_SHARED]
+            return self._accounts[SHARED]
         account = self._accounts[client] = [seen - 1, 0, self._total, 0, self._halvings]
         return account
 
@@ -212,7 +212,7 @@ class FairShares:
         later.
         """
         accounts = self._accounts
-        accounts.move_to_end(_SHARED)
+        accounts.move_to_end(SHARED)
         oldest = lightest_of(accounts, lambda account: account[0])
         if accounts[oldest][0] > seen:
             accounts[oldest][0] >>= 1
@@ -253,7 +253,7 @@ class FairShares:
             (key, [seen, part, -since, own, 0]) for key, seen, part, since, own in accounts.tolist()
         )
         fresh: OrderedDict[int, int] = OrderedDict(new.tolist())
-        if not len(restored) == len(accounts) <= _MOST_CLIENTS + 1 or _SHARED not in restored:
+        if not len(restored) == len(accounts) <= MOST_CLIENTS + 1 or SHARED not in restored:
             raise ValueError("'accounts' names a client twice, too many, or not the shared one")
         if (accounts[:, 1:] > MOST).any():
             raise ValueError("'accounts' holds impossible counts")
@@ -261,7 +261,7 @@ class FairShares:
             raise ValueError("'accounts' accepted more completions than there were")
         if loud > since_loud or sent > _OFFERED or (accounts[:, 4] > sent).any():
             raise ValueError("'loud' holds impossible counts")
-        if not len(fresh) == len(new) <= _MOST_NEW or fresh.keys() & restored.keys():
+        if not len(fresh) == len(new) <= MOST_NEW or fresh.keys() & restored.keys():
             raise ValueError("'new' names a client twice, or too many")
         if len(new) and not (new[:, 1].min() >= 1 and new[:, 1].max() < _ESTABLISHED):
             raise ValueError("'new' holds a client that is not new, or none")

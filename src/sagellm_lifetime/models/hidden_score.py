@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from math import erfc, exp, log, pi, sqrt
@@ -46,6 +47,7 @@ _SOLVED_AT: Final = 8
 """Inverse of the growth of the sums after which the regression is solved again."""
 _MEMORY: Final = 1.0 - 1.0 / 10_000.0
 _MOST_SOURCES: Final = 4
+_MOST_REPLAYED: Final = 6000
 _SHAPE_MEMORY: Final = 2000.0
 """Completions over which the shape is learned, at most; at first over the last half of them, since
 the first scores are worse than later ones."""
@@ -89,6 +91,8 @@ class HiddenScore:
 
     def __init__(self) -> None:
         self._sources: OrderedDict[int, tuple[_Stage, ...]] = OrderedDict()
+        self._replayed: list[tuple[HiddenReadings, int, bool]] = []
+        """Replayed completions, which the regressions learn when the replay is over."""
 
     # -- predicting --------------------------------------------------------------------------
 
@@ -145,6 +149,8 @@ class HiddenScore:
         """
         if hidden is None or length < 1:
             return
+        if replayed and not hidden.scores and len(self._replayed) < _MOST_REPLAYED:
+            self._replayed.append((hidden, length, censored))
         stages = self._stages(hidden, learns=not replayed)
         if stages is None:
             return
@@ -162,6 +168,35 @@ class HiddenScore:
             if not replayed:
                 stage.regression.learn(x, log(length), censored=censored)
                 stage.shape.log_sd = stage.regression.log_sd
+
+    def finish(self) -> None:
+        """Let the regressions learn the replayed completions, too, and solve them."""
+        replayed, self._replayed = self._replayed, []
+        for hidden, length, censored in replayed:
+            stages = self._stages(hidden, learns=True)
+            earlier: list[float] = []
+            for reading in hidden.readings:
+                if stages is None or length <= READ_AT[reading.stage]:
+                    break
+                regression = stages[reading.stage].regression
+                x = _inputs(reading.stage, reading.components, earlier)
+                score = regression.predict(x)
+                if score is not None:
+                    earlier.append(score)
+                regression.learn(x, log(length), censored=censored)
+
+    def merge(self, others: Sequence[HiddenScore]) -> None:
+        """Add what others have learned; sources are the same where their keys are."""
+        for other in others:
+            for key, theirs in other._sources.items():
+                ours = self._sources.get(key)
+                if ours is None:
+                    if len(self._sources) < _MOST_SOURCES:
+                        self._sources[key] = deepcopy(theirs)
+                    continue
+                for one, two in zip(ours, theirs, strict=True):
+                    if one.regression.width == two.regression.width:
+                        one.merge(two)
 
     def learn_served(self, feedback: Feedback, above: Hazards | None = None) -> None:
         """Learn from a completion of a model; of a replayed one only shape and weights.
@@ -336,6 +371,12 @@ class _Stage:
         """Return the completions learned."""
         return self.regression.learned
 
+    def merge(self, other: _Stage) -> None:
+        """Add what another stage has learned."""
+        self.regression.merge(other.regression)
+        self.shape.merge(other.shape)
+        self.shape.log_sd = self.regression.log_sd
+
     def state(self) -> Arrays:
         """Return sums, weights and shape as arrays."""
         return self.regression.state() | self.shape.state()
@@ -476,6 +517,16 @@ class _Regression:
         self._products += (both.T @ both)[_triangle(self.width + 1)]
         self.learned += len(both)
 
+    def merge(self, other: _Regression) -> None:
+        """Add the sums and the errors of another regression, and solve both as one."""
+        self.learned += other.learned
+        self._weight += other._weight
+        self._sums = self._sums + other._sums
+        self._products = self._products + other._products
+        self._errors = self._errors + other._errors
+        if self.learned >= LEAST:
+            self.solve()
+
     def solve(self) -> None:
         """Solve the regression under each ridge from the sums."""
         self._solved = self.learned
@@ -595,6 +646,14 @@ class _Shape:
         self._losses = _FIRST_SHARES.copy()
         self._cumulative: np.ndarray | None = None
         self._fresh_until = 0
+
+    def merge(self, other: _Shape) -> None:
+        """Add the counts and losses of another shape."""
+        self._counts = self._counts + other._counts
+        self._seen += other._seen
+        self._losses = self._losses + other._losses - _FIRST_SHARES
+        self._losses -= min(float(self._losses.min()), 0.0)
+        self._cumulative = None
 
     def pooled(self, above: Hazards, score: float) -> Hazards:
         """Return the hazards of a score pooled with those of the table."""

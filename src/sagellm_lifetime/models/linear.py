@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log, log1p, sqrt
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
+from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 
@@ -33,6 +34,10 @@ _INPUTS: Final = 12
 _RIDGE: Final = 1.0
 _MEMORY: Final = 1.0 - 1.0 / 5000.0
 _PRIOR_WEIGHT: Final = 4.0
+
+
+_PRIOR_PRODUCTS: Final = np.array([_RIDGE * log(PRIOR_MEDIAN)] + [0.0] * (_INPUTS - 1))
+_PRIOR_NOISE: Final = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
 
 
 class LinearModel(LengthModel):
@@ -54,9 +59,10 @@ class LinearModel(LengthModel):
         self.prompts = PromptScore()
         self.hidden = HiddenScore()
         self._moments = np.zeros((_INPUTS, _INPUTS))
-        self._products = np.zeros(_INPUTS)
-        self._products[0] = _RIDGE * log(PRIOR_MEDIAN)
-        self._noise = np.array([_PRIOR_WEIGHT, _PRIOR_WEIGHT * PRIOR_LOG_SD**2])
+        self._products = _PRIOR_PRODUCTS.copy()
+        self._noise = _PRIOR_NOISE.copy()
+        self._prior_share = 1.0
+        """Share of the prior that has not faded yet, for merges: each sum has it once."""
         self._weights: np.ndarray | None = None
 
     def observe(self, request: ObservedRequest) -> Evidence:
@@ -107,8 +113,12 @@ class LinearModel(LengthModel):
         """Learn from one finished sequence."""
         self._learn(feedback)
         self.prompts.learn_served(feedback)
-        if not feedback.replayed:
-            self.hidden.learn_served(feedback)
+        self.hidden.learn_served(feedback)
+
+    def finish_fit(self) -> None:
+        """Fit both scores on the replayed rows, too."""
+        self.prompts.finish()
+        self.hidden.finish()
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
@@ -122,6 +132,7 @@ class LinearModel(LengthModel):
         self._moments = self._moments * _MEMORY + np.outer(x, x)
         self._products = self._products * _MEMORY + x * y
         self._noise = self._noise * _MEMORY + np.array([1.0, gap * gap])
+        self._prior_share *= _MEMORY
         self._weights = None
 
     def fit(
@@ -139,12 +150,30 @@ class LinearModel(LengthModel):
             length, is_censored = int(rows.lengths[i]), bool(rows.censored[i])
             self._learn(Feedback(evidence, length, is_censored, replayed=True))
 
+    def merge(self, *others: Self) -> None:
+        """Add the normal equations and the residuals, with the prior once.
+
+        The prior fades with each completion, and in the sum as if one model had learned them all.
+        """
+        models = (self, *others)
+        prior = float(np.prod([model._prior_share for model in models]))
+        left = prior - sum(model._prior_share for model in models)
+        moments = np.sum([model._moments for model in models], axis=0)
+        products = np.sum([model._products for model in models], axis=0)
+        noise = np.sum([model._noise for model in models], axis=0)
+        self._moments, self._prior_share = moments, prior
+        self._products = products + left * _PRIOR_PRODUCTS
+        self._noise = np.maximum(noise + left * _PRIOR_NOISE, prior * _PRIOR_NOISE)
+        self._weights = None
+        merge_prompts(self.prompts, [model.prompts for model in others])
+        self.hidden.merge([model.hidden for model in others])
+
     def state(self) -> Arrays:
         """Return the normal equations, the residual sums and both scores."""
         prompts = {f"prompts.{key}": value for key, value in self.prompts.state().items()}
         own = {"moments": self._moments, "products": self._products, "noise": self._noise}
         hidden = {f"hidden.{key}": value for key, value in self.hidden.state().items()}
-        return own | prompts | hidden
+        return own | {"prior_share": np.array([self._prior_share])} | prompts | hidden
 
     def restore(self, state: Arrays) -> None:
         """Replace the learned sums. Raises :class:`ValueError` for arrays that do not fit."""
@@ -157,6 +186,12 @@ class LinearModel(LengthModel):
             raise ValueError("'moments' holds what cannot be sums of squares")
         if not noise[0] > 0.0:
             raise ValueError("'noise' holds the residuals of no sequence")
+        # Checkpoints of before there was a merge lack it; then it follows from the offset's sum.
+        derived = np.clip(1.0 - moments[:1, 0] * (1.0 - _MEMORY), 0.0, 1.0)
+        prior = checked(
+            {"prior_share": derived, **state}, "prior_share", np.float64, (1,), 0.0, 1.0
+        )
+        self._prior_share = prior.item(0)
         self._moments, self._noise = moments, noise
         self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
         self._weights = None

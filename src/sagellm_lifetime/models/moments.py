@@ -33,6 +33,17 @@ class Moments:
         self.mean += gap / self.weight
         self.spread = self.spread * _MEMORY + gap * (value - self.mean)
 
+    def merge(self, other: Moments) -> None:
+        """Add other lengths (Chan, Golub and LeVeque 1983)."""
+        weight = self.weight + other.weight
+        if not weight:
+            return
+        gap = other.mean - self.mean
+        share = self.weight * other.weight / weight
+        self.mean = (self.weight * self.mean + other.weight * other.mean) / weight
+        self.spread = self.spread + other.spread + gap * gap * share
+        self.weight = weight
+
     def variance(self) -> float:
         """Return the variance in tokens squared, 0 before the first length."""
         return self.spread / self.weight if self.weight else 0.0

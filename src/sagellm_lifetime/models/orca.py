@@ -7,7 +7,7 @@ predictor that the specification describes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN, Moments
 
 _EVERY: Final = 0
 _MAX_MODELS: Final = 1024
-_MOST: Final = 1e20
-"""Upper limit of a spread, tokens squared: 2000 sequences of the greatest length."""
+_MOST: Final = 1e24
+"""Upper limit of a spread, tokens squared: 2000 sequences of the greatest length each in thousands
+of merged states."""
 _ENOUGH: Final = 8.0
 """Completions of a model from which on its own moments are used."""
 
@@ -66,6 +67,13 @@ class OrcaModel(LengthModel):
             self._moments[key] = moments  # the most recently updated is last
         if len(self._moments) > _MAX_MODELS:
             del self._moments[next(iter(self._moments))]
+
+    def merge(self, *others: Self) -> None:
+        """Add the moments of each model."""
+        for key, moments in (pair for other in others for pair in other._moments.items()):
+            self._moments.setdefault(key, Moments()).merge(moments)
+        order = sorted(self._moments, key=lambda key: (self._moments[key].weight, key))
+        self._moments = {key: self._moments[key] for key in order[-_MAX_MODELS:]}
 
     def state(self) -> Arrays:
         """Return the moments by model, and their order."""

@@ -37,6 +37,7 @@ from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.fair_share import FairShares, lightest_of
 from sagellm_lifetime.models.level_weights import LevelWeights, restored_weights, weights_state
+from sagellm_lifetime.models.recent_prompts import LARGEST_PROMPT, RecentPrompts
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
 from sagellm_lifetime.models.regimes import KEPT, MOST_MODELS, Regimes
 from sagellm_lifetime.models.shrinkage import (
@@ -47,6 +48,7 @@ from sagellm_lifetime.models.shrinkage import (
     Hazards,
     corrected,
     effect_losses,
+    interpolated,
     laid_over,
     losses,
     padded,
@@ -54,16 +56,22 @@ from sagellm_lifetime.models.shrinkage import (
 )
 
 LEVELS: Final = (
-    *("all", "model", "client", "cap", "prompt", "fine", "score", "session"),
-    *("client main", "cap main", "prompt main", "fine main", "score main"),
+    *("all", "model", "client", "cap", "score", "prompt", "fine", "session"),
+    *("client main", "cap main", "score main", "prompt main", "fine main"),
     "generation",
 )
-_CLIENT, _CAP, _PROMPT, _FINE, _SCORE, _SESSION = 2, 3, 4, 5, 6, 7
+_CLIENT, _CAP, _SCORE, _PROMPT, _FINE, _SESSION = 2, 3, 4, 5, 6, 7
 _GENERATION: Final = 13
 """Level of the root of a later generation of a model."""
 _MAIN: Final = 6
 """Difference between the level of a main effect and that of the same piece crossed with others."""
-_START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
+_OF_PROMPT: Final = frozenset(range(_SCORE, _SESSION)) | frozenset(
+    range(_SCORE + _MAIN, _SESSION + _MAIN)
+)
+"""Levels that tell one prompt from another."""
+_OF_SCORE: Final = frozenset((_SCORE, _SCORE + _MAIN))
+_ALL_LEVELS: Final = frozenset(range(len(LEVELS)))
+START: Final = tuple(1 if name in ("all", "session", "generation") else 7 for name in LEVELS)
 """Index into ``OPTIONS`` with which each level starts. The root has all the data and only the prior
 above it, so it starts with weak shrinkage, (4, 20), and so does a session; the other levels start
 with strong shrinkage, (30, infinity)."""
@@ -87,14 +95,22 @@ _REFRESH: Final = 16
 """Inverse of the growth of a node's counts after which its hazards are computed anew."""
 _FIRST: Final[int] = INSIDE.start
 _SCORES_PER_OCTAVE: Final = 3.0
-_LOG_2: Final = log(2.0)
 """Prompt scores per octave of the length that they suggest."""
+_SCORES_PER_NAT: Final = _SCORES_PER_OCTAVE / log(2.0)
+_SCORES: Final = 96
+"""Number of prompt scores that are told apart."""
+_FILLED: Final = 20
+"""Completions of a prompt score from which on it is used; a rarer one borrows a neighbour's."""
+_NEAR: Final = 6
+"""Scores within which a neighbour is looked for: two octaves."""
 _PER_OCTAVE: Final = 16.0
 """Finer prompt lengths per octave; each is 4 % wide."""
+LEAST_NODES: Final = 64
+"""Nodes that a tree may always have."""
 _LEVEL_BITS: Final = 4
 _LEVEL: Final = (1 << _LEVEL_BITS) - 1
 _MASK: Final = (1 << 58) - 1
-_MOST_WEIGHTS: Final = MOST_MODELS * (KEPT + 1)
+MOST_WEIGHTS: Final = MOST_MODELS * (KEPT + 1)
 _LARGEST_KEY: Final = _MASK << _LEVEL_BITS | _LEVEL
 _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "ended": (np.float32, (BINS,), 0.0, MOST),
@@ -102,8 +118,15 @@ _STORED: Final[dict[str, tuple[Any, tuple[int, ...], float, float]]] = {
     "cached": (np.float64, (BINS,), 0.0, 1.0 + 1e-6),  # a hazard, but for rounding
     "counted": (np.int64, (), 0, MOST),
     "fresh": (np.int64, (2,), -1, 4 * MOST),
+    "above": (np.int64, (), -2, _LARGEST_KEY),
+    "main": (np.int64, (), -2, _LARGEST_KEY),
 }
 """Stored values of each node: type, shape, smallest and largest value."""
+_UNKNOWN: Final = -2
+"""Key of a neighbour that is not known, in checkpoints of before there were ``_NEIGHBOURS``."""
+_NEIGHBOURS: Final = ("above", "main")
+"""Keys of the node above each node, and of the node of its main effect; -1 for none. With them all
+nodes can be computed anew after a merge, though their keys are hashes."""
 _RAGGED: Final = ("habits", "habits_until", "atoms", "atom_shares", "atoms_until")
 """Arrays of single lengths of all nodes one after another, and of the ends of each node in them."""
 _ONCE_SHARE: Final = 0.25
@@ -191,12 +214,17 @@ class _Node:
         left: sequences last seen alive, by bin of the next token, padded; ``None`` for none.
         counted: sequences in ``ended`` and ``left``.
         habits: counts of single lengths; ``None`` at levels without them.
+        above: key of the node above, -1 for none.
+        main: key of the node of its main effect, -1 for none.
         hazards: hazards computed from earlier counts.
         fresh_until: ``counted`` of this node, and ``count`` of all, up to which ``hazards`` is
             still used.
     """
 
-    __slots__ = ("counted", "ended", "fresh_until", "habits", "hazards", "left")
+    __slots__ = (
+        *("above", "main", "counted", "ended", "fresh_until", "habits", "hazards"),
+        "left",
+    )
 
     def __init__(self, level: int) -> None:
         self.ended = np.zeros(PADDED, dtype=np.float32)
@@ -205,6 +233,12 @@ class _Node:
         self.habits = Habits(_HABITS[level]) if level in _HABITS else None
         self.hazards = _NOTHING
         self.fresh_until = _NEVER
+        self.above = self.main = _UNKNOWN
+
+
+def most_single_lengths(key: NodeKey) -> int:
+    """Return how many single lengths the node of a key counts, 0 for none."""
+    return _HABITS.get(key & _LEVEL, 0)
 
 
 def _left(node: _Node) -> np.ndarray:
@@ -222,17 +256,20 @@ class ResidualLife:
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
-        self._max_nodes = max(max_nodes, 64)
+        self._max_nodes = max(max_nodes, LEAST_NODES)
         self._nodes: OrderedDict[NodeKey, _Node | int] = OrderedDict()
         self._once: OrderedDict[NodeKey, None] = OrderedDict()
         """Nodes with one completion, the oldest first."""
         self._stored: Arrays = {}
         """Arrays of a restored state; a node that has not been used yet is the index of its row."""
-        self._weights = LevelWeights(_START)
+        self._weights = LevelWeights(START)
         self._later: dict[NodeKey, LevelWeights] = {}
         """Weights of later generations, by the key of their root."""
         self._tried: dict[NodeKey, dict[NodeKey, None]] = {}
         """Nodes of candidate generations, by the key of their root."""
+        self._scores = [0] * _SCORES
+        """Completions by the bin of their prompt score."""
+        self._prompts = RecentPrompts()
         self.shares = FairShares()
         self.regimes = Regimes()
         self._prior = Hazards(padded(prior_hazards()))
@@ -242,22 +279,45 @@ class ResidualLife:
 
     def hazards(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the discrete hazards of a request, shape ``(BINS,)``."""
-        return self._finest(self._path(features, session).crossed)[0].padded[INSIDE]
+        return self.known(features, session).padded[INSIDE]
 
     def known(self, features: RequestFeatures, session: int) -> Hazards:
-        """Return the hazards of a request (``session``: the key of its session, 0 for none)."""
-        return self._finest(self._path(features, session).crossed)[0]
+        """Return the hazards of a request (``session``: the key of its session, 0 for none).
+
+        With a prompt score they are interpolated between the two nearest bins of it.
+        """
+        if features.prompt_score is None:
+            return self._finest(self._path(features, session).crossed)[0]
+        present = self.regimes.present(features.model_key)
+        position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
+        low = max(min(int(position), _SCORES - 2), 1)
+        share = min(max(position - low, 0.0), 1.0)
+        below, above = (
+            self._finest(node_path(features, session, present, self._filled(score)).crossed)[0]
+            for score in (low, low + 1)
+        )
+        return below if above is below else interpolated(below, above, share)
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
 
         Shape ``(BINS + 1,)``, or a wide row if lengths recur.
         """
-        return self._finest(self._path(features, session).crossed)[0].row
+        return self.known(features, session).row
 
     def _path(self, features: RequestFeatures, session: int) -> Path:
         """Return the nodes of one request in the present generation of its model."""
         return node_path(features, session, self.regimes.present(features.model_key))
+
+    def _filled(self, score: int) -> int:
+        """Return the nearest bin of the prompt score with enough completions, or the same."""
+        scores = self._scores
+        if scores[score] < _FILLED:
+            for step in range(1, _NEAR + 1):
+                for near in (score - step, score + step):
+                    if 0 < near < _SCORES and scores[near] >= _FILLED:
+                        return near
+        return score
 
     def _weights_of(self, step: Step) -> LevelWeights:
         """Return the weights of the generation of a node."""
@@ -381,12 +441,15 @@ class ResidualLife:
         path = self._path(features, session)
         if is_fair and not censored:
             path = self._watch(features, session, path, length)
+        is_new = self._prompts.add(features.prompt_key)
         if is_fair and (
             self._weights_of(path.crossed[0]).scored < _ALWAYS
             or self.count * _GOLDEN % (1 << 32) < _SAMPLED
         ):
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored, is_new=is_new)
         steps = path.every if is_fair else path.own
+        if is_fair and features.prompt_score is not None:
+            self._scores[score_bin(features.prompt_score)] += 1
         for candidate in self.regimes.candidates(features.model_key):
             steps += self._in_trial(features, session, candidate, length, is_fair, censored)
         self._count(steps, length, censored=censored)
@@ -458,9 +521,9 @@ class ResidualLife:
         path = node_path(features, 0, candidate)
         root = path.crossed[0].key
         if root not in self._later:
-            self._later[root] = LevelWeights(_START)
+            self._later[root] = LevelWeights(START)
         if is_fair and not session:
-            self._choose(path, length, censored=censored)
+            self._choose(path, length, censored)
         steps = path.every if is_fair else path.own
         self._tried.setdefault(root, {}).update((step.key, None) for step in steps)
         return steps
@@ -495,7 +558,7 @@ class ResidualLife:
             if type(node) is _Node:
                 nodes.move_to_end(key)
             else:
-                node = self._node(key)
+                node = self._node(step)
             node.counted += 1
             if node.counted == 2:
                 self._once.pop(key, None)
@@ -522,7 +585,8 @@ class ResidualLife:
         # The node above may have been evicted by now.
         if step.above in self._nodes:
             over = self._existing(step.above)
-            above = over.hazards, over.counted, None
+            if over.hazards is not _NOTHING:
+                above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.main else None
         node.hazards = self._corrected(step, node, _laid(above, effect))
         node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
@@ -536,28 +600,36 @@ class ResidualLife:
         node = self._nodes.get(root.key)
         return 0 if node is None else self._counted(node)
 
-    def _choose(self, path: Path, length: int, *, censored: bool, every: bool = False) -> None:
+    def _choose(
+        self, path: Path, length: int, censored: bool, *, is_new: bool = True, every: bool = False
+    ) -> None:
         """Score the weights of one level, in turn, on a completion that is not counted yet.
 
         Args:
             path: nodes of the request.
             length: generated tokens; a lower bound if censored.
             censored: True if the length is only a lower bound.
+            is_new: False if the prompt was completed lately, so that this says little of others.
             every: True to score all levels instead of one.
         """
         nodes = self._nodes
         weights = self._weights_of(path.crossed[0])
         last = path.crossed[-1]
         # Turns of one session are alike, and so are their prompts, so the levels above predict
-        # the next turn better than the next session. A session therefore scores its own level only,
-        # and requests without a session score the other levels.
-        if last.level == _SESSION:
-            known = [last] if last.key in nodes else []
+        # the next turn better than the next session. A later turn therefore scores the level of
+        # its session alone. A first turn has the prompt length of no other turn, so it scores
+        # only the levels of the prompt score.
+        if last.level == _SESSION and last.key in nodes:
+            known = [last]
         else:
+            levels = _OF_SCORE if last.level == _SESSION else _ALL_LEVELS
+            if not is_new:
+                levels -= _OF_PROMPT
             known = [
                 step
                 for step in path.every
-                if step.key in nodes or (step.main and step.main[-1].key in nodes)
+                if step.level in levels
+                and (step.key in nodes or (step.main and step.main[-1].key in nodes))
             ]
         if not known:
             return
@@ -601,7 +673,8 @@ class ResidualLife:
         """
         bins = bins_of(lengths).tolist()
         counted: dict[NodeKey, Step] = {}
-        older = max(len(features) - _ALWAYS, len(features) // 2)
+        is_new = [self._prompts.add(request.prompt_key) for request in features]
+        older = _older(is_new)
         for i, (request, session) in enumerate(zip(features, sessions, strict=True)):
             if i == older:
                 self._settle_all(counted)
@@ -613,7 +686,10 @@ class ResidualLife:
                 path = self._watch(request, session, path, int(lengths[i]))
             steps = path.every if is_fair else path.own
             if is_fair and (i >= older or (session and self._weights.scored < _ALWAYS)):
-                self._choose(path, int(lengths[i]), censored=bool(censored[i]), every=True)
+                ended = int(lengths[i]), bool(censored[i])
+                self._choose(path, *ended, is_new=is_new[i], every=True)
+            if is_fair and request.prompt_score is not None:
+                self._scores[score_bin(request.prompt_score)] += 1
             for candidate in self.regimes.candidates(request.model_key):
                 steps += self._in_trial(
                     request, session, candidate, int(lengths[i]), is_fair, bool(censored[i])
@@ -624,7 +700,7 @@ class ResidualLife:
                 continue
             self.count += 1
             for step in steps:
-                node = self._node(step.key)
+                node = self._node(step)
                 node.counted += 1
                 if node.counted == 2:
                     self._once.pop(step.key, None)
@@ -638,15 +714,51 @@ class ResidualLife:
             if step.level != _SESSION and step.key in self._nodes:
                 self._settle(step, self._existing(step.key))
 
-    def _node(self, key: NodeKey) -> _Node:
+    def _node(self, step: Step) -> _Node:
+        key = step.key
         if key in self._nodes:
             self._nodes.move_to_end(key)
-            return self._existing(key)
-        if len(self._nodes) >= self._max_nodes:
-            self._make_room()
-        node = self._nodes[key] = _Node(key & _LEVEL)
-        self._once[key] = None
+            node = self._existing(key)
+        else:
+            if len(self._nodes) >= self._max_nodes:
+                self._make_room()
+            node = self._nodes[key] = _Node(key & _LEVEL)
+            self._once[key] = None
+        node.above = step.above
+        node.main = step.main[-1].key if step.main else -1
         return node
+
+    def settle_known(self) -> None:
+        """Settle all nodes whose neighbours are known, as after a merge of several trees."""
+        steps: dict[NodeKey, Step | None] = {}
+        for key in self._nodes:
+            self._known_step(key, steps)
+        self._settle_all({key: step for key, step in steps.items() if step is not None})
+
+    def _known_step(self, key: NodeKey, steps: dict[NodeKey, Step | None]) -> Step | None:
+        """Return the step of a node with all that it depends on; ``None`` if some are unknown.
+
+        Args:
+            key: key of the node.
+            steps: steps found before, by key; those found now are added.
+        """
+        if key in steps:
+            return steps[key]
+        steps[key] = None
+        if key not in self._nodes:
+            return None
+        node, rank = self._existing(key), _ORDER[key & _LEVEL]
+        around: list[tuple[Step, ...]] = []
+        for neighbour in (node.above, node.main):
+            # Ranks fall from step to step, so a damaged state cannot hold a circle.
+            is_known = neighbour >= 0 and _ORDER[neighbour & _LEVEL] < rank
+            step = self._known_step(neighbour, steps) if is_known else None
+            if step is None and neighbour != -1:
+                return None
+            around.append(() if step is None else (*step.before, step))
+        before, main = around
+        found = steps[key] = Step(key, key & _LEVEL, node.above, main, before)
+        return found
 
     def _make_room(self) -> None:
         """Evict a node with one completion, or the lightest of the least recently used ones.
@@ -675,6 +787,7 @@ class ResidualLife:
         ended, left = (np.zeros((count, BINS), dtype=np.float32) for _ in range(2))
         cached = np.zeros((count, BINS))
         counted, fresh = np.zeros(count, dtype=np.int64), np.zeros((count, 2), dtype=np.int64)
+        neighbours = np.zeros((count, 2), dtype=np.int64)
         habits: list[Place] = []
         atoms: list[tuple[int, float]] = []
         habits_until, atoms_until = [0], [0]
@@ -691,6 +804,7 @@ class ResidualLife:
             habits_until.append(len(habits))
             atoms_until.append(len(atoms))
             counted[i], fresh[i] = min(node.counted, MOST), node.fresh_until
+            neighbours[i] = node.above, node.main
         self._stored = {}
         tried = [(root, key) for root, nodes in self._tried.items() for key in nodes]
         return {
@@ -700,6 +814,7 @@ class ResidualLife:
             "cached": cached,
             "counted": counted,
             "fresh": fresh,
+            **{name: neighbours[:, i].copy() for i, name in enumerate(_NEIGHBOURS)},
             "habits": np.array(habits, dtype=np.int64).reshape(len(habits), 3),
             "habits_until": np.array(habits_until, dtype=np.int64),
             "atoms": np.array([length for length, _ in atoms], dtype=np.int64),
@@ -708,6 +823,8 @@ class ResidualLife:
             **weights_state([self._weights, *self._later.values()]),
             "later": np.array(list(self._later), dtype=np.int64),
             "tried": np.array(tried, dtype=np.int64).reshape(len(tried), 2),
+            "prompts": self._prompts.state(),
+            "scores": np.minimum(np.array(self._scores, dtype=np.int64), MOST),
             "count": count_array(self.count),
             **{f"shares.{name}": value for name, value in self.shares.state().items()},
             **{f"regimes.{name}": value for name, value in self.regimes.state().items()},
@@ -729,6 +846,8 @@ class ResidualLife:
         if (key_array & _LEVEL >= len(LEVELS)).any():
             raise ValueError("'keys' names a node of an unknown level")
         self._stored = {}
+        unknown = np.full(len(keys), _UNKNOWN, dtype=np.int64)
+        state = {**dict.fromkeys(_NEIGHBOURS, unknown), **state}
         for name, (dtype, shape, low, high) in _STORED.items():
             self._stored[name] = checked(state, name, dtype, (len(keys), *shape), low, high)
             yield_gil()
@@ -745,13 +864,15 @@ class ResidualLife:
         self._once = OrderedDict.fromkeys(key_array[self._stored["counted"] == 1].tolist())
         self._max_nodes = max(self._max_nodes, len(self._nodes))
         later = checked(state, "later", np.int64, (None,), 0, _LARGEST_KEY).tolist()
-        weights = restored_weights(state, 1 + len(later), _START)
+        weights = restored_weights(state, 1 + len(later), START)
         self._weights, self._later = weights[0], dict(zip(later, weights[1:], strict=True))
-        if not len(self._later) == len(later) <= _MOST_WEIGHTS:
+        if not len(self._later) == len(later) <= MOST_WEIGHTS:
             raise ValueError("'later' names a generation twice, or too many")
         self._tried = {}
         for root, key in checked(state, "tried", np.int64, (None, 2), 0, _LARGEST_KEY).tolist():
             self._tried.setdefault(root, {})[key] = None
+        self._prompts.restore(checked(state, "prompts", np.int64, (None,), 1, LARGEST_PROMPT))
+        self._scores = checked(state, "scores", np.int64, (_SCORES,), 0, MOST).tolist()
         self.count = checked_count(state, "count")
         self.shares.restore(part(state, "shares."))
         self.regimes.restore(part(state, "regimes."))
@@ -762,6 +883,12 @@ class ResidualLife:
             for _ in range(min(_FREED, len(self._nodes))):
                 self._nodes.popitem()
             yield_gil()
+
+
+def _older(is_new: Sequence[bool]) -> int:
+    """Return how many of the first rows choose no weights: all but the newest new prompts."""
+    new = np.flatnonzero(is_new)
+    return max(int(new[-_ALWAYS]) if len(new) > _ALWAYS else 0, len(is_new) // 2)
 
 
 def _check_habits(state: Arrays, nodes: int) -> None:
@@ -786,6 +913,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
     node = _Node(level)
     node.counted = stored["counted"].item(row)
     node.fresh_until = (stored["fresh"].item(row, 0), stored["fresh"].item(row, 1))
+    node.above, node.main = stored["above"].item(row), stored["main"].item(row)
     node.ended[INSIDE] = stored["ended"][row]
     if stored["left"][row].any():
         node.left = padded(stored["left"][row])
@@ -818,21 +946,38 @@ def _reached(step: Step, node: _Node, hazards: Hazards) -> Reached:
     return hazards, 0, (*step[4], step)
 
 
-def node_path(features: RequestFeatures, session: int, generation: int = 0) -> Path:
+def score_bin(score: float) -> int:
+    """Return the bin of a prompt score, 1 or more.
+
+    >>> score_bin(0.0), score_bin(5.3), score_bin(1e9)
+    (1, 23, 95)
+    """
+    return 1 + int(min(_SCORES_PER_NAT * max(score, 0.0), _SCORES - 2))
+
+
+def node_path(features: RequestFeatures, session: int, generation: int = 0, score: int = 0) -> Path:
     """Return the nodes of one request; features that are not given are left out.
 
     A later generation of a model (:mod:`~sagellm_lifetime.models.regimes`) has its own root and
     nodes; only the nodes of sessions are those of all generations.
+
+    Args:
+        features: features of the request.
+        session: key of its session, 0 for none.
+        generation: number of the generation of its model.
+        score: bin of the prompt score that is used for its own, 0 for its own.
     """
-    cap, prompt, score = features.max_length, features.prompt_length, features.prompt_score
+    cap, prompt = features.max_length, features.prompt_length
+    if not score and features.prompt_score is not None:
+        score = score_bin(features.prompt_score)
     octaves = log2(prompt + 1) if prompt is not None else -1.0
     path = _path(
         features.model_key,
         features.client_key,
         1 + int(4.0 * log2(cap)) if cap else 0,
+        score,
         1 + int(2.0 * octaves) if octaves >= 0.0 else 0,
         1 + int(_PER_OCTAVE * octaves) if octaves >= 0.0 else 0,
-        1 + int(_SCORES_PER_OCTAVE * max(score, 0.0) / _LOG_2) if score is not None else 0,
         generation,
     )
     return _with_session(path, session) if session else path
@@ -840,7 +985,7 @@ def node_path(features: RequestFeatures, session: int, generation: int = 0) -> P
 
 @lru_cache(maxsize=4096)
 def _path(
-    model: int, client: int, cap: int, prompt: int, fine: int, score: int, generation: int
+    model: int, client: int, cap: int, score: int, prompt: int, fine: int, generation: int
 ) -> Path:
     """Return :func:`node_path` without the session; all but the generation 0 for not given.
 
@@ -851,7 +996,7 @@ def _path(
     if generation:
         base = (_generation_root(model, generation),)
         del pieces[0]
-    pieces += [(_CAP, cap), (_PROMPT, prompt), (_FINE, fine), (_SCORE, score)]
+    pieces += [(_CAP, cap), (_SCORE, score), (_PROMPT, prompt), (_FINE, fine)]
     crossed, main = list(base), list(base)
     extra: list[Step] = []
     first = 0

@@ -187,6 +187,22 @@ def laid_over(above: Hazards, effect: np.ndarray) -> Hazards:
     return hazards
 
 
+def interpolated(below: Hazards, above: Hazards, share: float) -> Hazards:
+    """Return hazards between two others, by ``share`` of ``above``, with the atoms of the nearer.
+
+    The survivals are interpolated on the logarithmic scale.
+    """
+    steps = above.steps * share
+    steps += below.steps * (1.0 - share)
+    wide = np.zeros(PADDED)
+    inside = wide[INSIDE]
+    np.expm1(steps, inside)
+    np.negative(inside, inside)
+    hazards = Hazards(wide, above.atoms if share > 0.5 else below.atoms)
+    hazards._steps = steps
+    return hazards
+
+
 def effect_losses(
     above: Hazards, effect: np.ndarray, n: float, k: int, *, censored: bool
 ) -> np.ndarray:

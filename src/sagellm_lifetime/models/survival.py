@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
+from sagellm_lifetime.models.merging.prompts import merge_prompts
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
-from sagellm_lifetime.models.residual_life import ResidualLife
+from sagellm_lifetime.models.residual_life import LEAST_NODES, ResidualLife
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,6 +51,7 @@ class SurvivalModel(LengthModel):
         super().__init__(**options)
         self.options["max_nodes"] = as_option("max_nodes", max_nodes, 1, _MOST_NODES)
         self.tables = ResidualLife(self.options["max_nodes"])
+        self._most_nodes = max(self.options["max_nodes"], LEAST_NODES)
         self.prompts = PromptScore()
         self.hidden = HiddenScore()
 
@@ -99,6 +102,22 @@ class SurvivalModel(LengthModel):
         rows = scored_completions(self.prompts, older, context, None)
         self.hidden.fit_history(older, rows.lengths, rows.censored, learns_shape=True)
         self.tables.learn_many(*rows)
+
+    def finish_fit(self) -> None:
+        """Fit both scores on the replayed rows, too."""
+        self.prompts.finish()
+        self.hidden.finish()
+
+    def merge(self, *others: Self) -> None:
+        """Add the counts of equal nodes, and what the prompt scores have learned."""
+        merge_tables(self.tables, [model.tables for model in others], self._most_nodes)
+        merge_prompts(self.prompts, [model.prompts for model in others])
+        self.hidden.merge([model.hidden for model in others])
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
 
     @property
     def changes(self) -> int:

@@ -81,8 +81,8 @@ def corrections_by_bin(corrections: np.ndarray, age: int) -> np.ndarray:
     return absolute + np.interp(LOG_MIDDLE - np.log(age), RELATIVE_KNOTS, corrections[BINS:])
 
 
-def _hazard_steps(logits: np.ndarray) -> np.ndarray:
-    """Return ``-log(1 - h)`` of logits of hazards, which are changed."""
+def hazard_steps(logits: np.ndarray) -> np.ndarray:
+    """Return ``-log(1 - h)`` of logits of hazards, which are changed; of their shape."""
     # fmax and fmin replace NaN, which a network may return for an unusual request.
     np.fmin(np.fmax(logits, -_LIMIT, out=logits), _LIMIT, out=logits)
     return np.asarray(np.log1p(np.exp(logits)))
@@ -95,7 +95,7 @@ def corrected_row(by_bin: np.ndarray, base: np.ndarray) -> np.ndarray:
         by_bin: corrections of each bin, shape ``(BINS,)``.
         base: logits of the residual-life table, shape ``(BINS,)``.
     """
-    return hazard.from_steps(_hazard_steps(by_bin + base))
+    return hazard.from_steps(hazard_steps(by_bin + base))
 
 
 def log_losses(
@@ -117,7 +117,7 @@ def log_losses(
     age, length, censored = outcome
     corrections = np.multiply.outer(shares, by_bin)
     corrections[shares == 0.0] = 0.0  # also where a correction is not a number
-    steps = _hazard_steps(corrections + base)
+    steps = hazard_steps(corrections + base)
     length = max(length, 0 if censored else age + 1)
     event = bin_of(length)
     begin, end = int(EDGES[event]), int(EDGES[event + 1])

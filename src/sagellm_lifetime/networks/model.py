@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import (
+    Evidence,
     SequenceEvidence,
     check_content,
     new_chunks,
@@ -29,12 +31,15 @@ from sagellm_lifetime.features.evidence import (
     with_chunks,
 )
 from sagellm_lifetime.features.hidden_state import read_hidden
+from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
 from sagellm_lifetime.models.hidden_score import HiddenScore
+from sagellm_lifetime.models.merging.prompts import merge_prompts
+from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 from sagellm_lifetime.models.residual_life import ResidualLife
-from sagellm_lifetime.models.shrinkage import INSIDE
+from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
 from sagellm_lifetime.networks.champion import SHARES, Share, Trial
 from sagellm_lifetime.networks.graphs import Weights
 from sagellm_lifetime.networks.head import (
@@ -72,6 +77,8 @@ WIDEST: Final = 4096
 """Maximum width of a layer: a wider network does not fit into a checkpoint (1 GiB)."""
 DEEPEST: Final = 64
 """Maximum number of layers of a network."""
+_MOST_NODES: Final = 20_000
+"""Nodes of a merged table, as many as one has by itself."""
 _NO_CORRECTION: Final = np.zeros(BINS)
 
 
@@ -118,6 +125,11 @@ class NetworkModel(LengthModel):
         self._trial: Trial | None = None
         """Scores of the challenger; ``None`` without one."""
         self._accepted = self._refused = self._refused_in_row = 0
+
+    @property
+    def reads_content(self) -> bool:
+        """Return True: generated tokens are read in chunks."""
+        return True
 
     @abstractmethod
     def build(self) -> Callable[[], Any]:
@@ -166,34 +178,37 @@ class NetworkModel(LengthModel):
         return [self._row(one) for one in evidence]
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
-        hidden = evidence.hidden
-        table = self.tables.known(evidence.features, evidence.session)
-        table = self.hidden.applied(table, hidden)
-        base = base_logits(table.padded[INSIDE])
-        mark = (evidence.age, len(evidence.chunks), 0 if hidden is None else len(hidden.readings))
-        evidence.bases[mark[-1]] = base
-        if not evidence.marks or evidence.marks[-1] != mark:
-            evidence.marks.append(mark)
+        table = self.table(evidence)
+        base = self.note(evidence, table)
         share = self.share.value
         if self.runner is None or not share:
             return table.row
         by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
         return table.exact(corrected_row(share * by_bin, base))
 
+    def table(self, evidence: Evidence, readings: int | None = None) -> Hazards:
+        """Return the hazards of the table, with the first readings of the hidden state (or all)."""
+        known = self.tables.known(evidence.features, evidence.session)
+        hidden = evidence.hidden
+        return self.hidden.applied(known, hidden and hidden.first(readings))
+
+    @staticmethod
+    def note(evidence: SequenceEvidence, table: Hazards) -> np.ndarray:
+        """Note an answer in the evidence for :meth:`learn`; return the table's logits."""
+        base = base_logits(table.padded[INSIDE])
+        readings = len(evidence.hidden.readings) if evidence.hidden is not None else 0
+        evidence.bases[readings] = base
+        mark = (evidence.age, len(evidence.chunks), readings)
+        if not evidence.marks or evidence.marks[-1] != mark:
+            evidence.marks.append(mark)
+        return base
+
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, feedback: Feedback) -> None:
         """Learn from one finished sequence: the table at once, the network every few of them."""
         evidence: SequenceEvidence = feedback.evidence
-        above = None
-        if evidence.hidden is not None:
-            above = self.tables.known(evidence.features, evidence.session)
-        is_fair = self.tables.learn(
-            evidence.features, evidence.session, feedback.length, censored=feedback.censored
-        )
-        if is_fair:
-            self.prompts.learn_served(feedback)
-            self.hidden.learn_served(feedback, above)
+        is_fair = self.count(feedback)
         is_serving_only = self.options["online"] == "off" and not feedback.replayed
         if is_fair and not (is_serving_only and self.lessons % _SCORED_EVERY):
             samples = _samples(feedback)
@@ -205,6 +220,19 @@ class NetworkModel(LengthModel):
                     self._store.add(sample, account)
         if self.options["online"] == "inline" and not feedback.replayed:
             self._train_inline()
+
+    def count(self, feedback: Feedback) -> bool:
+        """Count a completion in the table; return True if common knowledge has learned it, too."""
+        evidence, above = feedback.evidence, None
+        if evidence.hidden is not None:
+            above = self.tables.known(evidence.features, evidence.session)
+        is_fair = self.tables.learn(
+            evidence.features, evidence.session, feedback.length, censored=feedback.censored
+        )
+        if is_fair:
+            self.prompts.learn_served(feedback)
+            self.hidden.learn_served(feedback, above)
+        return is_fair
 
     def _score(self, samples: Sequence[Sample]) -> None:
         """Score the network in use, and its challenger, on a completion not trained on yet."""
@@ -313,6 +341,93 @@ class NetworkModel(LengthModel):
         )
         self.use(trainer.weights())
 
+    def finish_fit(self) -> None:
+        """Fit both scores on the replayed rows, too."""
+        self.prompts.finish()
+        self.hidden.finish()
+
+    def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
+        """Count all rows in the table and fit the prompt score, without a network."""
+        scored = scored_completions(self.prompts, rows, context, None)
+        self.hidden.fit_history(rows, scored.lengths, scored.censored, learns_shape=True)
+        self.tables.learn_many(*scored)
+
+    def train_on(
+        self,
+        sample: pl.DataFrame,
+        newest: pl.DataFrame,
+        keys: NameKeys,
+        progress: Progress | None,
+    ) -> None:
+        """Train the network on a sample of rows that the table has learned.
+
+        Args:
+            sample: rows in time order.
+            newest: later rows, which decide when to stop.
+            keys: keys of names of the table.
+            progress: called with the name of the step and the share done, or ``None``.
+
+        Raises:
+            MissingExtraError: PyTorch is not installed.
+        """
+        trainer = self._make_trainer(None)
+        rng = np.random.default_rng(self.options["seed"])
+        copies = Tables(deepcopy(self.tables), deepcopy(self.hidden))
+        history = History(self.read, copies, Context(self.context, keys), rng)
+        samples = list(history.samples(sample, progress))
+        held_out = list(history.samples(newest, progress))
+        if samples:
+            self.training = trainer.fit(
+                samples, held_out, epochs=self.options["epochs"], progress=progress, log=self.log
+            )
+            self.use(trainer.weights())
+
+    # -- merging -----------------------------------------------------------------------------
+
+    def merge(self, *others: Self) -> None:
+        """Add what the tables and prompt scores have learned; choose one network.
+
+        Weights cannot be added. The network in use afterwards is the one whose corrections have
+        lowered the recent losses the most, relative to those of its own table alone, each on the
+        completions of its own server; of equally good ones that with the most steps of training.
+        """
+        models = (self, *others)
+        best = max(models, key=_network_rank)
+        merge_tables(self.tables, [model.tables for model in others], _MOST_NODES)
+        merge_prompts(self.prompts, [model.prompts for model in others])
+        self.hidden.merge([model.hidden for model in others])
+        weights, losses = best.weights, best.share.losses.copy()
+        if weights is not self.weights:
+            self.use(weights)
+        self.share.losses = losses
+        self._training_steps = max(model._training_steps for model in models)
+        self._accepted = sum(model._accepted for model in models)
+        self._refused = sum(model._refused for model in models)
+        self._trainer = self._trial = None
+
+    def sums(self) -> Arrays:
+        """Return the state without the hazards of the tree."""
+        tables = without_hazards(self.tables.state())
+        return {**self.state(), **{f"tables.{name}": array for name, array in tables.items()}}
+
+    def take_training(self, other: Self) -> None:
+        """Take over the network of another model, with its losses and counts."""
+        if other.weights is not self.weights:
+            self.use(other.weights)
+        self.share.losses = other.share.losses.copy()
+        self._training_steps = other._training_steps
+        self._accepted, self._refused = other._accepted, other._refused
+
+    def continue_from(self, replaced: Self) -> None:
+        """Keep the samples of a replaced model, and its training if its network is still used."""
+        self._store = replaced._store
+        self._accepted, self._refused = replaced._accepted, replaced._refused
+        self._training_steps = replaced._training_steps
+        if _digest(self.weights) == _digest(replaced.weights):
+            self.share = replaced.share
+            self._trainer, self._trial = replaced._trainer, replaced._trial
+            self._refused_in_row = replaced._refused_in_row
+
     # -- replacement -------------------------------------------------------------------------
 
     def successor(self) -> Self:
@@ -386,6 +501,22 @@ class NetworkModel(LengthModel):
         if weights is not None:
             self.runners.check(weights)
         self.use(weights)
+
+
+def _network_rank(model: NetworkModel) -> tuple[bool, float, int, str]:
+    """Return a rank of a model's network: whether there is one, its gain, steps, digest."""
+    alone = model.share.losses.item(-1)
+    gain = 1.0 - model.share.losses.min().item() / alone if alone > 0.0 else 0.0
+    return model.weights is not None, gain, model._training_steps, _digest(model.weights)
+
+
+def _digest(weights: Weights | None) -> str:
+    """Return a digest of weights; empty for none."""
+    digest = sha256()
+    for name, array in sorted((weights or {}).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest() if weights else ""
 
 
 def _samples(feedback: Feedback) -> list[Sample]:

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition
 from typing import Any, Final, Self
@@ -29,33 +30,37 @@ from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MODEL, as_path, is_checkpoint
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.merging import mismatch
 from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.predictor.supervisor import Supervisor, Waiting
-from sagellm_lifetime.predictor.worker import LEARNED, TROUBLE, Task
+from sagellm_lifetime.predictor.worker import BASE, FLEET_COUNTS, LEARNED, TROUBLE, Task, beside
 
 _MOST_WAITING: Final = 10**7
+_FLEET_EVERY_S: Final = 30.0
 _PATIENCE_S: Final = 10.0
 """Seconds to wait until the previous writer of the checkpoint has ended."""
 _FORKED: Final = (
     "this process was forked from the one that learns: the predictor learns nothing from updates "
     "here; use a clone() of it"
 )
-_RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
-"""Options that may differ from those of the checkpoint: the learned state does not depend on
-them."""
 
 
-def mismatch(learned: Predictor, mine: Predictor) -> str:
-    """Return the reason why ``mine`` cannot take over the state of ``learned``, or ``""``."""
-    if learned.name != mine.name:
-        return f"holds a {learned.name!r} predictor, not {mine.name!r}"
-    learned_options = learned.options
-    for option, value in mine.options.items():
-        learned_value = learned_options.get(option)
-        if option not in _RUN_OPTIONS and learned_value != value:
-            return f"learned with {option}={learned_value!r}, not {value!r}"
-    return ""
+@dataclass(frozen=True)
+class Fleet:
+    """The other replicas with which a learner shares what it learns.
+
+    Attributes:
+        place: their store: ``redis://HOST:PORT/DB``, or a folder that all of them see.
+        every: least number of seconds between two rounds in which states are exchanged.
+
+    Example:
+        >>> Fleet("redis://cache:6379/0", every=10.0).every
+        10.0
+    """
+
+    place: str = field(repr=False)
+    every: float = _FLEET_EVERY_S
 
 
 class BackgroundLearner:
@@ -77,6 +82,8 @@ class BackgroundLearner:
         every: least number of seconds between two checkpoints; more where writing one takes long.
         most_waiting: maximum number of completions that wait to be sent; beyond it the oldest is
             dropped.
+        fleet: share what is learned with other replicas; ``None`` to learn alone. It takes the
+            fleet's secret if the predictor is unused. An unreachable store changes nothing.
 
     Raises:
         CheckpointError: the directory cannot be written, another process learns into it, or it
@@ -103,6 +110,7 @@ class BackgroundLearner:
         *,
         every: float = 5.0,
         most_waiting: int = 2048,
+        fleet: Fleet | None = None,
     ) -> None:
         if not isinstance(predictor, Predictor):
             raise RequestError(f"only a predictor can learn in the background: {shown(predictor)}")
@@ -124,6 +132,7 @@ class BackgroundLearner:
         self._taken = self._dropped = self._swaps = 0
         self._learned = -1
         self._trouble: str | None = None
+        self._fleet: dict[str, Any] = {}
         self._swapped = Condition()
         self._is_forked = self._has_warned = False
         try:
@@ -132,16 +141,25 @@ class BackgroundLearner:
             self._remove_folder()
             raise
         try:
+            if fleet is not None:
+                self._join(fleet)
             if is_checkpoint(self.path):
                 self._resume()
-            elif predictor.is_unused:
+            elif predictor.is_unused and fleet is None:
                 predictor.draw_secret()
             predictor.save(self.path)  # with the options of this run
             predictor.model.prepare()
         except BaseException:
             self._close()
             raise
-        task = Task(str(self.path), every, os.getpid(), private=directory is None)
+        task = Task(
+            str(self.path),
+            every,
+            os.getpid(),
+            private=directory is None,
+            fleet="" if fleet is None else fleet.place,
+            fleet_every=_FLEET_EVERY_S if fleet is None else fleet.every,
+        )
         self._supervisor = Supervisor(task, self._waiting, self._claim, self._on_message)
         forking.register(self)
         self._supervisor.start()
@@ -155,6 +173,19 @@ class BackgroundLearner:
         self._swapped = Condition()
         self._dropped += self._supervisor.abandon()
         self._trouble = _FORKED
+
+    def _join(self, fleet: Fleet) -> None:
+        """Take the fleet's secret if the predictor is unused, and save what it starts from."""
+        from sagellm_lifetime.predictor.fleet.replica import FLEET, fleet_keys
+        from sagellm_lifetime.predictor.fleet.store import check_place
+
+        check_place(fleet.place)
+        if self.predictor.is_unused:
+            # The secret of an earlier run, if the store is away now.
+            earlier = [self.path, beside(self.path, BASE)]
+            self.predictor.use_keys(fleet_keys(fleet.place, earlier))
+        self.predictor.summary = {**self.predictor.summary, FLEET: True}
+        self.predictor.save(beside(self.path, BASE))
 
     def _resume(self) -> None:
         """Restore the state that an earlier run has learned.
@@ -214,11 +245,15 @@ class BackgroundLearner:
             "learner_restarts": supervisor.restarts,
             "learner_swaps": self._swaps,
             "learner_trouble": self._trouble,
+            **self._fleet,
         }
 
     # -- on the supervisor's thread -------------------------------------------------------------
 
     def _on_message(self, message: dict[str, Any]) -> None:
+        if FLEET_COUNTS in message:
+            self._fleet = message[FLEET_COUNTS]
+            return
         self._trouble = message.get(TROUBLE)
         if LEARNED not in message:
             return

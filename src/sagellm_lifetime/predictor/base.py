@@ -5,7 +5,7 @@ completion → predictor → tracking joins it to the evidence of its prediction
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -32,6 +32,8 @@ from sagellm_lifetime.predictor.predicting import Predicting
 from sagellm_lifetime.predictor.records import Completion, FeedbackQueue
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from sagellm_lifetime.history.prequential import Clock
     from sagellm_lifetime.history.reasons import CapReached
 
@@ -414,6 +416,7 @@ class Predictor(Predicting):
                     client_key(name, context.keys) for name in rows.clients()
                 )
                 replay(fitted, rows.newest, progress, rows.clock)
+                model.finish_fit()
             fitted.settle()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
             self._version += 1
@@ -422,6 +425,58 @@ class Predictor(Predicting):
             self._predict_calls = 0
             self.summary = rows.summary
         return self
+
+    def fit_part(self, rows: pl.DataFrame) -> None:
+        """Learn one part of a history, whose other parts are merged with it; without calibration.
+
+        Args:
+            rows: checked rows in time order; a network is not trained.
+
+        Raises:
+            RequestError: the predictor is not new, or learns in another process.
+        """
+        from sagellm_lifetime.predictor.fitting import seconds_per_token
+
+        with self._lock:
+            self._check_learns_here()
+            if not self.is_unused:
+                raise RequestError("a part of a history is learned by a new predictor")
+            keys, model = self._context.keys, self._learned.model
+            with self.replaying():
+                model.fit_part(rows, Context(self._context.parts, keys))
+            model.lessons = len(rows)
+            self._timing = seconds_per_token(rows, keys)
+
+    def calibrate(
+        self,
+        rows: pl.DataFrame,
+        clients: Sequence[str | None] = (),
+        *,
+        clock: Clock = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        """Replay rows that were not learned, as at the end of :meth:`fit`.
+
+        Args:
+            rows: checked rows, in time order.
+            clients: clients of the rows before them, in time order, for the fair shares.
+            clock: origin of the arrival times.
+            progress: called with the name of the step and the share done, or ``None``.
+
+        Raises:
+            RequestError: the predictor learns in another process.
+        """
+        from sagellm_lifetime.predictor.fitting import replay
+
+        with self._lock:
+            self._check_learns_here()
+            keys = self._context.keys
+            self._learned.calibration.register(client_key(name, keys) for name in clients)
+            with self.replaying():
+                replay(self, rows, progress, clock)
+            self.settle()
+            self._scores, self._tracker = Scores(), self._tracker.emptied()
+            self._predict_calls = 0
 
     def state(self) -> Arrays:
         """Return the learned state as new arrays, those of a checkpoint."""
@@ -474,11 +529,19 @@ class Predictor(Predicting):
         Raises:
             RequestError: it has predicted or learned already, so keys of names are in its state.
         """
+        self.use_keys(NameKeys.random())
+
+    def use_keys(self, keys: NameKeys) -> None:
+        """Take the keys of names that other replicas have; see :meth:`draw_secret`.
+
+        Raises:
+            RequestError: it has predicted or learned already, so keys of names are in its state.
+        """
         with self._lock:
             self._check_learns_here()
             if not self.is_unused:
                 raise RequestError("a secret is drawn before the first prediction and completion")
-            self._context = Context(self._context.parts, NameKeys.random())
+            self._context = Context(self._context.parts, keys)
 
     def successor(self, arrays: Arrays) -> Learned:
         """Return the learned state of an equal predictor for :meth:`swap`, without its context.
@@ -505,6 +568,63 @@ class Predictor(Predicting):
                 metrics=self.get_metrics(),
             )
             save_checkpoint(checkpoint, place)
+
+    # -- merging -----------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> NameKeys:
+        """Return the keys of names, under the secret of the learned state."""
+        return self._context.keys
+
+    @property
+    def learned(self) -> Learned:
+        """Return the model and its calibration, which :meth:`swap` takes."""
+        return self._learned
+
+    def sums(self) -> Arrays:
+        """Return the arrays of :meth:`state` that other replicas merge, to :meth:`restore`.
+
+        Without recent traffic, and without what a merge computes anew.
+        """
+        with self._lock:
+            self.settle()
+            learned = self._learned
+            empty = Context(self._context.parts, self._context.keys)
+            return {
+                **learned.state(),
+                **context_state(learned.model.sums()),
+                **context_state(empty.state()),
+                **self._context.keys.state(),
+                **self._timing.state(),
+            }
+
+    def learned_state(self) -> Arrays:
+        """Return the arrays of the model and its calibration, without recent traffic."""
+        with self._lock:
+            self.settle()
+            return self._learned.state()
+
+    def merge(self, *others: Self) -> None:
+        """Add what others have learned; see ``merge_predictors``, which checks that they fit.
+
+        Recent traffic is forgotten. The others stay as they are, but learn their pending answers.
+
+        Raises:
+            MergeError: its model cannot be merged.
+            RequestError: the predictor learns in another process.
+        """
+        with self._lock:
+            self._check_learns_here()
+            self.settle()
+            learned, timing = self._learned, self._timing
+            for other in others:
+                other.settle()
+            learned.model.merge(*(other._learned.model for other in others))
+            learned.calibration.merge(*(other._learned.calibration for other in others))
+            learned.model.lessons += sum(other.lessons for other in others)
+            timing.merge(*(other._timing for other in others))
+            self._context = Context(self._context.parts, self._context.keys)
+            self._version += 1
 
     # -- copies ------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from sagellm_lifetime.models.baseline import BaselineModel
 from sagellm_lifetime.models.linear import LinearModel
 from sagellm_lifetime.models.orca import OrcaModel
 from sagellm_lifetime.models.survival import SurvivalModel
+from sagellm_lifetime.networks.auto import AutoModel
 from sagellm_lifetime.networks.lstm import LSTMModel
 from sagellm_lifetime.networks.transformer import TransformerModel
 from sagellm_lifetime.predictor.base import Predictor
@@ -34,6 +35,28 @@ def around(model_class: type[LengthModel], options: dict[str, Any]) -> dict[str,
     limits = {key: options[key] for key in _PREDICTOR_OPTIONS if key in options}
     model = model_class(**{key: value for key, value in options.items() if key not in limits})
     return {"model": model, **limits}
+
+
+class AutoLifetimePredictor(Predictor):
+    """Table, network and prompt score, pooled by what predicts better: the default.
+
+    See :class:`~sagellm_lifetime.networks.auto.AutoModel`. Untrained, it is ``survival``.
+
+    Args:
+        hidden_size: width of each layer of the network.
+        num_layers: stacked layers.
+
+    Example:
+        >>> from sagellm_lifetime import AutoLifetimePredictor
+        >>> AutoLifetimePredictor().options["online"]
+        'off'
+    """
+
+    model_class: ClassVar = AutoModel
+
+    def __init__(self, hidden_size: int = 128, num_layers: int = 2, **options: Any) -> None:
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
+        super().__init__(**around(AutoModel, {**sizes, **options}))
 
 
 class BaselineLifetimePredictor(Predictor):

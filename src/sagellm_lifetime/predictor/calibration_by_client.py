@@ -20,6 +20,7 @@ from sagellm_lifetime.core.calibration import BANDS, Calibration, bands_of
 from sagellm_lifetime.core.checked import checked
 from sagellm_lifetime.features.name_keys import LARGEST_KEY
 from sagellm_lifetime.models.fair_share import FairShares
+from sagellm_lifetime.models.merging.shares import merged_shares
 from sagellm_lifetime.predictor.calibration_samples import answered, calibrate
 from sagellm_lifetime.predictor.records import Answered, Completion
 
@@ -193,6 +194,26 @@ class CalibrationByClient:
         """Learn from all pending answers, also from incomplete batches."""
         for client in list(self._pending):
             self._learn_pending(client)
+
+    def merge(self, *others: CalibrationByClient) -> None:
+        """Add the counts of others, which have learned all their answers, and so has this one.
+
+        Of more than :data:`MOST_OWN` separate calibrations those used last are kept.
+        """
+        all_of_them = (self, *others)
+        own: dict[int, Calibration] = {}
+        idle: dict[int, int] = {}
+        for each in all_of_them:
+            for client, calibration in each._own.items():
+                idle[client] = min(each._count - each._used[client], idle.get(client, each._count))
+                own.setdefault(client, Calibration()).merge(calibration)
+        kept = sorted(own, key=lambda client: (idle[client], client))[:MOST_OWN]
+        self.common.merge(*(each.common for each in others))
+        self.shares.restore(merged_shares([each.shares.state() for each in all_of_them]))
+        self._own = OrderedDict((client, own[client]) for client in sorted(kept))
+        self._count = max((idle[client] for client in kept), default=0)
+        self._used = {client: self._count - idle[client] for client in self._own}
+        self._pending, self._stack = {}, None
 
     # -- state -------------------------------------------------------------------------------
 

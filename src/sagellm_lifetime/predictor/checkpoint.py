@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from math import inf, isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, MissingExtraError, shown
 from sagellm_lifetime.core.protocol import FINISH_REASONS, PredictionRequest, PredictionResult
-from sagellm_lifetime.predictor.checkpoint_file import as_path, read_checkpoint
+from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, read_checkpoint
 from sagellm_lifetime.predictor.registry import GROUP, create_predictor, predictor_names
 
 if TYPE_CHECKING:
@@ -42,6 +43,20 @@ def load_predictor(path: str | os.PathLike[str], *, like: Predictor | None = Non
         checkpoint = read_checkpoint(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return predictor_of(checkpoint, path, like=like)
+
+
+def predictor_of(checkpoint: Checkpoint, path: Path, *, like: Predictor | None = None) -> Predictor:
+    """Return the predictor of a checkpoint that was read, tried out.
+
+    Args:
+        checkpoint: contents of the checkpoint.
+        path: what errors call it.
+        like: as of :func:`load_predictor`.
+
+    Raises:
+        CheckpointError: the contents fit no predictor that is known here.
+    """
     if like is None and checkpoint.predictor not in predictor_names():
         raise CheckpointError(
             f"{path}: made by predictor {shown(checkpoint.predictor)}, which no installed package "

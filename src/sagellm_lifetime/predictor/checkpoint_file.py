@@ -371,12 +371,10 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             something that could not be loaded.
         MissingExtraError: a ``.pt`` file needs PyTorch.
     """
-    _, manifest = _contents(checkpoint, path)
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save
-
-        blob = save(_contiguous(checkpoint.arrays), metadata={"manifest": manifest})
+        blob = exported(checkpoint, path)
     elif path.suffix == ".pt":
+        _, manifest = _contents(checkpoint, path)
         torch = _torch()
         buffer = io.BytesIO()
         tensors = {k: torch.from_numpy(v) for k, v in _contiguous(checkpoint.arrays).items()}
@@ -385,6 +383,36 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     else:
         raise CheckpointError(f"{path}: export writes .pt, .safetensors or .onnx")
     write_atomically(path, blob)
+
+
+def exported(checkpoint: Checkpoint, path: Path) -> bytes:
+    """Return a whole checkpoint as the bytes of a ``.safetensors`` file.
+
+    Args:
+        checkpoint: the checkpoint.
+        path: what errors call it.
+
+    Raises:
+        CheckpointError: it has something that could not be loaded.
+    """
+    from safetensors.numpy import save
+
+    _, manifest = _contents(checkpoint, path)
+    return bytes(save(_contiguous(checkpoint.arrays), metadata={"manifest": manifest}))
+
+
+def of_exported(path: Path, data: bytes) -> Checkpoint:
+    """Return the checkpoint in the bytes of an exported ``.safetensors`` file, checked.
+
+    Args:
+        path: what errors call it.
+        data: content of the file.
+
+    Raises:
+        CheckpointError: damaged, or of another version; the message is one line.
+    """
+    manifest = _parse(path, _exported_manifest(path, data))
+    return _verified(path, manifest, _build(path, manifest, data))
 
 
 def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -404,10 +432,9 @@ def _read_file(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix == ".safetensors":
-        manifest = _parse(path, _exported_manifest(path, data))
-    else:
-        text, arrays = _read_pt(path, data)
-        manifest, data = _parse(path, text), arrays
+        return of_exported(path, data)
+    text, arrays = _read_pt(path, data)
+    manifest, data = _parse(path, text), arrays
     return _verified(path, manifest, _build(path, manifest, data))
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from sagellm_lifetime.core.arrays import Arrays, in_order, part, ranks
 from sagellm_lifetime.core.checked import checked
-from sagellm_lifetime.core.timing import TokenTiming
+from sagellm_lifetime.core.timing import TokenTiming, merged_ratios
 from sagellm_lifetime.models.fair_share import FairShares
+from sagellm_lifetime.models.merging.shares import merged_shares
 
 _EVEN_SHARES: Final = 1.0
 """Share of a client in the median, in even shares of all clients. Seconds per token are a
@@ -53,6 +54,12 @@ class FairTiming:
     def clear_shares(self) -> None:
         """Forget the accounts of clients, so that the next completions are accepted."""
         self._shares.clear()
+
+    def merge(self, *others: FairTiming) -> None:
+        """Join the recent ratios of others with these, so that the medians are of all."""
+        all_of_them = (self, *others)
+        self._timing.restore(merged_ratios([each._timing.state() for each in all_of_them]))
+        self._shares.restore(merged_shares([each._shares.state() for each in all_of_them]))
 
     # -- state -------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -43,7 +43,7 @@ MAX_ROWS = 300_000
 """Maximum number of rows to learn from: the newest, since older ones predict little."""
 _REPLAY_SHARE = 0.2
 _MAX_REPLAY = 6000
-_REGISTERED = 20_000
+REGISTERED: Final = 20_000
 """Number of newest rows whose clients are counted in the fair shares of the calibration."""
 _LEAST = 20
 """Rows below which nothing is held out."""
@@ -69,7 +69,7 @@ class Rows:
         """Return the clients of the newest older rows, in time order; ``None`` without one."""
         if "client_id" not in self.older.columns:
             return []
-        return self.older["client_id"].tail(_REGISTERED).to_list()
+        return self.older["client_id"].tail(REGISTERED).to_list()
 
 
 def read(history: Any, cap_reached: CapReached = "length", clock: Clock = "auto") -> Rows:

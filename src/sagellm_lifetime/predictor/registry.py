@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 GROUP: Final = "sagellm_lifetime.models"
 """Entry-point group of other packages: name of the model, and its class."""
+DEFAULT: Final = "auto"
+"""Predictor of every command and of an engine, where none is named."""
 _CLASSES: Final = {
+    "auto": "AutoLifetimePredictor",
     "baseline": "BaselineLifetimePredictor",
     "orca": "OrcaLifetimePredictor",
     "linear": "LinearLifetimePredictor",
@@ -58,7 +61,7 @@ def predictor_names() -> tuple[str, ...]:
 
     Example:
         >>> predictor_names()[:2]
-        ('baseline', 'orca')
+        ('auto', 'baseline')
     """
     return (*PREDICTORS, *_registered())
 
@@ -122,8 +125,19 @@ def is_registered(predictor: Predictor) -> bool:
     return classes == (type(predictor), type(predictor.model))
 
 
+def needs_torch(name: str) -> bool:
+    """Return True if a predictor cannot be trained without PyTorch.
+
+    Raises:
+        LifetimeError: as of :func:`model_class`.
+    """
+    from sagellm_lifetime.networks.auto import AutoModel
+
+    return has_network(name) and not issubclass(model_class(name), AutoModel)
+
+
 def has_network(name: str) -> bool:
-    """Return True if a predictor has a network, which needs PyTorch to be trained.
+    """Return True if a predictor has a network, or may have one.
 
     Raises:
         LifetimeError: as of :func:`model_class`.

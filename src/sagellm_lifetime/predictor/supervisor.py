@@ -146,7 +146,12 @@ class Supervisor(Thread):
                 # In a new session it gets no signals of the engine's group: it ends with its pipe.
                 start_new_session=True,
                 # It learns on one core and never on the engine's GPU.
-                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                env={
+                    **os.environ,
+                    **self._task.environment(),
+                    "OMP_NUM_THREADS": "1",
+                    "CUDA_VISIBLE_DEVICES": "",
+                },
             )
         except OSError:
             self._close_pipes()

@@ -15,14 +15,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sagellm_lifetime.core.errors import CheckpointError
+from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.records import Completion
+
+if TYPE_CHECKING:
+    from sagellm_lifetime.predictor.fleet.replica import Replica as FleetReplica
 
 COMPLETION: Final = "completion"
 """Order to learn a completion. It is pickled, on a private pipe between two processes of one
@@ -37,6 +40,13 @@ LEARNED: Final = "learned"
 """Message with the number of the last completion that is in the checkpoint."""
 TROUBLE: Final = "trouble"
 """Message with the reason why the checkpoint could not be written."""
+FLEET_COUNTS: Final = "fleet"
+"""Message with the counts of the fleet, by name."""
+FLEET_VARIABLE: Final = "SAGELLM_LIFETIME_FLEET"
+"""Environment variable with the place of the store, for the process alone."""
+BASE, OWN = ".base", ".own"
+"""Suffixes of the directories beside the checkpoint that a replica of a fleet has: what it started
+from, and what it learned by itself."""
 _WAKE_S: Final = 0.5
 """Seconds between two checks of the parent: a fork of the parent may keep the pipe open."""
 _SHARE: Final = 0.05
@@ -53,6 +63,9 @@ class Task:
         every: least number of seconds between two checkpoints.
         parent: id of the parent process.
         private: True if the folder around ``path`` is temporary, and removed after the parent.
+        fleet: place of the store of a fleet; empty for none. It may hold a password, so it is no
+            part of the command line.
+        fleet_every: least number of seconds between two rounds of the fleet.
         inbox: file descriptor of the pipe for orders.
         outbox: file descriptor of the pipe for messages.
     """
@@ -61,12 +74,28 @@ class Task:
     every: float
     parent: int
     private: bool
+    fleet: str = field(default="", repr=False)
+    fleet_every: float = 30.0
     inbox: int = -1
     outbox: int = -1
 
     def text(self) -> str:
-        """Return the task as an argument of a command line."""
-        return json.dumps(asdict(self))
+        """Return the task as an argument of a command line, without the place of the store."""
+        return json.dumps({**asdict(self), "fleet": ""})
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables for the process."""
+        return {FLEET_VARIABLE: self.fleet}
+
+    @classmethod
+    def received(cls, text: str) -> Task:
+        """Return the task of :meth:`text` and :meth:`environment`, in the process."""
+        return cls(**{**json.loads(text), "fleet": os.environ.get(FLEET_VARIABLE, "")})
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the directory beside a checkpoint with a suffix to its name."""
+    return path.with_name(path.name + suffix)
 
 
 class Worker:
@@ -76,7 +105,8 @@ class Worker:
         task: settings.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded; the parent gets a message.
+        LifetimeError: the checkpoint cannot be loaded, or the fleet's store not be used; the parent
+            gets a message.
     """
 
     def __init__(self, task: Task) -> None:
@@ -86,12 +116,25 @@ class Worker:
         self._messages = Connection(task.outbox, readable=False)
         try:
             self._replica = load_predictor(self._path)
-        except CheckpointError as error:
+            self._fleet = self._joined()
+        except LifetimeError as error:
             self._report(TROUBLE, str(error))
             raise
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
         self._is_ending = self._is_done = False
+        self._has_news = False
+        """True if the fleet has changed the replica since it was saved."""
+
+    def _joined(self) -> FleetReplica | None:
+        """Return the replica of the fleet, ``None`` without a fleet."""
+        if not self._task.fleet:
+            return None
+        from sagellm_lifetime.predictor.fleet.replica import Replica
+
+        base = load_predictor(beside(self._path, BASE))
+        own = beside(self._path, OWN)
+        return Replica(self._task.fleet, base, own, self._task.fleet_every)
 
     def end(self, *_: Any) -> None:
         """Make :meth:`run` learn the orders already sent, save, and end; a signal handler."""
@@ -99,17 +142,32 @@ class Worker:
 
     def run(self) -> None:
         """Handle orders until the pipe ends or :meth:`end` was called."""
+        self._meet_fleet()
         for order in self._received():
             if order is not None:
                 self._handle(*order)
             elif self._is_ending or self._is_orphan():
                 break  # no order is waiting any more
-            if self._number > self._saved and time.monotonic() >= self._next_save:
+            self._meet_fleet()
+            is_new = self._has_news or self._number > self._saved
+            if is_new and time.monotonic() >= self._next_save:
                 self._save()
-        if self._task.private and not (self._is_done or self._is_ending):
-            shutil.rmtree(self._path.parent, ignore_errors=True)
-        elif self._number > self._saved:
+        is_gone = self._task.private and not (self._is_done or self._is_ending)
+        if not is_gone and (self._has_news or self._number > self._saved):
             self._save()
+        if self._fleet is not None:
+            self._fleet.leave()
+        if is_gone:
+            shutil.rmtree(self._path.parent, ignore_errors=True)
+
+    def _meet_fleet(self) -> None:
+        """Exchange with the fleet if it is time, and report its counts."""
+        fleet = self._fleet
+        if fleet is None or not fleet.is_due:
+            return
+        if fleet.exchange(self._replica):
+            self._has_news = True
+        self._report(FLEET_COUNTS, fleet.counts.values())
 
     def _wait_s(self) -> float:
         if self._is_ending:
@@ -136,6 +194,8 @@ class Worker:
             # An error ends the process, which is then restarted from the last checkpoint, since
             # a completion may be half learned.
             self._replica.learn(completion)
+            if self._fleet is not None:
+                self._fleet.learn(completion)
         elif name == SAVE:
             self._save()
         else:
@@ -148,7 +208,7 @@ class Worker:
         except CheckpointError as error:
             self._report(TROUBLE, str(error))
         else:
-            self._saved = self._number
+            self._saved, self._has_news = self._number, False
             self._report(LEARNED, self._number)
         duration_s = time.monotonic() - start
         self._next_save = time.monotonic() + max(self._task.every, duration_s / _SHARE)
@@ -167,7 +227,7 @@ def main() -> None:
     # Ctrl-C at an engine reaches the whole group, but the worker ends with its pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
-    worker = Worker(Task(**json.loads(sys.argv[-1])))
+    worker = Worker(Task.received(sys.argv[-1]))
     signal.signal(signal.SIGTERM, worker.end)
     worker.run()
     # Everything is saved, and an orderly exit of PyTorch takes more than a second.

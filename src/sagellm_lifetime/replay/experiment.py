@@ -22,7 +22,7 @@ from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.evaluation.study import Progress, labelled
 from sagellm_lifetime.history.splits import split
 from sagellm_lifetime.predictor.base import Predictor
-from sagellm_lifetime.predictor.registry import create_predictor, predictor_class
+from sagellm_lifetime.predictor.registry import DEFAULT, create_predictor, predictor_class
 from sagellm_lifetime.replay.compare import Replayed
 from sagellm_lifetime.replay.compare import replay as run_policy
 from sagellm_lifetime.replay.cost import cost_model
@@ -79,7 +79,7 @@ knee, overload, a number (requests a second)
     max_model_len: int | None = None
     max_requests: int = 300
     seeds: int = 1
-    predictor: str = "survival"
+    predictor: str = DEFAULT
     min_confidence: float = 0.0
     cost_model: str = "a100-7b"
     hash_block_size: int | None = None

@@ -40,6 +40,7 @@ from sagellm_lifetime.testing import (
     knowledge,
     laws,
     learning,
+    merges,
     purity,
 )
 from sagellm_lifetime.testing.common import Make, factory
@@ -67,6 +68,7 @@ CHECKS: Final[list[Check]] = [
         counting,
         knowledge,
         fitting,
+        merges,
     )
     for check in group.CHECKS
 ]

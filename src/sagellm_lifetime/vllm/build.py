@@ -39,8 +39,6 @@ def make_live(
         rank: of the engine core.
         learned: directory of the learned state; ``None`` for a temporary one.
     """
-    from sagellm_lifetime.predictor.registry import has_network
-
     plan = replace(PLANS[settings.policy], min_confidence=settings.min_confidence)
     forecaster, learner, make, reads_tokens = None, None, None, False
     if settings.predict:
@@ -52,7 +50,7 @@ def make_live(
         forecaster = CheckedForecaster(
             predictor, learn=settings.learn, uses_confidence=uses_confidence
         )
-        reads_tokens = has_network(predictor.name)
+        reads_tokens = predictor.model.reads_content
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
     signals = _signals(settings)
     adapter = RequestAdapter(

@@ -168,7 +168,7 @@ class DecisionCounts:
         if self._mode is not self.act:
             return
         self.act.admissions += len(names)
-        if not numbers:
+        if not numbers or not (self._waiting or self._returned):
             return
         earliest = self._earliest(deferred)
         self.act.admissions_reordered += sum(number > earliest for number in numbers)

@@ -4,6 +4,7 @@ STATE/engine-0/stats.json      written once a second
 STATE/engine-0/control.json    {"mode": "act"}: read once a second
 STATE/engine-0/lock            held while the engine core lives
 STATE/engine-0/predictor/      learned state; predictor.old/ an earlier one that is not continued
+STATE/engine-0/predictor.base/ in a fleet: what it started from; predictor.own/ its own part
 
 New folders have mode 0700, files 0600.
 """

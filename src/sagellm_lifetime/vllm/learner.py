@@ -14,11 +14,13 @@ from threading import Thread
 from typing import Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
-from sagellm_lifetime.predictor.background_learner import BackgroundLearner, mismatch
+from sagellm_lifetime.predictor.background_learner import BackgroundLearner, Fleet
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MANIFEST
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.fleet.replica import FLEET
+from sagellm_lifetime.predictor.merging import mismatch
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -36,6 +38,14 @@ IDLE: Final[dict[str, Any]] = {
     "learner_trouble": None,
     "weights_accepted": 0,
     "weights_refused": 0,
+    "fleet_connected": False,
+    "fleet_replicas": 0,
+    "fleet_lessons": 0,
+    "fleet_published": 0,
+    "fleet_received": 0,
+    "fleet_refused": 0,
+    "fleet_failures": 0,
+    "fleet_trouble": None,
 }
 """The counts of an engine that does not learn."""
 WEIGHTS: Final = ("weights_accepted", "weights_refused")
@@ -64,14 +74,18 @@ class Learner:
     def __init__(self, predictor: Predictor, settings: LiveSettings, learned: Path | None) -> None:
         origin = _origin(settings.checkpoint, learned)
         if learned is not None:
-            move_aside(learned, predictor, origin)
+            move_aside(learned, predictor, origin, is_in_fleet=bool(settings.fleet))
         if origin:
             predictor.summary = {**predictor.summary, STARTED_FROM: origin}
         from sagellm_lifetime.networks.model import NetworkModel
 
         self._predictor = predictor
         self._has_network = isinstance(predictor.model, NetworkModel)
-        self._background = BackgroundLearner(predictor, learned, every=settings.learn_every_s)
+        fleet = Fleet(settings.fleet, settings.fleet_every_s) if settings.fleet else None
+        self._background = BackgroundLearner(
+            predictor, learned, every=settings.learn_every_s, fleet=fleet
+        )
+        self._fleet_trouble: str | None = None
         self._restarts = 0
         self._trouble: str | None = None
 
@@ -95,6 +109,12 @@ class Learner:
         if counts["learner_trouble"] not in (None, self._trouble):
             LOG.error("the process that learns: %s", counts["learner_trouble"])
         self._trouble = counts["learner_trouble"]
+        if counts["fleet_trouble"] != self._fleet_trouble:
+            self._fleet_trouble = counts["fleet_trouble"]
+            if self._fleet_trouble is None:
+                LOG.info("the fleet is there again")
+            else:
+                LOG.warning("the fleet: %s; this replica goes on alone", self._fleet_trouble)
 
     def save_soon(self) -> None:
         """Ask the process for a checkpoint now, as the engine may be killed at any time."""
@@ -109,19 +129,22 @@ class Learner:
         ending.join(_STOP_S + _GRACE_S)
 
 
-def move_aside(learned: Path, predictor: Predictor, origin: str) -> None:
+def move_aside(
+    learned: Path, predictor: Predictor, origin: str, *, is_in_fleet: bool = False
+) -> None:
     """Move a learned state aside if ``predictor`` must not continue from it.
 
     Args:
         learned: a checkpoint directory, which may not exist yet.
         predictor: the initial predictor.
         origin: digest of its checkpoint; empty without one.
+        is_in_fleet: True for a replica of a fleet, which continues what was learned in one.
     """
     lock = claim(learned, _PATIENCE_S)  # an earlier process may still be writing
     try:
         if not learned.exists():
             return
-        why = _reason_against(learned, predictor, origin)
+        why = _reason_against(learned, predictor, origin, is_in_fleet)
         if why:
             names = (learned.with_name(f"{learned.name}.old{n or ''}") for n in count())
             kept = next(name for name in names if not name.exists())
@@ -136,13 +159,15 @@ def move_aside(learned: Path, predictor: Predictor, origin: str) -> None:
         release(lock)
 
 
-def _reason_against(learned: Path, predictor: Predictor, origin: str) -> str:
+def _reason_against(learned: Path, predictor: Predictor, origin: str, is_in_fleet: bool) -> str:
     try:
         earlier = load_predictor(learned)
     except LifetimeError as error:
         return str(error)
     if origin and earlier.summary.get(STARTED_FROM) != origin:
         return "it did not start from the checkpoint that is given now"
+    if is_in_fleet and not earlier.summary.get(FLEET):
+        return "it was learned alone, and cannot be told apart from what the fleet knows"
     return mismatch(earlier, predictor)
 
 

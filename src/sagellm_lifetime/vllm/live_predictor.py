@@ -8,7 +8,7 @@ from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.vllm.settings import LiveSettings
 
-_WIDTH: Final = {"lstm": "hidden_size", "transformer": "d_model"}
+_WIDTH: Final = {"auto": "hidden_size", "lstm": "hidden_size", "transformer": "d_model"}
 """Option of each network that sets its width."""
 
 

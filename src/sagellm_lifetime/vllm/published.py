@@ -30,6 +30,12 @@ COUNTS: Final = (
     "learner_swaps",
     "weights_accepted",
     "weights_refused",
+    "fleet_replicas",
+    "fleet_lessons",
+    "fleet_published",
+    "fleet_received",
+    "fleet_refused",
+    "fleet_failures",
     "steps",
     "step_seconds",
     "overhead_seconds",
@@ -237,5 +243,6 @@ _OPTIONAL: Final[dict[str, tuple[Callable[[Any], bool], Callable[[], Any]]]] = {
     "this_run": (_are_counts, dict),
     "model_name": (_is(str), str),
     "live": (_is(dict), dict),
+    "fleet_trouble": (_is_text_or_none, lambda: None),
 }
 """Fields that earlier versions do not write, with what makes their empty value."""

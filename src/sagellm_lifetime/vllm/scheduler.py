@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 else:
     SchedulerNames = scheduler_names(Scheduler)
 
+_NONE_CACHED: dict[str, int] = {}
+_NONE_DEFERRED: set[str] = set()
 _FEW: Final = 16
 """Largest queue for which the room for all of it is computed."""
 
@@ -195,14 +197,14 @@ class LifetimeMixin(SchedulerNames):
             for name in names:
                 self.request_events.admitted(self.requests[name])
         at = self.clock()
-        tokens, requests = output.num_scheduled_tokens, self.requests
-        advisor.counts.admitted(
-            names,
-            at,
+        cached, deferred = _NONE_CACHED, _NONE_DEFERRED
+        if resumed:
+            tokens, requests = output.num_scheduled_tokens, self.requests
             # vLLM has already added the tokens of this step.
-            cached={r: requests[r].num_computed_tokens - tokens.get(r, 0) for r in resumed},
-            deferred={request.request_id for request in self.deferred_waiting},
-        )
+            cached = {r: requests[r].num_computed_tokens - tokens.get(r, 0) for r in resumed}
+        if self.deferred_waiting:
+            deferred = {request.request_id for request in self.deferred_waiting}
+        advisor.counts.admitted(names, at, cached=cached, deferred=deferred)
         advisor.on_events([Admitted(name, at) for name in names])
         if advisor.mode == "shadow":
             self._compare(advisor, names)

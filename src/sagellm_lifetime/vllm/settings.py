@@ -12,7 +12,8 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 from sagellm_lifetime.core.errors import RequestError, UnknownNameError
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.policies.plan import PLANS
-from sagellm_lifetime.predictor.registry import predictor_names
+from sagellm_lifetime.predictor.fleet.store import StoreError, check_place
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_names
 from sagellm_lifetime.vllm.client_source import SOURCES, is_source
 
 KEY: Final = "lifetime"
@@ -53,6 +54,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """Settings that are one of some names."""
 PATHS: Final = ("checkpoint", "state", "record")
 """Settings that are a path, or empty."""
+PLACES: Final = ("fleet",)
+"""Settings that are the place of a fleet's store, or empty."""
 SOURCED: Final = ("client_from",)
 """Settings that name where the client of a request is taken from, or are empty."""
 RANGES: Final[Mapping[str, Range]] = MappingProxyType(
@@ -60,6 +63,7 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "min_confidence": Range(0.0, 1.0),
         "width": Range(0, WIDEST, is_whole=True),
         "learn_every_s": Range(0.01, 86_400.0),
+        "fleet_every_s": Range(0.1, 86_400.0),
         # More would leave no memory for admissions.
         "watermark": Range(0.0, 0.9),
         "limit_s": Range(0.001, 3600.0),
@@ -89,6 +93,9 @@ class LiveSettings:
         checkpoint: directory or exported file; empty for none.
         learn: True to learn from completions, in a process of its own.
         learn_every_s: smallest number of seconds between two updates of the state in use.
+        fleet: place of the store through which replicas share what they learn: an address of Redis,
+            or a folder; empty to learn alone.
+        fleet_every_s: smallest number of seconds between two exchanges with it.
         signals: True to give the predictor the model's EOS log-probability and entropy.
         hidden: True to give the predictor the model's hidden state.
         watermark: smallest share of the KV pool that ``act`` leaves free at admission while
@@ -109,11 +116,13 @@ class LiveSettings:
     mode: StartMode = "shadow"
     policy: str = "lifetime"
     min_confidence: float = 0.0
-    predictor: str = "survival"
+    predictor: str = DEFAULT
     width: int = 0
     checkpoint: str = ""
     learn: bool = False
     learn_every_s: float = 5.0
+    fleet: str = ""
+    fleet_every_s: float = 30.0
     signals: bool = False
     hidden: bool = False
     watermark: float = 0.05
@@ -132,7 +141,7 @@ class LiveSettings:
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "true or false")
-        for name in (*NAMES, *PATHS, *SOURCED):
+        for name in (*NAMES, *PATHS, *PLACES, *SOURCED):
             if not isinstance(getattr(self, name), str):
                 raise _wrong(name, getattr(self, name), "text")
         for name, allowed in RANGES.items():
@@ -149,7 +158,19 @@ class LiveSettings:
         for name in SOURCED:
             if not is_source(getattr(self, name)):
                 raise _wrong(name, getattr(self, name), SOURCES)
+        self._check_fleet()
         self._check_together()
+
+    def _check_fleet(self) -> None:
+        """Refuse a place that is no store, and a fleet that learns nothing."""
+        if not self.fleet:
+            return
+        try:
+            check_place(self.fleet)
+        except StoreError as error:
+            raise RequestError(f"lifetime settings: fleet: {error}") from None
+        if not self.learn:
+            raise RequestError("lifetime settings: fleet needs learn: true")
 
     @property
     def _needs_none(self) -> bool:

@@ -19,7 +19,9 @@ from sagellm_lifetime.core.errors import (
     RequestError,
 )
 from sagellm_lifetime.core.values import is_path
-from sagellm_lifetime.predictor.registry import has_network, predictor_class
+from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.fleet.store import is_address
+from sagellm_lifetime.predictor.registry import DEFAULT, predictor_class
 from sagellm_lifetime.vllm.client_source import API_KEY
 from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
@@ -38,6 +40,7 @@ from sagellm_lifetime.vllm.live_predictor import has_width, make_predictor, widt
 from sagellm_lifetime.vllm.settings import (
     KEY,
     PATHS,
+    PLACES,
     SWITCHBACK,
     LiveSettings,
     cannot_act,
@@ -57,7 +60,7 @@ RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
 """Default state folder of a running engine."""
-PREDICTOR: Final = "survival"
+PREDICTOR: Final = DEFAULT
 OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "predict": "--enable-lifetime-prediction",
@@ -69,6 +72,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "width": "--predictor-hidden-size",
         "checkpoint": "--predictor-checkpoint",
         "learn": "--enable-online-learning",
+        "fleet": "--lifetime-fleet",
         "signals": "--watch-eos",
         "hidden": "--watch-hidden",
         "record": "--record",
@@ -90,6 +94,8 @@ _SPECULATIVE: Final = (
     *("--speculative-config", "-sc"),
     *("--spec-method", "--spec-model", "--spec-tokens"),
 )
+_PASSWORD: Final = re.compile(r"(\w+://)[^\s\"'/@]*:[^\s\"'/@]*@")
+"""User and password of an address, for instance of a fleet's store."""
 _SECRET: Final = re.compile("--(api-k|hf-t|model-l)")
 """Prefixes of ``--api-key``, ``--hf-token`` and ``--model-loader-extra-config`` (which may contain
 keys of S3), since vLLM accepts abbreviations; no other option of vLLM has them."""
@@ -146,6 +152,8 @@ def absolute(name: str, value: Any) -> Any:
     """Return a setting as an engine gets it, with absolute paths."""
     if name in PATHS and isinstance(value, str) and is_path(value):
         return os.path.realpath(value)  # also ends in a loop of links
+    if name in PLACES and isinstance(value, str) and is_path(value) and not is_address(value):
+        return os.path.realpath(value)
     return value
 
 
@@ -184,10 +192,11 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     if settings.hidden and first_of(options, ("--enforce-eager",)) is None:
         raise LaunchError(NEEDS_EAGER)
     if settings.predict:
-        name = check_predictor(settings)
-        if settings.signals and not settings.record and not has_network(name):
+        predictor = check_predictor(settings)
+        if settings.signals and not settings.record and not predictor.model.reads_content:
             raise LaunchError(
-                f"--watch-eos: {name} does not look at it; use lstm or transformer, or --record DIR"
+                f"--watch-eos: {predictor.name} does not look at it; use lstm or transformer, "
+                "a checkpoint with a network, or --record DIR"
             )
     if settings.state:
         check_free(Path(settings.state))
@@ -264,8 +273,8 @@ def check_one_process(options: Sequence[str], watch: str = "--watch-eos") -> Non
         raise LaunchError(f"{watch} needs {BACKEND} uni: the model in the engine's process")
 
 
-def check_predictor(settings: LiveSettings) -> str:
-    """Return the predictor's name; refuse a predictor or checkpoint that cannot be used.
+def check_predictor(settings: LiveSettings) -> Predictor:
+    """Return the predictor; refuse a predictor or checkpoint that cannot be used.
 
     Raises:
         LifetimeError: if it is unknown, differs from the requested one, or cannot be loaded.
@@ -284,7 +293,7 @@ def check_predictor(settings: LiveSettings) -> str:
         raise CheckpointError(
             f"{settings.checkpoint}: --predictor-hidden-size is {width} there, not {settings.width}"
         )
-    return predictor.name
+    return predictor
 
 
 def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -> list[str]:
@@ -345,7 +354,7 @@ def shown(line: Sequence[str]) -> str:
             secret = _SECRET.match(plain(key)) is not None
             words.append(f"{key}=***" if secret and mark else word)
         else:  # also after a secret value, as an option may have several
-            words.append("***" if secret else word)
+            words.append("***" if secret else _PASSWORD.sub(r"\1***@", word))
     return shlex.join(words)
 
 

@@ -42,6 +42,8 @@ def merge(engines: Sequence[dict[str, Any]], unreadable: Sequence[str] = ()) -> 
     merged["learner_running"] = all(engine["learner_running"] for engine in engines)
     troubles = [engine["learner_trouble"] for engine in engines if engine["learner_trouble"]]
     merged["learner_trouble"] = _common(troubles) if troubles else None
+    alone = [engine["fleet_trouble"] for engine in engines if engine.get("fleet_trouble")]
+    merged["fleet_trouble"] = _common(alone) if alone else None
     merged["breaker"] = _common([engine["breaker"]["state"] for engine in engines])
     reasons = [e["breaker"]["reason"] for e in engines if e["breaker"]["state"] != "closed"]
     merged["breaker_reason"] = _common(reasons) if reasons else None

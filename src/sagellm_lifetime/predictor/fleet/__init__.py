@@ -1,0 +1,1 @@
+"""Sharing what several replicas learn, through a store: one state for each replica."""
