@@ -4,22 +4,23 @@ python examples/sagellm_adapters.py
 """
 
 import asyncio
+import sys
 
+from sagellm_lifetime import LifetimeError, PredictionRequest
+from sagellm_lifetime.integrations.sagellm import Order, RunningSequences
+
+try:  # each says in one line what is missing, and how to install it
+    from sagellm_lifetime.integrations.sagellm import LifetimeIRPass, RequestLifetimePredictor
+    from sagellm_lifetime.integrations.sagellm.eviction import install
+    from sagellm_lifetime.integrations.sagellm.order_policy import use_order
+except LifetimeError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 from sagellm_control.ir.builder import IRBuilder
 from sagellm_control.ir.optimizer import IROptimizer
 from sagellm_control.manager import ControlPlaneManager
 from sagellm_control.types import EngineState, RequestMetadata
 from sagellm_kv_cache import KVCacheManager
-
-from sagellm_lifetime import PredictionRequest
-from sagellm_lifetime.integrations.sagellm import (
-    LifetimeIRPass,
-    Order,
-    RequestLifetimePredictor,
-    RunningSequences,
-)
-from sagellm_lifetime.integrations.sagellm.eviction import install
-from sagellm_lifetime.integrations.sagellm.order_policy import use_order
 
 sequences, cache = RunningSequences(), KVCacheManager(max_tokens=3000, block_size=16)
 eviction, optimizer = install(cache, sequences), IROptimizer(passes=[LifetimeIRPass(sequences)])

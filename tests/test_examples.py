@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_own_engine(tmp_path):
     said = run("own_engine.py", cwd=tmp_path)
     arrival, shortest = (float(n) for n in re.findall(r"mean +([\d.]+) s", said))
     assert shortest < arrival
+
+
+def test_sagellm_adapters_without_the_packages_is_one_line(tmp_path):
+    if all(find_spec(module) for module in ("sagellm_kv_cache", "sagellm_control")):
+        pytest.skip("the packages are there")
+    done = subprocess.run([sys.executable, str(EXAMPLES / "sagellm_adapters.py")],
+                          capture_output=True, text=True, check=False, cwd=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: .* needs: pip install 'isagellm-lifetime\[sagellm\]'\n", done.stderr
+    )
 
 
 def test_sagellm_adapters(tmp_path):

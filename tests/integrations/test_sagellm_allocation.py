@@ -157,6 +157,38 @@ def test_bad_input_is_one_line():
     sequences.arrived(PredictionRequest("a", [], 0, 10))
     with pytest.raises(UnknownSequenceError, match="not started"):
         planner.make_room("a")
+    with pytest.raises(RequestError, match="lead must be 0 or more"):
+        LifetimeAllocationPlanner(ListPool(1), sequences, block_size=1, lead=-1)
+
+
+def test_no_block_is_lost_whatever_the_order_of_calls(pool_of):
+    pool, sequences = pool_of(100), running({"a": 600, "b": 600})
+    planner = LifetimeAllocationPlanner(pool, sequences, block_size=BLOCK)
+    planner.start("a")
+    with pytest.raises(RequestError, match="was started before"):
+        planner.start("a")
+    sequences.progressed("a", 5)
+    plans = planner.plan()
+    assert plans
+    planner.ended("a")
+    assert planner.carry_out(plans) == []  # it ended in between
+    assert pool.get_free_blocks() == 100
+    planner.start("a")
+    sequences.finished("a", 10, seconds=1.0)
+    assert planner.admits("b")  # "a" was not given back yet
+    planner.ended("a")
+    assert pool.get_free_blocks() == 100
+
+
+def test_ids_may_be_numbers(pool_of):
+    pool, sequences = pool_of(100), RunningSequences()
+    planner = LifetimeAllocationPlanner(pool, sequences, block_size=BLOCK)
+    sequences.arrived(PredictionRequest(7, [], 0, 512, {"prompt_length": BLOCK}))
+    planner.start(7)
+    assert planner.make_room(7) == 1
+    assert planner.held(7) == planner.held("7") == 2
+    planner.ended(7)
+    assert pool.get_free_blocks() == 100
 
 
 def test_sagellms_pool_by_the_specifications_methods(kv_cache):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from datetime import datetime, timedelta
 
@@ -133,6 +134,13 @@ def test_an_id_never_predicted_and_slow_requests(module):
         module.RequestLifetimePredictor({"tick_s": 0.0})
 
 
+def test_a_completion_is_joined_whatever_the_type_of_the_id(module):
+    predictor = module.RequestLifetimePredictor()
+    predictor.predict(info(7))
+    predictor.update(7, 3.0)
+    assert predictor.get_statistics()["lessons"] == 1
+
+
 @pytest.fixture
 def trained(module):
     predictor = module.RequestLifetimePredictor()
@@ -199,6 +207,24 @@ def test_a_priority_has_a_polarity(trained, order_policy):
     assert names(policy.reorder_queue(requests)) == ["urgent", "late"]
     policy = order_policy.use_order(manager, Order.SHORTEST_FIRST, polarity=Polarity.HIGHER_FIRST)
     assert names(policy.reorder_queue(requests)) == ["late", "urgent"]
+
+
+def test_a_name_of_an_order_is_that_order(trained, order_policy):
+    by_name = order_policy.LifetimeOrderPolicy(trained, order="shortest-first")
+    assert names(by_name.reorder_queue(queue())) == ["q", "q2", "s"]
+    with pytest.raises(ValueError, match="not a valid Order"):
+        order_policy.LifetimeOrderPolicy(trained, order="shortest")
+
+
+def test_one_bad_request_does_not_stop_the_queue(trained, order_policy, caplog):
+    logging.disable(logging.NOTSET)  # the fixtures silence the packages
+    policy = order_policy.LifetimeOrderPolicy(trained)
+    bad = waiting("bad", 0.5, cap=-1)
+    aware = waiting("aware", 3.0, client_id="slow")
+    aware.arrival_time = aware.arrival_time.astimezone()
+    assert names(policy.reorder_queue([*queue(), bad, aware])) == ["q", "q2", "bad", "s", "aware"]
+    assert "No prediction for 'bad'" in caplog.text
+    assert names(policy.reorder_queue([bad, waiting("bad2", 0.7, cap=-1)])) == ["bad", "bad2"]
 
 
 def test_nobody_is_overtaken_without_bound(trained, order_policy):

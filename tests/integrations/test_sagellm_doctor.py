@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from sagellm_lifetime.integrations.sagellm import diagnosis
+from sagellm_lifetime import LifetimeError
+from sagellm_lifetime.integrations.sagellm import diagnosis, packages
 from sagellm_lifetime.integrations.sagellm.packages import CORE, KV_CACHE, Package, require
 
 
@@ -69,22 +71,30 @@ def test_ours_is_registered():
     assert check.detail.startswith("registered")
 
 
-def test_a_core_without_its_dependencies_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "what", "missing", "line"),
+    [
+        (CORE, "sageLLM scheduler", "torch", "pip install torch fastapi"),
+        (KV_CACHE, "sageLLM eviction", "sagellm_protocol", "--no-deps isagellm-protocol"),
+    ],
+)
+def test_a_package_without_its_dependencies_is_said(monkeypatch, package, what, missing, line):
     def fails(name):
-        raise ModuleNotFoundError("No module named 'torch'")
+        raise ModuleNotFoundError(f"No module named {missing!r}")
 
-    monkeypatch.setattr(diagnosis, "is_installed", lambda module: module == CORE.module)
-    monkeypatch.setattr(diagnosis, "import_module", fails)
-    check = found()["sageLLM scheduler"]
+    monkeypatch.setattr(diagnosis, "is_installed", lambda module: module == package.module)
+    monkeypatch.setattr(packages, "is_installed", lambda module: module == package.module)
+    monkeypatch.setattr(packages, "import_module", fails)
+    check = found()[what]
     assert check.state == "broken"
-    assert "isagellm-core cannot be imported" in check.detail
-    assert "pip install torch fastapi" in check.detail
+    assert f"{package.distribution} cannot be imported" in check.detail
+    assert line in check.detail
+    if sys.version_info[:2] == (3, 11):
+        with pytest.raises(LifetimeError, match=f"evicting: {package.distribution} cannot be"):
+            require(package, "evicting")
 
 
 def test_another_python_is_one_line(monkeypatch):
-    from sagellm_lifetime import LifetimeError
-    from sagellm_lifetime.integrations.sagellm import packages
-
     monkeypatch.setattr(packages, "is_installed", lambda module: True)
     monkeypatch.setattr(packages.sys, "version_info", (3, 12, 1))
     with pytest.raises(LifetimeError, match=r"bytecode for Python 3\.11, this is 3\.12"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from sagellm_help import Tells, running
 
@@ -214,3 +215,28 @@ def test_bad_input_is_one_line(eviction):
         eviction.install([])
     with pytest.raises(UnknownNameError, match="order of eviction"):
         eviction.LifetimeAwareEviction(order="oldest")
+    with pytest.raises(RequestError, match=r"RunningSequences\(predictor\), got a Tells"):
+        eviction.LifetimeAwareEviction(Tells({}))
+
+
+def test_a_failed_install_changes_nothing(eviction, manager):
+    strategy = eviction.install(manager)
+    with pytest.raises(UnknownNameError):
+        eviction.install(manager, order="oldest")
+    assert manager.eviction_manager._strategy is strategy
+    eviction.uninstall(manager)
+
+
+@pytest.mark.parametrize("priority", [float("nan"), float("inf"), 10**400, "high", None, [1]])
+def test_a_priority_that_is_no_number_counts_as_none(eviction, kv_cache, priority):
+    odd = kv_cache.KVHandle.create(num_tokens=16, metadata={"priority": priority})
+    high = kv_cache.KVHandle.create(num_tokens=16, metadata={"priority": np.int64(5)})
+    low = kv_cache.KVHandle.create(num_tokens=16, metadata={"priority": -0.5})
+    select = eviction.LifetimeAwareEviction().select_victim
+    assert select([high, odd, low], 32) == [low, odd]
+
+
+def test_a_time_that_is_no_number_is_now(eviction, kv_cache):
+    odd, old = (kv_cache.KVHandle.create(num_tokens=16) for _ in range(2))
+    odd.last_access, old.last_access = float("nan"), time.time() - 100.0
+    assert eviction.LifetimeAwareEviction().select_victim([odd, old], 16) == [old]

@@ -77,6 +77,16 @@ def test_it_is_idempotent(make):
     assert optimizer.optimize(ir).to_json() == once
 
 
+def test_requests_of_one_id_are_not_multiplied(make):
+    ir = ir_of(("a", 2), ("a", 2), ("b", 2))
+    nodes = sorted(node.node_id for node in ir.nodes)
+    optimizer = make(running({"a": 900, "b": 50}))
+    for _ in range(2):
+        optimizer.optimize(ir)
+        assert sorted(node.node_id for node in ir.nodes) == nodes
+        assert order(ir) == ["b", "a", "a"]
+
+
 def test_priorities_are_respected(make):
     sequences = running({"a": 900, "b": 30})
     assert order(make(sequences).optimize(ir_of(("a", 0), ("b", 4)))) == ["a", "b"]

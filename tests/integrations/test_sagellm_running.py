@@ -43,6 +43,9 @@ def test_bad_reports_are_one_line_and_change_nothing():
     for call in (sequences.progressed, lambda name, n: sequences.finished(name, n, seconds=1.0)):
         with pytest.raises(UnknownSequenceError, match="is not running"):
             call("nobody", 3)
+    for bad in (30.5, float("nan"), "30", None):
+        with pytest.raises(RequestError, match="must be a whole number"):
+            sequences.progressed("a", bad)
     assert sequences.request("a").current_length == 20
     with pytest.raises(RequestError):
         sequences.finished("a", -1, seconds=1.0)

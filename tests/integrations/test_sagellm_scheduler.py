@@ -114,6 +114,16 @@ def test_one_that_can_never_fit_starts_alone(plugin):
     assert admitted(scheduler.step()) == ["huge"]
 
 
+def test_a_clients_metadata_does_not_stop_the_scheduler(plugin):
+    odd = requests(("a", float("nan")), ("b", "high"))
+    odd[0].metadata["prompt_length"] = "many"
+    odd[1].metadata["client_id"] = [1]
+    scheduler = scheduler_of()
+    for request in odd:
+        scheduler.add_request(request)
+    assert sorted(admitted(scheduler.step())) == ["a", "b"]
+
+
 def test_lists_are_left_as_they_are(plugin):
     policy = plugin.LifetimePolicy()
     scheduler = scheduler_of()

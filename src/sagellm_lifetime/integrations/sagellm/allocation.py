@@ -88,6 +88,8 @@ class LifetimeAllocationPlanner:
     ) -> None:
         if block_size < 1:
             raise RequestError(f"block_size must be 1 or more, got {shown(block_size)}")
+        if lead is not None and lead < 0:
+            raise RequestError(f"lead must be 0 or more, got {shown(lead)}")
         if not (0.0 <= min_probability <= 1.0 and 0.0 < fit < 1.0):
             raise RequestError("min_probability must be within 0–1, and fit above 0 and below 1")
         self.pool = pool
@@ -107,12 +109,13 @@ class LifetimeAllocationPlanner:
         newcomer = self._request(request_id)
         first = self._blocks_for(self._tokens(newcomer))
         free = self.pool.get_free_blocks()
-        if not self._blocks:
-            return free >= first
         peak = Peak(self._block_size, self._fit, self._horizon)
-        requests = [self._request(each) for each in self._blocks]
+        requests = [r for r in map(self.sequences.request, self._blocks) if r is not None]
+        if not requests:
+            return free >= first
         needed = np.array([self._blocks_for(self._tokens(request)) for request in requests])
-        ahead = sum(len(blocks) for blocks in self._blocks.values()) - int(needed.sum())
+        held = sum(len(self._blocks[str(request.sequence_id)]) for request in requests)
+        ahead = held - int(needed.sum())
         peak.add(peak.terms(needed, self.sequences.forecast(requests)).sum(axis=0))
         terms = peak.terms(np.array([first]), self.sequences.forecast([newcomer]))
         # What was allocated ahead is room too.
@@ -123,9 +126,15 @@ class LifetimeAllocationPlanner:
 
         Raises:
             UnknownSequenceError: ``sequences`` does not know it.
+            RequestError: it was started before, and has not ended.
             MemoryError: the pool has too few blocks. Nothing is allocated then.
         """
+        request_id = str(request_id)
         request = self._request(request_id)
+        if request_id in self._blocks:
+            raise RequestError(
+                f"sequence {shown(request_id)} was started before: call ended() for it first"
+            )
         needed = self._blocks_for(self._tokens(request))
         wish = BlockAllocationRequest(needed, request_id, priority=_HIGH)
         self._blocks[request_id] = list(self.pool.allocate(wish))
@@ -157,9 +166,14 @@ class LifetimeAllocationPlanner:
         return sorted(plans, key=lambda plan: (-plan.probability, plan.due_in))
 
     def carry_out(self, plans: list[PlannedAllocation]) -> list[PlannedAllocation]:
-        """Allocate as planned, and return the plans for which the pool had no room."""
+        """Allocate as planned, and return the plans for which the pool had no room.
+
+        Nothing is allocated for a sequence that has ended since it was planned for.
+        """
         refused = []
         for plan in plans:
+            if str(plan.request.sequence_id) not in self._blocks:
+                continue
             try:
                 blocks = self.pool.allocate(plan.request)
             except MemoryError:
@@ -178,6 +192,7 @@ class LifetimeAllocationPlanner:
             UnknownSequenceError: ``sequences`` does not know it, or it was not started.
             MemoryError: the pool has too few blocks: evict somebody, and call again.
         """
+        request_id = str(request_id)
         request = self._request(request_id)
         if request_id not in self._blocks:
             raise UnknownSequenceError(f"sequence {shown(request_id)} was not started")
@@ -193,7 +208,7 @@ class LifetimeAllocationPlanner:
 
         Call it before ``sequences.finished``, for an answer that ends, is cut or is evicted.
         """
-        blocks = self._blocks.pop(request_id, [])
+        blocks = self._blocks.pop(str(request_id), [])
         request = self.sequences.request(request_id)
         used = len(blocks) if request is None else self._blocks_for(self._tokens(request))
         self.pool.free(blocks)
@@ -201,7 +216,7 @@ class LifetimeAllocationPlanner:
 
     def held(self, request_id: str) -> int:
         """Return the number of blocks that a sequence holds."""
-        return len(self._blocks.get(request_id, ()))
+        return len(self._blocks.get(str(request_id), ()))
 
     def _chances(
         self, forecast: SurvivalForecast, i: int, room: int, request: PredictionRequest

@@ -98,14 +98,14 @@ class RequestLifetimePredictor(LifetimePredictor):
         if not (math.isfinite(actual_lifetime) and actual_lifetime > 0.0):
             raise RequestError(f"actual_lifetime must be positive, got {shown(actual_lifetime)}")
         with self._lock:
-            cap = self._caps.pop(request_id, None)
+            cap = self._caps.pop(str(request_id), None)
             if cap is None:
                 return
             ticks = max(round(actual_lifetime / self.tick_s), 1)
             if ticks < cap:
-                self.predictor.update(request_id, ticks, actual_lifetime)
+                self.predictor.update(str(request_id), ticks, actual_lifetime)
             else:  # slower than allowed for: all that is known is that it took at least so long
-                self.predictor.update(request_id, cap, actual_lifetime, finish_reason="length")
+                self.predictor.update(str(request_id), cap, actual_lifetime, finish_reason="length")
 
     def get_confidence(self) -> float:
         """Return the confidence of the newest prediction, the calibrated chance to be within 10 %.

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final, Literal
 
@@ -19,6 +18,7 @@ from sagellm_lifetime.integrations.sagellm.packages import (
     PACKAGES,
     WITHOUT_TORCH,
     Package,
+    import_fault,
 )
 
 _HERE: Final = "sagellm_lifetime.integrations.sagellm"
@@ -74,11 +74,14 @@ def _integrations() -> Iterator[Check]:
         if not is_installed(package.module):
             yield Check(what, "absent", f"needs {package.distribution}")
             continue
-        yield _run(what, check)
+        yield _run(what, package, check)
 
 
-def _run(what: str, check: Callable[[], str]) -> Check:
+def _run(what: str, package: Package, check: Callable[[], str]) -> Check:
     try:
+        fault = import_fault(package)
+        if fault is not None:
+            raise _FaultyError(fault)
         return Check(what, "ok", check())
     except _FaultyError as error:
         return Check(what, "broken", one_line(str(error)))
@@ -156,13 +159,6 @@ def _ir_pass() -> str:
 
 
 def _scheduler() -> str:
-    try:
-        import_module(CORE.module)
-    except ImportError as error:
-        raise _FaultyError(
-            f"{CORE.distribution} cannot be imported ({reason_of(error)}); "
-            "pip install torch fastapi && pip install --no-deps isagellm-backend isagellm-comm"
-        ) from error
     ours = [point for point in entry_points(group=_GROUP) if point.name == "lifetime"]
     if not ours:
         raise _FaultyError(

@@ -15,7 +15,7 @@ import numpy as np
 from sagellm_lifetime.core.errors import LifetimeError, RequestError
 from sagellm_lifetime.integrations.sagellm.orders import Polarity
 from sagellm_lifetime.integrations.sagellm.packages import KV_CACHE, require
-from sagellm_lifetime.integrations.sagellm.running import RunningSequences
+from sagellm_lifetime.integrations.sagellm.running import RunningSequences, sequences_or_new
 from sagellm_lifetime.integrations.sagellm.scores import (
     HandleScores,
     HandleView,
@@ -88,13 +88,13 @@ class LifetimeAwareEviction(EvictionStrategy):
         polarity: Polarity = Polarity.HIGHER_FIRST,
         **options: Any,
     ) -> None:
-        self.sequences = RunningSequences() if sequences is None else sequences
+        self.sequences = sequences_or_new(sequences)
         self.scores = HandleScores(self.sequences, **options)
         self.last: list[Evicted] = []
         """Victims of the last decision, in their order."""
         self._clock = clock
         self._free_tokens = free_tokens
-        self._polarity = polarity
+        self._polarity = Polarity(polarity)
 
     def select_victim(
         self, candidates: Sequence[Any], num_tokens_needed: int, max_victims: int | None = None
@@ -166,10 +166,9 @@ class LifetimeAwareEviction(EvictionStrategy):
         score = float(scores.score[k])
         return Evicted(view.handle_id, view.request_id, view.num_tokens, score, reason)
 
-    def _urgency(self, handle: Any) -> int:
+    def _urgency(self, handle: Any) -> float:
         metadata = handle.metadata if isinstance(handle.metadata, Mapping) else {}
-        priority = metadata.get("priority", 0)
-        return self._polarity.urgency(int(priority)) if isinstance(priority, int | float) else 0
+        return self._polarity.urgency(metadata.get("priority", 0))
 
 
 def _may_go(handle: Any) -> bool:
@@ -218,11 +217,11 @@ def install(
         LifetimeError: it is no such manager.
     """
     inner = _manager(manager)
-    uninstall_if_there(inner)
     pool = getattr(manager, "kv_pool", None)
     if pool is not None:
         options.setdefault("free_tokens", pool.get_available_tokens)
     strategy = LifetimeAwareEviction(sequences, **options)
+    uninstall_if_there(inner)  # after the options are known to be good
     setattr(inner, _INSTALLED, (strategy, inner._strategy, inner.policy))
     inner._strategy, inner.policy = strategy, EvictionPolicy.LIFETIME_AWARE
     return strategy

@@ -14,7 +14,7 @@ from sagellm_lifetime.integrations.sagellm.orders import (
     overtaking_order,
 )
 from sagellm_lifetime.integrations.sagellm.packages import CONTROL_PLANE, require
-from sagellm_lifetime.integrations.sagellm.running import RunningSequences
+from sagellm_lifetime.integrations.sagellm.running import RunningSequences, sequences_or_new
 
 require(CONTROL_PLANE, "a pass of the IR optimizer")
 
@@ -49,9 +49,9 @@ class LifetimeIRPass(OptimizationPass):
         polarity: Polarity = Polarity.LOWER_FIRST,
         most_overtaken: int = MOST_OVERTAKEN,
     ) -> None:
-        self.sequences = RunningSequences() if sequences is None else sequences
-        self.order = order
-        self.polarity = polarity
+        self.sequences = sequences_or_new(sequences)
+        self.order = Order(order)
+        self.polarity = Polarity(polarity)
         self._most_overtaken = most_overtaken
 
     @property
@@ -61,7 +61,8 @@ class LifetimeIRPass(OptimizationPass):
 
     def optimize(self, ir: Any) -> Any:
         """Return ``ir`` with its tasks in the new order; the object is changed, as by its peers."""
-        tasks = ir.get_task_nodes()
+        # The package gives two requests of one id the same node id: they move together.
+        tasks = list({task.node_id: task for task in ir.get_task_nodes()}.values())
         if not tasks:
             return ir
         parts: dict[str, list[Any]] = {task.node_id: [] for task in tasks}

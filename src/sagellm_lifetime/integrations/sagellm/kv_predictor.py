@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.integrations.sagellm.packages import KV_CACHE, require
-from sagellm_lifetime.integrations.sagellm.running import RunningSequences
+from sagellm_lifetime.integrations.sagellm.running import RunningSequences, sequences_or_new
 from sagellm_lifetime.integrations.sagellm.scores import HandleScores, HandleView, request_id_of
 
 require(KV_CACHE, "predicting lifetimes of KV handles")
@@ -74,12 +74,12 @@ class KVLifetimePredictor(LifetimePredictor):
         horizon_s: float = 60.0,
         scores: HandleScores | None = None,
     ) -> None:
-        if sequences is None:
-            sequences = RunningSequences() if scores is None else scores.sequences
-        self.sequences = sequences
+        if sequences is None and scores is not None:
+            sequences = scores.sequences
+        self.sequences = sequences_or_new(sequences)
         self.unit = unit
         self.horizon_s = horizon_s
-        self.scores = HandleScores(sequences) if scores is None else scores
+        self.scores = HandleScores(self.sequences) if scores is None else scores
 
     def predict_batch(self, features: Sequence[Any]) -> list[Any]:
         """Return one ``LifetimePrediction`` per ``PredictorFeatures``, in their order.

@@ -5,13 +5,15 @@ The package's own puts the longest request first and looks at no priority.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import nan
 from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core.errors import LifetimeError
+from sagellm_lifetime.core.errors import LifetimeError, reason_of, shown
 from sagellm_lifetime.integrations.sagellm.orders import (
     MOST_OVERTAKEN,
     Order,
@@ -25,6 +27,7 @@ require(CONTROL_PLANE, "ordering requests in the control plane")
 from sagellm_control.policies.lifetime_aware import LifetimeAwarePolicy  # noqa: E402
 from sagellm_control.predictor.types import RequestInfo  # noqa: E402
 
+_LOG: Final = logging.getLogger(__name__)
 _REMEMBERED: Final = 65_536
 
 
@@ -49,8 +52,8 @@ class LifetimeOrderPolicy(LifetimeAwarePolicy):
         **options: Any,
     ) -> None:
         super().__init__(predictor=predictor, **options)
-        self.order = order
-        self.polarity = polarity
+        self.order = Order(order)
+        self.polarity = Polarity(polarity)
         self._lifetimes = predictor
         self._most_overtaken = most_overtaken
         self._overtaken: OrderedDict[str, int] = OrderedDict()
@@ -61,12 +64,15 @@ class LifetimeOrderPolicy(LifetimeAwarePolicy):
         The position in ``requests`` breaks ties, and the overtaking of a request is counted when it
         is still waiting at the next call while a later one is gone.
         """
-        line = sorted(requests, key=lambda request: request.arrival_time)
+        line = sorted(requests, key=lambda request: request.arrival_time.timestamp())
         if len(line) < 2:
             # The manager asks so about each request that it places, whatever else waits.
             return line
         self._count(line)
         service = np.array([self._service(request) for request in line])
+        unknown = np.isnan(service)
+        if unknown.any():  # they count as an average request
+            service[unknown] = 0.0 if unknown.all() else service[~unknown].mean()
         urgency = np.array([self.polarity.urgency(request.priority) for request in line])
         before = np.array([self._overtaken.get(request.request_id, 0) for request in line])
         order = overtaking_order(service, urgency, before, self._most_overtaken)
@@ -75,7 +81,11 @@ class LifetimeOrderPolicy(LifetimeAwarePolicy):
     def _service(self, request: Any) -> float:
         if self.order is Order.ARRIVAL:
             return 0.0
-        seconds = float(self._lifetimes.predict(_info(request)))
+        try:
+            seconds = float(self._lifetimes.predict(_info(request)))
+        except Exception as error:  # noqa: BLE001 - as in the package: the queue goes on
+            _LOG.warning("No prediction for %s: %s", shown(request.request_id), reason_of(error))
+            return nan
         return seconds if self.order is Order.SHORTEST_FIRST else -seconds
 
     def _count(self, line: Sequence[Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+
+from sagellm_lifetime.core.values import number
 
 
 class Order(Enum):
@@ -33,9 +35,13 @@ class Polarity(Enum):
     LOWER_FIRST = "lower-first"
     HIGHER_FIRST = "higher-first"
 
-    def urgency(self, priority: int) -> int:
-        """Return the class of a priority; the lowest goes first, and is evicted last."""
-        return int(priority) if self is Polarity.LOWER_FIRST else -int(priority)
+    def urgency(self, priority: Any) -> float:
+        """Return the class of a priority; the lowest goes first, and is evicted last.
+
+        What is no finite number counts as 0: a priority may come from a client.
+        """
+        value = number(priority) or 0.0
+        return value if self is Polarity.LOWER_FIRST else -value
 
 
 MOST_OVERTAKEN: Final = 64

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError
+from sagellm_lifetime.core.errors import LifetimeError, MissingExtraError, reason_of
 from sagellm_lifetime.core.extras import is_installed
 
 WITHOUT_TORCH: Final = (
@@ -15,6 +16,11 @@ WITHOUT_TORCH: Final = (
     "&& pip install pydantic httpx"
 )
 """The packages without PyTorch, which isagellm-kv-cache asks for and does not import."""
+WITHOUT_CORE_DEPENDENCIES: Final = (
+    "pip install torch fastapi pydantic "
+    "&& pip install --no-deps isagellm-protocol isagellm-backend isagellm-comm"
+)
+"""What isagellm-core imports."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def require(package: Package, what: str) -> None:
 
     Raises:
         MissingExtraError: it is not installed.
-        LifetimeError: this Python cannot read the packages, which are bytecode of 3.11.
+        LifetimeError: this Python cannot read the packages, which are bytecode of 3.11, or the
+            package lacks one that it needs.
     """
     if not is_installed(package.module):
         raise MissingExtraError(f"{what} ({package.distribution})", "sagellm")
@@ -73,3 +80,16 @@ def require(package: Package, what: str) -> None:
             f"{what}: {package.distribution} is bytecode for Python 3.11, this is "
             f"{sys.version_info[0]}.{sys.version_info[1]}: use a Python 3.11"
         )
+    fault = import_fault(package)
+    if fault is not None:
+        raise LifetimeError(f"{what}: {fault}")
+
+
+def import_fault(package: Package) -> str | None:
+    """Return why an installed package cannot be imported and what mends it, or None if it can."""
+    try:
+        import_module(package.module)
+    except ImportError as error:  # installed with --no-deps, and something is left out
+        line = WITHOUT_CORE_DEPENDENCIES if package is CORE else WITHOUT_TORCH
+        return f"{package.distribution} cannot be imported ({reason_of(error)}); {line}"
+    return None

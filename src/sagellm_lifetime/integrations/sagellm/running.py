@@ -20,9 +20,25 @@ from sagellm_lifetime.core.protocol import (
     PredictionRequest,
     PredictionResult,
 )
+from sagellm_lifetime.core.values import whole
 from sagellm_lifetime.policies.specification.asking import ask, forecast_of
 from sagellm_lifetime.policies.state import SurvivalForecast
 from sagellm_lifetime.predictor.base import Predictor
+
+
+def sequences_or_new(sequences: RunningSequences | None) -> RunningSequences:
+    """Return what an adapter was given, or new running sequences for None.
+
+    Raises:
+        RequestError: it is something else, perhaps the predictor itself.
+    """
+    if sequences is None:
+        return RunningSequences()
+    if not isinstance(sequences, RunningSequences):
+        raise RequestError(
+            f"sequences must be RunningSequences(predictor), got a {type(sequences).__name__}"
+        )
+    return sequences
 
 
 class RunningSequences:
@@ -76,18 +92,21 @@ class RunningSequences:
 
         Raises:
             UnknownSequenceError: the sequence is not running.
-            RequestError: ``generated`` is below what was recorded before.
+            RequestError: ``generated`` is below what was recorded before, or no whole number.
         """
+        tokens = whole(generated)
+        if tokens is None:
+            raise RequestError(f"tokens generated must be a whole number, got {shown(generated)}")
         with self._lock:
             request = self._known(request_id)
-            if generated < request.current_length:
+            if tokens < request.current_length:
                 raise RequestError(
                     f"sequence {shown(request_id)} had generated {request.current_length} tokens, "
                     f"now {shown(generated)}: tokens generated never become fewer"
                 )
             if request.max_length is not None:
-                generated = min(generated, request.max_length)
-            self._requests[str(request_id)] = replace(request, current_length=generated)
+                tokens = min(tokens, request.max_length)
+            self._requests[str(request_id)] = replace(request, current_length=tokens)
 
     def finished(
         self, request_id: str, length: int, *, seconds: float, reason: str = "stop"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
+from sagellm_lifetime.core.errors import RequestError
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.core.values import whole
 from sagellm_lifetime.integrations.sagellm.orders import (
     MOST_OVERTAKEN,
     Order,
@@ -73,7 +76,7 @@ class LifetimePolicy:
             Order.SHORTEST_FIRST: remaining,
             Order.LONGEST_FIRST: -remaining,
             Order.ARRIVAL: np.zeros(len(waiting)),
-        }[self.order]
+        }[Order(self.order)]
         urgency = np.array([self.polarity.urgency(_priority(request)) for request in waiting])
         before = np.array([self._overtaken.get(request.request_id, 0) for request in waiting])
         line = overtaking_order(service, urgency, before, self.most_overtaken)
@@ -105,7 +108,11 @@ class LifetimePolicy:
         known = self._known.request(request.request_id)
         if known is None:
             known = _question(request)
-            self._known.arrived(known)
+            try:
+                self._known.arrived(known)
+            except RequestError:  # a client's metadata must not stop the scheduler
+                known = replace(known, prompt_features=_bare(known))
+                self._known.arrived(known)
         return known
 
     def _count(self, waiting: Sequence[Any], admitted: Sequence[int]) -> None:
@@ -120,10 +127,15 @@ class LifetimePolicy:
         )
 
 
-def _priority(request: Any) -> int:
+def _priority(request: Any) -> Any:
     metadata = request.metadata if isinstance(getattr(request, "metadata", None), Mapping) else {}
-    priority = getattr(request, "priority", metadata.get("priority", 0))
-    return int(priority) if isinstance(priority, int | float) else 0
+    return getattr(request, "priority", metadata.get("priority", 0))
+
+
+def _bare(request: PredictionRequest) -> dict[str, Any]:
+    """Return only the prompt features that the adapter itself has set."""
+    features = request.prompt_features or {}
+    return {"prompt_length": features["prompt_length"], "model": features["model"]}
 
 
 def _prompt_length(request: PredictionRequest) -> int:
@@ -137,7 +149,7 @@ def _question(request: Any) -> PredictionRequest:
     features = {
         **metadata,
         # The scheduler itself counts words where it has no token ids.
-        "prompt_length": int(metadata.get("prompt_length", max(words, 1))),
+        "prompt_length": max(whole(metadata.get("prompt_length")) or words, 1),
         "model": str(getattr(request, "model", "")),
     }
     return PredictionRequest(

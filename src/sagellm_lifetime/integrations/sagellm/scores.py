@@ -131,7 +131,7 @@ class HandleScores:
         running = [i for i, request in enumerate(requests) if request is not None]
         asked = [request for request in requests if request is not None]
         accesses = np.array([handle.last_access for handle in handles], dtype=np.float64)
-        idle_s = np.maximum(now - accesses, 0.0)
+        idle_s = np.fmax(now - accesses, 0.0)  # 0 for a time that is no number
         reuses = np.array([self._reuses(handle.handle_id) for handle in handles], dtype=np.int64)
         density = self.reuse.density(idle_s, reuses)
         # The last term orders handles of one bin of the table, the longest unused first.
