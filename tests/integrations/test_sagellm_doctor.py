@@ -94,6 +94,12 @@ def test_a_package_without_its_dependencies_is_said(monkeypatch, package, what, 
             require(package, "evicting")
 
 
+def test_the_core_is_not_in_the_extra_and_its_own_line_says_so(monkeypatch):
+    monkeypatch.setattr(packages, "is_installed", lambda module: False)
+    with pytest.raises(LifetimeError, match=r"ordering needs isagellm-core: .*isagellm-core$"):
+        require(CORE, "ordering")
+
+
 def test_another_python_is_one_line(monkeypatch):
     monkeypatch.setattr(packages, "is_installed", lambda module: True)
     monkeypatch.setattr(packages.sys, "version_info", (3, 12, 1))

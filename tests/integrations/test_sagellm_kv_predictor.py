@@ -72,6 +72,10 @@ def test_a_pinned_handle_must_not_go(kv_cache, module):
     pinned.pin()
     (prediction,) = module.KVLifetimePredictor().predict_batch(module.features_of([pinned]))
     assert prediction.evict_score == -1.0
+    shared = handle(kv_cache, "shared")
+    shared.ref_count = 2
+    (prediction,) = module.KVLifetimePredictor().predict_batch(module.features_of([shared]))
+    assert prediction.evict_score == -1.0
 
 
 def test_the_confidence_is_the_predictors(kv_cache, module):

@@ -123,6 +123,7 @@ def test_pinned_and_shared_handles_are_pinned_candidates(kv_cache):
     free, pinned, shared = (pool.alloc(16, "fp16", "contiguous", "cpu") for _ in range(3))
     pinned.pin()
     shared.incr_ref()
+    free.metadata["priority"] = "high"  # no number: it counts as none
     found = candidates_of([free, pinned, shared], running({}), 16)
     assert [candidate.is_pinned for candidate in found] == [False, True, True]
     assert found[0].sequence_id == str(free.handle_id)

@@ -16,6 +16,7 @@ from sagellm_lifetime.integrations.sagellm.packages import (
     CORE,
     KV_CACHE,
     PACKAGES,
+    WITH_CORE,
     WITHOUT_TORCH,
     Package,
     import_fault,
@@ -53,8 +54,7 @@ def diagnose() -> list[Check]:
 def _package(package: Package) -> Check:
     installed = package.found()
     if installed is None:
-        alone = package is CORE
-        line = f"pip install --no-deps {package.distribution}" if alone else WITHOUT_TORCH
+        line = WITH_CORE if package is CORE else WITHOUT_TORCH
         return Check(package.distribution, "absent", f"not installed; {line}")
     if package.is_known():
         return Check(package.distribution, "ok", f"{installed}, a version known to work")

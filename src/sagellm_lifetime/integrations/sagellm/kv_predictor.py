@@ -36,13 +36,16 @@ def features_of(handles: Iterable[Any]) -> list[Any]:
     """Return the ``PredictorFeatures`` of KV handles, joined to their sequences.
 
     The package's own ``from_handle`` reads a field that ``KVPool.alloc`` leaves empty, and calls
-    the request "unknown"; here ``metadata["request_id"]`` counts.
+    the request "unknown"; here ``metadata["request_id"]`` counts. A shared handle counts as pinned,
+    since :class:`LifetimeAwareEviction` never evicts it either.
     """
     features = []
     for handle in handles:
         own = PredictorFeatures.from_handle(handle)
-        request_id = request_id_of(handle)
-        features.append(own.model_copy(update={"request_id": request_id}) if request_id else own)
+        changed: dict[str, Any] = {"is_pinned": own.is_pinned or int(handle.ref_count) > 1}
+        if request_id := request_id_of(handle):
+            changed["request_id"] = request_id
+        features.append(own.model_copy(update=changed))
     return features
 
 
@@ -53,7 +56,8 @@ class KVLifetimePredictor(LifetimePredictor):
     sequence in ``unit``, 0 without a running one; ``reuse_prob`` is 1 for a running sequence, which
     reads its KV at every step, and otherwise the probability of a reuse within ``horizon_s``;
     ``evict_score`` is in 0–1, the highest is the best victim, in the very order in which
-    :class:`LifetimeAwareEviction` evicts, and −1 for a pinned handle, which must not go;
+    :class:`LifetimeAwareEviction` evicts among handles of one priority (features tell none), and
+    −1 for a pinned or shared handle, which must not go;
     ``confidence`` is for a running sequence the calibrated probability that its predicted total
     length is within 10 % of the actual one, and for an idle handle the probability that the
     likelier of "reused within the horizon" and "not" is true.

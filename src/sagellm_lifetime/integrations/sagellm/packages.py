@@ -16,11 +16,11 @@ WITHOUT_TORCH: Final = (
     "&& pip install pydantic httpx"
 )
 """The packages without PyTorch, which isagellm-kv-cache asks for and does not import."""
-WITHOUT_CORE_DEPENDENCIES: Final = (
-    "pip install torch fastapi pydantic "
-    "&& pip install --no-deps isagellm-protocol isagellm-backend isagellm-comm"
+WITH_CORE: Final = (
+    "pip install torch fastapi pyyaml && pip install --no-deps isagellm-protocol "
+    "isagellm-kv-cache isagellm-backend isagellm-core"
 )
-"""What isagellm-core imports."""
+"""isagellm-core, which the extra leaves out, and what it imports."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def require(package: Package, what: str) -> None:
         LifetimeError: this Python cannot read the packages, which are bytecode of 3.11, or the
             package lacks one that it needs.
     """
+    if package is CORE and not is_installed(package.module):
+        raise LifetimeError(f"{what} needs {package.distribution}: {WITH_CORE}")
     if not is_installed(package.module):
         raise MissingExtraError(f"{what} ({package.distribution})", "sagellm")
     if sys.version_info[:2] != (3, 11):
@@ -90,6 +92,6 @@ def import_fault(package: Package) -> str | None:
     try:
         import_module(package.module)
     except ImportError as error:  # installed with --no-deps, and something is left out
-        line = WITHOUT_CORE_DEPENDENCIES if package is CORE else WITHOUT_TORCH
+        line = WITH_CORE if package is CORE else WITHOUT_TORCH
         return f"{package.distribution} cannot be imported ({reason_of(error)}); {line}"
     return None

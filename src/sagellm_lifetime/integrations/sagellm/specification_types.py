@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sagellm_lifetime.core.values import number
 from sagellm_lifetime.integrations.sagellm.running import RunningSequences
 from sagellm_lifetime.integrations.sagellm.scores import request_id_of
 from sagellm_lifetime.policies.specification import (
@@ -38,6 +39,7 @@ def candidates_of(
         request = sequences.request(request_id)
         count = -(-int(handle.num_tokens) // block_size)
         metadata = handle.metadata if isinstance(handle.metadata, Mapping) else {}
+        priority = metadata.get("priority")
         features = dict((request.prompt_features if request else None) or {})
         prompt = int(features.get("prompt_length", 0))
         length = int(handle.num_tokens) if request is None else prompt + request.current_length
@@ -48,7 +50,7 @@ def candidates_of(
                 block_ids=list(range(first, first + count)),
                 last_access_time=float(handle.last_access),
                 access_count=int(handle.access_count),
-                priority=metadata.get("priority", EvictionPriority.NORMAL),
+                priority=EvictionPriority.NORMAL if number(priority) is None else priority,
                 is_pinned=not handle.is_evictable() or int(handle.ref_count) > 1,
                 sequence_length=length,
                 max_length=cap,
