@@ -114,6 +114,14 @@ def test_one_that_can_never_fit_starts_alone(plugin):
     assert admitted(scheduler.step()) == ["huge"]
 
 
+def test_a_predictor_that_fails_does_not_stop_the_scheduler(plugin):
+    plugin.LifetimePolicy.sequences = RunningSequences(Tells({"a": 100}))  # knows no "b"
+    scheduler = scheduler_of()
+    for request in requests(("a", 0), ("b", 0)):
+        scheduler.add_request(request)
+    assert sorted(admitted(scheduler.step())) == ["a", "b"]
+
+
 def test_a_clients_metadata_does_not_stop_the_scheduler(plugin):
     odd = requests(("a", float("nan")), ("b", "high"))
     odd[0].metadata["prompt_length"] = "many"

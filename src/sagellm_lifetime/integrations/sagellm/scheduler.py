@@ -5,6 +5,7 @@ Being installed changes nothing: ``ContinuousBatchingScheduler(policy_name="life
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sagellm_lifetime.core.errors import RequestError
+from sagellm_lifetime.core.errors import RequestError, reason_of, shown
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import whole
 from sagellm_lifetime.integrations.sagellm.orders import (
@@ -30,6 +31,7 @@ require(CORE, "a scheduler of sageLLM's core")
 from sagellm_core.plugin.scheduler_plugin import SchedulerPlugin, SchedulerPluginMeta  # noqa: E402
 
 NAME: Final = "lifetime"
+_LOG: Final = logging.getLogger(__name__)
 
 
 class LifetimePolicy:
@@ -106,14 +108,17 @@ class LifetimePolicy:
 
     def _arrived(self, request: Any) -> PredictionRequest:
         known = self._known.request(request.request_id)
-        if known is None:
-            known = _question(request)
-            try:
-                self._known.arrived(known)
-            except RequestError:  # a client's metadata must not stop the scheduler
-                known = replace(known, prompt_features=_bare(known))
-                self._known.arrived(known)
-        return known
+        if known is not None:
+            return known
+        question = _question(request)
+        try:
+            self._known.arrived(question)
+        except Exception as error:  # noqa: BLE001 - neither a client nor a predictor stops the engine
+            _LOG.warning("Request %s: %s", shown(request.request_id), reason_of(error))
+            question = replace(question, prompt_features=_bare(question))
+            if isinstance(error, RequestError):  # what the client said of it is left out
+                self._known.arrived(question)
+        return question
 
     def _count(self, waiting: Sequence[Any], admitted: Sequence[int]) -> None:
         gone = set(admitted)

@@ -39,7 +39,9 @@ def candidates_of(
         request = sequences.request(request_id)
         count = -(-int(handle.num_tokens) // block_size)
         metadata = handle.metadata if isinstance(handle.metadata, Mapping) else {}
-        priority = metadata.get("priority")
+        priority: Any = metadata.get("priority")
+        if number(priority) is None:
+            priority = EvictionPriority.NORMAL
         features = dict((request.prompt_features if request else None) or {})
         prompt = int(features.get("prompt_length", 0))
         length = int(handle.num_tokens) if request is None else prompt + request.current_length
@@ -50,7 +52,7 @@ def candidates_of(
                 block_ids=list(range(first, first + count)),
                 last_access_time=float(handle.last_access),
                 access_count=int(handle.access_count),
-                priority=EvictionPriority.NORMAL if number(priority) is None else priority,
+                priority=priority,
                 is_pinned=not handle.is_evictable() or int(handle.ref_count) > 1,
                 sequence_length=length,
                 max_length=cap,
