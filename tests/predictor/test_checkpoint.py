@@ -83,7 +83,7 @@ def rewrite(path, change, *, arrays=None):
 
 def test_round_trip_and_what_the_manifest_says(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["predictor"] == "survival"
     assert manifest["sha256"] == hashlib.sha256((saved / MODEL).read_bytes()).hexdigest()
     assert set(manifest) >= {"options", "features", "training_data", "metrics", "arrays"}
