@@ -170,6 +170,7 @@ def test_missing_pieces(saved, tmp_path):
         b"[" * 100_000,
         b'{"format": 1}',
         b'{"format": 2}',
+        b'{"format": 3}',
         b"{}",
     ],
     ids=range(10),
@@ -180,7 +181,7 @@ def test_manifests_that_are_none(saved, text):
 
 
 CHANGES = {
-    "another format": lambda m: m.update(format=4),
+    "another format": lambda m: m.update(format=5),
     "no format": lambda m: m.pop("format"),
     "another schema": lambda m: m["features"].update(bins=7),
     "another checksum": lambda m: m.update(sha256="0" * 64),
