@@ -173,7 +173,7 @@ def test_missing_pieces(saved, tmp_path):
         b'{"format": 3}',
         b"{}",
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_manifests_that_are_none(saved, text):
     (saved / MANIFEST).write_bytes(text)
