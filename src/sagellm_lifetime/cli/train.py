@@ -192,6 +192,7 @@ def _train_on_ray(fit_on: RayFit, source: str, target: Path, json: str | None) -
         **{key: summary[key] for key in ("rows", "censored", "length_quantiles", "parts")},
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
+        "network": None,
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds_per_token_assumed": "actual_time" not in summary["columns"],
         "seconds": round(perf_counter() - started, 3),
