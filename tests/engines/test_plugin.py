@@ -216,6 +216,10 @@ def test_the_signals_of_the_model(monkeypatch):
         ("[1]", {}, "a mode (off, shadow, act)"),
         ("shadow", {"scheduler_cls": "x.Y"}, "--scheduler-cls: ours takes its place"),
         ("act", {"scheduling_policy": "priority"}, "use fcfs to act"),
+        ('{"mode": "switchback"}', {"scheduling_policy": "priority"}, "use fcfs to act"),
+        ('{"state": "file"}', {}, "state: "),
+        ('{"record": "file/below"}', {}, "is not a folder"),
+        ('{"learn": true, "fleet": "file"}', {}, "fleet: "),
         ('{"checkpoint": "nowhere"}', {}, "no such checkpoint"),
         ('{"predictor": "oracle"}', {}, "unknown predictor 'oracle'"),
         ('{"state": "used"}', {}, "another engine runs"),
@@ -227,6 +231,7 @@ def test_a_mistake_ends_the_server_with_one_line(
     registered, monkeypatch, tmp_path, capsys, variable, given, told
 ):
     used = EngineState(tmp_path / "used", 0)
+    (tmp_path / "file").touch()
     monkeypatch.setenv(VARIABLE, variable)
     with pytest.raises(SystemExit) as ended:
         registered.AsyncEngineArgs.from_cli_args(arguments(**given))

@@ -23,12 +23,20 @@ from sagellm_lifetime.vllm.launch.server import (
     SHUTDOWN_S,
     STATE,
     absolute,
+    check_folders,
     check_predictor,
     unchecked_keys,
 )
 from sagellm_lifetime.vllm.launch.variable import VARIABLE, variable
 from sagellm_lifetime.vllm.launch.vllm_args import LaunchError
-from sagellm_lifetime.vllm.settings import KEY, MODES, LiveSettings, cannot_act, check_keys
+from sagellm_lifetime.vllm.settings import (
+    KEY,
+    MODES,
+    SWITCHBACK,
+    LiveSettings,
+    cannot_act,
+    check_keys,
+)
 
 _ONE_PROCESS: Final = ("tensor_parallel_size", "pipeline_parallel_size")
 
@@ -139,8 +147,9 @@ def as_settings(value: object) -> dict[str, Any]:
 def _check(arguments: Any, settings: LiveSettings) -> None:
     """Refuse what would fail after the model is loaded, or have no effect."""
     check_version()
+    check_folders(settings)
     policy = getattr(arguments, "scheduling_policy", "fcfs")
-    if settings.mode == "act" and cannot_act(policy):
+    if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
     if settings.predict:
         check_predictor(settings)

@@ -174,6 +174,7 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     if settings is None:
         return
     check_version()
+    check_folders(settings)
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
@@ -239,6 +240,19 @@ def check_model(model: str) -> None:
         raise LaunchError(f"{model}: no such folder in {owner}")
     elif not _HUB.fullmatch(model):
         raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def check_folders(settings: LiveSettings) -> None:
+    """Refuse a file, or a path below one, where a setting names a folder; nothing is made."""
+    for name in ("state", "record", "fleet"):
+        place = getattr(settings, name)
+        if not place or (name == "fleet" and is_address(place)):
+            continue
+        found = Path(place)
+        while not os.path.lexists(found) and found != found.parent:
+            found = found.parent
+        if not found.is_dir():
+            raise LaunchError(f"lifetime settings: {name}: {found} is not a folder")
 
 
 def check_processors(options: Sequence[str]) -> None:
