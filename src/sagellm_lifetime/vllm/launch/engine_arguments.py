@@ -25,6 +25,7 @@ from sagellm_lifetime.vllm.launch.server import (
     absolute,
     check_folders,
     check_predictor,
+    hide_password,
     unchecked_keys,
 )
 from sagellm_lifetime.vllm.launch.variable import VARIABLE, variable
@@ -87,6 +88,7 @@ def switch_on(arguments: Any, *, state: str = "") -> LiveSettings:
     if arguments.scheduler_cls is not None:
         raise LaunchError(f"--scheduler-cls: ours takes its place; leave it or {KEY} out")
     values = {**from_environment(), **as_settings(additional.get(KEY, {}))}
+    hide_password(values)
     values.setdefault("state", state)
     if values.get("checkpoint"):
         values.setdefault("predictor", "")  # a checkpoint names its predictor

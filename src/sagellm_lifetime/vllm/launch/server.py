@@ -20,6 +20,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.fleet.connect import PASSWORD_VARIABLE, parted
 from sagellm_lifetime.predictor.fleet.store import is_address
 from sagellm_lifetime.predictor.registry import DEFAULT, predictor_class
 from sagellm_lifetime.vllm.client_source import API_KEY
@@ -123,6 +124,7 @@ def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> Live
     check_keys(theirs)
     _check_agree(theirs, explicit)
     values = {**theirs, **explicit}
+    hide_password(values)
     values.setdefault("predict", False)
     values.setdefault("mode", "shadow" if values["predict"] else "off")
     # A checkpoint names its predictor.
@@ -144,12 +146,23 @@ def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def absolute(name: str, value: Any) -> Any:
-    """Return a setting as an engine gets it, with absolute paths."""
+    """Return a setting as an engine gets it: with absolute paths, and without a password."""
     if name in PATHS and isinstance(value, str) and is_path(value):
         return os.path.realpath(value)  # also ends in a loop of links
-    if name in PLACES and isinstance(value, str) and is_path(value) and not is_address(value):
-        return os.path.realpath(value)
+    if name in PLACES and isinstance(value, str) and is_path(value):
+        return parted(value)[0] if is_address(value) else os.path.realpath(value)
     return value
+
+
+def hide_password(values: Mapping[str, Any]) -> None:
+    """Move the password of a fleet's store into the environment, since vLLM logs its arguments.
+
+    :func:`absolute` leaves it out of the address. A password that the environment has stays.
+    """
+    place = values.get("fleet")
+    password = parted(place)[1] if isinstance(place, str) else ""
+    if password:
+        os.environ.setdefault(PASSWORD_VARIABLE, password)
 
 
 def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> None:
