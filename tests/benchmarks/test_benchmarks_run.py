@@ -414,6 +414,17 @@ def test_prompt_score(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_hidden_score(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    options = ["--rows", "400", "--seeds", "1", "--output", str(page)]
+    script("hidden_score").main(options)
+    text = page.read_text()
+    assert text.startswith("# What the hidden score buys\n")
+    assert "| survival, 100 answers, hidden score |" in text
+    assert text.count("sampling noise") == 3
+
+
+@pytest.mark.slow
 def test_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "fleet.md"
     script("fleet").main(["--rows", "400", "--later", "10", "--output", str(page)])

@@ -36,7 +36,7 @@ def without_vllm(monkeypatch):
         (["--engine", "localhost"], "not the address of an engine"),
         (["--slo", "fast"], "write it as ttft=2s,tpot=100ms,share=0.95"),
         (["--slo", "share=95"], "at most 1"),
-        (["--predictor-type", "nobody"], "choose one of baseline"),
+        (["--predictor-type", "nobody"], "choose one of auto"),
         (["--kv-tokens", "300"], "do not fit into a KV cache of 272 tokens"),
         (["--report", "."], "in the way"),
         (["--json", "x", "--report", "x"], "named for two things"),

@@ -115,7 +115,7 @@ def test_commands_take_it(python, history, tmp_path):
     refused = python(command(*train, "by-client", "--epochs", "3"))
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: --epochs is for lstm, transformer, deep and fixed; by-client has no network\n"
+        "error: --epochs is for auto, lstm, transformer, deep and fixed; by-client has no network\n"
     )
 
 
@@ -136,7 +136,7 @@ def test_results_have_it(python):
     code = f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
     done = python(code + "import results; print(*results.slow_first())")
     assert done.stdout.split() == [
-        *("lstm", "transformer", "deep", "fixed"),
+        *("auto", "lstm", "transformer", "deep", "fixed"),
         *("rivals", "by-client", "survival", "linear", "orca", "baseline"),
     ]
 

@@ -187,13 +187,19 @@ def test_interrupted(tmp_path):
 
 
 def test_installing_it_activates_nothing_in_vllm():
-    """vLLM loads whatever is in a group of its own, in every process."""
+    """vLLM loads its own group in every process; that entry does nothing unless it is asked for.
+
+    See `tests/engines/test_plugin.py`.
+    """
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     installed = {each.group for each in distribution(project["name"]).entry_points}
     groups = {*project["entry-points"], *installed}
     assert "sage.cli.plugins" in groups
-    assert not [group for group in groups if group.split(".")[0] == "vllm"]
+    of_vllm = [group for group in groups if group.split(".")[0] == "vllm"]
+    assert of_vllm == ["vllm.general_plugins"]
+    entries = project["entry-points"]["vllm.general_plugins"]
+    assert entries == {"sagellm_lifetime": "sagellm_lifetime.vllm.launch.plugin:register"}
 
 
 def test_the_group_engine_alone_shows_its_commands(capsys):

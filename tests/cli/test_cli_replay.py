@@ -57,7 +57,7 @@ def short(tmp_path_factory):
         (["--max-model-len", "0"], "--max-model-len"),
         (["--seeds", "0"], "--seeds"),
         (["--max-requests", "0"], "--max-requests"),
-        (["--predictor-type", "nobody"], "choose one of baseline"),
+        (["--predictor-type", "nobody"], "choose one of auto"),
         (["--predictor-type", "orca,linear"], "one --predictor-type"),
         (["--checkpoint", "c", "--train-path", "t"], "choose one"),
         (["--checkpoint", "c", "--predictor-type", "orca"], "leave --predictor-type out"),

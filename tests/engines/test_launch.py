@@ -105,6 +105,17 @@ def test_nothing_would_look_at_the_end(start, model, tmp_path):
         assert settings_of(start(model, ON, "--watch-eos", *more))["signals"] is True
 
 
+def test_a_compiled_model_lets_nobody_read_its_states(start, model):
+    said = start(model, ON, "--watch-hidden")
+    assert "--watch-hidden needs --enforce-eager" in said
+    line = start(model, ON, "--watch-hidden", "--enforce-eager")
+    assert settings_of(line)["hidden"] is True
+    assert line[line.index("--logits-processors") + 1] == launch.HIDDEN
+    refused = start(model, ON, "--watch-hidden", "--enforce-eager", "--", "-tp=2")
+    assert "--watch-hidden: not with " in refused
+    assert "needs --enable-lifetime-prediction" in start(model, "--watch-hidden")
+
+
 def test_what_is_named_is_there(vllm):
     from sagellm_lifetime.vllm.live import scheduler
 

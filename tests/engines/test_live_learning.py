@@ -83,7 +83,7 @@ def test_a_restart_goes_on_and_another_checkpoint_starts_anew(tmp_path, caplog, 
     create_predictor("survival").save(tmp_path / "b")
     state = tmp_path / "state"
     for given, lessons in (("a", 220), ("a", 240), ("", 260), ("b", 20)):
-        settings = {"checkpoint": str(tmp_path / given)} if given else {}
+        settings = {"checkpoint": str(tmp_path / given)} if given else {"predictor": "survival"}
         engine = Engine().on(mode="shadow", learn=True, state=str(state), **settings)
         mixed_load(engine, n=20).run()
         engine.scheduler.shutdown()
@@ -115,7 +115,7 @@ def began(learned, **said):
 
 
 def test_it_goes_on_from_what_belongs_to_what_is_given(learned):
-    assert began(learned)
+    assert began(learned, predictor="survival")
     assert began(learned, checkpoint=str(learned.parent / "a"))
     assert began(learned, checkpoint=str(learned)), "from itself"
     assert not learned.with_name("predictor.old").exists()

@@ -17,7 +17,7 @@ from sagellm_lifetime.vllm.compat import interface
 from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.launch import plugin
 from sagellm_lifetime.vllm.launch.engine_arguments import switch_on, switch_on_server
-from sagellm_lifetime.vllm.launch.server import CLIENTS, MIDDLEWARE, PROCESSOR, SCHEDULER
+from sagellm_lifetime.vllm.launch.server import CLIENTS, HIDDEN, MIDDLEWARE, PROCESSOR, SCHEDULER
 from sagellm_lifetime.vllm.launch.variable import VARIABLE
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -207,6 +207,25 @@ def test_the_signals_of_the_model(monkeypatch):
         switch_on(arguments(additional_config=lifetime, tensor_parallel_size=2))
     with pytest.raises(LifetimeError, match="speculative"):
         switch_on(arguments(additional_config=lifetime, speculative_config={"method": "ngram"}))
+
+
+def test_the_hidden_state_of_the_model(monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    lifetime = {"lifetime": {"hidden": True}}
+    given = arguments(additional_config=lifetime, enforce_eager=True)
+    switch_on(given)
+    assert given.logits_processors == [HIDDEN]
+    assert given.distributed_executor_backend == "uni"
+    with pytest.raises(LifetimeError, match="--enforce-eager"):
+        switch_on(arguments(additional_config=lifetime))
+    with pytest.raises(LifetimeError, match="--watch-hidden: not with several processes"):
+        switch_on(
+            arguments(additional_config=lifetime, enforce_eager=True, pipeline_parallel_size=2)
+        )
+    both = {"lifetime": {"predictor": "lstm", "hidden": True, "signals": True}}
+    given = arguments(additional_config=both, enforce_eager=True)
+    switch_on(given)
+    assert given.logits_processors == [PROCESSOR, HIDDEN]
 
 
 @pytest.mark.parametrize(

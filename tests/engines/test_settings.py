@@ -47,6 +47,7 @@ WRONG = [
     {"predict": "false"},
     {"predict": 1},
     {"signals": None},
+    {"hidden": 1},
     {"content": 0},
     {"mode": "ACT"},
     {"mode": ["act"]},

@@ -12,6 +12,7 @@ import pytest
 from sagellm_lifetime import PredictionRequest, create_predictor
 from sagellm_lifetime.predictor import worker
 from sagellm_lifetime.predictor.worker import Task
+from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.learner import IDLE, Learner
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -41,7 +42,7 @@ def wait(until) -> None:
 def test_what_was_learned_alone_is_kept_aside_and_a_restart_goes_on(tmp_path, caplog) -> None:
     state, place = tmp_path / "state", tmp_path / "fleet"
     create_predictor("survival").save(state)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, LOG.name):
         mine, predictor = learner(place, state)
     assert "learned alone" in caplog.text
     assert (tmp_path / "state.old").is_dir()
@@ -67,7 +68,7 @@ def test_a_store_that_is_away_is_one_warning(tmp_path, caplog) -> None:
     place.write_text("in the way")
     mine, predictor = learner(place, tmp_path / "state")
     try:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, LOG.name):
             wait(lambda: mine.counts()["fleet_failures"] >= 2)
             for _ in range(3):
                 mine.watch()

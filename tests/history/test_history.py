@@ -56,6 +56,10 @@ def test_full_schema_reads_back_the_same_from_parquet_and_jsonl(tmp_path: Path) 
             "temperature": [0.7, None],
             "eos_logprob": [[-12.5, -3.0], None],
             "entropy": [[], [1.0]],
+            "hidden_state": [[0.5, -2.0], None],
+            "hidden_state_32": [[1.0, 2.0], []],
+            "hidden_state_64": [None, None],
+            "hidden_source": ["m layer 20", None],
         },
         schema=HISTORY_SCHEMA,
     )

@@ -119,7 +119,8 @@ def test_it_learns_what_learning_inline_would(name, tmp_path):
         assert metrics["learner_swaps"] == 2
         for field, value in twin.get_metrics().items():
             assert metrics[field] == value, field
-        assert metrics.get("training_steps", 1) > 0, "the network was not trained"
+        if name != "auto":  # whose network, if any, comes from a fit
+            assert metrics.get("training_steps", 1) > 0, "the network was not trained"
     assert_knows_the_same(load_predictor(tmp_path / "state"), twin)
 
 
@@ -146,7 +147,7 @@ def test_update_moves_only_the_instant_parts():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [each for each in PREDICTORS if has_network(each)])
+@pytest.mark.parametrize("name", ["lstm", "transformer"])  # auto has none without a fit
 @pytest.mark.usefixtures("new_weights_at_once")
 def test_all_sessions_a_network_needs_are_built_at_the_start(name, monkeypatch):
     """For onnxruntime holds the GIL while it builds one; weights come and go without any."""

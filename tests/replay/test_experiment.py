@@ -70,11 +70,11 @@ def test_an_experiment(vllm, data):
         "fcfs": 2,
         "lifetime": 2,
     }
-    assert comparison.settings["predictor"] == "survival"
+    assert comparison.settings["predictor"] == "auto"
     assert comparison.settings["rates"] == [4.0, 4.0]
     assert "10 requests of short, 4 a second, medians over 2 seeds" in describe(comparison.settings)
     assert all(0 <= share <= 1 for _, share in steps)
-    for stage in ("seed 0: training survival", "seed 1: lifetime"):
+    for stage in ("seed 0: training auto", "seed 1: lifetime"):
         assert any(what.startswith(stage) for what, _ in steps), stage
     assert Experiment(data, settings).run().figures() == comparison.figures()
 

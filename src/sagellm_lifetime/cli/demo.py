@@ -106,6 +106,9 @@ def demo(
         if left_out:
             say(f"Left out: {listed(left_out, 'and')}: pip install 'isagellm-lifetime[train]'")
         say(f"Report with plots: {page}  ({perf_counter() - started:.0f} s)")
+        if RECORDED in profiles:
+            for line in _ladder(rows, seed):
+                say(line)
         for line in _closing(verdicts, program):
             say(line)
         say()
@@ -162,6 +165,33 @@ def _compare(
     note_left_out(study.left_out)
     with progress(name) as step:
         return study.run(step).evaluations
+
+
+def _ladder(rows: int, seed: int) -> list[str]:
+    """Return lines on what history, prompt and model each add, on the recorded answers."""
+    from sagellm_lifetime.core.hidden_states import COLUMNS as STATES
+    from sagellm_lifetime.evaluation.protocol import evaluate
+    from sagellm_lifetime.history.splits import split
+    from sagellm_lifetime.predictor.registry import create_predictor
+    from sagellm_lifetime.workloads.recorded import recorded
+
+    work = recorded(hidden=True).head(rows)
+    content = ("prompt_text", "prompt_token_ids", "output_token_ids")
+    lines = [
+        "",
+        f"What each source adds ({RECORDED}, survival, mean error in tokens, at 0 and 32):",
+    ]
+    steps = {
+        "history": [*content, *STATES],
+        "+ prompt": [*STATES],
+        "+ model's hidden state": [],
+    }
+    for name, missing in steps.items():
+        cut = split(work.drop(missing, strict=False), "session")
+        found = evaluate(create_predictor("survival", seed=seed).fit(cut.train), cut.test).to_dict()
+        errors = [found["admission"]["mae"], found["ages"].get("32", {}).get("mae")]
+        lines.append(f"  {name:<24}" + "".join(f"{error or 0:8.1f}" for error in errors))
+    return [*lines, "  (with the hidden state, 0 is after prefill: engine start --watch-hidden)"]
 
 
 def _assess(log: Path, rows: int, seed: int) -> Assessed:

@@ -108,6 +108,14 @@ def start(
             "(EOS log-probability, entropy).",
         ),
     ] = False,
+    watch_hidden: Annotated[
+        bool,
+        typer.Option(
+            "--watch-hidden",
+            help="Tell the predictor what the model's hidden state says of the length "
+            "(after prefill, at 32 and 64 tokens).",
+        ),
+    ] = False,
     lifetime_mode: Annotated[
         StartMode | None,
         typer.Option(
@@ -195,6 +203,7 @@ def start(
         "--enable-online-learning": enable_online_learning,
         "--lifetime-fleet": lifetime_fleet,
         "--watch-eos": watch_eos,
+        "--watch-hidden": watch_hidden,
         "--lifetime-mode": lifetime_mode,
         "--lifetime-switchback-period": lifetime_switchback_period,
         "--lifetime-policy": lifetime_policy,
@@ -222,6 +231,7 @@ def start(
         "learn": enable_online_learning or None,
         "fleet": lifetime_fleet,
         "signals": watch_eos or None,
+        "hidden": watch_hidden or None,
         "record": record and str(record),
         "content": record_content or None,
         "state": state and str(state),

@@ -15,6 +15,7 @@ from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.context import RecentCompletions
 from sagellm_lifetime.features.encode import admission_step, chunk_step, finished_step
+from sagellm_lifetime.features.hidden_state import HiddenReadings
 from sagellm_lifetime.features.prompt_terms import PromptTerms
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.features.text import (
@@ -51,11 +52,13 @@ class Evidence:
         features: features of the first request.
         session: key of its session or conversation, 0 for none.
         terms: hashed terms of its prompt; empty without content.
+        hidden: readings of the served model's hidden state.
     """
 
     features: RequestFeatures
     session: int
     terms: tuple[PromptTerms, ...] = field(default=(), kw_only=True)
+    hidden: HiddenReadings | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True)
@@ -69,16 +72,17 @@ class SequenceEvidence(Evidence):
         chunks: the generation so far.
         age: tokens generated when the newest step was read.
         chunks_read: complete chunks that were looked at, with content or without.
-        marks: the age and the number of chunks of each answer.
-        base: logits of the residual-life table at the last answer, shape ``(BINS,)``.
+        marks: age, number of chunks and number of readings of the hidden state of each answer.
+        bases: logits of the residual-life table at the last answer with so many readings, shape
+            ``(BINS,)`` each.
     """
 
     start: list[Step]
     age: int
     chunks: list[Step] = field(default_factory=list)
     chunks_read: int = 0
-    marks: list[tuple[int, int]] = field(default_factory=list)
-    base: np.ndarray | None = None
+    marks: list[tuple[int, int, int]] = field(default_factory=list)
+    bases: dict[int, np.ndarray] = field(default_factory=dict)
 
     def steps(self, chunks: int | None = None) -> list[Step]:
         """Return the steps after ``chunks`` chunks (by default all of them)."""
@@ -92,6 +96,7 @@ def read_evidence(
     features: RequestFeatures,
     recent: RecentCompletions,
     terms: tuple[PromptTerms, ...] = (),
+    hidden: HiddenReadings | None = None,
 ) -> SequenceEvidence:
     """Return the evidence at the first request of a sequence.
 
@@ -101,6 +106,7 @@ def read_evidence(
         features: its features.
         recent: recent completions of sessions and clients.
         terms: hashed terms of its prompt.
+        hidden: readings of the served model's hidden state.
     """
     start = []
     of_session = recent.session(session)
@@ -117,7 +123,9 @@ def read_evidence(
     if features.model_key and features.client_key:
         names.append((features.model_key + _ODD * features.client_key) % NAME_BUCKETS)
     start.append(Step(numbers, tokens, np.array(names, dtype=np.int64)))
-    return SequenceEvidence(features, session, start, request.current_length, terms=terms)
+    return SequenceEvidence(
+        features, session, start, request.current_length, terms=terms, hidden=hidden
+    )
 
 
 class NewChunks(NamedTuple):
@@ -147,8 +155,9 @@ def with_chunks(evidence: SequenceEvidence, new: NewChunks) -> SequenceEvidence:
         evidence.chunks + new.steps,
         new.complete,
         evidence.marks,
-        evidence.base,
+        evidence.bases,
         terms=evidence.terms,
+        hidden=evidence.hidden,
     )
 
 

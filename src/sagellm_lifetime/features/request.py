@@ -4,9 +4,9 @@ No content is kept: token ids and text become bucket numbers and counts.
 
 Recognised ``prompt_features`` keys, all optional: prompt_length, prompt_text, output_text, model,
 client_id, session_id, turn, arrival_time, prefix_hashes, temperature, has_tools, response_format,
-enable_thinking, eos_logprob, entropy, hidden_state. Unknown keys are ignored. The two signals are
-numbers (as of now), or lists with an entry for the generated tokens 1–16, 17–32, …
-(``core/logit_signals.py``).
+enable_thinking, eos_logprob, entropy, hidden_state, hidden_source. Unknown keys are ignored. The
+signals eos_logprob and entropy are numbers (as of now), or lists with an entry for the generated
+tokens 1–16, 17–32, … (``core/logit_signals.py``); ``features/hidden_state.py`` reads the last two.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class RequestFeatures:
     """Logarithm of the length that the prompt suggests; set by ``models.prompt_score``."""
     prompt_key: int = 0
     """Checksum of the terms of the prompt, 0 for unknown; set by ``models.prompt_score``."""
+    hidden_score: float | None = None
+    """As ``prompt_score``, of the model's hidden state; set by ``models.hidden_score``."""
 
 
 def client_key(name: Any, keys: NameKeys) -> int:

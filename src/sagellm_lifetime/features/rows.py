@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from sagellm_lifetime.core.hidden_states import COLUMNS, READ_AT
 from sagellm_lifetime.core.logit_signals import SIGNAL_EVERY, SIGNALS
 from sagellm_lifetime.core.protocol import PredictionRequest, SequenceId
 
@@ -22,6 +23,7 @@ FEATURES: Final = (
     "has_tools",
     "response_format",
     "enable_thinking",
+    "hidden_source",
 )
 """Columns that are passed on as ``prompt_features`` where they are not null."""
 
@@ -33,7 +35,8 @@ class HistoryRequests:
     without generated ids they are the prompt's at age 0 and empty later (a prompt could be taken
     for generated tokens).
 
-    The signals (``eos_logprob``, ``entropy``) are the entries that are complete at ``age``.
+    The signals (``eos_logprob``, ``entropy``) are the entries that are complete at ``age``, the
+    readings of the hidden state those that an engine has by then: at age 0 the one after prefill.
 
     Without generated ids, ``output_text`` is cut at the share ``age / actual_length`` of its
     characters. The total length only locates the end of the text of ``age`` tokens; it reveals the
@@ -48,6 +51,11 @@ class HistoryRequests:
         self._text = _column(frame, "output_text")
         self._features = _features(frame)
         self._signals = {name: _column(frame, name) for name in SIGNALS if name in frame.columns}
+        self._hidden = [
+            (age, _column(frame, name))
+            for age, name in zip(READ_AT, COLUMNS, strict=True)
+            if name in frame.columns
+        ]
         self.has_content = any(self._output_ids) or any(self._text)
         """True if any row has generated tokens or text."""
 
@@ -78,6 +86,9 @@ class HistoryRequests:
             entries = (column[row] or [])[: age // SIGNAL_EVERY]
             if entries:
                 features[name] = entries
+        vectors = {at: column[row] for at, column in self._hidden if at <= age and column[row]}
+        if vectors:
+            features["hidden_state"] = vectors
         text = self._text[row]
         if text and age and not self._output_ids[row]:
             features["output_text"] = text[: len(text) * age // max(self._lengths[row], 1)]

@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 
 from sagellm_lifetime.core.errors import HistoryHeaderError
-from sagellm_lifetime.core.logit_signals import SIGNALS
 from sagellm_lifetime.core.protocol import FINISH_REASONS, MAX_DURATION_S
 from sagellm_lifetime.history.files import BROKEN, ROW
 from sagellm_lifetime.history.findings import UNKNOWN_REASON
@@ -21,6 +20,7 @@ from sagellm_lifetime.history.schema import (
     MAX_COUNT,
     MAX_SECONDS,
     NUMBERS,
+    REALS,
     Layout,
 )
 from sagellm_lifetime.history.times import BANDS, NAMES, SCALES, iso_seconds, stored_seconds
@@ -79,7 +79,7 @@ def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where
         elif HISTORY_SCHEMA[column].is_nested():
             inner = stored.inner if isinstance(stored, pl.List | pl.Array) else pl.Binary()
             fits = inner.is_integer() or isinstance(inner, pl.Null)
-            fits, wanted = fits or (column in SIGNALS and inner.is_numeric()), _list_of(column)
+            fits, wanted = fits or (column in REALS and inner.is_numeric()), _list_of(column)
         else:
             fits = is_text or stored.is_integer() or isinstance(stored, pl.Boolean)
         if not fits:
@@ -87,7 +87,7 @@ def check_types(schema: pl.Schema, layout: Layout, columns: Iterable[str], where
 
 
 def _list_of(column: str) -> str:
-    return "a list of numbers" if column in SIGNALS else "a list of whole numbers"
+    return "a list of numbers" if column in REALS else "a list of whole numbers"
 
 
 def typed(

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from sagellm_lifetime.core.hidden_states import COLUMNS
+from sagellm_lifetime.core.logit_signals import SIGNALS
+
 # The table of the design, section 5, in its order; only ``actual_length`` is required. The last
-# three are additions: the sampling temperature, and the model's own signals in nats, one entry for
-# the generated tokens 1–16, one for 17–32, … (core/logit_signals.py).
+# are additions: the sampling temperature, the model's own signals in nats, one entry for the
+# generated tokens 1–16, one for 17–32, … (core/logit_signals.py), and readings of its hidden state
+# (core/hidden_states.py).
 HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "request_id": pl.String(),
     "model": pl.String(),
@@ -32,8 +36,12 @@ HISTORY_SCHEMA: dict[str, pl.DataType] = {
     "temperature": pl.Float64(),
     "eos_logprob": pl.List(pl.Float64()),
     "entropy": pl.List(pl.Float64()),
+    **{name: pl.List(pl.Float64()) for name in COLUMNS},
+    "hidden_source": pl.String(),
 }
 NUMBERS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_numeric())
+REALS = (*SIGNALS, *COLUMNS)
+"""Columns of lists of numbers that need not be whole."""
 LISTS = tuple(n for n, t in HISTORY_SCHEMA.items() if t.is_nested())
 
 # Above these a value is a mistake (a time in milliseconds, a byte count), not a long answer.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from sagellm_lifetime.core.hidden_states import COLUMNS
+from sagellm_lifetime.features.hidden_state import HiddenReadings, read_hidden
 from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.history.prequential import censored
 from sagellm_lifetime.models.context import Context, ObservedRequest
@@ -31,3 +33,11 @@ def completions(
         context.learn(observed.features, observed.session, lengths[i], censored=open_ended[i])
         if progress and i % 4096 == 0:
             progress("learning", i / len(frame))
+
+
+def history_readings(frame: pl.DataFrame) -> list[HiddenReadings | None]:
+    """Return all readings of the hidden state of each row, those of later ages, too."""
+    if not set(COLUMNS) & set(frame.columns):
+        return [None] * len(frame)
+    requests, lengths = HistoryRequests(frame), frame["actual_length"].to_list()
+    return [read_hidden(requests.request(i, lengths[i])) for i in range(len(frame))]

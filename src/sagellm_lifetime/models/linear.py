@@ -7,6 +7,7 @@ predicts no output lengths; this is the predictor that the specification describ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log, log1p, sqrt
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -15,10 +16,13 @@ import numpy as np
 from sagellm_lifetime.core import hazard
 from sagellm_lifetime.core.arrays import Arrays, part
 from sagellm_lifetime.core.checked import checked
+from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import Evidence
+from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.features.request import RequestFeatures
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
+from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.moments import PRIOR_LOG_SD, PRIOR_MEDIAN
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
@@ -26,7 +30,7 @@ from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
 if TYPE_CHECKING:
     import polars as pl
 
-_INPUTS: Final = 10
+_INPUTS: Final = 12
 _RIDGE: Final = 1.0
 _MEMORY: Final = 1.0 - 1.0 / 5000.0
 _PRIOR_WEIGHT: Final = 4.0
@@ -53,6 +57,7 @@ class LinearModel(LengthModel):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.prompts = PromptScore()
+        self.hidden = HiddenScore()
         self._moments = np.zeros((_INPUTS, _INPUTS))
         self._products = _PRIOR_PRODUCTS.copy()
         self._noise = _PRIOR_NOISE.copy()
@@ -67,7 +72,24 @@ class LinearModel(LengthModel):
             RequestError: the token ids cannot be read.
         """
         features, terms = self.prompts.scored(request)
-        return Evidence(features, request.session, terms=terms)
+        hidden = read_hidden(request.request)
+        return self._scored(Evidence(features, request.session, terms=terms, hidden=hidden))
+
+    def absorb(self, evidence: Evidence, request: PredictionRequest) -> Evidence | None:
+        """Return evidence with a new reading of the hidden state, or ``None`` without one.
+
+        Raises:
+            RequestError: the hidden state cannot be read.
+        """
+        hidden = read_hidden(request, evidence.hidden)
+        return None if hidden is None else self._scored(replace(evidence, hidden=hidden))
+
+    def _scored(self, evidence: Evidence) -> Evidence:
+        """Return evidence with the score of its hidden state."""
+        score = self.hidden.score(evidence.hidden)
+        if score is None:
+            return evidence
+        return replace(evidence, features=replace(evidence.features, hidden_score=score))
 
     def _solution(self) -> np.ndarray:
         if self._weights is None:
@@ -91,10 +113,12 @@ class LinearModel(LengthModel):
         """Learn from one finished sequence."""
         self._learn(feedback)
         self.prompts.learn_served(feedback)
+        self.hidden.learn_served(feedback)
 
     def finish_fit(self) -> None:
-        """Fit the prompt score on the replayed rows, too."""
+        """Fit both scores on the replayed rows, too."""
         self.prompts.finish()
+        self.hidden.finish()
 
     def _learn(self, feedback: Feedback) -> None:
         """Add one sequence to the normal equations."""
@@ -120,10 +144,11 @@ class LinearModel(LengthModel):
     ) -> None:
         """Fit the prompt score, then learn all rows of ``older`` with scores out of fold."""
         rows = scored_completions(self.prompts, older, context, progress)
-        evidence = map(Evidence, rows.features, rows.sessions)
-        feedback = zip(evidence, rows.lengths.tolist(), rows.censored.tolist(), strict=True)
-        for one, length, censored in feedback:
-            self._learn(Feedback(one, length, censored, replayed=True))
+        hidden = self.hidden.fit_history(older, rows.lengths, rows.censored)
+        for i, (features, session) in enumerate(zip(rows.features, rows.sessions, strict=True)):
+            evidence = self._scored(Evidence(features, session, hidden=hidden[i]))
+            length, is_censored = int(rows.lengths[i]), bool(rows.censored[i])
+            self._learn(Feedback(evidence, length, is_censored, replayed=True))
 
     def merge(self, *others: Self) -> None:
         """Add the normal equations and the residuals, with the prior once.
@@ -141,12 +166,14 @@ class LinearModel(LengthModel):
         self._noise = np.maximum(noise + left * _PRIOR_NOISE, prior * _PRIOR_NOISE)
         self._weights = None
         merge_prompts(self.prompts, [model.prompts for model in others])
+        self.hidden.merge([model.hidden for model in others])
 
     def state(self) -> Arrays:
-        """Return the normal equations, the residual sums and the prompt score."""
+        """Return the normal equations, the residual sums and both scores."""
         prompts = {f"prompts.{key}": value for key, value in self.prompts.state().items()}
         own = {"moments": self._moments, "products": self._products, "noise": self._noise}
-        return own | {"prior_share": np.array([self._prior_share])} | prompts
+        hidden = {f"hidden.{key}": value for key, value in self.hidden.state().items()}
+        return own | {"prior_share": np.array([self._prior_share])} | prompts | hidden
 
     def restore(self, state: Arrays) -> None:
         """Replace the learned sums. Raises :class:`ValueError` for arrays that do not fit."""
@@ -169,13 +196,15 @@ class LinearModel(LengthModel):
         self._products = checked(state, "products", np.float64, (_INPUTS,)).copy()
         self._weights = None
         self.prompts.restore(part(state, "prompts."))
+        self.hidden.restore(part(state, "hidden."))
 
 
 def inputs(features: RequestFeatures) -> np.ndarray:
-    """Return the inputs of the regression, float64 of shape ``(10,)``.
+    """Return the inputs of the regression, float64 of shape ``(12,)``.
 
     They are an offset, the logarithms of prompt length, cap and turn, each followed by 1 if it is
-    given, the temperature, and the prompt score, followed by 1 if there is one.
+    given, the temperature, the score of the prompt and that of the hidden state above its middle,
+    each followed by 1 if there is one.
     """
     x = np.zeros(_INPUTS)
     x[0] = 1.0
@@ -189,4 +218,7 @@ def inputs(features: RequestFeatures) -> np.ndarray:
         x[7] = features.temperature
     if features.prompt_score is not None:
         x[8], x[9] = features.prompt_score, 1.0
+    if features.hidden_score is not None:
+        # Centred, since none is known before the prefill of a request: 0 stands for the middle.
+        x[10], x[11] = features.hidden_score - log(PRIOR_MEDIAN), 1.0
     return x

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -24,9 +25,11 @@ from sagellm_lifetime.core.extras import is_installed
 from sagellm_lifetime.core.grid import BINS, EDGES
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import Evidence, SequenceEvidence
+from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.models.base import Feedback, Progress
 from sagellm_lifetime.models.context import Context, ObservedRequest
-from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
+from sagellm_lifetime.models.hidden_score import HiddenScore
+from sagellm_lifetime.models.prompt_score import PromptScore
 from sagellm_lifetime.models.residual_life import ResidualLife
 from sagellm_lifetime.models.shrinkage import INSIDE, Hazards
 from sagellm_lifetime.networks.head import base_logits, corrections_by_bin, hazard_steps
@@ -96,13 +99,15 @@ class AutoModel(LSTMModel):
         if self.reads_content:
             return super().observe(request)
         features, terms = self.prompts.scored(request)
-        return Evidence(features, request.session, terms=terms)
+        hidden = read_hidden(request.request)
+        return Evidence(features, request.session, terms=terms, hidden=hidden)
 
-    def absorb(self, evidence: Evidence, request: PredictionRequest) -> SequenceEvidence | None:
-        """Return evidence with the chunks that were completed since, or ``None`` if none was."""
+    def absorb(self, evidence: Evidence, request: PredictionRequest) -> Evidence | None:  # type: ignore[override]
+        """Return evidence with chunks and readings that came since, or ``None`` without any."""
         if isinstance(evidence, SequenceEvidence):
             return super().absorb(evidence, request)
-        return None
+        hidden = read_hidden(request, evidence.hidden)
+        return None if hidden is None else replace(evidence, hidden=hidden)
 
     def check(self, request: ObservedRequest) -> None:
         """Raise :class:`RequestError` for tokens or text that could not be read at any age."""
@@ -116,7 +121,7 @@ class AutoModel(LSTMModel):
         return [self._pooled_row(one) for one in evidence]
 
     def _pooled_row(self, evidence: Evidence) -> np.ndarray:
-        table = self.tables.known(evidence.features, evidence.session)
+        table = self.table(evidence)
         if not isinstance(evidence, SequenceEvidence):
             return table.row
         self.note(evidence, table)
@@ -172,10 +177,13 @@ class AutoModel(LSTMModel):
         """Return what the members would answer before the sequence is counted, and the ages."""
         if self.runner is None or not isinstance(evidence, SequenceEvidence):
             return []
-        table = self.tables.known(evidence.features, evidence.session)
         marks = [mark for mark in evidence.marks if mark[0] < length]
         marks = marks[:: max(-(-len(marks) // _MOST_SCORED), 1)]
-        return [(self._members(self.runner, evidence, table, mark), mark[0]) for mark in marks]
+        answers = []
+        for age, chunks, readings in marks:
+            table = self.table(evidence, readings)
+            answers.append((self._members(self.runner, evidence, table, (age, chunks)), age))
+        return answers
 
     def fit(
         self,
@@ -197,7 +205,8 @@ class AutoModel(LSTMModel):
             parts = Context(context.parts, context.keys) if self.training else context
             self.tables = ResidualLife()
             self.prompts = PromptScore()
-            self.tables.learn_many(*scored_completions(self.prompts, older, parts, None))
+            self.hidden = HiddenScore()
+            self.fit_part(older, parts)
         _LOG.info("auto: %s", self.decision)
 
     def train_on(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,15 +23,18 @@ from sagellm_lifetime.core.grid import BINS
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.core.values import as_option
 from sagellm_lifetime.features.evidence import (
+    Evidence,
     SequenceEvidence,
     check_content,
     new_chunks,
     read_evidence,
     with_chunks,
 )
+from sagellm_lifetime.features.hidden_state import read_hidden
 from sagellm_lifetime.features.name_keys import NameKeys
 from sagellm_lifetime.models.base import Feedback, LengthModel, Progress
 from sagellm_lifetime.models.context import CONVERSATIONS, RECENT, Context, ObservedRequest
+from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.merging.prompts import merge_prompts
 from sagellm_lifetime.models.merging.tables import merge_tables, without_hazards
 from sagellm_lifetime.models.prompt_score import PromptScore, scored_completions
@@ -47,7 +51,7 @@ from sagellm_lifetime.networks.head import (
 from sagellm_lifetime.networks.samples import ReplayStore, Sample
 from sagellm_lifetime.networks.serving import Runner, Runners
 from sagellm_lifetime.networks.trainer import Log, Trainer
-from sagellm_lifetime.networks.training_samples import History
+from sagellm_lifetime.networks.training_samples import History, Tables
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,6 +107,7 @@ class NetworkModel(LengthModel):
         self.options.update(online=online, epochs=as_option("epochs", epochs, 1, _MOST_EPOCHS))
         self.tables = ResidualLife()
         self.prompts = PromptScore()
+        self.hidden = HiddenScore()
         self.weights: Weights | None = None
         """Weights of the network in use, the champion's; ``None`` before it was trained. Changed by
         :meth:`use`."""
@@ -144,14 +149,21 @@ class NetworkModel(LengthModel):
     def read(self, request: ObservedRequest) -> SequenceEvidence:
         """Return evidence of recent completions and the request, without generated tokens."""
         features, terms = self.prompts.scored(request)
-        return read_evidence(request.request, request.session, features, request.recent, terms)
+        hidden = read_hidden(request.request)
+        return read_evidence(
+            request.request, request.session, features, request.recent, terms, hidden
+        )
 
     def absorb(
         self, evidence: SequenceEvidence, request: PredictionRequest
     ) -> SequenceEvidence | None:
-        """Return evidence with the chunks that were completed since, or ``None`` if none was."""
-        new = new_chunks(evidence, request)
-        return None if new is None else with_chunks(evidence, new)
+        """Return evidence with chunks and readings that came since, or ``None`` without any."""
+        hidden, new = read_hidden(request, evidence.hidden), new_chunks(evidence, request)
+        if hidden is not None:
+            evidence = replace(evidence, hidden=hidden)
+        elif new is None:
+            return None
+        return evidence if new is None else with_chunks(evidence, new)
 
     def check(self, request: ObservedRequest) -> None:
         """Raise :class:`RequestError` for tokens or text that could not be read at any age."""
@@ -166,7 +178,7 @@ class NetworkModel(LengthModel):
         return [self._row(one) for one in evidence]
 
     def _row(self, evidence: SequenceEvidence) -> np.ndarray:
-        table = self.tables.known(evidence.features, evidence.session)
+        table = self.table(evidence)
         base = self.note(evidence, table)
         share = self.share.value
         if self.runner is None or not share:
@@ -174,14 +186,22 @@ class NetworkModel(LengthModel):
         by_bin = corrections_by_bin(self.runner(evidence.steps()), evidence.age)
         return table.exact(corrected_row(share * by_bin, base))
 
+    def table(self, evidence: Evidence, readings: int | None = None) -> Hazards:
+        """Return the hazards of the table, with the first readings of the hidden state (or all)."""
+        known = self.tables.known(evidence.features, evidence.session)
+        hidden = evidence.hidden
+        return self.hidden.applied(known, hidden and hidden.first(readings))
+
     @staticmethod
     def note(evidence: SequenceEvidence, table: Hazards) -> np.ndarray:
         """Note an answer in the evidence for :meth:`learn`; return the table's logits."""
-        evidence.base = base_logits(table.padded[INSIDE])
-        mark = (evidence.age, len(evidence.chunks))
+        base = base_logits(table.padded[INSIDE])
+        readings = len(evidence.hidden.readings) if evidence.hidden is not None else 0
+        evidence.bases[readings] = base
+        mark = (evidence.age, len(evidence.chunks), readings)
         if not evidence.marks or evidence.marks[-1] != mark:
             evidence.marks.append(mark)
-        return evidence.base
+        return base
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -203,12 +223,15 @@ class NetworkModel(LengthModel):
 
     def count(self, feedback: Feedback) -> bool:
         """Count a completion in the table; return True if common knowledge has learned it, too."""
-        evidence = feedback.evidence
+        evidence, above = feedback.evidence, None
+        if evidence.hidden is not None:
+            above = self.tables.known(evidence.features, evidence.session)
         is_fair = self.tables.learn(
             evidence.features, evidence.session, feedback.length, censored=feedback.censored
         )
         if is_fair:
             self.prompts.learn_served(feedback)
+            self.hidden.learn_served(feedback, above)
         return is_fair
 
     def _score(self, samples: Sequence[Sample]) -> None:
@@ -298,15 +321,17 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        features = scored_completions(self.prompts, older, Context(), None).features
-        scores = [one.prompt_score for one in features]
-        history = History(self.read, self.tables, context, rng)
+        rows = scored_completions(self.prompts, older, Context(), None)
+        scores = [one.prompt_score for one in rows.features]
+        hidden = self.hidden.fit_history(older, rows.lengths, rows.censored)
+        history = History(self.read, Tables(self.tables, self.hidden), context, rng)
         skipped = older.head(max(len(older) - MAX_TRAINED, round(len(older) * _BURN_IN)))
-        for _ in history.samples(skipped, None, scores):
+        for _ in history.samples(skipped, None, scores, hidden):
             pass
-        trained = older.slice(len(skipped))
-        samples = list(history.samples(trained, progress, scores[len(skipped) :]))
-        trial = History(self.read, deepcopy(self.tables), deepcopy(context), rng)
+        trained, rest = older.slice(len(skipped)), slice(len(skipped), None)
+        samples = list(history.samples(trained, progress, scores[rest], hidden[rest]))
+        copies = Tables(deepcopy(self.tables), deepcopy(self.hidden))
+        trial = History(self.read, copies, deepcopy(context), rng)
         held_out = list(trial.samples(newest, progress))
         if not samples:
             # Every sequence ended at once, so there is nothing to correct.
@@ -317,12 +342,15 @@ class NetworkModel(LengthModel):
         self.use(trainer.weights())
 
     def finish_fit(self) -> None:
-        """Fit the prompt score on the replayed rows, too."""
+        """Fit both scores on the replayed rows, too."""
         self.prompts.finish()
+        self.hidden.finish()
 
     def fit_part(self, rows: pl.DataFrame, context: Context) -> None:
         """Count all rows in the table and fit the prompt score, without a network."""
-        self.tables.learn_many(*scored_completions(self.prompts, rows, context, None))
+        scored = scored_completions(self.prompts, rows, context, None)
+        self.hidden.fit_history(rows, scored.lengths, scored.censored, learns_shape=True)
+        self.tables.learn_many(*scored)
 
     def train_on(
         self,
@@ -344,7 +372,8 @@ class NetworkModel(LengthModel):
         """
         trainer = self._make_trainer(None)
         rng = np.random.default_rng(self.options["seed"])
-        history = History(self.read, deepcopy(self.tables), Context(self.context, keys), rng)
+        copies = Tables(deepcopy(self.tables), deepcopy(self.hidden))
+        history = History(self.read, copies, Context(self.context, keys), rng)
         samples = list(history.samples(sample, progress))
         held_out = list(history.samples(newest, progress))
         if samples:
@@ -366,6 +395,7 @@ class NetworkModel(LengthModel):
         best = max(models, key=_network_rank)
         merge_tables(self.tables, [model.tables for model in others], _MOST_NODES)
         merge_prompts(self.prompts, [model.prompts for model in others])
+        self.hidden.merge([model.hidden for model in others])
         weights, losses = best.weights, best.share.losses.copy()
         if weights is not self.weights:
             self.use(weights)
@@ -444,6 +474,7 @@ class NetworkModel(LengthModel):
         parts: dict[str, Arrays] = {
             "tables": self.tables.state(),
             "prompts": self.prompts.state(),
+            "hidden": self.hidden.state(),
             "weights": self.weights or {},
             "online": {
                 "losses": self.share.losses,
@@ -458,6 +489,7 @@ class NetworkModel(LengthModel):
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         self.tables.restore(part(state, "tables."))
         self.prompts.restore(part(state, "prompts."))
+        self.hidden.restore(part(state, "hidden."))
         self._trainer = self._trial = None
         online = part(state, "online.")
         limits = -1.0, _LARGEST_LOSS
@@ -490,11 +522,15 @@ def _digest(weights: Weights | None) -> str:
 def _samples(feedback: Feedback) -> list[Sample]:
     """Return one sample per answer about a finished sequence, at the age of its prediction."""
     evidence: SequenceEvidence = feedback.evidence
-    if evidence.base is None:
-        return []
     return [
-        Sample(evidence.steps(chunks), evidence.base, age, feedback.length, feedback.censored)
-        for age, chunks in evidence.marks
+        Sample(
+            evidence.steps(chunks),
+            evidence.bases[readings],
+            age,
+            feedback.length,
+            feedback.censored,
+        )
+        for age, chunks, readings in evidence.marks
         if age < feedback.length
     ]
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from sagellm_lifetime.core.protocol import PredictionRequest
 from sagellm_lifetime.features.evidence import SequenceEvidence, Step, read_chunks
+from sagellm_lifetime.features.hidden_state import HiddenReadings, read_hidden
 from sagellm_lifetime.models.context import Context, ObservedRequest
+from sagellm_lifetime.models.hidden_score import HiddenScore
 from sagellm_lifetime.models.residual_life import ResidualLife
+from sagellm_lifetime.models.shrinkage import INSIDE
 from sagellm_lifetime.networks.head import base_logits
 from sagellm_lifetime.networks.samples import Sample
 
@@ -35,18 +38,45 @@ _CONTENT_AGES: Final = 2
 """Number of ages drawn for each row with content, beside the admission."""
 
 
+class Tables(NamedTuple):
+    """Residual-life table and hidden score, which a network corrects together."""
+
+    lives: ResidualLife
+    hidden: HiddenScore
+
+    def logits(self, evidence: SequenceEvidence, hidden: HiddenReadings | None) -> np.ndarray:
+        """Return the logits of the hazards of a request, float32 of shape ``(BINS,)``."""
+        known = self.lives.known(evidence.features, evidence.session)
+        base: np.ndarray = base_logits(self.hidden.applied(known, hidden).padded[INSIDE])
+        return base.astype(np.float32)
+
+    def learn(
+        self,
+        evidence: SequenceEvidence,
+        hidden: HiddenReadings | None,
+        length: int,
+        *,
+        censored: bool,
+    ) -> None:
+        """Learn from one completion; of the hidden score only shape and weights."""
+        known = self.lives.known(evidence.features, evidence.session) if hidden else None
+        ended = evidence.features, evidence.session, length
+        if self.lives.learn(*ended, censored=censored) and hidden is not None:
+            self.hidden.learn(hidden, length, known, censored=censored, replayed=True)
+
+
 class History:
     """Pass over a history that yields samples and learns the history.
 
     Args:
         read: a model's function from a request to the evidence of its admission.
-        tables: residual-life table, which predicts at each arrival and learns at each finish.
+        tables: what predicts at each arrival and learns at each finish.
         context: recent traffic, which learns at each finish.
         rng: generator of the ages.
     """
 
     def __init__(
-        self, read: Read, tables: ResidualLife, context: Context, rng: np.random.Generator
+        self, read: Read, tables: Tables, context: Context, rng: np.random.Generator
     ) -> None:
         self._read_admission, self._tables, self._context, self._rng = read, tables, context, rng
 
@@ -55,6 +85,7 @@ class History:
         frame: pl.DataFrame,
         progress: Progress | None,
         scores: Sequence[float | None] | None = None,
+        hidden: Sequence[HiddenReadings | None] | None = None,
     ) -> Iterator[Sample]:
         """Yield samples of the next part of the history, in the order of the finishes.
 
@@ -62,6 +93,7 @@ class History:
             frame: rows of the part.
             progress: called with the name of the step and the share done; ``None`` for no calls.
             scores: prompt scores of the first rows, made without them; the model's by default.
+            hidden: readings of the rows with scores made without them; the model's by default.
         """
         from sagellm_lifetime.features.rows import HistoryRequests
         from sagellm_lifetime.history.prequential import censored, events
@@ -69,39 +101,46 @@ class History:
         requests = HistoryRequests(frame)
         lengths = frame["actual_length"].to_list()
         open_ended = censored(frame).tolist()
-        waiting: dict[int, tuple[SequenceEvidence, list[Sample]]] = {}
+        waiting: dict[int, tuple[SequenceEvidence, HiddenReadings | None, list[Sample]]] = {}
         for step, (row, finished) in enumerate(events(frame)):
             if not finished:
                 ages = [0, *_drawn_ages(self._rng, has_content=requests.has_content)]
                 predicted = [requests.request(row, age) for age in ages if age < lengths[row]]
                 score = scores[row] if scores is not None else None
-                evidence, answers = self._answers(predicted or [requests.request(row)], score)
+                readings = hidden[row] if hidden is not None else None
+                if readings is None:
+                    readings = read_hidden(requests.request(row, lengths[row]))
+                asked = predicted or [requests.request(row)]
+                evidence, answers = self._answers(asked, score, readings)
                 waiting[row] = (
                     evidence,
+                    readings,
                     [
                         Sample(*answer, lengths[row], open_ended[row])
                         for answer in answers[: len(predicted)]
                     ],
                 )
                 continue
-            evidence, samples = waiting.pop(row)
+            evidence, readings, samples = waiting.pop(row)
             yield from samples
             ended = evidence.features, evidence.session, lengths[row]
             self._context.learn(*ended, censored=open_ended[row])
-            self._tables.learn(*ended, censored=open_ended[row])
+            self._tables.learn(evidence, readings, lengths[row], censored=open_ended[row])
             if progress and step % 512 == 0:
                 progress("reading", step / (2 * len(frame)))
 
     def _answers(
-        self, requests: list[PredictionRequest], score: float | None
+        self,
+        requests: list[PredictionRequest],
+        score: float | None,
+        readings: HiddenReadings | None,
     ) -> tuple[SequenceEvidence, list[Answer]]:
         """Return the evidence of a sequence predicted at ascending ages, and the answers."""
         evidence = self._read(requests[0], score)
-        base = base_logits(self._tables.hazards(evidence.features, evidence.session))
-        base = base.astype(np.float32)
         answers = []
         for request in requests:
             age = request.current_length
+            base = self._tables.logits(evidence, readings.at(age) if readings else None)
             if age == 0 or read_chunks(evidence, request):
                 answers.append((evidence.steps(), base, evidence.age))
             else:

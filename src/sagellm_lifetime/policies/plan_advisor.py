@@ -243,6 +243,8 @@ class PlanAdvisor:
             self._pace.learn(event.seconds)
         if event.grown:
             self._forecaster.grown([view.updated_request() for view in event.grown])
+            for view in event.grown:  # so that the next choice of a victim looks at them
+                self._records[view.id].looked = -_RECENT
         if self._has_reserve and self._step % _RESERVE_EVERY == 0:
             self._update_reserve()
 

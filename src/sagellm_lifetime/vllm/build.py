@@ -17,6 +17,7 @@ from sagellm_lifetime.vllm.guard import GuardedAdvisor
 from sagellm_lifetime.vllm.journal import name_of
 from sagellm_lifetime.vllm.learner import Learner
 from sagellm_lifetime.vllm.live_predictor import make_predictor, warm_up
+from sagellm_lifetime.vllm.model_signals import AllSignals, HiddenSignals, ModelSignals
 from sagellm_lifetime.vllm.prediction_statistics import PredictionStatistics
 from sagellm_lifetime.vllm.recorder import Recorder
 from sagellm_lifetime.vllm.request_adapter import RequestAdapter
@@ -51,11 +52,7 @@ def make_live(
         )
         reads_tokens = predictor.model.reads_content
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
-    signals = None
-    if settings.signals:
-        from sagellm_lifetime.vllm.logit_signals import LogitSignals
-
-        signals = LogitSignals()
+    signals = _signals(settings)
     adapter = RequestAdapter(
         served_name(scheduler.vllm_config),
         scheduler.max_model_len,
@@ -92,6 +89,18 @@ def make_live(
     )
     scheduler.use(advisor, events, adapter)
     return advisor, learner
+
+
+def _signals(settings: LiveSettings) -> ModelSignals | None:
+    """Return what the model itself is watched for, ``None`` for nothing."""
+    parts: list[ModelSignals] = []
+    if settings.signals:
+        from sagellm_lifetime.vllm.logit_signals import LogitSignals
+
+        parts.append(LogitSignals())
+    if settings.hidden:
+        parts.append(HiddenSignals())
+    return AllSignals(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def served_name(vllm_config: Any) -> str:

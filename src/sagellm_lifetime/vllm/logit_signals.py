@@ -24,7 +24,11 @@ class LogitSignals:
         notes = eos.notes_of(request_id)
         return _as_features([note[0] for note in notes], [note[1] for note in notes])
 
-    def pop(self, request_id: str) -> dict[str, list[float]]:
+    def take_fresh(self) -> set[str]:
+        """Return no ids: these signals are read at the ages of other evidence."""
+        return set()
+
+    def pop(self, request_id: str, *, content: bool) -> dict[str, list[float]]:
         """Return the history columns of a finished sequence, and forget its notes."""
         return _as_features(*eos.pop(request_id))
 

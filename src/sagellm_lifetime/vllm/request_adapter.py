@@ -11,11 +11,12 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.protocol import PredictionRequest
+from sagellm_lifetime.features.hidden_state import SOURCE
 from sagellm_lifetime.features.request import PREFIX_HEAD
 from sagellm_lifetime.vllm.client_source import named_client
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.vllm.logit_signals import LogitSignals
+    from sagellm_lifetime.vllm.model_signals import ModelSignals
 
 _NUMBER: Final = (int, float)
 _LONGEST_NAME: Final = 256
@@ -32,7 +33,7 @@ class RequestAdapter:
         model: served name.
         max_model_len: tokens of prompt and output together.
         block_size: tokens per block hash.
-        signals: the model's own signals of the end; ``None`` if they are not watched.
+        signals: what the model itself says; ``None`` if it is not watched.
         trusts_body: True to believe what a request itself says about its client.
     """
 
@@ -41,7 +42,7 @@ class RequestAdapter:
         model: str,
         max_model_len: int,
         block_size: int,
-        signals: LogitSignals | None = None,
+        signals: ModelSignals | None = None,
         *,
         trusts_body: bool = True,
     ) -> None:
@@ -86,8 +87,13 @@ class RequestAdapter:
             request.request_id, generated, len(generated), self.cap(request), self._seen(request)
         )
 
-    def _seen(self, request: Any) -> dict[str, list[float]]:
-        return self._signals.seen(request.request_id) if self._signals is not None else {}
+    def _seen(self, request: Any) -> dict[str, Any]:
+        if self._signals is None:
+            return {}
+        seen = self._signals.seen(request.request_id)
+        if SOURCE in seen and request.lora_request is not None:
+            seen[SOURCE] += f" {request.lora_request.lora_name}"
+        return seen
 
     def cap(self, request: Any) -> int:
         """Return the largest number of tokens that the request may generate."""

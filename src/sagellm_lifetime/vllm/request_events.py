@@ -11,7 +11,7 @@ from sagellm_lifetime.vllm.finish_reasons import FinishReasons
 from sagellm_lifetime.vllm.token_feed import TokenFeed
 
 if TYPE_CHECKING:
-    from sagellm_lifetime.vllm.logit_signals import LogitSignals
+    from sagellm_lifetime.vllm.model_signals import ModelSignals
     from sagellm_lifetime.vllm.recorder import Recorder
     from sagellm_lifetime.vllm.request_adapter import RequestAdapter
 
@@ -35,7 +35,7 @@ class RequestEvents:
         *,
         adapter: RequestAdapter | None = None,
         recorder: Recorder | None = None,
-        signals: LogitSignals | None = None,
+        signals: ModelSignals | None = None,
         reads_tokens: bool = False,
     ) -> None:
         self.finish_reasons = finish_reasons
@@ -68,8 +68,22 @@ class RequestEvents:
             self.admitted(request)
 
     def grown(self, requests: Mapping[str, Any]) -> list[Any]:
-        """Begin a step; return the requests whose new tokens are evidence."""
-        return self._feed.advance(requests)
+        """Begin a step; return the requests whose new tokens, or signals, are evidence.
+
+        Raises:
+            Exception: the reading of signals has failed.
+        """
+        grown = self._feed.advance(requests) if self.reads_tokens else []
+        fresh = self.signals.take_fresh() if self.signals is not None else None
+        if fresh:
+            fresh.difference_update([request.request_id for request in grown])
+            grown += [requests[name] for name in sorted(fresh) if name in requests]
+        return grown
+
+    @property
+    def awaits_evidence(self) -> bool:
+        """Return True if a running sequence may have new evidence."""
+        return self.reads_tokens or self.signals is not None
 
     def finished(self, request: Any, at: float) -> Finished | None:
         """Record the end of a sequence and return it; None if it ended with its last turn."""
@@ -83,7 +97,10 @@ class RequestEvents:
             return Finished(name, request.num_output_tokens, 0.0, "stop", at, is_predicted=False)
         try:
             seconds = max(at - request.arrival_time, 0.0)
-            signals = self.signals.pop(name) if self.signals is not None else {}
+            content = self.recorder is not None and self.recorder.content
+            signals = {}
+            if self.signals is not None:
+                signals = self.signals.pop(name, content=content)
             reason = self.finish_reasons.reason(request)
             # At once, so that a kill -9 loses the last second at most.
             if (to := self.recorder) is not None and self.adapter is not None:

@@ -139,7 +139,7 @@ class LifetimeMixin(SchedulerNames):
         advisor, allowed = self.advisor, sys.maxsize
         assert advisor is not None
         grown: tuple[RequestView, ...] = ()
-        if self.request_events.reads_tokens and not advisor.is_idle:
+        if self.request_events.awaits_evidence and not advisor.is_idle:
             grown = tuple(map(self._view, self.request_events.grown(self.requests)))
         advisor.begin_step(len(self.running), grown)
         if advisor.is_consulted:

@@ -46,7 +46,7 @@ class Range(NamedTuple):
         return f"{kind} from {self.least:g} to {self.most:g}"
 
 
-FLAGS: Final = ("predict", "learn", "signals", "content")
+FLAGS: Final = ("predict", "learn", "signals", "hidden", "content")
 """Settings that are ``true`` or ``false``."""
 NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"mode": START_MODES, "policy": tuple(PLANS), "predictor": predictor_names()}
@@ -97,6 +97,7 @@ class LiveSettings:
             or a folder; empty to learn alone.
         fleet_every_s: smallest number of seconds between two exchanges with it.
         signals: True to give the predictor the model's EOS log-probability and entropy.
+        hidden: True to give the predictor the model's hidden state.
         watermark: smallest share of the KV pool that ``act`` leaves free at admission while
             sequences wait, unless the plan reserves memory itself or the engine's own is larger.
         state: folder for statistics, mode switch and learned state; empty for none.
@@ -123,6 +124,7 @@ class LiveSettings:
     fleet: str = ""
     fleet_every_s: float = 30.0
     signals: bool = False
+    hidden: bool = False
     watermark: float = 0.05
     state: str = ""
     record: str = ""
@@ -180,10 +182,11 @@ class LiveSettings:
             if is_set and not self.predict:
                 value = shown_value(getattr(self, name))
                 raise RequestError(f"lifetime settings: {name} {value} needs predict: true")
-        if self.signals and not (self.predict or self.record):
-            raise RequestError(
-                "lifetime settings: signals true needs predict: true, or record: a folder"
-            )
+        for name in ("signals", "hidden"):
+            if getattr(self, name) and not (self.predict or self.record):
+                raise RequestError(
+                    f"lifetime settings: {name} true needs predict: true, or record: a folder"
+                )
         if self.mode == SWITCHBACK and not self.state:
             raise RequestError("lifetime settings: mode switchback needs state: a folder")
         if self.content and not self.record:

@@ -53,6 +53,10 @@ SCHEDULER: Final = "sagellm_lifetime.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.vllm.observability.http.LifetimeMiddleware"
 CLIENTS: Final = "sagellm_lifetime.vllm.client_source.ClientMiddleware"
 PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
+HIDDEN: Final = "sagellm_lifetime.vllm.hidden_watch:HiddenWatch"
+NEEDS_EAGER: Final = (
+    "--watch-hidden needs --enforce-eager: a compiled model lets nobody read its states"
+)
 RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
@@ -71,6 +75,7 @@ OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "learn": "--enable-online-learning",
         "fleet": "--lifetime-fleet",
         "signals": "--watch-eos",
+        "hidden": "--watch-hidden",
         "record": "--record",
         "content": "--record-content",
         "state": "--state",
@@ -193,11 +198,13 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
-    if settings.signals:
-        check_processors(options)
-        check_one_process(options)
+    for watch in watches(settings):
+        check_processors(options, watch)
+        check_one_process(options, watch)
         if os.environ.get(IN_PROCESS) not in (None, "0"):
-            raise LaunchError(f"--watch-eos sets {IN_PROCESS}=0; your environment has another")
+            raise LaunchError(f"{watch} sets {IN_PROCESS}=0; your environment has another")
+    if settings.hidden and first_of(options, ("--enforce-eager",)) is None:
+        raise LaunchError(NEEDS_EAGER)
     if settings.predict:
         predictor = check_predictor(settings)
         if settings.signals and not settings.record and not predictor.model.reads_content:
@@ -268,22 +275,29 @@ def check_folders(settings: LiveSettings) -> None:
             raise LaunchError(f"lifetime settings: {name}: {found} is not a folder")
 
 
-def check_processors(options: Sequence[str]) -> None:
+def watches(settings: LiveSettings | None) -> list[str]:
+    """Return our options that watch the model itself."""
+    if settings is None:
+        return []
+    return [OPTIONS[name] for name in ("signals", "hidden") if getattr(settings, name)]
+
+
+def check_processors(options: Sequence[str], watch: str = "--watch-eos") -> None:
     """Refuse options that vLLM does not accept with a logits processor."""
     speculative = first_of(options, _SPECULATIVE)
     if speculative:
         raise LaunchError(
-            f"--watch-eos: not with {speculative}: speculative decoding takes no logits processor"
+            f"{watch}: not with {speculative}: speculative decoding takes no logits processor"
         )
 
 
-def check_one_process(options: Sequence[str]) -> None:
+def check_one_process(options: Sequence[str], watch: str = "--watch-eos") -> None:
     """Refuse options that move the model, and its signals, out of the engine core's process."""
     for name in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"):
         if option_of(options, name) not in (None, "1"):
-            raise LaunchError(f"--watch-eos: not with {name}, which has worker processes")
+            raise LaunchError(f"{watch}: not with {name}, which has worker processes")
     if option_of(options, BACKEND) not in (None, "uni"):
-        raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
+        raise LaunchError(f"{watch} needs {BACKEND} uni: the model in the engine's process")
 
 
 def check_predictor(settings: LiveSettings) -> Predictor:
@@ -339,10 +353,11 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     additional[KEY] = {**theirs, **ours}
     LiveSettings.of(additional[KEY])
     line += ["--scheduler-cls", SCHEDULER]
-    if settings.signals:
+    if watches(settings):
         rest, _ = list_option(rest, _PROCESSORS)
         _, processors = list_option(words, _PROCESSORS)
-        line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
+        ours_first = [PROCESSOR] * settings.signals + [HIDDEN] * settings.hidden
+        line += [_PROCESSORS, *dict.fromkeys([*ours_first, *processors])]
         if option_of(words, BACKEND) is None:
             # By default an engine on a CPU starts a worker process, even for one rank.
             line += [BACKEND, "uni"]
@@ -372,5 +387,4 @@ def shown(line: Sequence[str]) -> str:
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
     """Return the environment variables to add for the server."""
-    watched = settings is not None and settings.signals
-    return {IN_PROCESS: "0"} if watched else {}
+    return {IN_PROCESS: "0"} if watches(settings) else {}
