@@ -16,7 +16,7 @@ if profile not in PROFILES:
 
 log = generate(profile, rows, seed=0).drop("prefix_hashes", strict=False)
 write_history(log, path)
-hours = (log["arrival_time"].max() - log["arrival_time"].min()) / 3600
-print(f"Wrote {len(log):,} finished requests of {hours:.1f} hours to {path}")
+minutes = (log["arrival_time"].max() - log["arrival_time"].min()) / 60
+print(f"Wrote {len(log):,} finished requests of {minutes:,.0f} minutes to {path}")
 print(f"median answer {log['actual_length'].median():.0f} tokens, ", end="")
 print(f"longest {log['actual_length'].max():,}")

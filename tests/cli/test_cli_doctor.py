@@ -1,6 +1,7 @@
 """``doctor`` tells what is installed, what is absent and what is broken."""
 
 import json
+import sys
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_an_extra_that_is_absent_says_how_to_get_it(monkeypatch, capsys):
     assert len(lines) == 1
     assert lines[0].startswith("absent  extra [train]: no torch")
     assert "pip install 'isagellm-lifetime[train]'" in lines[0]
+
+
+def test_a_vllm_that_cannot_be_imported_is_a_finding(monkeypatch):
+    monkeypatch.setattr(module, "is_installed", lambda name: True)
+    monkeypatch.setitem(sys.modules, "sagellm_lifetime.vllm.compat.interface", None)
+    (found,) = module._vllm()
+    assert found.state == "broken"
+    assert "cannot be imported (ModuleNotFoundError: " in found.detail
 
 
 @pytest.mark.usefixtures("vllm")

@@ -47,6 +47,19 @@ def test_what_cannot_be_merged_is_one_line(cli, refused, parts, tmp_path):
     assert cli("merge", *parts[:2], *out).code == 0  # a checkpoint there is replaced
 
 
+def test_what_was_merged_already_is_not_merged_again(cli, refused, parts):
+    assert cli("merge", *parts[:2], "-o", "both").code == 0
+    assert cli("export", "--checkpoint", "both", "--output-path", "both.safetensors").code == 0
+    for given in (("both", parts[0]), (parts[1], "both.safetensors")):
+        told = refused("merge", *given, "-o", "again")
+        assert "what was merged into it is in" in told
+    assert cli("merge", "both", parts[2], "-o", "all").code == 0
+    assert "both" in refused("merge", "all", "both", "-o", "again")
+    assert "would count twice" in refused("merge", "all", parts[0], "-o", "again")
+    assert "is merged itself" in refused("merge", "both", parts[2], "-o", "both")
+    assert load_predictor("both").lessons == sum(load_predictor(p).lessons for p in parts[:2])
+
+
 def test_a_common_start_is_said(cli, parts, tmp_path):
     for i, path in enumerate(parts[:2]):
         predictor = load_predictor(path)

@@ -136,6 +136,16 @@ def test_what_does_not_belong_is_kept_under_another_name(learned, said):
         create_predictor("survival").save(learned)
 
 
+def test_what_a_replica_of_a_fleet_learned_itself_is_kept_with_it(learned):
+    own = learned.with_name("predictor.own")
+    create_predictor("survival").save(own)
+    assert began(learned, checkpoint=str(learned.parent / "a"))
+    assert own.exists()
+    assert not began(learned, checkpoint=str(learned.parent / "b"))
+    assert not own.exists()
+    assert learned.with_name("predictor.old.own").exists()
+
+
 def test_another_width_or_damage_starts_anew(learned):
     create_predictor("lstm", hidden_size=8).save(learned)
     assert began(learned, predictor="lstm", width=8)

@@ -1,6 +1,7 @@
 """vLLM's plug-in: it does nothing unless it is asked for, and then all that our launcher does."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -235,6 +236,10 @@ def test_the_hidden_state_of_the_model(monkeypatch):
         ("[1]", {}, "a mode (off, shadow, act)"),
         ("shadow", {"scheduler_cls": "x.Y"}, "--scheduler-cls: ours takes its place"),
         ("act", {"scheduling_policy": "priority"}, "use fcfs to act"),
+        ('{"mode": "switchback"}', {"scheduling_policy": "priority"}, "use fcfs to act"),
+        ('{"state": "file"}', {}, "state: "),
+        ('{"record": "file/below"}', {}, "is not a folder"),
+        ('{"learn": true, "fleet": "file"}', {}, "fleet: "),
         ('{"checkpoint": "nowhere"}', {}, "no such checkpoint"),
         ('{"predictor": "oracle"}', {}, "unknown predictor 'oracle'"),
         ('{"state": "used"}', {}, "another engine runs"),
@@ -246,6 +251,7 @@ def test_a_mistake_ends_the_server_with_one_line(
     registered, monkeypatch, tmp_path, capsys, variable, given, told
 ):
     used = EngineState(tmp_path / "used", 0)
+    (tmp_path / "file").touch()
     monkeypatch.setenv(VARIABLE, variable)
     with pytest.raises(SystemExit) as ended:
         registered.AsyncEngineArgs.from_cli_args(arguments(**given))
@@ -255,6 +261,17 @@ def test_a_mistake_ends_the_server_with_one_line(
     assert told in said
     assert said.count("\n") == 1
     used.close()
+
+
+def test_the_password_of_a_store_is_in_no_argument_that_vllm_logs(monkeypatch):
+    pytest.importorskip("redis")
+    monkeypatch.setenv("LIFETIME_FLEET_PASSWORD", "")
+    monkeypatch.delenv("LIFETIME_FLEET_PASSWORD")
+    place = "redis://me:hu%2Fsh@cache:6379/0"
+    given = arguments(additional_config={"lifetime": {"learn": True, "fleet": place}})
+    assert switch_on(given).fleet == "redis://me@cache:6379/0"
+    assert "sh@" not in str(given.additional_config)
+    assert os.environ["LIFETIME_FLEET_PASSWORD"] == "hu/sh"
 
 
 def test_a_mistake_in_python_is_an_exception(registered):

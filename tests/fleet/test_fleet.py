@@ -94,6 +94,32 @@ def test_every_completion_counts_once_at_every_replica(place: str) -> None:
     assert servers[0].counts.published == written  # nothing new was learned
 
 
+def test_what_is_learned_while_the_store_is_away_survives_a_restart(tmp_path: Path) -> None:
+    store, own = tmp_path / "store", tmp_path / "own"
+    store.touch()  # in the way of the folder
+    first = Server(os.fspath(store), own=own)
+    first.serve(5)
+    first.round()
+    first.serve(2)
+    first.replica.leave()
+    assert first.counts.failures == 1
+    second = Server(os.fspath(store), own=own)  # the store is away still
+    second.serve(1)
+    second.replica.leave()
+    store.unlink()
+    third = Server(os.fspath(store), own=own)
+    third.round()
+    other = Server(os.fspath(store))
+    other.serve(10)
+    for server in (other, third, other, third):
+        server.round()
+    assert third.in_use.lessons == other.in_use.lessons == 18
+    third.replica.leave()
+    fourth = Server(os.fspath(store), own=own)  # continues its entry
+    fourth.round()
+    assert fourth.in_use.lessons == 18
+
+
 def test_a_new_replica_starts_with_what_the_others_know(place: str) -> None:
     old = Server(place)
     old.serve(30, length=40)

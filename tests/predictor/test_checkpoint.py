@@ -83,7 +83,7 @@ def rewrite(path, change, *, arrays=None):
 
 def test_round_trip_and_what_the_manifest_says(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["predictor"] == "survival"
     assert manifest["sha256"] == hashlib.sha256((saved / MODEL).read_bytes()).hexdigest()
     assert set(manifest) >= {"options", "features", "training_data", "metrics", "arrays"}
@@ -170,9 +170,10 @@ def test_missing_pieces(saved, tmp_path):
         b"[" * 100_000,
         b'{"format": 1}',
         b'{"format": 2}',
+        b'{"format": 3}',
         b"{}",
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_manifests_that_are_none(saved, text):
     (saved / MANIFEST).write_bytes(text)
@@ -180,7 +181,7 @@ def test_manifests_that_are_none(saved, text):
 
 
 CHANGES = {
-    "another format": lambda m: m.update(format=4),
+    "another format": lambda m: m.update(format=5),
     "no format": lambda m: m.pop("format"),
     "another schema": lambda m: m["features"].update(bins=7),
     "another checksum": lambda m: m.update(sha256="0" * 64),

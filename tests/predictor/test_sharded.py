@@ -59,6 +59,22 @@ def test_a_network_is_trained_on_a_sample(rows: pl.DataFrame) -> None:
     assert merged.model.training
 
 
+def test_the_default_decides_on_its_network_from_the_sample(rows: pl.DataFrame) -> None:
+    merged = in_parts("auto", rows[:300])
+    assert merged.model.runner is None
+    assert merged.model.decision == "no network: 240 rows to train on, 2,000 needed"
+
+
+def test_the_command_tells_what_a_fit_in_parts_decided(rows, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        RayFit, "run", lambda fit, source, step: in_parts(fit.predictor, rows[:300])
+    )
+    line = ["train", "--data-path", "logs", "--ray", "auto", "--output-path", str(tmp_path / "t")]
+    assert run(line, "sagellm-lifetime") == 0
+    assert "no network: 240 rows" in capsys.readouterr().out
+    assert load_predictor(tmp_path / "t").summary["network"].startswith("no network: 240 rows")
+
+
 def test_the_newest_rows_calibrate_and_sessions_stay_whole(rows: pl.DataFrame) -> None:
     plan = Plan.of([outline(rows)])
     assert plan.cut is not None

@@ -303,6 +303,8 @@ def _advice(verdicts: dict[str, Verdict], led: str) -> str:
         text += ": it needs no training"
         text += ", and no other predictor is ahead of it by more than chance" if not better else ""
     text += "."
+    if led == UNTRAINED:
+        text += f" The default, auto, is {UNTRAINED}, and a network beside it where one helps."
     if better:
         text += f" Ahead of {UNTRAINED} by more than chance: {listed(better, 'and')}."
     return text

@@ -81,11 +81,16 @@ def _vllm() -> Iterator[Finding]:
         hint = f"pip install 'isagellm-lifetime[vllm]' for: {_VLLM_PURPOSE}"
         yield Finding("vLLM", "absent", f"not installed; {hint}")
         return
-    from sagellm_lifetime.vllm.compat.interface import changes
-    from sagellm_lifetime.vllm.compat.versions import UNKNOWN, VERSIONS, is_tested, version
-
     installed = _version_of(*_VLLM_DISTRIBUTIONS) or "of an unknown version"
-    missing = changes()
+    try:
+        from sagellm_lifetime.vllm.compat.interface import changes
+        from sagellm_lifetime.vllm.compat.versions import UNKNOWN, VERSIONS, is_tested, version
+
+        missing = changes()
+    except Exception as error:  # noqa: BLE001 - any error of the import is a finding
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        yield Finding("vLLM", "broken", f"{installed} cannot be imported ({reason})")
+        return
     if missing:
         yield Finding("vLLM", "broken", f"{installed}: {', '.join(missing)}; {VERSIONS} work")
     elif version() != UNKNOWN and not is_tested(version()):

@@ -79,7 +79,9 @@ def start(
     ] = None,
     predictor_hidden_size: Annotated[
         int | None,
-        typer.Option(min=1, max=WIDEST, help="Width of a network.", show_default=False),
+        typer.Option(
+            min=1, max=WIDEST, metavar="N", help="Width of a network.", show_default=False
+        ),
     ] = None,
     predictor_checkpoint: Annotated[
         Path | None,
@@ -119,6 +121,7 @@ def start(
     lifetime_mode: Annotated[
         StartMode | None,
         typer.Option(
+            metavar="MODE",
             help="shadow: predict and count what would differ; act: decide; switchback: alternate "
             "off and act, and measure the difference.",
             show_default="shadow",

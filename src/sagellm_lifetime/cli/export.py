@@ -97,7 +97,11 @@ def _export_network(source: Path, contents: Contents, target: Path) -> None:
             f"{source}: {contents.predictor} has no network; export .safetensors or .pt"
         )
     if network.runner is None:
-        raise CheckpointError(f"{source}: this {contents.predictor} was never trained: train it")
+        decision = str(predictor.summary.get("network", ""))
+        lacks = decision if decision.startswith("no ") else "no trained network"
+        raise CheckpointError(
+            f"{source}: this {contents.predictor} has {lacks}; export .safetensors or .pt, or train"
+        )
     onnx = _onnx()
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(network.runner.model()))
     model.producer_name = "sagellm-lifetime"

@@ -44,6 +44,8 @@ def merge(
         raise CommandError("merge needs two checkpoints or more")
     target = check_checkpoint_path(output_path)
     check_json(json, target, *checkpoints)
+    if target.resolve() in [path.resolve() for path in checkpoints]:
+        raise CommandError(f"{target}: is merged itself, and would be replaced: name another -o")
     for i, path in enumerate(checkpoints):
         if path.resolve() in [other.resolve() for other in checkpoints[:i]]:
             raise CommandError(f"{path}: is given twice, and would count twice")
@@ -64,8 +66,11 @@ def merge(
 
 
 def _refuse_copies(paths: list[Path], predictors: list[Predictor]) -> None:
-    """Raise :class:`CommandError` if two states are equal, since copies would count twice."""
-    from sagellm_lifetime.predictor.merging import state_digest
+    """Raise :class:`CommandError` if two states are equal, since copies would count twice.
+
+    So would the parts of a merged one; of a common start :func:`_note_common_start` tells.
+    """
+    from sagellm_lifetime.predictor.merging import merged_states, state_digest
 
     seen: dict[str, Path] = {}
     for path, predictor in zip(paths, predictors, strict=True):
@@ -75,6 +80,15 @@ def _refuse_copies(paths: list[Path], predictors: list[Predictor]) -> None:
                 f"{path}: holds the same as {seen[digest]}, and would count twice: leave one out"
             )
         seen[digest] = path
+    holders = {digest: (path, "") for digest, path in seen.items()}
+    for path, predictor in zip(paths, predictors, strict=True):
+        start = str(predictor.summary.get(STARTED_FROM, ""))
+        for digest in merged_states(predictor):
+            other, their_start = holders.setdefault(digest, (path, start))
+            if other != path and not (start and start == their_start):
+                raise CommandError(
+                    f"{path}: what was merged into it is in {other}, too, and would count twice"
+                )
 
 
 def _note_common_start(predictors: list[Predictor]) -> None:

@@ -207,7 +207,7 @@ def block(values: dict[str, Any]) -> list[str]:
         "running": ("Running", "d"),
         "unpredicted": ("Unpredicted", "d"),
         "beam_steps": ("Beam Search Steps", "d"),
-        "lessons": ("Lessons", "d"),
+        "lessons": ("Completions Learned", "d"),
         "seconds_per_token": ("Seconds per Token", ".4g"),
     }
     lines += [

@@ -143,9 +143,7 @@ def train(
     losses = getattr(predictor.model, "training", {})
     if losses:
         predictor.summary["held_out_loss"] = losses["loss"]
-    decision = getattr(predictor.model, "decision", "")
-    if decision:
-        predictor.summary["network"] = decision
+    decision = _keep_decision(predictor)
     read = reading.read(data_path)
     if read["cap_reached"]:
         reached = {"rows": read["cap_reached"], "as": read["cap_reached_as"]}
@@ -157,7 +155,7 @@ def train(
         **{key: predictor.summary[key] for key in ("rows", "censored", "length_quantiles")},
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
-        "network": decision or None,
+        "network": decision,
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds_per_token_assumed": not _has_durations(rows),
         "seconds": round(seconds, 3),
@@ -179,11 +177,20 @@ def _refuse_with_ray(given: dict[str, Any]) -> None:
             )
 
 
+def _keep_decision(predictor: Predictor) -> str | None:
+    """Note in the summary, and return, what ``auto`` decided about its network, and why."""
+    decision: str = getattr(predictor.model, "decision", "")
+    if decision:
+        predictor.summary["network"] = decision
+    return decision or None
+
+
 def _train_on_ray(fit_on: RayFit, source: str, target: Path, json: str | None) -> None:
     """Fit on a cluster, save the checkpoint and show the result."""
     started = perf_counter()
     with progress(f"training {fit_on.predictor} on Ray") as step:
         predictor = fit_on.run(source, step)
+    decision = _keep_decision(predictor)
     predictor.save(target)
     losses = getattr(predictor.model, "training", {})
     summary = predictor.summary
@@ -192,7 +199,7 @@ def _train_on_ray(fit_on: RayFit, source: str, target: Path, json: str | None) -
         **{key: summary[key] for key in ("rows", "censored", "length_quantiles", "parts")},
         "held_out_loss_before": losses.get("loss_before"),
         "held_out_loss": losses.get("loss"),
-        "network": None,
+        "network": decision,
         "seconds_per_token": predictor.get_metrics()["seconds_per_token"],
         "seconds_per_token_assumed": "actual_time" not in summary["columns"],
         "seconds": round(perf_counter() - started, 3),

@@ -40,6 +40,8 @@ from sagellm_lifetime.networks.serving import Runner
 if TYPE_CHECKING:
     import polars as pl
 
+    from sagellm_lifetime.features.name_keys import NameKeys
+
 LEAST_ROWS: Final = 2000
 """Rows from which on a network is trained; a shorter history has too few held-out rows to tell."""
 LEAST_GAIN: Final = 0.005
@@ -194,11 +196,8 @@ class AutoModel(LSTMModel):
 
         :attr:`decision` says what was decided; it is logged, too.
         """
-        if len(older) < LEAST_ROWS:
-            self.decision = f"no network: {len(older):,} rows to train on, {LEAST_ROWS:,} needed"
-        elif not is_installed("torch"):
-            self.decision = "no network: training one needs pip install 'isagellm-lifetime[train]'"
-        else:
+        self.decision = _obstacle(len(older))
+        if not self.decision:
             super().fit(older, newest, context, progress)
             self.decision = self._decide()
         if self.runner is None:
@@ -209,6 +208,22 @@ class AutoModel(LSTMModel):
             self.hidden = HiddenScore()
             self.fit_part(older, parts)
         _LOG.info("auto: %s", self.decision)
+
+    def train_on(
+        self,
+        sample: pl.DataFrame,
+        newest: pl.DataFrame,
+        keys: NameKeys,
+        progress: Progress | None,
+    ) -> None:
+        """Train the network on rows that the table has learned, where that is possible and pays.
+
+        :attr:`decision` says what was decided.
+        """
+        self.decision = _obstacle(len(sample))
+        if not self.decision:
+            super().train_on(sample, newest, keys, progress)
+            self.decision = self._decide()
 
     def _decide(self) -> str:
         if not self.training:
@@ -241,6 +256,15 @@ class AutoModel(LSTMModel):
         """Replace the learned state. Raises :class:`ValueError` for arrays that do not fit."""
         super().restore(state)
         self.pool.restore(part(state, "pool."))
+
+
+def _obstacle(rows: int) -> str:
+    """Return why no network can be trained on so many rows here, empty if one can."""
+    if rows < LEAST_ROWS:
+        return f"no network: {rows:,} rows to train on, {LEAST_ROWS:,} needed"
+    if not is_installed("torch"):
+        return "no network: training one needs pip install 'isagellm-lifetime[train]'"
+    return ""
 
 
 def _kind(evidence: Evidence) -> int:

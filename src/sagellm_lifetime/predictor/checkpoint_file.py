@@ -39,7 +39,7 @@ from sagellm_lifetime.features.encode import WIDTH
 from sagellm_lifetime.features.evidence import NAME_BUCKETS
 from sagellm_lifetime.features.text import BUCKETS
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Version of the format; raised where older checkpoints can no longer be restored."""
 EXPORTS: Final = (".pt", ".safetensors", ".onnx")
 """Suffixes of the files that ``export`` writes."""

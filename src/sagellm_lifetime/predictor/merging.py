@@ -17,6 +17,8 @@ import numpy as np
 from sagellm_lifetime.core.errors import MergeError
 from sagellm_lifetime.predictor.base import Predictor
 
+MERGED_FROM: Final = "merged_from"
+"""Key in the summary of a merged state: the digests of all states that are in it."""
 RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ between predictors of one state, which does not depend on them."""
 
@@ -81,6 +83,9 @@ def merge_predictors(
     merged = first.clone()
     merged.merge(*predictors[1:])
     merged.summary = merged_summary([each.summary for each in predictors])
+    merged.summary[MERGED_FROM] = sorted(
+        set().union(*({state_digest(each), *merged_states(each)} for each in predictors))
+    )
     return merged
 
 
@@ -91,6 +96,12 @@ def state_digest(predictor: Predictor) -> str:
         digest.update(f"{name}{array.shape}".encode("utf-8", "surrogatepass"))
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def merged_states(predictor: Predictor) -> set[str]:
+    """Return the digests of the states that were merged into this one, empty for none."""
+    found = predictor.summary.get(MERGED_FROM)
+    return {each for each in found if isinstance(each, str)} if isinstance(found, list) else set()
 
 
 def merged_summary(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sagellm_lifetime.predictor.checkpoint_file import MANIFEST
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
 from sagellm_lifetime.predictor.fleet.replica import FLEET
 from sagellm_lifetime.predictor.merging import mismatch
+from sagellm_lifetime.predictor.worker import OWN, beside
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -147,9 +148,11 @@ def move_aside(
         why = _reason_against(learned, predictor, origin, is_in_fleet)
         if why:
             names = (learned.with_name(f"{learned.name}.old{n or ''}") for n in count())
-            kept = next(name for name in names if not name.exists())
+            kept = next(name for name in names if not (name.exists() or beside(name, OWN).exists()))
             try:
                 learned.rename(kept)
+                if beside(learned, OWN).exists():  # of a fleet: it would be merged again
+                    beside(learned, OWN).rename(beside(kept, OWN))
             except OSError as error:
                 raise CheckpointError(f"{learned}: cannot be moved ({error.strerror})") from error
             LOG.warning("what was learned before is not used, and kept as %s (%s)", kept, why)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import os
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from sagellm_lifetime.predictor.fleet.store import Store, check_place, is_address
 
 PASSWORD_VARIABLE: Final = "LIFETIME_FLEET_PASSWORD"
 """Environment variable with the password of the store, which a command line would show to all."""
+
+
+def parted(place: str) -> tuple[str, str]:
+    """Return a place without its password, and the password; empty for none.
+
+    >>> parted("redis://me:p%40ss@cache:6379/0#blue")
+    ('redis://me@cache:6379/0#blue', 'p@ss')
+    >>> parted("/mnt/fleet")
+    ('/mnt/fleet', '')
+    """
+    try:
+        parts = urlsplit(place) if is_address(place) else None
+    except ValueError:  # no address, which check_place tells
+        return place, ""
+    if parts is None or not parts.password:
+        return place, ""
+    server = parts.netloc.rpartition("@")[2]
+    user = f"{parts.netloc.partition(':')[0]}@".removeprefix("@")
+    return place.replace(parts.netloc, f"{user}{server}", 1), unquote(parts.password)
 
 
 def open_store(place: str) -> Store:

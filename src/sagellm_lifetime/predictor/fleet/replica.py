@@ -112,6 +112,8 @@ class Replica:
         self._own = self._new_own()
         self._published = -1
         """Completions in the entry that was written last, -1 for none."""
+        self._saved = ("", 0)
+        """Name of the entry, and completions, of the ``own`` that was saved last."""
         self._is_joined = self._has_new = False
         self._next = 0.0
         self.counts = FleetCounts()
@@ -149,14 +151,16 @@ class Replica:
             self.counts.connected = False
             self.counts.failures += 1
             self.counts.trouble = str(error)
+            self._save_own()
             is_new = False
         ended = time.monotonic()
         self._next = ended + max(self._every, (ended - started) / _SHARE)
         return is_new
 
     def leave(self) -> None:
-        """Write what was learned last and release the entry; nothing if the store is away."""
+        """Write what was learned last, and release the entry unless the store is away."""
         if not (self._name and self.counts.connected):
+            self._save_own()  # a restart continues it, and brings it to the store
             return
         with suppress(LifetimeError):
             if self._publish(self._own):
@@ -271,11 +275,13 @@ class Replica:
         return own
 
     def _save_own(self) -> None:
-        if self._own_path is None:
+        state = (self._name, self._own.lessons)
+        if self._own_path is None or state == self._saved:
             return
         self._own.summary = {REPLICA: self._name, TOKEN: self._token}
         try:
             self._own.save(self._own_path)
+            self._saved = state
         except CheckpointError as error:
             self.counts.trouble = str(error)
 
@@ -287,7 +293,9 @@ class Replica:
             self.counts.trouble = str(error)
             return
         name, token = (earlier.summary.get(key) for key in (REPLICA, TOKEN))
-        is_named = isinstance(name, str) and is_replica(name) and isinstance(token, str)
+        # Without a name it has not reached the store yet.
+        is_named = name == "" or (isinstance(name, str) and is_replica(name))
+        is_named = is_named and isinstance(token, str)
         if not is_named or mismatch(earlier, self._base) or earlier.keys != self._base.keys:
             return
         self._name, self._token, self._own = str(name), str(token), earlier

@@ -25,12 +25,21 @@ from sagellm_lifetime.vllm.launch.server import (
     SHUTDOWN_S,
     STATE,
     absolute,
+    check_folders,
     check_predictor,
+    hide_password,
     unchecked_keys,
 )
 from sagellm_lifetime.vllm.launch.variable import VARIABLE, variable
 from sagellm_lifetime.vllm.launch.vllm_args import LaunchError
-from sagellm_lifetime.vllm.settings import KEY, MODES, LiveSettings, cannot_act, check_keys
+from sagellm_lifetime.vllm.settings import (
+    KEY,
+    MODES,
+    SWITCHBACK,
+    LiveSettings,
+    cannot_act,
+    check_keys,
+)
 
 _ONE_PROCESS: Final = ("tensor_parallel_size", "pipeline_parallel_size")
 
@@ -81,6 +90,7 @@ def switch_on(arguments: Any, *, state: str = "") -> LiveSettings:
     if arguments.scheduler_cls is not None:
         raise LaunchError(f"--scheduler-cls: ours takes its place; leave it or {KEY} out")
     values = {**from_environment(), **as_settings(additional.get(KEY, {}))}
+    hide_password(values)
     values.setdefault("state", state)
     if values.get("checkpoint"):
         values.setdefault("predictor", "")  # a checkpoint names its predictor
@@ -142,8 +152,9 @@ def as_settings(value: object) -> dict[str, Any]:
 def _check(arguments: Any, settings: LiveSettings) -> None:
     """Refuse what would fail after the model is loaded, or have no effect."""
     check_version()
+    check_folders(settings)
     policy = getattr(arguments, "scheduling_policy", "fcfs")
-    if settings.mode == "act" and cannot_act(policy):
+    if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
     if settings.predict:
         check_predictor(settings)

@@ -20,6 +20,7 @@ from sagellm_lifetime.core.errors import (
 )
 from sagellm_lifetime.core.values import is_path
 from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.fleet.connect import PASSWORD_VARIABLE, parted
 from sagellm_lifetime.predictor.fleet.store import is_address
 from sagellm_lifetime.predictor.registry import DEFAULT, predictor_class
 from sagellm_lifetime.vllm.client_source import API_KEY
@@ -128,6 +129,7 @@ def engine_settings(explicit: Mapping[str, Any], options: Sequence[str]) -> Live
     check_keys(theirs)
     _check_agree(theirs, explicit)
     values = {**theirs, **explicit}
+    hide_password(values)
     values.setdefault("predict", False)
     values.setdefault("mode", "shadow" if values["predict"] else "off")
     # A checkpoint names its predictor.
@@ -149,12 +151,23 @@ def _check_agree(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def absolute(name: str, value: Any) -> Any:
-    """Return a setting as an engine gets it, with absolute paths."""
+    """Return a setting as an engine gets it: with absolute paths, and without a password."""
     if name in PATHS and isinstance(value, str) and is_path(value):
         return os.path.realpath(value)  # also ends in a loop of links
-    if name in PLACES and isinstance(value, str) and is_path(value) and not is_address(value):
-        return os.path.realpath(value)
+    if name in PLACES and isinstance(value, str) and is_path(value):
+        return parted(value)[0] if is_address(value) else os.path.realpath(value)
     return value
+
+
+def hide_password(values: Mapping[str, Any]) -> None:
+    """Move the password of a fleet's store into the environment, since vLLM logs its arguments.
+
+    :func:`absolute` leaves it out of the address. A password that the environment has stays.
+    """
+    place = values.get("fleet")
+    password = parted(place)[1] if isinstance(place, str) else ""
+    if password:
+        os.environ.setdefault(PASSWORD_VARIABLE, password)
 
 
 def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> None:
@@ -179,6 +192,7 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     if settings is None:
         return
     check_version()
+    check_folders(settings)
     if option_of(options, "--scheduler-cls") is not None:
         raise LaunchError("--scheduler-cls: ours takes its place; leave it out")
     policy = option_of(options, "--scheduling-policy") or "fcfs"
@@ -246,6 +260,19 @@ def check_model(model: str) -> None:
         raise LaunchError(f"{model}: no such folder in {owner}")
     elif not _HUB.fullmatch(model):
         raise LaunchError(f"{model}: no such folder, and not a name of the hub (OWNER/NAME)")
+
+
+def check_folders(settings: LiveSettings) -> None:
+    """Refuse a file, or a path below one, where a setting names a folder; nothing is made."""
+    for name in ("state", "record", "fleet"):
+        place = getattr(settings, name)
+        if not place or (name == "fleet" and is_address(place)):
+            continue
+        found = Path(place)
+        while not os.path.lexists(found) and found != found.parent:
+            found = found.parent
+        if not found.is_dir():
+            raise LaunchError(f"lifetime settings: {name}: {found} is not a folder")
 
 
 def watches(settings: LiveSettings | None) -> list[str]:
