@@ -155,7 +155,7 @@ def test_the_whole_way(server, folder, capsys, monkeypatch):
         found = server.until(lambda s, b=before: s["total_predictions"] > b and s["running"] == 0)
     assert adds_up(found)
     assert found["mode"] == "shadow"
-    assert found["predictor"] == "auto"
+    assert found["predictor"] == "survival"
     assert 1 <= found["finish_reasons"]["stop"] <= 2, "no stop string counts before min_tokens"
     assert found["finish_reasons"]["length"] >= 3
     server.complete(use_beam_search=True, n=2, max_tokens=6, ignore_eos=True)
@@ -253,7 +253,7 @@ def round_again(folder, capsys):
     learned = load_predictor(folder / LEARNED)
     assert learned.name == "lstm"
     assert learned.get_metrics()["lessons"] == trained + 20
-    assert load_predictor(folder / f"{LEARNED}.old").name == "auto"
+    assert load_predictor(folder / f"{LEARNED}.old").name == "survival"
     ends = time.monotonic() + 60
     while not list(
         recover_journals(folder / "again")

@@ -15,7 +15,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.server,
     pytest.mark.usefixtures("vllm"),
-    pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'ray[serve]'"),
+    pytest.mark.skipif(
+        find_spec("ray") is None or find_spec("grpc_reflection") is None,
+        reason="needs Ray Serve: pip install 'ray[serve]'",
+    ),
 ]
 DEPLOY = """
 import json, os, socket, time

@@ -27,6 +27,8 @@ def server(vllm, tmp_path_factory):
     made = Server(
         folder, "--enable-lifetime-prediction", "--enable-online-learning",
         "--additional-config", rare,
+        # Another test in this process may have asked vLLM to be quiet.
+        env={"VLLM_LOGGING_LEVEL": "INFO"},
     )  # fmt: skip
     made.folder = folder
     try:
@@ -70,7 +72,7 @@ def test_one_line_of_the_log_says_what_is_on(server):
     lines = [x for x in server.log.read_text().splitlines() if "lifetime prediction: pred" in x]
     assert len(lines) == 1
     assert (
-        "predictor survival (0 completions), learning; policy lifetime in mode shadow" in lines[0]
+        "predictor auto (0 completions), learning; policy lifetime in mode shadow" in lines[0]
     )
 
 
