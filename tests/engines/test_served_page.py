@@ -71,9 +71,7 @@ def test_counters_are_there_before_the_first_request(server):
 def test_one_line_of_the_log_says_what_is_on(server):
     lines = [x for x in server.log.read_text().splitlines() if "lifetime prediction: pred" in x]
     assert len(lines) == 1
-    assert (
-        "predictor auto (0 completions), learning; policy lifetime in mode shadow" in lines[0]
-    )
+    assert "predictor auto (0 completions), learning; policy lifetime in mode shadow" in lines[0]
 
 
 def test_the_page_shows_what_runs_in_the_server(server, load):
