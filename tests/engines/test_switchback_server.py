@@ -103,7 +103,8 @@ def test_off_and_act_alternate_and_the_difference_is_shown(server, capsys):
     text = capsys.readouterr().out
     assert f"blocks of {PERIOD_S:g} s" in text
     assert "    first token: off " in text
-    assert 'switchback_running{engine="all",model_name="model"} 1.0' in server.get("/metrics")
+    running = f'switchback_running{{engine="all",model_name="{MODEL}"}} 1.0'
+    assert running in server.get("/metrics")
     assert outlooks
     assert any(outlook["retry_after_s"] >= 1 for outlook in outlooks)
     for outlook in outlooks:
