@@ -30,7 +30,7 @@ _LONGEST_REASON: Final = 200
 _RARE: Final = ("unpredicted", "capped", "beam_steps")
 """Counts whose lines are left out while they are 0."""
 FEWEST_PAIRS: Final = 6
-"""As in ``evaluation.switchback``, which needs NumPy and is not imported here."""
+"""Least pairs for an interval; equal to that of ``evaluation.switchback``, which imports NumPy."""
 _ACRONYMS: Final = {"lstm": "LSTM"}
 
 

@@ -1,4 +1,4 @@
-"""What merges of learned states share: rules whose result depends on the set of states alone.
+"""Rules that merges of learned states share; the result depends on the set of states only.
 
 Sums are associative and commutative but for rounding; a choice of the largest is so exactly.
 """

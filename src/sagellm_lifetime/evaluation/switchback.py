@@ -152,7 +152,7 @@ _SUMS: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What acting changed in one quantity.
+    """Effect of acting on one quantity.
 
     Attributes:
         off: mean over the blocks without.
@@ -239,7 +239,7 @@ QUANTITIES: Final[Mapping[str, tuple[str, Callable[[Block], float | None]]]] = M
         "preemptions": ("1/min", lambda block: _ratio(block.preemptions, block.seconds, 60.0)),
     }
 )
-"""What is compared: its unit, and its value in a block, or None where it has none."""
+"""Quantities by name: the unit, and the value in a block (None where it has none)."""
 
 
 def effects(blocks: Iterable[Block], design: Design) -> dict[str, dict[str, Any]]:

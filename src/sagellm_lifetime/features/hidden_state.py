@@ -36,7 +36,7 @@ _WANTED: Final = f"a list of 1 to {WIDEST:,} finite numbers, or a mapping of age
 
 
 class Reading(NamedTuple):
-    """One reading.
+    """Hidden state of a sequence at one stage.
 
     Attributes:
         stage: number of the reading, an index into ``READ_AT``.

@@ -66,7 +66,7 @@ class RequestFeatures:
     prompt_key: int = 0
     """Checksum of the terms of the prompt, 0 for unknown; set by ``models.prompt_score``."""
     hidden_score: float | None = None
-    """As ``prompt_score``, of the model's hidden state; set by ``models.hidden_score``."""
+    """Score of the model's hidden state, a log length; set by ``models.hidden_score``."""
 
 
 def client_key(name: Any, keys: NameKeys) -> int:

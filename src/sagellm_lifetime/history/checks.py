@@ -39,7 +39,7 @@ _SHOWN_REASON = r"[A-Za-z][A-Za-z0-9_.-]{0,19}"
 
 @dataclass(frozen=True)
 class CellFormat:
-    """How cells are read that may be written in several ways; plain reading is tried first.
+    """Format of cells that may be written in several ways; plain reading is tried first.
 
     Attributes:
         unit: what the numbers of ``arrival_time`` count, a key of ``SCALES``.
@@ -58,7 +58,7 @@ EVERY_WAY = CellFormat(iso=True, words=True)
 
 @dataclass(frozen=True)
 class Fault:
-    """One way a row can be bad; faults of one ``kind`` are counted together."""
+    """Kind of fault of a row; faults of one ``kind`` are counted together."""
 
     kind: str
     column: str

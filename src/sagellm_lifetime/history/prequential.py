@@ -13,7 +13,7 @@ from sagellm_lifetime.core.timing import DEFAULT_SECONDS_PER_TOKEN
 from sagellm_lifetime.history.reasons import finish_reason
 
 Clock = Literal["auto", "wall", "session"]
-"""What arrival times count from: one origin, or each session's own start."""
+"""Origin of arrival times: one for all, or the start of each session."""
 _NEARLY_ALL: Final = 0.95
 _SOME: Final = 0.1
 

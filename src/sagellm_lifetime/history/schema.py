@@ -51,7 +51,7 @@ MAX_SECONDS = 10**11
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each history column is in a file, and which ones are required.
+    """Places of the history columns in a file, and the required ones.
 
     Attributes:
         names: history column -> column of the file; messages name the column of the file.

@@ -29,7 +29,7 @@ _INDENT: Final = 10
 
 @dataclass(frozen=True)
 class HistorySummary:
-    """What was understood of a log, for people and as numbers.
+    """Summary of a log as it was read, for people and as numbers.
 
     Attributes:
         source: path or other name of the log; empty if it has none.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import polars as pl
 
 SCALES: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-"""How many of each unit a second has."""
+"""Units per second."""
 NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 BANDS: Final = {"ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e20)}
 """Where an epoch of a unit lies from 1973 to the year 5138; seconds lie below all of them."""
