@@ -16,7 +16,7 @@ READ_AT: Final = (0, 32, 64)
 COLUMNS: Final = ("hidden_state", "hidden_state_32", "hidden_state_64")
 """Columns of a history with the three readings."""
 _DEPTH: Final = 2.0 / 3.0
-"""Share of the layers after which the state is read: there it says most of the length."""
+"""Share of the layers after which the state is read: the most informative depth for lengths."""
 WINDOW: Final = 16
 """Inputs over which the later readings are averaged."""
 

@@ -1,4 +1,4 @@
-"""Hidden score: what the served model's hidden state says about the length of its answer.
+"""Hidden score: the length of an answer, estimated from the served model's hidden state.
 
 For each reading of a sequence (``features.hidden_state``) a ridge regression of the logarithm of
 the length on the components of the state, and on the scores of earlier readings, gives a score. It
@@ -632,7 +632,7 @@ def _expected_above(mean: float, sd: float, least: float) -> float:
 
 
 class _Shape:
-    """Distribution of ``log L - score``, and the weight of what it says.
+    """Distribution of ``log L - score``, and its weight.
 
     Attributes:
         log_sd: spread of the log-logistic that it is shrunk to.

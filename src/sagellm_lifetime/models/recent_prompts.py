@@ -1,4 +1,4 @@
-"""Prompts whose completions were learned lately, so that a repeated one can be told."""
+"""Keys of the prompts whose completions were learned recently, to recognise repeated ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_PROMPTS: Final = 4096
 class RecentPrompts:
     """Keys of the prompts of recent completions, bounded.
 
-    Answers to one prompt are alike, so a second one says nothing of prompts that are new. Whoever
-    compares predictions with outcomes, to choose between them, therefore leaves it out.
+    Answers to one prompt are alike, so a second one is no evidence about new prompts. Comparisons
+    of predictions with outcomes that choose weights leave it out.
 
     Example:
         >>> from sagellm_lifetime.models.recent_prompts import RecentPrompts

@@ -27,7 +27,7 @@ LEVELS: Final = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 PLACES_S: Final = (0, 1, 2, 5, 10, 20, 30, 60)
 """Seconds within which a place may be free."""
 RETRY_LEVEL: Final = 0.9
-"""Probability of a free place at which a client is told to come again."""
+"""Probability of a free place by the time that ``Retry-After`` names."""
 SHARED: Final = 0.1
 """Correlation of two remaining lengths in one situation, on the normal scale. Chosen on the first
 halves of the traces (docs/lab/outlook.md)."""

@@ -6,7 +6,7 @@
 4. :func:`finish` merges the entries and replays the newest rows, as ``Predictor.fit`` does; a
    network is trained on a sample in which every client has an even share.
 
-Parts are fitted by whoever runs step 1 and 3: :mod:`~.ray_fit` on a Ray cluster, or a loop. Unlike
+Any caller may run steps 1 and 3: :mod:`~.ray_fit` on a Ray cluster, or a loop. Unlike
 ``Predictor.fit`` all rows are learned, not the newest 300,000.
 """
 

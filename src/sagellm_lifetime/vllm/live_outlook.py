@@ -38,7 +38,7 @@ _SHARE: Final = 0.005
 _PACE_S: Final = 30.0
 """Seconds over which the duration of a step is averaged."""
 _STALE_S: Final = 30.0
-"""Age from which an outlook says nothing about now."""
+"""Seconds after which an outlook is out of date."""
 Forecast = Callable[[Sequence[str], np.ndarray], SurvivalForecast]
 
 

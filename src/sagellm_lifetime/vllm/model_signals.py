@@ -1,4 +1,4 @@
-"""All that the served model itself says of a request, on its way to predictor and history."""
+"""Signals of the served model about a request, passed on to predictor and history."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Termination:
-    """Whether this engine core was told to end.
+    """Request to end this engine core, by SIGTERM.
 
     Attributes:
         is_requested: True from the first SIGTERM on.

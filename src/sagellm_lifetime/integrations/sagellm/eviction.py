@@ -70,7 +70,7 @@ class LifetimeAwareEviction(EvictionStrategy):
     lower class of ``metadata["priority"]`` goes before a higher one, as in ``PriorityEviction``.
 
     Args:
-        sequences: the running sequences; those of nobody by default.
+        sequences: the running sequences; none by default.
         clock: seconds on the handles' clock.
         free_tokens: tokens of the pool that are free now. The package asks for all tokens of an
             allocation, also where some are free; with this only the rest is evicted.
@@ -125,7 +125,7 @@ class LifetimeAwareEviction(EvictionStrategy):
             max_victims is None
             and len(set(urgency.tolist())) == 1
             and sum(views[i].num_tokens for i in idle) >= num_tokens_needed
-        ):  # they go before all others, so that nobody need be predicted
+        ):  # they go before all others, so no prediction is needed
             allowed, urgency = idle, urgency[: len(idle)]
         now = (self._clock or time.time)()
         scores = self.scores.score([views[i] for i in allowed], now)

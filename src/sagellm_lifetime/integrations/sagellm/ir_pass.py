@@ -82,8 +82,8 @@ class LifetimeIRPass(OptimizationPass):
             Order.ARRIVAL: np.zeros(len(line)),
         }[self.order]
         urgency = np.array([self.polarity.urgency(task.priority) for task in line])
-        nobody = np.zeros(len(line), dtype=np.int64)
-        order = overtaking_order(service, urgency, nobody, self._most_overtaken)
+        overtaken = np.zeros(len(line), dtype=np.int64)
+        order = overtaking_order(service, urgency, overtaken, self._most_overtaken)
         ir.nodes = [node for i in order for node in parts[line[i].node_id]] + others
         ir.optimization_hints["lifetime_order"] = [line[i].request_id for i in order]
         return ir

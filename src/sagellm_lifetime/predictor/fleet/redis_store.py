@@ -98,7 +98,7 @@ class RedisStore(Store):
         return found
 
     def claim(self, replica: str, token: str, lease_s: float) -> bool:
-        """Take the lease of an entry if nobody, or this token, has it."""
+        """Take the lease of an entry if it is free or this token has it."""
         return self.write(replica, token, lease_s, None)
 
     def write(self, replica: str, token: str, lease_s: float, data: bytes | None) -> bool:

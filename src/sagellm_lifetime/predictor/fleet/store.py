@@ -53,7 +53,7 @@ class Store(ABC):
 
     @abstractmethod
     def claim(self, replica: str, token: str, lease_s: float) -> bool:
-        """Take the lease of an entry if nobody, or this token, has it; return True if so."""
+        """Take the lease of an entry if it is free or this token has it; return True if so."""
 
     @abstractmethod
     def write(self, replica: str, token: str, lease_s: float, data: bytes | None) -> bool:

@@ -161,7 +161,7 @@ def _check(arguments: Any, settings: LiveSettings) -> None:
 
 
 def _watch_model(arguments: Any, processor: str, option: str) -> None:
-    """Add a logits processor that reads what the model says, in the engine core's process."""
+    """Add the logits processor that reads the model's signals in the engine core's process."""
     if any(getattr(arguments, name, 1) not in (None, 1) for name in _ONE_PROCESS):
         raise LaunchError(f"{option}: not with several processes for one model")
     if getattr(arguments, "speculative_config", None):
