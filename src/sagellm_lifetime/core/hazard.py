@@ -20,7 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, expm1, log1p
+from math import ceil, expm1, log, log1p
 from typing import Final
 
 import numpy as np
@@ -38,6 +38,9 @@ from sagellm_lifetime.core.grid import (
 ROW = BINS + 1
 _STEEP: Final = 0.25
 _RISE: Final = 1.5
+_LEAST: Final = 1e-9
+"""Least share of the sequences alive that survives a bin."""
+_LEAST_LOG: Final = log(_LEAST)
 MOST_ATOMS: Final = 8
 KNOTS: Final = 2 * MOST_ATOMS
 WIDE: Final = ROW + 2 * KNOTS
@@ -357,10 +360,21 @@ def from_hazards(discrete: np.ndarray) -> np.ndarray:
     # Ufuncs, because np.clip and np.cumsum spend more time on their arguments than on one row.
     # Summed in place before the conversion, which else goes through a small buffer.
     steps = np.negative(discrete)
-    np.minimum(np.maximum(steps, 1e-9 - 1.0, steps), 0.0, steps)
+    np.minimum(np.maximum(steps, _LEAST - 1.0, steps), 0.0, steps)
     sums = np.add.accumulate(np.log1p(steps, steps), axis=-1)
     rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
     np.negative(sums, rows[..., 1:], casting="same_kind")
+    return rows
+
+
+def from_logs(logs: np.ndarray) -> np.ndarray:
+    """Return rows from ``log(1 - h)`` of each bin, shape ``(..., BINS)``.
+
+    Equal to :func:`from_hazards` of ``h`` but for rounding, without an exponential and a logarithm.
+    """
+    steps = np.minimum(np.maximum(logs, _LEAST_LOG), 0.0)
+    rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
+    np.negative(np.add.accumulate(steps, axis=-1), rows[..., 1:], casting="same_kind")
     return rows
 
 
