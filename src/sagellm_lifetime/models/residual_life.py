@@ -381,14 +381,16 @@ class ResidualLife:
 
         Returns:
             The prediction to apply effects to, and the sum of the effects. If no other piece is
-            known, that prediction is the one of the main effect, without effects.
+            known, that prediction is the one of the main effect, without effects, whatever its
+            weight beside other pieces.
         """
+        is_alone = so_far is None and _is_alone(step, above)
         share = weight(TRUST[self._weights_of(step).trust[step.level]], above[1])
-        pair = self._main_hazards(step) if share >= _NEGLIGIBLE else None
+        pair = self._main_hazards(step) if is_alone or share >= _NEGLIGIBLE else None
         if pair is None:
             return above, so_far
         main, over = pair
-        if so_far is None and above[2] == step.main[-1].before:
+        if is_alone:
             return (main, 0, step.main), None
         effect = main.effect(over) * share
         return above, effect if so_far is None else so_far + effect
@@ -651,9 +653,10 @@ class ResidualLife:
         weights = self._weights_of(step)
         pair = self._main_hazards(step) if step.main else None
         if pair is not None:
-            effect = pair[0].effect(pair[1])
-            nats = effect_losses(above[0], effect, above[1], k, censored=censored)
-            weights.score_effect(step.level, nats)
+            if not _is_alone(step, above):
+                effect = pair[0].effect(pair[1])
+                nats = effect_losses(above[0], effect, above[1], k, censored=censored)
+                weights.score_effect(step.level, nats)
             above, effects = self._with_effect(step, above)
         if step.key in self._nodes:
             node = self._existing(step.key)
@@ -940,6 +943,11 @@ _ORDER: Final = tuple(
 )
 """Rank of each level in an order that puts it after the levels that it depends on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
+
+
+def _is_alone(step: Step, above: Reached) -> bool:
+    """Return whether no other piece is known than that of a main effect."""
+    return above[2] == step.main[-1].before
 
 
 def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
