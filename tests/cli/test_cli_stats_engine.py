@@ -146,6 +146,8 @@ def test_what_was_done_and_what_it_bought_is_shown(cli):
         "decisions": {"act": act, "shadow": shadow},
         "switchback": {"running": True, "arm": "act", "period_s": 600.0, "pairs": 9,
                        "effects": {"latency": effect,
+                                   "throughput": {**effect, "unit": "tokens/s", "off": 3490.4,
+                                                  "act": 10_250.2},
                                    "first_token": {**effect, "low": None, "high": None}}},
         "outlook": {"running_tokens": {"expected": 2040.0, "p90": 2410.0},
                     "waiting_tokens": {"expected": 0.0, "p90": 0.0}, "retry_after_s": 5},
@@ -160,6 +162,7 @@ def test_what_was_done_and_what_it_bought_is_shown(cli):
         "  Shadow Costs: 10 tokens recomputed, 0 block-seconds would be held back",
         "  Switchback: act now, blocks of 600 s, 9 pairs",
         "    latency: off 4, act 3.5 s; difference -0.5 (95 % -0.75 to -0.25)",
+        "    throughput: off 3,490, act 10,250 tokens/s; difference -0.5 (95 % -0.75 to -0.25)",
         "    first token: off 4, act 3.5 s; difference -0.5 (an interval needs 6 pairs)",
         "  Outlook: 2,040 tokens of what is running (p90 2,410), "
         "0 tokens of what is waiting (p90 0), a place within 5 s (p90)",

@@ -234,6 +234,11 @@ def test_the_hidden_state_of_the_model(monkeypatch):
         ("on", {}, "SAGELLM_LIFETIME: lifetime settings: a mode (off, shadow, act) or an object"),
         ('{"mod": 1}', {}, "unknown key 'mod': did you mean mode?"),
         ("[1]", {}, "a mode (off, shadow, act)"),
+        (
+            '{"mode": act}',
+            {},
+            "SAGELLM_LIFETIME: not valid JSON: Expecting value: line 1 column 10",
+        ),
         ("shadow", {"scheduler_cls": "x.Y"}, "--scheduler-cls: ours takes its place"),
         ("act", {"scheduling_policy": "priority"}, "use fcfs to act"),
         ('{"mode": "switchback"}', {"scheduling_policy": "priority"}, "use fcfs to act"),

@@ -208,8 +208,18 @@ def test_methods(folder, engine, path, method):
     assert (engine.asked_for() == "act") == (status == 202)
 
 
+def test_the_page_with_a_slash_behind_it_leads_to_the_page(folder):
+    status, headers, body = request(folder, "GET", "/lifetime/")
+    assert (status, headers[b"location"], body) == (308, b"../lifetime", b"")
+
+
 def test_no_other_routes(folder):
-    for path in ("/lifetime/", "/lifetime/stats/", "/lifetime/../../etc/passwd", "/lifetime/mode2"):
+    for path in (
+        "/lifetime//",
+        "/lifetime/stats/",
+        "/lifetime/../../etc/passwd",
+        "/lifetime/mode2",
+    ):
         status, body = ask(folder, "GET", path)
         assert status == 404
         assert json.loads(body)["error"].startswith("no such route")

@@ -330,8 +330,8 @@ def _switchback(experiment: Any) -> list[str]:
     for name, effect in found.items() if isinstance(found, dict) else ():
         if not isinstance(effect, dict):
             continue
-        off, act, change = (_shown(effect, key, ".3g") for key in ("off", "act", "difference"))
-        bounds = [_shown(effect, key, "+.3g") for key in ("low", "high")]
+        off, act, change = (_short(effect, key) for key in ("off", "act", "difference"))
+        bounds = [_short(effect, key, "+") for key in ("low", "high")]
         interval = f"95 % {bounds[0]} to {bounds[1]}"
         if "n/a" in bounds:
             interval = f"an interval needs {FEWEST_PAIRS} pairs"
@@ -399,6 +399,12 @@ def _shown(values: dict[str, Any], key: str, form: str, unit: str = "") -> str:
     except OverflowError:  # a whole number that no float can hold
         return "n/a"
     return "n/a" if text == "–" else text + unit
+
+
+def _short(values: dict[str, Any], key: str, sign: str = "") -> str:
+    """Return a number with three digits, or in whole thousands and units from 1,000 on."""
+    value = _float(values.get(key))
+    return _shown(values, key, f"{sign}{',.0f' if value and abs(value) >= 999.5 else '.3g'}")
 
 
 def _float(value: Any) -> float | None:

@@ -121,7 +121,9 @@ def from_environment() -> dict[str, Any]:
     if text not in MODES:
         try:
             value = json.loads(text)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if text.lstrip().startswith("{"):
+                raise RequestError(f"{VARIABLE}: not valid JSON: {error}") from None
             value = text
     try:
         return as_settings(value)

@@ -93,6 +93,9 @@ class LifetimeMiddleware:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] == "http" and path == METRICS and scope["method"] == "GET":
             await self._metrics(scope, receive, send)
+        elif scope["type"] == "http" and path == f"{PAGE}/" and scope["method"] in _READ:
+            # Relative, since a proxy may have put something before the path.
+            await _answer(send, 308, None, [(b"location", b".." + PAGE.encode())])
         elif scope["type"] == "http" and (path == PAGE or path.startswith(f"{PAGE}/")):
             await self._route(path, scope, receive, send)
         else:
