@@ -242,8 +242,8 @@ def _inside_many(
     at = low + (high - low) * over / width
     if steep.size:
         # Each as a Python float, since logarithms of NumPy differ from those of the scalar form.
-        columns = (c.flat[steep].tolist() for c in (low, high, over, width))
-        at.flat[steep] = [_inside(*each, True) for each in zip(*columns, strict=True)]
+        columns = [c.flat[steep].tolist() for c in (low, high, over, width)]
+        at.flat[steep] = [_inside(a, b, n, w, True) for a, b, n, w in zip(*columns, strict=True)]
     return np.asarray(at)
 
 
