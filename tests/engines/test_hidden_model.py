@@ -90,7 +90,6 @@ def serve(folder, prompts, *, adapter=None, inject=False, samples=1, **options):
         from vllm.lora.request import LoRARequest
 
         from sagellm_lifetime.vllm import hidden_watch
-        from sagellm_lifetime.vllm.launch.engine_arguments import switch_on  # noqa: F401
         from sagellm_lifetime.vllm.launch.server import WORKER
         from sagellm_lifetime.vllm.settings import KEY, LiveSettings
 
@@ -113,7 +112,7 @@ def serve(folder, prompts, *, adapter=None, inject=False, samples=1, **options):
         try:
             scheduler = llm.llm_engine.engine_core.engine_core.scheduler
             watch(scheduler, served, patch)
-            params = SamplingParams(max_tokens=100, ignore_eos=True, temperature=1.0, n=samples)
+            params = SamplingParams(max_tokens=70, ignore_eos=True, temperature=1.0, n=samples)
             requests = [(prompt, None) for prompt in prompts]
             if adapter is not None:
                 lora = LoRARequest("mine", 1, str(adapter))
@@ -232,6 +231,7 @@ def test_chunks_prefix_cache_preemption_samples_and_adapters(folder, adapter, tr
         inject=True,
         samples=2,
         enable_lora=True,
+        max_loras=2,  # vLLM's CPU code adds the last slot's adapter to requests without any
         max_lora_rank=8,
         num_gpu_blocks_override=14,
     )

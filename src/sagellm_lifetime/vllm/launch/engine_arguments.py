@@ -43,7 +43,6 @@ from sagellm_lifetime.vllm.settings import (
 
 _ONE_PROCESS: Final = ("tensor_parallel_size", "pipeline_parallel_size")
 _SPLIT: Final = ("enable_dbo", "ubatch_size", "prefill_context_parallel_size")
-_UNSPLIT: Final = (None, False, 0, 1)
 
 
 def switch_on_server(arguments: Any) -> None:
@@ -180,7 +179,8 @@ def _watch_end(arguments: Any) -> None:
 
 def _watch_states(arguments: Any) -> None:
     """Put the worker that reads hidden states in the place of vLLM's."""
-    split = next((name for name in _SPLIT if getattr(arguments, name, 1) not in _UNSPLIT), None)
+    given = ((name, getattr(arguments, name, None)) for name in _SPLIT)
+    split = next((name for name, value in given if value is True or (value or 1) > 1), None)
     check_worker(
         getattr(arguments, "worker_cls", None),
         getattr(arguments, "distributed_executor_backend", None),
