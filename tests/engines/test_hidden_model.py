@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from plain_server import HIDE
 from tiny_model import CONFIG, ENVIRONMENT, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # vLLM's own warnings
@@ -82,7 +83,9 @@ class Served:
 def serve(folder, prompts, *, adapter=None, inject=False, samples=1, **options):
     """Answer prompts in an engine whose core is in this process."""
     served = Served()
-    environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    (folder.parent / "sitecustomize.py").write_text(HIDE)  # for workers of their own
+    path = os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))
+    environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": path}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)

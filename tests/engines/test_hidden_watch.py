@@ -146,7 +146,7 @@ def test_means_of_the_last_sixteen_inputs_at_two_ages(driven):
     assert driven.position("a", 64) == pytest.approx(np.mean([9 + i for i in range(48, 64)]))
     assert driven.position("c", 32) == pytest.approx(5 + 23.5)
     assert set(driven.readings) == {"a", "c"}
-    assert not driven.reader._requests["a"].rows
+    assert not driven.reader._requests
 
 
 def test_steps_without_a_reading_touch_no_state(driven):
@@ -190,11 +190,18 @@ def test_all_readings_in_one_step_of_a_sequence_that_comes_back(driven):
 def test_requests_that_have_ended_are_forgotten(driven):
     for i in range(50):
         driven.add(f"r{i}", 2)
-        driven.step(**{f"r{i}": (0, 2)})
+        driven.step(**{f"r{i}": (0, 2 + 70 * (i % 2))})
         driven.finish(f"r{i}")
     driven.add("a", 2)
     driven.step(a=(0, 2))
-    assert set(driven.reader._requests) == {"a"}
+    assert (set(driven.reader._requests), driven.reader._complete) == ({"a"}, {})
+
+
+def test_a_sequence_with_all_readings_that_comes_back_is_not_read_again(driven):
+    driven.add("a", 10)
+    driven.step(a=(0, 90))
+    driven.add("a", 10)
+    assert not driven.step(a=(0, 91))
 
 
 @pytest.mark.parametrize("accepted", [0, 1, 3])

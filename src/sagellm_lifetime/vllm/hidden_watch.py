@@ -26,7 +26,6 @@ from sagellm_lifetime.features.hidden_state import reduced
 from sagellm_lifetime.vllm.circuit_breaker import LOG, named
 
 ASK: Final = "watch_hidden"
-_NEVER: Final = 1 << 62
 
 Readings = dict[int, np.ndarray]
 """Reduced states by the age at which they were read."""
@@ -113,6 +112,9 @@ class HiddenReader:
 
     def __init__(self) -> None:
         self._requests: dict[str, _Watched] = {}
+        """Requests with readings to come."""
+        self._complete: dict[str, int] = {}
+        """Prompt tokens of those that have all readings."""
         self._scheduled: dict[str, int] = {}
         self._reads: list[_Read] = []
         self._ends: list[_End] = []
@@ -148,6 +150,7 @@ class HiddenReader:
         requests, scheduled = self._requests, step.num_scheduled_tokens
         for name in step.finished_req_ids:
             requests.pop(name, None)
+            self._complete.pop(name, None)
         self._scheduled = scheduled
         drafts = step.scheduled_spec_decode_tokens
         for new in step.scheduled_new_reqs:
@@ -167,8 +170,11 @@ class HiddenReader:
         asked = (params.extra_args or {}).get(ASK) if params is not None else None
         if asked != new.req_id or not prompt:  # embeddings have no tokens
             return False
+        if self._complete.get(new.req_id) == len(prompt):
+            return False
         known = self._requests.get(new.req_id)
         if known is None or known.prompt != len(prompt):  # a session goes on with a longer prompt
+            self._complete.pop(new.req_id, None)
             self._requests[new.req_id] = _Watched(len(prompt))
         return True
 
@@ -178,7 +184,6 @@ class HiddenReader:
         end = start + self._scheduled[name]
         # The state of a draft is kept, and computed again in the next step if it is refused.
         known = end - len(drafts.get(name, ()))
-        request.following = _NEVER
         while request.ages:
             window = request.window(request.ages[0])
             for position in range(max(start, window.start), min(end, window.stop)):
@@ -187,6 +192,7 @@ class HiddenReader:
                 request.following = max(window.start, min(known, window.stop - 1))
                 return
             self._ends.append(_End(name, request, request.ages.pop(0)))
+        self._complete[name] = self._requests.pop(name).prompt
 
     def capture(self, _layer: Any, _args: Any, output: Any) -> None:
         """Keep what a layer returns, as its hook: states, or states and a residual to add."""
@@ -232,14 +238,14 @@ class HiddenReader:
         readings: dict[str, Readings] = {}
         if step is not None and not self._is_off:
             try:
-                self._complete(step, readings)
+                self._finish(step, readings)
             except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
                 self.stop(error)
         fault, self._fault = self._fault, ""
         return HiddenReport(readings, fault) if readings or fault else None
 
     @staticmethod
-    def _complete(step: ReadStep, readings: dict[str, Readings]) -> None:
+    def _finish(step: ReadStep, readings: dict[str, Readings]) -> None:
         if step.copied is not None:
             step.copied.synchronize()
         if step.states is not None:
@@ -255,7 +261,8 @@ class HiddenReader:
     def stop(self, error: Exception) -> None:
         """Read nothing more, and report the error."""
         self._is_off = True
-        self._requests, self._reads, self._ends, self._captured = {}, [], [], None
+        self._requests, self._complete = {}, {}
+        self._reads, self._ends, self._captured = [], [], None
         self._fault = named(error)
         LOG.error("the model's hidden state is read no more until restart (%s)", named(error))
 
