@@ -15,7 +15,7 @@ from tiny_model import CONFIG, ENVIRONMENT, make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # vLLM's own warnings
 
-LAYERS, LAYER, RANK = 3, 2, 4
+LAYERS, LAYER, RANK = 4, 3, 4
 PROMPTS = [
     list(range(1, 6)),
     list(range(7, 80)),  # longer than a chunk of the prefill
@@ -254,12 +254,14 @@ def test_compiled_and_with_drafts(folder, truth, vllm):
     assert served.states == ["closed"]
 
 
-@pytest.mark.parametrize("kind", ["tensor", "pipeline"])
-def test_two_ranks(folder, truth, vllm, kind):
+# In eager mode vLLM 0.32 runs no pipeline on a CPU: what its warm-up would make is missing there.
+@pytest.mark.parametrize(("kind", "is_eager"), [("tensor", True), ("pipeline", False)])
+def test_two_ranks(folder, truth, vllm, kind, is_eager):
     served = serve(
         folder,
         PROMPTS[:4],
         distributed_executor_backend="mp",
+        enforce_eager=is_eager,
         **{f"{kind}_parallel_size": 2},
     )
     assert compare(served, truth) == 3 * 4
