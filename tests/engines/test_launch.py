@@ -105,14 +105,17 @@ def test_nothing_would_look_at_the_end(start, model, tmp_path):
         assert settings_of(start(model, ON, "--watch-eos", *more))["signals"] is True
 
 
-def test_a_compiled_model_lets_nobody_read_its_states(start, model):
-    said = start(model, ON, "--watch-hidden")
-    assert "--watch-hidden needs --enforce-eager" in said
-    line = start(model, ON, "--watch-hidden", "--enforce-eager")
+def test_a_worker_of_ours_reads_hidden_states(start, model):
+    line = start(model, ON, "--watch-hidden", "--", "-tp=2", "--spec-method", "ngram")
     assert settings_of(line)["hidden"] is True
-    assert line[line.index("--logits-processors") + 1] == launch.HIDDEN
-    refused = start(model, ON, "--watch-hidden", "--enforce-eager", "--", "-tp=2")
-    assert "--watch-hidden: not with " in refused
+    assert line[line.index("--worker-cls") + 1] == launch.WORKER
+    for options, told in (
+        (("--worker-cls", "mine.Worker"), "--watch-hidden has a worker of its own"),
+        (("--distributed-executor-backend", "ray"), "--watch-hidden: not with"),
+        (("--enable-dbo",), "--enable-dbo, which splits the tokens of a step"),
+        (("-pcp", "2"), "-pcp, which splits the tokens of a step"),
+    ):
+        assert told in start(model, ON, "--watch-hidden", "--", *options)
     assert "needs --enable-lifetime-prediction" in start(model, "--watch-hidden")
 
 

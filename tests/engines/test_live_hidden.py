@@ -1,4 +1,7 @@
-"""Hidden states, from the model's process to predictor, plan and record."""
+"""Hidden states, from the worker's output to predictor, plan and record."""
+
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -6,20 +9,21 @@ import pytest
 from engine_help import Engine
 
 from sagellm_lifetime import PredictionRequest, create_predictor
-from sagellm_lifetime.vllm.launch.server import HIDDEN, LaunchError, check_one_process, command
+from sagellm_lifetime.vllm.launch.server import WORKER, command, environment
+from sagellm_lifetime.vllm.model_signals import REPORT
 from sagellm_lifetime.vllm.settings import LiveSettings
 
 SOURCE = "tiny layer 2"
 LONG, SHORT = np.float32([1.5, 0.0]), np.float32([-1.5, 0.0])
 
 
-@pytest.fixture
-def board(vllm):
+@pytest.fixture(autouse=True)
+def source(vllm, monkeypatch):
+    """The replay's configuration names no real model."""
     from sagellm_lifetime.vllm import hidden_watch
 
-    hidden_watch._board.__init__()
-    hidden_watch._board.source = SOURCE
-    return hidden_watch._board
+    monkeypatch.setattr(hidden_watch, "source_of", lambda *_: SOURCE)
+    monkeypatch.setattr(hidden_watch, "layer_read", lambda _config: 2)
 
 
 def taught():
@@ -33,10 +37,24 @@ def taught():
     return predictor
 
 
-def read(board, name, age, vector):
-    """What the model's process does at the end of a reading."""
-    board.readings.setdefault(name, {})[age] = vector
-    board.fresh.add(name)
+def receive(engine, report):
+    """Process a step whose output has the report of a worker."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    scheduler = engine.scheduler
+    step = scheduler.schedule()
+    names = list(step.num_scheduled_tokens)
+    output = ModelRunnerOutput(names, {n: i for i, n in enumerate(names)}, [[7]] * len(names))
+    setattr(output, REPORT, report)
+    # As between two processes.
+    scheduler.update_from_output(step, pickle.loads(pickle.dumps(output)))
+
+
+def read(engine, name, age, vector):
+    """What a worker reports at the end of a reading."""
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReport
+
+    receive(engine, HiddenReport({name: {age: vector}}))
 
 
 def remaining(predictor, engine, name):
@@ -44,7 +62,7 @@ def remaining(predictor, engine, name):
     return int(predictor.quantiles([name], np.array([age]), 0.5)[0])
 
 
-def test_a_reading_is_new_evidence_in_the_next_step(board):
+def test_a_reading_is_new_evidence_in_the_next_step():
     predictor = taught()
     engine = Engine().predict_with(predictor, hidden=True)
     engine.add(100, name="a")
@@ -53,18 +71,18 @@ def test_a_reading_is_new_evidence_in_the_next_step(board):
     assert asked == {"watch_hidden": "a"}
     engine.step()
     before = remaining(predictor, engine, "a")
-    read(board, "a", 0, LONG)
-    read(board, "b", 0, SHORT)
+    read(engine, "a", 0, LONG)
+    read(engine, "b", 0, SHORT)
     engine.step()
     assert remaining(predictor, engine, "a") > 1.5 * before > 3 * remaining(predictor, engine, "b")
-    read(board, "a", 32, SHORT)  # no stage has learned of later readings: nothing changes
+    read(engine, "a", 32, SHORT)  # no stage has learned of later readings: nothing changes
     engine.step()
     engine.run()
     assert engine.advisor.breaker.state == "closed"
-    assert not board.readings
+    assert not engine.scheduler.request_events.signals._readings
 
 
-def test_victims_feel_a_reading_at_once(board):
+def test_victims_feel_a_reading_at_once():
     predictor = taught()
     engine = Engine().predict_with(predictor, hidden=True, mode="act")
     for name in "abc":
@@ -81,19 +99,19 @@ def test_victims_feel_a_reading_at_once(board):
     first = order()[-1]  # looks at all of them, and keeps the answers for some steps
     assert order()[-1] == first
     for name in "abc":
-        read(board, name, 0, SHORT if name == first else LONG)
+        read(engine, name, 0, SHORT if name == first else LONG)
     engine.step()
     assert order()[-1] != first
     assert advisor.breaker.state == "closed"
 
 
-def test_rows_of_a_record_hold_states_only_with_content(board, tmp_path):
+def test_rows_of_a_record_hold_states_only_with_content(tmp_path):
     for content in (False, True):
         folder = tmp_path / str(content)
         engine = Engine().on(hidden=True, record=str(folder), content=content)
         engine.add(10, name="a")
         engine.step()
-        read(board, "a", 0, np.float32([0.5, -0.25]))
+        read(engine, "a", 0, np.float32([0.5, -0.25]))
         engine.run()
         engine.scheduler.shutdown()
         row = pl.concat([pl.read_parquet(path) for path in folder.glob("*.parquet")]).row(
@@ -105,25 +123,68 @@ def test_rows_of_a_record_hold_states_only_with_content(board, tmp_path):
             assert not {"hidden_state", "hidden_source", "prompt_token_ids"} & set(row)
 
 
-def test_a_fault_of_the_watch_is_one_of_the_breaker_and_the_engine_goes_on(board):
+def test_a_fault_of_the_watch_is_one_of_the_breaker_and_the_engine_goes_on():
     engine = Engine().on(hidden=True)
     engine.add(50, name="a")
     engine.step()
-    board.fault = ValueError("broken")
-    engine.step()
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReport
+
+    receive(engine, HiddenReport({}, "ValueError"))
     assert engine.stats()["breaker"] != "closed"
     engine.run()
     assert not engine.scheduler.requests
 
 
-def test_nobody_is_watched_unless_asked_for(board):
+def test_without_the_option_nothing_is_read_and_no_worker_is_changed():
     engine = Engine().on()
     engine.add(5, name="a")
     engine.step()
     assert not engine.scheduler.requests["a"].sampling_params.extra_args
+    assert engine.scheduler.request_events.signals is None
+    line = command("m", LiveSettings(signals=True), [])
+    assert "--worker-cls" not in line
 
 
-def test_both_watches_go_together(board):
+def test_a_reading_that_comes_too_late_is_not_kept():
+    engine = Engine().on(hidden=True)
+    engine.add(5, name="a")
+    engine.step()
+    read(engine, "gone", 0, LONG)
+    assert not engine.scheduler.request_events.signals._readings
+    assert engine.advisor.breaker.state == "closed"
+
+
+def test_a_reading_in_the_output_that_ends_the_answer_is_recorded(tmp_path):
+    engine = Engine().on(hidden=True, record=str(tmp_path), content=True)
+    engine.add(2, name="a", max_tokens=2)
+    engine.step()
+    read(engine, "a", 0, LONG)
+    assert not engine.scheduler.requests
+    engine.scheduler.shutdown()
+    (row,) = pl.concat([pl.read_parquet(path) for path in tmp_path.glob("*.parquet")]).to_dicts()
+    assert row["hidden_state"] == LONG.tolist()
+
+
+def test_each_adapter_is_a_source_of_its_own_for_predictor_and_record(tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    engine = Engine().on(hidden=True, record=str(tmp_path), content=True)
+    for name, lora in (("a", None), ("b", LoRARequest("mine", 1, "/nowhere"))):
+        engine.add(9, name=name).lora_request = lora
+    engine.step()
+    for name in "ab":
+        read(engine, name, 0, LONG)
+    adapter = engine.scheduler.request_events.adapter
+    told = [adapter(engine.scheduler.requests[name]).prompt_features for name in "ab"]
+    assert [one["hidden_source"] for one in told] == [SOURCE, f"{SOURCE} mine"]
+    engine.run()
+    engine.scheduler.shutdown()
+    rows = pl.concat([pl.read_parquet(path) for path in tmp_path.glob("*.parquet")])
+    recorded = dict(zip(rows["request_id"], rows["hidden_source"], strict=True))
+    assert recorded == {"a": SOURCE, "b": f"{SOURCE} mine"}
+
+
+def test_both_watches_go_together():
     engine = Engine().on(hidden=True, signals=True)
     engine.add(5, name="a")
     asked = engine.scheduler.requests["a"].sampling_params.extra_args
@@ -131,9 +192,134 @@ def test_both_watches_go_together(board):
     engine.run()
 
 
-def test_the_watch_is_loaded_where_it_is_asked_for():
-    line = command("m", LiveSettings(hidden=True), ["--enforce-eager"])
-    assert line[line.index("--logits-processors") + 1] == HIDDEN
-    assert line[line.index("--distributed-executor-backend") + 1] == "uni"
-    with pytest.raises(LaunchError, match="--watch-hidden"):
-        check_one_process(["-tp=2"], "--watch-hidden")
+def test_the_worker_is_named_where_it_is_asked_for():
+    line = command("m", LiveSettings(hidden=True), ["-tp=2", "-pp", "2", "-sc", "{}"])
+    assert line[line.index("--worker-cls") + 1] == WORKER
+    assert "--logits-processors" not in line
+    assert environment(LiveSettings(hidden=True)) == {}
+
+
+@pytest.fixture
+def worker(vllm, monkeypatch):
+    """Our worker on a model runner of the test, as after ``load_model``."""
+    from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
+
+    from sagellm_lifetime.vllm import hidden_worker
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReader
+
+    class Late(AsyncModelRunnerOutput):
+        def get_output(self):
+            return ModelRunnerOutput(["a"], {"a": 0}, [[7]])
+
+    class Runner:
+        def __init__(self):
+            self.outputs = []
+            self.execute_model_state = None
+
+        def sample_tokens(self, _grammar):
+            return self.outputs.pop(0)
+
+    base = hidden_worker.HiddenWorker.__bases__[0]
+    monkeypatch.setattr(base, "execute_model", lambda self, step: self.run(step))
+    monkeypatch.setattr(base, "sample_tokens", lambda self, g: self.model_runner.sample_tokens(g))
+    made = object.__new__(hidden_worker.HiddenWorker)
+    made.model_runner = Runner()
+    made.vllm_config = SimpleNamespace(model_config=SimpleNamespace(enforce_eager=True))
+    made._reader = HiddenReader()
+    made.late, made.empty = Late(), EMPTY_MODEL_RUNNER_OUTPUT
+    return made
+
+
+def one_step(worker, batch_in):
+    """Run a step of one prompt; ``batch_in`` says where the model runner has its batch, if any."""
+    import torch
+
+    params = SimpleNamespace(extra_args={"watch_hidden": "a"})
+    new = SimpleNamespace(
+        req_id="a", sampling_params=params, prompt_token_ids=[1, 2, 3], num_computed_tokens=0
+    )
+    step = SimpleNamespace(
+        finished_req_ids=set(),
+        num_scheduled_tokens={"a": 3},
+        scheduled_spec_decode_tokens={},
+        scheduled_new_reqs=[new],
+        scheduled_cached_reqs=SimpleNamespace(req_ids=[], num_computed_tokens=[]),
+    )
+    batch = SimpleNamespace(req_ids=["a"])
+    state = SimpleNamespace(aux_hidden_states=None)
+
+    def run(_step):
+        worker._reader.capture(None, (), torch.arange(6.0).reshape(3, 2))
+        (state if batch_in == "state" else worker.model_runner).input_batch = batch
+        worker.model_runner.execute_model_state = state
+
+    worker.run = run if batch_in else lambda _step: None
+    worker.execute_model(step)
+
+
+@pytest.mark.parametrize("batch_in", ["runner", "state"], ids=["runner V1", "runner V2"])
+def test_readings_travel_with_an_output_that_comes_while_the_next_step_runs(worker, batch_in):
+    """Asynchronous scheduling, which vLLM switches off on a CPU."""
+    one_step(worker, batch_in)
+    worker.model_runner.outputs = [worker.late]
+    waiting = worker.sample_tokens(None)
+    report = getattr(waiting.get_output(), REPORT)
+    assert report.readings["a"][0].tolist() == [4.0, 5.0]
+    worker.model_runner.outputs = [worker.late]
+    assert worker.sample_tokens(None) is worker.late  # nothing to add
+
+
+def test_the_output_of_an_empty_step_which_all_share_is_not_changed(worker):
+    worker._reader.stop(ValueError("broken"))
+    worker.model_runner.outputs = [worker.empty]
+    assert not hasattr(worker.sample_tokens(None), REPORT)
+
+
+def test_a_runner_without_its_batch_is_a_fault_and_the_answer_goes_on(worker):
+    one_step(worker, "")
+    worker.model_runner.outputs = [worker.late]
+    assert getattr(worker.sample_tokens(None).get_output(), REPORT).fault == "AttributeError"
+
+
+def test_a_model_that_cannot_be_read_is_refused_with_what_to_do(vllm):
+    import torch
+
+    from sagellm_lifetime.core.errors import RequestError
+    from sagellm_lifetime.vllm import hidden_worker
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReader
+
+    model = SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=3))
+    config = SimpleNamespace(model_config=model, speculative_config=None)
+    runner = SimpleNamespace(get_model=lambda: torch.nn.Linear(2, 2))
+    with pytest.raises(RequestError, match="add --enforce-eager: compiled, Linear"):
+        hidden_worker.return_states(runner, config)
+    config.speculative_config = SimpleNamespace(method="eagle3")
+    with pytest.raises(RequestError, match="add --enforce-eager beside eagle3"):
+        hidden_worker.return_states(runner, config)
+    with pytest.raises(RequestError, match="Linear has no list of its 3 layers"):
+        hidden_worker.hook_layer(torch.nn.Linear(2, 2), config, HiddenReader())
+
+
+def test_layers_of_the_language_model_are_read_not_those_of_its_eyes(vllm, monkeypatch):
+    import torch
+
+    from sagellm_lifetime.vllm import hidden_worker
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReader
+
+    class Seeing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.eyes = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+            self.language = torch.nn.Sequential(
+                torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+            )
+
+        def get_language_model(self):
+            return self.language
+
+    monkeypatch.setattr(hidden_worker, "layer_read", lambda _config: 2)
+    model = SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=3))
+    seeing = Seeing()
+    hidden_worker.hook_layer(seeing, SimpleNamespace(model_config=model), HiddenReader())
+    assert [len(layer._forward_hooks) for layer in seeing.language[0]] == [0, 1, 0]
+    assert not any(layer._forward_hooks for layer in seeing.eyes)

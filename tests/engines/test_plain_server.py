@@ -50,6 +50,7 @@ def environment(folder):
 
 def test_one_variable_reaches_two_api_servers_and_two_engine_cores(folder, environment):
     settings = {"mode": "shadow", "learn": True, "record": "rec", "client_from": "user"}
+    settings |= {"hidden": True, "content": True}
     env = {**environment, "SAGELLM_LIFETIME": json.dumps(settings)}
     server = PlainServer(folder, "--data-parallel-size", "2", "--api-server-count", "2", env=env)
     try:
@@ -69,6 +70,9 @@ def test_one_variable_reaches_two_api_servers_and_two_engine_cores(folder, envir
     recover_journals(folder / "rec")
     history = pl.concat(pl.read_parquet(file) for file in (folder / "rec").glob("*.parquet"))
     assert sorted(history["client_id"].to_list()) == ["user-0"] * 6 + ["user-1"] * 6
+    # Each engine core has readings of its own worker, a process beside it.
+    assert [len(state) for state in history["hidden_state"]] == [64] * 12
+    assert len(set(history["hidden_source"])) == 1
 
 
 def test_without_the_variable_nothing_is_active(folder, environment):

@@ -17,7 +17,7 @@ from sagellm_lifetime.vllm.compat import interface
 from sagellm_lifetime.vllm.engine_state import EngineState
 from sagellm_lifetime.vllm.launch import plugin
 from sagellm_lifetime.vllm.launch.engine_arguments import switch_on, switch_on_server
-from sagellm_lifetime.vllm.launch.server import CLIENTS, HIDDEN, MIDDLEWARE, PROCESSOR, SCHEDULER
+from sagellm_lifetime.vllm.launch.server import CLIENTS, MIDDLEWARE, PROCESSOR, SCHEDULER, WORKER
 from sagellm_lifetime.vllm.launch.variable import VARIABLE
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -210,22 +210,34 @@ def test_the_signals_of_the_model(monkeypatch):
 
 
 def test_the_hidden_state_of_the_model(monkeypatch):
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     lifetime = {"lifetime": {"hidden": True}}
-    given = arguments(additional_config=lifetime, enforce_eager=True)
+    given = arguments(
+        additional_config=lifetime,
+        pipeline_parallel_size=2,
+        speculative_config={"method": "ngram"},
+        worker_cls="auto",
+    )
     switch_on(given)
-    assert given.logits_processors == [HIDDEN]
-    assert given.distributed_executor_backend == "uni"
-    with pytest.raises(LifetimeError, match="--enforce-eager"):
-        switch_on(arguments(additional_config=lifetime))
-    with pytest.raises(LifetimeError, match="--watch-hidden: not with several processes"):
-        switch_on(
-            arguments(additional_config=lifetime, enforce_eager=True, pipeline_parallel_size=2)
-        )
+    assert given.worker_cls == WORKER
+    assert not given.logits_processors
+    assert given.distributed_executor_backend is None
+    for options, told in (
+        ({"worker_cls": "mine.Worker"}, "--worker-cls: --watch-hidden has a worker of its own"),
+        ({"distributed_executor_backend": "ray"}, "not with --distributed-executor-backend ray"),
+        ({"enable_dbo": True}, "enable_dbo, which splits the tokens"),
+        ({"prefill_context_parallel_size": 2}, "which splits the tokens"),
+    ):
+        with pytest.raises(LifetimeError, match=told):
+            switch_on(arguments(additional_config=lifetime, **options))
+
+
+def test_both_signals_of_the_model(monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     both = {"lifetime": {"predictor": "lstm", "hidden": True, "signals": True}}
-    given = arguments(additional_config=both, enforce_eager=True)
+    given = arguments(additional_config=both)
     switch_on(given)
-    assert given.logits_processors == [PROCESSOR, HIDDEN]
+    assert (given.logits_processors, given.worker_cls) == ([PROCESSOR], WORKER)
 
 
 @pytest.mark.parametrize(

@@ -141,14 +141,23 @@ def test_a_shorter_answer_than_a_reading_teaches_the_reading_nothing():
     assert counts == [64, 64, 0]
 
 
-def test_another_source_starts_anew_and_few_are_kept():
+def test_another_source_starts_anew_and_takes_the_place_of_one_that_is_not_used_any_more():
     learned = taught(100)
     (vector,), _ = states(1)
     assert learned.score(of(vector, source=2)) is None
-    for source in range(2, 7):
-        learned.learn(of(vector, source=source), 100, ABOVE)
-    assert len(learned._sources) == 4
+    for _ in range(257):
+        for source in range(2, 6):
+            learned.learn(of(vector, source=source), 100, ABOVE)
+    assert set(learned._sources) == {2, 3, 4, 5}
     assert learned.score(of(vector)) is None
+
+
+def test_more_adapters_than_places_do_not_drive_each_other_out():
+    vectors, lengths = states(1600)
+    learned = HiddenScore()
+    for i, (vector, length) in enumerate(zip(vectors, lengths, strict=True)):
+        learned.learn(of(vector, source=1 + i % 20), int(length), ABOVE)
+    assert sum(stages[0].count == 80 for stages in learned._sources.values()) == 4
 
 
 def test_another_width_under_the_same_key_is_left_out():

@@ -47,6 +47,9 @@ _SOLVED_AT: Final = 8
 """Inverse of the growth of the sums after which the regression is solved again."""
 _MEMORY: Final = 1.0 - 1.0 / 10_000.0
 _MOST_SOURCES: Final = 4
+_QUIET: Final = 256
+"""Completions without a source after which another may take its place. At once, a server with more
+LoRA adapters than places would learn none of them."""
 _MOST_REPLAYED: Final = 6000
 _SHAPE_MEMORY: Final = 2000.0
 """Completions over which the shape is learned, at most; at first over the last half of them, since
@@ -91,6 +94,9 @@ class HiddenScore:
 
     def __init__(self) -> None:
         self._sources: OrderedDict[int, tuple[_Stage, ...]] = OrderedDict()
+        self._learned = 0
+        self._used: dict[int, int] = {}
+        """Number of completions learned when a source was last among them."""
         self._replayed: list[tuple[HiddenReadings, int, bool]] = []
         """Replayed completions, which the regressions learn when the replay is over."""
 
@@ -238,19 +244,26 @@ class HiddenScore:
         return scored
 
     def _stages(self, hidden: HiddenReadings, *, learns: bool) -> tuple[_Stage, ...] | None:
-        """Return the stages of a source, new ones in place of the least recently used."""
+        """Return the stages of a source, new ones in place of one that is no longer used."""
         sources, source = self._sources, hidden.source
+        if learns:
+            self._learned += 1
         if source in sources:
-            if learns:
-                sources.move_to_end(source)
             stages = sources[source]
         elif not learns:
             return None
         else:
             if len(sources) >= _MOST_SOURCES:
-                sources.popitem(last=False)
+                oldest = next(iter(sources))
+                if self._learned - self._used.get(oldest, 0) <= _QUIET:
+                    return None
+                del sources[oldest]
+                self._used.pop(oldest, None)
             width = len(hidden.readings[0].components)
             stages = sources[source] = tuple(_Stage(width + i) for i in range(STAGES))
+        if learns:
+            sources.move_to_end(source)
+            self._used[source] = self._learned
         fits = all(
             len(one.components) + one.stage == stages[one.stage].regression.width
             for one in hidden.readings
@@ -356,7 +369,7 @@ class HiddenScore:
                 if own:
                     stage.restore(own)
             sources[key] = stages
-        self._sources = sources
+        self._sources, self._used, self._learned = sources, {}, 0
 
 
 class _Stage:

@@ -52,7 +52,7 @@ def make_live(
         )
         reads_tokens = predictor.model.reads_content
         make = partial(_plan_advisor, scheduler, plan, forecaster, settings.watermark)
-    signals = _signals(settings)
+    signals = _signals(settings, scheduler.vllm_config)
     adapter = RequestAdapter(
         served_name(scheduler.vllm_config),
         scheduler.max_model_len,
@@ -91,7 +91,7 @@ def make_live(
     return advisor, learner
 
 
-def _signals(settings: LiveSettings) -> ModelSignals | None:
+def _signals(settings: LiveSettings, vllm_config: Any) -> ModelSignals | None:
     """Return what the model itself is watched for, ``None`` for nothing."""
     parts: list[ModelSignals] = []
     if settings.signals:
@@ -99,7 +99,7 @@ def _signals(settings: LiveSettings) -> ModelSignals | None:
 
         parts.append(LogitSignals())
     if settings.hidden:
-        parts.append(HiddenSignals())
+        parts.append(HiddenSignals(vllm_config))
     return AllSignals(parts) if len(parts) > 1 else parts[0] if parts else None
 
 

@@ -1,285 +1,300 @@
-"""A logits processor that reads the model's hidden state along the way and changes nothing.
+"""Reading of the model's hidden state in the process where the model runs.
 
-vLLM tells a logits processor which request is in which row of the batch, before the model runs. A
-hook on the decoder layer at two thirds of the depth then reads the residual stream there: of the
-last prompt token in the step that ends the prefill, and of the input tokens behind which 32 and 64
-tokens were generated (the last 16 of each, averaged). Each reading is reduced to
-``features.hidden_state.COMPONENTS`` numbers at once. It watches the requests with
-``extra_args={"watch_hidden": KEY}``. The readings are in the engine core's process.
+A reading is the residual stream after two thirds of the layers: of the last prompt token in the
+step that ends the prefill, and of the inputs behind which 32 and 64 tokens were generated (the last
+16 of each, averaged). Each is reduced to ``features.hidden_state.COMPONENTS`` numbers. Requests
+with ``extra_args={"watch_hidden": ID}`` are read, which the scheduler sets.
 
-Rows are found by position: a chunk of a prefill without the last prompt token is passed over, a
-prompt in the prefix cache still runs its last token, and a sequence that is computed again after a
-preemption keeps the readings that it has. Hooks need a model that runs in eager mode, and unsplit.
+What the scheduler tells its workers in each step, position and number of the tokens that are
+computed, says which rows to read. Nothing else of the engine is needed, so that chunked prefill,
+prefix caching, preemption, drafts and several ranks are one case. ``vllm.hidden_worker`` connects
+this to vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 
 from sagellm_lifetime.core.hidden_states import READ_AT, WINDOW, layer_of
 from sagellm_lifetime.features.hidden_state import reduced
 from sagellm_lifetime.vllm.circuit_breaker import LOG, named
-from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
-
-ready_for_vllm()  # before anything of vLLM is imported
-
-import torch  # noqa: E402
-from vllm.forward_context import get_forward_context, is_forward_context_available  # noqa: E402
-from vllm.v1.sample.logits_processor import (  # noqa: E402
-    BatchUpdate,
-    LogitsProcessor,
-    process_dict_updates,
-)
 
 ASK: Final = "watch_hidden"
-_LATER: Final = READ_AT[1:]
-_LAST_AGE: Final = READ_AT[-1]
-_READING: Final = [
-    0 if i == 0 else next((age for age in _LATER if age - WINDOW <= i < age), None)
-    for i in range(_LAST_AGE)
-]
-"""The reading that an input belongs to, by its number among the generated tokens."""
-_LAST_INPUTS: Final = frozenset(age - 1 for age in _LATER)
-_MOST_KNOWN: Final = 256
-"""Requests that are known beside the running ones before those that have ended are forgotten."""
 
 Readings = dict[int, np.ndarray]
 """Reduced states by the age at which they were read."""
 
 
-class _Board:
-    """Readings of one process, from the model to the scheduler."""
+class HiddenReport(NamedTuple):
+    """Readings of a step, on their way from the worker to the scheduler.
 
-    def __init__(self) -> None:
-        self.readings: dict[str, Readings] = {}
-        self.fresh: set[str] = set()
-        """Keys with a reading since the scheduler last asked."""
-        self.source = ""
-        """Name of model and layer; empty before a model was found."""
-        self.fault: Exception | None = None
-
-
-_board = _Board()
-
-
-def readings_of(key: str) -> Readings:
-    """Return the readings of a request so far."""
-    return _board.readings.get(key, {})
-
-
-def source() -> str:
-    """Return the name of what is read: model, layer and precision."""
-    return _board.source
-
-
-def take_fresh() -> set[str]:
-    """Return the keys with readings since the last call.
-
-    Raises:
-        Exception: what has failed in the model's process since the last call.
+    Attributes:
+        readings: by request.
+        fault: error that has ended the reading; empty for none.
     """
-    board = _board
-    if board.fault is not None:
-        fault, board.fault = board.fault, None
-        raise fault
-    if not board.fresh:
-        return set()
-    fresh, board.fresh = board.fresh, set()
-    return fresh
 
-
-def pop(key: str) -> Readings:
-    """Return the readings of a finished request, and forget them."""
-    _board.fresh.discard(key)
-    return _board.readings.pop(key, {})
-
-
-def keep(keys: Container[str]) -> None:
-    """Forget the readings of all but these requests."""
-    for key in [key for key in _board.readings if key not in keys]:
-        pop(key)
+    readings: dict[str, Readings]
+    fault: str = ""
 
 
 class _Watched:
-    """A request in the batch.
+    """A request that is read.
 
     Attributes:
-        key: value of ``watch_hidden``.
         prompt: tokens of its prompt.
-        output: tokens generated so far (vLLM's own list, which grows).
-        rows: states of the window so far.
-        position: first position that was not read yet, so that nothing is read twice.
+        ages: ages of the readings to come.
+        following: first position that is still to be read.
+        rows: states of the window so far, by position, float32.
     """
 
-    __slots__ = ("key", "output", "position", "prompt", "rows")
+    __slots__ = ("ages", "following", "prompt", "rows")
 
-    def __init__(self, key: str, prompt: int, output: list[int]) -> None:
-        self.key, self.prompt, self.output = key, prompt, output
-        self.rows: list[torch.Tensor] = []
-        self.position = 0
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+        self.ages = list(READ_AT)
+        self.following = prompt - 1
+        self.rows: dict[int, np.ndarray] = {}
+
+    def window(self, age: int) -> range:
+        """Return the positions of a reading."""
+        if not age:
+            return range(self.prompt - 1, self.prompt)
+        end = self.prompt + age - 1
+        return range(end - WINDOW, end)
 
 
 class _Read(NamedTuple):
-    """A row of the step to read: its request, and the age of the reading it ends or joins."""
+    """A state to keep: the request, the row within its tokens of the step, and its position."""
 
+    name: str
+    row: int
+    request: _Watched
+    position: int
+
+
+class _End(NamedTuple):
+    """A reading whose states are complete."""
+
+    name: str
     request: _Watched
     age: int
-    is_last: bool
 
 
-class HiddenWatch(LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
-    """A watcher of one engine core's requests, which stops after an error."""
+class ReadStep(NamedTuple):
+    """What was read in one step.
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._rows: dict[int, _Watched] = {}
-        """Requests by their row of the batch."""
-        self._known: dict[str, _Watched] = {}
-        """Requests by their key, also while they are preempted: a window may be half read then, and
-        what the prefix cache holds is not computed again."""
+    Attributes:
+        states: shape ``(reads, width)``, on the host; None without reads.
+        copied: event after which ``states`` is filled; None if it is.
+        reads: use of each row of ``states``.
+        ends: readings that are complete with them.
+    """
+
+    states: torch.Tensor | None
+    copied: Any
+    reads: list[_Read]
+    ends: list[_End]
+
+
+class HiddenReader:
+    """The reader of one engine core's requests, which stops after an error.
+
+    In each step :meth:`begin` is called before the model runs, :meth:`capture` while it runs,
+    unless the model returns the states itself, :meth:`read` after it, and :meth:`report` with the
+    output of the step.
+    """
+
+    def __init__(self) -> None:
+        self._requests: dict[str, _Watched] = {}
+        """Requests with readings to come."""
+        self._complete: dict[str, int] = {}
+        """Prompt tokens of those that have all readings."""
+        self._scheduled: dict[str, int] = {}
+        self._reads: list[_Read] = []
+        self._ends: list[_End] = []
+        self._captured: torch.Tensor | None = None
         self._is_off = False
-        self._layers = int(vllm_config.model_config.hf_text_config.num_hidden_layers)
-        self._layer = layer_of(self._layers)
-        _board.source = source_of(vllm_config.model_config, self._layer)
-        _board.fault = None
-        # The model is built later, and vLLM hands it to nobody: it is found in its first run.
-        self._finder = torch.nn.modules.module.register_module_forward_pre_hook(self._find)
+        self._fault = ""
 
-    def is_argmax_invariant(self) -> bool:
-        """Return True: the logits stay as they are."""
+    @property
+    def is_waiting(self) -> bool:
+        """Return True if states of the present step are to be read."""
+        return bool(self._reads or self._ends)
+
+    @property
+    def has_fault(self) -> bool:
+        """Return True if an error is still to be reported."""
+        return bool(self._fault)
+
+    def begin(self, step: Any) -> None:
+        """Find what is to be read in a step.
+
+        Args:
+            step: vLLM's ``SchedulerOutput``.
+        """
+        if self._is_off:
+            return
+        try:
+            self._reads, self._ends, self._captured = [], [], None
+            self._begin(step)
+        except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
+            self.stop(error)
+
+    def _begin(self, step: Any) -> None:
+        requests, scheduled = self._requests, step.num_scheduled_tokens
+        for name in step.finished_req_ids:
+            requests.pop(name, None)
+            self._complete.pop(name, None)
+        self._scheduled = scheduled
+        drafts = step.scheduled_spec_decode_tokens
+        for new in step.scheduled_new_reqs:
+            if self._is_watched(new):
+                self._plan(new.req_id, new.num_computed_tokens, drafts)
+        if not requests:
+            return
+        cached = step.scheduled_cached_reqs
+        for name, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            request = requests.get(name)
+            if request is not None and computed + scheduled[name] > request.following:
+                self._plan(name, computed, drafts)
+
+    def _is_watched(self, new: Any) -> bool:
+        """Begin to watch a request that asks for it; one that comes back keeps its readings."""
+        params, prompt = new.sampling_params, new.prompt_token_ids
+        asked = (params.extra_args or {}).get(ASK) if params is not None else None
+        if asked != new.req_id or not prompt:  # embeddings have no tokens
+            return False
+        if self._complete.get(new.req_id) == len(prompt):
+            return False
+        known = self._requests.get(new.req_id)
+        if known is None or known.prompt != len(prompt):  # a session goes on with a longer prompt
+            self._complete.pop(new.req_id, None)
+            self._requests[new.req_id] = _Watched(len(prompt))
         return True
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return ``logits`` unchanged."""
-        return logits
+    def _plan(self, name: str, start: int, drafts: dict[str, list[int]]) -> None:
+        """Add what is to be read of a request, whose positions from ``start`` on are computed."""
+        request = self._requests[name]
+        end = start + self._scheduled[name]
+        # The state of a draft is kept, and computed again in the next step if it is refused.
+        known = end - len(drafts.get(name, ()))
+        while request.ages:
+            window = request.window(request.ages[0])
+            for position in range(max(start, window.start), min(end, window.stop)):
+                self._reads.append(_Read(name, position - start, request, position))
+            if known < window.stop:
+                request.following = max(window.start, min(known, window.stop - 1))
+                return
+            self._ends.append(_End(name, request, request.ages.pop(0)))
+        self._complete[name] = self._requests.pop(name).prompt
 
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the requests through the rows of the batch."""
-        if self._is_off or batch_update is None:
+    def capture(self, _layer: Any, _args: Any, output: Any) -> None:
+        """Keep what a layer returns, as its hook: states, or states and a residual to add."""
+        if not self._reads or self._is_off:
             return
         try:
-            process_dict_updates(self._rows, batch_update, self._watched)
+            states, residual = output if isinstance(output, tuple) else (output, None)
+            # A new tensor, as the next layer writes into these.
+            self._captured = states.clone() if residual is None else states + residual
         except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
-            self._stop(error)
+            self.stop(error)
 
-    def _watched(self, params: Any, prompt: Any, output: list[int]) -> _Watched | None:
-        key = (params.extra_args or {}).get(ASK)
-        if key is None or not prompt:  # embeddings have no tokens, and so no known last one
+    def read(self, order: Sequence[str], states: torch.Tensor | None = None) -> ReadStep | None:
+        """Return what was read in this step; None for nothing.
+
+        Args:
+            order: requests in the order of their rows.
+            states: of all tokens, shape ``(tokens, width)``, if the model has returned them.
+        """
+        if not self.is_waiting or self._is_off:
             return None
-        request = self._known.get(str(key))
-        if request is None or request.prompt != len(prompt):
-            if len(self._known) > _MOST_KNOWN + 2 * len(self._rows):
-                self._forget()
-            request = self._known[str(key)] = _Watched(str(key), len(prompt), output)
-        request.output = output
-        return request
-
-    def _forget(self) -> None:
-        """Forget the requests that have ended: their readings were handed over."""
-        running = {request.key for request in self._rows.values()}
-        kept = running | _board.readings.keys()
-        self._known = {key: one for key, one in self._known.items() if key in kept}
-
-    # -- the model -------------------------------------------------------------------------------
-
-    def _find(self, module: torch.nn.Module, _args: Any) -> None:
-        """Hook the layer of the first model that runs with as many layers as are configured."""
         try:
-            for part in module.modules():
-                layers = getattr(part, "layers", None)
-                if isinstance(layers, torch.nn.ModuleList) and len(layers) == self._layers:
-                    self._finder.remove()
-                    layers[self._layer - 1].register_forward_hook(self._hook)
-                    return
+            reads, ends = self._reads, self._ends
+            self._reads, self._ends = [], []
+            if not reads:
+                return ReadStep(None, None, reads, ends)
+            states = self._captured if states is None else states
+            self._captured = None
+            if states is None:
+                raise RuntimeError("the layer did not run in this step")
+            begins, row = {}, 0
+            for name in order:
+                begins[name] = row
+                row += self._scheduled[name]
+            rows = [begins[one.name] + one.row for one in reads]
+            return ReadStep(*_on_host(states, rows), reads, ends)
         except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
-            self._finder.remove()
-            self._stop(error)
+            self.stop(error)
+            return None
 
-    def _hook(self, _layer: torch.nn.Module, _args: Any, output: Any) -> None:
-        """Read the states of this step."""
-        if self._is_off or not self._rows or not is_forward_context_available():
-            return
-        try:
-            metadata = get_forward_context().attn_metadata
-            if isinstance(metadata, Mapping) and metadata:  # none where vLLM measures memory
-                self._read(output, next(iter(metadata.values())))
-        except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
-            self._stop(error)
+    def report(self, step: ReadStep | None) -> HiddenReport | None:
+        """Return the readings that are complete, and once a fault; None for neither."""
+        readings: dict[str, Readings] = {}
+        if step is not None and not self._is_off:
+            try:
+                self._finish(step, readings)
+            except Exception as error:  # noqa: BLE001  # any error, as the engine must go on
+                self.stop(error)
+        fault, self._fault = self._fault, ""
+        return HiddenReport(readings, fault) if readings or fault else None
 
-    def _read(self, output: Any, metadata: Any) -> None:
-        is_decode = metadata.max_query_len == 1
-        places, reads = self._decoded(metadata) if is_decode else self._prefilled(metadata)
-        if not places:
-            return
-        states, residual = output if isinstance(output, tuple) else (output, None)
-        index = torch.tensor(places, device=states.device)
-        found = states.index_select(0, index).float()
-        if residual is not None:
-            found += residual.index_select(0, index)
-        for state, (request, age, is_last) in zip(found.unbind(0), reads, strict=True):
-            if not age:
-                self._keep(request, 0, state)
-                continue
-            request.rows.append(state)
-            if is_last:
-                self._keep(request, age, torch.stack(request.rows).mean(dim=0))
-                request.rows = []
+    @staticmethod
+    def _finish(step: ReadStep, readings: dict[str, Readings]) -> None:
+        if step.copied is not None:
+            step.copied.synchronize()
+        if step.states is not None:
+            states = step.states.float().numpy()
+            for one, state in zip(step.reads, states, strict=True):
+                one.request.rows[one.position] = state
+        for name, request, age in step.ends:
+            kept = request.rows
+            rows = [kept.pop(p) for p in request.window(age) if p in kept]
+            if rows:
+                readings.setdefault(name, {})[age] = reduced(np.mean(rows, axis=0))
 
-    def _decoded(self, metadata: Any) -> tuple[list[int], list[_Read]]:
-        """Return what to read of a step with one token of each request: rows and their use."""
-        lengths = metadata.seq_lens.tolist()
-        places, reads = [], []
-        for row, request in self._rows.items():
-            generated = lengths[row] - request.prompt
-            """Number of the input among the generated tokens; 0 for the last prompt token."""
-            if generated >= _LAST_AGE or generated < 0:
-                continue
-            age = _READING[generated]
-            if age is not None:
-                request.position = lengths[row]
-                places.append(row)
-                reads.append(_Read(request, age, generated in _LAST_INPUTS))
-        return places, reads
-
-    def _prefilled(self, metadata: Any) -> tuple[list[int], list[_Read]]:
-        """Return what to read of a step that computes prompts or drafts."""
-        begins, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
-        places, reads = [], []
-        for row, request in self._rows.items():
-            begin, end, length = begins[row], begins[row + 1], lengths[row]
-            first = length - (end - begin)
-            """Position of the first token that is computed."""
-            last = request.prompt - 1
-            if first <= last < length and 0 not in readings_of(request.key):
-                places.append(begin + last - first)
-                reads.append(_Read(request, 0, is_last=True))
-            known = min(length, request.prompt + len(request.output))
-            """Positions from here on hold drafts, which may be refused."""
-            for age in _LATER:
-                until = request.prompt + age - 1
-                start = max(first, until - WINDOW, request.position)
-                for position in range(start, min(known, until)):
-                    places.append(begin + position - first)
-                    reads.append(_Read(request, age, position == until - 1))
-                    request.position = position + 1
-        return places, reads
-
-    def _keep(self, request: _Watched, age: int, state: torch.Tensor) -> None:
-        readings = _board.readings.setdefault(request.key, {})
-        if age not in readings:
-            readings[age] = reduced(state.cpu().numpy())
-            _board.fresh.add(request.key)
-
-    def _stop(self, error: Exception) -> None:
-        """Stop reading, as the rows of the requests may be unknown after an error."""
+    def stop(self, error: Exception) -> None:
+        """Read nothing more, and report the error."""
         self._is_off = True
-        self._rows, self._known = {}, {}
-        _board.fault = error
+        self._requests, self._complete = {}, {}
+        self._reads, self._ends, self._captured = [], [], None
+        self._fault = named(error)
         LOG.error("the model's hidden state is read no more until restart (%s)", named(error))
+
+
+def _on_host(states: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, Any]:
+    """Return rows of a tensor on the host, and the event after which they are there, or None."""
+    index = torch.tensor(rows)
+    if states.device.type == "cpu":
+        return states.index_select(0, index), None
+    chosen = states.index_select(0, index.pin_memory().to(states.device, non_blocking=True))
+    # Without a wait: the step goes on while the rows are copied.
+    host = torch.empty(chosen.shape, dtype=chosen.dtype, pin_memory=True)
+    host.copy_(chosen, non_blocking=True)
+    copied = torch.Event(states.device)
+    copied.record()
+    return host, copied
+
+
+def layer_read(vllm_config: Any) -> int:
+    """Return after how many layers the state is read.
+
+    In a pipeline that is a layer of the last stage, whose worker answers the scheduler: with more
+    than three stages a later one than two thirds of the depth.
+    """
+    layers = int(vllm_config.model_config.hf_text_config.num_hidden_layers)
+    layer, stages = layer_of(layers), vllm_config.parallel_config.pipeline_parallel_size
+    if stages > 1:
+        from vllm.distributed.utils import get_pp_indices
+
+        start, _ = get_pp_indices(layers, stages - 1, stages)
+        layer = max(layer, start + 1)
+    return layer
 
 
 def source_of(model_config: Any, layer: int) -> str:

@@ -19,6 +19,9 @@ class LogitSignals:
         request.sampling_params = params = copy(request.sampling_params)
         params.extra_args = {**(params.extra_args or {}), eos.ASK: request.request_id}
 
+    def receive(self, output: Any, present: Container[str]) -> None:
+        """Do nothing: these signals are read in this process."""
+
     def seen(self, request_id: str) -> dict[str, list[float]]:
         """Return the signals of a running sequence as ``prompt_features``."""
         notes = eos.notes_of(request_id)

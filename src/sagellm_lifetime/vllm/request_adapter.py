@@ -90,10 +90,7 @@ class RequestAdapter:
     def _seen(self, request: Any) -> dict[str, Any]:
         if self._signals is None:
             return {}
-        seen = self._signals.seen(request.request_id)
-        if SOURCE in seen and request.lora_request is not None:
-            seen[SOURCE] += f" {request.lora_request.lora_name}"
-        return seen
+        return _of_adapter(self._signals.seen(request.request_id), request)
 
     def cap(self, request: Any) -> int:
         """Return the largest number of tokens that the request may generate."""
@@ -162,7 +159,7 @@ class RequestAdapter:
             content: True to include token ids.
             signals: columns of the model's own signals.
         """
-        row = self.who(request) | signals
+        row = self.who(request) | _of_adapter(signals, request)
         sample, mark, parent = request.request_id.partition("_")
         if mark and sample.isdecimal():  # vLLM's id of one of n samples
             row["prompt_id"], row["sample"] = parent, int(sample)
@@ -178,6 +175,13 @@ class RequestAdapter:
             row["prompt_token_ids"] = list(request.prompt_token_ids or ())
             row["output_token_ids"] = list(request._output_token_ids)
         return row
+
+
+def _of_adapter(signals: dict[str, Any], request: Any) -> dict[str, Any]:
+    """Return signals whose source names the LoRA adapter: it changes what the states mean."""
+    if SOURCE in signals and request.lora_request is not None:
+        return signals | {SOURCE: f"{signals[SOURCE]} {request.lora_request.lora_name}"}
+    return signals
 
 
 def _client_features(extra: dict[str, Any], client: Any, session: Any) -> dict[str, Any]:

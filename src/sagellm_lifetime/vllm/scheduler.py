@@ -118,6 +118,9 @@ class LifetimeMixin(SchedulerNames):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Process the output of a step, and return vLLM's result."""
+        if self.advisor is not None and (signals := self.request_events.signals) is not None:
+            # Before sequences end, as a record has their last signals, too.
+            self._guarded(None, signals.receive, model_runner_output, self.requests)
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # mixin
         if self.advisor is not None:
             tokens = scheduler_output.total_num_scheduled_tokens

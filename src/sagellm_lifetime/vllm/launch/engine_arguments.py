@@ -15,18 +15,18 @@ from sagellm_lifetime.vllm.compat.interface import check_version
 from sagellm_lifetime.vllm.engine_state import check_free
 from sagellm_lifetime.vllm.launch.server import (
     CLIENTS,
-    HIDDEN,
     IN_PROCESS,
     MIDDLEWARE,
-    NEEDS_EAGER,
     OPTIONS,
     PROCESSOR,
     SCHEDULER,
     SHUTDOWN_S,
     STATE,
+    WORKER,
     absolute,
     check_folders,
     check_predictor,
+    check_worker,
     hide_password,
     unchecked_keys,
 )
@@ -42,6 +42,7 @@ from sagellm_lifetime.vllm.settings import (
 )
 
 _ONE_PROCESS: Final = ("tensor_parallel_size", "pipeline_parallel_size")
+_SPLIT: Final = ("enable_dbo", "ubatch_size", "prefill_context_parallel_size")
 
 
 def switch_on_server(arguments: Any) -> None:
@@ -96,9 +97,10 @@ def switch_on(arguments: Any, *, state: str = "") -> LiveSettings:
         values.setdefault("predictor", "")  # a checkpoint names its predictor
     settings = LiveSettings.of({name: absolute(name, value) for name, value in values.items()})
     _check(arguments, settings)
-    for processor, name in ((HIDDEN, "hidden"), (PROCESSOR, "signals")):
-        if getattr(settings, name):
-            _watch_model(arguments, processor, OPTIONS[name])
+    if settings.signals:
+        _watch_end(arguments)
+    if settings.hidden:
+        _watch_states(arguments)
     if (settings.record or settings.learn) and not arguments.shutdown_timeout:
         # By default vLLM kills an engine core at once, before it has written and saved the rest.
         arguments.shutdown_timeout = SHUTDOWN_S
@@ -162,17 +164,28 @@ def _check(arguments: Any, settings: LiveSettings) -> None:
         check_predictor(settings)
 
 
-def _watch_model(arguments: Any, processor: str, option: str) -> None:
+def _watch_end(arguments: Any) -> None:
     """Add the logits processor that reads the model's signals in the engine core's process."""
+    option = OPTIONS["signals"]
     if any(getattr(arguments, name, 1) not in (None, 1) for name in _ONE_PROCESS):
         raise LaunchError(f"{option}: not with several processes for one model")
     if getattr(arguments, "speculative_config", None):
         raise LaunchError(f"{option}: speculative decoding takes no logits processor")
     if os.environ.get(IN_PROCESS) not in (None, "0"):
         raise LaunchError(f"{option} sets {IN_PROCESS}=0; your environment has another")
-    if processor == HIDDEN and not getattr(arguments, "enforce_eager", False):
-        raise LaunchError(NEEDS_EAGER)
     os.environ[IN_PROCESS] = "0"
-    theirs = [name for name in arguments.logits_processors or () if name != processor]
-    arguments.logits_processors = [processor, *theirs]
+    theirs = [name for name in arguments.logits_processors or () if name != PROCESSOR]
+    arguments.logits_processors = [PROCESSOR, *theirs]
     arguments.distributed_executor_backend = arguments.distributed_executor_backend or "uni"
+
+
+def _watch_states(arguments: Any) -> None:
+    """Put the worker that reads hidden states in the place of vLLM's."""
+    given = ((name, getattr(arguments, name, None)) for name in _SPLIT)
+    split = next((name for name, value in given if value is True or (value or 1) > 1), None)
+    check_worker(
+        getattr(arguments, "worker_cls", None),
+        getattr(arguments, "distributed_executor_backend", None),
+        split,
+    )
+    arguments.worker_cls = WORKER

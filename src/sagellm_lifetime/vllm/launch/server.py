@@ -53,10 +53,8 @@ SCHEDULER: Final = "sagellm_lifetime.vllm.live.scheduler"
 MIDDLEWARE: Final = "sagellm_lifetime.vllm.observability.http.LifetimeMiddleware"
 CLIENTS: Final = "sagellm_lifetime.vllm.client_source.ClientMiddleware"
 PROCESSOR: Final = "sagellm_lifetime.vllm.logits_processor:EosWatch"
-HIDDEN: Final = "sagellm_lifetime.vllm.hidden_watch:HiddenWatch"
-NEEDS_EAGER: Final = (
-    "--watch-hidden needs --enforce-eager: a compiled model lets nobody read its states"
-)
+WORKER: Final = "sagellm_lifetime.vllm.hidden_worker.HiddenWorker"
+"""Reads hidden states."""
 RUNNER: Final = "sagellm_lifetime.vllm.launch.serve"
 BACKEND: Final = "--distributed-executor-backend"
 STATE: Final = Path("runs") / "engine"
@@ -91,6 +89,8 @@ IN_PROCESS: Final = "VLLM_ENABLE_V1_MULTIPROCESSING"
 reads it: the engine core has its own process anyway."""
 _CONFIGS: Final = ("config.json", "params.json")
 _PROCESSORS: Final = "--logits-processors"
+_WORKER_CLASS: Final = "--worker-cls"
+_SPLIT: Final = ("--enable-dbo", "--ubatch-size", "--prefill-context-parallel-size", "-pcp")
 _SPECULATIVE: Final = (
     *("--speculative-config", "-sc"),
     *("--spec-method", "--spec-model", "--spec-tokens"),
@@ -198,13 +198,17 @@ def check(model: str, settings: LiveSettings | None, options: Sequence[str]) -> 
     policy = option_of(options, "--scheduling-policy") or "fcfs"
     if settings.mode in ("act", SWITCHBACK) and cannot_act(policy):
         raise LaunchError(cannot_act(policy))
-    for watch in watches(settings):
-        check_processors(options, watch)
-        check_one_process(options, watch)
+    if settings.signals:
+        check_processors(options)
+        check_one_process(options)
         if os.environ.get(IN_PROCESS) not in (None, "0"):
-            raise LaunchError(f"{watch} sets {IN_PROCESS}=0; your environment has another")
-    if settings.hidden and first_of(options, ("--enforce-eager",)) is None:
-        raise LaunchError(NEEDS_EAGER)
+            raise LaunchError(f"--watch-eos sets {IN_PROCESS}=0; your environment has another")
+    if settings.hidden:
+        check_worker(
+            option_of(options, _WORKER_CLASS),
+            option_of(options, BACKEND),
+            first_of(options, _SPLIT),
+        )
     if settings.predict:
         predictor = check_predictor(settings)
         if settings.signals and not settings.record and not predictor.model.reads_content:
@@ -275,29 +279,41 @@ def check_folders(settings: LiveSettings) -> None:
             raise LaunchError(f"lifetime settings: {name}: {found} is not a folder")
 
 
-def watches(settings: LiveSettings | None) -> list[str]:
-    """Return our options that watch the model itself."""
-    if settings is None:
-        return []
-    return [OPTIONS[name] for name in ("signals", "hidden") if getattr(settings, name)]
-
-
-def check_processors(options: Sequence[str], watch: str = "--watch-eos") -> None:
+def check_processors(options: Sequence[str]) -> None:
     """Refuse options that vLLM does not accept with a logits processor."""
     speculative = first_of(options, _SPECULATIVE)
     if speculative:
         raise LaunchError(
-            f"{watch}: not with {speculative}: speculative decoding takes no logits processor"
+            f"--watch-eos: not with {speculative}: speculative decoding takes no logits processor"
         )
 
 
-def check_one_process(options: Sequence[str], watch: str = "--watch-eos") -> None:
+def check_one_process(options: Sequence[str]) -> None:
     """Refuse options that move the model, and its signals, out of the engine core's process."""
     for name in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"):
         if option_of(options, name) not in (None, "1"):
-            raise LaunchError(f"{watch}: not with {name}, which has worker processes")
+            raise LaunchError(f"--watch-eos: not with {name}, which has worker processes")
     if option_of(options, BACKEND) not in (None, "uni"):
-        raise LaunchError(f"{watch} needs {BACKEND} uni: the model in the engine's process")
+        raise LaunchError(f"--watch-eos needs {BACKEND} uni: the model in the engine's process")
+
+
+def check_worker(worker: object, backend: object, split: str | None) -> None:
+    """Refuse what would keep our worker from reading hidden states.
+
+    Args:
+        worker: ``--worker-cls``, None if it is not given.
+        backend: ``--distributed-executor-backend``, None if it is not given.
+        split: an option that splits the tokens of a step, None for none.
+    """
+    watch = OPTIONS["hidden"]
+    if worker not in (None, "auto", WORKER):
+        raise LaunchError(
+            f"{_WORKER_CLASS}: {watch} has a worker of its own; leave one of them out"
+        )
+    if backend not in (None, "uni", "mp"):
+        raise LaunchError(f"{watch}: not with {BACKEND} {backend}: use mp")
+    if split is not None:
+        raise LaunchError(f"{watch}: not with {split}, which splits the tokens of a step")
 
 
 def check_predictor(settings: LiveSettings) -> Predictor:
@@ -353,14 +369,15 @@ def command(model: str, settings: LiveSettings | None, options: Sequence[str]) -
     additional[KEY] = {**theirs, **ours}
     LiveSettings.of(additional[KEY])
     line += ["--scheduler-cls", SCHEDULER]
-    if watches(settings):
+    if settings.signals:
         rest, _ = list_option(rest, _PROCESSORS)
         _, processors = list_option(words, _PROCESSORS)
-        ours_first = [PROCESSOR] * settings.signals + [HIDDEN] * settings.hidden
-        line += [_PROCESSORS, *dict.fromkeys([*ours_first, *processors])]
+        line += [_PROCESSORS, *dict.fromkeys([PROCESSOR, *processors])]
         if option_of(words, BACKEND) is None:
             # By default an engine on a CPU starts a worker process, even for one rank.
             line += [BACKEND, "uni"]
+    if settings.hidden:
+        line += [_WORKER_CLASS, WORKER]
     given = {word.rpartition("=")[2] for word in words}
     for middleware, is_needed in ((MIDDLEWARE, settings.state), (CLIENTS, settings.client_from)):
         if is_needed and middleware not in given:
@@ -387,4 +404,4 @@ def shown(line: Sequence[str]) -> str:
 
 def environment(settings: LiveSettings | None) -> dict[str, str]:
     """Return the environment variables to add for the server."""
-    return {IN_PROCESS: "0"} if watches(settings) else {}
+    return {IN_PROCESS: "0"} if settings is not None and settings.signals else {}
