@@ -130,6 +130,7 @@ class Assessment:
             count=self.settings.windows,
             cpu_s=self.settings.cpu_s,
             seed=self.settings.seed,
+            cores=engine.cores,
         )
 
     def run(self, progress: Progress | None = None) -> Verdict:

@@ -255,7 +255,7 @@ def replay_part(
         )
     return ReplayPart(
         rate=windows.rate,
-        unit=replays.windows[0].rate,
+        unit=replays.windows[0].rate * windows.cores,
         peak=windows.peak,
         loads=loads,
         capacity=capacity,
