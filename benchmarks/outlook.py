@@ -118,6 +118,7 @@ class Watch:
         ages = {r.request_id: r.num_output_tokens for r in [*scheduler.running, *scheduler.waiting]}
         seed = len(self.looks)
         drawn = look_ahead(situation, seed)
+        self.calibration.look(dict(zip(names, generated, strict=True)), now)
         calibrated = look_ahead(situation, seed, correct=self.calibration.correct)
         self.calibration.remember(now, situation, calibrated, names, generated)
         self.looks.append(Look(now, situation, names, ages, (drawn, calibrated)))

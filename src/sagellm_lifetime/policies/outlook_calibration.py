@@ -1,17 +1,21 @@
 """Calibration of outlooks by what came of earlier ones.
 
-Each remembered outlook waits until its outcome is known; the outcome's place among the outlook's
-own draws becomes a normal score. The scores of the last outcomes of a figure say how to read its
-draws: where nine of ten outcomes were below the draws' 0.97 quantile, that one is told as the 0.9
-quantile. This is conformal prediction on the probability integral transform, prequentially: an
-outcome counts only for outlooks made after it. Forecasts from the same history err together, and
-what the model of the engine leaves out errs every time; both are learned so, per figure.
+Each remembered outlook waits for its outcome; the outcome's place among the outlook's own draws
+becomes a normal score. The scores of the last outcomes of a figure say how to read its draws: where
+nine of ten outcomes were below the draws' 0.97 quantile, that one is told as the 0.9 quantile. This
+is conformal prediction on the probability integral transform, prequentially: an outcome counts only
+for outlooks made after it. Forecasts from the same history err together, and what the model of the
+engine leaves out errs every time; both are learned so, per figure.
 
-Neighbouring outlooks share most of their sequences, so each counts by its share of new ones.
+What has not come to an end counts as well, as more than what there is of it so far: else the short
+outcomes would be known first, and a burst only after it. So the distribution of the scores is that
+of Kaplan and Meier. Neighbouring outlooks share most of their sequences, so each counts by its
+share of new ones.
 
-Source: Gibbs and Candès, "Adaptive conformal inference under distribution shift" (2021), for
-learning from outcomes under drift; Dawid, "Present position and potential developments" (1984), for
-the prequential transform.
+Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), for counting
+the outcome to come; Candès, Lei and Ren, "Conformalized survival
+analysis" (2023), for outcomes that are not over; Dawid, "Present position and potential
+developments" (1984), for the prequential transform.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -35,11 +39,11 @@ from sagellm_lifetime.policies.outlook import (
     peak_blocks,
 )
 
-MEMORY: Final = 64.0
+MEMORY: Final = 24.0
 """Outcomes that count, newest first, in whole ones: some minutes of an engine under load."""
-PRIOR: Final = 4.0
+PRIOR: Final = 8.0
 """Weight of the draws as they are, in outcomes: what is told before there are any."""
-MOST_PENDING: Final = 64
+MOST_PENDING: Final = 32
 """Outlooks whose outcome is waited for."""
 PATIENCE_S: Final = 1800.0
 """Seconds after which an outcome is no longer waited for."""
@@ -49,8 +53,9 @@ _NO_WAIT_S: Final = 0.1
 """Seconds between arrival and admission of a request that found a place: less than some steps."""
 _BOUND: Final = 6.0
 """Largest normal score; the draws' tail is extended this far."""
-_PRIOR_SCORES: Final = np.array([NormalDist().inv_cdf((i + 0.5) / 40) for i in range(40)])
 _NORMAL: Final = NormalDist()
+_PRIOR_SCORES: Final = [(_NORMAL.inv_cdf((i + 0.5) / 40), PRIOR / 40) for i in range(40)]
+"""Those of the draws as they are."""
 
 
 def score(draws: np.ndarray, value: float) -> float | None:
@@ -106,20 +111,30 @@ def _slopes(draws: np.ndarray) -> tuple[float, float]:
 class Scores:
     """The latest normal scores of one figure's outcomes, with weights.
 
+    Attributes:
+        pending: scores of what there is so far of outcomes to come, with weights.
+
     >>> scores = Scores()
-    >>> abs(round(float(scores.at(np.array([0.5]))[0]), 3))
-    0.0
     >>> for _ in range(64):
     ...     scores.add(1.0, 1.0)
-    >>> round(float(scores.at(np.array([0.5]))[0]), 1)
-    1.0
+    >>> [round(z, 1) for z in scores.at(np.array([0.5, 0.9])).tolist()]
+    [1.0, 1.0]
+    >>> scores.pending = [(3.0, 8.0)]
+    >>> round(float(scores.at(np.array([0.9]))[0]), 1)
+    2.2
     """
 
     def __init__(self) -> None:
+        self.pending: list[tuple[float, float]] = []
         self._kept: deque[tuple[float, float]] = deque()
         self._weight = 0.0
 
     def __len__(self) -> int:
+        return len(self._kept) + len(self.pending)
+
+    @property
+    def known(self) -> int:
+        """Return the number of outcomes that count."""
         return len(self._kept)
 
     def add(self, found: float, weight: float) -> None:
@@ -130,13 +145,26 @@ class Scores:
             self._weight -= self._kept.popleft()[1]
 
     def at(self, levels: np.ndarray) -> np.ndarray:
-        """Return the score below which an outcome stays with each probability."""
-        found = np.concatenate([_PRIOR_SCORES, [score for score, _ in self._kept]])
-        prior = np.full(len(_PRIOR_SCORES), PRIOR / len(_PRIOR_SCORES))
-        weights = np.concatenate([prior, [weight for _, weight in self._kept]])
-        order = np.argsort(found, kind="stable")
-        middles = np.cumsum(weights[order]) - weights[order] / 2.0
-        return np.interp(levels, middles / weights.sum(), found[order])
+        """Return the score below which an outcome stays with each probability.
+
+        The outcome to come is one more than those that are known, so of ``n`` outcomes the share
+        ``p (n + 1) / n`` must be below it; in both directions from the middle.
+
+        Args:
+            levels: the probabilities, 0 to 1.
+        """
+        several = [*_PRIOR_SCORES, *self._kept, *self.pending]
+        found, weights = np.array(several).T
+        is_over = np.arange(len(several)) < len(several) - len(self.pending)
+        order = np.lexsort((~is_over, found))
+        found, weights, is_over = found[order], weights[order], is_over[order]
+        at_risk = np.cumsum(weights[::-1])[::-1]
+        ended = np.where(is_over, weights / at_risk, 0.0)
+        survival = np.cumprod(np.clip(1.0 - ended, 1e-9, 1.0))
+        before = np.concatenate([[1.0], survival[:-1]])
+        middles = 1.0 - (survival + before) / 2.0
+        wider = 0.5 + (levels - 0.5) * (1.0 + 1.0 / weights.sum())
+        return np.interp(wider, middles[is_over], found[is_over])
 
 
 @dataclass(slots=True)
@@ -149,7 +177,7 @@ class _Group:
         weight: share of the sequences that are new.
         places: index by id of the sequences that have not ended.
         ages: tokens of each at the outlook, shape ``(N,)``.
-        left: tokens that each generated afterwards, shape ``(N,)``.
+        left: tokens that each has generated since, shape ``(N,)``.
         tokens: prompt and answer of each at the outlook, shape ``(N,)``.
         times: by which the sum over the sequences is multiplied.
         block_size: tokens per block.
@@ -166,6 +194,21 @@ class _Group:
     times: float
     block_size: int
     last: float
+
+    def values(self, kind: str, now: float) -> dict[str, float]:
+        """Return the figures of what has come so far, all of it where every sequence has ended."""
+        total = float(self.left.sum()) * self.times
+        if kind == "waiting":
+            return {"waiting_tokens": total}
+        peak = peak_blocks(self.left[:, None], self.tokens, self.block_size)
+        done = (now if self.places else self.last) - self.at
+        return {"running_tokens": total, "peak_blocks": float(peak[0]), "done_s": done}
+
+    def grown(self, generated: Mapping[str, int]) -> None:
+        """Take how many tokens the present sequences have."""
+        for name, place in self.places.items():
+            if name in generated:
+                self.left[place] = max(generated[name] - self.ages[place], self.left[place])
 
     def ended(self, name: str, length: int, at: float) -> None:
         """Take the end of a sequence; others than those of the outlook are ignored."""
@@ -192,6 +235,9 @@ class _Newcomer:
     name: str = ""
     arrived: float = 0.0
     began: float | None = None
+
+
+_Pending = TypeVar("_Pending", _Group, _Newcomer)
 
 
 @dataclass
@@ -277,34 +323,62 @@ class OutlookCalibration:
             _thin(self._newcomers, self._spacing, "place")
 
     def on_events(self, events: Iterable[Event], now: float) -> None:
-        """Take what has happened in the engine, and count the outcomes that are known by ``now``.
-
-        An outcome counts after those of all earlier outlooks: else the short ones would be first.
-        """
+        """Take what has happened in the engine, and count the outcomes that are known now."""
         for event in events:
+            self._newcomer_event(event)
             if isinstance(event, Finished):
                 for group in (*self._running, *self._waiting):
                     group.ended(event.sequence_id, event.length, event.at)
-                self._newcomers = deque(
-                    each
-                    for each in self._newcomers
-                    if each.began is not None or each.name != event.sequence_id
-                )
-            elif isinstance(event, Arrived):
-                name = event.sequence.id
-                for newcomer in self._newcomers:
-                    if not newcomer.name and event.at >= newcomer.at:
-                        newcomer.name, newcomer.arrived = name, event.at
-            elif isinstance(event, Admitted):
-                for newcomer in self._newcomers:
-                    if newcomer.began is None and newcomer.name == event.sequence_id:
-                        newcomer.began = event.at
         for kind in ("running", "waiting"):
             pending = self._pending(kind)
-            while pending and (not pending[0].places or pending[0].at < now - PATIENCE_S):
-                self._settle(kind, pending.popleft())
-        while self._newcomers and self._newcomers[0].began is not None:
-            self._settle_place(self._newcomers.popleft())
+            for group in [group for group in pending if not group.places]:
+                for name, value in group.values(kind, now).items():
+                    found = score(getattr(group.draws, name), value)
+                    if found is not None:
+                        self.scores[name].add(found, group.weight)
+            _keep(pending, [g for g in pending if g.places and g.at >= now - PATIENCE_S])
+        for newcomer in [each for each in self._newcomers if each.began is not None]:
+            self._settle_place(newcomer)
+        waiting = [n for n in self._newcomers if n.began is None and n.at >= now - PATIENCE_S]
+        _keep(self._newcomers, waiting)
+
+    def _newcomer_event(self, event: Event) -> None:
+        """Take what an event says of the first requests after outlooks."""
+        for newcomer in tuple(self._newcomers):
+            if isinstance(event, Arrived):
+                if not newcomer.name and event.at >= newcomer.at:
+                    newcomer.name, newcomer.arrived = event.sequence.id, event.at
+            elif isinstance(event, Admitted):
+                if newcomer.began is None and newcomer.name == event.sequence_id:
+                    newcomer.began = event.at
+            elif (
+                isinstance(event, Finished)
+                and newcomer.began is None
+                and newcomer.name == event.sequence_id
+            ):
+                self._newcomers.remove(newcomer)
+
+    def look(self, generated: Mapping[str, int], now: float) -> None:
+        """Take how far the present sequences are, before an outlook is corrected.
+
+        Args:
+            generated: tokens of the present sequences by id.
+            now: seconds, on the clock of the events.
+        """
+        pending: dict[str, list[tuple[float, float]]] = {name: [] for name in FIGURES}
+        for kind in ("running", "waiting"):
+            for group in self._pending(kind):
+                group.grown(generated)
+                for name, value in group.values(kind, now).items():
+                    found = score(getattr(group.draws, name), value)
+                    if found is not None:
+                        pending[name].append((found, group.weight))
+        for newcomer in self._newcomers:
+            found = score(newcomer.draws, now - newcomer.at)
+            if newcomer.name and found is not None:
+                pending["place_s"].append((found, 1.0))
+        for name, several in pending.items():
+            self.scores[name].pending = several
 
     def forget_pending(self) -> None:
         """Forget the outlooks whose outcome is not known, as where ends may be missed."""
@@ -312,24 +386,8 @@ class OutlookCalibration:
         self._waiting.clear()
         self._newcomers.clear()
         self._names.clear()
-
-    def _settle(self, kind: str, group: _Group) -> None:
-        """Count the outcome of a group, unless one of its sequences has not ended in time."""
-        if group.places:
-            return
-        total = float(group.left.sum()) * group.times
-        if kind == "waiting":
-            self._add("waiting_tokens", group, total)
-            return
-        self._add("running_tokens", group, total)
-        self._add("done_s", group, group.last - group.at)
-        peak = peak_blocks(group.left[:, None], group.tokens, group.block_size)
-        self._add("peak_blocks", group, float(peak[0]))
-
-    def _add(self, name: str, group: _Group, value: float) -> None:
-        found = score(getattr(group.draws, name), value)
-        if found is not None:
-            self.scores[name].add(found, group.weight)
+        for scores in self.scores.values():
+            scores.pending = []
 
     def _settle_place(self, newcomer: _Newcomer) -> None:
         """Count the outcome of a newcomer.
@@ -342,7 +400,7 @@ class OutlookCalibration:
             return
         if newcomer.began - newcomer.arrived <= _NO_WAIT_S:
             # The golden ratio spreads them evenly, without a random number.
-            part = (len(self.scores["place_s"]) * 0.6180339887) % 1.0
+            part = (self.scores["place_s"].known * 0.6180339887) % 1.0
             share = part * _NORMAL.cdf(found)
             found = _NORMAL.inv_cdf(min(max(share, 1e-4), 1.0 - 1e-4))
         self.scores["place_s"].add(found, 1.0)
@@ -360,10 +418,15 @@ class OutlookCalibration:
         return share
 
 
-def _thin(pending: deque[_Group] | deque[_Newcomer], spacing: dict[str, float], kind: str) -> None:
+def _keep(pending: deque[_Pending], kept: list[_Pending]) -> None:
+    """Let only some of the pending ones stay."""
+    if len(kept) < len(pending):
+        pending.clear()
+        pending.extend(kept)
+
+
+def _thin(pending: deque[_Pending], spacing: dict[str, float], kind: str) -> None:
     """Forget every second outlook where too many are pending, and remember fewer from now on."""
     if len(pending) > MOST_PENDING:
-        kept = list(pending)[::2]
-        pending.clear()
-        pending.extend(kept)  # type: ignore[arg-type]
+        _keep(pending, list(pending)[::2])
         spacing[kind] = min(2.0 * spacing.get(kind, _NEW), 0.8)

@@ -174,6 +174,7 @@ class LiveOutlook:
                 seconds_per_step=pace,
                 reserve=advisor.blocks_withheld(self._scheduler.kv_cache_manager.watermark_blocks),
             )
+            self._calibration.look(dict(zip(names, ages, strict=True)), now)
             outlook = look_ahead(situation, correct=self._calibration.correct)
         except LifetimeError:  # a sequence has ended in this moment; the next look is soon
             return None
