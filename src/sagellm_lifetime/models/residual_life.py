@@ -272,7 +272,7 @@ class ResidualLife:
         self._prompts = RecentPrompts()
         self.shares = FairShares()
         self.regimes = Regimes()
-        self._prior = Hazards(padded(prior_hazards()))
+        self._prior = Hazards(padded(prior_hazards()), is_shared=True)
         self.count = 0
 
     # -- predicting --------------------------------------------------------------------------
@@ -284,7 +284,8 @@ class ResidualLife:
     def known(self, features: RequestFeatures, session: int) -> Hazards:
         """Return the hazards of a request (``session``: the key of its session, 0 for none).
 
-        With a prompt score they are interpolated between the two nearest bins of it.
+        With a prompt score they are interpolated between the two nearest bins of it, before they
+        are corrected by the session.
         """
         if features.prompt_score is None:
             return self._finest(self._path(features, session).crossed)[0]
@@ -292,11 +293,16 @@ class ResidualLife:
         position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
         low = max(min(int(position), _SCORES - 2), 1)
         share = min(max(position - low, 0.0), 1.0)
-        below, above = (
-            self._finest(node_path(features, session, present, self._filled(score)).crossed)[0]
-            for score in (low, low + 1)
-        )
-        return below if above is below else interpolated(below, above, share)
+        paths = [
+            node_path(features, 0, present, self._filled(score)) for score in (low, low + 1)
+        ]
+        below, above = (self._finest(path.crossed)[0] for path in paths)
+        hazards = below if above is below else interpolated(below, above, share)
+        if session:
+            step = _with_session(paths[0], session).crossed[-1]
+            if step.key in self._nodes:
+                return self._corrected(step, self._existing(step.key), hazards)
+        return hazards
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
@@ -588,7 +594,7 @@ class ResidualLife:
             if over.hazards is not _NOTHING:
                 above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.main else None
-        node.hazards = self._corrected(step, node, _laid(above, effect))
+        node.hazards = self._corrected(step, node, _laid(above, effect)).settled()
         node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
 
     def _seen(self, step: Step) -> int:
@@ -921,7 +927,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
         first, last = stored["atoms_until"][row : row + 2].tolist()
         lengths, shares = (stored[name][first:last].tolist() for name in ("atoms", "atom_shares"))
         atoms = tuple(zip(lengths, shares, strict=True))
-        node.hazards = Hazards(padded(stored["cached"][row]), atoms)
+        node.hazards = Hazards(padded(stored["cached"][row]), atoms, is_shared=True)
     if node.habits is not None:
         first, last = stored["habits_until"][row : row + 2].tolist()
         node.habits = Habits(_HABITS[level], map(tuple, stored["habits"][first:last].tolist()))
