@@ -211,7 +211,7 @@ def _limits(
     """Return the limits of a step, sequences and tokens, and where they are from."""
     kind = gpu_of(card)[0]
     defaults = (kind.max_num_seqs, kind.max_num_batched_tokens)
-    theirs = (None, None)
+    theirs: tuple[int | None, int | None] = (None, None)
     if server is not None:
         theirs = (server.max_num_seqs, server.max_num_batched_tokens)
     found, sources = [], []

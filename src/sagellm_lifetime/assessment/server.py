@@ -68,7 +68,12 @@ def ask_server(url: str, key: str | None = None) -> ServerEngine:
         raise LifetimeError(f"{address}: {error}") from None
     limits = read_limits(_json(f"{base}/server_info?config_format=json", key, _SETTINGS_S))
     version = _json(f"{base}/version", key, _TIMEOUT_S).get("version")
-    return replace(found, **limits, version=version if isinstance(version, str) else None)
+    return replace(
+        found,
+        max_num_seqs=limits.get("max_num_seqs"),
+        max_num_batched_tokens=limits.get("max_num_batched_tokens"),
+        version=version if isinstance(version, str) else None,
+    )
 
 
 def check_url(url: str) -> str:
