@@ -326,7 +326,7 @@ def page(runs: list[dict[str, Any]], options: argparse.Namespace) -> str:
         command=command,
         predictor=options.predictor,
         looks=LOOKS,
-    )
+    ).rstrip()
     for kind in reversed(KINDS):
         rows = [
             [
