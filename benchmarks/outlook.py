@@ -1,12 +1,13 @@
 """The outlook on traces: do its ranges hold what they say, and its probabilities come true?
 
-    PYTHONPATH=src python benchmarks/outlook.py --runs runs.jsonl [--requests 400]
+    PYTHONPATH=src python benchmarks/outlook.py --runs runs.jsonl
 
 Needs the ``[vllm]`` extra and the data folder. Requests come in arrival order at the knee and at
-overload, through vLLM's scheduler in its own order; the predictor learns on the way. Now and then
-the replay is looked at as a running engine is, and the outlook is compared with what follows. The
-test part of a trace is cut in two: on the first half the correlation of the draws is chosen, the
-second half is reported.
+overload, through vLLM's scheduler in its own order; the predictor learns on the way. Now and then,
+while requests come, the replay is looked at as a running engine is, and the outlook is compared
+with what follows: as drawn, and calibrated by what came of the outlooks before it. The test part of
+a trace is cut in two: on the first half (``--half 0``) the correlation of the draws and how the
+calibration remembers were chosen, the second half is reported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import shlex
 import sys
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,10 @@ single_thread()
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "outlook.md"
 MEMORY = {"servegen_reasoning": 3000, "azure_conv": 1000, "servegen_chat": 4000}
 LOADS = ("knee", "overload")
-SHARED = (0.0, 0.05, 0.1, 0.2)
-"""Correlations of the draws that are tried."""
-LOOKS = 60
-"""Looks at one replay."""
+REQUESTS = {"servegen_reasoning": 1500, "azure_conv": 3000, "servegen_chat": 3000}
+LOOKS = 240
+"""Looks at one replay while requests come."""
+KINDS = ("as drawn", "calibrated")
 DEADLINES_S = (1.0, 3.0, 10.0, 30.0, 60.0, 120.0)
 PLACES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Quantiles of the time of a free place at which its probability is compared with what came."""
@@ -45,12 +47,26 @@ class Everything:
         return True
 
 
+@dataclass
+class Look:
+    """One look at a replay, and the outlooks made then, one for each of ``KINDS``."""
+
+    now: float
+    situation: Any
+    names: list[str]
+    ages: dict[str, int]
+    outlooks: tuple[Any, ...]
+
+
 class Watch:
     """Looks at a replay, and keeps when each request was admitted and ended."""
 
-    def __init__(self, run: Any, every_s: float) -> None:
-        self.run, self.every = run, every_s
-        self.looks: list[tuple[float, Any, list[str], dict[str, int]]] = []
+    def __init__(self, run: Any, every_s: float, until_s: float) -> None:
+        from sagellm_lifetime.policies.outlook_calibration import OutlookCalibration
+
+        self.run, self.every, self.until = run, every_s, until_s
+        self.looks: list[Look] = []
+        self.calibration = OutlookCalibration()
         self.admitted: dict[str, float] = {}
         self.ended: dict[str, float] = {}
         self._due = every_s
@@ -70,6 +86,7 @@ class Watch:
                 self.admitted.setdefault(event.sequence_id, event.at)
             elif isinstance(event, Finished):
                 self.ended[event.sequence_id] = event.at
+        self.calibration.on_events(events, self.run.now)
         self._on_events(events)
 
     def schedule(self, *args: Any) -> Any:
@@ -79,7 +96,7 @@ class Watch:
             self._steps.append((now, now - self._last))
             while self._steps[0][0] < now - PACE_S:
                 self._steps.popleft()
-        if now >= self._due and self._steps and scheduler.running:
+        if self._due <= now <= self.until and self._steps and scheduler.running:
             self._due = now + self.every
             self._look(now)
         answer = self._schedule(*args)
@@ -87,18 +104,24 @@ class Watch:
         return answer
 
     def _look(self, now: float) -> None:
+        from sagellm_lifetime.policies.outlook import look_ahead
         from sagellm_lifetime.vllm.live_outlook import situation_of
 
         scheduler = self.run.scheduler
         guard = scheduler.advisor
         guard.flush()
         pace = float(np.mean([seconds for _, seconds in self._steps]))
-        situation, names = situation_of(
+        situation, names, generated = situation_of(
             scheduler, guard._advisor._forecaster.forecast, Everything(), seconds_per_step=pace,
             reserve=scheduler.kv_cache_manager.watermark_blocks,
         )  # fmt: skip
         ages = {r.request_id: r.num_output_tokens for r in [*scheduler.running, *scheduler.waiting]}
-        self.looks.append((now, situation, names, ages))
+        seed = len(self.looks)
+        drawn = look_ahead(situation, seed)
+        self.calibration.look(dict(zip(names, generated, strict=True)), now)
+        calibrated = look_ahead(situation, seed, correct=self.calibration.correct)
+        self.calibration.remember(now, situation, calibrated, names, generated)
+        self.looks.append(Look(now, situation, names, ages, (drawn, calibrated)))
 
 
 def watched(name: str, half: int, at: str, options: argparse.Namespace) -> tuple[Watch, Any]:
@@ -118,36 +141,37 @@ def watched(name: str, half: int, at: str, options: argparse.Namespace) -> tuple
     assert frame is not None
     cut, cost = split(frame), cost_model(DEFAULT)
     each = len(cut.test) // 2
-    requests = cut.test[half * each : half * each + min(each, options.requests)]
+    requests = cut.test[half * each : half * each + min(each, options.requests or REQUESTS[name])]
     engine = EngineSettings(blocks=MEMORY[name], prefix_caching="prefix_hashes" in frame.columns)
     predictor = create_predictor(options.predictor, seed=0).fit(cut.train)
     trace = at_load(at, make_trace(requests, seed=half), engine, cost).trace
     plan = Plan(order="fcfs", evict="")
     policy = planned_policy("", "", plan, lambda _: PredictedLengths(predictor.clone()), 0.0)
     run = Run(trace, engine, cost, policy)
-    watch = Watch(run, trace[-1].arrival / LOOKS)
+    watch = Watch(run, trace[-1].arrival / LOOKS, trace[-1].arrival)
     run.execute()
     return watch, trace
 
 
-def scores(watch: Watch, trace: Any, shared: float) -> dict[str, Any]:
-    """What was expected, beside what came: sums to be added over replays."""
-    from sagellm_lifetime.policies.outlook import _peaks, look_ahead
+def scores(watch: Watch, trace: Any, kind: int) -> dict[str, Any]:
+    """What was expected, beside what came, look by look."""
+    from sagellm_lifetime.policies.outlook import peak_blocks
 
     lengths = {request.id: request.output_length for request in trace}
     arrivals = np.array([request.arrival for request in trace])
     rng = np.random.default_rng(0)
     found: dict[str, list[Any]] = defaultdict(list)
-    for number, (now, situation, names, ages) in enumerate(watch.looks):
-        outlook = look_ahead(situation, seed=number, shared=shared)
+    for look in watch.looks:
+        now, situation, names, ages = look.now, look.situation, look.names, look.ages
+        outlook = look.outlooks[kind]
         count = len(situation.running)
         left = np.array([lengths[name] - ages[name] for name in names[:count]])
         queued = sum(lengths[n] - age for n, age in ages.items()) - int(left.sum())
-        peak = float(_peaks(situation, np.repeat(left[:, None], 1, axis=1)).max())
+        peak = peak_blocks(left[:, None], situation.running_tokens, situation.block_size)
         for part, truth, (expected, p90) in (
             ("running", left.sum(), outlook.running_tokens),
             ("waiting", queued, outlook.waiting_tokens),
-            ("peak", peak, outlook.peak_blocks),
+            ("peak", float(peak[0]), outlook.peak_blocks),
         ):
             if part != "waiting" or situation.queue_length:
                 found[part].append([float(truth), expected, float(truth <= p90)])
@@ -160,6 +184,16 @@ def scores(watch: Watch, trace: Any, shared: float) -> dict[str, Any]:
                 came = watch.ended[names[index]] - now <= deadline
                 found["ends"].append([outlook.ends_within(int(index), deadline), float(came)])
     return dict(found)
+
+
+def independent(looks: list[Look]) -> float:
+    """The number of looks, each counted by its share of sequences that the one before had not."""
+    total, before = 0.0, frozenset[str]()
+    for look in looks:
+        present = frozenset(look.names[: len(look.situation.running)])
+        total += len(present - before) / max(len(present), 1)
+        before = present
+    return total
 
 
 def _place(
@@ -179,14 +213,14 @@ def _place(
         found["retry"].append([float(began <= retry)])
 
 
-def one(name: str, half: int, at: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All correlations on one replay; runs in its own process."""
-    watch, trace = watched(name, half, at, options)
-    tried = SHARED if half == 0 else (options.shared,)
+def one(name: str, at: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One replay, its outlooks as drawn and calibrated; runs in its own process."""
+    watch, trace = watched(name, options.half, at, options)
     return {
-        "trace": name, "half": half, "load": at, "requests": len(trace),
-        "looks": len(watch.looks), "predictor": options.predictor,
-        "found": {f"{shared:g}": scores(watch, trace, shared) for shared in tried},
+        "trace": name, "half": options.half, "load": at, "requests": len(trace),
+        "looks": len(watch.looks), "independent": independent(watch.looks),
+        "predictor": options.predictor, "code": options.code,
+        "found": {kind: scores(watch, trace, i) for i, kind in enumerate(KINDS)},
     }  # fmt: skip
 
 
@@ -229,13 +263,12 @@ HEADER = (
 )
 
 
-def together(runs: list[dict[str, Any]], shared: str) -> dict[str, Any]:
-    """The samples of several replays, thinned so that each has about as many looks."""
+def together(runs: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The samples of several replays."""
     answer: dict[str, Any] = defaultdict(list)
     for run in runs:
-        every = max(round(run["looks"] / LOOKS), 1)
-        for name, values in run["found"][shared].items():
-            answer[name] += values[::every]
+        for name, values in run["found"][kind].items():
+            answer[name] += values
     return answer
 
 
@@ -244,99 +277,111 @@ INTRODUCTION = """\
 
 {answer}
 
-Made by `benchmarks/outlook.py`, {code}, last by this command ({sizes}),
+Made {code}, by
 
     {command}
 
-Requests in vLLM's own order, through vLLM's scheduler, at the knee and at overload; lengths
-predicted by `{predictor}`, which learns on the way; step cost `a100-7b`. Some {looks} times in a
-replay the engine is looked at as a live one is. *Expected ÷ came* is the sum of what was expected
-over the sum of what came (1 is right); *within p90* the share of looks at which no more came than
-the 0.9 quantile (90 is right); *done by* the share at which all that ran was done by the 0.5 and
-the 0.95 quantile; *placed by Retry-After* the share at which the next request to come had a place
-by then (90 or more is right), where one was not free at once. Looks at one replay follow each
-other and are not independent: of sixty, an effective number of ten to twenty. What it is for:
-[look ahead](../how-to/look-ahead.md).
+Requests ({sizes}, of the {half} half of each test part) in vLLM's own order, through vLLM's
+scheduler, at the knee and at overload; lengths predicted by `{predictor}`, which learns on the way;
+step cost `a100-7b`. Some {looks} times while requests come the engine is looked at as a live one
+is. *Expected ÷ came* is the sum of what was expected over the sum of what came (1 is right);
+*within p90* the share of looks at which no more came than the 0.9 quantile (90 is right); *done by*
+the share at which all that ran was done by the 0.5 and the 0.95 quantile; *placed by Retry-After*
+the share at which the next request to come had a place by then (90 is right), where one was not
+free at once. Looks share sequences: *independent* counts each by its share of new ones, and of 50
+independent looks a share of 90 % is uncertain by 4 points. The calibration starts with nothing in
+each replay. Which looks count, the correlation of the draws, and how much the calibration remembers
+were chosen on the first halves. What it is for: [look ahead](../how-to/look-ahead.md).
 """
 
 
-def _answer(found: dict[str, Any]) -> str:
+def _answer(runs: list[dict[str, Any]]) -> str:
     """The first paragraph."""
-    running, inside, waiting, queued, _, peak, half, nearly, placed, _ = row(found)
+    drawn, now = (
+        [row(run["found"][kind]) for run in runs] + [row(together(runs, kind))] for kind in KINDS
+    )
+
+    def span(rows: list[list[str]], column: int) -> str:
+        cells = [int(cells[column]) for cells in rows[:-1] if cells[column] != "–"]
+        return f"{min(cells)} to {max(cells)} % ({rows[-1][column]} % in all)"
+
     return (
-        f"Over the replays together, {running} times as many tokens are expected of what runs "
-        f"as come, and {waiting} times of what waits; the 0.9 quantile is not exceeded in "
-        f"{inside} and {queued} %, that of the peak of memory in {peak} %. What runs is done by "
-        f"the median in {half} % and by the 0.95 quantile in {nearly} %; after Retry-After a "
-        f"place is free in {placed} %."
+        f"**Calibrated by what came of earlier ones, the 0.9 quantile of an outlook is not "
+        f"exceeded in {span(now, 1)} of the looks for what runs, {span(now, 3)} for what waits, "
+        f"{span(now, 5)} for the peak of memory; after Retry-After a place is free in "
+        f"{span(now, 8)}.** As drawn it is {span(drawn, 1)}, {span(drawn, 3)}, {span(drawn, 5)} "
+        f"and {span(drawn, 8)}. The range is that over the replays."
     )
 
 
-def page(runs: list[dict[str, Any]], options: argparse.Namespace, made: str) -> str:
+def page(runs: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """The whole page."""
-    chosen = f"{options.shared:g}"
-    held = [run for run in runs if run["half"] == 1]
-    choice = [run for run in runs if run["half"] == 0]
-    sizes = {run["trace"]: run["requests"] for run in held}
+    sizes = {run["trace"]: run["requests"] for run in runs}
     command = "PYTHONPATH=src python benchmarks/outlook.py " + shlex.join(sys.argv[1:])
     text = INTRODUCTION.format(
-        answer=_answer(together(held, chosen)),
-        sizes=", ".join(f"{t} {n} requests" for t, n in sizes.items()),
-        code=made,
+        answer=_answer(runs),
+        sizes=", ".join(f"{t} {n:,}" for t, n in sizes.items()),
+        half=("first", "second")[options.half],
+        code=options.code,
         command=command,
         predictor=options.predictor,
         looks=LOOKS,
-    )
-    rows = [[f"{run['trace']}, {run['load']}", *row(run["found"][chosen])] for run in held]
-    rows.append(["all, equal weight", *row(together(held, chosen))])
-    text += "\n## Ranges, second halves\n\n" + table(["replay", *HEADER], rows)
+    ).rstrip()
+    for kind in reversed(KINDS):
+        rows = [
+            [
+                f"{run['trace']}, {run['load']}",
+                f"{run['independent']:.0f}",
+                *row(run["found"][kind]),
+            ]
+            for run in runs
+        ]
+        rows.append(["all", "", *row(together(runs, kind))])
+        text += f"\n\n## Ranges, {kind}\n\n" + table(["replay", "independent", *HEADER], rows)
     bins = [f"{low:g}–{high:g}" for low, high in pairwise(BINS)]
     rows = [
-        [f"{words}, {load}", *reliability(together([r for r in held if r["load"] == load],
-                                                   chosen).get(kind, []))]
-        for kind, words in (("place", "a place is free"), ("ends", "a request ends"))
+        [f"{words}, {load}, {kind}", *reliability(together([r for r in runs if r["load"] == load],
+                                                           kind).get(name, []))]
+        for name, words, kinds in (("place", "a place is free", KINDS),
+                                   ("ends", "a request ends", KINDS[:1]))
+        for kind in kinds
         for load in LOADS
     ]  # fmt: skip
-    text += (
-        "\n\n## Probabilities, second halves\n\n"
+    return text + (
+        "\n\n## Probabilities\n\n"
         "Of a place for the next request to come, at times between which the probability rises "
-        "from 0.1 to 0.9, and of the end of a present one within 1 to 120 s. In each bin the mean "
-        "probability, how often it came true, and the number.\n\n" + table(["", *bins], rows)
+        "from 0.1 to 0.9, and of the end of a present one within 1 to 120 s (never calibrated by "
+        "past outlooks). In each bin the mean probability, how often it came true, and the "
+        "number.\n\n" + table(["", *bins], rows)
     )
-    rows = (
-        [[shared, *row(together(choice, shared))] for shared in choice[0]["found"]]
-        if choice
-        else []
-    )
-    text += f"\n\n## The correlation of the draws, first halves\n\nChosen: {chosen}.\n\n" + table(
-        ["correlation", *HEADER], rows
-    )
-    return text
 
 
 def main() -> None:
     """Run what is missing, and write the page."""
-    from sagellm_lifetime.policies.outlook import SHARED as CHOSEN
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(MEMORY), choices=list(MEMORY))
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--half", type=int, default=1, choices=(0, 1))
+    parser.add_argument("--requests", type=int, help="of each replay; by trace where not given")
     parser.add_argument("--predictor", default="survival")
-    parser.add_argument("--shared", type=float, default=CHOSEN)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     options = parser.parse_args()
-    made = code()
-    there = {(run["trace"], run["half"], run["load"]) for run in read_lines(options.runs)}
+    options.code = code()
+    runs = read_lines(options.runs)
+    if any(run["code"] != options.code or run["half"] != options.half for run in runs):
+        raise SystemExit(f"{options.runs}: of another commit or half: name another file")
+    there = {(run["trace"], run["load"]) for run in runs}
     todo = [
-        key for name in options.only for half in (0, 1) for at in LOADS
-        if (key := (name, half, at)) not in there
+        key for name in options.only for at in LOADS if (key := (name, at)) not in there
     ]  # fmt: skip
     for run in run_all(one, todo, options):
-        say(f"{run['trace']}, half {run['half']}, {run['load']}: {run['looks']} looks")
-    write_page(options.output, page(read_lines(options.runs), options, made))
+        say(f"{run['trace']}, {run['load']}: {run['looks']} looks")
+    runs = sorted(
+        read_lines(options.runs), key=lambda run: (run["trace"], LOADS.index(run["load"]))
+    )
+    write_page(options.output, page(runs, options))
 
 
 if __name__ == "__main__":

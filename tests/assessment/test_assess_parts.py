@@ -1,8 +1,5 @@
 """The parts of an assessment that need no engine."""
 
-import http.server
-import threading
-
 import numpy as np
 import polars as pl
 import pytest
@@ -15,12 +12,10 @@ from sagellm_lifetime.assessment.intervals import saved_share
 from sagellm_lifetime.assessment.log_times import fit_times
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.predictor_choice import cut
-from sagellm_lifetime.assessment.server import ask_server, read_metrics
 from sagellm_lifetime.assessment.steady import steady_figures
 from sagellm_lifetime.assessment.windows import draw_windows
 from sagellm_lifetime.core.errors import (
     HistoryError,
-    LifetimeError,
     RequestError,
     UnknownNameError,
 )
@@ -72,42 +67,6 @@ def test_what_is_assumed_is_said():
     assert Engine.of(kv_tokens=9000, rows=generate("chat", 600, seed=1)).cost.name == "log"
     with pytest.raises(RequestError, match="leave one out"):
         Engine.of(kv_tokens=9000, url="http://localhost:1")
-
-
-METRICS = """# TYPE vllm:cache_config_info gauge
-vllm:cache_config_info{block_size="32",engine="0",num_gpu_blocks="1200"} 1.0
-vllm:cache_config_info{block_size="32",engine="1",num_gpu_blocks="1200"} 1.0
-"""
-
-
-def test_a_server_tells_its_memory():
-    class Metrics(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(METRICS.encode() if self.path == "/metrics" else b"")
-
-        def log_message(self, *_args):
-            return
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}"
-            engine = Engine.of(url=url)
-        finally:
-            server.shutdown()
-            thread.join()
-    assert (engine.kv_tokens, engine.block_size) == (38_400, 32)
-    assert any("2 engine cores" in line for line in engine.how)
-    with pytest.raises(LifetimeError, match="no engine answers"):
-        ask_server(url)
-    with pytest.raises(LifetimeError, match="not the address"):
-        ask_server("localhost:8000")
-    for text in ("", 'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0'):
-        with pytest.raises(LifetimeError, match="--kv-tokens"):
-            read_metrics(text)
 
 
 def timed_log(n=600, base=0.01, per_decode=2e-4):
@@ -165,6 +124,13 @@ def test_the_highest_load_is_found(limit):
     found = highest_load(lambda load: load <= limit)
     assert found.end == "found"
     assert found.load <= limit < found.load * 1.09
+
+
+def test_the_highest_load_is_tried_from_anywhere():
+    found = highest_load(lambda load: load <= 15.0, start=10.0)
+    assert found.end == "found"
+    assert found.load <= 15.0 < found.load * 1.09
+    assert highest_load(lambda _: True, start=10.0).load == 16.0
 
 
 def test_the_end_of_the_search_is_told():
@@ -232,6 +198,14 @@ def test_windows_are_at_the_rate_of_the_log():
         assert rate_of(window.at(1.0)) == pytest.approx(found.rate)
         assert rate_of(window.at(3.0)) == pytest.approx(3 * found.rate)
         assert len(window.at(1.0)) == window.size
+
+
+def test_engine_cores_share_the_load():
+    data = Dataset.of(generate("chat", 1200, seed=1), "chat")
+    engine = Engine.of(gpu="a100", model_size="7b")
+    args = (engine.settings(prefix_caching=False), engine.cost)
+    one, two = (draw_windows(data, *args, count=1, cpu_s=0.1, cores=n) for n in (1, 2))
+    assert one.rate == two.rate == pytest.approx(2 * two.windows[0].rate)
 
 
 def test_requests_that_do_not_fit_are_counted():

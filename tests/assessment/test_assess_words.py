@@ -37,6 +37,12 @@ def test_nothing_to_gain_is_said():
     )
 
 
+def test_an_objective_that_is_always_met_is_said():
+    found = verdict(replay([load(3.0, [4, 4], [4, 4])], [MORE, MORE], [MORE, MORE]))
+    assert found.headline().startswith("No more load to gain: every policy gives 95 % of the")
+    assert "up to 80 requests/s, the highest load tried" in found.headline()
+
+
 def test_worse_is_said():
     part = replay([load(1.0, [4, 4], [5, 6])], [1.0, 1.2], [0.8, 0.9], tuned=[1.1, 1.3])
     found = verdict(part)

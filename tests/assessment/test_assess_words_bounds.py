@@ -126,7 +126,7 @@ def test_times_have_one_style_and_sentences_a_full_stop():
     assert "within 1 ms and 1 ms a token" in Objective(0.001, 0.001).says()
     assert "within 2 s and 1.5 s a token" in Objective(2.0, 1.5).says()
     found = with_(verdict(replay([BUSY], [1.0], [1.2])), engine=Engine.of(kv_tokens=16_000))
-    assert "as given. Step time" in found.says()[-1]
+    assert "on h100. Step time" in found.says()[-1]
 
 
 def test_an_objective_that_is_never_met_advises_nothing():

@@ -1,4 +1,4 @@
-"""The benchmark of `assess` runs on a made-up trace and writes its page."""
+"""The benchmarks of `assess` run on made-up logs and write their pages."""
 
 from __future__ import annotations
 
@@ -28,3 +28,18 @@ def test_a_trace_is_assessed_and_followed(
     (row,) = [line for line in page.read_text().splitlines() if line.startswith("| azure_conv")]
     assert row.count("%") >= 4
     assert "NOT measured" in page.read_text()
+
+
+@pytest.mark.slow
+def test_its_time_is_measured(vllm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bench = import_module("assess_time")
+    monkeypatch.setattr(bench, "MODES", {"quick": (600, ("--quick", "--predictor-type=baseline"))})
+    page, runs = tmp_path / "assess-time.md", tmp_path / "runs.jsonl"
+    sizes = ["--rows", "400", "--only", "chat", "--runs", str(runs), "--output", str(page)]
+    bench.main(sizes)
+    bench.main(sizes)  # what is there is not made again
+    assert len(runs.read_text().splitlines()) == 1
+    (row,) = [line for line in page.read_text().splitlines() if line.startswith("| chat")]
+    assert "quick" in row
+    assert "within the limit of 600" in " ".join(page.read_text().split())

@@ -124,6 +124,34 @@ def test_a_sequence_that_ends_meanwhile_is_no_fault(vllm):
     assert request.request_id == "gone"
 
 
+def test_what_came_of_an_outlook_is_learned(vllm, tmp_path):
+    engine = Engine().predict_with(fitted(), mode="shadow", state=str(tmp_path))
+    outlook = engine.scheduler._service._outlook
+    outlook._clock = lambda: engine.now
+    mixed_load(engine, n=60, steps=2)
+    engine.advisor.flush()
+    outlook.update()
+    assert outlook.latest
+    pending = outlook._calibration._running[0]
+    ran = {request.request_id for request in engine.scheduler.running}
+    left = {n: engine.lengths[n] - engine.scheduler.requests[n].num_output_tokens for n in ran}
+    assert set(pending.places) == ran
+    engine.add(30, name="newcomer")
+    engine.run()
+    outlook.update()
+    scores = outlook._calibration.scores
+    assert scores["running_tokens"].known == scores["waiting_tokens"].known == 1
+    assert scores["place_s"].known == 1
+    assert pending.left.sum() == sum(left.values())
+    assert adds_up(engine.stats())
+    engine.advisor.set_mode("off")
+    mixed_load(engine, n=4, steps=2)
+    outlook.update()
+    assert not outlook._calibration._running
+    assert not outlook._events
+    engine.scheduler.shutdown()
+
+
 def test_a_long_look_delays_the_next(vllm, monkeypatch):
     engine = Engine().predict_with(fitted(), mode="shadow")
     mixed_load(engine, n=8, steps=2)

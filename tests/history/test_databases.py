@@ -26,7 +26,7 @@ PASSWORD = "s3cr:t/@x"
 QUOTED = "s3cr%3At%2F%40x"
 SPEND_LOGS = """
 CREATE TABLE "LiteLLM_SpendLogs" (
-    "request_id" TEXT NOT NULL PRIMARY KEY,
+    "request_id" TEXT NOT NULL,
     "call_type" TEXT NOT NULL,
     "api_key" TEXT NOT NULL DEFAULT '',
     "spend" DOUBLE PRECISION NOT NULL DEFAULT 0.0,
@@ -35,20 +35,30 @@ CREATE TABLE "LiteLLM_SpendLogs" (
     "completion_tokens" INTEGER NOT NULL DEFAULT 0,
     "startTime" TIMESTAMP(3) NOT NULL,
     "endTime" TIMESTAMP(3) NOT NULL,
-    "request_duration_ms" INTEGER,
     "completionStartTime" TIMESTAMP(3),
     "model" TEXT NOT NULL DEFAULT '',
+    "model_id" TEXT DEFAULT '',
+    "model_group" TEXT DEFAULT '',
+    "custom_llm_provider" TEXT DEFAULT '',
+    "api_base" TEXT DEFAULT '',
     "user" TEXT DEFAULT '',
     "metadata" JSONB DEFAULT '{}',
     "cache_hit" TEXT DEFAULT '',
+    "cache_key" TEXT DEFAULT '',
     "request_tags" JSONB DEFAULT '[]',
+    "team_id" TEXT,
     "end_user" TEXT,
+    "requester_ip_address" TEXT,
     "messages" JSONB DEFAULT '{}',
     "response" JSONB DEFAULT '{}',
-    "session_id" TEXT,
-    "status" TEXT,
-    "proxy_server_request" JSONB DEFAULT '{}'
+    CONSTRAINT "LiteLLM_SpendLogs_pkey" PRIMARY KEY ("request_id")
 );
+ALTER TABLE "LiteLLM_SpendLogs" ADD COLUMN "session_id" TEXT, ADD COLUMN "status" TEXT,
+    ADD COLUMN "proxy_server_request" JSONB DEFAULT '{}',
+    ADD COLUMN "mcp_namespaced_tool_name" TEXT, ADD COLUMN "organization_id" TEXT,
+    ADD COLUMN "agent_id" TEXT, ADD COLUMN "request_duration_ms" INTEGER,
+    ADD COLUMN "litellm_call_id" TEXT;
+CREATE INDEX "LiteLLM_SpendLogs_startTime_idx" ON "LiteLLM_SpendLogs"("startTime");
 INSERT INTO "LiteLLM_SpendLogs"
     (request_id, call_type, prompt_tokens, completion_tokens, "startTime", "endTime", model,
      "user", metadata, end_user, session_id, status, response, proxy_server_request)
@@ -59,31 +69,67 @@ VALUES
      '{"team": "red"}', '', 's', 'success', '{"choices": [{"finish_reason": "length"}]}',
      '{"max_tokens": 64}'),
     ('r2', 'aembedding', 9, 0, '2026-02-03 04:05:01', '2026-02-03 04:05:02', 'emb', 'u',
-     '{}', '', 's', 'success', '{}', '{}');
+     '{}', '', 's', 'success', '{}', '{}'),
+    ('r3', 'anthropic_messages', 40, 9, '2026-02-03 04:05:03', '2026-02-03 04:05:04', 'qwen', 'u',
+     NULL, NULL, NULL, NULL, NULL, NULL);
 """
-"""The table of LiteLLM's ``schema.prisma``, with the columns that matter and some that do not."""
+"""The table as LiteLLM's migrations make it: the baseline of March 2025 and what was added until
+September 2026 (``litellm_call_id``)."""
 OBSERVATIONS = """
 CREATE TYPE "ObservationType" AS ENUM ('SPAN', 'EVENT', 'GENERATION');
 CREATE TYPE "ObservationLevel" AS ENUM ('DEBUG', 'DEFAULT', 'WARNING', 'ERROR');
-CREATE TABLE observations (
-    id TEXT PRIMARY KEY, trace_id TEXT, project_id TEXT NOT NULL, type "ObservationType" NOT NULL,
-    start_time TIMESTAMP(3) NOT NULL, end_time TIMESTAMP(3), name TEXT, metadata JSONB,
-    level "ObservationLevel" NOT NULL DEFAULT 'DEFAULT', status_message TEXT, model TEXT,
-    "modelParameters" JSONB, input JSONB, output JSONB,
-    prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
-    total_tokens INTEGER NOT NULL DEFAULT 0, unit TEXT, input_cost DECIMAL(65, 30)
+CREATE TABLE "traces" (
+    "id" TEXT NOT NULL, "external_id" TEXT,
+    "timestamp" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, "name" TEXT, "user_id" TEXT,
+    "metadata" JSONB, "release" TEXT, "version" TEXT, "project_id" TEXT NOT NULL,
+    "public" BOOLEAN NOT NULL DEFAULT false, "bookmarked" BOOLEAN NOT NULL DEFAULT false,
+    "tags" TEXT[] DEFAULT ARRAY[]::TEXT[], "input" JSONB, "output" JSONB, "session_id" TEXT,
+    "created_at" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    "updated_at" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    CONSTRAINT "traces_pkey" PRIMARY KEY ("id")
 );
+CREATE TABLE "observations" (
+    "id" TEXT NOT NULL, "trace_id" TEXT, "project_id" TEXT NOT NULL,
+    "type" "ObservationType" NOT NULL,
+    "start_time" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP, "end_time" TIMESTAMP(3),
+    "name" TEXT, "metadata" JSONB, "parent_observation_id" TEXT,
+    "level" "ObservationLevel" NOT NULL DEFAULT 'DEFAULT', "status_message" TEXT, "version" TEXT,
+    "created_at" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    "updated_at" TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    "model" TEXT, "internal_model" TEXT, "internal_model_id" TEXT, "modelParameters" JSONB,
+    "input" JSONB, "output" JSONB, "prompt_tokens" INTEGER NOT NULL DEFAULT 0,
+    "completion_tokens" INTEGER NOT NULL DEFAULT 0, "total_tokens" INTEGER NOT NULL DEFAULT 0,
+    "unit" TEXT, "input_cost" DECIMAL(65,30), "output_cost" DECIMAL(65,30),
+    "total_cost" DECIMAL(65,30), "calculated_input_cost" DECIMAL(65,30),
+    "calculated_output_cost" DECIMAL(65,30), "calculated_total_cost" DECIMAL(65,30),
+    "completion_start_time" TIMESTAMP(3), "prompt_id" TEXT,
+    CONSTRAINT "observations_pkey" PRIMARY KEY ("id")
+);
+INSERT INTO traces (id, project_id, user_id, session_id, tags) VALUES
+    ('t', 'p', 'ann', 'chat-1', '{a,b}'), ('t2', 'p', NULL, NULL, '{}');
 INSERT INTO observations (id, trace_id, project_id, type, start_time, end_time, level, model,
-    "modelParameters", input, prompt_tokens, completion_tokens, total_tokens, input_cost)
+    "modelParameters", input, prompt_tokens, completion_tokens, total_tokens, unit, input_cost)
 VALUES
     ('o1', 't', 'p', 'GENERATION', '2026-02-02 02:40:00.5', '2026-02-02 02:40:02', 'DEFAULT',
-     'gpt', '{"max_tokens": 64, "temperature": 0.2}', '"a secret"', 100, 30, 130, 0.001),
-    ('o2', 't', 'p', 'GENERATION', '2026-02-02 02:40:03', '2026-02-02 02:40:04', 'ERROR',
-     'gpt', '{}', '"a secret"', 100, 3, 103, NULL),
+     'gpt', '{"max_tokens": 64, "temperature": 0.2}', '"a secret"', 100, 30, 130, 'TOKENS', 0.001),
+    ('o2', 't2', 'p', 'GENERATION', '2026-02-02 02:40:03', '2026-02-02 02:40:04', 'ERROR',
+     'gpt', '{}', '"a secret"', 100, 3, 103, NULL, NULL),
     ('o3', 't', 'p', 'SPAN', '2026-02-02 02:40:00', NULL, 'DEFAULT', NULL, NULL, NULL, 0, 0, 0,
-     NULL);
+     NULL, NULL),
+    ('o4', 't', 'p', 'GENERATION', '2026-02-02 02:40:05', '2026-02-02 02:40:06', 'DEFAULT',
+     'gpt', NULL, NULL, 0, 0, 0, NULL, NULL),
+    ('o5', 't', 'p', 'GENERATION', '2026-02-02 02:40:05', '2026-02-02 02:40:06', 'DEFAULT',
+     'palm', NULL, NULL, 400, 900, 1300, 'CHARACTERS', NULL);
 """
-"""The table of Langfuse's version 2, before its observations moved to ClickHouse."""
+"""The tables of Langfuse's version 2, before its observations moved to ClickHouse."""
+LANGFUSE_QUERY = """
+SELECT o.id, o.trace_id, o.type, o.level, o.start_time, o.end_time, o.model, o."modelParameters",
+    o.prompt_tokens, o.completion_tokens, o.unit, t.user_id, t.session_id
+FROM observations o
+LEFT JOIN traces t ON t.id = o.trace_id AND t.project_id = o.project_id
+WHERE o.type = 'GENERATION' ORDER BY o.id
+"""
+"""The query of docs/how-to/read-a-log.md: users and sessions are those of the traces."""
 GATEWAY = """
 CREATE TABLE gateway (
     id UUID DEFAULT gen_random_uuid(), began TIMESTAMPTZ, took INTERVAL, ms NUMERIC(12, 3),
@@ -155,18 +201,27 @@ def test_tables_of_litellm_and_langfuse(server: str) -> None:
     assert history.frame.select(columns).rows() == [
         ("r0", "acme", 1_770_091_500.5, 12, 1.5),
         ("r1", "u", 1_770_091_501.0, 64, 4.0),
+        ("r3", "u", 1_770_091_503.0, 9, 1.0),
     ]
-    assert history.frame["finish_reason"].to_list() == ["stop", "length"]
-    assert history.frame["max_length"].to_list() == [None, 64]
+    assert history.frame["finish_reason"].to_list() == ["stop", "length", "stop"]
+    assert history.frame["max_length"].to_list() == [None, 64, None]
     assert sum(history.left_out.values()) == 1
-    history = read_history(server, query="SELECT * FROM observations ORDER BY id")
-    assert history.formats == ["a Langfuse export"]
-    columns = ("prompt_length", "max_length", "actual_length", "actual_time", "finish_reason")
-    assert history.frame.select(columns).rows() == [
-        (100, 64, 30, 1.5, "stop"),
-        (100, None, 3, 1.0, "error"),
+    for query in ("SELECT * FROM observations ORDER BY id", LANGFUSE_QUERY):
+        history = read_history(server, query=query)
+        assert history.formats == ["a Langfuse export"]
+        columns = ("prompt_length", "max_length", "actual_length", "actual_time", "finish_reason")
+        assert history.frame.select(columns).rows() == [
+            (100, 64, 30, 1.5, "stop"),
+            (100, None, 3, 1.0, "error"),
+        ]
+        assert history.left_out["generations without a count of tokens"] == 1
+        assert history.left_out["generations that are not counted in tokens"] == 1
+        assert "secret" not in f"{history}"
+    assert history.frame.select("client_id", "session_id").rows() == [
+        ("ann", "chat-1"),
+        (None, None),
     ]
-    assert "secret" not in f"{history}"
+    assert history.ignored == []  # the query of the page takes nothing that is not understood
 
 
 @pytest.mark.server

@@ -284,6 +284,28 @@ def test_litellm_responses_and_several_choices(tmp_path: Path) -> None:
     assert "'incomplete'" in refused(write(tmp_path / "spend.jsonl", lines(odd)))
 
 
+def test_langfuse_from_clickhouse(tmp_path: Path) -> None:
+    """Rows of version 3's table, as ``FORMAT JSONEachRow`` writes them."""
+    row = {
+        "id": "o1", "trace_id": "t", "project_id": "p", "type": "GENERATION",
+        "start_time": "2026-02-02 02:40:00.500", "end_time": "2026-02-02 02:40:02.000",
+        "level": "DEFAULT", "provided_model_name": "gpt", "internal_model_id": None,
+        "model_parameters": '{"max_tokens": "64"}',
+        "usage_details": {"input": "100", "output": "30", "total": "130"},
+        "user_id": "ann", "session_id": "chat-1", "is_deleted": 0,
+    }  # fmt: skip
+    log = lines(row, {**row, "id": "o2", "is_deleted": 1}, {**row, "id": "o3", "type": "AGENT"})
+    found = read(tmp_path, "observations.jsonl", log)
+    assert found.formats == ["a Langfuse export"]
+    columns = ("request_id", "client_id", "session_id", "prompt_length", "max_length")
+    assert rows(found, *columns) == [("o1", "ann", "chat-1", 100, 64)]
+    assert rows(found, "actual_length", "actual_time") == [(30, 1.5)]
+    assert found.left_out == {
+        "deleted observations": 1,
+        "observations that are no generations": 1,
+    }
+
+
 def otlp(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, list):
         inner = {"arrayValue": {"values": [{"stringValue": item} for item in value]}}

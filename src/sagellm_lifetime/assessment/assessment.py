@@ -33,6 +33,7 @@ from sagellm_lifetime.vllm.compat.interface import check_interface
 from sagellm_lifetime.vllm.compat.versions import version
 
 MULTIPLES: Final = (1.0, 1.5, 2.0, 3.0)
+MULTIPLES_QUICK: Final = (1.0, 2.0, 3.0)
 NO_VLLM: Final = "the replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
 _EXPECTED_RUNS: Final = 45
 """Runs a window, for the progress bar alone."""
@@ -85,6 +86,7 @@ class AssessmentSettings:
         if not quick:
             return cls(predictors=predictors, seed=seed)
         return cls(
+            multiples=MULTIPLES_QUICK,
             windows=1,
             cpu_s=0.2,
             quick=True,
@@ -130,6 +132,7 @@ class Assessment:
             count=self.settings.windows,
             cpu_s=self.settings.cpu_s,
             seed=self.settings.seed,
+            cores=engine.cores,
         )
 
     def run(self, progress: Progress | None = None) -> Verdict:

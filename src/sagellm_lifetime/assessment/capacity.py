@@ -91,8 +91,9 @@ def highest_load(
 ) -> Highest:
     """Return the highest load that passes, to a relative precision.
 
-    The load is doubled or halved from ``start`` until one passes and one fails, then the interval
-    is halved on a logarithmic scale. ``passes`` should hold below a load and fail above it.
+    The load is doubled (up to ``most``) or halved from ``start`` until one passes and one fails,
+    then the interval is halved on a logarithmic scale. ``passes`` should hold below a load and fail
+    above it.
 
     Args:
         passes: the test of a load.
@@ -107,10 +108,10 @@ def highest_load(
     'more'
     """
     if passes(start):
-        good, bad = start, start * 2
-        while bad <= most and passes(bad):
-            good, bad = bad, bad * 2
-        if bad > most:
+        good, bad = start, min(start * 2, most)
+        while good < most and passes(bad):
+            good, bad = bad, min(bad * 2, most)
+        if good >= most:
             return Highest(good, "more")
     else:
         good, bad = start / 2, start

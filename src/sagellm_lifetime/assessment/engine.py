@@ -10,7 +10,7 @@ import polars as pl
 from sagellm_lifetime.assessment.hardware import gpu_of, model_of, step_cost
 from sagellm_lifetime.assessment.hardware import kv_tokens as tokens_of
 from sagellm_lifetime.assessment.log_times import fit_times
-from sagellm_lifetime.assessment.server import ask_server
+from sagellm_lifetime.assessment.server import ServerEngine, ask_server, check_url
 from sagellm_lifetime.core.errors import HistoryError, RequestError
 from sagellm_lifetime.replay.cost import StepCost
 from sagellm_lifetime.replay.engine import EngineSettings
@@ -31,7 +31,9 @@ class Engine:
         block_size: tokens of a KV block.
         max_num_seqs: largest number of running sequences.
         max_num_batched_tokens: largest number of tokens of a step.
-        how: where memory and speed are from, a sentence each.
+        cores: number of engine cores that share the log's load evenly, each with such a memory.
+        prefix_caching: False if equal prompts share no blocks.
+        how: where memory, limits and speed are from, a sentence each.
 
     >>> engine = Engine.of(gpu="h100", model_size="8b")
     >>> engine.settings(prefix_caching=False).blocks
@@ -43,6 +45,8 @@ class Engine:
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    cores: int = 1
+    prefix_caching: bool = True
     how: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -54,11 +58,15 @@ class Engine:
         kv_tokens: int | None = None,
         url: str | None = None,
         key: str | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
         rows: pl.DataFrame | None = None,
     ) -> Engine:
         """Return the engine that a user describes.
 
         The memory is that of the server at ``url``, else ``kv_tokens``, else that of GPU and model.
+        The limits of a step are those given, else those that the server tells, else vLLM's defaults
+        on the GPU.
         The step cost is that of GPU and model if either is named; else it is fitted to the
         durations of ``rows`` where these allow it; else that of the assumed GPU and model.
 
@@ -68,6 +76,8 @@ class Engine:
             kv_tokens: as vLLM's log prints it: "GPU KV cache size: N tokens".
             url: a running vLLM server.
             key: its API key.
+            max_num_seqs: vLLM's option of this name.
+            max_num_batched_tokens: vLLM's option of this name.
             rows: the log.
 
         Raises:
@@ -78,29 +88,19 @@ class Engine:
         cls.check(gpu=gpu, model_size=model_size, kv_tokens=kv_tokens, url=url)
         named = gpu is not None or model_size is not None
         card, size = gpu or GPU, model_size or MODEL_SIZE
-        how = []
-        block_size = 16
-        if url is not None:
-            cache = ask_server(url, key)
-            tokens, block_size = cache.tokens, cache.block_size
-            how.append(f"KV memory of {tokens:,} tokens, as {url} tells")
-            if cache.engines > 1:
-                how.append(f"One of its {cache.engines} engine cores is assessed")
+        server = None if url is None else ask_server(url, key)
+        if server is not None:
+            tokens, how = server.tokens, _told(server, str(url))
         elif kv_tokens is not None:
-            tokens = kv_tokens
-            how.append(f"KV memory of {tokens:,} tokens, as given")
+            tokens, how = kv_tokens, [f"KV memory of {kv_tokens:,} tokens, as given"]
         else:
-            tokens = tokens_of(card, size)
-            assumed = (
-                ""
-                if named
-                else ", ASSUMED: name yours with --gpu and --model-size, or give --kv-tokens"
-            )
-            how.append(f"KV memory of {tokens:,} tokens, by formula for {card} and {size}{assumed}")
+            tokens, how = tokens_of(card, size), [_by_formula(card, size, named=named)]
         if not FEWEST_TOKENS <= tokens <= MOST_TOKENS:
             raise RequestError(
                 f"a KV cache of {tokens:,} tokens: {FEWEST_TOKENS:,} to {MOST_TOKENS:,} can be"
             )
+        limits, told = _limits(card, server, max_num_seqs, max_num_batched_tokens)
+        how.append(told)
         cost, why_not = (None, "") if named or rows is None else _of_log(rows)
         if cost is None:
             cost = step_cost(card, size)
@@ -108,9 +108,14 @@ class Engine:
                 reason = f" ({why_not})" if why_not else ""
                 how.append(f"Step time ASSUMED to be that of {card} and {size}{reason}")
         how.append(f"Step time: {cost.source}; it {cost.fit}")
-        kind = gpu_of(card)[0]
         return cls(
-            tokens, cost, block_size, kind.max_num_seqs, kind.max_num_batched_tokens, tuple(how)
+            tokens,
+            cost,
+            16 if server is None else server.block_size,
+            *limits,
+            1 if server is None else server.engines,
+            server is None or server.prefix_caching is not False,
+            tuple(how),
         )
 
     @staticmethod
@@ -126,22 +131,29 @@ class Engine:
         Raises:
             UnknownNameError: no GPU or model size has the name.
             RequestError: the memory is given twice, or the model does not fit.
+            LifetimeError: the address is none of a server.
         """
         if url is not None and kv_tokens is not None:
             raise RequestError("--kv-tokens and --engine both tell the KV memory: leave one out")
+        if url is not None:
+            check_url(url)
         gpu_of(gpu or GPU)
         model_of(model_size or MODEL_SIZE)
         if url is None and kv_tokens is None:
             tokens_of(gpu or GPU, model_size or MODEL_SIZE)
 
     def settings(self, *, prefix_caching: bool) -> EngineSettings:
-        """Return the settings of the replayed engine."""
+        """Return the settings of the replayed engine.
+
+        Args:
+            prefix_caching: whether the log tells which prompts are equal.
+        """
         return EngineSettings(
             blocks=self.kv_tokens // self.block_size,
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and self.prefix_caching,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -152,6 +164,8 @@ class Engine:
             "block_size": self.block_size,
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
+            "cores": self.cores,
+            "prefix_caching": self.prefix_caching,
             "how": list(self.how),
             "step_cost": {
                 "name": cost.name,
@@ -163,6 +177,62 @@ class Engine:
                 "fit": cost.fit,
             },
         }
+
+
+def _told(server: ServerEngine, url: str) -> list[str]:
+    """Return what a server tells, a sentence each."""
+    version = f" (vLLM {server.version})" if server.version else ""
+    each = " each" if server.engines > 1 else ""
+    how = [
+        f"KV memory of {server.tokens:,} tokens{each} in blocks of {server.block_size}, "
+        f"as {url}{version} tells"
+    ]
+    if server.engines > 1:
+        how.append(
+            f"Its {server.engines} engine cores are taken to share the load evenly: one of them is "
+            "replayed, and requests/s are those of all"
+        )
+    if server.prefix_caching is False:
+        how.append("Its prefix cache is off")
+    return how
+
+
+def _by_formula(card: str, size: str, *, named: bool) -> str:
+    """Return where a memory by formula is from, a sentence."""
+    text = f"KV memory of {tokens_of(card, size):,} tokens, by formula for {card} and {size}"
+    if named:
+        return text
+    return f"{text}, ASSUMED: name yours with --gpu and --model-size, or give --kv-tokens"
+
+
+def _limits(
+    card: str, server: ServerEngine | None, seqs: int | None, tokens: int | None
+) -> tuple[tuple[int, int], str]:
+    """Return the limits of a step, sequences and tokens, and where they are from."""
+    kind = gpu_of(card)[0]
+    defaults = (kind.max_num_seqs, kind.max_num_batched_tokens)
+    theirs: tuple[int | None, int | None] = (None, None)
+    if server is not None:
+        theirs = (server.max_num_seqs, server.max_num_batched_tokens)
+    found, sources = [], []
+    for given, told, default in zip((seqs, tokens), theirs, defaults, strict=True):
+        if given is not None:
+            found.append(given)
+            sources.append("as given")
+        elif told is not None:
+            found.append(told)
+            sources.append("as the server tells")
+        else:
+            found.append(default)
+            sources.append(f"vLLM's default on {card}")
+    first, second = sources
+    where = ("", f", {first}") if first == second else (f" ({first})", f" ({second})")
+    text = f"At most {found[0]:,} running sequences{where[0]} and {found[1]:,} tokens a step"
+    text += where[1]
+    if server is not None and any("default" in source for source in sources):
+        text += ": its metrics do not tell, so give --max-num-seqs and --max-num-batched-tokens"
+        text += " if yours differ"
+    return (found[0], found[1]), text
 
 
 def _of_log(rows: pl.DataFrame) -> tuple[StepCost | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -227,9 +228,12 @@ def replay_part(
         )
         for w in several
     )
-    above = default[0].load * 1.15
-    theirs, ours = replays.tuned(above, lambda f: 1e-6 * f.mean_s - f.within)
-    marks = {DEFAULT: theirs, OURS: ours}
+    marks = {DEFAULT: 0.0, OURS: 0.0}
+    # Where vLLM's default passes at the highest load that is tried, no watermark can serve more.
+    if any(found.end != "more" for found in default):
+        above = default[0].load * 1.15
+        theirs, ours = replays.tuned(above, lambda f: 1e-6 * f.mean_s - f.within)
+        marks = {DEFAULT: theirs, OURS: ours}
 
     def sought(name: str) -> tuple[Highest, ...]:
         tests = [_meets(replays, name, w, objective, marks[name]) for w in several]
@@ -249,13 +253,14 @@ def replay_part(
     if all(load.nobody_waits for load in loads):
         free = highest_load(
             lambda multiple: replays.figures(DEFAULT, multiple, 0).nobody_waits,
-            start=max(multiples),
+            # A power of 2, as the search for the capacity has replayed them.
+            start=min(2.0 ** math.ceil(math.log2(max(multiples))), MOST),
             most=MOST,
             precision=1.2,
         )
     return ReplayPart(
         rate=windows.rate,
-        unit=replays.windows[0].rate,
+        unit=replays.windows[0].rate * windows.cores,
         peak=windows.peak,
         loads=loads,
         capacity=capacity,

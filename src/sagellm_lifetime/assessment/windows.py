@@ -35,7 +35,8 @@ class Window:
     Attributes:
         trace: requests in the order of arrival; the later ones come at higher loads only.
         size: requests at the log's own rate.
-        rate: requests a second at the load 1; bursts within the window are kept, stretched.
+        rate: requests a second that one engine core gets at the load 1; bursts within the window
+            are kept, stretched.
     """
 
     trace: list[TraceRequest]
@@ -63,6 +64,7 @@ class Windows:
             mean; None where the log has no arrival times.
         left_out: requests that do not fit into the engine, and so are not replayed.
         of: requests of the test part.
+        cores: engine cores that share the load evenly; one of them is replayed.
     """
 
     windows: list[Window]
@@ -70,6 +72,7 @@ class Windows:
     peak: float | None
     left_out: int
     of: int
+    cores: int = 1
 
 
 def draw_windows(
@@ -80,6 +83,7 @@ def draw_windows(
     count: int,
     cpu_s: float,
     seed: int = 0,
+    cores: int = 1,
 ) -> Windows:
     """Return windows spread evenly over a log.
 
@@ -90,6 +94,7 @@ def draw_windows(
         count: number of windows, fewer where the log is short.
         cpu_s: CPU seconds that a run may take, roughly; the size of a window follows.
         seed: of arrivals that are drawn.
+        cores: engine cores that share the load evenly.
 
     Raises:
         HistoryError: there is nothing to replay.
@@ -113,13 +118,13 @@ def draw_windows(
     if not rate_of(fitting) < float("inf"):
         raise HistoryError("all requests arrive at one moment: there is no load to replay")
     rate = rate_of(fitting) if known else None
-    length = _size(fitting, cost, rate_of(fitting), cpu_s)
+    at = rate_of(fitting) / cores
+    length = _size(fitting, cost, at, cpu_s)
     count = max(min(count, len(fitting) // length), 1)
     starts = [round(start) for start in np.linspace(0, len(fitting) - length, count)]
     stop = round(length * GROWTH)
-    at = rate_of(fitting)
     windows = [Window(fitting[start : start + stop], length, at) for start in starts]
-    return Windows(windows, rate, _peak(rows) if known else None, left_out, len(trace))
+    return Windows(windows, rate, _peak(rows) if known else None, left_out, len(trace), cores)
 
 
 def shares_prompts(rows: pl.DataFrame) -> bool:

@@ -47,6 +47,11 @@ def headline(replay: ReplayPart, objective: Objective) -> str:
             )
             text = f"Nothing to gain at {tried} or less: nobody waits below {free}."
     more = _capacity(replay, objective)
+    if not text and not more:
+        return (
+            f"No more load to gain: every policy gives {objective.says()}, up to "
+            f"{rate_words(replay.served(DEFAULT).load * replay.unit)}, the highest load tried."
+        )
     return f"{text} Beyond that: {more}" if text and more else text or more
 
 

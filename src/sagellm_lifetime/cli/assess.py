@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sagellm_lifetime.assessment.server import KEY_VARIABLE
 from sagellm_lifetime.cli.options import (
     BadRows,
     CapReached,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sagellm_lifetime.assessment.verdict import Verdict
 
 WIDTH: Final = 80
-KEY_VARIABLE: Final = "VLLM_API_KEY"
 SLO: Final = "ttft=2s,tpot=100ms,share=0.95"
 COLUMNS: Final = ("load", "mean s", "p50 s", "p99 s", "first", "wait", "within", "queue")
 LEGEND: Final = (
@@ -81,8 +81,27 @@ def assess(
         str | None,
         typer.Option(
             metavar="URL",
-            help=f"Ask this running vLLM server for its KV memory (API key: {KEY_VARIABLE}).",
+            help=f"Ask this running vLLM server for its KV memory and limits (API key: "
+            f"{KEY_VARIABLE}).",
             show_default=False,
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65_536,
+            help="vLLM's option of this name.",
+            show_default="of --engine, else vLLM's on the GPU",
+        ),
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_048_576,
+            help="vLLM's option of this name.",
+            show_default="of --engine, else vLLM's on the GPU",
         ),
     ] = None,
     slo: Annotated[
@@ -137,10 +156,18 @@ def assess(
     columns = Mapping.of(mapping, save_map, logs, json, report)
     reading = Reading(on_bad_rows, cap_reached, clock, columns, query)
     # What is wrong with the engine is told before a long log is read.
-    described = {"gpu": gpu, "model_size": model_size, "kv_tokens": kv_tokens, "url": engine}
     Engine.check(gpu=gpu, model_size=model_size, kv_tokens=kv_tokens, url=engine)
     history = reading.dataset(logs)
-    server = Engine.of(**described, key=os.environ.get(KEY_VARIABLE), rows=history.rows)  # type: ignore[arg-type]
+    server = Engine.of(
+        gpu=gpu,
+        model_size=model_size,
+        kv_tokens=kv_tokens,
+        url=engine,
+        key=os.environ.get(KEY_VARIABLE),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        rows=history.rows,
+    )
     settings = AssessmentSettings.of(quick=quick, predictors=names, seed=seed)
     assessment = Assessment(history, server, objective, settings)
     keep_vllm_quiet()

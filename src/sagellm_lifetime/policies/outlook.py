@@ -4,13 +4,14 @@ Remaining lengths are drawn from the forecasts, and each draw is followed throug
 the running sequences grow by a token a step, an end frees their blocks, and the queue is admitted
 in its order as soon as its head fits. All draws advance together, as arrays. Draws of one situation
 share a random component, since forecasts made from the same history err together; without it the
-range of a sum of hundreds of sequences would be far too narrow.
+range of a sum of hundreds of sequences would be far too narrow. How large it is on the traffic at
+hand, and what this model leaves out, is learned from past outlooks: ``outlook_calibration.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from types import MappingProxyType
@@ -36,6 +37,9 @@ MOST_QUEUED: Final = 128
 _MIDDLES: Final = np.concatenate([[0.0], (np.concatenate([[0.0], HORIZON[:-1]]) + HORIZON) / 2.0])
 _Z: Final = np.array([NormalDist().inv_cdf((i + 0.5) / 4096) for i in range(4096)])
 """Quantiles of the normal distribution, to map it to a uniform one and back without SciPy."""
+MIDDLE_SCORES: Final = np.array([NormalDist().inv_cdf((i + 0.5) / DRAWS) for i in range(DRAWS)])
+"""Normal scores of the ordered draws."""
+FIGURES: Final = ("running_tokens", "waiting_tokens", "peak_blocks", "done_s", "place_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,25 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """The draws of each figure of an outlook, ascending, shape ``(DRAWS,)``; see :class:`Outlook`.
+
+    Attributes:
+        running_tokens: tokens that the running sequences will still generate.
+        waiting_tokens: tokens that the waiting ones will.
+        peak_blocks: most blocks that the running sequences will need together.
+        done_s: seconds until all that runs is done; zeros if none runs.
+        place_s: seconds until a newcomer behind the queue has a place.
+    """
+
+    running_tokens: np.ndarray
+    waiting_tokens: np.ndarray
+    peak_blocks: np.ndarray
+    done_s: np.ndarray
+    place_s: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Outlook:
     """What is to be expected, with its uncertainty; times in seconds from the situation on.
 
@@ -91,6 +114,7 @@ class Outlook:
         place_s: time of a free place in each draw, for a newcomer behind the queue, ascending.
         ends_s: quantiles of the end of each running and each followed waiting sequence, at
             ``LEVELS``, shape ``(N + W, len(LEVELS))``.
+        drawn: what the figures are made of, before any correction.
     """
 
     running_tokens: tuple[float, float]
@@ -99,6 +123,7 @@ class Outlook:
     done_s: tuple[float, float] | None
     place_s: np.ndarray
     ends_s: np.ndarray
+    drawn: Draws
 
     def place_within(self, seconds: float) -> float:
         """Return the probability that a place is free within ``seconds``."""
@@ -147,13 +172,20 @@ def probability(quantiles: Sequence[float], seconds: float) -> float:
     return float(np.interp(seconds, times, [0.0, *LEVELS, 1.0])) if seconds < times[-1] else 1.0
 
 
-def look_ahead(situation: Situation, seed: int = 0, shared: float = SHARED) -> Outlook:
+def look_ahead(
+    situation: Situation,
+    seed: int = 0,
+    shared: float = SHARED,
+    correct: Callable[[Draws], Draws] | None = None,
+) -> Outlook:
     """Return the outlook of a situation.
 
     Args:
         situation: of the engine.
         seed: of the draws; the same one for the same situation gives the same outlook.
         shared: correlation of the remaining lengths of two sequences.
+        correct: returns the draws as they are to be read, such as
+            :meth:`OutlookCalibration.correct`; the ends of single sequences are not corrected.
 
     >>> steps = SurvivalForecast.exact(np.array([100.0, 300.0]))
     >>> nobody = SurvivalForecast.exact(np.zeros(0))
@@ -174,14 +206,24 @@ def look_ahead(situation: Situation, seed: int = 0, shared: float = SHARED) -> O
     pace = situation.seconds_per_step
     ends = np.concatenate([running, starts + waiting]) * pace
     behind = situation.queue_length / max(len(waiting), 1)
-    done = np.quantile(running.max(axis=0), [0.5, 0.95]) * pace if len(running) else None
-    return Outlook(
-        running_tokens=_mean_and_p90(running.sum(axis=0)),
-        waiting_tokens=_mean_and_p90(waiting.sum(axis=0) * behind),
-        peak_blocks=_mean_and_p90(_peaks(situation, running)),
-        done_s=None if done is None else (float(done[0]), float(done[1])),
+    last = running.max(axis=0) if len(running) else np.zeros(DRAWS)
+    drawn = Draws(
+        running_tokens=np.sort(running.sum(axis=0)),
+        waiting_tokens=np.sort(waiting.sum(axis=0) * behind),
+        peak_blocks=np.sort(peak_blocks(running, situation.running_tokens, situation.block_size)),
+        done_s=np.sort(last * pace),
         place_s=np.sort(place * pace),
+    )
+    found = drawn if correct is None else correct(drawn)
+    done = np.quantile(found.done_s, [0.5, 0.95]) if len(running) else None
+    return Outlook(
+        running_tokens=_mean_and_p90(found.running_tokens),
+        waiting_tokens=_mean_and_p90(found.waiting_tokens),
+        peak_blocks=_mean_and_p90(found.peak_blocks),
+        done_s=None if done is None else (float(done[0]), float(done[1])),
+        place_s=found.place_s,
         ends_s=np.quantile(ends, LEVELS, axis=1).T,
+        drawn=drawn,
     )
 
 
@@ -220,16 +262,25 @@ def _mean_and_p90(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(np.quantile(values, 0.9))
 
 
-def _peaks(situation: Situation, running: np.ndarray) -> np.ndarray:
-    """Return the most blocks that the running sequences need in each draw, shape ``(DRAWS,)``."""
+def peak_blocks(running: np.ndarray, tokens: np.ndarray, block_size: int) -> np.ndarray:
+    """Return the most blocks that running sequences need together, shape ``(DRAWS,)``.
+
+    Args:
+        running: remaining lengths, steps, shape ``(N, DRAWS)``.
+        tokens: prompt and answer so far of each, shape ``(N,)``.
+        block_size: tokens per block.
+
+    >>> peak_blocks(np.array([[160.0]]), np.array([160]), 16).tolist()
+    [20.5]
+    """
     if not len(running):
-        return np.zeros(DRAWS)
+        return np.zeros(running.shape[1])
     order = np.argsort(running, axis=0)
     ends = np.take_along_axis(running, order, axis=0)
-    tokens = np.asarray(situation.running_tokens)[order]
-    left = np.cumsum(tokens[::-1], axis=0)[::-1]  # of those that have not ended before
+    ordered = np.asarray(tokens)[order]
+    left = np.cumsum(ordered[::-1], axis=0)[::-1]  # of those that have not ended before
     count = np.arange(len(running), 0, -1)[:, None]
-    return np.asarray(((left + count * ends) / situation.block_size + count / 2.0).max(axis=0))
+    return np.asarray(((left + count * ends) / block_size + count / 2.0).max(axis=0))
 
 
 def _follow(

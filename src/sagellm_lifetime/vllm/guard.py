@@ -89,6 +89,7 @@ class GuardedAdvisor:
         acting: True if the advisor's decisions are carried out.
         agreement: decisions compared in shadow mode.
         counts: what acting changes.
+        outcomes: called with all events at once, in the engine's thread; ``None`` for nobody.
         steps: number of steps of the engine so far.
         seconds: total duration of these steps.
     """
@@ -112,6 +113,7 @@ class GuardedAdvisor:
         self.statistics = statistics
         self.agreement = ShadowAgreement()
         self.counts = DecisionCounts()
+        self.outcomes: Callable[[Sequence[Event]], None] | None = None
         self.limits_admission = limits_admission
         self.acting = False
         self.steps = 0
@@ -241,6 +243,8 @@ class GuardedAdvisor:
     def on_events(self, events: Sequence[Event]) -> None:
         """Collect events; pass them on at once if few sequences run."""
         self.counts.on_events(events)
+        if self.outcomes is not None:
+            self.outcomes(events)
         self._events += events
         if self._advisor is None or self._running < _MANY:
             self.flush()

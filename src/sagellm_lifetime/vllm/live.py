@@ -70,6 +70,7 @@ class LiveMixin(LifetimeMixin):
             label = switchback_label(settings, advisor)
             self.switchback = Switchback(design, state.folder / FILE, label, self.clock)
             outlook = LiveOutlook(self, state.folder / OUTLOOK, self.clock)
+            advisor.outcomes = outlook.take
         observers = Observers(
             served_name(self.vllm_config),
             LiveView(self, advisor, who, self._now),

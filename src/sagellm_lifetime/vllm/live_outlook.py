@@ -17,6 +17,7 @@ import numpy as np
 from sagellm_lifetime.core.atomic import write_atomically
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.core.regular_files import read_regular
+from sagellm_lifetime.policies.events import Admitted, Arrived, Event, Finished
 from sagellm_lifetime.policies.outlook import (
     LEVELS,
     MOST_QUEUED,
@@ -26,6 +27,7 @@ from sagellm_lifetime.policies.outlook import (
     merged,
     probability,
 )
+from sagellm_lifetime.policies.outlook_calibration import OutlookCalibration
 from sagellm_lifetime.policies.state import SurvivalForecast
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ _SHARE: Final = 0.005
 """Largest share of the time that outlooks may take: after a long one the next comes later."""
 _PACE_S: Final = 30.0
 """Seconds over which the duration of a step is averaged."""
+_MOST_EVENTS: Final = 16_384
+"""Largest number of events between two looks; of more the oldest are lost."""
+_OUTCOMES: Final = (Arrived, Admitted, Finished)
 _STALE_S: Final = 30.0
 """Seconds after which an outlook is out of date."""
 Forecast = Callable[[Sequence[str], np.ndarray], SurvivalForecast]
@@ -49,8 +54,8 @@ def situation_of(
     *,
     seconds_per_step: float,
     reserve: int,
-) -> tuple[Situation, list[str]]:
-    """Return the situation of a scheduler of vLLM, and the ids of its sequences in their order.
+) -> tuple[Situation, list[str], list[int]]:
+    """Return the situation of a scheduler of vLLM, its sequences' ids, and their generated tokens.
 
     Any thread may call it. Sequences without a prediction yet are left out.
 
@@ -87,7 +92,7 @@ def situation_of(
         prompt_tokens=float(np.mean(prompts)) if prompts else 0.0,
         seconds_per_step=seconds_per_step,
     )
-    return situation, names
+    return situation, names, ages.tolist()
 
 
 class LiveOutlook:
@@ -112,6 +117,13 @@ class LiveOutlook:
         self._due = 0.0
         self._paces: deque[tuple[float, int, float]] = deque()
         """Moments, with the steps and their seconds until then."""
+        self._calibration = OutlookCalibration()
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        """What the engine's thread tells, until the next update."""
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Keep events that tell what became of earlier outlooks; the engine's thread calls it."""
+        self._events.extend(event for event in events if isinstance(event, _OUTCOMES))
 
     def update(self) -> None:
         """Compute the outlook anew, if it is time, and publish it.
@@ -123,12 +135,15 @@ class LiveOutlook:
         now = self._clock()
         if advisor is None or advisor.mode == "off" or advisor.breaker.state != "closed":
             self.latest = None
+            self._events.clear()
+            self._calibration.forget_pending()
             return
+        self._calibration.on_events(self._taken(), now)
         pace = self._pace(now, advisor.steps, advisor.seconds)
         if pace is None or now < self._due:
             return
         began = time.thread_time()
-        found = self._look(advisor, pace)
+        found = self._look(advisor, pace, now)
         if found is None:
             return
         outlook, names = found
@@ -141,21 +156,30 @@ class LiveOutlook:
             )
         self._due = now + (time.thread_time() - began) / _SHARE
 
-    def _look(self, advisor: GuardedAdvisor, pace: float) -> tuple[Outlook, list[str]] | None:
+    def _taken(self) -> list[Event]:
+        """Return the events so far, and empty the queue, while another thread adds to it."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def _look(
+        self, advisor: GuardedAdvisor, pace: float, now: float
+    ) -> tuple[Outlook, list[str]] | None:
         """Return the outlook and the ids of its sequences; None while they come and go."""
         if advisor.statistics is None or (forecast := advisor.forecast_beside) is None:
             return None
         try:
-            situation, names = situation_of(
+            situation, names, ages = situation_of(
                 self._scheduler,
                 forecast,
                 set(advisor.statistics.running()),
                 seconds_per_step=pace,
                 reserve=advisor.blocks_withheld(self._scheduler.kv_cache_manager.watermark_blocks),
             )
-            return look_ahead(situation), names
+            self._calibration.look(dict(zip(names, ages, strict=True)), now)
+            outlook = look_ahead(situation, correct=self._calibration.correct)
         except LifetimeError:  # a sequence has ended in this moment; the next look is soon
             return None
+        self._calibration.remember(now, situation, outlook, names, ages)
+        return outlook, names
 
     def _pace(self, now: float, steps: int, seconds: float) -> float | None:
         """Return the mean duration of the latest steps, or None before the first."""

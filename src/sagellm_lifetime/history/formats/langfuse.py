@@ -1,11 +1,13 @@
 """Langfuse's exports of observations: JSON, JSON lines or CSV, from the page, the API or storage.
 
 The page and the API write ``traceId``, ``startTime``, ``usageDetails``, ``modelParameters``; the
-blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``; the table
-``observations`` of a database of version 2 has ``prompt_tokens`` and ``completion_tokens``. Of the
-usage, what begins with ``output`` counts generated tokens; Langfuse keeps the parts apart (their
-sum is ``total``), so reasoning tokens are added to ``output``. Where ``total`` shows that they are
-inside already, they are not. How an answer ended is not recorded, only that it failed.
+blob storage writes ``trace_id``, ``start_time``, ``usage_details``, ``model_parameters``, and so
+does ClickHouse, where version 3 keeps the table ``observations``; that table in a PostgreSQL of
+version 2 has ``prompt_tokens`` and ``completion_tokens``, 0 where nothing was counted, and their
+``unit``. Of the usage, what begins with ``output`` counts generated tokens; Langfuse keeps the
+parts apart (their sum is ``total``), so reasoning tokens are added to ``output``. Where ``total``
+shows that they are inside already, they are not. How an answer ended is not recorded, only that it
+failed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from sagellm_lifetime.history.records import Record, Sample
 from sagellm_lifetime.history.times import moment
 
 _FLAT = ("promptTokens", "completionTokens", "prompt_tokens", "completion_tokens")
+_TOKENS = "TOKENS"
+"""The only one of Langfuse's units that is read; the others are characters, seconds, images."""
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUT = ("output", "completion_tokens", "completionTokens", "output_tokens", "completion")
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens")
@@ -56,6 +60,8 @@ class Langfuse(Format):
         "completionTokens",
         "prompt_tokens",
         "completion_tokens",
+        "unit",
+        "is_deleted",
         "latency",
         "level",
         "sessionId",
@@ -83,6 +89,10 @@ class Langfuse(Format):
         observation = str(record.get("type") or "GENERATION").upper()
         if observation != "GENERATION":
             return self.leave_out("observations that are no generations")
+        if str(record.get("is_deleted") or 0) not in ("0", "False", "false"):
+            return self.leave_out("deleted observations")
+        if str(record.get("unit") or _TOKENS).upper() != _TOKENS:
+            return self.leave_out("generations that are not counted in tokens")
         failed = str(record.get("level") or "").upper() == "ERROR"
         prompt, length = self._counts(record)
         if length is None:
@@ -126,7 +136,7 @@ class Langfuse(Format):
         """Return the prompt tokens and the generated tokens, None where they are unknown."""
         usage = as_object(first(record, "usageDetails", "usage_details"))
         usage = usage or as_object(record.get("usage"))
-        usage = usage or {key: record.get(key) for key in _FLAT}
+        usage = usage or _flat(record)
         counts = {
             key: value
             for key, cell in usage.items()
@@ -155,6 +165,12 @@ class Langfuse(Format):
             None if prompt is None else prompt + added_in,
             None if output is None and not more_out else (output or 0.0) + added_out,
         )
+
+
+def _flat(record: Record) -> dict[str, object]:
+    """Return the counts of a record without usage; empty where all are 0, a database's default."""
+    counts = {key: record.get(key) for key in _FLAT}
+    return counts if any(value not in (None, "", 0, "0") for value in counts.values()) else {}
 
 
 def _first(counts: Mapping[str, float], names: Iterable[str]) -> float | None:
