@@ -154,6 +154,7 @@ def fitted(seed=0):
             )
         )
         predictor.update(i, 200 if long else 10, 1.0)
+    predictor.settle()  # the calibration learns in batches, and an engine that starts settles it
     return predictor
 
 
