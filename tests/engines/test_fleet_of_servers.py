@@ -1,5 +1,6 @@
 """Two live servers share what they learn: one predicts what only the other has seen."""
 
+import contextlib
 import json
 
 import pytest
@@ -39,23 +40,20 @@ def first_predictions(server):
 def servers(vllm, tmp_path_factory):
     """Two servers that start at the same time, without a checkpoint."""
     store, started = tmp_path_factory.mktemp("store"), []
-    try:
+    with contextlib.ExitStack() as ending:
         for name in ("a", "b"):
             folder = tmp_path_factory.mktemp(name)
             make_model(folder / "model")
-            started.append(
-                Server(
-                    folder,
-                    *("--enable-lifetime-prediction", "--enable-online-learning"),
-                    *("--predictor-type", "survival", "--lifetime-fleet", str(store)),
-                    vllm=("--additional-config", OFTEN),
-                    env={"TORCH_COMPILE_DISABLE": "1"},
-                )
+            server = Server(
+                folder,
+                *("--enable-lifetime-prediction", "--enable-online-learning"),
+                *("--predictor-type", "survival", "--lifetime-fleet", str(store)),
+                vllm=("--additional-config", OFTEN),
+                env={"TORCH_COMPILE_DISABLE": "1"},
             )
+            ending.callback(server.stop)
+            started.append(server)
         yield [server.wait() for server in started]
-    finally:
-        for server in started:
-            server.stop()
 
 
 def test_what_one_learns_the_other_predicts_with(servers, capsys):

@@ -59,8 +59,8 @@ def merge(
         result = {"predictor": merged.name, "merged": lessons, "completions": merged.lessons}
         write_json({**result, "checkpoint": str(target)}, json)
     if json != "-":
-        parts = listed([f"{count:,}" for count in lessons.values()], "and")
-        say(f"Merged {len(lessons)} {merged.name} predictors, of {parts} completions")
+        counts = listed([f"{count:,}" for count in lessons.values()], "and")
+        say(f"Merged {len(lessons)} {merged.name} predictors, of {counts} completions")
         say(f"  Completions:     {merged.lessons:,}")
         say(f"  Saved to:        {target}")
 
