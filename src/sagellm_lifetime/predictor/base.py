@@ -428,6 +428,7 @@ class Predictor(Predicting):
             replay(fitted, rows.newest, progress, rows.clock)
             model.finish_fit()
         fitted.settle()
+        stretch = stretch_of(self.name, fitted._learned.state())
         with self._lock:
             self._check_is_fittable()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
@@ -435,8 +436,7 @@ class Predictor(Predicting):
             # The scores of the fit are no scores of the service.
             self._scores, self._tracker = Scores(), self._tracker.emptied()
             self._predict_calls = 0
-            state = self._learned.state()
-            self.summary = {**rows.summary, LINEAGE: {stretch_of(self.name, state): self.lessons}}
+            self.summary = {**rows.summary, LINEAGE: {stretch: self.lessons}}
             self._stretch = new_stretch()
         return self
 
