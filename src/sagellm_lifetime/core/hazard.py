@@ -243,7 +243,10 @@ def _inside_many(
     if steep.size:
         # Each as a Python float, since logarithms of NumPy differ from those of the scalar form.
         columns = (c.flat[steep].tolist() for c in (low, high, over, width))
-        at.flat[steep] = [_inside(*each, True) for each in zip(*columns, strict=True)]
+        at.flat[steep] = [
+            _inside(begin, end, after, size, True)
+            for begin, end, after, size in zip(*columns, strict=True)
+        ]
     return np.asarray(at)
 
 
