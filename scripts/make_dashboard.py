@@ -220,6 +220,19 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Waiting to be recorded", "short", ((one("record_waiting"), CORE),)),
     ),
+    "Fleet": (
+        Panel("Other replicas in use", "short", ((one("fleet_replicas"), CORE),),
+              "0 where what is learned is not shared; equal at all replicas of a fleet."),
+        Panel("Completions of the others", "short", ((one("fleet_lessons"), CORE),),
+              "In use here, learned by other replicas."),
+        Panel(
+            "Exchanges in an hour", "short",
+            tuple((f"sum by ({BY}) (increase({one(metric + '_total')}[1h]))", CORE + " " + word)
+                  for metric, word in (("fleet_published", "written"), ("fleet_received", "read"),
+                                       ("fleet_refused", "refused"), ("fleet_failures", "failed"))),
+            "Failed: the store was away, and nothing changed. Refused: /lifetime/stats says why.",
+        ),
+    ),
 }  # fmt: skip
 
 

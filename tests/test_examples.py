@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from sagellm_lifetime import read_history
+from sagellm_lifetime.core.errors import HistoryError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MOST_LINES = 60
@@ -71,6 +76,49 @@ def test_make_a_log_and_train_on_it(tmp_path):
 def test_a_log_of_a_profile_that_is_none(tmp_path):
     with pytest.raises(AssertionError, match="no profile nonsense: choose among"):
         run("make_log.py", "log.csv", 10, "nonsense", cwd=tmp_path)
+
+
+def test_a_log_of_a_company_has_names_that_no_format_has(tmp_path):
+    assert "Wrote 200 requests" in run("company_log.py", "requests.csv", 200, cwd=tmp_path)
+    names = ("client_id=team", "prompt_length=tokens_in", "actual_length=tokens_out")
+    more = ("arrival_time=received", "actual_time=took_ms", "finish_reason=outcome")
+    columns = dict(pair.split("=") for pair in (*names, *more))
+    read = read_history(tmp_path / "requests.csv", mapping=columns).frame
+    assert len(read) == 200
+    assert read["actual_time"].max() < 200
+    with pytest.raises(HistoryError, match="actual_length"):
+        read_history(tmp_path / "requests.csv")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that answers every request at once."""
+
+    def do_GET(self):
+        self._send({"data": [{"id": "toy"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (body["model"], body["ignore_eos"]) == ("toy", True)
+        time.sleep(0.01)
+        self._send({"choices": []})
+
+    def _send(self, what):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(what).encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_load(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = run("load.py", f"http://127.0.0.1:{server.server_port}", 0.3, cwd=tmp_path)
+        server.shutdown()
+    answers = {name: int(n) for name, n in re.findall(r"(\w+): (\d+) answers, [\d.]+ s", said)}
+    assert set(answers) == {"reports", "chat"}
+    assert min(answers.values()) >= 6
 
 
 def test_train_without_a_log_uses_one_of_its_own(tmp_path):

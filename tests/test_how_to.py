@@ -51,7 +51,7 @@ def test_every_command_that_needs_vllm_runs(page, vllm, ran):
     said = run_page(page, folder, kinds=("vllm",))
     if page == "how-to/assess.md":  # the verdict on the page is the one that is printed
         shown = [block.text for block in blocks(page) if block.language == "text"]
-        assert len(shown) == 2
+        assert len(shown) == 3
         assert all(text in said for text in shown)
 
 

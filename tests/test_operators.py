@@ -69,6 +69,18 @@ def test_every_metric_of_ours_is_there(expressions, tmp_path):
     assert {name for name in used if name.startswith("lifetime_")} <= there
 
 
+def test_a_fleet_is_watched_whole(expressions, tmp_path):
+    pytest.importorskip("prometheus_client")
+    from sagellm_lifetime.vllm.observability.metrics import LifetimeCollector
+
+    (tmp_path / "engine-0").mkdir()
+    there = {family.name for family in LifetimeCollector(tmp_path).collect()}
+    fleet = {name for name in there if "_fleet_" in name}
+    asked = " ".join(expressions)
+    assert len(fleet) == 6
+    assert all(re.search(rf"{name}\w*\{{", asked) for name in fleet)
+
+
 def test_every_metric_of_vllms_is_there_with_the_same_labels(expressions, vllm):
     from vllm.v1.metrics import loggers
 

@@ -45,6 +45,7 @@ def test_charts_show_every_policy_with_its_range():
         assert [g.find("title").text for g in chart.findall("g")] == [
             "default",
             "tuned",
+            "prompts",
             "lifetime",
             "oracle",
         ]

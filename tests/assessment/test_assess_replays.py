@@ -6,7 +6,7 @@ import pytest
 from sagellm_lifetime.assessment.assessment import Assessment, AssessmentSettings
 from sagellm_lifetime.assessment.engine import Engine
 from sagellm_lifetime.assessment.objective import Objective
-from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, TUNED
+from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, PROMPTS, TUNED
 from sagellm_lifetime.evaluation.dataset import Dataset
 from sagellm_lifetime.workloads import generate
 
@@ -48,12 +48,14 @@ def test_a_tight_engine(vllm, log):
     replay = verdict.replay
     assert [load.multiple for load in replay.loads] == [1.0, 3.0]
     busy = replay.loads[1]
-    assert list(busy.figures) == [DEFAULT, TUNED, OURS, ORACLE]
+    assert list(busy.figures) == [DEFAULT, TUNED, PROMPTS, OURS, ORACLE]
     assert not busy.nobody_waits
     means = {name: several[0].mean_s for name, several in busy.figures.items()}
     assert means[TUNED] <= means[DEFAULT]
     assert means[ORACLE] < means[DEFAULT]
-    assert set(replay.capacity) == {DEFAULT, TUNED, OURS}
+    assert means[PROMPTS] < means[DEFAULT]  # other figures, so another schedule
+    assert "Without a prediction: the shortest prompt first" in verdict.says()[2]
+    assert set(replay.capacity) == {DEFAULT, TUNED, PROMPTS, OURS}
     assert replay.free is None
     assert any("window 1" in what for what, _ in told)
     assert all(0 <= share <= 1 for _, share in told)

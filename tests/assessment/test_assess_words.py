@@ -1,5 +1,6 @@
 """What a verdict says, from figures made by hand."""
 
+import pytest
 from verdicts import better, choice, load, replay, verdict
 
 from sagellm_lifetime.assessment.capacity import Highest
@@ -97,3 +98,25 @@ def test_a_difference_below_the_steps_of_the_search_is_none():
     part = replay([load(1.0, [4, 4], [4, 4])], [1.0], [1.3])
     told = "30 % more load at the same objective (one window, so no range)"
     assert told in verdict(part).headline()
+
+
+def test_what_needs_no_prediction_is_said():
+    busy = [load(1.0, [4, 4], [4, 4], waiting=0.0), load(2.0, [10, 12], [6, 8], prompts=[7, 9])]
+    part = replay(busy, [1.0, 1.0], [1.3, 1.3], prompts=[1.15, 1.15])
+    told = verdict(part).says()[2]
+    assert "serves 5.8 requests/s, 15 % more load than vLLM's default; what lifetime" in told
+    assert "At 2 times the load its mean latency is 8.00 s (lifetime 7.00 s, vLLM's def" in told
+    assert "its longest wait 9.00 s (lifetime 4.00 s," in told
+    told = verdict(replay(busy, [1.0, 1.0], [1.3, 1.3], prompts=[1.28, 1.28])).says()[2]
+    assert "as much as lifetime, as far as 8 % steps can tell, so for this objective not" in told
+    told = verdict(replay(busy, [1.0, 1.0], [1.1, 1.1], prompts=[1.4, 1.4])).says()[2]
+    assert "more than lifetime" in told
+    told = verdict(replay(busy, [1.0], [MORE], prompts=[MORE])).says()[2]
+    assert "was not found" in told
+    assert part.to_json()["more_load_without_prediction"]["middle"] == pytest.approx(0.15)
+
+
+def test_where_nobody_waits_no_rival_is_named():
+    found = verdict(replay([calm(1.0), calm(3.0)], [4.0], [4.0], free=3.5))
+    assert "Without a prediction" not in " ".join(found.says())
+    assert found.says()[2].startswith("Predictor: ")

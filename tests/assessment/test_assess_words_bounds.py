@@ -10,7 +10,7 @@ from sagellm_lifetime.assessment.engine import Engine
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.page import page
 from sagellm_lifetime.assessment.replay_part import Load, better_setting
-from sagellm_lifetime.assessment.replays import DEFAULT, OURS, TUNED
+from sagellm_lifetime.assessment.replays import DEFAULT, OURS, PROMPTS, TUNED
 from sagellm_lifetime.assessment.tables import capacity_rows
 from sagellm_lifetime.cli.assess import show
 
@@ -25,6 +25,7 @@ def test_a_default_that_meets_the_objective_nowhere_is_a_bound():
     assert "0.96 requests/s with lifetime, below 0.5 requests/s with vLLM's default" in told
     rows = capacity_rows(replay([BUSY], [LESS, LESS], [0.2, 0.25], unit=4.0))
     assert [row[1:] for row in rows] == [
+        ["< 0.50", "", "< 0.12"],
         ["< 0.50", "", "< 0.12"],
         ["< 0.50", "", "< 0.12"],
         ["0.90", "0.80 to 1.00", "0.23"],
@@ -63,9 +64,10 @@ def test_one_reference_is_named_and_all_changes_are_against_it():
     several = {
         DEFAULT: [figures(20.0, within=0.99)],
         TUNED: [figures(10.0, within=0.5)],  # better by mean latency, not by the objective
+        PROMPTS: [figures(8.0, within=0.7)],
         OURS: [figures(5.0, within=0.9)],
     }
-    at = Load(1.0, {DEFAULT: 0.0, TUNED: 0.2, OURS: 0.0}, several)
+    at = Load(1.0, {DEFAULT: 0.0, TUNED: 0.2, PROMPTS: 0.0, OURS: 0.0}, several)
     told = verdict(replay([at], [1.0], [1.2])).says()[1]
     assert told.count("against the better of vLLM's default and a tuned watermark") == 1
     assert "mean latency -50 %" in told

@@ -8,7 +8,7 @@ from sagellm_lifetime.assessment.intervals import Range
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.predictor_choice import PredictorChoice
 from sagellm_lifetime.assessment.replay_part import Load, ReplayPart
-from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, TUNED
+from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, PROMPTS, TUNED
 from sagellm_lifetime.assessment.steady import Figures
 from sagellm_lifetime.assessment.verdict import Verdict
 
@@ -29,20 +29,27 @@ def figures(mean=10.0, *, within=0.9, waiting=0.5, kept_up=1.0, wait=4.0):
     )
 
 
-def load(multiple, default, ours, *, waiting=0.5, kept_up=1.0):
+def load(multiple, default, ours, *, prompts=None, waiting=0.5, kept_up=1.0):
     """A load at which the means of two windows are ``default`` and ``ours``."""
+    prompts = prompts or default
     several = {
         DEFAULT: [figures(mean, waiting=waiting, kept_up=kept_up) for mean in default],
         TUNED: [figures(mean, waiting=waiting, kept_up=kept_up) for mean in default],
+        PROMPTS: [figures(mean, wait=9.0, waiting=waiting, kept_up=kept_up) for mean in prompts],
         OURS: [figures(mean, within=0.97, waiting=waiting, kept_up=kept_up) for mean in ours],
         ORACLE: [figures(mean, within=0.98, waiting=waiting, kept_up=kept_up) for mean in ours],
     }
     return Load(multiple, dict.fromkeys(several, 0.0), several)
 
 
-def replay(loads, default, ours, *, tuned=None, free=None, mark=0.1, unit=5.0):
+def replay(loads, default, ours, *, tuned=None, prompts=None, free=None, mark=0.1, unit=5.0):
     """A replay with these capacities, a number a window."""
-    many = {DEFAULT: default, TUNED: tuned or default, OURS: ours}
+    many = {
+        DEFAULT: default,
+        TUNED: tuned or default,
+        PROMPTS: prompts or default,
+        OURS: ours,
+    }
     capacity = {
         name: tuple(h if isinstance(h, Highest) else Highest(h) for h in several)
         for name, several in many.items()
@@ -55,7 +62,7 @@ def replay(loads, default, ours, *, tuned=None, free=None, mark=0.1, unit=5.0):
         capacity=capacity,
         free=Highest(free) if isinstance(free, float) else free,
         precision=1.08,
-        watermarks={DEFAULT: 0.0, TUNED: mark, OURS: 0.0},
+        watermarks={DEFAULT: 0.0, TUNED: mark, PROMPTS: 0.0, OURS: 0.0},
         requests=300,
         left_out=2,
         of=900,

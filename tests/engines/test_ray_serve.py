@@ -73,6 +73,9 @@ ray.shutdown()
 def test_engine_arguments_reach_the_engine_of_a_deployment(tmp_path):
     make_model(tmp_path / "model")
     env = {**install_plugin(tmp_path), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    # On a busy machine a proxy is not ready within the 5 s after which Ray kills it.
+    for name in ("READY_CHECK", "HEALTH_CHECK"):
+        env[f"RAY_SERVE_PROXY_{name}_TIMEOUT_S"] = "120"
     env.pop("RAY_ADDRESS", None)
     log = tmp_path / "ray.log"
     with log.open("wb") as file:

@@ -150,9 +150,10 @@ def test_a_state_of_before_there_were_neighbours_merges() -> None:
     state = old.state()
     for name in ("above", "main"):
         del state[f"predictor.tables.{name}"]
-    earlier = create_predictor("survival", seed=3)
-    earlier.restore(state)
-    merged = merge_predictors([earlier, earlier])
+    earlier, other = (create_predictor("survival", seed=3) for _ in range(2))
+    for each in (earlier, other):
+        each.restore(state)
+    merged = merge_predictors([earlier, other])
     assert merged.lessons == 120
     assert len(answers(teach(merged, log, start=1000))) == 60
     # One that knows them brings them in for the nodes that both have.

@@ -56,7 +56,7 @@ def test_a_copy_knows_the_same_and_shares_and_tracks_nothing(name, how):
     twin = COPIES[how](predictor)
     assert type(twin) is type(predictor)
     assert twin.options == predictor.options
-    assert twin.summary == {"rows": 3}
+    assert twin.summary == {"rows": 3, "lineage": predictor.lineage}
     metrics = twin.get_metrics()
     assert (metrics["running"], metrics["total_predictions"], metrics["lessons"]) == (0, 0, 60)
     assert outlooks(twin, questions()) == outlooks(predictor, questions())

@@ -35,7 +35,7 @@ from sagellm_lifetime.vllm.compat.versions import version
 MULTIPLES: Final = (1.0, 1.5, 2.0, 3.0)
 MULTIPLES_QUICK: Final = (1.0, 2.0, 3.0)
 NO_VLLM: Final = "the replay needs vLLM: pip install 'isagellm-lifetime[vllm]'"
-_EXPECTED_RUNS: Final = 45
+_EXPECTED_RUNS: Final = 60
 """Runs a window, for the progress bar alone."""
 
 

@@ -43,8 +43,9 @@ def page(verdict: Verdict, program: str = "sagellm-lifetime") -> str:
         f'<p class="answer">{escape(answer)}</p>',
     ]
     if replay is not None:
-        body += [f"<p>{escape(text)}</p>" for text in rest[:1]]
-        rest = rest[1:]
+        count = len(verdict.says_of_loads())
+        body += [f"<p>{escape(text)}</p>" for text in rest[:count]]
+        rest = rest[count:]
         body += _replayed(replay, verdict.objective.share)
     body.append("<h2>The predictor</h2>")
     body += [f"<p>{escape(text)}</p>" for text in rest[:1]]

@@ -13,14 +13,16 @@ from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.replays import (
     DEFAULT,
     ORACLE,
+    ORACLES,
     OURS,
+    PROMPTS,
     TUNED,
     Replays,
 )
 from sagellm_lifetime.assessment.steady import Figures
 from sagellm_lifetime.assessment.windows import Windows
 
-CURVE: Final = (DEFAULT, TUNED, OURS)
+CURVE: Final = (DEFAULT, TUNED, PROMPTS, OURS)
 """Policies whose capacity is sought."""
 LOWEST: Final = 1 / 8
 MOST: Final = 16.0
@@ -129,6 +131,11 @@ class ReplayPart:
         return gain(self.capacity[OURS], self.capacity[self.best_of_vllm])
 
     @property
+    def more_by_prompts(self) -> Gain | None:
+        """Return how much more load than :attr:`best_of_vllm` the shortest prompt first serves."""
+        return gain(self.capacity[PROMPTS], self.capacity[self.best_of_vllm])
+
+    @property
     def never_met(self) -> bool:
         """Return True if no policy meets the objective in any window, at any load."""
         return all(h.end == "less" for several in self.capacity.values() for h in several)
@@ -147,7 +154,7 @@ class ReplayPart:
             ]
             for name, several in self.capacity.items()
         }
-        more = self.more_load
+        more, by_prompts = self.more_load, self.more_by_prompts
         return {
             "rate": self.rate,
             "unit": self.unit,
@@ -172,6 +179,9 @@ class ReplayPart:
             "more_load": None if more is None else more.share.to_json(),
             "more_load_bound": None if more is None else more.bound or None,
             "more_load_against": self.best_of_vllm,
+            "more_load_without_prediction": None
+            if by_prompts is None
+            else by_prompts.share.to_json(),
             "loads": [
                 {
                     "multiple": load.multiple,
@@ -228,12 +238,12 @@ def replay_part(
         )
         for w in several
     )
-    marks = {DEFAULT: 0.0, OURS: 0.0}
+    marks = {DEFAULT: 0.0, PROMPTS: 0.0, OURS: 0.0}
     # Where vLLM's default passes at the highest load that is tried, no watermark can serve more.
     if any(found.end != "more" for found in default):
         above = default[0].load * 1.15
-        theirs, ours = replays.tuned(above, lambda f: 1e-6 * f.mean_s - f.within)
-        marks = {DEFAULT: theirs, OURS: ours}
+        marks = replays.tuned(above, lambda f: 1e-6 * f.mean_s - f.within)
+        marks[DEFAULT] = marks.pop(TUNED)
 
     def sought(name: str) -> tuple[Highest, ...]:
         tests = [_meets(replays, name, w, objective, marks[name]) for w in several]
@@ -245,6 +255,7 @@ def replay_part(
     capacity = {
         DEFAULT: default,
         TUNED: sought(DEFAULT) if marks[DEFAULT] else default,
+        PROMPTS: sought(PROMPTS),
         OURS: sought(OURS),
     }
     tuned = better_setting({0.0: default, marks[DEFAULT]: capacity[TUNED]})
@@ -266,7 +277,7 @@ def replay_part(
         capacity=capacity,
         free=free,
         precision=precision,
-        watermarks={DEFAULT: 0.0, TUNED: tuned, OURS: marks[OURS]},
+        watermarks=marks | {DEFAULT: 0.0, TUNED: tuned},
         requests=replays.windows[0].size,
         left_out=windows.left_out,
         of=windows.of,
@@ -286,13 +297,19 @@ def better_setting(capacity: Mapping[float, Sequence[Highest]]) -> float:
 
 
 def replay_load(replays: Replays, multiple: float) -> Load:
-    """Return all policies at one load, each but vLLM's default with the best watermark here."""
-    tuned, ours = replays.tuned(multiple, lambda f: f.mean_s)
+    """Return all policies at one load, each but vLLM's default with the best watermark here.
+
+    The oracle is the better of :data:`ORACLES` here, on the first window.
+    """
+    marks = replays.tuned(multiple, lambda f: f.mean_s)
+    ours = marks[OURS]
+    oracle = min(ORACLES, key=lambda name: replays.figures(name, multiple, 0, ours).mean_s)
     settings = {
         DEFAULT: (DEFAULT, 0.0),
-        TUNED: (DEFAULT, tuned),
+        TUNED: (DEFAULT, marks[TUNED]),
+        PROMPTS: (PROMPTS, marks[PROMPTS]),
         OURS: (OURS, ours),
-        ORACLE: (ORACLE, ours),
+        ORACLE: (oracle, ours),
     }
     figures = {
         label: [replays.figures(name, multiple, w, mark) for w in range(len(replays.windows))]

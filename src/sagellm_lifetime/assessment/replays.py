@@ -18,9 +18,14 @@ from sagellm_lifetime.replay.run import Run
 
 DEFAULT: Final = "fcfs"
 TUNED: Final = "fcfs-watermark"
+PROMPTS: Final = "priority-prompt-length"
+"""The order without a prediction: vLLM's priority queue, the shortest prompt first."""
 OURS: Final = "lifetime"
 ORACLE: Final = "lifetime-oracle"
-NAMES: Final = (DEFAULT, TUNED, OURS, ORACLE)
+ORACLES: Final = (ORACLE, "sjf-oracle")
+"""Orders with known lengths, the better of which is the oracle: ours, whose bound on overtaking
+depends on what is forecast, and shortest first without a bound."""
+NAMES: Final = (DEFAULT, TUNED, PROMPTS, OURS, ORACLE)
 WATERMARKS: Final = (0.01, 0.03, 0.1, 0.2)
 """Watermarks that are tried beside vLLM's default of none."""
 WATERMARKS_QUICK: Final = (0.03, 0.2)
@@ -59,7 +64,7 @@ class Replays:
         """Return the figures of a policy on a window at a multiple of the rate.
 
         Args:
-            name: ``fcfs``, ``lifetime`` or ``lifetime-oracle``.
+            name: of a policy, not ``fcfs-watermark``.
             multiple: of the log's rate.
             window: number of the window.
             watermark: vLLM's ``--watermark``.
@@ -74,11 +79,11 @@ class Replays:
             self._kept[key] = self._run(name, at, window, watermark)
         return self._kept[key]
 
-    def tuned(self, multiple: float, better: Callable[[Figures], float]) -> tuple[float, float]:
-        """Return the watermarks that are best for vLLM's own order and for ``lifetime`` at a load.
+    def tuned(self, multiple: float, better: Callable[[Figures], float]) -> dict[str, float]:
+        """Return the watermark of each order that is best at a load, by policy.
 
-        They are chosen on the first window, at this very load: the first among all that are tried,
-        the second among none and the first.
+        They are chosen on the first window, at this very load: that of vLLM's own order among all
+        that are tried, the others among none and that one.
 
         Args:
             multiple: of the log's rate.
@@ -89,7 +94,8 @@ class Replays:
             return min(choices, key=lambda mark: better(self.figures(name, multiple, 0, mark)))
 
         theirs = best(DEFAULT, (0.0, *self.watermarks))
-        return theirs, best(OURS, (0.0, theirs)) if theirs else 0.0
+        few = (0.0, theirs) if theirs else (0.0,)
+        return {TUNED: theirs, **{name: best(name, few) for name in (PROMPTS, OURS)}}
 
     def _run(self, name: str, multiple: float, window: int, watermark: float) -> Figures:
         mark = f", watermark {watermark:g}" if watermark else ""
@@ -97,5 +103,5 @@ class Replays:
         self.runs += 1
         policy = POLICIES[name] if name in POLICIES else planned_policies(self.predictor)[name]
         trace = self.windows[window].at(multiple)
-        settings = replace(self.engine, watermark=watermark)
+        settings = replace(self.engine, **policy.overrides, watermark=watermark)
         return steady_figures(Run(trace, settings, self.cost, policy).execute(), self.objective)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from sagellm_lifetime.assessment.capacity import Highest
 from sagellm_lifetime.assessment.replay_part import CURVE, ReplayPart
-from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, TUNED
+from sagellm_lifetime.assessment.replays import DEFAULT, ORACLE, OURS, PROMPTS, TUNED
 
 LABELS = {
     DEFAULT: "default",
     TUNED: "tuned",
+    PROMPTS: "prompts",
     OURS: "lifetime",
     ORACLE: "oracle",
 }

@@ -10,7 +10,13 @@ from sagellm_lifetime.assessment.engine import Engine
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.predictor_choice import PredictorChoice
 from sagellm_lifetime.assessment.replay_part import ReplayPart
-from sagellm_lifetime.assessment.words import headline, loads_text, rate_words, switch_on
+from sagellm_lifetime.assessment.words import (
+    headline,
+    loads_text,
+    rate_words,
+    switch_on,
+    without_prediction,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +53,14 @@ class Verdict:
 
     def says(self) -> list[str]:
         """Return the verdict as paragraphs: answer, each load, predictor, engine."""
-        parts = [self.headline()]
-        if self.replay is not None:
-            parts.append(loads_text(self.replay))
-        parts += [f"Predictor: {self.predictor.says()}", *self._setting()]
-        return parts
+        predictor = f"Predictor: {self.predictor.says()}"
+        return [self.headline(), *self.says_of_loads(), predictor, *self._setting()]
+
+    def says_of_loads(self) -> list[str]:
+        """Return what each load changes, and what of that needs no prediction, as paragraphs."""
+        if self.replay is None:
+            return []
+        return [text for text in (loads_text(self.replay), without_prediction(self.replay)) if text]
 
     def _setting(self) -> list[str]:
         """Return the engine and how the log was replayed, a paragraph."""

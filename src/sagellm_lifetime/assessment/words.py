@@ -8,11 +8,11 @@ from shlex import quote
 from statistics import median
 from typing import Final
 
-from sagellm_lifetime.assessment.capacity import Gain
+from sagellm_lifetime.assessment.capacity import Gain, gain
 from sagellm_lifetime.assessment.intervals import Range
 from sagellm_lifetime.assessment.objective import Objective
 from sagellm_lifetime.assessment.replay_part import Load, ReplayPart
-from sagellm_lifetime.assessment.replays import DEFAULT, OURS, TUNED
+from sagellm_lifetime.assessment.replays import DEFAULT, OURS, PROMPTS, TUNED
 from sagellm_lifetime.assessment.tables import short
 from sagellm_lifetime.predictor.registry import DEFAULT as DEFAULT_PREDICTOR
 
@@ -21,6 +21,7 @@ SMALL: Final = 0.02
 NAMES: Final = {
     DEFAULT: "vLLM's default",
     TUNED: "vLLM's own order",
+    PROMPTS: "the shortest prompt first",
     OURS: "lifetime",
     "lifetime-oracle": "lifetime, lengths known",
 }
@@ -59,20 +60,20 @@ def _capacity(replay: ReplayPart, objective: Objective) -> str:
     """Return how much more load the same hardware serves."""
     if replay.always_met:
         return ""
-    gain, base = replay.more_load, replay.best_of_vllm
+    more, base = replay.more_load, replay.best_of_vllm
     both = f"{_serves(replay, OURS)}, {_serves(replay, base)}, at {objective.says()}"
     step = replay.precision - 1
-    if gain is not None and _clear(gain, step) > 0:
+    if more is not None and _clear(more, step) > 0:
         return (
-            f"The same hardware serves {_amount(gain.share.middle, gain)} more load at the same "
-            f"objective{_over(replay, gain)}: {both}."
+            f"The same hardware serves {_amount(more.share.middle, more)} more load at the same "
+            f"objective{_over(replay, more)}: {both}."
         )
-    if gain is not None and _clear(gain, step) < 0:
+    if more is not None and _clear(more, step) < 0:
         return (
-            f"Lifetime is WORSE here: it serves {_amount(-gain.share.middle, gain)} less load at "
-            f"the same objective{_over(replay, gain)}: {both}. Leave it off."
+            f"Lifetime is WORSE here: it serves {_amount(-more.share.middle, more)} less load at "
+            f"the same objective{_over(replay, more)}: {both}. Leave it off."
         )
-    if gain is None or gain.bound:
+    if more is None or more.bound:
         return (
             "Whether it serves more load is not known, as the highest load within the objective "
             f"was not found among those tried: {both}."
@@ -80,7 +81,7 @@ def _capacity(replay: ReplayPart, objective: Objective) -> str:
     several = f" over {replay.windows} windows" if replay.windows > 1 else ""
     return (
         f"No more load at the same objective, as far as {percent(step)} steps{several} can tell"
-        f"{_over(replay, gain)}: {both}."
+        f"{_over(replay, more)}: {both}."
     )
 
 
@@ -135,6 +136,55 @@ def loads_text(replay: ReplayPart) -> str:
         parts.append(f"All changes are those of lifetime against {against}.")
     parts += [load_line(load, has_rate=replay.rate is not None) for load in replay.loads]
     return " ".join(parts)
+
+
+def without_prediction(replay: ReplayPart) -> str:
+    """Return what the order of prompt lengths does alone, a paragraph; "" if nothing is to gain.
+
+    It needs no prediction, and vLLM has it: its priority queue, where clients or a gateway send the
+    tokens of each prompt as the request's priority.
+    """
+    busy = [load for load in replay.loads if not _nothing_changes(load)]
+    if replay.never_met or not busy:
+        return ""
+    load = busy[-1]
+    at = f"At {load.multiple:g} times {'the' if replay.rate is not None else 'that'} load"
+    if load.multiple == 1:
+        at = "Today" if replay.rate is not None else "At that load"
+    seconds = {
+        key: [f"{short(load.range(name, key).middle)} s" for name in (PROMPTS, OURS, DEFAULT)]
+        for key in ("mean_s", "worst_wait_s")
+    }
+    mean, wait = seconds["mean_s"], seconds["worst_wait_s"]
+    return (
+        "Without a prediction: the shortest prompt first (vLLM's --scheduling-policy priority, "
+        f"the tokens of each prompt as its priority){_share_of_prompts(replay)} {at} its mean "
+        f"latency is {mean[0]} (lifetime {mean[1]}, vLLM's default {mean[2]}) and its longest wait "
+        f"{wait[0]} (lifetime {wait[1]}, vLLM's default {wait[2]})."
+    )
+
+
+def _share_of_prompts(replay: ReplayPart) -> str:
+    """Return the load that the order of prompt lengths serves, beside that of ``lifetime``."""
+    mine, theirs = replay.more_load, replay.more_by_prompts
+    if mine is None or theirs is None or mine.bound or theirs.bound:
+        return ": the load that it serves was not found, or that of the others was not."
+    step, base = replay.precision - 1, NAMES[replay.best_of_vllm]
+    served = rate_words(replay.served(PROMPTS).load * replay.unit)
+    text = f" serves {served}"
+    if _clear(theirs, step):
+        more = theirs.share.middle
+        text += f", {percent(abs(more))} {'more' if more > 0 else 'less'} load than {base}"
+    apart = gain(replay.capacity[OURS], replay.capacity[PROMPTS])
+    sign = 0 if apart is None else _clear(apart, step)
+    if sign > 0:
+        return f"{text}; what lifetime serves beyond that needs the prediction."
+    if sign < 0:
+        return f"{text}: more than lifetime, so for this objective nothing need be predicted."
+    return (
+        f"{text}: as much as lifetime, as far as {percent(step)} steps can tell, so for this "
+        "objective nothing need be predicted."
+    )
 
 
 def _no_rate(replay: ReplayPart) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sagellm_lifetime.replay.report import Comparison
 
 POLICIES: Final = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
-REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens")
+REFERENCES: Final = ("fcfs", "fcfs-watermark", "priority-max-tokens", "priority-prompt-length")
 """Policies of vLLM itself."""
 PLANS: Final = (
     "lifetime",

@@ -30,11 +30,12 @@ from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MODEL, as_path, is_checkpoint
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
+from sagellm_lifetime.predictor.increment import BASE, OWN, beside, can_continue
 from sagellm_lifetime.predictor.merging import mismatch
 from sagellm_lifetime.predictor.records import Completion
 from sagellm_lifetime.predictor.registry import is_registered
 from sagellm_lifetime.predictor.supervisor import Supervisor, Waiting
-from sagellm_lifetime.predictor.worker import BASE, FLEET_COUNTS, LEARNED, TROUBLE, Task, beside
+from sagellm_lifetime.predictor.worker import FLEET_COUNTS, LEARNED, TROUBLE, Task
 
 _MOST_WAITING: Final = 10**7
 _FLEET_EVERY_S: Final = 30.0
@@ -84,6 +85,9 @@ class BackgroundLearner:
             dropped.
         fleet: share what is learned with other replicas; ``None`` to learn alone. It takes the
             fleet's secret if the predictor is unused. An unreachable store changes nothing.
+        keeps_increment: True to learn what comes after the present state also apart from it, beside
+            ``path``, so that the states of several learners that started from it can be merged.
+            Ignored without a ``path`` and in a fleet, which does so anyway.
 
     Raises:
         CheckpointError: the directory cannot be written, another process learns into it, or it
@@ -111,6 +115,7 @@ class BackgroundLearner:
         every: float = 5.0,
         most_waiting: int = 2048,
         fleet: Fleet | None = None,
+        keeps_increment: bool = False,
     ) -> None:
         if not isinstance(predictor, Predictor):
             raise RequestError(f"only a predictor can learn in the background: {shown(predictor)}")
@@ -143,8 +148,12 @@ class BackgroundLearner:
         try:
             if fleet is not None:
                 self._join(fleet)
+            keeps_increment &= directory is not None and fleet is None
             if is_checkpoint(self.path):
                 self._resume()
+                keeps_increment = keeps_increment and can_continue(self.path, predictor)
+            elif keeps_increment:
+                self._save_base()
             elif predictor.is_unused and fleet is None:
                 predictor.draw_secret()
             predictor.save(self.path)  # with the options of this run
@@ -159,6 +168,7 @@ class BackgroundLearner:
             private=directory is None,
             fleet="" if fleet is None else fleet.place,
             fleet_every=_FLEET_EVERY_S if fleet is None else fleet.every,
+            keeps_increment=keeps_increment,
         )
         self._supervisor = Supervisor(task, self._waiting, self._claim, self._on_message)
         forking.register(self)
@@ -185,6 +195,11 @@ class BackgroundLearner:
             earlier = [self.path, beside(self.path, BASE)]
             self.predictor.use_keys(fleet_keys(fleet.place, earlier))
         self.predictor.summary = {**self.predictor.summary, FLEET: True}
+        self.predictor.save(beside(self.path, BASE))
+
+    def _save_base(self) -> None:
+        """Save what is started from, without the increment of any other start."""
+        shutil.rmtree(beside(self.path, OWN), ignore_errors=True)
         self.predictor.save(beside(self.path, BASE))
 
     def _resume(self) -> None:

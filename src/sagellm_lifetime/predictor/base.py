@@ -28,6 +28,15 @@ from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, as_path, save
 from sagellm_lifetime.predictor.checks import check_completion
 from sagellm_lifetime.predictor.fair_timing import FairTiming
 from sagellm_lifetime.predictor.learned import Learned, context_state, model_state, restored
+from sagellm_lifetime.predictor.lineage import (
+    LINEAGE,
+    Lineage,
+    bounded,
+    joined,
+    lineage_of,
+    new_stretch,
+    stretch_of,
+)
 from sagellm_lifetime.predictor.predicting import Predicting
 from sagellm_lifetime.predictor.records import Completion, FeedbackQueue
 
@@ -89,6 +98,8 @@ class Predictor(Predicting):
         self._models: dict[int, str] = {}
         """Names of the first models with a completion here, by key, for the metrics."""
         self._queue: FeedbackQueue | None = None
+        self._stretch = new_stretch()
+        """Name of the present stretch of learning, in :attr:`lineage`."""
 
     # -- the model ---------------------------------------------------------------------------
 
@@ -417,6 +428,7 @@ class Predictor(Predicting):
             replay(fitted, rows.newest, progress, rows.clock)
             model.finish_fit()
         fitted.settle()
+        stretch = stretch_of(self.name, fitted._learned.state())
         with self._lock:
             self._check_is_fittable()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
@@ -424,7 +436,8 @@ class Predictor(Predicting):
             # The scores of the fit are no scores of the service.
             self._scores, self._tracker = Scores(), self._tracker.emptied()
             self._predict_calls = 0
-            self.summary = rows.summary
+            self.summary = {**rows.summary, LINEAGE: {stretch: self.lessons}}
+            self._stretch = new_stretch()
         return self
 
     def _check_is_fittable(self) -> None:
@@ -570,7 +583,7 @@ class Predictor(Predicting):
                 predictor=self.name,
                 options=self.options,
                 arrays=self.state(),
-                summary=dict(self.summary),
+                summary=self._description(),
                 metrics=self.get_metrics(),
             )
             save_checkpoint(checkpoint, place)
@@ -623,6 +636,7 @@ class Predictor(Predicting):
             self._check_learns_here()
             self.settle()
             learned, timing = self._learned, self._timing
+            lineage = joined([self.lineage, *(other.lineage for other in others)])
             for other in others:
                 other.settle()
             learned.model.merge(*(other._learned.model for other in others))
@@ -630,7 +644,33 @@ class Predictor(Predicting):
             learned.model.lessons += sum(other.lessons for other in others)
             timing.merge(*(other._timing for other in others))
             self._context = Context(self._context.parts, self._context.keys)
+            self.summary = {**self.summary, LINEAGE: lineage}
             self._version += 1
+
+    @property
+    def lineage(self) -> Lineage:
+        """Return the completions that it has learned, by the stretch of learning.
+
+        What no lineage of a checkpoint tells is of the present stretch.
+        """
+        known = lineage_of(self.summary.get(LINEAGE))
+        rest = self.lessons - sum(known.values())
+        if rest < 0:  # a lineage of another state
+            known, rest = {}, self.lessons
+        if rest:
+            known[self._stretch] = known.get(self._stretch, 0) + rest
+        return bounded(known)
+
+    def share_stretch(self, other: Predictor) -> None:
+        """Count later completions as those of ``other``, which learns the same ones."""
+        self.summary = self._description()
+        self._stretch = other._stretch
+
+    def _description(self) -> dict[str, Any]:
+        """Return the summary with the lineage, if it has learned anything."""
+        lineage = self.lineage
+        summary = {key: value for key, value in self.summary.items() if key != LINEAGE}
+        return {**summary, LINEAGE: lineage} if lineage else summary
 
     # -- copies ------------------------------------------------------------------------------
 
@@ -639,7 +679,7 @@ class Predictor(Predicting):
         with self._lock:
             twin = self.new()
             twin.restore(self.state())
-            twin.summary = dict(self.summary)
+            twin.summary = self._description()
             return twin
 
     def new(self, **changes: Any) -> Self:
@@ -680,7 +720,7 @@ class Predictor(Predicting):
         with self._lock:
             model_class = type(self._learned.model)
             options, state = self.options, self.state()
-            return _rebuilt, (type(self), model_class, options, state, dict(self.summary))
+            return _rebuilt, (type(self), model_class, options, state, self._description())
 
     def __repr__(self) -> str:
         # Without the lock, since a debugger may call this while another thread holds it.

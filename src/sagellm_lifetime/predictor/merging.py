@@ -2,23 +2,20 @@
 
 Models, calibrations and seconds per token are merged by their counts; see ``LengthModel.merge``.
 Recent traffic (conversations, last completions) is left out: it is what one server saw last. What
-is merged twice counts twice, so a fleet keeps the states of its replicas apart
-(:mod:`~sagellm_lifetime.predictor.fleet`).
+is merged twice would count twice, so states that share completions are refused, by their lineage
+(:mod:`~sagellm_lifetime.predictor.lineage`); :mod:`~sagellm_lifetime.predictor.distinct` takes them
+apart where it can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any, Final
-
-import numpy as np
 
 from sagellm_lifetime.core.errors import MergeError
 from sagellm_lifetime.predictor.base import Predictor
+from sagellm_lifetime.predictor.lineage import LINEAGE, shared
 
-MERGED_FROM: Final = "merged_from"
-"""Key in the summary of a merged state: the digests of all states that are in it."""
 RUN_OPTIONS: Final = ("seed", "capacity", "expire_after", "online", "epochs")
 """Options that may differ between predictors of one state, which does not depend on them."""
 
@@ -61,7 +58,7 @@ def merge_predictors(
 
     Raises:
         MergeError: they are of different predictors, options or secrets, or of a model that cannot
-            be merged.
+            be merged; or two of them share completions.
 
     Example:
         >>> from sagellm_lifetime import PredictionRequest, create_predictor, merge_predictors
@@ -80,28 +77,22 @@ def merge_predictors(
         if reason:
             name = _ordinal(place) if names is None else names[place]
             raise MergeError(f"{name}: {reason}")
+        for earlier in range(place):
+            both = shared(other.lineage, predictors[earlier].lineage)
+            if both:
+                one, two = (
+                    _ordinal(each) if names is None else names[each] for each in (earlier, place)
+                )
+                raise MergeError(
+                    f"{one} and {two} share {both:,} completions, which would count twice"
+                )
     merged = first.clone()
     merged.merge(*predictors[1:])
-    merged.summary = merged_summary([each.summary for each in predictors])
-    merged.summary[MERGED_FROM] = sorted(
-        set().union(*({state_digest(each), *merged_states(each)} for each in predictors))
-    )
+    merged.summary = {
+        **merged_summary([each.summary for each in predictors]),
+        LINEAGE: merged.lineage,
+    }
     return merged
-
-
-def state_digest(predictor: Predictor) -> str:
-    """Return a digest of what a predictor has learned, without its recent traffic."""
-    digest = sha256(predictor.name.encode())
-    for name, array in sorted(predictor.learned_state().items()):
-        digest.update(f"{name}{array.shape}".encode("utf-8", "surrogatepass"))
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def merged_states(predictor: Predictor) -> set[str]:
-    """Return the digests of the states that were merged into this one, empty for none."""
-    found = predictor.summary.get(MERGED_FROM)
-    return {each for each in found if isinstance(each, str)} if isinstance(found, list) else set()
 
 
 def merged_summary(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

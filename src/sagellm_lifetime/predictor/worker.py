@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagellm_lifetime.core.errors import CheckpointError, LifetimeError
 from sagellm_lifetime.predictor.checkpoint import load_predictor
+from sagellm_lifetime.predictor.increment import BASE, OWN, Increment, beside
 from sagellm_lifetime.predictor.records import Completion
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ FLEET_COUNTS: Final = "fleet"
 """Message with the counts of the fleet, by name."""
 FLEET_VARIABLE: Final = "SAGELLM_LIFETIME_FLEET"
 """Environment variable with the place of the store, for the process alone."""
-BASE, OWN = ".base", ".own"
-"""Suffixes of the directories beside the checkpoint that a replica of a fleet has: what it started
-from, and what it learned by itself."""
 _WAKE_S: Final = 0.5
 """Seconds between two checks of the parent: a fork of the parent may keep the pipe open."""
 _BEAT_S: Final = 5.0
@@ -70,6 +68,7 @@ class Task:
         fleet: place of the store of a fleet; empty for none. It may hold a password, so it is no
             part of the command line.
         fleet_every: least number of seconds between two rounds of the fleet.
+        keeps_increment: True to learn also apart what comes after the checkpoint in ``.base``.
         inbox: file descriptor of the pipe for orders.
         outbox: file descriptor of the pipe for messages.
     """
@@ -80,6 +79,7 @@ class Task:
     private: bool
     fleet: str = field(default="", repr=False)
     fleet_every: float = 30.0
+    keeps_increment: bool = False
     inbox: int = -1
     outbox: int = -1
 
@@ -95,11 +95,6 @@ class Task:
     def received(cls, text: str) -> Task:
         """Return the task of :meth:`text` and :meth:`environment`, in the process."""
         return cls(**{**json.loads(text), "fleet": os.environ.get(FLEET_VARIABLE, "")})
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """Return the directory beside a checkpoint with a suffix to its name."""
-    return path.with_name(path.name + suffix)
 
 
 class Worker:
@@ -124,6 +119,7 @@ class Worker:
         except LifetimeError as error:
             self._report(TROUBLE, str(error))
             raise
+        self._increment = self._started_increment()
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
         self._next_beat = 0.0
@@ -140,6 +136,16 @@ class Worker:
         base = load_predictor(beside(self._path, BASE))
         own = beside(self._path, OWN)
         return Replica(self._task.fleet, base, own, self._task.fleet_every)
+
+    def _started_increment(self) -> Increment | None:
+        """Return the learner of what comes after the checkpoint; ``None`` for none."""
+        if not self._task.keeps_increment:
+            return None
+        try:
+            return Increment(self._replica, self._path)
+        except LifetimeError as error:  # what is in use is learned all the same
+            self._report(TROUBLE, str(error))
+            return None
 
     def end(self, *_: Any) -> None:
         """Make :meth:`run` learn the orders already sent, save, and end; a signal handler."""
@@ -208,6 +214,8 @@ class Worker:
             self._replica.learn(completion)
             if self._fleet is not None:
                 self._fleet.learn(completion)
+            if self._increment is not None:
+                self._increment.learn(completion)
         elif name == SAVE:
             self._save()
         else:
@@ -216,6 +224,8 @@ class Worker:
     def _save(self) -> None:
         start = time.monotonic()
         try:
+            if self._increment is not None:
+                self._increment.save()
             self._replica.save(self._path)
         except CheckpointError as error:
             self._report(TROUBLE, str(error))

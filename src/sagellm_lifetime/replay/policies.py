@@ -50,6 +50,10 @@ def _cap(request: TraceRequest) -> int:
     return request.max_length if request.max_length is not None else UNCAPPED
 
 
+def _prompt(request: TraceRequest) -> int:
+    return request.prompt_length
+
+
 _POLICIES = (
     ReplayPolicy("fcfs", "vLLM's default: first come, first served"),
     ReplayPolicy(
@@ -62,6 +66,12 @@ _POLICIES = (
         "vLLM's priority policy, the smallest max_tokens first",
         overrides={"policy": "priority"},
         priority=_cap,
+    ),
+    ReplayPolicy(
+        "priority-prompt-length",
+        "vLLM's priority policy, the shortest prompt first: no prediction",
+        overrides={"policy": "priority"},
+        priority=_prompt,
     ),
 )
 POLICIES: dict[str, ReplayPolicy] = {policy.name: policy for policy in _POLICIES}

@@ -20,8 +20,8 @@ from sagellm_lifetime.predictor.checkpoint import load_predictor
 from sagellm_lifetime.predictor.checkpoint_file import MANIFEST
 from sagellm_lifetime.predictor.checkpoint_lock import claim, release
 from sagellm_lifetime.predictor.fleet.replica import FLEET
+from sagellm_lifetime.predictor.increment import BASE, OWN, beside
 from sagellm_lifetime.predictor.merging import mismatch
-from sagellm_lifetime.predictor.worker import OWN, beside
 from sagellm_lifetime.vllm.circuit_breaker import LOG
 from sagellm_lifetime.vllm.settings import LiveSettings
 
@@ -84,7 +84,11 @@ class Learner:
         self._has_network = isinstance(predictor.model, NetworkModel)
         fleet = Fleet(settings.fleet, settings.fleet_every_s) if settings.fleet else None
         self._background = BackgroundLearner(
-            predictor, learned, every=settings.learn_every_s, fleet=fleet
+            predictor,
+            learned,
+            every=settings.learn_every_s,
+            fleet=fleet,
+            keeps_increment=bool(origin) and learned is not None,
         )
         self._fleet_trouble: str | None = None
         self._restarts = 0
@@ -151,8 +155,9 @@ def move_aside(
             kept = next(name for name in names if not (name.exists() or beside(name, OWN).exists()))
             try:
                 learned.rename(kept)
-                if beside(learned, OWN).exists():  # of a fleet: it would be merged again
-                    beside(learned, OWN).rename(beside(kept, OWN))
+                for suffix in (OWN, BASE):  # in a fleet it would be merged again
+                    if beside(learned, suffix).exists():
+                        beside(learned, suffix).rename(beside(kept, suffix))
             except OSError as error:
                 raise CheckpointError(f"{learned}: cannot be moved ({error.strerror})") from error
             LOG.warning("what was learned before is not used, and kept as %s (%s)", kept, why)

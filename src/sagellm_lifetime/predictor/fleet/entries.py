@@ -18,6 +18,7 @@ from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.predictor.checkpoint import predictor_of
 from sagellm_lifetime.predictor.checkpoint_file import Checkpoint, exported, of_exported
 from sagellm_lifetime.predictor.fleet.store import MOST_BYTES
+from sagellm_lifetime.predictor.lineage import LINEAGE
 from sagellm_lifetime.predictor.merging import RUN_OPTIONS, SECRETS_DIFFER
 
 _FAST: Final = 1
@@ -37,7 +38,10 @@ def entry_of(predictor: Predictor, name: str) -> bytes:
         CheckpointError: it cannot be written, or is larger than an entry may be.
     """
     checkpoint = Checkpoint(
-        predictor=predictor.name, options=predictor.options, arrays=predictor.sums()
+        predictor=predictor.name,
+        options=predictor.options,
+        arrays=predictor.sums(),
+        summary={LINEAGE: predictor.lineage},
     )
     data = zlib.compress(exported(checkpoint, Path(name)), _FAST)
     if len(data) > MOST_BYTES:

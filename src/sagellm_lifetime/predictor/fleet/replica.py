@@ -25,6 +25,8 @@ from sagellm_lifetime.predictor.checkpoint_file import is_checkpoint
 from sagellm_lifetime.predictor.fleet.connect import open_store
 from sagellm_lifetime.predictor.fleet.entries import entry_of, predictor_of_entry
 from sagellm_lifetime.predictor.fleet.store import Store, StoreError, is_replica
+from sagellm_lifetime.predictor.increment import empty_like
+from sagellm_lifetime.predictor.lineage import LINEAGE
 from sagellm_lifetime.predictor.merging import SECRETS_DIFFER, mismatch
 from sagellm_lifetime.predictor.records import Completion
 
@@ -263,22 +265,20 @@ class Replica:
         learned = merged.learned
         learned.model.continue_from(in_use.model)
         in_use.swap(learned)
+        in_use.summary = {**in_use.summary, LINEAGE: merged.lineage}
+        in_use.share_stretch(self._own)
         self._has_new = False
 
     # -- what this replica learned -----------------------------------------------------------
 
     def _new_own(self) -> Predictor:
-        # Gradient steps are taken in the merged model, on completions that it has predicted.
-        options = {"online": "off"} if "online" in self._base.options else {}
-        own = self._base.new(**options)
-        own.use_keys(self._base.keys)
-        return own
+        return empty_like(self._base)
 
     def _save_own(self) -> None:
         state = (self._name, self._own.lessons)
         if self._own_path is None or state == self._saved:
             return
-        self._own.summary = {REPLICA: self._name, TOKEN: self._token}
+        self._own.summary = {**self._own.summary, REPLICA: self._name, TOKEN: self._token}
         try:
             self._own.save(self._own_path)
             self._saved = state
