@@ -40,7 +40,7 @@ from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
 from sagellm_lifetime.replay.compare import replay
-from sagellm_lifetime.replay.cost import CPU_SMALL, StepCost
+from sagellm_lifetime.replay.cost import CPU_SMALL, StepCost, cost_model
 from sagellm_lifetime.replay.load import capacity
 from sagellm_lifetime.replay.planned import WATERMARK, Pool, advised_policy, planned_policies
 from sagellm_lifetime.replay.policies import POLICIES, WATERMARKS, ReplayPolicy
@@ -72,10 +72,10 @@ INTRODUCTION = """\
 
     {command}
 
-Recorded answers of SmolLM2-135M through vLLM's scheduler, {blocks} blocks of 32 tokens, {share} times
-the capacity, {windows} windows of {requests} requests a recording; each figure is the mean over the
-windows. `benchmarks/hidden_replay.py` says what the arms are. Replays have no noise, but a window of
-{requests} requests is a small sample: a few per cent say nothing.
+Recorded answers of SmolLM2-135M through vLLM's scheduler, {blocks} blocks of 32 tokens, {share}
+times the capacity, cost model {cost}, {windows} windows of {requests} requests a recording; each
+figure is the mean over the windows. `benchmarks/hidden_replay.py` says what the arms are. Replays
+have no noise, but a window of {requests} requests is a small sample: a few per cent say nothing.
 
 """
 
@@ -204,13 +204,13 @@ def measured(frame: pl.DataFrame, options: argparse.Namespace, name: str) -> lis
         create_predictor("survival").fit(taught),
     )
     say(f"{name}: survival has learned from {len(taught):,} answers, twice")
-    found = []
+    found, cost = [], cost_model(options.cost)
     for window in range(options.windows):
         rows = cut.load[window * options.requests : (window + 1) * options.requests]
         trace = trace_of(rows, seed=window, cap=CAP)
-        able = capacity(trace, setting.replayed(), CPU_SMALL)
+        able = capacity(trace, setting.replayed(), cost)
         load = at_rate(trace, options.share * able)
-        found.append(replays(load, predictors, CPU_SMALL, setting))
+        found.append(replays(load, predictors, cost, setting))
         say(f"{name}: window {window}")
     return found
 
@@ -227,20 +227,21 @@ def report(runs: dict[str, list[dict[str, dict[str, float]]]], options: argparse
     """Return the page."""
     answers, tables = [], []
     for name, windows in runs.items():
-        change = [
-            float(np.mean([one[arm]["mean_latency_s"] for one in windows]))
-            for arm in ("history", "hidden", "known at arrival", "oracle", *_peeks(windows))
-        ]
-        history, hidden, free, oracle, *peeks = change
+        arms = list(windows[0])
+        mean = {
+            arm: float(np.mean([one[arm]["mean_latency_s"] for one in windows])) for arm in arms
+        }
+        share = gained(windows, "hidden", "mean_latency_s")
+        paid = min(mean[f"peek {most}"] for most in PEEKS)
         answers.append(
-            f"- {name}: the mean latency is {history:.1f} s with history alone, {hidden:.1f} with the "
-            f"hidden score, {oracle:.1f} with known lengths: "
-            f"{gained(windows, 'hidden', 'mean_latency_s'):.0%} of what these gain. A peek that is "
-            f"free would bring {free:.1f}, one that is paid for {min(peeks):.1f} at best."
+            f"- {name}: the mean latency is {mean['history']:.1f} s with history alone, "
+            f"{mean['hidden']:.1f} with the hidden score, {mean['oracle']:.1f} with known lengths: "
+            f"{share:.0%} of what these gain. With a peek that is free it is "
+            f"{mean['known at arrival']:.1f}, with one that is paid for {paid:.1f} at best."
         )
         rows = [
             [arm, *(f"{np.mean([one[arm][key] for one in windows]):,.1f}" for key, _ in SHOWN)]
-            for arm in windows[0]
+            for arm in arms
         ]
         tables.append(f"## {name}\n\n{table(['arm', *(says for _, says in SHOWN)], rows)}\n")
     page = INTRODUCTION.format(
@@ -249,14 +250,11 @@ def report(runs: dict[str, list[dict[str, dict[str, float]]]], options: argparse
         command="PYTHONPATH=src python benchmarks/hidden_replay.py " + shlex.join(sys.argv[1:]),
         blocks=options.blocks,
         share=options.share,
+        cost=options.cost,
         windows=options.windows,
         requests=options.requests,
     )
     return page + "\n".join(tables)
-
-
-def _peeks(windows: list[dict[str, dict[str, float]]]) -> list[str]:
-    return [name for name in windows[0] if name.startswith("peek ")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -266,6 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=150)
     parser.add_argument("--blocks", type=int, default=128)
     parser.add_argument("--share", type=float, default=OVERLOAD, help="of the capacity")
+    parser.add_argument("--cost", default=CPU_SMALL.name, help="name of a cost model")
     parser.add_argument("--recordings", nargs="+", choices=RECORDINGS, default=list(RECORDINGS))
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

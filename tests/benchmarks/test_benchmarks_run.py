@@ -421,7 +421,7 @@ def test_hidden_score(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# What the hidden score buys\n")
     assert "| survival, 100 answers, hidden score |" in text
-    assert text.count("sampling noise") == 3
+    assert text.count("| sampling noise") == 4
 
 
 @pytest.mark.slow
