@@ -35,7 +35,6 @@ from live.material import parts, trace_of
 
 from sagellm_lifetime import create_predictor
 from sagellm_lifetime.core.hidden_states import COLUMNS
-from sagellm_lifetime.policies.events import Progressed
 from sagellm_lifetime.policies.forecast import PredictedLengths
 from sagellm_lifetime.policies.plan import PLANS
 from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
@@ -134,24 +133,11 @@ class PeekingStates(RecordedStates):
         return fresh
 
 
-class Replacing(PlanAdvisor):
-    """An advisor that gives a waiting sequence a new place when its evidence is new."""
-
-    def _progress(self, event: Progressed) -> None:
-        super()._progress(event)
-        for view in event.grown:
-            record = self._records[view.id]
-            if not record.is_running:
-                self._backlog -= record.area
-                record.area, record.age = 0.0, -1
-                self._unplaced[view.id] = record
-
-
 def peeking(name: str, predictor: Any, most: int, cost: PaidCost | None) -> ReplayPolicy:
     """Return the policy that peeks at up to ``most`` waiting requests."""
 
     def make(_trace: Sequence[TraceRequest], pool: Pool) -> PlanAdvisor:
-        return Replacing(
+        return PlanAdvisor(
             PLANS["lifetime"],
             PredictedLengths(predictor.clone()),
             total_blocks=pool.blocks,
