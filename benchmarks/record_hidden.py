@@ -28,7 +28,7 @@ from sagellm_lifetime.workloads.recorded import recorded
 
 COMPONENTS = 16
 BATCH_TOKENS = 4096
-SAVED_EVERY = 20
+SAVED_EVERY = 5
 Span = tuple[int, int]
 
 

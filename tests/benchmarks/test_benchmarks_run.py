@@ -425,6 +425,18 @@ def test_hidden_score(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("vllm")
+def test_hidden_replay(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    options = ["--windows", "1", "--requests", "40", "--output", str(page)]
+    script("hidden_replay").main(options)
+    text = page.read_text()
+    assert text.startswith("# The hidden score in decisions, and peeking\n")
+    for arm in ("vLLM", "history", "hidden", "peek 4", "known at arrival", "oracle"):
+        assert text.count(f"\n| {arm} ") == 2
+
+
+@pytest.mark.slow
 def test_fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "fleet.md"
     script("fleet").main(["--rows", "400", "--later", "10", "--output", str(page)])
