@@ -293,9 +293,7 @@ class ResidualLife:
         position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
         low = max(min(int(position), _SCORES - 2), 1)
         share = min(max(position - low, 0.0), 1.0)
-        paths = [
-            node_path(features, 0, present, self._filled(score)) for score in (low, low + 1)
-        ]
+        paths = [node_path(features, 0, present, self._filled(score)) for score in (low, low + 1)]
         below, above = (self._finest(path.crossed)[0] for path in paths)
         hazards = below if above is below else interpolated(below, above, share)
         if session:
