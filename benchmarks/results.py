@@ -33,7 +33,7 @@ from sagellm_lifetime.predictor.registry import has_network, predictor_names
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "results.md"
 RIVAL_TASK = "rivals"
-OURS_TO_SHOW = ("survival", "lstm", "transformer")
+OURS_TO_SHOW = ("auto", "survival", "lstm", "transformer")
 CONSTANT = "constant_median"
 BEATEN = (CONSTANT, "residual_life")
 COVERED = (0.87, 0.93)

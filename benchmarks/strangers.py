@@ -244,9 +244,13 @@ def names(kind: str, trace: str, rows: list[Row], sizes: Sizes, seed: int) -> It
 
 
 def common(kind: str, sizes: Sizes, seed: int) -> Iterator[Line]:
-    """Undeclared caps and habits, on made-up lengths."""
+    """Undeclared caps and habits, on made-up lengths.
+
+    Five times as many are scored as elsewhere: of 400, a right 90 % interval holds 87 to 93 %.
+    """
     rng = np.random.default_rng(seed)
-    count = min(sizes.fit, 3000) + sizes.rows // 2
+    scored_rows = 5 * sizes.rows
+    count = min(sizes.fit, 3000) - sizes.rows // 2 + scored_rows
     free = rng.lognormal(6.0, 1.0, count).astype(int) + 1
     cases: list[tuple[str, np.ndarray]] = [
         *((f"a cap of {cap:,} that nobody declared", np.minimum(free, cap)) for cap in CAPS),
@@ -255,9 +259,8 @@ def common(kind: str, sizes: Sizes, seed: int) -> Iterator[Line]:
     ]
     for what, lengths in cases:
         rows = [Row({"prompt_length": int(rng.integers(10, 999))}, int(n)) for n in lengths]
-        found = serve(
-            fitted(kind, rows[: -sizes.rows // 2]), scored(rows[-sizes.rows // 2 :]), learn=False
-        )
+        known, new = rows[:-scored_rows], rows[-scored_rows:]
+        found = serve(fitted(kind, known), scored(new), learn=False)
         yield above("common values", what, found.covered, 0.88)
 
 

@@ -25,6 +25,11 @@ _FINEST: Final = 1_000_000
 _LEAST_HAZARD: Final = 1.0 / values.LARGEST_AGE
 """Least share of sequences that a mean assumes to end with each token beyond the last point."""
 
+_MUCH: Final = 0.25
+"""Hazard of a step above which a mean cuts it into parts."""
+_PARTS: Final = 9
+"""Ends of the parts into which a mean cuts a step."""
+
 
 @dataclass(slots=True, eq=False, repr=False)  # frozen costs 0.5 µs each, and engines make many
 class LengthDistribution:
@@ -131,8 +136,14 @@ class LengthDistribution:
             points = np.append(points[points < self.max_length], self.max_length)
         at = np.concatenate([[start], points]).astype(np.float64)
         steps = self._hazards(at) - self._hazard(start)
+        wide = np.flatnonzero(np.diff(steps) > _MUCH)
+        if wide.size:
+            parts = np.linspace(at[wide], at[wide + 1], _PARTS)
+            at = np.unique(np.concatenate([at, np.rint(parts).ravel()]))
+            steps = self._hazards(at) - self._hazard(start)
         alive = np.exp(-steps)
-        # Sum of S(n) over the integers of each step, S geometric inside a step.
+        # Sum of S(n) over the integers of each step, S geometric inside a step. A step in which
+        # much ends was cut above, since there S may be straight.
         # The points are distinct whole numbers; above 2**53 two of them may be one float.
         widths = np.maximum(np.diff(at), 1.0)
         ratio = np.exp(-np.maximum(np.diff(steps), 0.0) / widths)

@@ -1,13 +1,18 @@
 """Arithmetic of cumulative hazards on the grid: one sequence at a time, and many at once.
 
 A row ``H`` has ``BINS + 1`` entries, ``H[k] = -log P(L > EDGES[k])``, ``H[0] = 0``, never
-decreasing. The hazard is constant inside a bin, so conditioning on an age is a subtraction that
-cannot underflow: ``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
+decreasing. Conditioning on an age is a subtraction that cannot underflow:
+``-log P(L > a + n | L > a) = H(a + n) - H(a)``.
+
+The hazard is constant inside a bin, except where it rises steeply (:func:`_is_steep`): there the
+lengths are spread evenly over the bin. Otherwise the last bin of a narrow group, in which nearly
+all that are left end, would have them end at its beginning.
 
 A wide row places the hazard inside its bins. After the ``BINS + 1`` entries come
 ``KNOTS`` lengths, ascending, and the ``KNOTS`` cumulative hazards there; unused ones are infinite.
-Between two neighbours among edges and knots the hazard is constant. A value that recurs has a knot
-before it and one at it, so that all of its mass lies on that one length (:func:`with_atoms`).
+Between two neighbours among edges and knots the hazard is constant, or the lengths are spread
+evenly, as in their bin. A value that recurs has a knot before it and one at it, so that all of its
+mass lies on that one length (:func:`with_atoms`).
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, expm1, log1p
+from math import ceil, expm1, log, log1p
 from typing import Final
 
 import numpy as np
@@ -31,6 +36,11 @@ from sagellm_lifetime.core.grid import (
 )
 
 ROW = BINS + 1
+_STEEP: Final = 0.25
+_RISE: Final = 1.5
+_LEAST: Final = 1e-9
+"""Least share of the sequences alive that survives a bin."""
+_LEAST_LOG: Final = log(_LEAST)
 MOST_ATOMS: Final = 8
 KNOTS: Final = 2 * MOST_ATOMS
 WIDE: Final = ROW + 2 * KNOTS
@@ -56,11 +66,44 @@ def cumulative(row: np.ndarray, length: float) -> float:
     if length == edge:
         return float(low)
     high = row.item(k + 1)
+    even = high - low > _STEEP and _is_steep(row, k)
     if row.size == ROW:
-        return float(low + (high - low) * (length - edge) / _WIDTH_LIST[k])
+        return float(_inside(low, high, length - edge, _WIDTH_LIST[k], even))
     i = bisect_right(row.data, length, ROW, _KNOTS_END)
     start, end, low, high = _narrowed(row, i, edge, EDGE_LIST[k + 1], low, high)
-    return float(low + (high - low) * (length - start) / (end - start))
+    return float(_inside(low, high, length - start, end - start, even))
+
+
+def _is_steep(row: np.ndarray, k: int) -> bool:
+    """Return whether much ends in bin ``k``, at a rate per token above that of the bin before.
+
+    Where it is no higher than before (a memoryless tail), a constant hazard is the better guess.
+    """
+    span = row.item(k + 1) - row.item(k)
+    if k == 0 or span <= _STEEP:
+        return bool(span > _STEEP)
+    before = row.item(k) - row.item(k - 1)
+    return bool(span * _WIDTH_LIST[k - 1] > _RISE * before * _WIDTH_LIST[k])
+
+
+def _inside(low: float, high: float, over: float, width: float, even: bool) -> float:
+    """Return the hazard ``over`` tokens after the beginning of a stretch ``low`` to ``high``.
+
+    Args:
+        low: cumulative hazard where the stretch begins.
+        high: cumulative hazard where it ends.
+        over: tokens, from 0 to ``width``.
+        width: tokens of the stretch.
+        even: whether lengths are spread evenly, rather than the hazard constant.
+    """
+    if not even:
+        return low + (high - low) * over / width
+    return min(low - log1p(expm1(low - high) * (over / width)), high) if over < width else high
+
+
+def _part(low: float, high: float, hazard: float, even: bool) -> float:
+    """Return the part of a stretch at whose end the hazard is reached, up to rounding."""
+    return expm1(low - hazard) / expm1(low - high) if even else (hazard - low) / (high - low)
 
 
 def _narrowed(
@@ -86,7 +129,7 @@ def inverse(row: np.ndarray, hazard: float) -> float:
     if k == 0:
         return 0.0
     start, end, low, high = _around(row, k, hazard)
-    return float(start + (hazard - low) / (high - low) * (end - start))
+    return float(start + _part(low, high, hazard, _is_steep(row, k - 1)) * (end - start))
 
 
 def _around(row: np.ndarray, k: int, hazard: float) -> tuple[float, float, float, float]:
@@ -115,12 +158,12 @@ def first_reaching(row: np.ndarray, base: float, step: float, start: int) -> int
     if 0 < k <= BINS:
         # The answer nearly always is well inside the stretch, and then no further search is needed.
         begin, end, low, high = _around(row, k, target)
-        width, span = end - begin, high - low
-        length = ceil(begin + (target - low) / span * width)
+        width, even = end - begin, _is_steep(row, k - 1)
+        length = ceil(begin + _part(low, high, target, even) * width)
         n = length - start
         if n > 1 and begin < length <= end:
-            at = high if length == end else low + span * (length - begin) / width
-            if at - base >= step > low + span * (length - 1 - begin) / width - base:
+            at = high if length == end else _inside(low, high, length - begin, width, even)
+            if at - base >= step > _inside(low, high, length - 1 - begin, width, even) - base:
                 return n
     elif k == 0:
         n = 1
@@ -165,6 +208,7 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
     over = lengths - edge
     # The last edge has no bin after it, so the tail is added separately.
     beyond = over * _TAIL_HAZARDS.take(k)
+    steep = _steep_ones(rows, index, k, high - low)
     if rows.shape[1] > ROW:
         knotted = np.flatnonzero(rows[index, ROW] < edge + width)
         if knotted.size:
@@ -172,7 +216,35 @@ def cumulative_many(rows: np.ndarray, index: np.ndarray, lengths: np.ndarray) ->
             start, end = edge.astype(np.float64), edge + width
             _narrow(rows, index[knotted], count, (start, end, low, high), knotted)
             over, width = lengths - start, end - start
-    return np.asarray(low + (high - low) * over / width + beyond)
+    return np.asarray(_inside_many(low, high, over, width, steep) + beyond)
+
+
+def _steep_ones(
+    rows: np.ndarray, index: np.ndarray, k: np.ndarray, spans: np.ndarray
+) -> np.ndarray:
+    """Return the flat places, ascending, at which :func:`_is_steep` holds for bin ``k``."""
+    places = np.flatnonzero(spans > _STEEP)
+    if places.size:
+        bins = k.flat[places]
+        row = np.broadcast_to(index, k.shape).flat[places]
+        last = np.maximum(bins - 1, 0)
+        # In float64, as in the scalar form.
+        before = rows[row, bins].astype(np.float64) - rows[row, last].astype(np.float64)
+        before *= bins > 0
+        places = places[spans.flat[places] * _WIDTHS[last] > _RISE * before * _WIDTHS[bins]]
+    return places
+
+
+def _inside_many(
+    low: np.ndarray, high: np.ndarray, over: np.ndarray, width: np.ndarray, steep: np.ndarray
+) -> np.ndarray:
+    """Return :func:`_inside` of many stretches, evenly spread at the flat places ``steep``."""
+    at = low + (high - low) * over / width
+    if steep.size:
+        # Each as a Python float, since logarithms of NumPy differ from those of the scalar form.
+        columns = (c.flat[steep].tolist() for c in (low, high, over, width))
+        at.flat[steep] = [_inside(*each, True) for each in zip(*columns, strict=True)]
+    return np.asarray(at)
 
 
 def _narrow(
@@ -207,6 +279,7 @@ def first_reaching_many(
     low = used_rows[where, upper - 1].astype(np.float64)
     high = used_rows[where, upper].astype(np.float64)
     begin, close = EDGES.take(upper - 1), EDGES.take(upper)
+    steep = _steep_ones(used_rows, where, upper - 1, high - low)
     if rows.shape[1] > ROW:
         knotted = np.flatnonzero(used_rows[:, ROW] < close)
         if knotted.size:
@@ -215,10 +288,11 @@ def first_reaching_many(
             _narrow(used_rows, knotted, count, (begin, close, low, high), knotted)
     span, width = high - low, close - begin
     part = np.minimum((target - low) / np.where(span > 0, span, 1.0), 2.0)
+    part[steep] = np.expm1((low - target)[steep]) / np.expm1(-span[steep])
     end = np.ceil(begin + part * width)
     over = end - begin
-    reached = np.where(over == width, high, low + span * over / width)
-    before = low + span * (over - 1.0) / width
+    reached = np.where(over == width, high, _inside_many(low, high, over, width, steep))
+    before = _inside_many(low, high, over - 1.0, width, steep)
     tokens = (end - starts).astype(np.int64)
     is_exact = (reached - base >= steps) & ((before - base < steps) | (tokens == 1))
     is_exact &= (over >= 1.0) & (over <= width) & (tokens >= 1)
@@ -286,10 +360,21 @@ def from_hazards(discrete: np.ndarray) -> np.ndarray:
     # Ufuncs, because np.clip and np.cumsum spend more time on their arguments than on one row.
     # Summed in place before the conversion, which else goes through a small buffer.
     steps = np.negative(discrete)
-    np.minimum(np.maximum(steps, 1e-9 - 1.0, steps), 0.0, steps)
+    np.minimum(np.maximum(steps, _LEAST - 1.0, steps), 0.0, steps)
     sums = np.add.accumulate(np.log1p(steps, steps), axis=-1)
     rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
     np.negative(sums, rows[..., 1:], casting="same_kind")
+    return rows
+
+
+def from_logs(logs: np.ndarray) -> np.ndarray:
+    """Return rows from ``log(1 - h)`` of each bin, shape ``(..., BINS)``.
+
+    Equal to :func:`from_hazards` of ``h`` but for rounding, without an exponential and a logarithm.
+    """
+    steps = np.minimum(np.maximum(logs, _LEAST_LOG), 0.0)
+    rows = np.zeros((*steps.shape[:-1], ROW), dtype=np.float32)
+    np.negative(np.add.accumulate(steps, axis=-1), rows[..., 1:], casting="same_kind")
     return rows
 
 

@@ -31,7 +31,7 @@ from sagellm_lifetime.core.checked import MOST, checked, checked_count, count_ar
 from sagellm_lifetime.core.grid import BINS, EDGES, bin_of
 from sagellm_lifetime.core.hidden_states import READ_AT
 from sagellm_lifetime.features.hidden_state import COMPONENTS, STAGES, HiddenReadings
-from sagellm_lifetime.models.shrinkage import INSIDE, PADDED, Hazards
+from sagellm_lifetime.models.shrinkage import Hazards
 
 if TYPE_CHECKING:
     import polars as pl
@@ -663,9 +663,7 @@ class _Shape:
         steps = self._steps(score) * share
         if share < 1.0:
             steps += above.steps * (1.0 - share)
-        wide = np.zeros(PADDED)
-        np.negative(np.expm1(steps), wide[INSIDE])
-        return Hazards(wide, above.atoms)
+        return Hazards.of_steps(steps, above.atoms)
 
     def _steps(self, score: float) -> np.ndarray:
         """Return the logarithm of the survival of each bin of lengths, shape ``(BINS,)``."""

@@ -272,7 +272,7 @@ class ResidualLife:
         self._prompts = RecentPrompts()
         self.shares = FairShares()
         self.regimes = Regimes()
-        self._prior = Hazards(padded(prior_hazards()))
+        self._prior = Hazards(padded(prior_hazards()), is_shared=True)
         self.count = 0
 
     # -- predicting --------------------------------------------------------------------------
@@ -284,7 +284,8 @@ class ResidualLife:
     def known(self, features: RequestFeatures, session: int) -> Hazards:
         """Return the hazards of a request (``session``: the key of its session, 0 for none).
 
-        With a prompt score they are interpolated between the two nearest bins of it.
+        With a prompt score they are interpolated between the two nearest bins of it, before they
+        are corrected by the session.
         """
         if features.prompt_score is None:
             return self._finest(self._path(features, session).crossed)[0]
@@ -292,11 +293,14 @@ class ResidualLife:
         position = _SCORES_PER_NAT * max(features.prompt_score, 0.0) + 0.5
         low = max(min(int(position), _SCORES - 2), 1)
         share = min(max(position - low, 0.0), 1.0)
-        below, above = (
-            self._finest(node_path(features, session, present, self._filled(score)).crossed)[0]
-            for score in (low, low + 1)
-        )
-        return below if above is below else interpolated(below, above, share)
+        paths = [node_path(features, 0, present, self._filled(score)) for score in (low, low + 1)]
+        below, above = (self._finest(path.crossed)[0] for path in paths)
+        hazards = below if above is below else interpolated(below, above, share)
+        if session:
+            step = _with_session(paths[0], session).crossed[-1]
+            if step.key in self._nodes:
+                return self._corrected(step, self._existing(step.key), hazards)
+        return hazards
 
     def row(self, features: RequestFeatures, session: int) -> np.ndarray:
         """Return the cumulative hazards of a request, read-only.
@@ -375,14 +379,16 @@ class ResidualLife:
 
         Returns:
             The prediction to apply effects to, and the sum of the effects. If no other piece is
-            known, that prediction is the one of the main effect, without effects.
+            known, that prediction is the one of the main effect, without effects, whatever its
+            weight beside other pieces.
         """
+        is_alone = so_far is None and _is_alone(step, above)
         share = weight(TRUST[self._weights_of(step).trust[step.level]], above[1])
-        pair = self._main_hazards(step) if share >= _NEGLIGIBLE else None
+        pair = self._main_hazards(step) if is_alone or share >= _NEGLIGIBLE else None
         if pair is None:
             return above, so_far
         main, over = pair
-        if so_far is None and above[2] == step.main[-1].before:
+        if is_alone:
             return (main, 0, step.main), None
         effect = main.effect(over) * share
         return above, effect if so_far is None else so_far + effect
@@ -588,7 +594,7 @@ class ResidualLife:
             if over.hazards is not _NOTHING:
                 above = over.hazards, over.counted, None
         effect = self._with_effect(step, above)[1] if step.main else None
-        node.hazards = self._corrected(step, node, _laid(above, effect))
+        node.hazards = self._corrected(step, node, _laid(above, effect)).settled()
         node.fresh_until = (node.counted + node.counted // _REFRESH, self.count + self._seen(step))
 
     def _seen(self, step: Step) -> int:
@@ -631,28 +637,34 @@ class ResidualLife:
                 if step.level in levels
                 and (step.key in nodes or (step.main and step.main[-1].key in nodes))
             ]
-        if not known:
-            return
-        if not every:
-            known = [known[weights.scored % len(known)]]
-        for step in known:
-            self._score(step, bin_of(length), censored=censored)
-        weights.scored += len(known)
+        turn = weights.scored % max(len(known), 1)
+        for step in (*known[turn:], *known[:turn]):
+            weights.scored += (is_scored := self._score(step, bin_of(length), censored=censored))
+            if is_scored and not every:
+                return
 
-    def _score(self, step: Step, k: int, *, censored: bool) -> None:
-        """Score every weight of one level on an end in bin ``k``, or on survival up to it."""
-        above, effects = self._finest(step.before), None
+    def _score(self, step: Step, k: int, *, censored: bool) -> bool:
+        """Score every weight of one level on an end in bin ``k``, or on survival up to it.
+
+        Returns:
+            False if no weight of the level makes a difference.
+        """
+        above, effects, is_scored = self._finest(step.before), None, False
         weights = self._weights_of(step)
         pair = self._main_hazards(step) if step.main else None
         if pair is not None:
-            effect = pair[0].effect(pair[1])
-            nats = effect_losses(above[0], effect, above[1], k, censored=censored)
-            weights.score_effect(step.level, nats)
+            if not _is_alone(step, above):
+                effect = pair[0].effect(pair[1])
+                nats = effect_losses(above[0], effect, above[1], k, censored=censored)
+                weights.score_effect(step.level, nats)
+                is_scored = True
             above, effects = self._with_effect(step, above)
         if step.key in self._nodes:
             node = self._existing(step.key)
             nats = losses(_laid(above, effects), node.ended, node.left, k, censored=censored)
             weights.score(step.level, nats)
+            is_scored = True
+        return is_scored
 
     def learn_many(
         self,
@@ -921,7 +933,7 @@ def _restored(stored: Arrays, row: int, level: int) -> _Node:
         first, last = stored["atoms_until"][row : row + 2].tolist()
         lengths, shares = (stored[name][first:last].tolist() for name in ("atoms", "atom_shares"))
         atoms = tuple(zip(lengths, shares, strict=True))
-        node.hazards = Hazards(padded(stored["cached"][row]), atoms)
+        node.hazards = Hazards(padded(stored["cached"][row]), atoms, is_shared=True)
     if node.habits is not None:
         first, last = stored["habits_until"][row : row + 2].tolist()
         node.habits = Habits(_HABITS[level], map(tuple, stored["habits"][first:last].tolist()))
@@ -934,6 +946,11 @@ _ORDER: Final = tuple(
 )
 """Rank of each level in an order that puts it after the levels that it depends on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
+
+
+def _is_alone(step: Step, above: Reached) -> bool:
+    """Return whether no other piece is known than that of a main effect."""
+    return above[2] == step.main[-1].before
 
 
 def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:

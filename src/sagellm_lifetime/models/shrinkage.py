@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 
 from sagellm_lifetime.core.grid import BINS
-from sagellm_lifetime.core.hazard import Atoms, from_hazards, with_atoms
+from sagellm_lifetime.core.hazard import Atoms, from_hazards, from_logs, with_atoms
 
 _RATIO: Final = (4.0, 30.0, inf)
 _OWN: Final = (3.0, 20.0, 100.0, inf)
@@ -66,19 +66,41 @@ _WEIGHT2: Final = 1.0 / np.array(_OWN)[:, None]
 class Hazards:
     """Immutable discrete hazards of one node.
 
-    Attributes:
+    Args:
         padded: hazards with zeros around them, shape ``(PADDED,)``.
         atoms: recurring lengths, exact inside their bins.
+        is_shared: True if many requests have these hazards; their row is then read-only.
     """
 
-    __slots__ = ("_effect", "_row", "_steps", "atoms", "padded")
+    __slots__ = ("_effect", "_is_of_steps", "_is_shared", "_padded", "_row", "_steps", "atoms")
 
-    def __init__(self, padded: np.ndarray, atoms: Atoms = ()) -> None:
-        self.padded = padded
+    def __init__(
+        self, padded: np.ndarray | None, atoms: Atoms = (), *, is_shared: bool = False
+    ) -> None:
         self.atoms = atoms
+        self._padded = padded
+        self._is_of_steps = padded is None
+        self._is_shared = is_shared
         self._steps: np.ndarray | None = None
         self._row: np.ndarray | None = None
         self._effect: tuple[Hazards, np.ndarray] | None = None
+
+    @classmethod
+    def of_steps(cls, steps: np.ndarray, atoms: Atoms) -> Hazards:
+        """Return the hazards with these ``log(1 - h)``, shape ``(BINS,)``."""
+        hazards = cls(None, atoms)
+        hazards._steps = steps
+        return hazards
+
+    @property
+    def padded(self) -> np.ndarray:
+        """Return the hazards with zeros around them, shape ``(PADDED,)``."""
+        if self._padded is None:
+            self._padded = np.zeros(PADDED)
+            inside = self._padded[INSIDE]
+            np.expm1(self.steps, inside)
+            np.negative(inside, inside)
+        return self._padded
 
     def effect(self, over: Hazards) -> np.ndarray:
         """Return the logarithm of the ratio of these hazards to ``over``, shape ``(BINS,)``."""
@@ -92,11 +114,18 @@ class Hazards:
 
     @property
     def row(self) -> np.ndarray:
-        """Return cumulative hazards with the atoms; cached, since many requests share them."""
+        """Return cumulative hazards with the atoms, cached."""
         if self._row is None:
-            self._row = self.exact(from_hazards(self.padded[INSIDE]))
-            self._row.flags.writeable = False  # shared by many sequences
+            if self._is_of_steps:
+                self._row = self.exact(from_logs(self.steps))
+            else:
+                self._row = self.exact(from_hazards(self.padded[INSIDE]))
+            self._row.flags.writeable = not self._is_shared
         return self._row
+
+    def settled(self) -> Hazards:
+        """Return the hazards as a node keeps them: equal to those restored from its state."""
+        return Hazards(self.padded, self.atoms, is_shared=True)
 
     def exact(self, row: np.ndarray) -> np.ndarray:
         """Return a row of cumulative hazards with the atoms, wide if there are any."""
@@ -106,8 +135,8 @@ class Hazards:
         """Return the same hazards with other atoms."""
         if atoms == self.atoms:
             return self
-        hazards = Hazards(self.padded, atoms)
-        hazards._steps = self._steps
+        hazards = Hazards(self._padded, atoms)
+        hazards._is_of_steps, hazards._steps = self._is_of_steps, self._steps
         return hazards
 
     @property
@@ -178,13 +207,7 @@ def laid_over(above: Hazards, effect: np.ndarray) -> Hazards:
     """Return hazards with an effect applied (:meth:`Hazards.effect`, times its weight)."""
     steps = np.exp(effect)
     steps *= above.steps
-    wide = np.zeros(PADDED)
-    inside = wide[INSIDE]
-    np.expm1(steps, inside)
-    np.negative(inside, inside)
-    hazards = Hazards(wide, above.atoms)
-    hazards._steps = steps
-    return hazards
+    return Hazards.of_steps(steps, above.atoms)
 
 
 def interpolated(below: Hazards, above: Hazards, share: float) -> Hazards:
@@ -194,13 +217,7 @@ def interpolated(below: Hazards, above: Hazards, share: float) -> Hazards:
     """
     steps = above.steps * share
     steps += below.steps * (1.0 - share)
-    wide = np.zeros(PADDED)
-    inside = wide[INSIDE]
-    np.expm1(steps, inside)
-    np.negative(inside, inside)
-    hazards = Hazards(wide, above.atoms if share > 0.5 else below.atoms)
-    hazards._steps = steps
-    return hazards
+    return Hazards.of_steps(steps, above.atoms if share > 0.5 else below.atoms)
 
 
 def effect_losses(
