@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from common import code, say, single_thread, table, write_json
+from hidden_score import RECORDINGS, TITLES
 from live.arms import Setting
 from live.material import parts, trace_of
 
@@ -45,7 +46,6 @@ from sagellm_lifetime.replay.planned import WATERMARK, Pool, advised_policy, pla
 from sagellm_lifetime.replay.policies import POLICIES, WATERMARKS, ReplayPolicy
 from sagellm_lifetime.replay.recorded_states import RecordedStates
 from sagellm_lifetime.replay.trace import TraceRequest, at_rate
-from sagellm_lifetime.workloads.recorded import recorded
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "hidden-replay.md"
 OVERLOAD = 1.5
@@ -220,7 +220,7 @@ def report(runs: dict[str, list[dict[str, dict[str, float]]]], options: argparse
         share = gained(windows, "hidden", "mean_latency_s")
         paid = min(mean[f"peek {most}"] for most in PEEKS)
         answers.append(
-            f"- {name}: the mean latency is {mean['history']:.1f} s with history alone, "
+            f"- {TITLES[name]}: the mean latency is {mean['history']:.1f} s with history alone, "
             f"{mean['hidden']:.1f} with the hidden score, {mean['oracle']:.1f} with known lengths: "
             f"{share:.0%} of what these gain. With a peek that is free it is "
             f"{mean['known at arrival']:.1f}, with one that is paid for {paid:.1f} at best."
@@ -229,7 +229,8 @@ def report(runs: dict[str, list[dict[str, dict[str, float]]]], options: argparse
             [arm, *(f"{np.mean([one[arm][key] for one in windows]):,.1f}" for key, _ in SHOWN)]
             for arm in arms
         ]
-        tables.append(f"## {name}\n\n{table(['arm', *(says for _, says in SHOWN)], rows)}\n")
+        figures = table(["arm", *(says for _, says in SHOWN)], rows)
+        tables.append(f"## {TITLES[name].capitalize()}\n\n{figures}\n")
     page = INTRODUCTION.format(
         answer="\n".join(answers),
         code=f"Made {code()}",
@@ -265,11 +266,6 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(options.json, {"runs": runs})
     print(page)
 
-
-RECORDINGS: dict[str, Callable[[], pl.DataFrame]] = {
-    "usual temperatures": lambda: recorded(hidden=True),
-    "low temperatures": lambda: recorded(hidden=True, low=True),
-}
 
 if __name__ == "__main__":
     main()

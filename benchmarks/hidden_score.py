@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ from sagellm_lifetime.workloads.recorded import recorded
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "hidden-score.md"
 GROUPS = {"after prefill": "admission", "age 32": "32", "age 64": "64", "steps": "steps"}
+RECORDINGS: dict[str, Callable[[], pl.DataFrame]] = {
+    "usual": lambda: recorded(hidden=True),
+    "low": lambda: recorded(hidden=True, low=True),
+}
+TITLES = {"usual": "temperatures 0.5 to 1", "low": "temperatures 0 and 0.2"}
 ONLINE = 100
 TEST_SHARE = 0.3
 INTRODUCTION = """\
@@ -144,16 +149,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rows", type=int, help="only the first so many answers")
+    parser.add_argument("--recordings", nargs="+", choices=RECORDINGS, default=list(RECORDINGS))
     parser.add_argument("--predictors", nargs="+", default=["survival"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     single_thread()
-    frames = {
-        "temperatures 0.5 to 1": recorded(hidden=True),
-        "temperatures 0 and 0.2": recorded(hidden=True, low=True),
-    }
+    frames = {title: RECORDINGS[title]() for title in options.recordings}
     made = code()
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for title, answers in frames.items():
@@ -162,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, rows in {"unknown": frame.drop("client_id"), "known": frame}.items():
             for seed in range(options.seeds):
                 found.setdefault(name, []).append(run(rows, options.predictors, seed))
-                say(f"{title}: kind {name}, seed {seed}")
+                say(f"{TITLES[title]}: kind {name}, seed {seed}")
     page = report([len(frame) for frame in frames.values()], runs, options.predictors[0], made)
     options.output.write_text(page, encoding="utf-8")
     write_json(options.json, {"runs": runs})
@@ -175,13 +178,13 @@ def report(
     """Return the page."""
     answers, tables, seeds = [], [], 0
     for title, recording in runs.items():
-        tables.append(f"## {title.capitalize()}\n")
+        tables.append(f"## {TITLES[title].capitalize()}\n")
         for known, of_seeds in recording.items():
             ratios, cells = compared(of_seeds, kind)
             after, at_32, at_64, early = (f"{ratio:.2f}" for ratio in ratios)
             answers.append(
-                f"- {title}, kind of prompt {known}: {after} (after prefill), {at_32} (age 32), "
-                f"{at_64} (age 64); online after {ONLINE} answers {early}"
+                f"- {TITLES[title]}, kind of prompt {known}: {after} (after prefill), "
+                f"{at_32} (age 32), {at_64} (age 64); online after {ONLINE} answers {early}"
             )
             tables.append(f"Kind {known}:\n\n{table(['predictor', *GROUPS], cells)}\n")
             seeds = len(of_seeds)

@@ -379,14 +379,16 @@ class ResidualLife:
 
         Returns:
             The prediction to apply effects to, and the sum of the effects. If no other piece is
-            known, that prediction is the one of the main effect, without effects.
+            known, that prediction is the one of the main effect, without effects, whatever its
+            weight beside other pieces.
         """
+        is_alone = so_far is None and _is_alone(step, above)
         share = weight(TRUST[self._weights_of(step).trust[step.level]], above[1])
-        pair = self._main_hazards(step) if share >= _NEGLIGIBLE else None
+        pair = self._main_hazards(step) if is_alone or share >= _NEGLIGIBLE else None
         if pair is None:
             return above, so_far
         main, over = pair
-        if so_far is None and above[2] == step.main[-1].before:
+        if is_alone:
             return (main, 0, step.main), None
         effect = main.effect(over) * share
         return above, effect if so_far is None else so_far + effect
@@ -635,28 +637,34 @@ class ResidualLife:
                 if step.level in levels
                 and (step.key in nodes or (step.main and step.main[-1].key in nodes))
             ]
-        if not known:
-            return
-        if not every:
-            known = [known[weights.scored % len(known)]]
-        for step in known:
-            self._score(step, bin_of(length), censored=censored)
-        weights.scored += len(known)
+        turn = weights.scored % max(len(known), 1)
+        for step in (*known[turn:], *known[:turn]):
+            weights.scored += (is_scored := self._score(step, bin_of(length), censored=censored))
+            if is_scored and not every:
+                return
 
-    def _score(self, step: Step, k: int, *, censored: bool) -> None:
-        """Score every weight of one level on an end in bin ``k``, or on survival up to it."""
-        above, effects = self._finest(step.before), None
+    def _score(self, step: Step, k: int, *, censored: bool) -> bool:
+        """Score every weight of one level on an end in bin ``k``, or on survival up to it.
+
+        Returns:
+            False if no weight of the level makes a difference.
+        """
+        above, effects, is_scored = self._finest(step.before), None, False
         weights = self._weights_of(step)
         pair = self._main_hazards(step) if step.main else None
         if pair is not None:
-            effect = pair[0].effect(pair[1])
-            nats = effect_losses(above[0], effect, above[1], k, censored=censored)
-            weights.score_effect(step.level, nats)
+            if not _is_alone(step, above):
+                effect = pair[0].effect(pair[1])
+                nats = effect_losses(above[0], effect, above[1], k, censored=censored)
+                weights.score_effect(step.level, nats)
+                is_scored = True
             above, effects = self._with_effect(step, above)
         if step.key in self._nodes:
             node = self._existing(step.key)
             nats = losses(_laid(above, effects), node.ended, node.left, k, censored=censored)
             weights.score(step.level, nats)
+            is_scored = True
+        return is_scored
 
     def learn_many(
         self,
@@ -938,6 +946,11 @@ _ORDER: Final = tuple(
 )
 """Rank of each level in an order that puts it after the levels that it depends on."""
 _ROOT: Final = Step(0, 0, -1, (), ())
+
+
+def _is_alone(step: Step, above: Reached) -> bool:
+    """Return whether no other piece is known than that of a main effect."""
+    return above[2] == step.main[-1].before
 
 
 def _laid(above: Reached, effect: np.ndarray | None) -> Hazards:
