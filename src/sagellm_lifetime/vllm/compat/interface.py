@@ -139,6 +139,8 @@ PARTS: Final = (
             "total_num_scheduled_tokens",
             "scheduled_new_reqs",
             "scheduled_cached_reqs",
+            "scheduled_spec_decode_tokens",
+            "finished_req_ids",
             "preempted_req_ids",
         ),
     ),
@@ -156,8 +158,17 @@ PARTS: Final = (
             "temperature",
         ),
     ),
-    Part(_OUTPUT, "NewRequestData", fields=("req_id",)),
-    Part(_OUTPUT, "CachedRequestData", fields=("resumed_req_ids",)),
+    Part(
+        _OUTPUT,
+        "NewRequestData",
+        fields=("req_id", "prompt_token_ids", "sampling_params", "num_computed_tokens"),
+    ),
+    Part(
+        _OUTPUT,
+        "CachedRequestData",
+        fields=("req_ids", "resumed_req_ids", "num_computed_tokens"),
+    ),
+    Part("vllm.v1.outputs", "ModelRunnerOutput", fields=("req_ids",)),
 )
 """All that this package uses of vLLM's private interface."""
 
