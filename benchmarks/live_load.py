@@ -14,6 +14,10 @@ were recorded: a logits processor forbids the end before and forces it there (``
 and no scheduler but the oracle's knows. The capacity is measured first, on vLLM's own scheduler;
 loads are shares of it. Each run is one line of ``--runs``, so that what was interrupted goes on
 where it stopped; the engine's logs lie beside. About four minutes an arm on two cores.
+
+With ``--states`` (what ``record_hidden.py --answers`` keeps beside its output) the arm
+``lifetime-hidden`` has learned from the hidden states of the rows before, too; without it the
+hidden score is learned during the run.
 """
 
 from __future__ import annotations
@@ -75,6 +79,13 @@ class Bench:
         if not self.checkpoint.exists():
             material.teach(self.parts.train, options.predictor, self.checkpoint, cap)
             say(f"{options.predictor} has learned from {len(self.parts.train):,} answers")
+        self.with_hidden = self.checkpoint
+        if options.states is not None:
+            self.with_hidden = self.logs / "predictor-hidden"
+            if "lifetime-hidden" in options.arms and not self.with_hidden.exists():
+                source = material.source_of(self.model)
+                read = material.with_states(self.parts.train, options.states, source)
+                material.teach(read, options.predictor, self.with_hidden, cap)
         self.identity = {
             "blocks": options.blocks,
             "seqs": options.seqs,
@@ -133,9 +144,10 @@ class Bench:
         log, state = self.logs / f"{name}.jsonl", self.logs / f"{name}-state"
         shutil.rmtree(state, ignore_errors=True)  # what an earlier run has learned
         extra = (*theirs(arm, log, watermark), *self.options.vllm)
+        checkpoint = self.with_hidden if arm == "lifetime-hidden" else self.checkpoint
         say(f"{name}: {len(trace)} requests, {ARMS[arm]}")
         with Server(
-            [*COMMAND, str(self.model), *ours(arm, self.checkpoint, state)],
+            [*COMMAND, str(self.model), *ours(arm, checkpoint, state)],
             self.setting.options(self.served, extra),
             self.logs / f"{name}.log",
         ) as server:
@@ -278,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seqs", type=int, default=64, help="running at once, at most")
     parser.add_argument("--model-len", type=int, default=2048)
     parser.add_argument("--predictor", default="survival")
+    parser.add_argument("--states", type=Path, help="hidden states of the recording")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check-shadow", action="store_true", help="and nothing else")
     parser.add_argument("--vllm", nargs=argparse.REMAINDER, default=[], help="further options")

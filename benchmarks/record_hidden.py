@@ -8,7 +8,8 @@ the model. What is read is the residual stream after block 20 of 30: of the last
 the means over the inputs behind which 32 and 64 tokens were generated (the last 16 of each). The
 states are centred, and each of the three is reduced to its own principal components, which are made
 of the states alone, without a length. Needs ``transformers``. About a quarter of an hour on one
-core; an interrupted run goes on where it stopped.
+core; an interrupted run goes on where it stopped, also when there are more answers by then. With
+``--low`` those of the recording at low temperatures.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import numpy as np
 import polars as pl
 from common import say
 
+from sagellm_lifetime import read_history
 from sagellm_lifetime.core.hidden_states import COLUMNS, READ_AT, WINDOW, layer_of
 from sagellm_lifetime.workloads.recorded import recorded
 
 COMPONENTS = 16
 BATCH_TOKENS = 4096
-SAVED_EVERY = 20
+SAVED_EVERY = 5
 Span = tuple[int, int]
 
 
@@ -111,30 +113,28 @@ def batches(groups: list[Any]) -> list[list[Any]]:
 
 def read_states(frame: pl.DataFrame, folder: Path, cache: Path) -> np.ndarray:
     """Return the states of all rows, float32 of shape ``(rows, readings, width)``, NaN for none."""
-    wanted = []
-    for prompt, output in frame.select("prompt_token_ids", "output_token_ids").iter_rows():
-        row_spans = spans(len(prompt), len(output))
-        wanted.append(([*prompt, *output][: row_spans[-1][1]], row_spans))
-    parts = batches(merged(wanted))
-    model = States(folder)
-    states, done = None, 0
+    known: dict[str, np.ndarray] = {}
     if cache.exists():
         with np.load(cache) as saved:
-            states, done = saved["states"], int(saved["done"])
-    say(f"{len(parts):,} batches, {done:,} of them there, blocks: {model.blocks}")
-    for i, group in enumerate(parts):
-        if i < done:
-            continue
+            known = dict(zip(saved["ids"].tolist(), saved["states"], strict=True))
+    left = frame.filter(~pl.col("request_id").is_in(list(known)))
+    wanted = []
+    for prompt, output in left.select("prompt_token_ids", "output_token_ids").iter_rows():
+        row_spans = spans(len(prompt), len(output))
+        wanted.append(([*prompt, *output][: row_spans[-1][1]], row_spans))
+    ids, parts = left["request_id"].to_list(), batches(merged(wanted))
+    model = States(folder) if parts else None
+    say(f"{len(known):,} answers are there, {len(ids):,} to read in {len(parts):,} batches")
+    for i, group in enumerate(parts, 1):
+        assert model is not None
         for (_, reads), rows in zip(group, model([tokens for tokens, _ in group]), strict=True):
-            if states is None:
-                states = np.full((len(frame), len(READ_AT), rows.shape[1]), np.nan, np.float32)
             for row, k, (begin, end) in reads:
-                states[row, k] = rows[begin:end].mean(axis=0)
-        if (i + 1) % SAVED_EVERY == 0 or i + 1 == len(parts):
-            np.savez(cache, states=states, done=i + 1)
-            say(f"{i + 1:,} of {len(parts):,}")
-    assert states is not None
-    return states
+                empty = np.full((len(READ_AT), rows.shape[1]), np.nan, np.float32)
+                known.setdefault(ids[row], empty)[k] = rows[begin:end].mean(axis=0)
+        if i % SAVED_EVERY == 0 or i == len(parts):
+            np.savez(cache, ids=np.array(list(known)), states=np.stack(list(known.values())))
+            say(f"{i:,} of {len(parts):,}")
+    return np.stack([known[name] for name in frame["request_id"]])
 
 
 def components(states: np.ndarray, count: int) -> np.ndarray:
@@ -165,8 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--output", type=Path, default=Path("smollm2-hidden.parquet"))
+    parser.add_argument("--low", action="store_true", help="the recording at low temperatures")
+    parser.add_argument("--answers", type=Path, help="another recording, with token ids")
     args = parser.parse_args(argv)
-    frame = recorded()
+    frame = read_history(args.answers).frame if args.answers else recorded(low=args.low)
     states = read_states(frame, args.model, args.output.with_suffix(".states.npz"))
     columns: dict[str, Any] = {"request_id": frame["request_id"]}
     for k, name in enumerate(COLUMNS):

@@ -12,6 +12,7 @@ from zlib import crc32
 
 PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
 TEMPERATURES = (0.5, 0.8, 1.0)
+LOW_TEMPERATURES = (0.0, 0.2)
 
 Message = dict[str, str]
 
@@ -52,27 +53,35 @@ class Ask:
         return self.messages[-1]["content"]
 
 
-def plan(prompts: Path = PROMPTS) -> list[Ask]:
+def plan(prompts: Path = PROMPTS, *, low: bool = False) -> list[Ask]:
     """All answers, in a shuffled order that is always the same.
 
     The turns of a conversation come in their order; the kinds are mixed, as in real traffic.
+
+    Args:
+        prompts: file of the prompts.
+        low: True for low temperatures. Every conversation is held once then, and a prompt at
+            temperature 0 is asked once, since its answer is always the same.
     """
+    temperatures = LOW_TEMPERATURES if low else TEMPERATURES
     lines = prompts.read_text(encoding="utf-8").splitlines()
     groups: dict[str, list[dict[str, Any]]] = {}
     same: dict[str, str] = {}
     for row in map(json.loads, lines):
         groups.setdefault(row.get("session", row["id"]), []).append(row)
         row["prompt_id"] = same.setdefault(json.dumps(row["messages"]), row["id"])
-    held = [
-        [_ask(row, rows[0].get("session"), sample) for row in rows]
-        for rows in groups.values()
-        for sample in range(rows[0]["samples"])
-    ]
+    held = []
+    for name, rows in groups.items():
+        temperature = temperatures[crc32(name.encode()) % len(temperatures)]
+        session = rows[0].get("session")
+        once = low and (session is not None or not temperature)
+        samples = range(1 if once else rows[0]["samples"])
+        held += [[_ask(row, session, one, temperature) for row in rows] for one in samples]
     random.Random("plan").shuffle(held)
     return [ask for asks in held for ask in asks]
 
 
-def _ask(row: dict[str, Any], session: str | None, sample: int) -> Ask:
+def _ask(row: dict[str, Any], session: str | None, sample: int, temperature: float) -> Ask:
     key, turn = f"{row['id']}/{sample}", row.get("turn")
     repeated = turn is None or turn == 1
     return Ask(
@@ -82,7 +91,7 @@ def _ask(row: dict[str, Any], session: str | None, sample: int) -> Ask:
         kind=row["kind"],
         messages=tuple(row["messages"]),
         seed=crc32(key.encode()),
-        temperature=TEMPERATURES[crc32((session or row["id"]).encode()) % len(TEMPERATURES)],
+        temperature=temperature,
         session=None if session is None else f"{session}/{sample}",
         turn=turn,
         after=None if repeated else f"{session}-{turn - 1}/{sample}",

@@ -16,10 +16,12 @@ ARMS: Mapping[str, str] = {
     "fcfs-watermark": "the same, watermark tuned",
     "shadow": "ours, predicting, not acting",
     "lifetime": "ours, acting",
+    "lifetime-hidden": "ours, acting, the model's hidden state watched",
     "lifetime-oracle": "ours, acting, lengths known",
 }
 REPLAYED = ("fcfs", "fcfs-watermark", "lifetime", "lifetime-oracle")
-"""Shadow is the first of them: nothing to replay."""
+"""Shadow is the first of them: nothing to replay. A replay with hidden states is
+`hidden_replay.py`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def ours(arm: str, checkpoint: Path, state: Path) -> list[str]:
         *("--predictor-checkpoint", str(checkpoint)),
         *("--lifetime-mode", mode),
         *("--state", str(state)),
+        *(["--watch-hidden"] if arm == "lifetime-hidden" else []),
     ]
 
 

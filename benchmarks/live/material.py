@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 
 from sagellm_lifetime import create_predictor, read_history
+from sagellm_lifetime.core.hidden_states import COLUMNS, layer_of
+from sagellm_lifetime.features.hidden_state import reduced
 from sagellm_lifetime.replay.trace import TraceRequest, at_once, at_rate, make_trace
 
 
@@ -86,6 +88,41 @@ def teach(train: pl.DataFrame, name: str, folder: Path, cap: int) -> Path:
     taught = train.with_columns(pl.lit(cap, pl.Int64).alias("max_length"))
     create_predictor(name).fit(taught).save(folder)
     return folder
+
+
+def with_states(frame: pl.DataFrame, states: Path, source: str) -> pl.DataFrame:
+    """Return a recording with its hidden states, reduced as a live engine does it.
+
+    Args:
+        frame: the recording.
+        states: what ``record_hidden.py`` keeps beside its output (``.states.npz``).
+        source: what a live engine says that it reads.
+
+    Raises:
+        SystemExit: some of its answers have no states.
+    """
+    with np.load(states) as saved:
+        found = dict(zip(saved["ids"].tolist(), saved["states"], strict=True))
+    missing = [name for name in frame["request_id"] if name not in found]
+    if missing:
+        raise SystemExit(f"{states}: no states of {len(missing)} answers, such as {missing[0]}")
+    columns = [pl.lit(source).alias("hidden_source")]
+    for k, name in enumerate(COLUMNS):
+        read = (found[request_id][k] for request_id in frame["request_id"])
+        values = [None if np.isnan(one[0]) else reduced(one).tolist() for one in read]
+        columns.append(pl.Series(name, values, dtype=pl.List(pl.Float64)))
+    return frame.with_columns(columns)
+
+
+def source_of(model: Path) -> str:
+    """Return what a live engine with this model says that it reads."""
+    from sagellm_lifetime.vllm import hidden_watch
+
+    from vllm.config import ModelConfig  # isort: skip
+
+    config = ModelConfig(model=str(model), tokenizer=str(model), dtype="float32")
+    layers = int(config.hf_text_config.num_hidden_layers)
+    return hidden_watch.source_of(config, layer_of(layers))
 
 
 def served_name(frame: pl.DataFrame) -> str:

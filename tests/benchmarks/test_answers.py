@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_the_plan(asks):
         assert {ask.sample for ask in same} == set(range(len(same)))
         assert len({ask.temperature for ask in same}) <= 1
     assert asks == import_module("answers.plan").plan()
+
+
+def test_the_plan_of_low_temperatures(asks):
+    low = import_module("answers.plan").plan(low=True)
+    assert len({ask.key for ask in low}) == len(low) > 2400
+    assert {ask.key for ask in low} < {ask.key for ask in asks}
+    assert {json.dumps(ask.messages) for ask in low} == {json.dumps(ask.messages) for ask in asks}
+    samples = Counter(ask.prompt_id for ask in low if ask.turn is None)
+    at = {ask.prompt_id: ask.temperature for ask in low}
+    assert {at[prompt_id] for prompt_id, count in samples.items() if count == 5} == {0.2}
+    assert Counter(at.values()).keys() == {0.0, 0.2}
+    assert not any(ask.sample for ask in low if ask.temperature == 0.0 or ask.session)
 
 
 def test_turns_follow_each_other(asks):
@@ -177,8 +190,8 @@ class Engine:
 
     lost: tuple[str, ...] = ()
 
-    def __init__(self, _model, folder):
-        self.folder, self.recalled = folder, {}
+    def __init__(self, _model, folder, limits):
+        self.folder, self.recalled, self.limits = folder, {}, limits
         Engine.last = self
 
     def recall(self, ask, output):
@@ -211,6 +224,28 @@ def test_only_what_is_not_there_is_asked(asks, monkeypatch, tmp_path):
     last = Engine.last
     assert script.record(tmp_path, tmp_path, 6).equals(frame)
     assert Engine.last is last, "no engine is started for nothing"
+
+
+def test_prompts_of_one_step_are_few_enough_to_be_prefilled_whole(asks):
+    script = import_module("record_answers")
+    recording = script.Recording.__new__(script.Recording)
+    recording._limits, recording._said = script.Limits(cap=1, running=8), {}
+    recording._prompt = lambda ask: [0] * (script.PREFILLED // 2 - 1)
+    recording.recall = lambda ask, output: None
+    submitted = []
+    recording._submit = lambda ask, prompt: submitted.append(ask.key)
+    alone = [ask for ask in asks if ask.turn is None][:5]
+
+    counts = [0]
+
+    def step():
+        counts.append(len(submitted))
+        ended = submitted[counts[-2] :]
+        return [Namespace(request_id=key, outputs=[Namespace(token_ids=[1])]) for key in ended]
+
+    recording._engine = Namespace(step=step)
+    assert list(recording.run(alone)) == [1] * 5
+    assert counts == [0, 2, 4, 5]
 
 
 def test_another_plan_is_refused(asks):

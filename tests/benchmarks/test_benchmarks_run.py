@@ -421,7 +421,19 @@ def test_hidden_score(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# What the hidden score buys\n")
     assert "| survival, 100 answers, hidden score |" in text
-    assert text.count("sampling noise") == 3
+    assert text.count("| sampling noise") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("vllm")
+def test_hidden_replay(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    options = ["--windows", "1", "--requests", "40", "--output", str(page)]
+    script("hidden_replay").main(options)
+    text = page.read_text()
+    assert text.startswith("# The hidden score in decisions, and peeking\n")
+    for arm in ("vLLM", "history", "hidden", "peek 4", "known at arrival", "oracle"):
+        assert text.count(f"\n| {arm} ") == 2
 
 
 @pytest.mark.slow

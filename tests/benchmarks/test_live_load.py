@@ -375,8 +375,26 @@ def test_every_arm_has_the_logging_scheduler(tmp_path):
         )
         assert ("lifetime" in said) == (settings is not None)
         assert ("--watermark" in line) == (arm == "fcfs-watermark")
-        assert bool(arms.ours(arm, tmp_path, tmp_path)) == (settings is not None)
+        own = arms.ours(arm, tmp_path, tmp_path)
+        assert bool(own) == (settings is not None)
+        assert ("--watch-hidden" in own) == (arm == "lifetime-hidden")
     assert set(arms.REPLAYED) < set(arms.ARMS)
+
+
+def test_states_of_a_recording_are_reduced_as_in_a_live_engine(tmp_path):
+    from sagellm_lifetime.features.hidden_state import reduced
+
+    states = np.random.default_rng(0).normal(size=(2, 3, 300)).astype(np.float32)
+    states[1, 1:] = np.nan
+    np.savez(tmp_path / "x.npz", ids=np.array(["b", "a"]), states=states)
+    frame = pl.DataFrame({"request_id": ["a", "b"], "actual_length": [20, 70]})
+    found = part("material").with_states(frame, tmp_path / "x.npz", "tiny layer 2")
+    assert found["hidden_source"].to_list() == ["tiny layer 2"] * 2
+    assert found["hidden_state_32"][0] is None
+    assert np.array_equal(np.float32(found["hidden_state_64"][1]), reduced(states[0, 2]))
+    other = pl.DataFrame({"request_id": ["c"], "actual_length": [3]})
+    with pytest.raises(SystemExit, match="no states of 1 answers, such as c"):
+        part("material").with_states(other, tmp_path / "x.npz", "tiny layer 2")
 
 
 def test_two_logs_that_differ_are_told_apart():

@@ -57,6 +57,15 @@ def read(engine, name, age, vector):
     receive(engine, HiddenReport({name: {age: vector}}))
 
 
+def tell(engine, name, age, vector):
+    """The same between two steps."""
+    from sagellm_lifetime.vllm.hidden_watch import HiddenReport
+
+    output = SimpleNamespace(**{REPORT: HiddenReport({name: {age: vector}})})
+    scheduler = engine.scheduler
+    scheduler.request_events.signals.receive(output, scheduler.requests)
+
+
 def remaining(predictor, engine, name):
     age = engine.scheduler.requests[name].num_output_tokens
     return int(predictor.quantiles([name], np.array([age]), 0.5)[0])
@@ -103,6 +112,55 @@ def test_victims_feel_a_reading_at_once():
     engine.step()
     assert order()[-1] != first
     assert advisor.breaker.state == "closed"
+
+
+def test_the_reservation_feels_a_reading_at_once():
+    engine = Engine().predict_with(taught(), hidden=True, mode="act", policy="reserve")
+    for name in "abc":
+        engine.add(300, name=name)
+    for _ in range(3):
+        engine.step()
+    advisor = engine.advisor._advisor
+    scheduler = engine.scheduler
+    advisor.growth()  # a look at all of them, after which the next one is some steps away
+    before = advisor.withheld
+    for name in "abc":
+        tell(engine, name, 0, LONG)
+    engine.step()
+    longer = advisor.withheld
+    assert longer > before
+    for name in "abc":
+        scheduler.request_events.signals._readings[name] = {0: SHORT}
+    assert advisor.withheld == longer, "evidence counts where it is told to be new"
+    assert engine.advisor.breaker.state == "closed"
+
+
+@pytest.mark.parametrize("first", "ab")
+def test_the_order_of_resumed_requests_feels_a_reading_at_once(first):
+    """Also where the reading comes after the preemption, from the step before it."""
+    engine = Engine().predict_with(taught(), hidden=True, mode="act", policy="sjf")
+    for name in "ab":
+        engine.add(300, name=name)
+    for _ in range(3):
+        engine.step()
+    scheduler, advisor = engine.scheduler, engine.advisor._advisor
+    for name in "ab":
+        request = scheduler.requests[name]
+        scheduler.running.remove(request)
+        scheduler._preempt_request(request, engine.now)
+
+    def order():
+        views = [scheduler._view(request) for request in scheduler.waiting]
+        return [views[place].id for place in advisor.order(views, 0)]
+
+    assert len(order()) == 2
+    for name in "ab":
+        tell(engine, name, 0, SHORT if name == first else LONG)
+    engine.advisor.begin_step(
+        0, tuple(map(scheduler._view, scheduler.request_events.grown(scheduler.requests)))
+    )
+    engine.advisor.flush()
+    assert order()[0] == first
 
 
 def test_rows_of_a_record_hold_states_only_with_content(tmp_path):

@@ -243,10 +243,24 @@ class PlanAdvisor:
             self._pace.learn(event.seconds)
         if event.grown:
             self._forecaster.grown([view.updated_request() for view in event.grown])
-            for view in event.grown:  # so that the next choice of a victim looks at them
-                self._records[view.id].looked = -_RECENT
+            self._renew([self._records[view.id] for view in event.grown])
         if self._has_reserve and self._step % _RESERVE_EVERY == 0:
             self._update_reserve()
+
+    def _renew(self, records: Sequence[SequenceRecord]) -> None:
+        """Have each decision look at sequences anew whose evidence is new."""
+        for record in records:
+            record.looked = -_RECENT
+            # Evidence of the step before a preemption may come after it.
+            if not record.is_running:
+                self._backlog -= record.area
+                record.area, record.age = 0.0, -1
+                self._unplaced[record.view.id] = record
+        if self.plan.fit:
+            running = [record for record in records if record.is_running]
+            if running:
+                self._look(running)
+            self._blocked_until = 0
 
     def _look_ahead(self) -> None:
         """Look at newcomers before they have a place, in batches that keep each call short."""

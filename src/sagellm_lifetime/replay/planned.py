@@ -21,6 +21,7 @@ from sagellm_lifetime.policies.plan_advisor import PlanAdvisor
 from sagellm_lifetime.policies.reservation import FARTHEST
 from sagellm_lifetime.predictor.base import Predictor
 from sagellm_lifetime.replay.policies import ReplayPolicy
+from sagellm_lifetime.replay.recorded_states import RecordedStates
 from sagellm_lifetime.replay.trace import TraceRequest
 
 SCHEDULER = "sagellm_lifetime.vllm.scheduler:LifetimeScheduler"
@@ -136,7 +137,10 @@ def planned_policy(
 
 
 def advised_policy(
-    name: str, says: str, make: Callable[[Sequence[TraceRequest], Pool], Advisor]
+    name: str,
+    says: str,
+    make: Callable[[Sequence[TraceRequest], Pool], Advisor],
+    read: Callable[[Sequence[TraceRequest], Any], RecordedStates] = RecordedStates,
 ) -> ReplayPolicy:
     """Return a policy that uses any advisor, through the scheduler of a live engine.
 
@@ -144,6 +148,7 @@ def advised_policy(
         name: its name in the report.
         says: one line of explanation.
         make: makes the advisor of a run from its trace and the pool of KV blocks.
+        read: makes what reads hidden states, of the trace and the engine's scheduler.
     """
 
     def install(scheduler: Any, trace: Sequence[TraceRequest], run: Any) -> None:
@@ -161,7 +166,9 @@ def advised_policy(
             breaker=TransparentBreaker(),
             limits_admission=advisor.limits_admission,
         )
-        scheduler.use(guarded, RequestEvents(FinishReasons()), _TraceRequests(trace))
+        states = read(trace, scheduler) or None
+        events = RequestEvents(FinishReasons(), signals=states)
+        scheduler.use(guarded, events, _TraceRequests(trace, states))
         guarded.set_mode("act")
 
     return ReplayPolicy(name, says, SCHEDULER, install=install)
@@ -185,14 +192,26 @@ class Pool:
 class _TraceRequests:
     """Prediction requests of a trace's requests, without the made-up tokens."""
 
-    def __init__(self, trace: Sequence[TraceRequest]) -> None:
+    def __init__(self, trace: Sequence[TraceRequest], states: RecordedStates | None = None) -> None:
         self._requests = {request.id: request for request in trace}
+        self._states = states
 
     def __call__(self, request: Any) -> PredictionRequest:
-        """Return the prediction request of a request."""
-        return described(self._requests[request.request_id])
+        """Return the prediction request of a request, with what has been read of its state."""
+        made = described(self._requests[request.request_id])
+        if self._states is None:
+            return made
+        seen = self._states.seen(request.request_id)
+        return replace(made, prompt_features={**(made.prompt_features or {}), **seen})
 
-    at_arrival = since_arrival = __call__
+    at_arrival = __call__
+
+    def since_arrival(self, request: Any) -> PredictionRequest:
+        """Return the prediction request at its present age; the made-up tokens are left out."""
+        made = self(request)
+        if self._states is None:
+            return made
+        return replace(made, token_ids=[], current_length=request.num_output_tokens)
 
 
 def described(request: TraceRequest) -> PredictionRequest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from sagellm_lifetime.core.errors import (
     HistoryRowError,
     RequestError,
 )
+from sagellm_lifetime.core.hidden_states import COLUMNS, READ_AT
 from sagellm_lifetime.core.wording import counted
 from sagellm_lifetime.history.prequential import Clock, finish_reasons
 from sagellm_lifetime.replay.arrivals import arrivals
@@ -39,6 +40,8 @@ class TraceRequest:
         row: row of the history frame.
         given: the prompt's token ids if the history has them.
         recorded: its ``request_id`` and ``arrival_time`` if the history has them.
+        hidden: readings of the model's hidden state by the age at which they were made, if the
+            history has them; hidden_source: what was read.
     """
 
     id: str
@@ -57,6 +60,8 @@ class TraceRequest:
     row: int = 0
     given: tuple[int, ...] | None = None
     recorded: tuple[tuple[str, Any], ...] = ()
+    hidden: Mapping[int, Sequence[float]] | None = None
+    hidden_source: str | None = None
 
     @property
     def filler(self) -> int:
@@ -135,8 +140,9 @@ def make_trace(
     numbered: dict[int, int] = {}
     columns = {
         name: _column(frame, name)
-        for name in ("max_length", "model", "client_id", "session_id", "turn")
+        for name in ("max_length", "model", "client_id", "session_id", "turn", "hidden_source")
     }
+    readings = [_column(frame, name) for name in COLUMNS]
     recorded = {name: _column(frame, name) for name in ("request_id", "arrival_time")}
     reasons = finish_reasons(frame)
     lengths = frame["actual_length"].to_list()
@@ -161,6 +167,12 @@ def make_trace(
                 recorded=tuple(
                     (name, values[i]) for name, values in recorded.items() if values[i] is not None
                 ),
+                hidden={
+                    age: column[i]
+                    for age, column in zip(READ_AT, readings, strict=True)
+                    if column[i]
+                }
+                or None,
                 **{name: values[i] for name, values in columns.items()},
             )
         )
