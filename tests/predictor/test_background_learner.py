@@ -299,6 +299,29 @@ def test_a_process_that_dies_is_started_anew_from_the_checkpoint():
         assert metrics["learner_running"]
 
 
+def test_a_process_that_hangs_is_killed_and_started_anew(monkeypatch):
+    from sagellm_lifetime.predictor import supervisor
+
+    predictor = made("survival")
+    with learning(predictor, every=3600.0) as learner:
+        teach(predictor, 30)
+        assert learner.drain(SOON)
+        os.kill(learner._supervisor.process.pid, signal.SIGSTOP)
+        # More than a pipe holds, so that the supervisor is blocked in the middle of an order.
+        teach(predictor, 400, name="lost")
+        with monkeypatch.context() as short:
+            short.setattr(supervisor, "_MOST_SILENT", 2)
+            until(lambda: learner._supervisor.restarts == 1)
+        assert "hung" in predictor.get_metrics()["learner_trouble"]
+        teach(predictor, 6, name="after")
+        assert learner.drain(SOON)
+        metrics = predictor.get_metrics()
+        assert metrics["lessons"] + metrics["lessons_lost"] == 436
+        assert metrics["lessons_lost"] > 0
+        assert metrics["learner_running"]
+        assert metrics["learner_trouble"] is None
+
+
 def test_pauses_grow_where_it_dies_at_once(monkeypatch, capfd):
     from sagellm_lifetime.predictor import supervisor
 

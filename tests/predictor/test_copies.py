@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import cache
+from threading import Thread
 
 import numpy as np
 import polars as pl
@@ -148,6 +149,23 @@ def test_a_model_with_an_option_of_the_predictor_is_refused(option):
     model.options[option] = 10
     with pytest.raises(RequestError, match=f"model 'sized' has an option '{option}'"):
         Predictor(model)
+
+
+def test_other_threads_predict_while_a_fit_runs():
+    predictor = create_predictor("survival")
+    asked = PredictionRequest("a", [], 0, None)
+    answers = []
+
+    def progress(step: str, share: float) -> None:
+        if not answers:
+            thread = Thread(target=lambda: answers.append(predictor.predict(asked)), daemon=True)
+            thread.start()
+            thread.join(10.0)
+            assert answers, "the fit keeps the predictor's lock"
+
+    predictor.fit(pl.DataFrame({"actual_length": [40] * 60}), progress=progress)
+    assert answers[0].source == "prior"
+    assert predictor.predict(asked).estimated_remaining_tokens == 40
 
 
 def test_a_fit_that_fails_in_the_middle_leaves_the_model_in_use():

@@ -397,27 +397,28 @@ class Predictor(Predicting):
             raise RequestError(f"progress must be a function: {shown(progress)}")
         from sagellm_lifetime.predictor.fitting import read, replay, seconds_per_token
 
+        self._check_is_fittable()
+        rows = read(history, cap_reached, clock)
+        # A new predictor is fitted, and its state taken over at the end: predictions go on
+        # meanwhile, and a failed fit changes nothing.
         with self._lock:
-            if self._queue is not None:
-                raise RequestError("it learns in another process: fit it before that, or a clone()")
-            rows = read(history, cap_reached, clock)
-            # A new predictor is fitted, and its state taken over at the end: a failed fit
-            # changes nothing.
+            self._check_is_fittable()
             fitted = self._around(self._learned.model.successor())
             if not self._tracker.bounded:
                 fitted.track_all()
-            fitted._timing = seconds_per_token(rows.older, self._context.keys)
-            context = fitted._context = Context(self._context.parts, self._context.keys)
-            model = fitted._learned.model
-            model.lessons = len(rows.older)
-            with fitted.replaying():
-                model.fit(rows.older, rows.newest, context, progress)
-                fitted._learned.calibration.register(
-                    client_key(name, context.keys) for name in rows.clients()
-                )
-                replay(fitted, rows.newest, progress, rows.clock)
-                model.finish_fit()
-            fitted.settle()
+            keys = self._context.keys
+            context = fitted._context = Context(self._context.parts, keys)
+        fitted._timing = seconds_per_token(rows.older, keys)
+        model = fitted._learned.model
+        model.lessons = len(rows.older)
+        with fitted.replaying():
+            model.fit(rows.older, rows.newest, context, progress)
+            fitted._learned.calibration.register(client_key(name, keys) for name in rows.clients())
+            replay(fitted, rows.newest, progress, rows.clock)
+            model.finish_fit()
+        fitted.settle()
+        with self._lock:
+            self._check_is_fittable()
             self._learned, self._context, self._timing = fitted._learned, context, fitted._timing
             self._version += 1
             # The scores of the fit are no scores of the service.
@@ -425,6 +426,11 @@ class Predictor(Predicting):
             self._predict_calls = 0
             self.summary = rows.summary
         return self
+
+    def _check_is_fittable(self) -> None:
+        """Raise :class:`RequestError` if the predictor learns in another process."""
+        if self._queue is not None:
+            raise RequestError("it learns in another process: fit it before that, or a clone()")
 
     def fit_part(self, rows: pl.DataFrame) -> None:
         """Learn one part of a history, whose other parts are merged with it; without calibration.

@@ -25,7 +25,16 @@ from sagellm_lifetime.core.child_process import command
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.predictor import worker
 from sagellm_lifetime.predictor.records import Completion
-from sagellm_lifetime.predictor.worker import COMPLETION, END, LEARNED, SAVE, TROUBLE, Order, Task
+from sagellm_lifetime.predictor.worker import (
+    ALIVE,
+    COMPLETION,
+    END,
+    LEARNED,
+    SAVE,
+    TROUBLE,
+    Order,
+    Task,
+)
 
 _TICK_S: Final = 0.05
 """Seconds between two polls for completions; waking the thread would cost the engine more."""
@@ -33,6 +42,10 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 _STEADY_S: Final = 60.0
 """Seconds of life after which the pause before a restart is the shortest again."""
+_WATCH_S: Final = 1.0
+_MOST_SILENT: Final = 300
+"""Looks at a silent worker, ``_WATCH_S`` seconds apart, after which it hangs. Looks and not seconds
+are counted, since a machine that was suspended is no worker that hangs."""
 
 Waiting = deque[tuple[int, Completion | None]]
 """Numbered completions; a number without one is an order to save."""
@@ -58,6 +71,8 @@ class Supervisor(Thread):
         self._close_at = float("inf")
         self._sent = 0
         self._sent_unsaved: deque[int] = deque()
+        self._silent = 0
+        """Looks since the last message of the worker, or since its start."""
         self._pipes: tuple[Connection, Connection] | None = None
         """Pipes for messages from the worker, and for orders to it."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -110,8 +125,10 @@ class Supervisor(Thread):
 
     def run(self) -> None:
         """Run a worker, restarted with growing pauses when it dies."""
+        # A thread of its own, since this one may be blocked writing to a worker that hangs.
+        Thread(target=self._watch, name="lifetime-watch", daemon=True).start()
         pause = _FIRST_PAUSE_S
-        while not self._stopping.is_set():
+        while True:  # once even if it is stopped at once: completions may be waiting
             started = time.monotonic()
             try:
                 self._start()
@@ -129,10 +146,22 @@ class Supervisor(Thread):
             self._waiting.appendleft((self._sent, None))
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
-            self._stopping.wait(pause)
+            if self._stopping.wait(pause):
+                return
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
+    def _watch(self) -> None:
+        """Kill a worker that has been silent too long, so that :meth:`run` starts another."""
+        while not self._stopping.wait(_WATCH_S):
+            self._silent += 1
+            if self._silent > _MOST_SILENT and self.process is not None:
+                self._silent = 0
+                seconds = round(_MOST_SILENT * _WATCH_S)
+                self._on_message({TROUBLE: f"the learning process hung for {seconds} s, restarted"})
+                self.process.kill()
+
     def _start(self) -> None:
+        self._silent = 0
         orders_there, orders_here = Pipe(duplex=False)
         messages_here, messages_there = Pipe(duplex=False)
         fds = orders_there.fileno(), messages_there.fileno()
@@ -216,6 +245,9 @@ class Supervisor(Thread):
             orders.send_bytes(data)
 
     def _receive(self, message: dict[str, Any]) -> None:
+        self._silent = 0
+        if ALIVE in message:
+            return
         while self._sent_unsaved and self._sent_unsaved[0] <= message.get(LEARNED, 0):
             self._sent_unsaved.popleft()
         self._on_message(message)

@@ -1,8 +1,8 @@
 """Worker process that learns: a replica of a predictor, completions in, checkpoints out.
 
-Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders arrive on one pipe, and
-the messages :data:`LEARNED` and :data:`TROUBLE` are sent on another. The process ends when the pipe
-of orders is closed: by its parent, or because the parent was killed.
+Started by :mod:`~sagellm_lifetime.predictor.supervisor`. Orders arrive on one pipe, and the
+messages :data:`LEARNED`, :data:`ALIVE` and :data:`TROUBLE` are sent on another. The process ends
+when the pipe of orders is closed: by its parent, or because the parent was killed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ Order = tuple[str, int, Completion | None]
 """Name of the order, number of its completion (or of the last one before it), and completion."""
 LEARNED: Final = "learned"
 """Message with the number of the last completion that is in the checkpoint."""
+ALIVE: Final = "alive"
+"""Message with the number of the last completion learned, every few seconds while it works."""
 TROUBLE: Final = "trouble"
 """Message with the reason why the checkpoint could not be written."""
 FLEET_COUNTS: Final = "fleet"
@@ -49,6 +51,8 @@ BASE, OWN = ".base", ".own"
 from, and what it learned by itself."""
 _WAKE_S: Final = 0.5
 """Seconds between two checks of the parent: a fork of the parent may keep the pipe open."""
+_BEAT_S: Final = 5.0
+"""Least number of seconds between two messages that it is alive."""
 _SHARE: Final = 0.05
 """Maximum share of the time that is spent on checkpoints."""
 _NICENESS: Final = 10
@@ -122,6 +126,7 @@ class Worker:
             raise
         self._number = self._saved = 0
         self._next_save = time.monotonic() + task.every
+        self._next_beat = 0.0
         self._is_ending = self._is_done = False
         self._has_news = False
         """True if the fleet has changed the replica since it was saved."""
@@ -144,6 +149,7 @@ class Worker:
         """Handle orders until the pipe ends or :meth:`end` was called."""
         self._meet_fleet()
         for order in self._received():
+            self._beat()
             if order is not None:
                 self._handle(*order)
             elif self._is_ending or self._is_orphan():
@@ -159,6 +165,12 @@ class Worker:
             self._fleet.leave()
         if is_gone:
             shutil.rmtree(self._path.parent, ignore_errors=True)
+
+    def _beat(self) -> None:
+        """Tell the parent now and then that this process neither hangs nor is stopped."""
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + _BEAT_S
+            self._report(ALIVE, self._number)
 
     def _meet_fleet(self) -> None:
         """Exchange with the fleet if it is time, and report its counts."""
