@@ -49,6 +49,8 @@ from sagellm_lifetime.replay.trace import TraceRequest, at_rate
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "lab" / "hidden-replay.md"
 OVERLOAD = 1.5
+WORTH = 0.05
+"""Least share of the mean latency that known lengths gain, for a share of that to say anything."""
 CAP = 1024
 PEEKS = (4, 16, 64)
 """Waiting requests whose state is read early, at most."""
@@ -222,12 +224,15 @@ def report(runs: dict[str, list[dict[str, dict[str, float]]]], options: argparse
         mean = {
             arm: float(np.mean([one[arm]["mean_latency_s"] for one in windows])) for arm in arms
         }
-        share = gained(windows, "hidden", "mean_latency_s")
+        gap = (mean["history"] - mean["oracle"]) / mean["history"]
+        share = "too little to take a share of"
+        if gap >= WORTH:
+            share = f"{gained(windows, 'hidden', 'mean_latency_s'):.0%} of what these gain"
         paid = min(mean[f"peek {most}"] for most in PEEKS)
         answers.append(
             f"- {TITLES[name]}: the mean latency is {mean['history']:.1f} s with history alone, "
             f"{mean['hidden']:.1f} with the hidden score, {mean['oracle']:.1f} with known lengths: "
-            f"{share:.0%} of what these gain. With a peek that is free it is "
+            f"{share}. With a peek that is free it is "
             f"{mean['known at arrival']:.1f}, with one that is paid for {paid:.1f} at best."
         )
         rows = [
