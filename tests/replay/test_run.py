@@ -38,10 +38,12 @@ GOLDEN = {
     "fcfs": {"steps": 3433, "preemptions": 56, "recomputed_tokens": 28527},
     "fcfs-watermark": {"steps": 3450, "preemptions": 35, "recomputed_tokens": 17601},
     "priority-max-tokens": {"steps": 3485, "preemptions": 54, "recomputed_tokens": 32120},
+    "priority-prompt-length": {"steps": 3540, "preemptions": 48, "recomputed_tokens": 29838},
 }
 # A sequence that preempts itself under vLLM's priorities no longer ends the step for the others.
 GOLDEN_SINCE_0_33 = GOLDEN | {
     "priority-max-tokens": {"steps": 3484, "preemptions": 54, "recomputed_tokens": 32105},
+    "priority-prompt-length": {"steps": 3537, "preemptions": 48, "recomputed_tokens": 29855},
 }
 
 
