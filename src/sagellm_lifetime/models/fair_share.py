@@ -19,7 +19,7 @@ in completions, so equal calls give equal answers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -81,6 +81,27 @@ def lightest_of(entries: OrderedDict[int, Any], weight: Callable[[Any], float]) 
         if key != lightest:
             entries.move_to_end(key)
     return lightest
+
+
+def steady_majority(clients: Sequence[int]) -> int | None:
+    """Return the client that has more than half of each quarter of a history; ``None`` for none.
+
+    Args:
+        clients: key of the client of each completion, in time order.
+
+    Example:
+        >>> from sagellm_lifetime.models.fair_share import steady_majority
+        >>> steady_majority([7, 7, 7, 5] * 100), steady_majority([7] * 300 + [5] * 100)
+        (7, None)
+    """
+    quarters = np.array_split(np.array(clients, dtype=np.uint64), 4)
+    if not quarters[-1].size:
+        return None
+    names, counts = np.unique(quarters[0], return_counts=True)
+    found = names[counts.argmax()]
+    if all(2 * np.count_nonzero(quarter == found) > quarter.size for quarter in quarters):
+        return int(found)
+    return None
 
 
 class FairShares:

@@ -35,7 +35,7 @@ from sagellm_lifetime.core.grid import BINS, bin_of, bins_of
 from sagellm_lifetime.core.hazard import MOST_ATOMS, log_logistic
 from sagellm_lifetime.core.yield_gil import yield_gil
 from sagellm_lifetime.features.request import RequestFeatures
-from sagellm_lifetime.models.fair_share import FairShares, lightest_of
+from sagellm_lifetime.models.fair_share import FairShares, lightest_of, steady_majority
 from sagellm_lifetime.models.level_weights import LevelWeights, restored_weights, weights_state
 from sagellm_lifetime.models.recent_prompts import LARGEST_PROMPT, RecentPrompts
 from sagellm_lifetime.models.recurring_lengths import Habits, Place, atoms_of
@@ -675,7 +675,9 @@ class ResidualLife:
     ) -> None:
         """Count ``N`` completions at once; the newest choose the weights.
 
-        The newest :data:`_ALWAYS` are scored at every level, one after another.
+        The newest :data:`_ALWAYS` are scored at every level, one after another. A client that has
+        most of the history from its beginning to its end counts in full: it is the workload, and
+        no flood in it.
 
         Args:
             features: features of the requests, in time order, length ``N``.
@@ -687,12 +689,13 @@ class ResidualLife:
         counted: dict[NodeKey, Step] = {}
         is_new = [self._prompts.add(request.prompt_key) for request in features]
         older = _older(is_new)
+        workload = steady_majority([request.client_key for request in features])
         for i, (request, session) in enumerate(zip(features, sessions, strict=True)):
             if i == older:
                 self._settle_all(counted)
             if censored[i] and lengths[i] < 1:
                 continue
-            is_fair = self.shares.count(request.client_key)
+            is_fair = self.shares.count(request.client_key) or request.client_key == workload
             path = self._path(request, session)
             if is_fair and i >= older and not censored[i]:
                 path = self._watch(request, session, path, int(lengths[i]))
