@@ -21,6 +21,7 @@ from sagellm_lifetime import create_predictor, merge_predictors
 from sagellm_lifetime.features.rows import HistoryRequests
 from sagellm_lifetime.history import History, read_history
 from sagellm_lifetime.predictor.fleet.entries import entry_of, predictor_of_entry
+from sagellm_lifetime.predictor.lineage import LINEAGE
 from sagellm_lifetime.predictor.sharded import Plan, finish, fit_part, outline
 from sagellm_lifetime.workloads import generate
 
@@ -107,10 +108,15 @@ def merges(frame):
         written = time.process_time()
         others = [predictor_of_entry(entry, "entry", predictor)]
         read = time.process_time()
-        merge_predictors([predictor, *others * 7])
+        others += [predictor_of_entry(entry, "entry", predictor) for _ in range(6)]
+        for number, other in enumerate(others):
+            # Copies of one entry are not merged, so each gets a lineage of its own.
+            other.summary = {**other.summary, LINEAGE: {f"replica {number}": other.lessons}}
+        ready = time.process_time()
+        merge_predictors([predictor, *others])
         merged = time.process_time()
         nodes = len(predictor.model.tables._nodes)
-        times = (written - started, read - written, merged - read)
+        times = (written - started, read - written, merged - ready)
         rows.append(
             [
                 f"{nodes:,}",
