@@ -105,7 +105,8 @@ class PageServer:
             self._process = subprocess.Popen(
                 ["bash", "-c", f"exec {start.replace(PORT, self.port)}"],
                 cwd=folder,
-                env={**environment(), **ENVIRONMENT},
+                # Another test of this process may have silenced vLLM.
+                env={**environment(), **ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

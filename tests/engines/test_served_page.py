@@ -114,4 +114,5 @@ def test_a_stop_saves_what_was_learned(server):
     assert taken > 5
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(120)  # in a container all other processes end now
-    assert lessons_in(server.folder / LEARNED) == taken
+    # An answer may have ended after the statistics were written that were read above.
+    assert lessons_in(server.folder / LEARNED) >= taken
