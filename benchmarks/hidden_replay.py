@@ -75,9 +75,10 @@ INTRODUCTION = """\
 
 Recorded answers of SmolLM2-135M through vLLM's scheduler, plan `{plan}`, {blocks} blocks of 32
 tokens, {share} times the capacity, cost model {cost}, {windows} windows of {requests} requests a
-recording; each figure is the mean over the windows. `benchmarks/hidden_replay.py` says what the
-arms are. Replays have no noise, but a window of {requests} requests is a small sample: a few per
-cent say nothing.
+recording; each figure is the mean over the windows. *history*: without hidden states; *hidden*:
+read after prefill; *peek N*: of up to N waiting requests before, each at the cost of its prefill;
+*known at arrival*: before, at no cost; *oracle*: known lengths. Replays have no noise, but a window
+of {requests} requests is a small sample: a few per cent, and so *hidden* beside *history*, say nothing.
 
 """
 

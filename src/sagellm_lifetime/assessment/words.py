@@ -315,6 +315,7 @@ def switch_on(
     kind = f" --predictor-type {predictor}" if predictor != DEFAULT_PREDICTOR else ""
     reading = "".join(f" {quote(option)}" for option in options)
     return [
+        *_other_queue(replay),
         "# 1. learn this log",
         f"{program} train --data-path {quote(source)}{reading} --predictor-type {predictor} "
         f"--output-path {checkpoint}",
@@ -323,6 +324,21 @@ def switch_on(
         f"{program} stats --engine http://localhost:8000 --watch",
         "# 3. let it decide",
         'curl http://localhost:8000/lifetime/mode --json \'{"mode": "act"}\'',
+    ]
+
+
+def _other_queue(replay: ReplayPart | None) -> list[str]:
+    """Return the command for the shortest prompt first, where it serves as much as lifetime."""
+    if replay is None:
+        return []
+    apart = gain(replay.capacity[OURS], replay.capacity[PROMPTS])
+    if apart is None or _clear(apart, replay.precision - 1) > 0:
+        return []
+    return [
+        "# Without a prediction, as good here: the shortest prompt first; each request",
+        '# names the tokens of its prompt as its "priority"',
+        "vllm serve MODEL --scheduling-policy priority",
+        "# or with predictions:",
     ]
 
 

@@ -91,10 +91,10 @@ def demo(
         folder = output if len(profiles) == 1 else output / workload
         _report(folder, workload, results[workload])
     page = output / "report.md"
+    program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
     verdicts = {name: ahead for name, done in results.items() if (ahead := verdict(done))}
     if len(profiles) > 1:
-        write_atomically(page, _index(results, verdicts).encode())
-    program = context.parent.command_path if context.parent is not None else "sagellm-lifetime"
+        write_atomically(page, _index(results, verdicts, _closing(verdicts, program)).encode())
     assessed = _assess(output / LOG, min(rows, ASSESSED_ROWS), seed)
     write_page(output / VERDICT_PAGE, assessed, program)
     if json is not None:
@@ -310,10 +310,13 @@ def _advice(verdicts: dict[str, Verdict], led: str) -> str:
     return text
 
 
-def _index(results: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict]) -> str:
+def _index(
+    results: dict[str, Sequence[Evaluation]], verdicts: dict[str, Verdict], closing: Sequence[str]
+) -> str:
     from sagellm_lifetime.evaluation.report import all_scores, score_table
 
-    lines = ["# Lifetime predictors: demo", ""]
+    said = "\n".join(closing).strip().splitlines()
+    lines = ["# Lifetime predictors: demo", "", "```text", *said, "```", ""]
     for name, evaluations in results.items():
         first, scores = evaluations[0], all_scores(evaluations)
         lines += [f"## {name}", "", f"[All tables and plots]({name}/report.md)", ""]
