@@ -77,8 +77,8 @@ Recorded answers of SmolLM2-135M through vLLM's scheduler, plan `{plan}`, {block
 tokens, {share} times the capacity, cost model {cost}, {windows} windows of {requests} requests a
 recording; each figure is the mean over the windows. *history*: without hidden states; *hidden*:
 read after prefill; *peek N*: of up to N waiting requests before, each at the cost of its prefill;
-*known at arrival*: before, at no cost; *oracle*: known lengths. Replays have no noise, but a window
-of {requests} requests is a small sample: a few per cent, and so *hidden* beside *history*, say nothing.
+*known at arrival*: before, at no cost; *oracle*: known lengths. Replays have no noise, but of
+{requests} requests a few per cent, and so *hidden* beside *history*, say nothing.
 
 """
 
