@@ -75,8 +75,10 @@ def run(model: Path, running: int, tokens: int) -> tuple[Meter, dict[str, dict[i
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from sagellm_lifetime.vllm import hidden_watch
+    from sagellm_lifetime.vllm.compat.torch_companions import ready_for_vllm
     from sagellm_lifetime.vllm.launch.server import WORKER
 
+    ready_for_vllm()  # before anything of vLLM is imported
     from vllm import LLM, SamplingParams  # isort: skip
 
     meter, reader = Meter(), hidden_watch.HiddenReader
