@@ -25,7 +25,7 @@ _PATHS: Final = re.compile(r"/+(?:v1|metrics)?/*$")
 
 @dataclass(frozen=True, slots=True)
 class ServerEngine:
-    """What a server tells of one of its engine cores; ``None`` where it does not tell.
+    """Settings of one engine core as its server reports them; ``None`` where it reports none.
 
     Attributes:
         tokens: tokens that the KV cache holds.

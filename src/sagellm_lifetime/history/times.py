@@ -17,7 +17,7 @@ SCALES: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 """Units per second."""
 NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 BANDS: Final = {"ms": (1e11, 1e14), "us": (1e14, 1e17), "ns": (1e17, 1e20)}
-"""Where an epoch of a unit lies from 1973 to the year 5138; seconds lie below all of them."""
+"""Ranges of epochs by unit, from 1973 to the year 5138; seconds lie below all of them."""
 
 EPOCH: Final = 1e8  # since 1970, even seconds are more; from the start of a log, they are less
 _MAX_RATE = 500.0  # requests a second: more is no log of one service in this unit

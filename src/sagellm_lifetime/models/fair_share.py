@@ -11,6 +11,9 @@ half of the accepted completions, together. So several loud names get no more th
 ordinary traffic busy clients are loud, too; beside a flood, of which they are a small part, they
 are not, and only the flood is cut.
 
+A fit makes one exception: a client with more than half of a history from its beginning to its end
+is the workload itself, and counts in full there (:func:`steady_majority`).
+
 Clients with fewer than eight completions share one account with requests that name no client, so
 that a new name for every request gives no larger share. Nothing here is random, and time is counted
 in completions, so equal calls give equal answers.

@@ -373,7 +373,7 @@ class HiddenScore:
 
 
 class _Stage:
-    """What is learned of one reading of a source."""
+    """Regression and shape learned for one reading of a source."""
 
     def __init__(self, width: int) -> None:
         self.regression = _Regression(width)

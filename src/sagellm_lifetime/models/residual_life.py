@@ -676,8 +676,8 @@ class ResidualLife:
         """Count ``N`` completions at once; the newest choose the weights.
 
         The newest :data:`_ALWAYS` are scored at every level, one after another. A client that has
-        most of the history from its beginning to its end counts in full: it is the workload, and
-        no flood in it.
+        most of the history from its beginning to its end counts in full
+        (:func:`~sagellm_lifetime.models.fair_share.steady_majority`).
 
         Args:
             features: features of the requests, in time order, length ``N``.

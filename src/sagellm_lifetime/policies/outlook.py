@@ -103,7 +103,7 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is to be expected, with its uncertainty; times in seconds from the situation on.
+    """Expected load with its uncertainty; times in seconds from the situation on.
 
     Attributes:
         running_tokens: tokens that the running sequences will still generate: mean, 0.9 quantile.

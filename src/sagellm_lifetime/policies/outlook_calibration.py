@@ -1,15 +1,15 @@
 """Calibration of outlooks by what came of earlier ones.
 
 Each remembered outlook waits for its outcome; the outcome's place among the outlook's own draws
-becomes a normal score. The scores of the last outcomes of a figure say how to read its draws: where
-nine of ten outcomes were below the draws' 0.97 quantile, that one is told as the 0.9 quantile. This
+becomes a normal score. The scores of the last outcomes of a figure correct its quantiles: where
+nine of ten outcomes were below the draws' 0.97 quantile, that is reported as the 0.9 quantile. This
 is conformal prediction on the probability integral transform, prequentially: an outcome counts only
 for outlooks made after it. Forecasts from the same history err together, and what the model of the
 engine leaves out errs every time; both are learned so, per figure.
 
-What has not come to an end counts as well, as more than what there is of it so far: else the short
-outcomes would be known first, and a burst only after it. So the distribution of the scores is that
-of Kaplan and Meier. Neighbouring outlooks share most of their sequences, so each counts by its
+An outcome that is not over is censored: it counts as more than its value so far, since otherwise
+short outcomes would be counted first. The distribution of the scores is therefore the estimate of
+Kaplan and Meier. Neighbouring outlooks share most of their sequences, so each counts by its
 share of new ones.
 
 Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), for counting
@@ -42,7 +42,7 @@ from sagellm_lifetime.policies.outlook import (
 MEMORY: Final = 24.0
 """Outcomes that count, newest first, in whole ones: some minutes of an engine under load."""
 PRIOR: Final = 8.0
-"""Weight of the draws as they are, in outcomes: what is told before there are any."""
+"""Weight of the uncalibrated draws, in outcomes; before any outcome only they count."""
 MOST_PENDING: Final = 32
 """Outlooks whose outcome is waited for."""
 PATIENCE_S: Final = 1800.0
@@ -55,7 +55,7 @@ _BOUND: Final = 6.0
 """Largest normal score; the draws' tail is extended this far."""
 _NORMAL: Final = NormalDist()
 _PRIOR_SCORES: Final = [(_NORMAL.inv_cdf((i + 0.5) / 40), PRIOR / 40) for i in range(40)]
-"""Those of the draws as they are."""
+"""Normal scores and weights that stand for uncalibrated draws."""
 
 
 def score(draws: np.ndarray, value: float) -> float | None:

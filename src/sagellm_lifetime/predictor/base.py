@@ -389,6 +389,9 @@ class Predictor(Predicting):
     ) -> Self:
         """Learn from a history, from scratch.
 
+        Other threads may predict meanwhile. The new state replaces the old one at the end, with the
+        running sequences and whatever was learned meanwhile.
+
         Args:
             history: a polars DataFrame or LazyFrame in the history format, a table of another
                 library with the Arrow interface (pandas, pyarrow), or a path, a glob or a folder of

@@ -1,8 +1,8 @@
-"""What a server learned since the checkpoint that it started from, kept apart from it.
+"""Increment: completions learned since the checkpoint that a server started from, kept apart.
 
     in use = base + own         base: the checkpoint that the server started from
 
-The state in use is learned as ever. Beside it lie ``base`` and ``own``, so that the states of
+The state in use learns as before. Beside it lie ``base`` and ``own``, so that the states of
 several servers that started from one checkpoint can be merged: the checkpoint once, and what each
 has learned. A replica of a fleet keeps the same two.
 """

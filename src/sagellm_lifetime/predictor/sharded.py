@@ -43,7 +43,7 @@ _QUANTILE_LEVELS: Final = (0.1, 0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class Outline:
-    """What is needed of a part before it is fitted.
+    """Facts about a part that are needed before it is fitted.
 
     Attributes:
         rows: number of rows.
@@ -81,7 +81,7 @@ def outline(frame: pl.DataFrame, clock: Any = "auto") -> Outline:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a history is taken apart.
+    """Plan by which a history is split into parts.
 
     Attributes:
         cut: arrival time from which on rows calibrate; ``None`` for a share of the sessions (or

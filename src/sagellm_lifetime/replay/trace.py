@@ -24,7 +24,7 @@ from sagellm_lifetime.replay.hash_blocks import USUAL, hash_blocks
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request of a trace.
+    """Request of a trace.
 
     Attributes:
         id: unique within the trace; the id that the scheduler gets.

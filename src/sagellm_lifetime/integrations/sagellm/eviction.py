@@ -34,7 +34,7 @@ _INSTALLED: Final = "_sagellm_lifetime_replaced"
 
 @dataclass(frozen=True)
 class Evicted:
-    """One victim of the last decision.
+    """Victim of the last decision.
 
     Attributes:
         handle_id: of the handle.

@@ -1,4 +1,4 @@
-"""One replica of a fleet: what it learned by itself, what the others did, and their merge.
+"""Replica of a fleet: its own state, the states of the others, and their merge.
 
     in use = base + own + others         base: the checkpoint that this replica started from
 
@@ -44,7 +44,7 @@ FLEET: Final = "fleet"
 
 @dataclass
 class FleetCounts:
-    """What a replica tells of its fleet.
+    """Counts that a replica reports of its fleet.
 
     Attributes:
         connected: True if the last round reached the store.
